@@ -1,0 +1,89 @@
+"""Argument checks shared by the ops. Each raises an error that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER = (torch.int32, torch.int64)
+
+
+def check_tensor(
+    name: str,
+    tensor: Any,
+    *,
+    dtype: torch.dtype | Sequence[torch.dtype] | None = None,
+    ndim: int | None = None,
+    shape: Sequence[int | None] | None = None,
+) -> None:
+    """Check type, dtype, number of dimensions and shape (None in ``shape`` admits any size)."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if dtype is not None:
+        dtypes = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
+        if tensor.dtype not in dtypes:
+            expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+            raise TypeError(f"{name}: expected dtype {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if ndim is not None and tensor.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(tensor.shape)}")
+    if shape is not None:
+        fits = tensor.ndim == len(shape) and all(
+            want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            expected = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+
+
+def check_same(attribute: str, **tensors: Tensor | None) -> None:
+    """Check that all given tensors share ``attribute`` ("dtype": TypeError, "device": ValueError)."""
+    given = [(name, getattr(tensor, attribute)) for name, tensor in tensors.items() if tensor is not None]
+    (first_name, first), *rest = given
+    for name, value in rest:
+        if value != first:
+            error = TypeError if attribute == "dtype" else ValueError
+            raise error(f"{name}: expected {attribute} {first} like {first_name}, got {value}")
+
+
+def check_count(name: str, value: Any, *, minimum: int = 0) -> None:
+    """Check a size that the caller states: a host integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Check a string option."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_offsets(name: str, offsets: Tensor, rows: int, max_length: int | None = None) -> None:
+    """Check the values of CPU offsets: from 0, ascending, within ``rows``, no sequence above ``max_length``."""
+    if offsets.numel() == 0:
+        raise ValueError(f"{name}: expected at least one entry (B + 1), got none")
+    values = offsets.long()
+    lengths = values.diff()
+    if values[0] != 0 or (lengths < 0).any():
+        raise ValueError(f"{name}: expected an ascending sequence that starts at 0, got {offsets.tolist()[:8]}...")
+    if values[-1] > rows:
+        raise ValueError(f"{name}: expected at most {rows} rows, the number packed, got offsets up to {int(values[-1])}")
+    if max_length is not None and lengths.numel() and lengths.max() > max_length:
+        raise ValueError(f"max_length: expected at least {int(lengths.max())}, the longest of {name}, got {max_length}")
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """float32 for float32, bfloat16 and float16; float64 for float64 (references and gradient checks)."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype autocast uses on this device type, or None outside autocast."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None

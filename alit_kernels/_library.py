@@ -1,0 +1,191 @@
+"""Registration of ops, and the choice between their implementations.
+
+Every op is one ``torch.library`` schema whose last argument is the string ``implementation``. One Python kernel serves
+all devices and looks the implementation up in the op's table; nothing is registered under CPU or CUDA keys, so the
+reference stays reachable everywhere. A backward is an op built the same way. An op without one raises when a gradient
+is asked for: autograd never looks into a reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("alit_kernels")
+
+IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda")
+ENVIRONMENT_VARIABLE = "ALIT_KERNELS_IMPLEMENTATION"
+#: What ``auto`` tries on each device type, in this order; the reference runs anywhere.
+PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+
+class Op:
+    """One op: its schema, its table of implementations and the kernel that looks the table up.
+
+    Args:
+        schema: ``name(arguments) -> returns``, without the ``implementation`` argument, which is appended.
+        reference: the plain PyTorch implementation; it defines the op.
+        fake: shapes and dtypes of the outputs; takes the op's arguments without ``implementation``.
+        check: called with the op's arguments before any implementation, only where looking at the values costs no
+            synchronisation (all tensors on the CPU). Raises ``ValueError``.
+        others: name -> ``"module:function"``, imported on first use, or the function itself.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        check: Callable[..., None] | None = None,
+        others: Mapping[str, str | Callable[..., Any]] | None = None,
+    ) -> None:
+        self.name, _, rest = schema.partition("(")
+        self.qualified_name = f"alit_kernels::{self.name}"
+        self._table: dict[str, str | Callable[..., Any]] = {"reference": reference, **(others or {})}
+        self._check = check
+        self._op = torch.library.custom_op(
+            self.qualified_name,
+            self._run,
+            mutates_args=(),
+            schema="(" + rest.replace(") ->", ", str implementation) ->", 1),
+        )
+        torch.library.register_fake(self.qualified_name, lambda *arguments: fake(*arguments[:-1]))
+        torch.library.register_vmap(self.qualified_name, self._refuse_vmap)
+        _OPS[self.name] = self
+
+    def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+        """Make the op differentiable; ``backward`` calls backward ops and returns no gradient for ``implementation``."""
+        torch.library.register_autograd(
+            self.qualified_name,
+            lambda ctx, *grads: (*backward(ctx, *grads), None),
+            setup_context=setup_context,
+        )
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Names of the implementations this op has, installed or not."""
+        return tuple(self._table)
+
+    def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
+        _refuse_forward_mode(self.name, arguments)
+        return self._op(*arguments, _requested(implementation))
+
+    def _run(self, *arguments: Any) -> Any:
+        *values, requested = arguments
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if self._check is not None and all(tensor.device.type == "cpu" for tensor in tensors):
+            self._check(*values)
+        device = tensors[0].device.type
+        name = self.choose(requested, device, tensors[0].dtype)
+        with torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"):
+            return self._load(name)(*values)
+
+    def choose(self, requested: str, device: str, dtype: torch.dtype) -> str:
+        """Name of the implementation that runs for ``requested`` on this device type and dtype.
+
+        Raises:
+            ValueError: ``requested`` is unknown, or names an implementation that this op has not or that cannot run.
+        """
+        if requested != "auto":
+            reason = self._obstacle(requested, device, dtype)
+            if reason:
+                raise ValueError(f"implementation={requested!r} of alit_kernels.{self.name} cannot run: {reason}")
+            return requested
+        for name in PREFERENCE.get(device, ("reference",)):
+            if not self._obstacle(name, device, dtype):
+                _log_once(self.name, name, device)
+                return name
+        raise AssertionError("unreachable: the reference runs anywhere")
+
+    def _obstacle(self, name: str, device: str, dtype: torch.dtype) -> str:
+        """Why the implementation cannot run here; empty if it can."""
+        if name not in IMPLEMENTATIONS:
+            return f"expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}"
+        if name not in self._table:
+            return f"this op has only {', '.join(self._table)}"
+        if name == "reference":
+            return ""
+        if dtype == torch.float64:
+            return "float64 runs only in the reference"
+        return available(name, device)
+
+    def _load(self, name: str) -> Callable[..., Any]:
+        entry = self._table[name]
+        if isinstance(entry, str):
+            module, _, function = entry.partition(":")
+            entry = self._table[name] = getattr(importlib.import_module(module), function)
+        return entry
+
+    def _refuse_vmap(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead")
+
+
+_OPS: dict[str, Op] = {}
+
+
+def ops() -> Mapping[str, Op]:
+    """All ops by name, backward ops included."""
+    return _OPS
+
+
+@functools.cache
+def available(name: str, device: str) -> str:
+    """Why implementation ``name`` cannot run on ``device`` on this machine; empty if it can."""
+    if name == "cpp":
+        if device != "cpu":
+            return f"'cpp' needs CPU tensors, got {device}"
+        return "" if extension() is not None else "the compiled extension alit_kernels._C is not installed"
+    if name == "cuda":
+        if device != "cuda":
+            return f"'cuda' needs CUDA tensors, got {device}"
+        core = extension()
+        return "" if core is not None and core.build_info()["cuda"] else "alit_kernels._C was built without CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "'triton' needs CUDA tensors, or TRITON_INTERPRET=1 for CPU tensors"
+    return ""
+
+
+@functools.cache
+def extension() -> Any:
+    """The compiled core ``alit_kernels._C``, or None where it is not installed.
+
+    Raises:
+        ImportError: the extension is there but broken: a fallback would hide it.
+    """
+    try:
+        return importlib.import_module("alit_kernels._C")
+    except ModuleNotFoundError as error:
+        if error.name not in ("alit_kernels._C", None):
+            raise
+        return None
+
+
+@functools.cache
+def _log_once(op: str, implementation: str, device: str) -> None:
+    logger.info("alit_kernels.%s runs its %s implementation on %s", op, implementation, device)
+
+
+@torch.compiler.assume_constant_result
+def _requested(implementation: str) -> str:
+    if implementation != "auto":
+        return implementation
+    return os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+
+
+def _refuse_forward_mode(name: str, arguments: tuple[Any, ...]) -> None:
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    for argument in arguments:
+        if isinstance(argument, Tensor) and torch.autograd.forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(f"alit_kernels.{name} does not support forward-mode differentiation")

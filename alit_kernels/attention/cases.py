@@ -1,0 +1,70 @@
+"""Inputs of the attention ops: one builder, one list of test shapes, one of benchmark shapes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ragged.reference import cumulative_offsets
+
+
+class Case(NamedTuple):
+    """Query lengths, heads, head dimension; key lengths where they differ; unused rows; whether keys are masked."""
+
+    lengths: tuple[int, ...]
+    heads: int
+    head_dim: int
+    key_lengths: tuple[int, ...] | None = None
+    spare: int = 0
+    masked: bool = False
+    magnitude: float = 1.0
+
+
+class Inputs(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    offsets: Tensor
+    key_offsets: Tensor | None
+    key_mask: Tensor | None
+    max_length: int
+    max_key_length: int
+
+
+TEST_CASES = (
+    Case((5,), 2, 8),
+    Case((3, 1, 7), 2, 16),
+    Case((0, 4, 0, 2), 1, 8, spare=3),
+    Case((0, 0), 2, 4, spare=1),
+    Case((), 2, 4, spare=1),
+    Case((2, 0, 5), 2, 8, key_lengths=(4, 3, 0)),
+    Case((9, 17, 33), 2, 16, masked=True, spare=5),
+    Case((6, 3), 1, 8, magnitude=100.0),
+)
+BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514, 32))
+
+
+def make(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
+    """Packed q, k, v; rows beyond the last offset are NaN. A masked case loses a third of the keys and one whole set."""
+    generator = torch.Generator().manual_seed(seed)
+    key_lengths = case.lengths if case.key_lengths is None else case.key_lengths
+
+    def rows(lengths: tuple[int, ...], magnitude: float) -> Tensor:
+        used, shape = sum(lengths), (sum(lengths) + case.spare, case.heads, case.head_dim)
+        packed = torch.randn(shape, generator=generator, dtype=torch.float64) * magnitude
+        packed[used:] = torch.nan
+        return packed.to(device, dtype)
+
+    q, k, v = rows(case.lengths, case.magnitude), rows(key_lengths, case.magnitude), rows(key_lengths, 1.0)
+    key_mask = None
+    if case.masked:
+        key_mask = torch.rand(k.shape[0], generator=generator) > 1 / 3
+        key_mask[: key_lengths[0]] = False
+        key_mask = key_mask.to(device)
+    key_offsets = None if case.key_lengths is None else cumulative_offsets(torch.tensor(key_lengths)).to(device)
+    offsets = cumulative_offsets(torch.tensor(case.lengths, dtype=torch.int64)).to(device)
+    return Inputs(
+        q, k, v, offsets, key_offsets, key_mask, max(case.lengths, default=0) + 1, max(key_lengths, default=0) + 1
+    )

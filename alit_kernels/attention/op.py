@@ -1,0 +1,262 @@
+"""Public functions, schemas, checks and autograd of the attention ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import (
+    FLOATING,
+    accumulation_dtype,
+    autocast_dtype,
+    check_count,
+    check_offsets,
+    check_same,
+    check_tensor,
+)
+from .._library import Op
+from . import reference
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    implementation: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention, non-causal: ``softmax(scale q k^T) v`` per head.
+
+    Args:
+        q: (B, N, H, D) float32, bfloat16 or float16 (float64 in the reference).
+        k, v: (B, M, H, D), dtype of ``q``.
+        key_mask: (B, M) bool, True where a key takes part; masked keys are not read and get zero gradients.
+        scale: factor on the scores; 1/sqrt(D) by default.
+        return_lse: also return the log-sum-exp of the scaled scores, which is differentiable.
+
+    Returns:
+        (B, N, H, D) in the dtype of ``q``; with ``return_lse`` also (B, H, N) float32. A query without any key gives
+        zeros, zero gradients and a log-sum-exp of -inf. Accumulation is in float32.
+
+    Under autocast the inputs are cast to the autocast dtype.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device.
+    """
+    q, k, v = _cast_for_autocast(q, k, v)
+    check_tensor("q", q, dtype=FLOATING, ndim=4)
+    batch, _, heads, width = q.shape
+    check_tensor("k", k, shape=(batch, None, heads, width))
+    check_tensor("v", v, shape=k.shape)
+    if key_mask is not None:
+        check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:2])
+    check_same("dtype", q=q, k=k, v=v)
+    check_same("device", q=q, k=k, v=v, key_mask=key_mask)
+    out, lse = _attention(q, k, v, key_mask, _scale(scale, width), implementation=implementation)
+    return (out, lse) if return_lse else out
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    key_offsets: Tensor | None = None,
+    max_length: int,
+    max_key_length: int | None = None,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    deterministic: bool = True,
+    return_lse: bool = False,
+    implementation: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention within each of B packed sequences.
+
+    Args:
+        q: (T, H, D) float32, bfloat16 or float16 (float64 in the reference).
+        k, v: (T', H, D), dtype of ``q``; T' = T unless ``key_offsets`` is given.
+        offsets: (B + 1,) int32 on the device: sequence b is rows ``offsets[b]`` to ``offsets[b + 1] - 1``. T may exceed
+            ``offsets[-1]``; what lies beyond is never read, and is zero in the output and in the gradients.
+        key_offsets: (B + 1,) int32, the sequences of the keys (cross-attention); ``offsets`` by default.
+        max_length, max_key_length: static bounds for the longest sequence; the latter defaults to ``max_length``.
+        key_mask: (T',) bool, True where a key takes part.
+        scale: factor on the scores; 1/sqrt(D) by default.
+        deterministic: False lets the backward add with atomics where that is faster: gradients then differ from run to
+            run in the last bits.
+        return_lse: also return the log-sum-exp of the scaled scores, which is differentiable.
+
+    Returns:
+        (T, H, D) in the dtype of ``q``; with ``return_lse`` also (H, T) float32. Accumulation is in float32.
+
+    Under autocast the inputs are cast to the autocast dtype.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets or bounds that do not fit.
+    """
+    q, k, v = _cast_for_autocast(q, k, v)
+    check_tensor("q", q, dtype=FLOATING, ndim=3)
+    rows, heads, width = q.shape
+    check_tensor("k", k, shape=(rows if key_offsets is None else None, heads, width))
+    check_tensor("v", v, shape=k.shape)
+    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    if key_offsets is not None:
+        check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
+    if key_mask is not None:
+        check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:1])
+    check_same("dtype", q=q, k=k, v=v)
+    check_same("device", q=q, k=k, v=v, offsets=offsets, key_offsets=key_offsets, key_mask=key_mask)
+    check_count("max_length", max_length)
+    max_key_length = max_length if max_key_length is None else max_key_length
+    check_count("max_key_length", max_key_length)
+    out, lse = _varlen_attention(
+        *(q, k, v, offsets, key_offsets, max_length, max_key_length),
+        *(key_mask, _scale(scale, width), deterministic or torch.are_deterministic_algorithms_enabled()),
+        implementation=implementation,
+    )
+    return (out, lse) if return_lse else out
+
+
+def attention_map(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    *,
+    queries: range,
+    keys: range,
+    max_length: int,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> Tensor:
+    """Attention probabilities of a block of queries and keys, averaged over heads, recomputed from the log-sum-exp.
+
+    Args:
+        q, k: (T, H, D), as given to :func:`varlen_attention`.
+        lse: (H, T) float32, as it returned them.
+        offsets: (B + 1,) int32.
+        queries, keys: positions within each sequence, ``range(start, stop)`` within ``max_length``, step 1.
+        max_length: static bound for the longest sequence.
+        scale: as given to :func:`varlen_attention`.
+
+    Returns:
+        (B, len(queries), len(keys)) float32; zero at positions beyond a sequence's end. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device, a range with a step or outside ``max_length``.
+    """
+    check_tensor("q", q, dtype=FLOATING, ndim=3)
+    check_tensor("k", k, shape=q.shape)
+    check_tensor("lse", lse, shape=(q.shape[1], q.shape[0]))
+    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    check_same("dtype", q=q, k=k)
+    check_same("device", q=q, k=k, lse=lse, offsets=offsets)
+    check_count("max_length", max_length)
+    for name, block in (("queries", queries), ("keys", keys)):
+        if not isinstance(block, range):
+            raise TypeError(f"{name}: expected a range, got {type(block).__name__}")
+        if block.step != 1 or not 0 <= block.start <= block.stop <= max_length:
+            raise ValueError(f"{name}: expected a range of step 1 within 0..{max_length} (max_length), got {block}")
+    return _attention_map(
+        *(q, k, lse, offsets, queries.start, queries.stop, keys.start, keys.stop, max_length),
+        _scale(scale, q.shape[-1]),
+        implementation=implementation,
+    )
+
+
+def _scale(scale: float | None, width: int) -> float:
+    return float(width) ** -0.5 if scale is None else float(scale)
+
+
+def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    for name, tensor in zip("qkv", tensors, strict=True):
+        check_tensor(name, tensor, dtype=FLOATING)
+    dtype = autocast_dtype(tensors[0].device.type)
+    return tensors if dtype is None else tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _check_varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, key_offsets: Tensor | None, *rest: Any) -> None:
+    max_length, max_key_length = rest[:2]
+    check_offsets("offsets", offsets, q.shape[0], max_length)
+    keys = offsets if key_offsets is None else key_offsets
+    check_offsets("key_offsets", keys, k.shape[0], max_key_length)
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
+_attention = Op(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)",
+    reference=reference.attention,
+    fake=lambda q, k, v, key_mask, scale: (
+        q.new_empty(q.shape),
+        q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=accumulation_dtype(q)),
+    ),
+)
+_attention_backward = Op(
+    "attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+    " Tensor? key_mask, float scale) -> (Tensor, Tensor, Tensor)",
+    reference=reference.attention_backward,
+    fake=lambda grad_out, grad_lse, q, k, v, *rest: _like(q, k, v),
+)
+_varlen_attention = Op(
+    "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, SymInt max_length,"
+    " SymInt max_key_length, Tensor? key_mask, float scale, bool deterministic) -> (Tensor, Tensor)",
+    reference=reference.varlen_attention,
+    fake=lambda q, *rest: (q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q))),
+    check=_check_varlen,
+)
+_varlen_attention_backward = Op(
+    "varlen_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+    " Tensor offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length, Tensor? key_mask, float scale,"
+    " bool deterministic) -> (Tensor, Tensor, Tensor)",
+    reference=reference.varlen_attention_backward,
+    fake=lambda grad_out, grad_lse, q, k, v, *rest: _like(q, k, v),
+)
+_attention_map = Op(
+    "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
+    " SymInt key_start, SymInt key_stop, SymInt max_length, float scale) -> Tensor",
+    reference=reference.attention_map,
+    fake=lambda q, k, lse, offsets, query_start, query_stop, key_start, key_stop, *rest: q.new_empty(
+        (offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start), dtype=accumulation_dtype(q)
+    ),
+    check=lambda q, k, lse, offsets, a, b, c, d, max_length, scale: check_offsets(
+        "offsets", offsets, q.shape[0], max_length
+    ),
+)
+
+
+def _setup_dense(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, key_mask, ctx.scale, ctx.implementation = inputs
+    ctx.save_for_backward(q, k, v, *output, key_mask)
+
+
+def _backward_dense(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+    *saved, key_mask = ctx.saved_tensors
+    grads = _attention_backward(grad_out, grad_lse, *saved, key_mask, ctx.scale, implementation=ctx.implementation)
+    return (*grads, None, None)
+
+
+def _setup_varlen(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, key_offsets, ctx.max_length, ctx.max_key_length, key_mask, *options = inputs
+    ctx.scale, ctx.deterministic, ctx.implementation = options
+    ctx.save_for_backward(q, k, v, *output, offsets, key_offsets, key_mask)
+
+
+def _backward_varlen(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+    *saved, key_mask = ctx.saved_tensors
+    grads = _varlen_attention_backward(
+        *(grad_out, grad_lse, *saved, ctx.max_length, ctx.max_key_length, key_mask, ctx.scale, ctx.deterministic),
+        implementation=ctx.implementation,
+    )
+    return (*grads, *[None] * 7)
+
+
+_attention.register_autograd(_backward_dense, _setup_dense)
+_varlen_attention.register_autograd(_backward_varlen, _setup_varlen)

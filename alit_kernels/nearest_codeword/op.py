@@ -1,0 +1,62 @@
+"""Public function, schema and checks of nearest_codeword."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import FLOATING, autocast_dtype, check_choice, check_same, check_tensor
+from .._library import Op
+from .reference import nearest_codeword as _reference
+
+METRICS = ("euclidean", "cosine")
+PRECISIONS = ("ieee", "tf32", "bf16")
+
+
+def nearest_codeword(
+    z: Tensor, codebook: Tensor, *, metric: str = "euclidean", precision: str = "ieee", implementation: str = "auto"
+) -> Tensor:
+    """Index of the codebook row nearest to each vector.
+
+    With ``precision="ieee"`` index i is exact up to rounding of direct differences: with d the squared distance in
+    float64, ``d(i) <= (1 + 2 (D + 2) 2^-24) min d``. Exact ties take the lowest index; a NaN distance never wins; a row
+    of NaN distances gives 0. "cosine" normalises both sides in float32 and searches the result.
+
+    Args:
+        z: (N, D) float32, bfloat16 or float16 (float64 in the reference).
+        codebook: (K, D), K at least 1, dtype of ``z``.
+        metric: "euclidean" or "cosine".
+        precision: "ieee", or "tf32" or "bf16" to permit products at that precision; torch's own flags have no effect.
+
+    Returns:
+        (N,) int64. Not differentiable. Under autocast the search is in float32.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or option.
+    """
+    check_codebook(z, codebook, metric, precision, shape=(None, None))
+    return _nearest_codeword(z.detach(), codebook.detach(), metric, precision, implementation=implementation)
+
+
+def check_codebook(
+    z: Tensor, codebook: Tensor, metric: str, precision: str, *, shape: tuple[int | None, ...] | None = None
+) -> None:
+    """Checks that the search shares with vector_quantize."""
+    check_tensor("z", z, dtype=FLOATING, shape=shape)
+    if z.ndim == 0:
+        raise ValueError("z: expected at least 1 dimension (..., D), got a scalar")
+    check_tensor("codebook", codebook, dtype=FLOATING, shape=(None, z.shape[-1]))
+    if codebook.shape[0] == 0:
+        raise ValueError("codebook: expected at least 1 row, got 0")
+    if autocast_dtype(z.device.type) is None:
+        check_same("dtype", z=z, codebook=codebook)
+    check_same("device", z=z, codebook=codebook)
+    check_choice("metric", metric, METRICS)
+    check_choice("precision", precision, PRECISIONS)
+
+
+_nearest_codeword = Op(
+    "nearest_codeword(Tensor z, Tensor codebook, str metric, str precision) -> Tensor",
+    reference=_reference,
+    fake=lambda z, codebook, metric, precision: z.new_empty(z.shape[0], dtype=torch.int64),
+)

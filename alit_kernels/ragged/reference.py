@@ -1,0 +1,113 @@
+"""Plain PyTorch definitions of the ragged ops: no host synchronisation, no branch on values.
+
+T rows, B sequences; ``offsets`` (B + 1,) int32: sequence b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``. Rows at and
+beyond ``offsets[-1]`` are never read and are zero in every output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cumulative_offsets(lengths: Tensor) -> Tensor:
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def sequence_and_position(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of ``rows`` rows: its sequence (clamped into range), its position there, and whether it is in use."""
+    row = torch.arange(rows, device=offsets.device)
+    sequences = offsets.shape[0] - 1
+    sequence = torch.searchsorted(offsets[1:].long().contiguous(), row, right=True)
+    used = sequence < sequences
+    sequence = sequence.clamp(max=max(sequences - 1, 0))
+    return sequence, row - offsets.long()[sequence], used
+
+
+def _zero_unless(keep: Tensor, values: Tensor, fill: float = 0.0) -> Tensor:
+    shape = keep.shape + (1,) * (values.ndim - keep.ndim)
+    return torch.where(keep.view(shape), values, torch.full((), fill, dtype=values.dtype, device=values.device))
+
+
+def _take(rows: Tensor, index: Tensor, keep: Tensor, fill: float = 0.0) -> Tensor:
+    """``rows[index]`` where ``keep``, ``fill`` elsewhere; an index that is not kept may be anything."""
+    if rows.shape[0] == 0:
+        return rows.new_full(index.shape + rows.shape[1:], fill)
+    taken = rows[torch.where(keep, index, 0)]
+    return _zero_unless(keep, taken, fill)
+
+
+def pack(padded: Tensor, offsets: Tensor, capacity: int) -> Tensor:
+    sequence, position, used = sequence_and_position(offsets, capacity)
+    length = padded.shape[1]
+    return _take(padded.flatten(0, 1), sequence * length + position, used & (position < length))
+
+
+def unpack(packed: Tensor, offsets: Tensor, max_length: int, fill: float) -> Tensor:
+    start, stop = offsets[:-1].long(), offsets[1:].long()
+    row = start[:, None] + torch.arange(max_length, device=packed.device)
+    return _take(packed, row, (row < stop[:, None]) & (row < packed.shape[0]), fill)
+
+
+def compact(packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows = packed.shape[0]
+    row = torch.arange(rows, device=packed.device)
+    kept = keep & (row < offsets[-1])
+    kept_before = torch.nn.functional.pad(kept.long().cumsum(0), (1, 0))
+    new_offsets = kept_before[offsets.long()].to(torch.int32)
+    target = torch.where(kept, kept_before[:-1], capacity).clamp(max=capacity)
+    source_row = torch.full((capacity + 1,), -1, dtype=torch.int64, device=packed.device)
+    source_row = source_row.scatter(0, target, row)[:capacity]
+    out = _take(packed, source_row, torch.arange(capacity, device=packed.device) < new_offsets[-1])
+    source_row = torch.where(torch.arange(capacity, device=packed.device) < new_offsets[-1], source_row, -1)
+    return out, new_offsets, source_row.to(torch.int32)
+
+
+def scatter_rows(values: Tensor, target_row: Tensor, rows: int) -> Tensor:
+    """Inverse of the gather in ``compact``: row j goes to ``target_row[j]``, -1 goes nowhere, other rows are zero."""
+    out = values.new_zeros((rows + 1, *values.shape[1:]))
+    out[torch.where(target_row >= 0, target_row.long(), rows)] = values
+    return out[:rows]
+
+
+def append(packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    added = rows.shape[-1 - (packed.ndim - 1)]
+    old_lengths = offsets.diff().long()
+    new_offsets = cumulative_offsets(old_lengths + added * select)
+    sequence, position, used = sequence_and_position(new_offsets, capacity)
+    if old_lengths.shape[0] == 0:
+        return packed.new_zeros((capacity, *packed.shape[1:])), new_offsets
+    fresh = position - old_lengths[sequence]
+    old = _take(packed, offsets.long()[sequence] + position, used & (fresh < 0))
+    index = sequence * added + fresh if rows.ndim > packed.ndim else fresh
+    flat = rows.flatten(0, 1) if rows.ndim > packed.ndim else rows
+    return torch.where((fresh < 0).view(-1, *[1] * (packed.ndim - 1)), old, _take(flat, index, used & (fresh >= 0))), new_offsets
+
+
+def append_backward(
+    grad: Tensor, offsets: Tensor, new_offsets: Tensor, select: Tensor, rows: int, added: int, shared: bool
+) -> tuple[Tensor, Tensor]:
+    sequence, position, used = sequence_and_position(offsets, rows)
+    used = used & (offsets.shape[0] > 1)
+    grad_packed = _take(grad, new_offsets.long()[sequence] + position, used)
+    first = new_offsets[:-1].long() + offsets.diff()
+    index = first[:, None] + torch.arange(added, device=grad.device)
+    keep = select[:, None].expand_as(index) & (index < grad.shape[0])
+    grad_rows = _take(grad, index, keep)
+    return grad_packed, grad_rows.sum(0) if shared else grad_rows
+
+
+def tail_mask(tokens: Tensor, lengths: Tensor, fill: Tensor) -> Tensor:
+    return torch.where(_inside(tokens, lengths), tokens, fill)
+
+
+def tail_mask_backward(grad: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    inside = _inside(grad, lengths)
+    zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
+    accumulate = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    grad_fill = torch.where(inside, zero, grad).sum((0, 1), dtype=accumulate).to(grad.dtype)
+    return torch.where(inside, grad, zero), grad_fill
+
+
+def _inside(tokens: Tensor, lengths: Tensor) -> Tensor:
+    return (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])[..., None]
