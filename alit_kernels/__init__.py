@@ -1,0 +1,32 @@
+"""Kernels for adaptive-length image tokenization: attention over ragged sequences, vector quantization, packing.
+
+Every function takes ``implementation="auto"`` (or "reference", "cpp", "triton", "cuda"; the environment variable
+``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
+"""
+
+from .attention import attention, attention_map, varlen_attention
+from .codebook_statistics import codebook_statistics
+from .nearest_codeword import nearest_codeword
+from .ragged import append, compact, cumulative_offsets, pack, tail_mask, unpack
+from .soft_codebook import SoftCode, soft_codebook
+from .vector_quantize import VectorQuantized, vector_quantize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SoftCode",
+    "VectorQuantized",
+    "append",
+    "attention",
+    "attention_map",
+    "codebook_statistics",
+    "compact",
+    "cumulative_offsets",
+    "nearest_codeword",
+    "pack",
+    "soft_codebook",
+    "tail_mask",
+    "unpack",
+    "varlen_attention",
+    "vector_quantize",
+]

@@ -1,0 +1,92 @@
+"""Public function, schema, checks and autograd of soft_codebook."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import FLOATING, accumulation_dtype, autocast_dtype, check_same, check_tensor
+from .._library import Op
+from ..codebook_statistics.op import check_index
+from . import reference
+
+
+class SoftCode(NamedTuple):
+    """What :func:`soft_codebook` returns: ``code`` (N, C); ``nll`` and ``p_target`` (N,), None without a target."""
+
+    code: Tensor
+    nll: Tensor | None
+    p_target: Tensor | None
+
+
+def soft_codebook(
+    logits: Tensor, codebook: Tensor, target: Tensor | None = None, *, implementation: str = "auto"
+) -> SoftCode:
+    """Codebook average under softmax(logits), and how probable the true code is.
+
+    Args:
+        logits: (N, V) float32, bfloat16 or float16 (float64 in the reference).
+        codebook: (V, C), dtype of ``logits``; under autocast any floating dtype, and ``code`` takes that dtype.
+        target: (N,) int64, the true code of each row, in 0..V - 1.
+
+    Returns:
+        :class:`SoftCode` with ``code = softmax(logits) @ codebook`` in the dtype of ``codebook``,
+        ``nll = -log softmax(logits)[target]`` and ``p_target = exp(-nll)`` in float32, all differentiable with respect
+        to logits and codebook. Accumulation is in float32.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; on the CPU also a target out of range.
+    """
+    check_tensor("logits", logits, dtype=FLOATING, ndim=2)
+    if logits.shape[1] == 0:
+        raise ValueError("logits: expected at least 1 code, got shape (N, 0)")
+    check_tensor("codebook", codebook, dtype=FLOATING, shape=(logits.shape[1], None))
+    if target is not None:
+        check_tensor("target", target, dtype=torch.int64, shape=logits.shape[:1])
+    if autocast_dtype(logits.device.type) is None:
+        check_same("dtype", logits=logits, codebook=codebook)
+    check_same("device", logits=logits, codebook=codebook, target=target)
+    code, nll, p_target = _soft_codebook(logits, codebook, target, implementation=implementation)
+    return SoftCode(code, None, None) if target is None else SoftCode(code, nll, p_target)
+
+
+def _fake(logits: Tensor, codebook: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
+    rows, dtype = 0 if target is None else logits.shape[0], accumulation_dtype(logits)
+    code = codebook.new_empty((logits.shape[0], codebook.shape[1]))
+    return code, logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, dtype=dtype)
+
+
+def _check(logits: Tensor, codebook: Tensor, target: Tensor | None) -> None:
+    if target is not None:
+        check_index("target", target, logits.shape[1])
+
+
+_soft_codebook = Op(
+    "soft_codebook(Tensor logits, Tensor codebook, Tensor? target) -> (Tensor, Tensor, Tensor)",
+    reference=reference.soft_codebook,
+    fake=_fake,
+    check=_check,
+)
+_soft_codebook_backward = Op(
+    "soft_codebook_backward(Tensor grad_code, Tensor grad_nll, Tensor grad_p_target, Tensor logits, Tensor codebook,"
+    " Tensor? target) -> (Tensor, Tensor)",
+    reference=reference.soft_codebook_backward,
+    fake=lambda grad_code, grad_nll, grad_p_target, logits, codebook, target: (
+        logits.new_empty(logits.shape),
+        codebook.new_empty(codebook.shape),
+    ),
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *saved, ctx.implementation = inputs
+    ctx.save_for_backward(*saved)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    return (*_soft_codebook_backward(*grads, *ctx.saved_tensors, implementation=ctx.implementation), None)
+
+
+_soft_codebook.register_autograd(_backward, _setup)

@@ -1,0 +1,43 @@
+"""Plain PyTorch definition of soft_codebook and of its gradient.
+
+With p = softmax(logits): code = p @ codebook, nll = -log p[target], p_target = p[target]. Empty nll and p_target where
+there is no target. Accumulation in float32 (float64 for float64).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import accumulation_dtype
+
+
+def soft_codebook(logits: Tensor, codebook: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(logits)
+    log_p = logits.to(dtype).log_softmax(-1)
+    code = (log_p.exp() @ codebook.to(dtype)).to(codebook.dtype)
+    if target is None:
+        return code, log_p.new_empty(0), log_p.new_empty(0)
+    log_p_target = log_p.gather(1, target[:, None])[:, 0]
+    return code, -log_p_target, log_p_target.exp()
+
+
+def soft_codebook_backward(
+    grad_code: Tensor,
+    grad_nll: Tensor,
+    grad_p_target: Tensor,
+    logits: Tensor,
+    codebook: Tensor,
+    target: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot), g = dcode @ codebook^T; dcodebook = p^T dcode."""
+    dtype = accumulation_dtype(logits)
+    p = logits.to(dtype).softmax(-1)
+    grad_code = grad_code.to(dtype)
+    grad_p = grad_code @ codebook.to(dtype).t()
+    grad_logits = p * (grad_p - (p * grad_p).sum(-1, keepdim=True))
+    if target is not None:
+        p_target = p.gather(1, target[:, None])
+        weight = grad_nll[:, None] - p_target * grad_p_target[:, None]
+        grad_logits = (grad_logits + weight * p).scatter_add(1, target[:, None], -weight)
+    return grad_logits.to(logits.dtype), (p.t() @ grad_code).to(codebook.dtype)

@@ -1,0 +1,116 @@
+"""Public function, schema, checks and autograd of vector_quantize."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import accumulation_dtype, autocast_dtype, check_same, check_tensor
+from .._library import Op
+from ..nearest_codeword.op import check_codebook
+from . import reference
+
+
+class VectorQuantized(NamedTuple):
+    """What :func:`vector_quantize` returns.
+
+    Attributes:
+        quantized: (..., D), the codebook row of each vector (normalised under "cosine"); its gradient passes straight
+            through to the (normalised) vector. Zero where masked.
+        index: (...) int64, the row; 0 where masked.
+        loss: scalar, ``commitment_loss + codebook_loss``.
+        commitment_loss: scalar, ``commitment * mean((u - sg(q))^2)`` over unmasked elements.
+        codebook_loss: scalar, ``mean((sg(u) - q)^2)`` over unmasked elements.
+    """
+
+    quantized: Tensor
+    index: Tensor
+    loss: Tensor
+    commitment_loss: Tensor
+    codebook_loss: Tensor
+
+
+def vector_quantize(
+    z: Tensor,
+    codebook: Tensor,
+    *,
+    metric: str = "euclidean",
+    commitment: float = 0.25,
+    mask: Tensor | None = None,
+    precision: str = "ieee",
+    deterministic: bool = True,
+    implementation: str = "auto",
+) -> VectorQuantized:
+    """Replace each vector by its nearest codebook row, with the losses of VQ-VAE (van den Oord et al., 2017).
+
+    Args:
+        z: (..., D) float32, bfloat16 or float16 (float64 in the reference).
+        codebook: (K, D), dtype of ``z``.
+        metric: "euclidean", or "cosine": both sides are divided by max(norm, 1e-12), and gradients pass through that.
+        commitment: weight of the commitment loss.
+        mask: (...) bool, True where a vector takes part; others are outside loss, search and gradient.
+        precision: of the search, see :func:`nearest_codeword`.
+        deterministic: False lets the backward add codebook gradients with atomics where that is faster: they then
+            differ from run to run in the last bits.
+
+    Returns:
+        :class:`VectorQuantized`; losses are float32 scalars (float64 for float64), 0 if nothing takes part. Under
+        autocast everything is computed and returned in float32.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or option.
+    """
+    check_codebook(z, codebook, metric, precision)
+    if autocast_dtype(z.device.type) is not None:
+        z, codebook = z.float(), codebook.float()
+    if mask is not None:
+        check_tensor("mask", mask, dtype=torch.bool, shape=z.shape[:-1])
+        check_same("device", z=z, mask=mask)
+    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    rows = z if z.ndim > 1 else z[None]
+    rows_mask = mask if mask is None or mask.ndim else mask[None]
+    quantized, index, *losses = _vector_quantize(
+        rows, codebook, rows_mask, metric, float(commitment), precision, deterministic, implementation=implementation
+    )
+    return VectorQuantized(quantized.view(z.shape), index.view(z.shape[:-1]), *losses)
+
+
+def _fake(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    losses = (z.new_empty((), dtype=accumulation_dtype(z)) for _ in range(3))
+    return (z.new_empty(z.shape), z.new_empty(z.shape[:-1], dtype=torch.int64), *losses)
+
+
+_vector_quantize = Op(
+    "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment, str precision,"
+    " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.vector_quantize,
+    fake=_fake,
+)
+_vector_quantize_backward = Op(
+    "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
+    " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment, bool deterministic)"
+    " -> (Tensor, Tensor)",
+    reference=reference.vector_quantize_backward,
+    fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
+        z.new_empty(z.shape),
+        codebook.new_empty(codebook.shape),
+    ),
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z, codebook, mask, ctx.metric, ctx.commitment, _, ctx.deterministic, ctx.implementation = inputs
+    ctx.save_for_backward(z, codebook, output[1], mask)
+
+
+def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
+    grads = _vector_quantize_backward(
+        *(grad_quantized, *grad_losses, *ctx.saved_tensors, ctx.metric, ctx.commitment, ctx.deterministic),
+        implementation=ctx.implementation,
+    )
+    return (*grads, *[None] * 5)
+
+
+_vector_quantize.register_autograd(_backward, _setup)

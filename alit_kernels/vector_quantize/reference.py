@@ -1,0 +1,82 @@
+"""Plain PyTorch definition of vector_quantize and of its gradient.
+
+With u = z and e = codebook, both divided by max(norm, 1e-12) under "cosine", q = e[index] and M the number of elements
+that are not masked: commitment = c sum((u - q)^2) / M, codebook loss = sum((q - u)^2) / M.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import accumulation_dtype
+from ..nearest_codeword.reference import nearest_codeword, unit
+
+EPSILON = 1e-12
+
+
+def vector_quantize(
+    z: Tensor,
+    codebook: Tensor,
+    mask: Tensor | None,
+    metric: str,
+    commitment: float,
+    precision: str,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    index = nearest_codeword(z.flatten(0, -2), codebook, metric, precision).view(z.shape[:-1])
+    if mask is not None:
+        index = torch.where(mask, index, 0)
+    u, codes = _prepared(z, metric), _prepared(codebook, metric)
+    q = codes[index]
+    difference = _masked(q - u, mask)
+    codebook_loss = difference.square().sum() / _elements(z, mask)
+    commitment_loss = commitment * codebook_loss
+    quantized = _masked(q, mask).to(z.dtype)
+    return quantized, index, commitment_loss + codebook_loss, commitment_loss, codebook_loss.clone()
+
+
+def vector_quantize_backward(
+    grad_quantized: Tensor,
+    grad_loss: Tensor,
+    grad_commitment: Tensor,
+    grad_codebook: Tensor,
+    z: Tensor,
+    codebook: Tensor,
+    index: Tensor,
+    mask: Tensor | None,
+    metric: str,
+    commitment: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M; ``quantized`` gives the codes nothing."""
+    u, codes = _prepared(z, metric), _prepared(codebook, metric)
+    slope = _masked(codes[index] - u, mask) * (2 / _elements(z, mask))
+    grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * (commitment * (grad_loss + grad_commitment))
+    grad_q = (slope * (grad_loss + grad_codebook)).flatten(0, -2)
+    grad_codes = torch.zeros_like(codes).index_put((index.flatten(),), grad_q, accumulate=True)
+    if metric == "cosine":
+        grad_u, grad_codes = _through_unit(grad_u, z, mask), _through_unit(grad_codes, codebook, None)
+    return grad_u.to(z.dtype), grad_codes.to(codebook.dtype)
+
+
+def _prepared(x: Tensor, metric: str) -> Tensor:
+    return unit(x) if metric == "cosine" else x.to(accumulation_dtype(x))
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else torch.where(mask[..., None], x, 0.0)
+
+
+def _elements(z: Tensor, mask: Tensor | None) -> Tensor | int:
+    if mask is None:
+        return max(1, z.numel())
+    return (mask.sum() * z.shape[-1]).clamp(min=1)
+
+
+def _through_unit(grad: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Gradient through x / max(norm, eps): (g - u (u . g)) / norm, and g / eps where the norm is below eps."""
+    norm = x.to(grad.dtype).norm(dim=-1, keepdim=True)
+    u = x.to(grad.dtype) / norm.clamp(min=EPSILON)
+    projected = torch.where(norm > EPSILON, grad - u * (u * grad).sum(-1, keepdim=True), grad)
+    return _masked(projected / norm.clamp(min=EPSILON), mask)
