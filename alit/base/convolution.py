@@ -1,0 +1,197 @@
+"""Convolutional halves of VQGAN and KL-VAE, with the keys of their published checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from alit_kernels import attention
+
+from .interface import to_grid, to_rows
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, twice, plus a shortcut.
+
+    VQGAN (``plain=True``): no biases, and where the channels change the shortcut maps the branch's output instead of
+    the input: ``nin_shortcut(h) + h``. KL-VAE: the usual ``nin_shortcut(x) + h``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, plain: bool) -> None:
+        super().__init__()
+        self.plain = plain
+        self.norm1 = norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not plain)
+        self.norm2 = norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not plain)
+        if inputs != outputs:
+            self.nin_shortcut = nn.Conv2d(outputs if plain else inputs, outputs, 1, bias=not plain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        h = self.conv2(nn.functional.silu(self.norm2(h)))
+        if not hasattr(self, "nin_shortcut"):
+            return x + h
+        return self.nin_shortcut(h if self.plain else x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the grid, with residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (to_rows(layer(normed))[:, :, None] for layer in (self.q, self.k, self.v))
+        out = attention(q, k, v)
+        assert isinstance(out, Tensor)
+        return x + self.proj_out(to_grid(out[:, :, 0], (x.shape[2], x.shape[3])))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, and the change to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleList()
+        self.attn = nn.ModuleList()
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[index](x)
+        return x
+
+
+class Strided(nn.Module):
+    """KL-VAE downsampling: pad right and bottom by one, 3x3 convolution with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """Two residual blocks, in KL-VAE with attention between them."""
+
+    def __init__(self, channels: int, *, plain: bool) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels, plain=plain)
+        self.attn_1 = nn.Identity() if plain else AttentionBlock(channels)
+        self.block_2 = ResidualBlock(channels, channels, plain=plain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class ConvEncoder(nn.Module):
+    """Image (B, 3, h, w) to features at 1 / 2^(levels - 1) of the resolution.
+
+    Args:
+        outputs: channels of the features.
+        channels, multipliers, blocks: width of level i is ``channels * multipliers[i]``, with ``blocks`` blocks each.
+        plain: VQGAN layout (see :class:`ResidualBlock`), average pooling, 1x1 last convolution; else KL-VAE layout.
+        attention_levels: levels with an attention block after each residual block.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        channels: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        plain: bool,
+        attention_levels: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=not plain)
+        self.down = nn.ModuleList()
+        self.pool: Callable[[Tensor], Tensor] | None = (lambda x: avg_pool2d(x, 2)) if plain else None
+        width = channels
+        for index, multiplier in enumerate(multipliers):
+            level = Level()
+            for _ in range(blocks):
+                level.block.append(ResidualBlock(width, channels * multiplier, plain=plain))
+                width = channels * multiplier
+                if index in attention_levels:
+                    level.attn.append(AttentionBlock(width))
+            if index < len(multipliers) - 1 and not plain:
+                level.downsample = Strided(width)
+            self.down.append(level)
+        self.mid = Middle(width, plain=plain)
+        self.norm_out = norm(width)
+        self.conv_out = nn.Conv2d(width, outputs, 1) if plain else nn.Conv2d(width, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for index, level in enumerate(self.down):
+            x = level.run_blocks(x)
+            if index < len(self.down) - 1:
+                x = level.downsample(x) if self.pool is None else self.pool(x)
+        return self.conv_out(nn.functional.silu(self.norm_out(self.mid(x))))
+
+
+class ConvDecoder(nn.Module):
+    """Features (B, inputs, H, W) to an image (B, 3, h, w); arguments as for :class:`ConvEncoder`."""
+
+    def __init__(self, inputs: int, *, channels: int, multipliers: tuple[int, ...], blocks: int, plain: bool) -> None:
+        super().__init__()
+        width = channels * multipliers[-1]
+        self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
+        self.mid = Middle(width, plain=plain)
+        levels = []
+        for index in reversed(range(len(multipliers))):
+            level = Level()
+            for _ in range(blocks):
+                level.block.append(ResidualBlock(width, channels * multipliers[index], plain=plain))
+                width = channels * multipliers[index]
+            if index > 0:
+                level.upsample = Upsample(width)
+            levels.append(level)
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = norm(width)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for index in reversed(range(len(self.up))):
+            level = self.up[index]
+            x = level.run_blocks(x)
+            if index > 0:
+                x = level.upsample(x)
+        return self.conv_out(nn.functional.silu(self.norm_out(x)))
+
+
+def initialise(module: nn.Module) -> None:
+    """Truncated normal 0.02 for convolutions and linear layers, zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)

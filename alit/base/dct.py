@@ -1,0 +1,78 @@
+"""A base tokenizer without weights: block-DCT coefficients, as JPEG uses them, on patches of any size."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config import DCTConfig
+from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
+
+#: RGB in [0, 1] to luma and two chroma planes (ITU-R BT.601).
+YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+#: Amplitudes of the mean and of the other coefficients, for luma and each chroma plane.
+AMPLITUDES = ((0.2, 0.06), (0.065, 0.014), (0.065, 0.014))
+
+
+class DCTBase(BaseTokenizer):
+    """Tokens and targets are the lowest-frequency orthonormal DCT-II coefficients of each patch, normalised.
+
+    A coefficient at frequency (u, v) is divided by ``patch_size * amplitude / (u^2 + v^2)^0.6``, a fit to the fall-off of
+    photographs, so that every channel has a standard deviation near 1; images are centred on mid-grey first.
+    """
+
+    discrete = False
+
+    def __init__(self, config: DCTConfig) -> None:
+        super().__init__()
+        self.patch_size, self.counts = config.patch_size, (config.luma, config.chroma, config.chroma)
+        self.outputs = config.latent_channels
+        frequencies = sorted(
+            ((u, v) for u in range(self.patch_size) for v in range(self.patch_size)),
+            key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv[0] + uv[1], uv),
+        )
+        matrix = _dct_matrix(self.patch_size)
+        basis = torch.stack([torch.outer(matrix[u], matrix[v]) for u, v in frequencies])
+        # (C, 3, p, p): coefficient c of an RGB patch is <analysis[c], patch>; synthesis is its pseudo-inverse.
+        colour = torch.tensor(YCBCR, dtype=torch.float64)
+        inverse = torch.linalg.inv(colour)
+        analysis, synthesis = [], []
+        for plane, count in enumerate(self.counts):
+            mean, rest = AMPLITUDES[plane]
+            scale = torch.tensor(
+                [self.patch_size * (rest / (u * u + v * v) ** 0.6 if u or v else mean) for u, v in frequencies[:count]],
+                dtype=torch.float64,
+            )[:, None, None, None]
+            analysis.append(colour[plane][:, None, None] * basis[:count, None] / scale)
+            synthesis.append(inverse[:, plane][:, None, None] * basis[:count, None] * scale)
+        self.analysis: Tensor
+        self.synthesis: Tensor
+        self.register_buffer("analysis", torch.cat(analysis).float(), persistent=False)
+        self.register_buffer("synthesis", torch.cat(synthesis).float(), persistent=False)
+
+    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> BaseTokens:
+        analysis = self.analysis.to(images.dtype)
+        return self.tokens(torch.nn.functional.conv2d(images - 0.5, analysis, stride=self.patch_size))
+
+    def tokens(self, coefficients_BCHW: Tensor) -> BaseTokens:
+        """Base tokens of coefficients that were computed earlier."""
+        return BaseTokens(coefficients_BCHW, to_rows(coefficients_BCHW), None)
+
+    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
+        return Prediction(decoded_BNV, decoded_BNV)
+
+    def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        coefficients = to_grid(code_BNC, grid)
+        synthesis = self.synthesis.to(code_BNC.dtype)
+        return torch.nn.functional.conv_transpose2d(coefficients, synthesis, stride=self.patch_size) + 0.5
+
+
+def _dct_matrix(size: int) -> Tensor:
+    """Orthonormal DCT-II: row u, column x is c(u) cos(pi (2 x + 1) u / (2 size))."""
+    x, u = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
+    matrix = torch.cos(math.pi * (2 * x + 1) * u / (2 * size)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix

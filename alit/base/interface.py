@@ -1,0 +1,79 @@
+"""What the adaptive tokenizer needs of a base tokenizer.
+
+Shape suffixes: B images, C base channels, H x W grid, N = H W tokens in row-major order, V decoder outputs per token.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class BaseTokens(NamedTuple):
+    """An image's 2D tokens.
+
+    Attributes:
+        tokens_BCHW: what the encoder sees.
+        code_BNC: what the decoder should reach: the nearest codebook rows, or the tokens themselves.
+        target_BN: int64 ids of those rows; None where the base has no codebook.
+    """
+
+    tokens_BCHW: Tensor
+    code_BNC: Tensor
+    target_BN: Tensor | None
+
+    def select(self, images: Tensor) -> BaseTokens:
+        """The tokens of some images (a bool mask or an index over B)."""
+        return BaseTokens(*(None if field is None else field[images] for field in self))
+
+
+class Prediction(NamedTuple):
+    """The decoder's output read as base tokens.
+
+    Attributes:
+        decoded_BNV: logits over base codes, or channels.
+        code_BNC: expected code (softmax average of the codebook), or the channels.
+        nll_BN, p_target_BN: negative log-likelihood (nats) and probability of the true code; None without codebook or
+            without target.
+    """
+
+    decoded_BNV: Tensor
+    code_BNC: Tensor
+    nll_BN: Tensor | None = None
+    p_target_BN: Tensor | None = None
+
+
+class BaseTokenizer(nn.Module, ABC):
+    """Images in [0, 1] (B, 3, height, width) to a grid of tokens and back."""
+
+    #: Decoder outputs per token (V).
+    outputs: int
+    #: Whether targets are ids of a codebook.
+    discrete: bool
+
+    @abstractmethod
+    def encode(
+        self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> BaseTokens:
+        """Tokens of the images; ``sample`` draws from the posterior where there is one."""
+
+    @abstractmethod
+    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
+        """Read decoder outputs as base tokens."""
+
+    @abstractmethod
+    def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Images of codes (expected ones included), about [0, 1], not clamped."""
+
+
+def to_rows(x_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, N, C)."""
+    return x_BCHW.flatten(2).transpose(1, 2)
+
+
+def to_grid(x_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, N, C) to (B, C, H, W)."""
+    return x_BNC.transpose(1, 2).unflatten(2, grid)

@@ -1,0 +1,85 @@
+"""KL-VAE base tokenizer, in the layout of latent diffusion's autoencoder (keys ``vae.{encoder,decoder,quant_conv,...}``)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import KLVAEConfig, Quirks
+from .convolution import ConvDecoder, ConvEncoder
+from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
+
+
+class Posterior(NamedTuple):
+    """Diagonal Gaussian: mean and log-variance (clamped to [-30, 20]), each (B, C, H, W)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Tensor:
+        """Divergence from the standard normal, summed over C, H, W: (B,) nats."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum((1, 2, 3))
+
+
+class KLVAE(nn.Module):
+    """Encoder to a posterior, decoder from (unscaled) latents."""
+
+    def __init__(self, config: KLVAEConfig) -> None:
+        super().__init__()
+        latents = config.latent_channels
+        channels, multipliers, blocks = config.channels, config.multipliers, config.blocks
+        self.encoder = ConvEncoder(
+            2 * latents,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            plain=False,
+            attention_levels=config.attention_levels,
+        )
+        self.decoder = ConvDecoder(latents, channels=channels, multipliers=multipliers, blocks=blocks + 1, plain=False)
+        self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
+        self.post_quant_conv = nn.Conv2d(latents, latents, 1)
+
+    def encode(self, images: Tensor) -> Posterior:
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents_BCHW))
+
+
+class KLVAEBase(BaseTokenizer):
+    """Tokens and targets are scaled latents. Images are moved from [0, 1] to the [-1, 1] of the VAE, and back."""
+
+    discrete = False
+
+    def __init__(self, config: KLVAEConfig, quirks: Quirks) -> None:
+        super().__init__()
+        self.vae = KLVAE(config)
+        self.outputs = config.latent_channels
+        self.scale = config.scale
+        self.unit_range, self.scaled_decoding = quirks.vae_unit_range, quirks.vae_scaled_decoding
+
+    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> BaseTokens:
+        posterior = self.vae.encode(images if self.unit_range else 2 * images - 1)
+        if not sample:
+            return self.tokens(posterior.mean * self.scale)
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=images.device, dtype=images.dtype)
+        return self.tokens(posterior.sample(noise) * self.scale)
+
+    def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
+        """Base tokens of scaled latents that the encoder gave earlier."""
+        return BaseTokens(latents_BCHW, to_rows(latents_BCHW), None)
+
+    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
+        return Prediction(decoded_BNV, decoded_BNV)
+
+    def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        latents = to_grid(code_BNC, grid)
+        images = self.vae.decode(latents if self.scaled_decoding else latents / self.scale)
+        return images if self.unit_range else (images + 1) / 2

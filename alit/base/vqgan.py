@@ -1,0 +1,64 @@
+"""VQGAN base tokenizer, in the layout of MaskGIT's tokenizer (keys ``vqgan.{encoder,decoder,quantize}``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from alit_kernels import VectorQuantized, nearest_codeword, soft_codebook
+from alit_kernels.nn import VectorQuantizer
+
+from ..config import Quirks, VQGANConfig
+from .convolution import ConvDecoder, ConvEncoder
+from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
+
+
+class VQGAN(nn.Module):
+    """Encoder, quantizer and decoder; images in [0, 1]."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        layout = {"channels": config.channels, "multipliers": config.multipliers, "blocks": config.blocks}
+        self.encoder = ConvEncoder(config.latent_channels, plain=True, **layout)
+        self.decoder = ConvDecoder(config.latent_channels, plain=True, **layout)
+        self.quantize = VectorQuantizer(config.num_codes, config.latent_channels, commitment=1.0)
+
+    def quantized(self, z_BCHW: Tensor) -> tuple[VectorQuantized, Tensor]:
+        """Quantized features (B, N, C) and the loss mean((sg(q) - z)^2) + 0.25 mean((q - sg(z))^2), weights as trained."""
+        result = self.quantize(to_rows(z_BCHW))
+        return result, result.commitment_loss + 0.25 * result.codebook_loss
+
+
+class VQGANBase(BaseTokenizer):
+    """Tokens are the features before quantization, targets the ids of the nearest codes."""
+
+    discrete = True
+
+    def __init__(self, config: VQGANConfig, quirks: Quirks) -> None:
+        super().__init__()
+        self.vqgan = VQGAN(config)
+        self.outputs = config.num_codes
+        self.detach_codebook = quirks.detached_base_codebook
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.vqgan.quantize.embedding.weight
+
+    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> BaseTokens:
+        return self.tokens(self.vqgan.encoder(images))
+
+    def tokens(self, z_BCHW: Tensor) -> BaseTokens:
+        """Base tokens of features that the encoder gave earlier."""
+        rows = to_rows(z_BCHW)
+        target_BN = nearest_codeword(rows.flatten(0, 1), self.codebook).view(rows.shape[:2])
+        return BaseTokens(z_BCHW, self.codebook[target_BN], target_BN)
+
+    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
+        codebook = self.codebook.detach() if self.detach_codebook else self.codebook
+        target = None if target_BN is None else target_BN.flatten()
+        soft = soft_codebook(decoded_BNV.flatten(0, 1), codebook, target)
+        per_token = (None if x is None else x.view(decoded_BNV.shape[:2]) for x in (soft.nll, soft.p_target))
+        return Prediction(decoded_BNV, soft.code.unflatten(0, decoded_BNV.shape[:2]), *per_token)
+
+    def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.vqgan.decoder(to_grid(code_BNC, grid))

@@ -1,0 +1,262 @@
+"""Configuration: frozen dataclasses, the named sizes, and the differences from the published system."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "nano": (192, 4, 3),
+    "tiny": (512, 8, 8),
+    "small": (1024, 8, 8),
+    "base": (768, 12, 12),
+    "semilarge": (1024, 16, 16),
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Width, layers and heads of the encoder or the decoder."""
+
+    width: int
+    layers: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            _check_positive(name, getattr(self, name))
+        if self.width % self.heads:
+            raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """VQGAN base tokenizer: ``latent_channels`` per token, ``num_codes`` codes; convolutions of ``channels`` x multiplier."""
+
+    kind: Literal["vqgan"] = "vqgan"
+    latent_channels: int = 256
+    num_codes: int = 1024
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+
+    @property
+    def patch_size(self) -> int:
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class KLVAEConfig:
+    """KL-VAE base tokenizer; tokens are posterior samples times ``scale``. ``attention_levels`` have self-attention."""
+
+    kind: Literal["vae"] = "vae"
+    latent_channels: int = 16
+    scale: float = 0.2325
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    attention_levels: tuple[int, ...] = (4,)
+
+    @property
+    def patch_size(self) -> int:
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class DCTConfig:
+    """Fixed base tokenizer without weights: the lowest block-DCT coefficients of each patch, per luma and chroma plane."""
+
+    kind: Literal["dct"] = "dct"
+    patch_size: int = 16
+    luma: int = 28
+    chroma: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("luma", "chroma"):
+            _check_positive(name, getattr(self, name))
+            if getattr(self, name) > self.patch_size**2:
+                raise ValueError(f"{name}: expected at most {self.patch_size**2} coefficients, got {getattr(self, name)}")
+
+    @property
+    def latent_channels(self) -> int:
+        return self.luma + 2 * self.chroma
+
+
+BaseConfig = VQGANConfig | KLVAEConfig | DCTConfig
+BASES: dict[str, type[VQGANConfig] | type[KLVAEConfig] | type[DCTConfig]] = {
+    "vqgan": VQGANConfig,
+    "vae": KLVAEConfig,
+    "dct": DCTConfig,
+}
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """What the published code does differently; every field is off by default and on in ``Quirks.official()``.
+
+    Attributes:
+        halt_after_last_iteration: tokens are halted once more after the last iteration, to no visible effect.
+        vae_halting_masks_nothing: with a continuous base, halting leaves every token as it is.
+        halt_only_at_predicted_iterations: iterations without a prediction (a loss on a subset) halt nothing; else the
+            decoder runs for halting alone.
+        batch_mean_criterion: ``encode`` runs and decodes every iteration, compares the mean error of the batch with the
+            threshold and gives every image the same length.
+        best_iteration_fallback: where the threshold is never met, ``encode`` returns the iteration with the smallest
+            error, not the longest.
+        unquantized_tokens: ``encode`` returns the vectors before normalisation and quantization, not indices.
+        random_halting_in_evaluation: halting draws from a Bernoulli distribution outside training too.
+        random_posterior_in_evaluation: the KL-VAE posterior is sampled outside training too, not its mean taken.
+        vae_unit_range: the KL-VAE, trained on images in [-1, 1], gets and gives images in [0, 1].
+        vae_scaled_decoding: scaled KL-VAE latents enter the base decoder without division by the scale.
+        detached_base_codebook: the expected code passes no gradient to the base codebook.
+        raw_codebook_entries: indices are looked up without the normalisation that the decoder was trained on.
+    """
+
+    halt_after_last_iteration: bool = False
+    vae_halting_masks_nothing: bool = False
+    halt_only_at_predicted_iterations: bool = False
+    batch_mean_criterion: bool = False
+    best_iteration_fallback: bool = False
+    unquantized_tokens: bool = False
+    random_halting_in_evaluation: bool = False
+    random_posterior_in_evaluation: bool = False
+    vae_unit_range: bool = False
+    vae_scaled_decoding: bool = False
+    detached_base_codebook: bool = False
+    raw_codebook_entries: bool = False
+
+    @classmethod
+    def official(cls) -> Quirks:
+        return cls(**{field.name: True for field in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True)
+class AdaptiveTokenizerConfig:
+    """Everything that determines an :class:`alit.AdaptiveTokenizer`.
+
+    Attributes:
+        base: the base tokenizer; its ``patch_size`` divides the image size.
+        encoder, decoder: the transformers.
+        bottleneck: "quantized" (indices), "continuous" (``code_dim`` channels) or "unfactorised" (encoder width).
+        image_size: (height, width) in pixels.
+        latents_per_iteration: tokens that each iteration adds.
+        iterations: at most this many; the longest description has ``iterations * latents_per_iteration`` tokens.
+        codebook_size, code_dim, metric, commitment, ema_decay: of the latent quantizer.
+        halting: "off", or "mask": image tokens that are described well enough are replaced by the mask token.
+        halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
+            absolute code error below which it halts. None: 0.55 and 0.025, as published.
+        quirks: differences from the corrected system.
+    """
+
+    base: BaseConfig
+    encoder: TransformerConfig
+    decoder: TransformerConfig
+    bottleneck: Literal["quantized", "continuous", "unfactorised"] = "quantized"
+    image_size: tuple[int, int] = (256, 256)
+    latents_per_iteration: int = 32
+    iterations: int = 8
+    codebook_size: int = 4096
+    code_dim: int = 12
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    commitment: float = 0.25
+    ema_decay: float | None = None
+    halting: Literal["off", "mask"] = "off"
+    halting_threshold: float | None = None
+    quirks: Quirks = Quirks()
+
+    def __post_init__(self) -> None:
+        for name in ("latents_per_iteration", "iterations", "codebook_size", "code_dim"):
+            _check_positive(name, getattr(self, name))
+        _check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
+        _check_choice("halting", self.halting, ("off", "mask"))
+        if len(self.image_size) != 2 or any(size < 1 or size % self.base.patch_size for size in self.image_size):
+            raise ValueError(
+                f"image_size: expected (height, width), each a multiple of the base's patch size "
+                f"{self.base.patch_size}, got {self.image_size}"
+            )
+        if self.encoder.width <= self.base.latent_channels:
+            raise ValueError(
+                f"encoder.width: expected more than the base's {self.base.latent_channels} channels, "
+                f"got {self.encoder.width}"
+            )
+        if self.bottleneck == "unfactorised" and self.encoder.width != self.decoder.width:
+            raise ValueError("decoder.width: expected the encoder's width in an unfactorised model")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Image tokens down and across."""
+        height, width = self.image_size
+        return height // self.base.patch_size, width // self.base.patch_size
+
+    @property
+    def max_tokens(self) -> int:
+        return self.iterations * self.latents_per_iteration
+
+    @classmethod
+    def of_size(
+        cls,
+        size: str,
+        *,
+        base: str | BaseConfig = "vqgan",
+        compatibility: Literal["corrected", "official"] = "corrected",
+        image_size: int | tuple[int, int] = 256,
+        **overrides: Any,
+    ) -> AdaptiveTokenizerConfig:
+        """The named size ("nano", "tiny", "small", "base", "semilarge") on a base tokenizer ("vqgan", "vae", "dct").
+
+        Raises:
+            ValueError: an unknown name; the message suggests the nearest one.
+        """
+        _check_choice("size", size, tuple(SIZES))
+        _check_choice("compatibility", compatibility, ("corrected", "official"))
+        if isinstance(base, str):
+            _check_choice("base", base, tuple(BASES))
+            base = BASES[base]()
+        transformer = TransformerConfig(*SIZES[size])
+        return cls(
+            base=base,
+            encoder=overrides.pop("encoder", transformer),
+            decoder=overrides.pop("decoder", transformer),
+            image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
+            quirks=overrides.pop("quirks", Quirks.official() if compatibility == "official" else Quirks()),
+            **overrides,
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> AdaptiveTokenizerConfig:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: not JSON, unknown or missing fields.
+        """
+        try:
+            fields = json.loads(text)
+            base = fields.pop("base")
+            fields["base"] = BASES[base["kind"]](**_tuples(base))
+            for name, kind in (("encoder", TransformerConfig), ("decoder", TransformerConfig), ("quirks", Quirks)):
+                fields[name] = kind(**fields[name])
+            return cls(**_tuples(fields))
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"configuration: not one of an adaptive tokenizer ({error!r})") from error
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")

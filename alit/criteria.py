@@ -1,0 +1,87 @@
+"""Token selection: when is a picture described well enough?
+
+A criterion is called after each iteration with the :class:`alit.rollout.Iteration` and the model and says for each image
+that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .rollout import Iteration
+    from .tokenizer import AdaptiveTokenizer
+
+
+class Criterion(Protocol):
+    needs_prediction: bool
+
+    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        """(B,) bool over the images of ``iteration``: done?"""
+        ...
+
+
+class FixedLength:
+    """A given number of tokens, for all images or for each.
+
+    Args:
+        tokens: one number, or one per image; multiples of the model's ``latents_per_iteration``, within its maximum.
+    """
+
+    needs_prediction = False
+
+    def __init__(self, tokens: int | Sequence[int] | Tensor) -> None:
+        self.tokens = torch.as_tensor(tokens)
+        if self.tokens.ndim > 1 or self.tokens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"tokens: expected an integer or one per image, got {tokens!r}")
+
+    def check(self, model: AdaptiveTokenizer, images: int) -> None:
+        """Raise ``ValueError`` if these lengths do not fit the model or the number of images."""
+        step, longest = model.config.latents_per_iteration, model.config.max_tokens
+        if self.tokens.ndim == 1 and self.tokens.shape[0] != images:
+            raise ValueError(f"tokens: expected one length per image ({images}), got {self.tokens.shape[0]}")
+        bad = [n for n in self.tokens.flatten().tolist() if n % step or not step <= n <= longest]
+        if bad:
+            raise ValueError(f"tokens: expected multiples of {step} from {step} to {longest}, got {bad[0]}")
+
+    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        wanted = self.tokens.to(iteration.image_index_B.device).expand(iteration.batch_size)
+        return iteration.num_tokens >= wanted[iteration.image_index_B]
+
+
+@dataclass(frozen=True)
+class MaxL1:
+    """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration."""
+
+    threshold: float
+    needs_prediction = True
+
+    def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        """(B,) float32."""
+        assert iteration.prediction is not None
+        reconstruction = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
+
+    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        return self.error(iteration, model) < self.threshold
+
+
+@dataclass(frozen=True)
+class CodeError:
+    """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels."""
+
+    threshold: float
+    needs_prediction = True
+
+    def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        """(B,) float32."""
+        assert iteration.prediction is not None
+        return (iteration.prediction.code_BNC - iteration.base.code_BNC).float().abs().mean((1, 2))
+
+    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        return self.error(iteration, model) < self.threshold

@@ -1,0 +1,60 @@
+"""The transformer shared by encoder and decoder."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from alit_kernels.nn import SelfAttention
+
+from .config import TransformerConfig
+
+
+class MLP(nn.Module):
+    """Two linear layers with exact GELU, hidden width 4 C."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width)
+
+    def forward(self, x: Tensor, offsets: Tensor | None, max_length: int | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), offsets, max_length=max_length)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """Blocks over (B, N, C), or over packed rows (T, C) with ``offsets`` and a static ``max_length``."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transformer = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+
+    def forward(self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None) -> Tensor:
+        for block in self.transformer:
+            x = block(x, offsets, max_length)
+        return x
+
+
+def initialise(module: nn.Module) -> None:
+    """Published initialisation: linear and convolution weights truncated normal 0.02, biases 0, attention input Xavier."""
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention):
+            layer.reset_parameters()
+        elif isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

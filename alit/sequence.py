@@ -1,0 +1,92 @@
+"""Token sequences of different lengths, packed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alit_kernels import cumulative_offsets, pack, unpack
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """What ``encode`` returns and ``decode`` takes: one sequence of tokens per image, one behind another.
+
+    Attributes:
+        lengths: (B,) int64, tokens of each image.
+        indices: (T,) int64 codebook indices, T = ``lengths.sum()``; None for continuous tokens.
+        latents: (T, C) continuous tokens; None for indices.
+
+    Raises:
+        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or lengths that do not
+            add up.
+    """
+
+    lengths: Tensor
+    indices: Tensor | None = None
+    latents: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.indices is None) == (self.latents is None):
+            raise ValueError("TokenSequence: expected either indices or latents")
+        if self.lengths.ndim != 1 or self.lengths.dtype != torch.int64:
+            raise TypeError(f"lengths: expected (B,) int64, got {tuple(self.lengths.shape)} {self.lengths.dtype}")
+        if self.lengths.numel() and self.lengths.min() < 0:
+            raise ValueError(f"lengths: expected at least 0, got {int(self.lengths.min())}")
+        if self.indices is not None and (self.indices.ndim != 1 or self.indices.dtype != torch.int64):
+            raise TypeError(f"indices: expected (T,) int64, got {tuple(self.indices.shape)} {self.indices.dtype}")
+        if self.latents is not None and (self.latents.ndim != 2 or not self.latents.is_floating_point()):
+            raise TypeError(f"latents: expected (T, C) floating point, got {tuple(self.latents.shape)} {self.latents.dtype}")
+        if len(self.rows) != int(self.lengths.sum()):
+            raise ValueError(f"lengths: expected a sum of {len(self.rows)}, the tokens given, got {int(self.lengths.sum())}")
+
+    @property
+    def rows(self) -> Tensor:
+        """The packed tokens, whichever kind they are."""
+        rows = self.latents if self.indices is None else self.indices
+        assert rows is not None
+        return rows
+
+    @property
+    def offsets(self) -> Tensor:
+        """(B + 1,) int32: image b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``."""
+        return cumulative_offsets(self.lengths)
+
+    def __len__(self) -> int:
+        return self.lengths.shape[0]
+
+    def __getitem__(self, image: int) -> TokenSequence:
+        """The sequence of one image, as a batch of one."""
+        count = len(self)
+        if not -count <= image < count:
+            raise IndexError(f"image: expected an index into {count} sequences, got {image}")
+        image %= count
+        start, stop = self.offsets[image : image + 2].tolist()
+        return self._of(self.rows[start:stop], self.lengths[image : image + 1])
+
+    def padded(self, fill: float = 0) -> Tensor:
+        """(B, longest) indices or (B, longest, C) latents, ``fill`` beyond each length."""
+        longest = int(self.lengths.max()) if len(self) else 0
+        return unpack(self.rows, self.offsets, max_length=longest, fill=fill)
+
+    def to(self, device: torch.device | str) -> TokenSequence:
+        return self._of(self.rows.to(device), self.lengths.to(device))
+
+    def _of(self, rows: Tensor, lengths: Tensor) -> TokenSequence:
+        return TokenSequence(lengths, *((None, rows) if self.indices is None else (rows, None)))
+
+    @classmethod
+    def from_padded(cls, tokens: Tensor, lengths: Tensor) -> TokenSequence:
+        """From (B, N) int64 indices or (B, N, C) latents; what lies beyond each length is dropped."""
+        rows, _ = pack(tokens, lengths, capacity=int(lengths.sum()))
+        return cls(lengths, latents=rows) if tokens.is_floating_point() else cls(lengths, indices=rows)
+
+    @classmethod
+    def concatenate(cls, sequences: list[TokenSequence]) -> TokenSequence:
+        """One batch of several."""
+        if not sequences:
+            raise ValueError("sequences: expected at least one")
+        lengths = torch.cat([sequence.lengths for sequence in sequences])
+        return sequences[0]._of(torch.cat([sequence.rows for sequence in sequences]), lengths)

@@ -1,0 +1,333 @@
+"""The adaptive tokenizer: recurrent encoder, bottleneck, decoder.
+
+Parameters carry the published names, so that published checkpoints load. Shape suffixes: B images, N = 1 + H W class and
+image tokens, L latent tokens, S = N + L, D width, C channels, V decoder outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from alit_kernels.nn import VectorQuantizer
+
+from . import checkpoint, layers
+from .base import BaseTokens, Prediction, build_base
+from .base.interface import to_rows
+from .config import AdaptiveTokenizerConfig
+from .criteria import Criterion, FixedLength
+from .decoder import Decoder
+from .layers import Transformer
+from .rollout import Bottleneck, HaltingDraw, Iteration, Rollout
+from .sequence import TokenSequence
+
+
+class AdaptiveTokenizer(nn.Module):
+    """ALIT (Duggal et al., ICLR 2025, arXiv 2411.02393): an image in as few tokens as it needs.
+
+    Args:
+        config: see :class:`alit.AdaptiveTokenizerConfig`; ``AdaptiveTokenizer.from_size`` takes a name instead.
+    """
+
+    def __init__(self, config: AdaptiveTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, decoder_width = config.encoder.width, config.decoder.width
+        height, across = config.grid
+        self.num_image_tokens = 1 + height * across
+        self.base_tokenizer = build_base(config.base, config.quirks)
+        patch = config.base.patch_size
+        self.patch_embed = nn.Conv2d(3, width - config.base.latent_channels, patch, stride=patch)
+
+        self.encoder_class_embedding = nn.Parameter(torch.empty(1, width))
+        self.encoder_positional_embedding = nn.Parameter(torch.empty(self.num_image_tokens, width))
+        self.encoder_mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.latent_tokens = nn.Parameter(torch.empty(config.latents_per_iteration, width))
+        self.latent_token_positional_embedding = nn.Parameter(torch.empty(config.latents_per_iteration, width))
+        self.timestep_embedding = nn.Parameter(torch.empty(config.iterations, config.latents_per_iteration, width))
+        self.encoder_ln_pre = nn.LayerNorm(width)
+        self.encoder_ln_recursive = nn.LayerNorm(width)
+        self.encoder_ln_post = nn.LayerNorm(width)
+        self.encoder = Transformer(config.encoder)
+
+        # The unfactorised published model keeps this layer, unused.
+        self.pre_quantizer_mlp = nn.Linear(width, config.code_dim)
+        if config.bottleneck == "quantized":
+            self.quantize = VectorQuantizer(
+                config.codebook_size,
+                config.code_dim,
+                metric=config.metric,
+                commitment=config.commitment,
+                ema_decay=config.ema_decay,
+            )
+
+        self.decoder_class_embedding = nn.Parameter(torch.empty(1, decoder_width))
+        self.decoder_positional_embedding = nn.Parameter(torch.empty(self.num_image_tokens, decoder_width))
+        self.decoder_mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
+        self.decoder = Decoder(
+            config.decoder,
+            max_tokens=config.max_tokens,
+            code_dim=None if config.bottleneck == "unfactorised" else config.code_dim,
+            outputs=self.base_tokenizer.outputs,
+        )
+        self.reset_parameters()
+
+    @classmethod
+    def from_size(cls, size: str, **options: Any) -> AdaptiveTokenizer:
+        """A model with random weights; arguments as for :meth:`alit.AdaptiveTokenizerConfig.of_size`."""
+        return cls(AdaptiveTokenizerConfig.of_size(size, **options))
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path) -> AdaptiveTokenizer:
+        """A model from a file written by :meth:`save_pretrained`, or by the name of shipped weights; in evaluation mode.
+
+        Raises:
+            FileNotFoundError, alit.CheckpointError: no such file or name (the nearest name is suggested), a corrupt file,
+                or keys that do not fit (listed).
+        """
+        config, state = checkpoint.read(checkpoint.resolve(path_or_name))
+        with torch.device("meta"):
+            model = cls(config)
+        model.to_empty(device="cpu")
+        model.base_tokenizer = build_base(config.base, config.quirks)
+        checkpoint.load_state(model, state)
+        return model.eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write one safetensors file, configuration in its metadata; an existing file is replaced only when all is written.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is intact.
+        """
+        checkpoint.write(path, self.config, self.state_dict())
+
+    def reset_parameters(self) -> None:
+        """Published initialisation of everything but the base tokenizer: embeddings and tokens normal(0, width^-0.5)."""
+        for module in (self.patch_embed, self.encoder, self.pre_quantizer_mlp, self.decoder):
+            layers.initialise(module)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("_embedding", "_token", "_tokens")) and not name.startswith("base_tokenizer"):
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+    # The recurrence, one step at a time.
+
+    def first_input(self, images: Tensor, base: BaseTokens) -> Tensor:
+        """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)"""
+        patches_BCHW = torch.cat([base.tokens_BCHW, self.patch_embed(images)], dim=1)
+        image_tokens_BND = to_rows(normalize(patches_BCHW, dim=1))
+        batch = images.shape[0]
+        class_token_B1D = self.encoder_class_embedding.expand(batch, -1, -1).to(image_tokens_BND.dtype)
+        tokens_BND = torch.cat([class_token_B1D, image_tokens_BND], dim=1) + self.encoder_positional_embedding
+        return self.encoder_ln_pre(torch.cat([tokens_BND, self.fresh_latents(0).expand(batch, -1, -1)], dim=1))
+
+    def fresh_latents(self, iteration: int) -> Tensor:
+        """The latents that iteration adds. (L, D)"""
+        return self.latent_tokens + self.latent_token_positional_embedding + self.timestep_embedding[iteration]
+
+    def next_input(
+        self, image_tokens_BND: Tensor, latents_BLD: Tensor, halted: Tensor | None, iteration: int
+    ) -> Tensor:
+        """Encoder input of a later iteration: halted tokens masked, fresh latents appended, everything normalised."""
+        if halted is not None:
+            masked = self.encoder_mask_token + self.encoder_positional_embedding[1:]
+            kept = torch.where(halted[..., None], masked.to(image_tokens_BND.dtype), image_tokens_BND[:, 1:])
+            image_tokens_BND = torch.cat([image_tokens_BND[:, :1], kept], dim=1)
+        fresh = self.fresh_latents(iteration).to(latents_BLD.dtype).expand(latents_BLD.shape[0], -1, -1)
+        return self.encoder_ln_recursive(torch.cat([image_tokens_BND, latents_BLD, fresh], dim=1))
+
+    def read_out(self, latents_BLD: Tensor) -> Bottleneck:
+        """Latents to codes for the decoder."""
+        continuous_BLC = self.encoder_ln_post(latents_BLD)
+        if self.config.bottleneck != "unfactorised":
+            continuous_BLC = self.pre_quantizer_mlp(continuous_BLC)
+        quantized = self.quantize(continuous_BLC) if self.config.bottleneck == "quantized" else None
+        return Bottleneck(continuous_BLC if quantized is None else quantized.quantized, continuous_BLC, quantized)
+
+    @property
+    def decoder_query_ND(self) -> Tensor:
+        """Class and mask tokens with their positions, as they enter the decoder."""
+        mask_tokens = self.decoder_mask_token[0].expand(self.num_image_tokens - 1, -1)
+        return torch.cat([self.decoder_class_embedding, mask_tokens]) + self.decoder_positional_embedding
+
+    def predict(self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None) -> Prediction:
+        """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
+        decoded_BNV = self.decoder.decode(codes_BLC, self.decoder_query_ND, lengths_B)
+        return self.base_tokenizer.predict(decoded_BNV, target_BN)
+
+    def halted(self, prediction: Prediction, base: BaseTokens, draw: HaltingDraw) -> Tensor:
+        """Image tokens that are described well enough to be masked. (B, N - 1) bool"""
+        threshold = self.config.halting_threshold
+        if prediction.p_target_BN is not None:
+            p = prediction.p_target_BN.detach()
+            return draw(p) & (p >= (0.55 if threshold is None else threshold))
+        error = (prediction.code_BNC.detach() - base.code_BNC).abs().mean(-1)
+        if self.config.quirks.vae_halting_masks_nothing:
+            return torch.zeros_like(error, dtype=torch.bool)
+        return error < (0.025 if threshold is None else threshold)
+
+    # Whole images.
+
+    def rollout(
+        self,
+        images: Tensor,
+        *,
+        base: BaseTokens | None = None,
+        predict_at: Collection[int] | None = None,
+        generator: torch.Generator | None = None,
+        halting_draw: HaltingDraw | None = None,
+    ) -> Rollout:
+        """Run the recurrent encoder, one :class:`alit.rollout.Iteration` at a time.
+
+        Args:
+            images: (B, 3, height, width) floating point in [0, 1], of the configured size.
+            base: their base tokens, if they are known already.
+            predict_at: iterations (from 0) after which the decoder runs; all by default.
+            generator: source of randomness for posterior and halting; evaluation is deterministic without one.
+            halting_draw: replaces the Bernoulli draw of halting.
+
+        Raises:
+            TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
+        """
+        self._check_images(images)
+        for index in predict_at or ():
+            if not 0 <= index < self.config.iterations:
+                raise ValueError(f"predict_at: expected iterations in 0..{self.config.iterations - 1}, got {index}")
+        quirks = self.config.quirks
+        if base is None:
+            sample = self.training or quirks.random_posterior_in_evaluation or generator is not None
+            base = self.base_tokenizer.encode(images, sample=sample, generator=generator)
+        if halting_draw is None:
+            random = self.training or quirks.random_halting_in_evaluation or generator is not None
+
+            def halting_draw(p: Tensor) -> Tensor:
+                return torch.bernoulli(p, generator=generator).bool() if random else torch.ones_like(p, dtype=torch.bool)
+
+        return Rollout(self, images, base, predict_at=predict_at, halting_draw=halting_draw)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Tensor, criterion: Criterion, *, generator: torch.Generator | None = None
+    ) -> TokenSequence:
+        """Tokens of each image, as many as the criterion asks for.
+
+        An image leaves the batch as soon as it is done, or after the last iteration.
+
+        Args:
+            images: (B, 3, height, width) floating point in [0, 1], of the configured size.
+            criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError` or anything with their protocol.
+            generator: as for :meth:`rollout`.
+
+        Returns:
+            Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
+
+        Raises:
+            TypeError, ValueError: as :meth:`rollout`; a criterion that does not fit the model or returns a wrong shape.
+        """
+        if isinstance(criterion, FixedLength):
+            criterion.check(self, images.shape[0])
+        predict_at = None if criterion.needs_prediction else ()
+        rollout = self.rollout(images, predict_at=predict_at, generator=generator)
+        if self.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
+            return self._encode_by_batch_mean(rollout, criterion)
+        finished: list[TokenSequence | None] = [None] * images.shape[0]
+        smallest = torch.full((images.shape[0],), torch.inf)
+        for iteration in rollout:
+            done = criterion(iteration, self)
+            if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
+                raise ValueError(
+                    f"criterion: expected ({iteration.batch_size},) bool, got {tuple(done.shape)} {done.dtype}"
+                )
+            last = iteration.index == self.config.iterations - 1
+            store = done | last
+            if self.config.quirks.best_iteration_fallback and hasattr(criterion, "error"):
+                error = criterion.error(iteration, self).cpu()
+                rows = iteration.image_index_B.cpu()
+                better = error < smallest[rows]
+                smallest[rows] = torch.minimum(smallest[rows], error)
+                store = done | better.to(done.device)
+            self._store(finished, iteration, store)
+            if bool(done.all()):
+                break
+            rollout.keep(~done)
+        return TokenSequence.concatenate([sequence for sequence in finished if sequence is not None])
+
+    def _encode_by_batch_mean(self, rollout: Rollout, criterion: Any) -> TokenSequence:
+        """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
+        iterations = list(rollout)
+        errors = [float(criterion.error(iteration, self).mean()) for iteration in iterations]
+        fallback = min(range(len(errors)), key=errors.__getitem__) if self.config.quirks.best_iteration_fallback else -1
+        chosen = next((i for i, error in enumerate(errors) if error < criterion.threshold), fallback)
+        finished: list[TokenSequence | None] = [None] * iterations[chosen].batch_size
+        self._store(finished, iterations[chosen], torch.ones(len(finished), dtype=torch.bool))
+        return TokenSequence.concatenate([sequence for sequence in finished if sequence is not None])
+
+    def _store(self, finished: list[TokenSequence | None], iteration: Iteration, images: Tensor) -> None:
+        bottleneck = iteration.bottleneck
+        if bottleneck.quantized is None or self.config.quirks.unquantized_tokens:
+            tokens = bottleneck.continuous_BLC
+        else:
+            tokens = bottleneck.quantized.index
+        lengths = torch.full((1,), iteration.num_tokens, device=tokens.device)
+        for row in images.nonzero()[:, 0].tolist():
+            finished[int(iteration.image_index_B[row])] = TokenSequence.from_padded(tokens[row : row + 1], lengths)
+
+    @torch.no_grad()
+    def decode(self, tokens: TokenSequence) -> Tensor:
+        """Images (B, 3, height, width), about [0, 1], not clamped.
+
+        Raises:
+            ValueError: tokens that do not fit the model: kind, channels, index or length out of range.
+        """
+        self._check_tokens(tokens)
+        tokens = tokens.to(self.encoder_mask_token.device)
+        if tokens.indices is not None:
+            codes_BLC = self.codes(tokens.padded().long())
+        elif self.config.bottleneck == "quantized":
+            codes_BLC = self.quantize(tokens.padded()).quantized
+        else:
+            codes_BLC = tokens.padded()
+        equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
+        prediction = self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths)
+        return self.base_tokenizer.pixels(prediction.code_BNC, self.config.grid)
+
+    def codes(self, index: Tensor) -> Tensor:
+        """Codes (..., C) of indices, normalised as the decoder was trained on them (raw in compatibility mode)."""
+        if self.config.quirks.raw_codebook_entries:
+            return self.quantize.embedding(index)
+        return self.quantize.codes(index)
+
+    def _check_images(self, images: Tensor) -> None:
+        height, width = self.config.image_size
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255")
+        if images.ndim != 4 or images.shape[1:] != (3, height, width):
+            raise ValueError(f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}")
+        if images.shape[0] == 0:
+            raise ValueError("images: expected at least one, got none")
+        if images.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = images.aminmax()
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}")
+
+    def _check_tokens(self, tokens: TokenSequence) -> None:
+        config = self.config
+        if len(tokens) == 0:
+            raise ValueError("tokens: expected at least one sequence, got none")
+        if int(tokens.lengths.max()) > config.max_tokens:
+            raise ValueError(f"tokens: expected at most {config.max_tokens} per image, got {int(tokens.lengths.max())}")
+        if tokens.indices is not None:
+            if config.bottleneck != "quantized":
+                raise ValueError(f"tokens: expected latents, the model is {config.bottleneck}, got indices")
+            low, high = (int(x) for x in tokens.indices.aminmax()) if len(tokens.indices) else (0, 0)
+            if low < 0 or high >= config.codebook_size:
+                raise ValueError(f"tokens: expected indices in 0..{config.codebook_size - 1}, got {low}..{high}")
+        else:
+            channels = config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim
+            if tokens.rows.shape[1] != channels:
+                raise ValueError(f"tokens: expected latents of {channels} channels, got {tokens.rows.shape[1]}")
