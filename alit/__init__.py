@@ -1,0 +1,38 @@
+"""Adaptive-length image tokenization: an image in as few tokens as it needs."""
+
+from .checkpoint import CheckpointError
+from .config import (
+    AdaptiveTokenizerConfig,
+    DCTConfig,
+    KLVAEConfig,
+    Quirks,
+    TransformerConfig,
+    VQGANConfig,
+)
+from .criteria import CodeError, Criterion, FixedLength, MaxL1
+from .losses import Stage1Loss, stage1_loss
+from .rollout import Iteration, Rollout
+from .sequence import TokenSequence
+from .tokenizer import AdaptiveTokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveTokenizer",
+    "AdaptiveTokenizerConfig",
+    "CheckpointError",
+    "CodeError",
+    "Criterion",
+    "DCTConfig",
+    "FixedLength",
+    "Iteration",
+    "KLVAEConfig",
+    "MaxL1",
+    "Quirks",
+    "Rollout",
+    "Stage1Loss",
+    "TokenSequence",
+    "TransformerConfig",
+    "VQGANConfig",
+    "stage1_loss",
+]

@@ -1,0 +1,79 @@
+"""Stage 1: latent distillation. The decoder learns to predict the base tokens after every iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from ..rollout import Iteration
+from ..tokenizer import AdaptiveTokenizer
+
+#: Published weight of the main term of each iteration; later iterations have weight 1.
+WEIGHTS = (2.5, 2.0, 1.5, 1.25)
+
+
+class IterationLoss(NamedTuple):
+    """Scalars of one iteration; ``nll`` (nats) is None where the base has no codebook."""
+
+    nll: Tensor | None
+    code: Tensor
+    quantization: Tensor
+
+
+class Stage1Loss(NamedTuple):
+    """``total``, and its terms by iteration number."""
+
+    total: Tensor
+    iterations: dict[int, IterationLoss]
+
+
+def stage1_loss(
+    model: AdaptiveTokenizer,
+    images: Tensor,
+    *,
+    at: Collection[int] | None = None,
+    weights: Sequence[float] = WEIGHTS,
+    **rollout_options: Any,
+) -> Stage1Loss:
+    """Published stage-1 loss, summed over iterations.
+
+    With a codebook: weight * cross-entropy + mse(expected code, true code) + quantizer loss; without: weight * mse +
+    quantizer loss. Means over all tokens and elements; gradients flow through all iterations.
+
+    Args:
+        images: (B, 3, height, width) in [0, 1].
+        at: iterations (from 0) whose loss counts; all by default. The rollout ends with the last of them.
+        weights: by iteration number; 1 beyond its end.
+        rollout_options: passed to :meth:`alit.AdaptiveTokenizer.rollout`.
+
+    Raises:
+        ValueError: ``at`` is empty or holds what is no iteration; wrong images.
+    """
+    at = range(model.config.iterations) if at is None else at
+    if not at:
+        raise ValueError("at: expected at least one iteration, got none")
+    terms: dict[int, IterationLoss] = {}
+    total = torch.zeros((), device=images.device)
+    for iteration in model.rollout(images, predict_at=at, **rollout_options):
+        if iteration.index in at:
+            weight = weights[iteration.index] if iteration.index < len(weights) else 1.0
+            terms[iteration.index] = term = _terms(iteration)
+            if term.nll is None:
+                total = total + weight * term.code + term.quantization
+            else:
+                total = total + weight * term.nll + term.code + term.quantization
+        if iteration.index == max(at):
+            break
+    return Stage1Loss(total, terms)
+
+
+def _terms(iteration: Iteration) -> IterationLoss:
+    prediction, quantized = iteration.prediction, iteration.bottleneck.quantized
+    assert prediction is not None
+    nll = None if prediction.nll_BN is None else prediction.nll_BN.mean()
+    code = mse_loss(prediction.code_BNC.float(), iteration.base.code_BNC.float())
+    return IterationLoss(nll, code, code.new_zeros(()) if quantized is None else quantized.loss)
