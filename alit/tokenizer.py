@@ -211,7 +211,12 @@ class AdaptiveTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, images: Tensor, criterion: Criterion, *, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        criterion: Criterion,
+        *,
+        base: BaseTokens | None = None,
+        generator: torch.Generator | None = None,
     ) -> TokenSequence:
         """Tokens of each image, as many as the criterion asks for.
 
@@ -220,7 +225,7 @@ class AdaptiveTokenizer(nn.Module):
         Args:
             images: (B, 3, height, width) floating point in [0, 1], of the configured size.
             criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError` or anything with their protocol.
-            generator: as for :meth:`rollout`.
+            base, generator: as for :meth:`rollout`.
 
         Returns:
             Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
@@ -231,7 +236,7 @@ class AdaptiveTokenizer(nn.Module):
         if isinstance(criterion, FixedLength):
             criterion.check(self, images.shape[0])
         predict_at = None if criterion.needs_prediction else ()
-        rollout = self.rollout(images, predict_at=predict_at, generator=generator)
+        rollout = self.rollout(images, base=base, predict_at=predict_at, generator=generator)
         if self.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
             return self._encode_by_batch_mean(rollout, criterion)
         finished: list[TokenSequence | None] = [None] * images.shape[0]

@@ -60,12 +60,13 @@ class VectorQuantizer(nn.Module):
         With EMA the codebook receives no gradient, so ``loss`` is the commitment loss alone. ``mask`` (...) is True where
         a vector takes part.
         """
-        result = vector_quantize(
-            z, self.embedding.weight, metric=self.metric, commitment=self.commitment, mask=mask
-        )
+        updates = self.ema_decay is not None and self.training
+        # The backward needs the codebook as it was before the update, which happens in place.
+        codebook = self.embedding.weight.clone() if updates else self.embedding.weight
+        result = vector_quantize(z, codebook, metric=self.metric, commitment=self.commitment, mask=mask)
         if self.ema_decay is None:
             return result
-        if self.training:
+        if updates:
             self.update_codebook(z, result.index, mask)
         return result._replace(loss=result.commitment_loss)
 

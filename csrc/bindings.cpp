@@ -1,0 +1,65 @@
+// Python bindings of the C++ core. No torch header: kernels take pointers, sizes, strides and a thread count.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::string instruction_set() {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) return "avx512";
+  if (__builtin_cpu_supports("avx2")) return "avx2";
+#endif
+  return "baseline";
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = ALIT_VERSION;
+  info["compiler"] = __VERSION__;
+  info["build_type"] = ALIT_BUILD_TYPE;
+  info["instruction_set"] = instruction_set();
+  info["threads"] = std::thread::hardware_concurrency();
+  info["cuda"] = false;
+  return info;
+}
+
+// The pieces a kernel would get, in order; fails in the piece that holds `fail_at`.
+std::vector<std::pair<std::int64_t, std::int64_t>> parallel_ranges(std::int64_t total, std::int64_t grain, int threads,
+                                                                   std::int64_t fail_at) {
+  std::mutex mutex;
+  std::vector<std::pair<std::int64_t, std::int64_t>> ranges;
+  alit::parallel_for(total, grain, threads, [&](std::int64_t begin, std::int64_t end) {
+    if (begin <= fail_at && fail_at < end) throw std::runtime_error("failed at " + std::to_string(fail_at));
+    // A nested call must not wait for the pool that runs this piece.
+    std::int64_t inner = 0;
+    alit::parallel_for(end - begin, 1, threads, [&](std::int64_t b, std::int64_t e) { inner += e - b; });
+    if (inner != end - begin) throw std::logic_error("nested parallel_for missed a part of its range");
+    std::lock_guard<std::mutex> lock(mutex);
+    ranges.emplace_back(begin, end);
+  });
+  std::sort(ranges.begin(), ranges.end());
+  return ranges;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled core of alit_kernels.";
+  module.def("build_info", &build_info, "Version, compiler, instruction set chosen at run time, hardware threads.");
+  module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
+             py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
+             "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
+}

@@ -1,0 +1,54 @@
+"""Builds the C++ core with CMake and Ninja where a compiler is; without one the package installs in pure Python.
+
+torch is neither needed nor looked at: the core has no torch header.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def compiler() -> str | None:
+    """The C++ compiler CMake would find, or None."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    return next((found for name in candidates if (found := shutil.which(name.split()[0]))), None)
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, extension: Extension) -> None:
+        if compiler() is None:
+            self.announce("no C++ compiler found: installing alit_kernels without its compiled core", level=4)
+            return
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        build = Path(self.build_temp).resolve() / "cmake"
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            *("cmake", "-S", str(ROOT / "csrc"), "-B", str(build), "-G", "Ninja"),
+            f"-DALIT_VERSION={self.distribution.get_version()}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DPYTHON_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build)], check=True)
+
+    def get_outputs(self) -> list[str]:
+        return [output for output in super().get_outputs() if Path(output).exists()]
+
+
+setup(
+    ext_modules=[Extension("alit_kernels._C", sources=[], optional=compiler() is None)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,389 @@
+"""Parity with the published system, on the tensors of the folder named by ALIT_GOLDEN_DIR.
+
+The folder's README says how each value was made and which tolerance it bears; those tolerances are used here:
+1e-4 for tokens, latents and logits, 5e-4 for pixels, 1e-6 relative for losses, 1e-5 relative for gradients, equality for
+indices and masks. Every dimension is taken from the folder's JSON files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, MaxL1, stage1_loss
+from alit.base import VQGAN, KLVAEBase, VQGANBase
+from alit.losses import Stage1Loss
+from alit.rollout import Iteration
+from alit_kernels.nn import VectorQuantizer
+
+from .golden import Golden
+
+FOLDER = os.environ.get("ALIT_GOLDEN_DIR")
+if not FOLDER:
+    pytest.skip("ALIT_GOLDEN_DIR is not set: it names the folder of reference tensors", allow_module_level=True)
+GOLDEN = Golden(Path(FOLDER))
+BASES, VARIANTS = ("vqgan", "vae"), ("quant", "cont", "nofact")
+TOKENS, PIXELS, LOSS, GRADIENT = 1e-4, 5e-4, 1e-6, 1e-5
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    assert actual.shape == expected.shape, what
+    error = (actual.double() - expected.double()).abs().max().item()
+    assert error <= tolerance, f"{what}: off by {error:.3g}, tolerance {tolerance:.3g}"
+
+
+def equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    assert torch.equal(actual.long(), expected.long()), f"{what}: {(actual != expected).sum()} differ"
+
+
+def relative(actual: float, expected: float, tolerance: float, what: str) -> None:
+    assert math.isclose(actual, expected, rel_tol=tolerance, abs_tol=1e-12), f"{what}: {actual} for {expected}"
+
+
+@pytest.mark.parametrize("name", GOLDEN.json("full_state_dict_keys")["models"])
+def test_state_dict_keys(name: str) -> None:
+    size, base, variant = name.split("/")
+    config = AdaptiveTokenizerConfig.of_size(size.removeprefix("alit_"), base=base, bottleneck=variant)
+    with torch.device("meta"):
+        own = {key: list(value.shape) for key, value in AdaptiveTokenizer(config).state_dict().items()}
+    stored = GOLDEN.json("full_state_dict_keys")["models"][name]["tensors"]
+    assert own == {key: shape for key, shape, *_ in stored if not key.startswith("gan_losses.")}
+
+
+def test_state_dict_keys_unfactorised() -> None:
+    entry = GOLDEN.json("full_state_dict_keys")["alit_small_vqgan_continuous_unfactorized_vs_factorized"]
+    with torch.device("meta"):
+        states = [
+            set(AdaptiveTokenizer.from_size("small", bottleneck=bottleneck).state_dict())
+            for bottleneck in ("continuous", "unfactorised")
+        ]
+    assert states[0] - states[1] == set(entry["missing"])
+    assert states[1] - states[0] == set(entry["extra"])
+
+
+@torch.no_grad()
+def test_vqgan() -> None:
+    expected, base = GOLDEN.tensors("vqgan_base"), GOLDEN.model("vqgan", "quant").base_tokenizer
+    assert isinstance(base, VQGANBase) and isinstance(base.vqgan, VQGAN)
+    z = base.vqgan.encoder(GOLDEN.images)
+    close(z, expected["z"], TOKENS, "z")
+    result, loss = base.vqgan.quantized(z)
+    equal(result.index, expected["indices"], "indices")
+    equal(base.encode(GOLDEN.images).target_BN, expected["indices"], "targets")
+    close(result.quantized.transpose(1, 2).view_as(z), expected["z_q"], TOKENS, "z_q")
+    relative(loss.item(), expected["emb_loss"].item(), LOSS, "emb_loss")
+    pixels = base.pixels(result.quantized, z.shape[2:])
+    close(pixels[:, :, ::4, ::4], expected["decode_zq_sub4"], PIXELS, "decode_zq")
+
+
+@torch.no_grad()
+def test_vae() -> None:
+    expected, base = GOLDEN.tensors("vae_base"), GOLDEN.model("vae", "quant").base_tokenizer
+    assert isinstance(base, KLVAEBase)
+    posterior = base.vae.encode(GOLDEN.images)
+    close(posterior.mean, expected["mean"], TOKENS, "mean")
+    close(posterior.logvar, expected["logvar"], TOKENS, "logvar")
+    close(posterior.sample(expected["noise"]) * base.scale, expected["tokens"], TOKENS, "tokens")
+    for actual, kl in zip(posterior.kl(), expected["kl"], strict=True):
+        relative(actual.item(), kl.item(), 1e-5, "kl")
+    close(base.vae.decode(posterior.mean)[:, :, ::4, ::4], expected["decode_mean_sub4"], PIXELS, "decode_mean")
+
+
+def captured(model: AdaptiveTokenizer, iteration: Iteration, prefix: str) -> dict[str, tuple[Tensor, float]]:
+    """Our value and tolerance of every tensor that the evaluation files may hold for an iteration."""
+    bottleneck, prediction = iteration.bottleneck, iteration.prediction
+    assert prediction is not None
+    pixels = model.base_tokenizer.pixels(prediction.code_BNC, model.config.grid)
+    values = {
+        "latent_tokens": (iteration.latents_BLD, TOKENS),
+        "class_and_image_tokens": (iteration.image_tokens_BND, TOKENS),
+        "latent_prequant": (bottleneck.continuous_BLC, TOKENS),
+        "decoded": (prediction.decoded_BNV, TOKENS),
+        "decoded_code": (prediction.code_BNC, TOKENS),
+        "recon_sub4": (pixels[:, :, ::4, ::4], PIXELS),
+        "recon_crop": (pixels[:, :, 96:160, 96:160], PIXELS),
+    }
+    if bottleneck.quantized is not None:
+        quantized = bottleneck.quantized
+        values |= {
+            "latent_quantized": (quantized.quantized, TOKENS),
+            "indices": (quantized.index, 0.0),
+            "quantizer_loss": (quantized.loss[None], LOSS * quantized.loss.item()),
+            "commitment_loss": (quantized.commitment_loss[None], LOSS * quantized.loss.item()),
+            "codebook_loss": (quantized.codebook_loss[None], LOSS * quantized.loss.item()),
+        }
+    return {prefix + name: value for name, value in values.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("base", BASES)
+def test_evaluation(base: str, variant: str) -> None:
+    model, scalars = GOLDEN.model(base, variant), GOLDEN.json(f"{base}_{variant}")
+    expected = dict(GOLDEN.tensors(f"{base}_{variant}_eval"))
+    shared = GOLDEN.json(f"{base}_{variant}").get("eval_keys_shared_with_quant_eval_file", [])
+    quant = GOLDEN.tensors(f"{base}_quant_eval")
+    expected |= {name: quant[name] for name in shared if name in quant}
+    tokens = GOLDEN.base_tokens(model, base)
+    values = {
+        "base/tokens": (tokens.tokens_BCHW, TOKENS),
+        "patch_embed": (model.patch_embed(GOLDEN.images), TOKENS),
+        "encoder_ln_pre/out": (model.first_input(GOLDEN.images, tokens), TOKENS),
+        "decoder_query": (model.decoder_query_ND[None], TOKENS),
+    }
+    if tokens.target_BN is not None:
+        values["base/gt_indices"] = (tokens.target_BN, 0.0)
+    rollout = model.rollout(GOLDEN.images, base=tokens)
+    for iteration in rollout:
+        if iteration.index == 0:
+            values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
+        values |= captured(model, iteration, f"iter{iteration.index}/")
+        assert iteration.prediction is not None
+        pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        error = (pixels - GOLDEN.images).abs().mean().item()
+        assert abs(error - scalars["recon_l1_per_iteration"][iteration.index]) < PIXELS
+        mean, std = scalars["recon_mean_std"][iteration.index]
+        assert abs(pixels.mean().item() - mean) < PIXELS and abs(pixels.std().item() - std) < PIXELS
+        assert abs(iteration.prediction.decoded_BNV.std().item() - scalars["decoded_std"][iteration.index]) < TOKENS
+    for name, tensor in expected.items():
+        actual, tolerance = values[name]
+        close(actual, tensor, tolerance, name)
+
+
+@torch.no_grad()
+def test_sampled_codes() -> None:
+    """The published stage-1 pictures are decoded from sampled ids; the ids are given, the sampler is not compared."""
+    expected, model = GOLDEN.tensors("vqgan_quant_stage1_sampled_recon"), GOLDEN.model("vqgan", "quant")
+    base = model.base_tokenizer
+    for name in sorted({key.split("/")[0] for key in expected}):
+        pixels = base.pixels(base.codebook[expected[f"{name}/sampled_ids"].long()], model.config.grid)
+        close(pixels[:, :, ::4, ::4], expected[f"{name}/recon_sub4"], PIXELS, name)
+
+
+@pytest.mark.parametrize("variant", ("quant", "cont"))
+@pytest.mark.parametrize("base", BASES)
+def test_encode_rule(base: str, variant: str) -> None:
+    model = GOLDEN.model(base, variant)
+    with torch.no_grad():
+        tokens = GOLDEN.base_tokens(model, base)
+        iterations = list(model.rollout(GOLDEN.images, base=tokens))
+    rules = GOLDEN.json(f"{base}_{variant}")["encode_api"]
+    assert rules
+    for threshold, rule in rules.items():
+        sequence = model.encode(GOLDEN.images, MaxL1(float(threshold)), base=tokens)
+        assert sequence.lengths.tolist() == [rule["returned_num_latents"]] * len(GOLDEN.images)
+        iteration = iterations[rule["returned_iteration"]]
+        assert iteration.num_tokens == rule["returned_num_latents"]
+        with torch.no_grad():
+            error = MaxL1(float(threshold)).error(iteration, model).mean().item()
+        assert abs(error - rule["recon_l1"]) < PIXELS
+        assert sequence.latents is not None
+        close(sequence.padded(), iteration.bottleneck.continuous_BLC, TOKENS, "returned tokens")
+
+
+def check_training(model: AdaptiveTokenizer, loss: Stage1Loss, scalars: dict[str, Any], what: str) -> None:
+    relative(loss.total.item(), scalars["total_loss"], LOSS, f"{what} total")
+    actual = {}
+    for index, term in loss.iterations.items():
+        if term.nll is not None:
+            actual[f"nll_loss_{index}"] = term.nll.item()
+        actual[f"code_loss_{index}"] = term.code.item()
+        actual[f"quantization_loss_{index}"] = term.quantization.item()
+    assert scalars["per_iteration"].keys() <= actual.keys()
+    for name, value in actual.items():
+        # Where there is no quantizer its loss is 0 and not stored.
+        relative(value, scalars["per_iteration"].get(name, 0.0), LOSS, f"{what} {name}")
+    loss.total.backward()
+    norms = scalars["grad_norm"]
+    own = {name: p.grad for name, p in model.named_parameters() if not name.startswith("base_tokenizer.")}
+    assert own.keys() == norms.keys()
+    for name, norm in norms.items():
+        gradient = own[name]
+        assert (gradient is None) == (norm is None), f"{what}: gradient of {name}"
+        if gradient is not None:
+            relative(gradient.double().norm().item(), norm, GRADIENT, f"{what} gradient norm of {name}")
+
+
+def check_gradients(model: AdaptiveTokenizer, expected: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for key, gradient in expected.items():
+        if key.startswith("grad/"):
+            actual = parameters[key.removeprefix("grad/")].grad
+            assert actual is not None
+            error = (actual - gradient).double().norm() / gradient.double().norm()
+            assert error <= GRADIENT, f"{key}: relative error {error:.3g}"
+
+
+def training_model(base: str, variant: str, **overrides: Any) -> AdaptiveTokenizer:
+    model = GOLDEN.model(base, variant, **overrides).train()
+    model.base_tokenizer.eval()
+    return model
+
+
+def subsets(scalars: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    prefix = "train_stage1_subset_"
+    return [(key, [int(i) for i in key.removeprefix(prefix).split("_")]) for key in scalars if key.startswith(prefix)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("base", BASES)
+def test_training(base: str, variant: str) -> None:
+    scalars = GOLDEN.json(f"{base}_{variant}")
+    for key, at in [("train_stage1", None), *subsets(scalars)]:
+        model = training_model(base, variant)
+        with torch.no_grad():
+            tokens = GOLDEN.base_tokens(model, base)
+        weights = scalars["train_stage1"]["lambda_loss_weight"]
+        loss = stage1_loss(model, GOLDEN.images, at=at, base=tokens, weights=weights)
+        check_training(model, loss, scalars[key], key)
+        if at is None and (GOLDEN.folder / f"{base}_{variant}_train.safetensors").exists():
+            check_gradients(model, GOLDEN.tensors(f"{base}_{variant}_train"))
+
+
+def halting_variants() -> list[str]:
+    return [variant for variant in VARIANTS if "halting" in GOLDEN.json(f"vqgan_{variant}")]
+
+
+def stored_draws(name: str) -> Any:
+    draws = iter(GOLDEN.tensors(name)["raw_draw"].bool())
+    return lambda p: next(draws)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", halting_variants())
+def test_halting_evaluation(variant: str) -> None:
+    scalars, expected = GOLDEN.json(f"vqgan_{variant}")["halting"], GOLDEN.tensors(f"vqgan_{variant}_halting_eval")
+    model = GOLDEN.model("vqgan", variant, halting="mask", halting_threshold=scalars["threshold"])
+    rollout = model.rollout(GOLDEN.images, halting_draw=stored_draws(f"vqgan_{variant}_halting_eval"))
+    values: dict[str, tuple[Tensor, float]] = {}
+    for iteration in rollout:
+        index = iteration.index
+        assert iteration.halted is not None and iteration.prediction is not None
+        equal(iteration.halted, expected["final_mask"][index], f"mask {index}")
+        assert int(iteration.halted.sum()) == scalars["masked_tokens_per_iteration"][index]
+        close(iteration.prediction.p_target_BN, expected["p_gt"][index], TOKENS, f"p_gt {index}")
+        if index == 0:
+            values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
+        values |= captured(model, iteration, f"iter{index}/")
+    for name, tensor in expected.items():
+        if name not in ("final_mask", "p_gt", "raw_draw"):
+            actual, tolerance = values[name]
+            close(actual, tensor, tolerance, name)
+
+
+@pytest.mark.parametrize("variant", halting_variants())
+def test_halting_training(variant: str) -> None:
+    scalars = GOLDEN.json(f"vqgan_{variant}")["halting"]
+    draws, expected = f"vqgan_{variant}_halting_eval", GOLDEN.tensors(f"vqgan_{variant}_halting_train")
+    for key, at in [("train_stage1", None), *subsets(scalars)]:
+        model = training_model("vqgan", variant, halting="mask", halting_threshold=scalars["threshold"])
+        weights = scalars["train_stage1"]["lambda_loss_weight"]
+        draw = stored_draws(draws)
+        probabilities: list[Tensor] = []
+
+        def watched(p: Tensor, draw: Any = draw, seen: list[Tensor] = probabilities) -> Tensor:
+            seen.append(p)
+            return draw(p)
+
+        loss = stage1_loss(model, GOLDEN.images, at=at, weights=weights, halting_draw=watched)
+        check_training(model, loss, scalars[key], f"halting {key}")
+        if at is None:
+            close(torch.stack(probabilities), expected["train_p_gt"], TOKENS, "train_p_gt")
+            check_gradients(model, expected)
+        else:
+            assert len(probabilities) == scalars[key]["bernoulli_calls"]
+            bits = GOLDEN.tensors(draws)["raw_draw"].bool()
+            masked = [int((bits[i] & (p >= scalars["threshold"])).sum()) for i, p in enumerate(probabilities)]
+            assert masked == scalars[key]["masked_tokens"]
+
+
+def test_vae_halting_is_noop() -> None:
+    scalars = GOLDEN.json("vae_quant")
+    expected = scalars["halting_is_noop"]
+    model = training_model("vae", "quant", halting="mask", halting_threshold=expected["threshold"])
+    with torch.no_grad():
+        tokens = GOLDEN.base_tokens(model, "vae")
+    loss = stage1_loss(model, GOLDEN.images, base=tokens, weights=scalars["train_stage1"]["lambda_loss_weight"])
+    relative(loss.total.item(), expected["total_loss_halting_on"], LOSS, "total")
+    loss.total.backward()
+    zero = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
+    assert zero == expected["params_whose_gradient_becomes_zero_instead_of_none"]
+
+
+@pytest.mark.parametrize("case", sorted(GOLDEN.json("vector_quantizer")["cases"]))
+def test_vector_quantizer(case: str) -> None:
+    stored, tensors = GOLDEN.json("vector_quantizer"), GOLDEN.tensors("vector_quantizer")
+    options = stored["cases"][case]
+    expected = {key.removeprefix(f"{case}/"): value for key, value in tensors.items() if key.startswith(f"{case}/")}
+
+    def quantizer() -> VectorQuantizer:
+        module = VectorQuantizer(
+            stored["codebook_size"],
+            stored["token_size"],
+            metric="cosine" if options["use_l2_norm"] else "euclidean",
+            commitment=stored["commitment_cost"],
+            ema_decay=stored["ema_decay"] if options["ema_update"] else None,
+            ema_epsilon=stored["ema_eps"],
+        )
+        state = {"embedding.weight": tensors["codebook"]}
+        if options["ema_update"]:
+            state |= {"embed_avg": tensors["codebook"], "cluster_size": torch.zeros(stored["codebook_size"])}
+        module.load_state_dict(state)
+        return module
+
+    assert {k: list(v.shape) for k, v in quantizer().state_dict().items()} == options["state_dict"]
+    for mode in ("eval", "train"):
+        module = quantizer().train(mode == "train")
+        z = tensors["z"].clone().requires_grad_()
+        result = module(z)
+        equal(result.index, expected[f"{mode}/indices"], f"{mode} indices")
+        close(result.quantized, expected[f"{mode}/z_quantized"], 1e-6, f"{mode} z_quantized")
+        for name, loss in (
+            ("quantizer_loss", result.loss),
+            ("commitment_loss", result.commitment_loss),
+            ("codebook_loss", result.codebook_loss),
+        ):
+            relative(loss.item(), expected[f"{mode}/{name}"].item(), LOSS, f"{mode} {name}")
+            relative(loss.item(), options["scalars"][f"{mode}/{name}"], LOSS, f"{mode} {name}")
+    module = quantizer().train()
+    z = tensors["z"].clone().requires_grad_()
+    codebook = module.embedding.weight
+    result = module(z)
+    inputs = [z] if options["grad_codebook_none"] else [z, codebook]
+    gradients = torch.autograd.grad(result.loss, inputs, retain_graph=True)
+    for gradient, name in zip(gradients, ("grad_z_loss", "grad_codebook_loss"), strict=False):
+        close(gradient, expected[f"train/{name}"], 1e-8, name)
+    assert options["grad_codebook_none"] == (not codebook.requires_grad)
+    straight = (result.quantized * tensors["cotangent"]).sum()
+    relative(straight.item(), options["scalars"]["train/scalar_ste"], LOSS, "scalar_ste")
+    (gradient,) = torch.autograd.grad(straight, [z])
+    close(gradient, expected["train/grad_z_ste"], 1e-6 * expected["train/grad_z_ste"].abs().max().item(), "grad_z_ste")
+    # Published look-up returns raw rows; a soft index is a weighted average of them.
+    fresh = quantizer()
+    equal(fresh.embedding(torch.tensor([0, 5, stored["codebook_size"] - 1, 5])), expected["codebook_entry_1d"], "entry")
+    close(tensors["soft_indices"] @ fresh.embedding.weight, expected["codebook_entry_2d"], 1e-5, "soft entry")
+    if options["ema_update"]:
+        check_ema(quantizer().train(), tensors, expected, stored["cases"][case]["scalars"])
+
+
+def check_ema(
+    module: VectorQuantizer, tensors: dict[str, Tensor], expected: dict[str, Tensor], scalars: dict[str, float]
+) -> None:
+    for step, batch in ((1, "z"), (2, "z_second_batch")):
+        result = module(tensors[batch])
+        equal(result.index, expected[f"after_update{step}/indices_used"], f"indices of update {step}")
+        relative(result.loss.item(), scalars[f"after_update{step}/quantizer_loss"], LOSS, f"loss of update {step}")
+        for name, actual in (
+            ("cluster_size", module.cluster_size),
+            ("embed_avg", module.embed_avg),
+            ("embedding_weight", module.embedding.weight),
+        ):
+            wanted = expected[f"after_update{step}/{name}"]
+            error = (actual - wanted).abs() / wanted.abs().clamp(min=1e-6)
+            assert error.max() < 1e-5, f"{name} after update {step}: {error.max():.3g}"
