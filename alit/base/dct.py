@@ -13,15 +13,15 @@ from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
 #: RGB in [0, 1] to luma and two chroma planes (ITU-R BT.601).
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
-#: Amplitudes of the mean and of the other coefficients, for luma and each chroma plane.
-AMPLITUDES = ((0.2, 0.06), (0.065, 0.014), (0.065, 0.014))
+#: Standard deviation of a patch's mean in photographs, for luma and each chroma plane.
+AMPLITUDES = (0.2, 0.065, 0.065)
 
 
 class DCTBase(BaseTokenizer):
     """Tokens and targets are the lowest-frequency orthonormal DCT-II coefficients of each patch, normalised.
 
-    A coefficient at frequency (u, v) is divided by ``patch_size * amplitude / (u^2 + v^2)^0.6``, a fit to the fall-off of
-    photographs, so that every channel has a standard deviation near 1; images are centred on mid-grey first.
+    Images are centred on mid-grey, and each plane is divided by one constant that gives patch means a standard deviation
+    near 1; within a plane a squared code error then weighs all frequencies as the squared pixel error does.
     """
 
     discrete = False
@@ -41,11 +41,7 @@ class DCTBase(BaseTokenizer):
         inverse = torch.linalg.inv(colour)
         analysis, synthesis = [], []
         for plane, count in enumerate(self.counts):
-            mean, rest = AMPLITUDES[plane]
-            scale = torch.tensor(
-                [self.patch_size * (rest / (u * u + v * v) ** 0.6 if u or v else mean) for u, v in frequencies[:count]],
-                dtype=torch.float64,
-            )[:, None, None, None]
+            scale = self.patch_size * AMPLITUDES[plane]
             analysis.append(colour[plane][:, None, None] * basis[:count, None] / scale)
             synthesis.append(inverse[:, plane][:, None, None] * basis[:count, None] * scale)
         self.analysis: Tensor

@@ -1,0 +1,43 @@
+"""Reading and writing pictures: any mode and orientation in, float tensors in [0, 1] out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def load_square(path: str | Path, size: int) -> Tensor:
+    """A picture as RGB, its centre square resized (bicubic): (3, size, size) float32 in [0, 1].
+
+    Raises:
+        OSError: not a readable image.
+    """
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    return to_tensor(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image to (3, height, width) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, height, width), clamped to [0, 1] and rounded to 8 bits."""
+    levels = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG beside its final place, then move it there."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(descriptor, "wb") as file:
+        image.save(file, format="PNG")
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)

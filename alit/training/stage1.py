@@ -1,0 +1,100 @@
+"""The plain stage-1 loop: pictures in memory, one device, sampled iterations."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..losses import stage1_loss
+from ..tokenizer import AdaptiveTokenizer
+
+
+@dataclass(frozen=True)
+class Stage1Options:
+    """Options of :func:`train_stage1`; optimiser settings as published where they do not depend on scale.
+
+    Attributes:
+        seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
+        max_steps: stop after this many steps even if time is left.
+        warmup: fraction of the run.
+        iterations_per_step: iterations whose loss counts in a step, drawn anew each step; early ones, which cost less
+            and come first in every description, are drawn more often (probability falls with 1 / (1 + index)).
+    """
+
+    seconds: float = 90.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 3.0
+    warmup: float = 0.05
+    iterations_per_step: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0:
+            raise ValueError(f"seconds: expected more than 0, got {self.seconds}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+
+
+def train_stage1(
+    model: AdaptiveTokenizer,
+    images: Tensor,
+    options: Stage1Options | None = None,
+    *,
+    on_step: Callable[[int, float, float], None] | None = None,
+) -> list[float]:
+    """Train encoder, bottleneck and decoder on pictures; the base tokenizer stays as it is.
+
+    Args:
+        images: (N, 3, height, width) in [0, 1]; each step draws a batch with replacement and flips half of it.
+        on_step: called with step, elapsed fraction of the run, and mean code error (mse) of the step.
+
+    Returns:
+        The mean code error (mse over base-token channels) of each step.
+
+    Raises:
+        ValueError: wrong images; a loss that is not finite.
+    """
+    options = options or Stage1Options()
+    generator = torch.Generator().manual_seed(options.seed)
+    model.train()
+    model.base_tokenizer.eval().requires_grad_(False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
+    odds = 1 / torch.arange(1, model.config.iterations + 1, dtype=torch.float64)
+    errors: list[float] = []
+    start = time.monotonic()
+    while (done := (time.monotonic() - start) / options.seconds) < 1 and len(errors) != options.max_steps:
+        for group in optimiser.param_groups:
+            group["lr"] = options.learning_rate * _schedule(done, options.warmup)
+        batch = images[torch.randint(len(images), (options.batch_size,), generator=generator)]
+        flip = torch.rand(options.batch_size, generator=generator) < 0.5
+        batch = torch.where(flip[:, None, None, None], batch.flip(3), batch)
+        at = torch.multinomial(odds, options.iterations_per_step, generator=generator).tolist()
+        loss = stage1_loss(model, batch, at=at)
+        value = loss.total.item()
+        if not math.isfinite(value):
+            raise ValueError(f"loss: expected a finite value, got {value} at step {len(errors)}")
+        optimiser.zero_grad()
+        loss.total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, options.clip)
+        optimiser.step()
+        errors.append(sum(term.code.item() for term in loss.iterations.values()) / len(at))
+        if on_step is not None:
+            on_step(len(errors), (time.monotonic() - start) / options.seconds, errors[-1])
+    model.eval()
+    return errors
+
+
+def _schedule(done: float, warmup: float) -> float:
+    if done < warmup:
+        return max(done / warmup, 0.05)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))

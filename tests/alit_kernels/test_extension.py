@@ -1,0 +1,63 @@
+"""The compiled core: build information and thread pool."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from alit_kernels._library import extension
+
+core = extension()
+if core is None:
+    pytest.skip("the compiled core is not installed (no C++ compiler at installation)", allow_module_level=True)
+
+
+def test_build_info() -> None:
+    info = core.build_info()
+    assert info["version"] and info["instruction_set"] in ("avx512", "avx2", "baseline") and info["threads"] >= 1
+
+
+@pytest.mark.parametrize("threads", (0, 1, 2, 3, 16))
+@pytest.mark.parametrize(("total", "grain"), [(0, 1), (1, 1), (7, 3), (1000, 1), (1000, 999), (5, 0)])
+def test_ranges_cover_without_overlap(total: int, grain: int, threads: int) -> None:
+    ranges = core.parallel_ranges(total, grain, threads)
+    assert len(ranges) <= max(1, threads)
+    assert [row for begin, end in ranges for row in range(begin, end)] == list(range(total))
+
+
+def test_exception_reaches_the_caller_and_the_pool_survives() -> None:
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="failed at 50"):
+            core.parallel_ranges(100, 1, 4, 50)
+    assert len(core.parallel_ranges(100, 1, 4)) == 4
+
+
+def test_concurrent_callers() -> None:
+    """The GIL is released: several Python threads call at once, and each sees its whole range."""
+    failures = []
+
+    def call() -> None:
+        for _ in range(200):
+            if sum(end - begin for begin, end in core.parallel_ranges(64, 1, 3)) != 64:
+                failures.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive(), "deadlock"
+    assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_pool_after_fork() -> None:
+    """A forked worker (a data loader's) gets threads of its own."""
+    core.parallel_ranges(100, 1, 4)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if len(core.parallel_ranges(100, 1, 4)) == 4 else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0

@@ -1,0 +1,259 @@
+"""Registration: every op through opcheck and torch.compile, and what happens when something is missing or asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import alit_kernels as ak
+from alit_kernels import _library
+from alit_kernels._library import Op, ops
+from alit_kernels.attention import cases as attention_cases
+from alit_kernels.nn import SelfAttention, VectorQuantizer
+from alit_kernels.testing import assert_within_budget, nan_filled_empty
+
+PACKED = attention_cases.make(attention_cases.Case((3, 0, 5), 2, 8, spare=1))
+OFFSETS, LENGTHS = PACKED.offsets, torch.tensor([3, 0, 5])
+
+
+def leaf(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).requires_grad_()
+
+
+def samples() -> dict[str, tuple[Any, ...]]:
+    """Positional arguments of every op, without ``implementation``."""
+    q, k, v = (leaf(9, 2, 8) for _ in range(3))
+    dense = tuple(leaf(2, 4, 2, 8) for _ in range(3))
+    mask, index = torch.tensor([True, False, True, True, True, True]), torch.arange(6) % 5
+    target, select = torch.arange(6) % 5, torch.tensor([True, False, True])
+    lse, dense_lse = torch.randn(2, 9), torch.randn(2, 2, 4)
+    return {
+        "append": (leaf(9, 4), OFFSETS, leaf(2, 4), select, 13),
+        "append_backward": (torch.randn(13, 4), OFFSETS, OFFSETS + torch.tensor([0, 2, 2, 4], dtype=torch.int32), select, 9, 2, True),
+        "attention": (*dense, torch.ones(2, 4) > 0, 0.3),
+        "attention_backward": (torch.randn(2, 4, 2, 8), dense_lse, *(d.detach() for d in dense), dense[0].detach(), dense_lse, None, 0.3),
+        "attention_map": (q.detach(), k.detach(), lse, OFFSETS, 1, 4, 0, 2, 5, 0.3),
+        "codebook_statistics": (index, torch.randn(6, 4), 5, mask),
+        "compact": (leaf(9, 4), OFFSETS, torch.arange(9) % 2 == 0, 7),
+        "cumulative_offsets": (LENGTHS,),
+        "nearest_codeword": (torch.randn(6, 4), torch.randn(5, 4), "cosine", "ieee"),
+        "pack": (leaf(3, 6, 4), OFFSETS, 9),
+        "scatter_rows": (torch.randn(4, 3), torch.tensor([2, -1, 0, 5], dtype=torch.int32), 6),
+        "soft_codebook": (leaf(6, 5), leaf(5, 4), target),
+        "soft_codebook_backward": (torch.randn(6, 4), torch.randn(6), torch.randn(6), torch.randn(6, 5), torch.randn(5, 4), target),
+        "tail_mask": (leaf(3, 6, 4), LENGTHS, leaf(4)),
+        "tail_mask_backward": (torch.randn(3, 6, 4), LENGTHS),
+        "unpack": (leaf(9, 4), OFFSETS, 6, 0.5),
+        "varlen_attention": (q, k, v, OFFSETS, None, 5, 5, None, 0.3, True),
+        "varlen_attention_backward": (*(torch.randn(9, 2, 8), lse, q.detach(), k.detach(), v.detach(), q.detach(), lse, OFFSETS, None), 5, 5, None, 0.3, True),
+        "vector_quantize": (leaf(6, 4), leaf(5, 4), mask, "cosine", 0.25, "ieee", True),
+        "vector_quantize_backward": (*(torch.randn(6, 4), torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0)), torch.randn(6, 4), torch.randn(5, 4), index, mask, "cosine", 0.25, True),
+    }
+
+
+def test_every_op_has_a_sample() -> None:
+    assert samples().keys() == {name for name in ops() if not name.startswith("test_")}
+
+
+@pytest.mark.parametrize("name", sorted(samples()))
+def test_opcheck(name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.alit_kernels, name).default, (*samples()[name], "reference"))
+
+
+@pytest.mark.parametrize("name", sorted(samples()))
+def test_shows_in_the_profiler(name: str) -> None:
+    with torch.profiler.profile() as profile:
+        ops()[name](*samples()[name])
+    names = {event.key for event in profile.key_averages()}
+    assert f"alit_kernels::{name}" in names and f"alit_kernels::{name}[reference]" in names
+
+
+PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "attention": (lambda q, k, v: ak.attention(q, k, v), tuple(leaf(2, 4, 2, 8) for _ in range(3))),
+    "varlen_attention": (
+        lambda q, k, v: ak.varlen_attention(q, k, v, OFFSETS, max_length=5),
+        tuple(leaf(9, 2, 8) for _ in range(3)),
+    ),
+    "nearest_codeword": (lambda z, c: ak.nearest_codeword(z, c).float() + 0 * z.sum(), (leaf(6, 4), leaf(5, 4))),
+    "codebook_statistics": (
+        lambda z: ak.codebook_statistics(torch.arange(6) % 5, z, 5)[1] + 0 * z.sum(),
+        (leaf(6, 4),),
+    ),
+    "vector_quantize": (lambda z, c: sum(x.float().sum() for x in ak.vector_quantize(z, c)), (leaf(6, 4), leaf(5, 4))),
+    "soft_codebook": (
+        lambda x, c: sum(y.sum() for y in ak.soft_codebook(x, c, torch.arange(6) % 5)),
+        (leaf(6, 5), leaf(5, 4)),
+    ),
+    "attention_map": (
+        lambda q: ak.attention_map(q, q, torch.zeros(2, 9), OFFSETS, queries=range(1, 3), keys=range(2), max_length=5).detach()
+        + 0 * q.sum(),
+        (leaf(9, 2, 8),),
+    ),
+    "pack": (lambda x: ak.pack(x, LENGTHS, capacity=9)[0], (leaf(3, 6, 4),)),
+    "unpack": (lambda x: ak.unpack(x, OFFSETS, max_length=6), (leaf(9, 4),)),
+    "compact": (lambda x: ak.compact(x, OFFSETS, torch.arange(9) % 2 == 0, capacity=7)[0], (leaf(9, 4),)),
+    "append": (lambda x, r: ak.append(x, OFFSETS, r, capacity=15)[0], (leaf(9, 4), leaf(2, 4))),
+    "tail_mask": (lambda x, f: ak.tail_mask(x, LENGTHS, f), (leaf(3, 6, 4), leaf(4))),
+    "SelfAttention": (lambda x: SELF_ATTENTION(x, OFFSETS, max_length=5), (leaf(9, 16),)),
+    "VectorQuantizer": (lambda z: QUANTIZER(z).loss, (leaf(6, 4),)),
+}
+SELF_ATTENTION, QUANTIZER = SelfAttention(16, 2), VectorQuantizer(5, 4).eval()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_compiles_without_graph_break(name: str) -> None:
+    function, inputs = PUBLIC[name]
+
+    def run(f: Callable[..., Any]) -> list[Tensor]:
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        out = f(*leaves)
+        out.sum().backward()
+        return [out.detach(), *(x.grad for x in leaves)]
+
+    eager = run(function)
+    torch._dynamo.reset()
+    for ours, expected in zip(run(torch.compile(function, fullgraph=True, backend="aot_eager")), eager, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_no_recompilation_on_lengths() -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def run(x: Tensor, offsets: Tensor) -> Tensor:
+        return ak.varlen_attention(x, x, x, offsets, max_length=9)
+
+    for first in (1, 4, 9):
+        run(torch.randn(9, 2, 8), torch.tensor([0, first, 9], dtype=torch.int32))
+    assert counter.frame_count == 1
+
+
+def test_missing_backward_fails() -> None:
+    """An op without a backward must not be differentiated through its reference."""
+    op = Op("test_no_backward(Tensor x) -> Tensor", reference=lambda x: x * 2, fake=torch.empty_like)
+    x = torch.ones(2, requires_grad=True)
+    out = op(x)
+    assert out.requires_grad
+    with pytest.raises(RuntimeError, match="test_no_backward"):
+        out.sum().backward()
+    assert x.grad is None
+
+
+def test_double_backward_vmap_and_forward_mode_raise_by_name() -> None:
+    q = torch.randn(1, 3, 1, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ak.attention(q, q, q).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="alit_kernels::attention_backward"):
+        gradient.sum().backward()
+    with pytest.raises(NotImplementedError, match="alit_kernels.attention does not support torch.vmap"):
+        torch.vmap(lambda x: ak.attention(x, x, x))(torch.randn(2, 1, 3, 1, 4))
+    with pytest.raises(NotImplementedError, match="alit_kernels.attention does not support forward-mode"):
+        torch.func.jvp(lambda x: ak.attention(x, x, x), (q.detach(),), (torch.ones_like(q),))
+
+
+def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def other(x: Tensor) -> Tensor:
+        calls.append("cpp")
+        return x * 2
+
+    op = Op("test_choice(Tensor x) -> Tensor", reference=lambda x: x * 2, fake=torch.empty_like, others={"cpp": other})
+    monkeypatch.setattr(_library, "available", lambda name, device: "" if name == "cpp" else "not here")
+    op(torch.ones(2))
+    assert calls == ["cpp"], "auto takes C++ on the CPU"
+    op(torch.ones(2), implementation="reference")
+    op(torch.ones(2, dtype=torch.float64))
+    assert calls == ["cpp"], "float64 and an explicit choice take the reference"
+    monkeypatch.setenv("ALIT_KERNELS_IMPLEMENTATION", "reference")
+    op(torch.ones(2))
+    assert calls == ["cpp"], "the environment variable replaces auto"
+    with pytest.raises(ValueError, match="implementation='triton' of alit_kernels.test_choice cannot run: this op has"):
+        op(torch.ones(2), implementation="triton")
+    monkeypatch.setattr(_library, "available", lambda name, device: "broken")
+    with pytest.raises(ValueError, match="cannot run: broken"):
+        op(torch.ones(2), implementation="cpp")
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "triton" or name.startswith("triton.") or name == "alit_kernels._C":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+import torch, alit_kernels as ak
+assert "alit" not in sys.modules, "alit_kernels imports alit"
+q = torch.randn(1, 3, 2, 4)
+assert ak.attention(q, q, q).shape == q.shape
+assert ak.nearest_codeword(torch.randn(3, 2), torch.randn(5, 2)).shape == (3,)
+try:
+    ak.attention(q, q, q, implementation="triton")
+except ValueError as error:
+    assert "triton" in str(error)
+else:
+    raise SystemExit("an explicit choice that cannot run was accepted")
+print("fine")
+"""
+
+
+def test_imports_without_triton_and_extension() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_broken_extension_raises() -> None:
+    script = (
+        "import sys, types, importlib.abc, importlib.machinery\n"
+        "class Broken(importlib.abc.Loader):\n"
+        "    def create_module(self, spec): raise ImportError('undefined symbol')\n"
+        "    def exec_module(self, module): pass\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'alit_kernels._C': return importlib.machinery.ModuleSpec(name, Broken())\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from alit_kernels._library import extension\n"
+        "extension()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "undefined symbol" in done.stderr
+
+
+def test_report_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "alit_kernels"], capture_output=True, text=True, check=True)
+    assert "what implementation='auto' runs" in done.stdout and "varlen_attention" in done.stdout
+
+
+def test_nan_filled_empty() -> None:
+    with nan_filled_empty():
+        assert torch.empty(3).isnan().all() and torch.empty_like(torch.ones(2)).isnan().all()
+        assert torch.ones(2).new_empty(4, dtype=torch.int32).eq(-(2**31)).all()
+
+
+def test_budget_can_fail() -> None:
+    exact = torch.randn(50, dtype=torch.float64)
+    eager = exact.float()
+    assert_within_budget(eager, eager, exact)
+    with pytest.raises(AssertionError, match="error"):
+        assert_within_budget(eager + 1e-5, eager, exact)
+    with pytest.raises(AssertionError, match="finite in other places"):
+        assert_within_budget(torch.where(eager > 0, eager, torch.nan), eager, exact)
+
+
+def test_self_attention_matches_torch() -> None:
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    ours = SelfAttention(16, 4)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0])
+    packed = ours(x.flatten(0, 1), torch.tensor([0, 5, 10], dtype=torch.int32), max_length=5)
+    torch.testing.assert_close(packed.view_as(x), ours(x))
+    with pytest.raises(ValueError, match="heads"):
+        SelfAttention(16, 3)
