@@ -22,8 +22,10 @@ class Stage1Options:
         seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
         max_steps: stop after this many steps even if time is left.
         warmup: fraction of the run.
-        iterations_per_step: iterations whose loss counts in a step, drawn anew each step; early ones, which cost less
-            and come first in every description, are drawn more often (probability falls with 1 / (1 + index)).
+        first_only: fraction of the run, at its start, in which only the first iteration counts. Then every step adds one
+            later iteration, drawn from a range that grows to all of them until three quarters of the run: a latent has
+            to carry something before the recurrence can refine it.
+        flip: mirror half of the pictures.
     """
 
     seconds: float = 90.0
@@ -33,8 +35,9 @@ class Stage1Options:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 3.0
-    warmup: float = 0.05
-    iterations_per_step: int = 1
+    warmup: float = 0.03
+    first_only: float = 0.3
+    flip: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,31 +57,33 @@ def train_stage1(
     """Train encoder, bottleneck and decoder on pictures; the base tokenizer stays as it is.
 
     Args:
-        images: (N, 3, height, width) in [0, 1]; each step draws a batch with replacement and flips half of it.
+        images: (N, 3, height, width) in [0, 1]; each step draws a batch without replacement.
         on_step: called with step, elapsed fraction of the run, and mean code error (mse) of the step.
 
     Returns:
         The mean code error (mse over base-token channels) of each step.
 
     Raises:
-        ValueError: wrong images; a loss that is not finite.
+        ValueError: wrong images, fewer than a batch; a loss that is not finite.
     """
     options = options or Stage1Options()
+    if len(images) < options.batch_size:
+        raise ValueError(f"images: expected at least a batch of {options.batch_size}, got {len(images)}")
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
     model.base_tokenizer.eval().requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
-    odds = 1 / torch.arange(1, model.config.iterations + 1, dtype=torch.float64)
     errors: list[float] = []
     start = time.monotonic()
     while (done := (time.monotonic() - start) / options.seconds) < 1 and len(errors) != options.max_steps:
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * _schedule(done, options.warmup)
-        batch = images[torch.randint(len(images), (options.batch_size,), generator=generator)]
-        flip = torch.rand(options.batch_size, generator=generator) < 0.5
-        batch = torch.where(flip[:, None, None, None], batch.flip(3), batch)
-        at = torch.multinomial(odds, options.iterations_per_step, generator=generator).tolist()
+        batch = images[torch.randperm(len(images), generator=generator)[: options.batch_size]]
+        if options.flip:
+            mirrored = torch.rand(options.batch_size, generator=generator) < 0.5
+            batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
+        at = _sampled_iterations(done, options.first_only, model.config.iterations, generator)
         loss = stage1_loss(model, batch, at=at)
         value = loss.total.item()
         if not math.isfinite(value):
@@ -92,6 +97,14 @@ def train_stage1(
             on_step(len(errors), (time.monotonic() - start) / options.seconds, errors[-1])
     model.eval()
     return errors
+
+
+def _sampled_iterations(done: float, first_only: float, iterations: int, generator: torch.Generator) -> list[int]:
+    if done < first_only or iterations == 1:
+        return [0]
+    growth = min(1.0, (done - first_only) / max(0.75 - first_only, 1e-6))
+    latest = max(1, round(growth * (iterations - 1)))
+    return [0, int(torch.randint(1, latest + 1, (1,), generator=generator))]
 
 
 def _schedule(done: float, warmup: float) -> float:

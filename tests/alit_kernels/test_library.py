@@ -150,7 +150,7 @@ def test_missing_backward_fails() -> None:
 def test_double_backward_vmap_and_forward_mode_raise_by_name() -> None:
     q = torch.randn(1, 3, 1, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(ak.attention(q, q, q).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="alit_kernels::attention_backward"):
+    with pytest.raises(RuntimeError, match=r"alit_kernels.attention_backward"):
         gradient.sum().backward()
     with pytest.raises(NotImplementedError, match="alit_kernels.attention does not support torch.vmap"):
         torch.vmap(lambda x: ak.attention(x, x, x))(torch.randn(2, 1, 3, 1, 4))

@@ -1,0 +1,139 @@
+"""``alit demo``: a nano tokenizer trained live on the photographs that ship inside scikit-image."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import matplotlib
+import skimage
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from .criteria import FixedLength, MaxL1
+from .images import load_square, save_image, to_image
+from .tokenizer import AdaptiveTokenizer
+from .training import Stage1Options, train_stage1
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+PHOTOGRAPHS = (
+    *("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"),
+    *("coins.png", "moon.png", "brick.png", "retina.jpg", "hubble_deep_field.jpg", "ihc.png"),
+)
+
+
+def photographs(size: int) -> dict[str, Tensor]:
+    """scikit-image's photographs by name, (3, size, size) in [0, 1]."""
+    folder = Path(skimage.__file__).parent / "data"
+    return {Path(name).stem: load_square(folder / name, size) for name in PHOTOGRAPHS}
+
+
+def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Console) -> None:
+    """Train, then write ``reconstructions.png``, ``error.png`` and ``loss.png`` to ``output``.
+
+    Raises:
+        ValueError: an image size that does not fit.
+        OSError: ``output`` cannot be written.
+    """
+    start = time.monotonic()
+    torch.manual_seed(seed)
+    output.mkdir(parents=True, exist_ok=True)
+    model = AdaptiveTokenizer.from_size(
+        "nano", base="dct", bottleneck="continuous", image_size=image_size, latents_per_iteration=8
+    )
+    photos = photographs(image_size)
+    images = torch.stack(list(photos.values()))
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    console.print(f"nano tokenizer, {count:.1f} M parameters, DCT base, trained {seconds:.0f} s on {len(images)} photographs")
+    errors = _train(model, images, Stage1Options(seconds=seconds, batch_size=len(images), flip=False, seed=seed), console)
+    console.print(f"{len(errors)} steps, code error {_mean(errors[:10]):.4f} at first, {_mean(errors[-10:]):.4f} at last")
+
+    rows, l1 = [], []
+    lengths = [model.config.latents_per_iteration * (i + 1) for i in range(model.config.iterations)]
+    for length in lengths:
+        decoded = model.decode(model.encode(images, FixedLength(length)))
+        rows.append(decoded)
+        l1.append((decoded - images).abs().mean((1, 2, 3)))
+    table = torch.stack(l1, dim=1)
+    save_image(_contact_sheet(list(photos), images, rows, lengths, table), output / "reconstructions.png")
+    _plot_error(list(photos), lengths, table, output / "error.png")
+    _plot_loss(errors, output / "loss.png")
+    _report(model, list(photos), images, table, console)
+    console.print(f"pictures in {output.resolve()} after {time.monotonic() - start:.0f} s")
+
+
+def _train(model: AdaptiveTokenizer, images: Tensor, options: Stage1Options, console: Console) -> list[float]:
+    columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("code error {task.fields[error]:.4f}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("training", total=1.0, step=0, error=float("nan"))
+
+        def on_step(step: int, done: float, error: float) -> None:
+            progress.update(task, completed=min(done, 1.0), step=step, error=error)
+
+        return train_stage1(model, images, options, on_step=on_step)
+
+
+def _report(model: AdaptiveTokenizer, names: list[str], images: Tensor, table: Tensor, console: Console) -> None:
+    """Tokens per photograph at one error threshold: what a criterion does."""
+    threshold = float(table.min(dim=1).values.median())
+    lengths = model.encode(images, MaxL1(threshold)).lengths.tolist()
+    view = Table("photograph", "tokens", "L1 at most", title=f"tokens until the mean pixel error is below {threshold:.3f}")
+    for name, length, row in sorted(zip(names, lengths, table.tolist(), strict=True), key=lambda entry: entry[1]):
+        reached = "" if min(row) < threshold else " (not reached)"
+        view.add_row(name, str(length), f"{min(row):.3f}{reached}")
+    console.print(view)
+
+
+def _contact_sheet(names: list[str], images: Tensor, rows: list[Tensor], lengths: list[int], table: Tensor) -> Image.Image:
+    """One line per photograph: the original, then a reconstruction per length with its error below."""
+    size, label, gap = images.shape[-1], 18, 4
+    sheet = Image.new(
+        "RGB", ((size + gap) * (len(lengths) + 1) + gap, (size + label + gap) * len(names) + label + gap), "white"
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, title in enumerate(["original", *(f"{length} tokens" for length in lengths)]):
+        draw.text((gap + column * (size + gap), 2), title, fill="black", font=font)
+    for line, name in enumerate(names):
+        top = label + line * (size + label + gap)
+        for column, picture in enumerate([images[line], *(row[line] for row in rows)]):
+            left = gap + column * (size + gap)
+            sheet.paste(to_image(picture), (left, top))
+            caption = name if column == 0 else f"L1 {table[line, column - 1]:.3f}"
+            draw.text((left, top + size + 1), caption, fill="black", font=font)
+    return sheet
+
+
+def _plot_error(names: list[str], lengths: list[int], table: Tensor, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, row in zip(names, table.tolist(), strict=True):
+        axes.plot(lengths, row, color="0.75", linewidth=1)
+        axes.annotate(name, (lengths[-1], row[-1]), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+    axes.plot(lengths, table.mean(0).tolist(), color="tab:blue", linewidth=2.5, marker="o", label="mean")
+    axes.set(xlabel="tokens", ylabel="mean absolute pixel error (L1)", xticks=lengths, title="Error against tokens")
+    axes.margins(x=0.12)
+    axes.legend()
+    _save(figure, path)
+
+
+def _plot_loss(errors: list[float], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 3.5))
+    axes.plot(range(1, len(errors) + 1), errors, linewidth=1)
+    axes.set(xlabel="step", ylabel="code error (mse)", yscale="log", title="Training")
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.canvas.draw()
+    save_image(Image.frombytes("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB"), path)
+    plt.close(figure)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
