@@ -26,7 +26,9 @@ def compiler() -> str | None:
 class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         if compiler() is None:
-            self.announce("no C++ compiler found: installing alit_kernels without its compiled core", level=4)
+            self.announce(
+                "no C++ compiler found: installing alit_kernels without its compiled core", level=4
+            )
             return
         import pybind11
 

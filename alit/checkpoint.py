@@ -54,24 +54,32 @@ def resolve(path_or_name: str | Path) -> Path:
     near = difflib.get_close_matches(str(path_or_name), shipped, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     names = ", ".join(shipped) if shipped else "none yet"
-    raise FileNotFoundError(f"{path_or_name}: no such file, nor the name of shipped weights ({names}){hint}")
+    raise FileNotFoundError(
+        f"{path_or_name}: no such file, nor the name of shipped weights ({names}){hint}"
+    )
 
 
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:
     """Write state and configuration to a new file beside ``path``, then move it there in one step."""
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+    )
     os.close(descriptor)
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": FORMAT, "config": config.to_json()})
+        safetensors.torch.save_file(
+            tensors, temporary, metadata={"format": FORMAT, "config": config.to_json()}
+        )
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         Path(temporary).unlink(missing_ok=True)
-        raise OSError(f"{path}: could not be written ({error}); what was there before is intact") from error
+        raise OSError(
+            f"{path}: could not be written ({error}); what was there before is intact"
+        ) from error
 
 
 def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
@@ -83,7 +91,9 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file, or truncated ({error})") from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT!r} in the metadata, got {metadata.get('format')!r}")
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT!r} in the metadata, got {metadata.get('format')!r}"
+        )
     return AdaptiveTokenizerConfig.from_json(metadata["config"]), state
 
 
@@ -102,8 +112,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if name in state and state[name].shape != own[name].shape
     ]
     if problems:
-        shown = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(f"checkpoint does not fit the model, {len(problems)} problems:\n  {shown}")
+        shown = "\n  ".join(problems[:20]) + (
+            f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
+        raise CheckpointError(
+            f"checkpoint does not fit the model, {len(problems)} problems:\n  {shown}"
+        )
     model.load_state_dict(dict(state))
 
 
@@ -120,16 +134,26 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, holds more than tensors and argparse.Namespace ({error})") from error
+        raise CheckpointError(
+            f"{path}: refused, holds more than tensors and argparse.Namespace ({error})"
+        ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: not a torch checkpoint, or truncated ({error})") from error
     if not isinstance(content, dict) or weights not in content:
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        found = (
+            ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        )
         raise CheckpointError(f"{path}: expected an entry {weights!r}, got {found}")
-    return {name: tensor for name, tensor in content[weights].items() if not name.startswith("gan_losses.")}
+    return {
+        name: tensor
+        for name, tensor in content[weights].items()
+        if not name.startswith("gan_losses.")
+    }
 
 
-def infer_config(state: Mapping[str, Tensor], *, heads: int | None = None, **overrides: Any) -> AdaptiveTokenizerConfig:
+def infer_config(
+    state: Mapping[str, Tensor], *, heads: int | None = None, **overrides: Any
+) -> AdaptiveTokenizerConfig:
     """Configuration of a published state dict, from its shapes.
 
     Args:
@@ -143,18 +167,22 @@ def infer_config(state: Mapping[str, Tensor], *, heads: int | None = None, **ove
         latents, width = state["latent_tokens"].shape
         iterations = state["timestep_embedding"].shape[0]
         tokens = state["encoder_positional_embedding"].shape[0] - 1
-        quantized, factorised = "quantize.embedding.weight" in state, "decoder.decoder_embed.weight" in state
+        quantized, factorised = (
+            "quantize.embedding.weight" in state,
+            "decoder.decoder_embed.weight" in state,
+        )
         base = _infer_base(state)
         side = round(tokens**0.5) * base.patch_size
-        transformers = {
-            name: _infer_transformer(state, name, embedding.shape[1], heads)
-            for name, embedding in (
-                ("encoder", state["encoder_positional_embedding"]),
-                ("decoder", state["decoder_positional_embedding"]),
-            )
-        }
         fields: dict[str, Any] = {
-            "bottleneck": "quantized" if quantized else "continuous" if factorised else "unfactorised",
+            "encoder": _infer_transformer(state, "encoder", width, heads),
+            "decoder": _infer_transformer(
+                state, "decoder", state["decoder_positional_embedding"].shape[1], heads
+            ),
+            "bottleneck": "quantized"
+            if quantized
+            else "continuous"
+            if factorised
+            else "unfactorised",
             "image_size": (side, side),
             "latents_per_iteration": latents,
             "iterations": iterations,
@@ -164,17 +192,23 @@ def infer_config(state: Mapping[str, Tensor], *, heads: int | None = None, **ove
         if quantized:
             fields["codebook_size"] = state["quantize.embedding.weight"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"not the state of an adaptive tokenizer: {error} is missing") from error
-    return AdaptiveTokenizerConfig(base=base, **transformers, **{**fields, **overrides})
+        raise CheckpointError(
+            f"not the state of an adaptive tokenizer: {error} is missing"
+        ) from error
+    return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
 
 
-def _infer_transformer(state: Mapping[str, Tensor], name: str, width: int, heads: int | None) -> TransformerConfig:
+def _infer_transformer(
+    state: Mapping[str, Tensor], name: str, width: int, heads: int | None
+) -> TransformerConfig:
     pattern = re.compile(rf"{name}\.transformer\.(\d+)\.")
     count = 1 + max((int(match[1]) for key in state if (match := pattern.match(key))), default=-1)
     if heads is None:
         known = {(w, layers): h for w, layers, h in SIZES.values()}
         if (width, count) not in known:
-            raise CheckpointError(f"heads: not known for width {width} and {count} layers; state them")
+            raise CheckpointError(
+                f"heads: not known for width {width} and {count} layers; state them"
+            )
         heads = known[width, count]
     return TransformerConfig(width, count, heads)
 
@@ -183,15 +217,24 @@ def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
     kind = "vqgan" if any(key.startswith("base_tokenizer.vqgan.") for key in state) else "vae"
     prefix = f"base_tokenizer.{kind}."
     channels = state[f"{prefix}encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(int(key.split(".")[4]) for key in state if key.startswith(f"{prefix}encoder.down."))
-    blocks = 1 + max(int(key.split(".")[6]) for key in state if key.startswith(f"{prefix}encoder.down.0.block."))
+    levels = 1 + max(
+        int(key.split(".")[4]) for key in state if key.startswith(f"{prefix}encoder.down.")
+    )
+    blocks = 1 + max(
+        int(key.split(".")[6]) for key in state if key.startswith(f"{prefix}encoder.down.0.block.")
+    )
     multipliers = tuple(
-        state[f"{prefix}encoder.down.{level}.block.0.conv1.weight"].shape[0] // channels for level in range(levels)
+        state[f"{prefix}encoder.down.{level}.block.0.conv1.weight"].shape[0] // channels
+        for level in range(levels)
     )
     if kind == "vqgan":
         codes, latent_channels = state[f"{prefix}quantize.embedding.weight"].shape
         return VQGANConfig(
-            latent_channels=latent_channels, num_codes=codes, channels=channels, multipliers=multipliers, blocks=blocks
+            latent_channels=latent_channels,
+            num_codes=codes,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
         )
     return KLVAEConfig(
         latent_channels=state[f"{prefix}post_quant_conv.weight"].shape[0],
@@ -199,6 +242,8 @@ def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
         multipliers=multipliers,
         blocks=blocks,
         attention_levels=tuple(
-            level for level in range(levels) if f"{prefix}encoder.down.{level}.attn.0.q.weight" in state
+            level
+            for level in range(levels)
+            if f"{prefix}encoder.down.{level}.attn.0.q.weight" in state
         ),
     )

@@ -12,7 +12,9 @@ from . import checkpoint
 from .config import SIZES
 from .tokenizer import AdaptiveTokenizer
 
-app = typer.Typer(help="Adaptive-length image tokenization.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Adaptive-length image tokenization.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 console = Console()
 
 
@@ -25,7 +27,9 @@ def main() -> None:
 def demo(
     output: Annotated[Path, typer.Option(help="Directory for the pictures.")] = Path("demo_output"),
     seconds: Annotated[float, typer.Option(help="Length of the training.", min=1.0)] = 120.0,
-    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels, a multiple of 16.")] = 128,
+    image_size: Annotated[
+        int, typer.Option(help="Side of the pictures in pixels, a multiple of 16.")
+    ] = 128,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
 ) -> None:
     """Train a small tokenizer live on scikit-image's photographs and show what it does with eight lengths."""
@@ -41,10 +45,16 @@ def demo(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).", exists=True, dir_okay=False)],
+    source: Annotated[
+        Path, typer.Argument(help="Published checkpoint (.pth).", exists=True, dir_okay=False)
+    ],
     target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
-    weights: Annotated[str, typer.Option(help="'ema', as the published evaluation uses, or 'model'.")] = "ema",
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where the size is not a published one.")] = None,
+    weights: Annotated[
+        str, typer.Option(help="'ema', as the published evaluation uses, or 'model'.")
+    ] = "ema",
+    heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where the size is not a published one.")
+    ] = None,
 ) -> None:
     """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped."""
     try:
@@ -56,8 +66,13 @@ def convert(
     except (OSError, ValueError) as error:
         _fail(str(error))
     shape = config.encoder
-    name = next((name for name, size in SIZES.items() if size == (shape.width, shape.layers, shape.heads)), "custom size")
-    console.print(f"{target}: {name}, {config.base.kind} base, {config.bottleneck}, up to {config.max_tokens} tokens")
+    name = next(
+        (name for name, size in SIZES.items() if size == (shape.width, shape.layers, shape.heads)),
+        "custom size",
+    )
+    console.print(
+        f"{target}: {name}, {config.base.kind} base, {config.bottleneck}, up to {config.max_tokens} tokens"
+    )
 
 
 def _fail(message: str) -> None:

@@ -34,7 +34,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """VQGAN base tokenizer: ``latent_channels`` per token, ``num_codes`` codes; convolutions of ``channels`` x multiplier."""
+    """VQGAN base tokenizer; level i has ``channels * multipliers[i]`` channels and ``blocks`` residual blocks."""
 
     kind: Literal["vqgan"] = "vqgan"
     latent_channels: int = 256
@@ -67,7 +67,7 @@ class KLVAEConfig:
 
 @dataclass(frozen=True)
 class DCTConfig:
-    """Fixed base tokenizer without weights: the lowest block-DCT coefficients of each patch, per luma and chroma plane."""
+    """Base tokenizer without weights: the lowest block-DCT coefficients of each patch, per luma and chroma plane."""
 
     kind: Literal["dct"] = "dct"
     patch_size: int = 16
@@ -78,7 +78,9 @@ class DCTConfig:
         for name in ("luma", "chroma"):
             _check_positive(name, getattr(self, name))
             if getattr(self, name) > self.patch_size**2:
-                raise ValueError(f"{name}: expected at most {self.patch_size**2} coefficients, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name}: expected at most {self.patch_size**2} coefficients, got {getattr(self, name)}"
+                )
 
     @property
     def latent_channels(self) -> int:
@@ -172,7 +174,9 @@ class AdaptiveTokenizerConfig:
             _check_positive(name, getattr(self, name))
         _check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
         _check_choice("halting", self.halting, ("off", "mask"))
-        if len(self.image_size) != 2 or any(size < 1 or size % self.base.patch_size for size in self.image_size):
+        if len(self.image_size) != 2 or any(
+            size < 1 or size % self.base.patch_size for size in self.image_size
+        ):
             raise ValueError(
                 f"image_size: expected (height, width), each a multiple of the base's patch size "
                 f"{self.base.patch_size}, got {self.image_size}"
@@ -220,8 +224,10 @@ class AdaptiveTokenizerConfig:
             base=base,
             encoder=overrides.pop("encoder", transformer),
             decoder=overrides.pop("decoder", transformer),
-            image_size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
-            quirks=overrides.pop("quirks", Quirks.official() if compatibility == "official" else Quirks()),
+            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
+            quirks=overrides.pop(
+                "quirks", Quirks.official() if compatibility == "official" else Quirks()
+            ),
             **overrides,
         )
 
@@ -239,15 +245,23 @@ class AdaptiveTokenizerConfig:
             fields = json.loads(text)
             base = fields.pop("base")
             fields["base"] = BASES[base["kind"]](**_tuples(base))
-            for name, kind in (("encoder", TransformerConfig), ("decoder", TransformerConfig), ("quirks", Quirks)):
+            for name, kind in (
+                ("encoder", TransformerConfig),
+                ("decoder", TransformerConfig),
+                ("quirks", Quirks),
+            ):
                 fields[name] = kind(**fields[name])
             return cls(**_tuples(fields))
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"configuration: not one of an adaptive tokenizer ({error!r})") from error
+            raise ValueError(
+                f"configuration: not one of an adaptive tokenizer ({error!r})"
+            ) from error
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -1,7 +1,7 @@
 """Token selection: when is a picture described well enough?
 
-A criterion is called after each iteration with the :class:`alit.rollout.Iteration` and the model and says for each image
-that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
+A criterion is called after each iteration with the :class:`alit.rollout.Iteration` and the model and says for each
+image that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,14 @@ class FixedLength:
         """Raise ``ValueError`` if these lengths do not fit the model or the number of images."""
         step, longest = model.config.latents_per_iteration, model.config.max_tokens
         if self.tokens.ndim == 1 and self.tokens.shape[0] != images:
-            raise ValueError(f"tokens: expected one length per image ({images}), got {self.tokens.shape[0]}")
+            raise ValueError(
+                f"tokens: expected one length per image ({images}), got {self.tokens.shape[0]}"
+            )
         bad = [n for n in self.tokens.flatten().tolist() if n % step or not step <= n <= longest]
         if bad:
-            raise ValueError(f"tokens: expected multiples of {step} from {step} to {longest}, got {bad[0]}")
+            raise ValueError(
+                f"tokens: expected multiples of {step} from {step} to {longest}, got {bad[0]}"
+            )
 
     def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
         wanted = self.tokens.to(iteration.image_index_B.device).expand(iteration.batch_size)
@@ -64,7 +68,9 @@ class MaxL1:
     def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
         """(B,) float32."""
         assert iteration.prediction is not None
-        reconstruction = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        reconstruction = model.base_tokenizer.pixels(
+            iteration.prediction.code_BNC, model.config.grid
+        )
         return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
 
     def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:

@@ -21,7 +21,9 @@ class Decoder(Transformer):
         outputs: base-token outputs per position (V).
     """
 
-    def __init__(self, config: TransformerConfig, *, max_tokens: int, code_dim: int | None, outputs: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, max_tokens: int, code_dim: int | None, outputs: int
+    ) -> None:
         super().__init__(config)
         width = config.width
         self.latent_token_positional_embedding = nn.Parameter(torch.empty(max_tokens, width))
@@ -29,9 +31,13 @@ class Decoder(Transformer):
             self.decoder_embed = nn.Linear(code_dim, width)
         self.ln_pre = nn.LayerNorm(width)
         self.ln_post = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, outputs))
+        self.ffn = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, outputs)
+        )
 
-    def decode(self, codes_BLC: Tensor, query_QD: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+    def decode(
+        self, codes_BLC: Tensor, query_QD: Tensor, lengths_B: Tensor | None = None
+    ) -> Tensor:
         """Decode latent codes.
 
         Args:

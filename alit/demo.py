@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -20,10 +21,17 @@ from .tokenizer import AdaptiveTokenizer
 from .training import Stage1Options, train_stage1
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 PHOTOGRAPHS = (
-    *("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"),
+    *(
+        "astronaut.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "rocket.jpg",
+        "motorcycle_left.png",
+    ),
     *("coins.png", "moon.png", "brick.png", "retina.jpg", "hubble_deep_field.jpg", "ihc.png"),
 )
 
@@ -50,9 +58,18 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
     photos = photographs(image_size)
     images = torch.stack(list(photos.values()))
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    console.print(f"nano tokenizer, {count:.1f} M parameters, DCT base, trained {seconds:.0f} s on {len(images)} photographs")
-    errors = _train(model, images, Stage1Options(seconds=seconds, batch_size=len(images), flip=False, seed=seed), console)
-    console.print(f"{len(errors)} steps, code error {_mean(errors[:10]):.4f} at first, {_mean(errors[-10:]):.4f} at last")
+    console.print(
+        f"nano tokenizer, {count:.1f} M parameters, DCT base, trained {seconds:.0f} s on {len(images)} photographs"
+    )
+    errors = _train(
+        model,
+        images,
+        Stage1Options(seconds=seconds, batch_size=len(images), flip=False, seed=seed),
+        console,
+    )
+    console.print(
+        f"{len(errors)} steps, code error {_mean(errors[:10]):.4f} at first, {_mean(errors[-10:]):.4f} at last"
+    )
 
     rows, l1 = [], []
     lengths = [model.config.latents_per_iteration * (i + 1) for i in range(model.config.iterations)]
@@ -61,15 +78,23 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
         rows.append(decoded)
         l1.append((decoded - images).abs().mean((1, 2, 3)))
     table = torch.stack(l1, dim=1)
-    save_image(_contact_sheet(list(photos), images, rows, lengths, table), output / "reconstructions.png")
+    save_image(
+        _contact_sheet(list(photos), images, rows, lengths, table), output / "reconstructions.png"
+    )
     _plot_error(list(photos), lengths, table, output / "error.png")
     _plot_loss(errors, output / "loss.png")
     _report(model, list(photos), images, table, console)
     console.print(f"pictures in {output.resolve()} after {time.monotonic() - start:.0f} s")
 
 
-def _train(model: AdaptiveTokenizer, images: Tensor, options: Stage1Options, console: Console) -> list[float]:
-    columns = (TextColumn("step {task.fields[step]}"), BarColumn(), TextColumn("code error {task.fields[error]:.4f}"))
+def _train(
+    model: AdaptiveTokenizer, images: Tensor, options: Stage1Options, console: Console
+) -> list[float]:
+    columns = (
+        TextColumn("step {task.fields[step]}"),
+        BarColumn(),
+        TextColumn("code error {task.fields[error]:.4f}"),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("training", total=1.0, step=0, error=float("nan"))
 
@@ -79,22 +104,35 @@ def _train(model: AdaptiveTokenizer, images: Tensor, options: Stage1Options, con
         return train_stage1(model, images, options, on_step=on_step)
 
 
-def _report(model: AdaptiveTokenizer, names: list[str], images: Tensor, table: Tensor, console: Console) -> None:
+def _report(
+    model: AdaptiveTokenizer, names: list[str], images: Tensor, table: Tensor, console: Console
+) -> None:
     """Tokens per photograph at one error threshold: what a criterion does."""
     threshold = float(table.min(dim=1).values.median())
     lengths = model.encode(images, MaxL1(threshold)).lengths.tolist()
-    view = Table("photograph", "tokens", "L1 at most", title=f"tokens until the mean pixel error is below {threshold:.3f}")
-    for name, length, row in sorted(zip(names, lengths, table.tolist(), strict=True), key=lambda entry: entry[1]):
+    view = Table(
+        "photograph",
+        "tokens",
+        "L1 at most",
+        title=f"tokens until the mean pixel error is below {threshold:.3f}",
+    )
+    for name, length, row in sorted(
+        zip(names, lengths, table.tolist(), strict=True), key=lambda entry: entry[1]
+    ):
         reached = "" if min(row) < threshold else " (not reached)"
         view.add_row(name, str(length), f"{min(row):.3f}{reached}")
     console.print(view)
 
 
-def _contact_sheet(names: list[str], images: Tensor, rows: list[Tensor], lengths: list[int], table: Tensor) -> Image.Image:
+def _contact_sheet(
+    names: list[str], images: Tensor, rows: list[Tensor], lengths: list[int], table: Tensor
+) -> Image.Image:
     """One line per photograph: the original, then a reconstruction per length with its error below."""
     size, label, gap = images.shape[-1], 18, 4
     sheet = Image.new(
-        "RGB", ((size + gap) * (len(lengths) + 1) + gap, (size + label + gap) * len(names) + label + gap), "white"
+        "RGB",
+        ((size + gap) * (len(lengths) + 1) + gap, (size + label + gap) * len(names) + label + gap),
+        "white",
     )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, title in enumerate(["original", *(f"{length} tokens" for length in lengths)]):
@@ -113,9 +151,23 @@ def _plot_error(names: list[str], lengths: list[int], table: Tensor, path: Path)
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for name, row in zip(names, table.tolist(), strict=True):
         axes.plot(lengths, row, color="0.75", linewidth=1)
-        axes.annotate(name, (lengths[-1], row[-1]), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
-    axes.plot(lengths, table.mean(0).tolist(), color="tab:blue", linewidth=2.5, marker="o", label="mean")
-    axes.set(xlabel="tokens", ylabel="mean absolute pixel error (L1)", xticks=lengths, title="Error against tokens")
+        axes.annotate(
+            name,
+            (lengths[-1], row[-1]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=7,
+            va="center",
+        )
+    axes.plot(
+        lengths, table.mean(0).tolist(), color="tab:blue", linewidth=2.5, marker="o", label="mean"
+    )
+    axes.set(
+        xlabel="tokens",
+        ylabel="mean absolute pixel error (L1)",
+        xticks=lengths,
+        title="Error against tokens",
+    )
     axes.margins(x=0.12)
     axes.legend()
     _save(figure, path)
@@ -130,8 +182,9 @@ def _plot_loss(errors: list[float], path: Path) -> None:
 
 def _save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
-    figure.canvas.draw()
-    save_image(Image.frombytes("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB"), path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    save_image(Image.open(buffer), path)
     plt.close(figure)
 
 

@@ -41,16 +41,20 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.transformer = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.transformer = nn.ModuleList(
+            Block(config.width, config.heads) for _ in range(config.layers)
+        )
 
-    def forward(self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None
+    ) -> Tensor:
         for block in self.transformer:
             x = block(x, offsets, max_length)
         return x
 
 
 def initialise(module: nn.Module) -> None:
-    """Published initialisation: linear and convolution weights truncated normal 0.02, biases 0, attention input Xavier."""
+    """Published initialisation: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
     for layer in module.modules():
         if isinstance(layer, SelfAttention):
             layer.reset_parameters()

@@ -1,6 +1,6 @@
 """The recurrent rollout: an iterator over iterations, from which finished images can leave.
 
-Shape suffixes: B images still in the batch, N = class and image tokens, L latent tokens so far, D width, C code channels.
+Shape suffixes: B images still in the batch, N class and image tokens, L latents so far, D width, C code channels.
 """
 
 from __future__ import annotations
@@ -106,10 +106,24 @@ class Rollout(Iterator[Iteration]):
         bottleneck = model.read_out(latents_BLD)
         wanted = self.predict_at is None or index in self.predict_at
         halts = self._halts(index, wanted)
-        prediction = model.predict(bottleneck.codes_BLC, self.base.target_BN) if wanted or halts else None
-        halted = model.halted(prediction, self.base, self.halting_draw) if halts and prediction is not None else None
+        prediction = (
+            model.predict(bottleneck.codes_BLC, self.base.target_BN) if wanted or halts else None
+        )
+        halted = (
+            model.halted(prediction, self.base, self.halting_draw)
+            if halts and prediction is not None
+            else None
+        )
         iteration = Iteration(
-            *(index, self.image_index_B, self.images, self.base, image_tokens_BND, latents_BLD, bottleneck),
+            *(
+                index,
+                self.image_index_B,
+                self.images,
+                self.base,
+                image_tokens_BND,
+                latents_BLD,
+                bottleneck,
+            ),
             prediction=prediction if wanted else None,
             halted=halted,
         )

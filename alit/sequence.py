@@ -20,8 +20,8 @@ class TokenSequence:
         latents: (T, C) continuous tokens; None for indices.
 
     Raises:
-        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or lengths that do not
-            add up.
+        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or lengths that do
+            not add up.
     """
 
     lengths: Tensor
@@ -32,15 +32,27 @@ class TokenSequence:
         if (self.indices is None) == (self.latents is None):
             raise ValueError("TokenSequence: expected either indices or latents")
         if self.lengths.ndim != 1 or self.lengths.dtype != torch.int64:
-            raise TypeError(f"lengths: expected (B,) int64, got {tuple(self.lengths.shape)} {self.lengths.dtype}")
+            raise TypeError(
+                f"lengths: expected (B,) int64, got {tuple(self.lengths.shape)} {self.lengths.dtype}"
+            )
         if self.lengths.numel() and self.lengths.min() < 0:
             raise ValueError(f"lengths: expected at least 0, got {int(self.lengths.min())}")
-        if self.indices is not None and (self.indices.ndim != 1 or self.indices.dtype != torch.int64):
-            raise TypeError(f"indices: expected (T,) int64, got {tuple(self.indices.shape)} {self.indices.dtype}")
-        if self.latents is not None and (self.latents.ndim != 2 or not self.latents.is_floating_point()):
-            raise TypeError(f"latents: expected (T, C) floating point, got {tuple(self.latents.shape)} {self.latents.dtype}")
+        if self.indices is not None and (
+            self.indices.ndim != 1 or self.indices.dtype != torch.int64
+        ):
+            raise TypeError(
+                f"indices: expected (T,) int64, got {tuple(self.indices.shape)} {self.indices.dtype}"
+            )
+        if self.latents is not None and (
+            self.latents.ndim != 2 or not self.latents.is_floating_point()
+        ):
+            raise TypeError(
+                f"latents: expected (T, C) floating point, got {tuple(self.latents.shape)} {self.latents.dtype}"
+            )
         if len(self.rows) != int(self.lengths.sum()):
-            raise ValueError(f"lengths: expected a sum of {len(self.rows)}, the tokens given, got {int(self.lengths.sum())}")
+            raise ValueError(
+                f"lengths: expected a sum of {len(self.rows)}, the tokens given, got {int(self.lengths.sum())}"
+            )
 
     @property
     def rows(self) -> Tensor:
@@ -81,7 +93,9 @@ class TokenSequence:
     def from_padded(cls, tokens: Tensor, lengths: Tensor) -> TokenSequence:
         """From (B, N) int64 indices or (B, N, C) latents; what lies beyond each length is dropped."""
         rows, _ = pack(tokens, lengths, capacity=int(lengths.sum()))
-        return cls(lengths, latents=rows) if tokens.is_floating_point() else cls(lengths, indices=rows)
+        return (
+            cls(lengths, latents=rows) if tokens.is_floating_point() else cls(lengths, indices=rows)
+        )
 
     @classmethod
     def concatenate(cls, sequences: list[TokenSequence]) -> TokenSequence:

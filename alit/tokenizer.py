@@ -1,7 +1,7 @@
 """The adaptive tokenizer: recurrent encoder, bottleneck, decoder.
 
-Parameters carry the published names, so that published checkpoints load. Shape suffixes: B images, N = 1 + H W class and
-image tokens, L latent tokens, S = N + L, D width, C channels, V decoder outputs.
+Parameters carry the published names, so that published checkpoints load. Shape suffixes: B images, N = 1 + H W
+class and image tokens, L latent tokens, S = N + L, D width, C channels, V decoder outputs.
 """
 
 from __future__ import annotations
@@ -48,8 +48,12 @@ class AdaptiveTokenizer(nn.Module):
         self.encoder_positional_embedding = nn.Parameter(torch.empty(self.num_image_tokens, width))
         self.encoder_mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.latent_tokens = nn.Parameter(torch.empty(config.latents_per_iteration, width))
-        self.latent_token_positional_embedding = nn.Parameter(torch.empty(config.latents_per_iteration, width))
-        self.timestep_embedding = nn.Parameter(torch.empty(config.iterations, config.latents_per_iteration, width))
+        self.latent_token_positional_embedding = nn.Parameter(
+            torch.empty(config.latents_per_iteration, width)
+        )
+        self.timestep_embedding = nn.Parameter(
+            torch.empty(config.iterations, config.latents_per_iteration, width)
+        )
         self.encoder_ln_pre = nn.LayerNorm(width)
         self.encoder_ln_recursive = nn.LayerNorm(width)
         self.encoder_ln_post = nn.LayerNorm(width)
@@ -67,7 +71,9 @@ class AdaptiveTokenizer(nn.Module):
             )
 
         self.decoder_class_embedding = nn.Parameter(torch.empty(1, decoder_width))
-        self.decoder_positional_embedding = nn.Parameter(torch.empty(self.num_image_tokens, decoder_width))
+        self.decoder_positional_embedding = nn.Parameter(
+            torch.empty(self.num_image_tokens, decoder_width)
+        )
         self.decoder_mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
         self.decoder = Decoder(
             config.decoder,
@@ -84,11 +90,11 @@ class AdaptiveTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path) -> AdaptiveTokenizer:
-        """A model from a file written by :meth:`save_pretrained`, or by the name of shipped weights; in evaluation mode.
+        """A model from a file of :meth:`save_pretrained`, or by the name of shipped weights; in evaluation mode.
 
         Raises:
-            FileNotFoundError, alit.CheckpointError: no such file or name (the nearest name is suggested), a corrupt file,
-                or keys that do not fit (listed).
+            FileNotFoundError, alit.CheckpointError: no such file or name (the nearest name is suggested), a corrupt
+                file, or keys that do not fit (listed).
         """
         config, state = checkpoint.read(checkpoint.resolve(path_or_name))
         with torch.device("meta"):
@@ -99,7 +105,7 @@ class AdaptiveTokenizer(nn.Module):
         return model.eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write one safetensors file, configuration in its metadata; an existing file is replaced only when all is written.
+        """Write one safetensors file, configuration in its metadata; an old file is replaced only when all is written.
 
         Raises:
             OSError: the file cannot be written; what was there before is intact.
@@ -107,11 +113,13 @@ class AdaptiveTokenizer(nn.Module):
         checkpoint.write(path, self.config, self.state_dict())
 
     def reset_parameters(self) -> None:
-        """Published initialisation of everything but the base tokenizer: embeddings and tokens normal(0, width^-0.5)."""
+        """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5)."""
         for module in (self.patch_embed, self.encoder, self.pre_quantizer_mlp, self.decoder):
             layers.initialise(module)
         for name, parameter in self.named_parameters():
-            if name.endswith(("_embedding", "_token", "_tokens")) and not name.startswith("base_tokenizer"):
+            if name.endswith(("_embedding", "_token", "_tokens")) and not name.startswith(
+                "base_tokenizer"
+            ):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
     # The recurrence, one step at a time.
@@ -121,13 +129,24 @@ class AdaptiveTokenizer(nn.Module):
         patches_BCHW = torch.cat([base.tokens_BCHW, self.patch_embed(images)], dim=1)
         image_tokens_BND = to_rows(normalize(patches_BCHW, dim=1))
         batch = images.shape[0]
-        class_token_B1D = self.encoder_class_embedding.expand(batch, -1, -1).to(image_tokens_BND.dtype)
-        tokens_BND = torch.cat([class_token_B1D, image_tokens_BND], dim=1) + self.encoder_positional_embedding
-        return self.encoder_ln_pre(torch.cat([tokens_BND, self.fresh_latents(0).expand(batch, -1, -1)], dim=1))
+        class_token_B1D = self.encoder_class_embedding.expand(batch, -1, -1).to(
+            image_tokens_BND.dtype
+        )
+        tokens_BND = (
+            torch.cat([class_token_B1D, image_tokens_BND], dim=1)
+            + self.encoder_positional_embedding
+        )
+        return self.encoder_ln_pre(
+            torch.cat([tokens_BND, self.fresh_latents(0).expand(batch, -1, -1)], dim=1)
+        )
 
     def fresh_latents(self, iteration: int) -> Tensor:
         """The latents that iteration adds. (L, D)"""
-        return self.latent_tokens + self.latent_token_positional_embedding + self.timestep_embedding[iteration]
+        return (
+            self.latent_tokens
+            + self.latent_token_positional_embedding
+            + self.timestep_embedding[iteration]
+        )
 
     def next_input(
         self, image_tokens_BND: Tensor, latents_BLD: Tensor, halted: Tensor | None, iteration: int
@@ -135,9 +154,13 @@ class AdaptiveTokenizer(nn.Module):
         """Encoder input of a later iteration: halted tokens masked, fresh latents appended, everything normalised."""
         if halted is not None:
             masked = self.encoder_mask_token + self.encoder_positional_embedding[1:]
-            kept = torch.where(halted[..., None], masked.to(image_tokens_BND.dtype), image_tokens_BND[:, 1:])
+            kept = torch.where(
+                halted[..., None], masked.to(image_tokens_BND.dtype), image_tokens_BND[:, 1:]
+            )
             image_tokens_BND = torch.cat([image_tokens_BND[:, :1], kept], dim=1)
-        fresh = self.fresh_latents(iteration).to(latents_BLD.dtype).expand(latents_BLD.shape[0], -1, -1)
+        fresh = (
+            self.fresh_latents(iteration).to(latents_BLD.dtype).expand(latents_BLD.shape[0], -1, -1)
+        )
         return self.encoder_ln_recursive(torch.cat([image_tokens_BND, latents_BLD, fresh], dim=1))
 
     def read_out(self, latents_BLD: Tensor) -> Bottleneck:
@@ -146,15 +169,22 @@ class AdaptiveTokenizer(nn.Module):
         if self.config.bottleneck != "unfactorised":
             continuous_BLC = self.pre_quantizer_mlp(continuous_BLC)
         quantized = self.quantize(continuous_BLC) if self.config.bottleneck == "quantized" else None
-        return Bottleneck(continuous_BLC if quantized is None else quantized.quantized, continuous_BLC, quantized)
+        return Bottleneck(
+            continuous_BLC if quantized is None else quantized.quantized, continuous_BLC, quantized
+        )
 
     @property
     def decoder_query_ND(self) -> Tensor:
         """Class and mask tokens with their positions, as they enter the decoder."""
         mask_tokens = self.decoder_mask_token[0].expand(self.num_image_tokens - 1, -1)
-        return torch.cat([self.decoder_class_embedding, mask_tokens]) + self.decoder_positional_embedding
+        return (
+            torch.cat([self.decoder_class_embedding, mask_tokens])
+            + self.decoder_positional_embedding
+        )
 
-    def predict(self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None) -> Prediction:
+    def predict(
+        self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None
+    ) -> Prediction:
         """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
         decoded_BNV = self.decoder.decode(codes_BLC, self.decoder_query_ND, lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)
@@ -196,7 +226,9 @@ class AdaptiveTokenizer(nn.Module):
         self._check_images(images)
         for index in predict_at or ():
             if not 0 <= index < self.config.iterations:
-                raise ValueError(f"predict_at: expected iterations in 0..{self.config.iterations - 1}, got {index}")
+                raise ValueError(
+                    f"predict_at: expected iterations in 0..{self.config.iterations - 1}, got {index}"
+                )
         quirks = self.config.quirks
         if base is None:
             sample = self.training or quirks.random_posterior_in_evaluation or generator is not None
@@ -205,7 +237,11 @@ class AdaptiveTokenizer(nn.Module):
             random = self.training or quirks.random_halting_in_evaluation or generator is not None
 
             def halting_draw(p: Tensor) -> Tensor:
-                return torch.bernoulli(p, generator=generator).bool() if random else torch.ones_like(p, dtype=torch.bool)
+                return (
+                    torch.bernoulli(p, generator=generator).bool()
+                    if random
+                    else torch.ones_like(p, dtype=torch.bool)
+                )
 
         return Rollout(self, images, base, predict_at=predict_at, halting_draw=halting_draw)
 
@@ -259,19 +295,31 @@ class AdaptiveTokenizer(nn.Module):
             if bool(done.all()):
                 break
             rollout.keep(~done)
-        return TokenSequence.concatenate([sequence for sequence in finished if sequence is not None])
+        return TokenSequence.concatenate(
+            [sequence for sequence in finished if sequence is not None]
+        )
 
     def _encode_by_batch_mean(self, rollout: Rollout, criterion: Any) -> TokenSequence:
         """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
         iterations = list(rollout)
         errors = [float(criterion.error(iteration, self).mean()) for iteration in iterations]
-        fallback = min(range(len(errors)), key=errors.__getitem__) if self.config.quirks.best_iteration_fallback else -1
-        chosen = next((i for i, error in enumerate(errors) if error < criterion.threshold), fallback)
+        fallback = (
+            min(range(len(errors)), key=errors.__getitem__)
+            if self.config.quirks.best_iteration_fallback
+            else -1
+        )
+        chosen = next(
+            (i for i, error in enumerate(errors) if error < criterion.threshold), fallback
+        )
         finished: list[TokenSequence | None] = [None] * iterations[chosen].batch_size
         self._store(finished, iterations[chosen], torch.ones(len(finished), dtype=torch.bool))
-        return TokenSequence.concatenate([sequence for sequence in finished if sequence is not None])
+        return TokenSequence.concatenate(
+            [sequence for sequence in finished if sequence is not None]
+        )
 
-    def _store(self, finished: list[TokenSequence | None], iteration: Iteration, images: Tensor) -> None:
+    def _store(
+        self, finished: list[TokenSequence | None], iteration: Iteration, images: Tensor
+    ) -> None:
         bottleneck = iteration.bottleneck
         if bottleneck.quantized is None or self.config.quirks.unquantized_tokens:
             tokens = bottleneck.continuous_BLC
@@ -279,7 +327,9 @@ class AdaptiveTokenizer(nn.Module):
             tokens = bottleneck.quantized.index
         lengths = torch.full((1,), iteration.num_tokens, device=tokens.device)
         for row in images.nonzero()[:, 0].tolist():
-            finished[int(iteration.image_index_B[row])] = TokenSequence.from_padded(tokens[row : row + 1], lengths)
+            finished[int(iteration.image_index_B[row])] = TokenSequence.from_padded(
+                tokens[row : row + 1], lengths
+            )
 
     @torch.no_grad()
     def decode(self, tokens: TokenSequence) -> Tensor:
@@ -310,29 +360,47 @@ class AdaptiveTokenizer(nn.Module):
         height, width = self.config.image_size
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255")
+            raise TypeError(
+                f"images: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
+            )
         if images.ndim != 4 or images.shape[1:] != (3, height, width):
-            raise ValueError(f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}")
+            raise ValueError(
+                f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}"
+            )
         if images.shape[0] == 0:
             raise ValueError("images: expected at least one, got none")
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = images.aminmax()
             if not (low >= 0 and high <= 1):
-                raise ValueError(f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}")
+                raise ValueError(
+                    f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
+                )
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config
         if len(tokens) == 0:
             raise ValueError("tokens: expected at least one sequence, got none")
         if int(tokens.lengths.max()) > config.max_tokens:
-            raise ValueError(f"tokens: expected at most {config.max_tokens} per image, got {int(tokens.lengths.max())}")
+            raise ValueError(
+                f"tokens: expected at most {config.max_tokens} per image, got {int(tokens.lengths.max())}"
+            )
         if tokens.indices is not None:
             if config.bottleneck != "quantized":
-                raise ValueError(f"tokens: expected latents, the model is {config.bottleneck}, got indices")
-            low, high = (int(x) for x in tokens.indices.aminmax()) if len(tokens.indices) else (0, 0)
+                raise ValueError(
+                    f"tokens: expected latents, the model is {config.bottleneck}, got indices"
+                )
+            low, high = (
+                (int(x) for x in tokens.indices.aminmax()) if len(tokens.indices) else (0, 0)
+            )
             if low < 0 or high >= config.codebook_size:
-                raise ValueError(f"tokens: expected indices in 0..{config.codebook_size - 1}, got {low}..{high}")
+                raise ValueError(
+                    f"tokens: expected indices in 0..{config.codebook_size - 1}, got {low}..{high}"
+                )
         else:
-            channels = config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim
+            channels = (
+                config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim
+            )
             if tokens.rows.shape[1] != channels:
-                raise ValueError(f"tokens: expected latents of {channels} channels, got {tokens.rows.shape[1]}")
+                raise ValueError(
+                    f"tokens: expected latents of {channels} channels, got {tokens.rows.shape[1]}"
+                )

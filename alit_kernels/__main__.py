@@ -17,17 +17,28 @@ def main() -> None:
     core = extension()
     console.print(f"alit_kernels {__version__}, torch {torch.__version__}")
     if core is None:
-        console.print("compiled core: not installed; with a C++ compiler at hand: pip install --force-reinstall --no-deps .")
+        console.print(
+            "compiled core: not installed; with a C++ compiler at hand: pip install --force-reinstall --no-deps ."
+        )
     else:
-        console.print("compiled core: " + ", ".join(f"{key} {value}" for key, value in core.build_info().items()))
+        console.print(
+            "compiled core: "
+            + ", ".join(f"{key} {value}" for key, value in core.build_info().items())
+        )
     triton = importlib.util.find_spec("triton")
     console.print("triton: " + ("installed" if triton else "not installed; pip install '.[dev]'"))
-    console.print(f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    console.print(
+        f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
+    )
     table = Table("op", "cpu", "cuda", title="what implementation='auto' runs")
     for name, op in sorted(ops().items()):
         choices = []
         for device in ("cpu", "cuda"):
-            usable = [n for n in PREFERENCE[device] if n in op.implementations and not _obstacle(n, device)]
+            usable = [
+                n
+                for n in PREFERENCE[device]
+                if n in op.implementations and not _obstacle(n, device)
+            ]
             choices.append(usable[0])
         table.add_row(name, *choices)
     console.print(table)

@@ -27,7 +27,9 @@ def check_tensor(
         dtypes = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
         if tensor.dtype not in dtypes:
             expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-            raise TypeError(f"{name}: expected dtype {expected}, got {str(tensor.dtype).removeprefix('torch.')}")
+            raise TypeError(
+                f"{name}: expected dtype {expected}, got {str(tensor.dtype).removeprefix('torch.')}"
+            )
     if ndim is not None and tensor.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(tensor.shape)}")
     if shape is not None:
@@ -41,7 +43,9 @@ def check_tensor(
 
 def check_same(attribute: str, **tensors: Tensor | None) -> None:
     """Check that all given tensors share ``attribute`` ("dtype": TypeError, "device": ValueError)."""
-    given = [(name, getattr(tensor, attribute)) for name, tensor in tensors.items() if tensor is not None]
+    given = [
+        (name, getattr(tensor, attribute)) for name, tensor in tensors.items() if tensor is not None
+    ]
     (first_name, first), *rest = given
     for name, value in rest:
         if value != first:
@@ -70,11 +74,17 @@ def check_offsets(name: str, offsets: Tensor, rows: int, max_length: int | None 
     values = offsets.long()
     lengths = values.diff()
     if values[0] != 0 or (lengths < 0).any():
-        raise ValueError(f"{name}: expected an ascending sequence that starts at 0, got {offsets.tolist()[:8]}...")
+        raise ValueError(
+            f"{name}: expected an ascending sequence that starts at 0, got {offsets.tolist()[:8]}..."
+        )
     if values[-1] > rows:
-        raise ValueError(f"{name}: expected at most {rows} rows, the number packed, got offsets up to {int(values[-1])}")
+        raise ValueError(
+            f"{name}: expected at most {rows} rows, the number packed, got offsets up to {int(values[-1])}"
+        )
     if max_length is not None and lengths.numel() and lengths.max() > max_length:
-        raise ValueError(f"max_length: expected at least {int(lengths.max())}, the longest of {name}, got {max_length}")
+        raise ValueError(
+            f"max_length: expected at least {int(lengths.max())}, the longest of {name}, got {max_length}"
+        )
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:

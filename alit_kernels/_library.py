@@ -50,7 +50,10 @@ class Op:
     ) -> None:
         self.name, _, rest = schema.partition("(")
         self.qualified_name = f"alit_kernels::{self.name}"
-        self._table: dict[str, str | Callable[..., Any]] = {"reference": reference, **(others or {})}
+        self._table: dict[str, str | Callable[..., Any]] = {
+            "reference": reference,
+            **(others or {}),
+        }
         self._check = check
         self._op = torch.library.custom_op(
             self.qualified_name,
@@ -62,8 +65,10 @@ class Op:
         torch.library.register_vmap(self.qualified_name, self._refuse_vmap)
         _OPS[self.name] = self
 
-    def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
-        """Make the op differentiable; ``backward`` calls backward ops and returns no gradient for ``implementation``."""
+    def register_autograd(
+        self, backward: Callable[..., Any], setup_context: Callable[..., None]
+    ) -> None:
+        """Make the op differentiable; ``backward`` calls backward ops; ``implementation`` gets no gradient."""
         torch.library.register_autograd(
             self.qualified_name,
             lambda ctx, *grads: (*backward(ctx, *grads), None),
@@ -98,7 +103,9 @@ class Op:
         if requested != "auto":
             reason = self._obstacle(requested, device, dtype)
             if reason:
-                raise ValueError(f"implementation={requested!r} of alit_kernels.{self.name} cannot run: {reason}")
+                raise ValueError(
+                    f"implementation={requested!r} of alit_kernels.{self.name} cannot run: {reason}"
+                )
             return requested
         for name in PREFERENCE.get(device, ("reference",)):
             if not self._obstacle(name, device, dtype):
@@ -126,7 +133,9 @@ class Op:
         return entry
 
     def _refuse_vmap(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead")
+        raise NotImplementedError(
+            f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead"
+        )
 
 
 _OPS: dict[str, Op] = {}
@@ -143,12 +152,20 @@ def available(name: str, device: str) -> str:
     if name == "cpp":
         if device != "cpu":
             return f"'cpp' needs CPU tensors, got {device}"
-        return "" if extension() is not None else "the compiled extension alit_kernels._C is not installed"
+        return (
+            ""
+            if extension() is not None
+            else "the compiled extension alit_kernels._C is not installed"
+        )
     if name == "cuda":
         if device != "cuda":
             return f"'cuda' needs CUDA tensors, got {device}"
         core = extension()
-        return "" if core is not None and core.build_info()["cuda"] else "alit_kernels._C was built without CUDA"
+        return (
+            ""
+            if core is not None and core.build_info()["cuda"]
+            else "alit_kernels._C was built without CUDA"
+        )
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -187,5 +204,10 @@ def _refuse_forward_mode(name: str, arguments: tuple[Any, ...]) -> None:
     if torch.autograd.forward_ad._current_level < 0:
         return
     for argument in arguments:
-        if isinstance(argument, Tensor) and torch.autograd.forward_ad.unpack_dual(argument).tangent is not None:
-            raise NotImplementedError(f"alit_kernels.{name} does not support forward-mode differentiation")
+        if (
+            isinstance(argument, Tensor)
+            and torch.autograd.forward_ad.unpack_dual(argument).tangent is not None
+        ):
+            raise NotImplementedError(
+                f"alit_kernels.{name} does not support forward-mode differentiation"
+            )

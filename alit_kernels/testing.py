@@ -18,7 +18,9 @@ from torch import Tensor
 __all__ = ["assert_exact_nearest", "assert_within_budget", "nan_filled_empty"]
 
 
-def assert_within_budget(actual: Tensor, eager: Tensor, exact: Tensor, *, k: float = 2.0, what: str = "result") -> None:
+def assert_within_budget(
+    actual: Tensor, eager: Tensor, exact: Tensor, *, k: float = 2.0, what: str = "result"
+) -> None:
     """Assert ``max|actual - exact| <= k max|eager - exact| + 4 eps max|exact|``.
 
     Args:
@@ -31,7 +33,9 @@ def assert_within_budget(actual: Tensor, eager: Tensor, exact: Tensor, *, k: flo
     Raises:
         AssertionError: out of budget, another shape, or NaN or Inf in other places than in ``exact``.
     """
-    assert actual.shape == exact.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
+    assert actual.shape == exact.shape, (
+        f"{what}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
+    )
     finite = exact.isfinite()
     assert torch.equal(actual.isfinite(), finite), f"{what}: finite in other places than expected"
     assert torch.equal(actual.isnan(), exact.isnan()), f"{what}: NaN in other places than expected"
@@ -58,7 +62,7 @@ def assert_exact_nearest(index: Tensor, z: Tensor, codebook: Tensor) -> None:
     assert index.dtype == torch.int64 and index.shape == z.shape[:1]
     if index.numel() == 0:
         return
-    assert 0 <= int(index.min()) and int(index.max()) < codebook.shape[0], "index out of range"
+    assert int(index.min()) >= 0 and int(index.max()) < codebook.shape[0], "index out of range"
     distance = (z.double()[:, None] - codebook.double()[None]).square().sum(-1)
     valid = ~distance.isnan()
     smallest = torch.where(valid, distance, torch.inf).amin(1)
@@ -75,7 +79,7 @@ def assert_exact_nearest(index: Tensor, z: Tensor, codebook: Tensor) -> None:
 
 @contextmanager
 def nan_filled_empty() -> Iterator[None]:
-    """Within the context ``torch.empty`` and its kin give NaN (integers: the smallest value): unwritten output shows."""
+    """Within the context ``torch.empty`` and its kin give NaN (integers: the least value): unwritten output shows."""
 
     def poisoned(function: Any) -> Any:
         def empty(*args: Any, **kwargs: Any) -> Tensor:

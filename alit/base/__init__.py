@@ -11,7 +11,9 @@ def build_base(config: BaseConfig, quirks: Quirks) -> BaseTokenizer:
     """The base tokenizer of a configuration, with random weights where it has any."""
     if isinstance(config, DCTConfig):
         return DCTBase(config)
-    return KLVAEBase(config, quirks) if isinstance(config, KLVAEConfig) else VQGANBase(config, quirks)
+    return (
+        KLVAEBase(config, quirks) if isinstance(config, KLVAEConfig) else VQGANBase(config, quirks)
+    )
 
 
 __all__ = [

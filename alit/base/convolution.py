@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 from alit_kernels import attention
 
@@ -59,18 +56,21 @@ class AttentionBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the change to the next."""
+    """The blocks of one resolution, then the change to the next: ``downsample`` or ``upsample``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()
 
-    def run_blocks(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[index](x)
+        for change in ("downsample", "upsample"):
+            if hasattr(self, change):
+                x = getattr(self, change)(x)
         return x
 
 
@@ -132,7 +132,6 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=not plain)
         self.down = nn.ModuleList()
-        self.pool: Callable[[Tensor], Tensor] | None = (lambda x: avg_pool2d(x, 2)) if plain else None
         width = channels
         for index, multiplier in enumerate(multipliers):
             level = Level()
@@ -141,26 +140,28 @@ class ConvEncoder(nn.Module):
                 width = channels * multiplier
                 if index in attention_levels:
                     level.attn.append(AttentionBlock(width))
-            if index < len(multipliers) - 1 and not plain:
-                level.downsample = Strided(width)
+            if index < len(multipliers) - 1:
+                level.downsample = nn.AvgPool2d(2) if plain else Strided(width)
             self.down.append(level)
         self.mid = Middle(width, plain=plain)
         self.norm_out = norm(width)
-        self.conv_out = nn.Conv2d(width, outputs, 1) if plain else nn.Conv2d(width, outputs, 3, padding=1)
+        self.conv_out = (
+            nn.Conv2d(width, outputs, 1) if plain else nn.Conv2d(width, outputs, 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for index, level in enumerate(self.down):
-            x = level.run_blocks(x)
-            if index < len(self.down) - 1:
-                x = level.downsample(x) if self.pool is None else self.pool(x)
+        for level in self.down:
+            x = level(x)
         return self.conv_out(nn.functional.silu(self.norm_out(self.mid(x))))
 
 
 class ConvDecoder(nn.Module):
     """Features (B, inputs, H, W) to an image (B, 3, h, w); arguments as for :class:`ConvEncoder`."""
 
-    def __init__(self, inputs: int, *, channels: int, multipliers: tuple[int, ...], blocks: int, plain: bool) -> None:
+    def __init__(
+        self, inputs: int, *, channels: int, multipliers: tuple[int, ...], blocks: int, plain: bool
+    ) -> None:
         super().__init__()
         width = channels * multipliers[-1]
         self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
@@ -180,18 +181,6 @@ class ConvDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
-        for index in reversed(range(len(self.up))):
-            level = self.up[index]
-            x = level.run_blocks(x)
-            if index > 0:
-                x = level.upsample(x)
+        for level in reversed(self.up):
+            x = level(x)
         return self.conv_out(nn.functional.silu(self.norm_out(x)))
-
-
-def initialise(module: nn.Module) -> None:
-    """Truncated normal 0.02 for convolutions and linear layers, zero biases."""
-    for layer in module.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            if layer.bias is not None:
-                torch.nn.init.zeros_(layer.bias)

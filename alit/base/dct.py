@@ -20,15 +20,18 @@ AMPLITUDES = (0.2, 0.065, 0.065)
 class DCTBase(BaseTokenizer):
     """Tokens and targets are the lowest-frequency orthonormal DCT-II coefficients of each patch, normalised.
 
-    Images are centred on mid-grey, and each plane is divided by one constant that gives patch means a standard deviation
-    near 1; within a plane a squared code error then weighs all frequencies as the squared pixel error does.
+    Images are centred on mid-grey, and each plane is divided by one constant that gives patch means a standard
+    deviation near 1; within a plane a squared code error then weighs all frequencies as the squared pixel error does.
     """
 
     discrete = False
 
     def __init__(self, config: DCTConfig) -> None:
         super().__init__()
-        self.patch_size, self.counts = config.patch_size, (config.luma, config.chroma, config.chroma)
+        self.patch_size, self.counts = (
+            config.patch_size,
+            (config.luma, config.chroma, config.chroma),
+        )
         self.outputs = config.latent_channels
         frequencies = sorted(
             ((u, v) for u in range(self.patch_size) for v in range(self.patch_size)),
@@ -49,9 +52,13 @@ class DCTBase(BaseTokenizer):
         self.register_buffer("analysis", torch.cat(analysis).float(), persistent=False)
         self.register_buffer("synthesis", torch.cat(synthesis).float(), persistent=False)
 
-    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> BaseTokens:
+    def encode(
+        self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> BaseTokens:
         analysis = self.analysis.to(images.dtype)
-        return self.tokens(torch.nn.functional.conv2d(images - 0.5, analysis, stride=self.patch_size))
+        return self.tokens(
+            torch.nn.functional.conv2d(images - 0.5, analysis, stride=self.patch_size)
+        )
 
     def tokens(self, coefficients_BCHW: Tensor) -> BaseTokens:
         """Base tokens of coefficients that were computed earlier."""
@@ -63,7 +70,10 @@ class DCTBase(BaseTokenizer):
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         coefficients = to_grid(code_BNC, grid)
         synthesis = self.synthesis.to(code_BNC.dtype)
-        return torch.nn.functional.conv_transpose2d(coefficients, synthesis, stride=self.patch_size) + 0.5
+        return (
+            torch.nn.functional.conv_transpose2d(coefficients, synthesis, stride=self.patch_size)
+            + 0.5
+        )
 
 
 def _dct_matrix(size: int) -> Tensor:

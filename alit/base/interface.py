@@ -27,7 +27,8 @@ class BaseTokens(NamedTuple):
 
     def select(self, images: Tensor) -> BaseTokens:
         """The tokens of some images (a bool mask or an index over B)."""
-        return BaseTokens(*(None if field is None else field[images] for field in self))
+        target_BN = None if self.target_BN is None else self.target_BN[images]
+        return BaseTokens(self.tokens_BCHW[images], self.code_BNC[images], target_BN)
 
 
 class Prediction(NamedTuple):

@@ -1,4 +1,4 @@
-"""KL-VAE base tokenizer, in the layout of latent diffusion's autoencoder (keys ``vae.{encoder,decoder,quant_conv,...}``)."""
+"""KL-VAE base tokenizer, in the layout of latent diffusion's autoencoder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class KLVAE(nn.Module):
             plain=False,
             attention_levels=config.attention_levels,
         )
-        self.decoder = ConvDecoder(latents, channels=channels, multipliers=multipliers, blocks=blocks + 1, plain=False)
+        self.decoder = ConvDecoder(
+            latents, channels=channels, multipliers=multipliers, blocks=blocks + 1, plain=False
+        )
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
 
@@ -65,11 +67,15 @@ class KLVAEBase(BaseTokenizer):
         self.scale = config.scale
         self.unit_range, self.scaled_decoding = quirks.vae_unit_range, quirks.vae_scaled_decoding
 
-    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> BaseTokens:
+    def encode(
+        self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> BaseTokens:
         posterior = self.vae.encode(images if self.unit_range else 2 * images - 1)
         if not sample:
             return self.tokens(posterior.mean * self.scale)
-        noise = torch.randn(posterior.mean.shape, generator=generator, device=images.device, dtype=images.dtype)
+        noise = torch.randn(
+            posterior.mean.shape, generator=generator, device=images.device, dtype=images.dtype
+        )
         return self.tokens(posterior.sample(noise) * self.scale)
 
     def tokens(self, latents_BCHW: Tensor) -> BaseTokens:

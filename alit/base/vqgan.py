@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +20,17 @@ class VQGAN(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        layout = {"channels": config.channels, "multipliers": config.multipliers, "blocks": config.blocks}
+        layout: dict[str, Any] = {
+            "channels": config.channels,
+            "multipliers": config.multipliers,
+            "blocks": config.blocks,
+        }
         self.encoder = ConvEncoder(config.latent_channels, plain=True, **layout)
         self.decoder = ConvDecoder(config.latent_channels, plain=True, **layout)
         self.quantize = VectorQuantizer(config.num_codes, config.latent_channels, commitment=1.0)
 
     def quantized(self, z_BCHW: Tensor) -> tuple[VectorQuantized, Tensor]:
-        """Quantized features (B, N, C) and the loss mean((sg(q) - z)^2) + 0.25 mean((q - sg(z))^2), weights as trained."""
+        """Quantized features (B, N, C) and mean((sg(q) - z)^2) + 0.25 mean((q - sg(z))^2), as trained."""
         result = self.quantize(to_rows(z_BCHW))
         return result, result.commitment_loss + 0.25 * result.codebook_loss
 
@@ -44,7 +50,9 @@ class VQGANBase(BaseTokenizer):
     def codebook(self) -> Tensor:
         return self.vqgan.quantize.embedding.weight
 
-    def encode(self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> BaseTokens:
+    def encode(
+        self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
+    ) -> BaseTokens:
         return self.tokens(self.vqgan.encoder(images))
 
     def tokens(self, z_BCHW: Tensor) -> BaseTokens:
@@ -57,7 +65,9 @@ class VQGANBase(BaseTokenizer):
         codebook = self.codebook.detach() if self.detach_codebook else self.codebook
         target = None if target_BN is None else target_BN.flatten()
         soft = soft_codebook(decoded_BNV.flatten(0, 1), codebook, target)
-        per_token = (None if x is None else x.view(decoded_BNV.shape[:2]) for x in (soft.nll, soft.p_target))
+        per_token = (
+            None if x is None else x.view(decoded_BNV.shape[:2]) for x in (soft.nll, soft.p_target)
+        )
         return Prediction(decoded_BNV, soft.code.unflatten(0, decoded_BNV.shape[:2]), *per_token)
 
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -22,9 +22,8 @@ class Stage1Options:
         seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
         max_steps: stop after this many steps even if time is left.
         warmup: fraction of the run.
-        first_only: fraction of the run, at its start, in which only the first iteration counts. Then every step adds one
-            later iteration, drawn from a range that grows to all of them until three quarters of the run: a latent has
-            to carry something before the recurrence can refine it.
+        first_only: fraction of the run, at its start, in which only the first iteration counts; then every step adds
+            one later iteration, drawn anew. A latent has to carry something before the recurrence can refine it.
         flip: mirror half of the pictures.
     """
 
@@ -68,15 +67,21 @@ def train_stage1(
     """
     options = options or Stage1Options()
     if len(images) < options.batch_size:
-        raise ValueError(f"images: expected at least a batch of {options.batch_size}, got {len(images)}")
+        raise ValueError(
+            f"images: expected at least a batch of {options.batch_size}, got {len(images)}"
+        )
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
     model.base_tokenizer.eval().requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, betas=options.betas, weight_decay=options.weight_decay)
+    optimiser = torch.optim.AdamW(
+        parameters, betas=options.betas, weight_decay=options.weight_decay
+    )
     errors: list[float] = []
     start = time.monotonic()
-    while (done := (time.monotonic() - start) / options.seconds) < 1 and len(errors) != options.max_steps:
+    while (done := (time.monotonic() - start) / options.seconds) < 1 and len(
+        errors
+    ) != options.max_steps:
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * _schedule(done, options.warmup)
         batch = images[torch.randperm(len(images), generator=generator)[: options.batch_size]]
@@ -99,12 +104,12 @@ def train_stage1(
     return errors
 
 
-def _sampled_iterations(done: float, first_only: float, iterations: int, generator: torch.Generator) -> list[int]:
+def _sampled_iterations(
+    done: float, first_only: float, iterations: int, generator: torch.Generator
+) -> list[int]:
     if done < first_only or iterations == 1:
         return [0]
-    growth = min(1.0, (done - first_only) / max(0.75 - first_only, 1e-6))
-    latest = max(1, round(growth * (iterations - 1)))
-    return [0, int(torch.randint(1, latest + 1, (1,), generator=generator))]
+    return [0, int(torch.randint(1, iterations, (1,), generator=generator))]
 
 
 def _schedule(done: float, warmup: float) -> float:

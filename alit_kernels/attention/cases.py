@@ -46,8 +46,10 @@ TEST_CASES = (
 BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514, 32))
 
 
-def make(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
-    """Packed q, k, v; rows beyond the last offset are NaN. A masked case loses a third of the keys and one whole set."""
+def make(
+    case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> Inputs:
+    """Packed q, k, v; rows beyond the last offset are NaN. A masked case loses a third of the keys."""
     generator = torch.Generator().manual_seed(seed)
     key_lengths = case.lengths if case.key_lengths is None else case.key_lengths
 
@@ -57,14 +59,29 @@ def make(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu",
         packed[used:] = torch.nan
         return packed.to(device, dtype)
 
-    q, k, v = rows(case.lengths, case.magnitude), rows(key_lengths, case.magnitude), rows(key_lengths, 1.0)
+    q, k, v = (
+        rows(case.lengths, case.magnitude),
+        rows(key_lengths, case.magnitude),
+        rows(key_lengths, 1.0),
+    )
     key_mask = None
     if case.masked:
         key_mask = torch.rand(k.shape[0], generator=generator) > 1 / 3
         key_mask[: key_lengths[0]] = False
         key_mask = key_mask.to(device)
-    key_offsets = None if case.key_lengths is None else cumulative_offsets(torch.tensor(key_lengths)).to(device)
+    key_offsets = (
+        None
+        if case.key_lengths is None
+        else cumulative_offsets(torch.tensor(key_lengths)).to(device)
+    )
     offsets = cumulative_offsets(torch.tensor(case.lengths, dtype=torch.int64)).to(device)
     return Inputs(
-        q, k, v, offsets, key_offsets, key_mask, max(case.lengths, default=0) + 1, max(key_lengths, default=0) + 1
+        q,
+        k,
+        v,
+        offsets,
+        key_offsets,
+        key_mask,
+        max(case.lengths, default=0) + 1,
+        max(key_lengths, default=0) + 1,
     )

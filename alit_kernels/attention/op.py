@@ -116,7 +116,11 @@ def varlen_attention(
     check_count("max_key_length", max_key_length)
     out, lse = _varlen_attention(
         *(q, k, v, offsets, key_offsets, max_length, max_key_length),
-        *(key_mask, _scale(scale, width), deterministic or torch.are_deterministic_algorithms_enabled()),
+        *(
+            key_mask,
+            _scale(scale, width),
+            deterministic or torch.are_deterministic_algorithms_enabled(),
+        ),
         implementation=implementation,
     )
     return (out, lse) if return_lse else out
@@ -161,7 +165,9 @@ def attention_map(
         if not isinstance(block, range):
             raise TypeError(f"{name}: expected a range, got {type(block).__name__}")
         if block.step != 1 or not 0 <= block.start <= block.stop <= max_length:
-            raise ValueError(f"{name}: expected a range of step 1 within 0..{max_length} (max_length), got {block}")
+            raise ValueError(
+                f"{name}: expected a range of step 1 within 0..{max_length} (max_length), got {block}"
+            )
     return _attention_map(
         *(q, k, lse, offsets, queries.start, queries.stop, keys.start, keys.stop, max_length),
         _scale(scale, q.shape[-1]),
@@ -180,7 +186,9 @@ def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if dtype is None else tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _check_varlen(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, key_offsets: Tensor | None, *rest: Any) -> None:
+def _check_varlen(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, key_offsets: Tensor | None, *rest: Any
+) -> None:
     max_length, max_key_length = rest[:2]
     check_offsets("offsets", offsets, q.shape[0], max_length)
     keys = offsets if key_offsets is None else key_offsets
@@ -209,7 +217,10 @@ _varlen_attention = Op(
     "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, SymInt max_length,"
     " SymInt max_key_length, Tensor? key_mask, float scale, bool deterministic) -> (Tensor, Tensor)",
     reference=reference.varlen_attention,
-    fake=lambda q, *rest: (q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q))),
+    fake=lambda q, *rest: (
+        q.new_empty(q.shape),
+        q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q)),
+    ),
     check=_check_varlen,
 )
 _varlen_attention_backward = Op(
@@ -223,8 +234,11 @@ _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
     " SymInt key_start, SymInt key_stop, SymInt max_length, float scale) -> Tensor",
     reference=reference.attention_map,
-    fake=lambda q, k, lse, offsets, query_start, query_stop, key_start, key_stop, *rest: q.new_empty(
-        (offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start), dtype=accumulation_dtype(q)
+    fake=lambda q, k, lse, offsets, query_start, query_stop, key_start, key_stop, *rest: (
+        q.new_empty(
+            (offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start),
+            dtype=accumulation_dtype(q),
+        )
     ),
     check=lambda q, k, lse, offsets, a, b, c, d, max_length, scale: check_offsets(
         "offsets", offsets, q.shape[0], max_length
@@ -239,7 +253,9 @@ def _setup_dense(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _backward_dense(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     *saved, key_mask = ctx.saved_tensors
-    grads = _attention_backward(grad_out, grad_lse, *saved, key_mask, ctx.scale, implementation=ctx.implementation)
+    grads = _attention_backward(
+        grad_out, grad_lse, *saved, key_mask, ctx.scale, implementation=ctx.implementation
+    )
     return (*grads, None, None)
 
 
@@ -252,7 +268,16 @@ def _setup_varlen(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def _backward_varlen(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     *saved, key_mask = ctx.saved_tensors
     grads = _varlen_attention_backward(
-        *(grad_out, grad_lse, *saved, ctx.max_length, ctx.max_key_length, key_mask, ctx.scale, ctx.deterministic),
+        *(
+            grad_out,
+            grad_lse,
+            *saved,
+            ctx.max_length,
+            ctx.max_key_length,
+            key_mask,
+            ctx.scale,
+            ctx.deterministic,
+        ),
         implementation=ctx.implementation,
     )
     return (*grads, *[None] * 7)

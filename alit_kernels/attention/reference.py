@@ -14,7 +14,9 @@ from .._checks import accumulation_dtype
 from ..ragged.reference import pack, unpack
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(q)
     keys, values = _without_masked(k.to(dtype), key_mask), _without_masked(v.to(dtype), key_mask)
     scores = _scores(q.to(dtype), keys, key_mask, scale)
@@ -34,7 +36,9 @@ def attention_backward(
     key_mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With P = exp(scores - lse): dV = P^T dO, dS = P (dO V^T - rowsum(dO O) + dlse), dQ = scale dS K, dK = scale dS^T Q."""
+    """With P = exp(scores - lse) and dS = P (dO V^T - rowsum(dO O) + dlse):
+    dV = P^T dO, dQ = scale dS K, dK = scale dS^T Q.
+    """
     dtype = accumulation_dtype(q)
     query, grad = q.to(dtype), grad_out.to(dtype)
     keys, values = _without_masked(k.to(dtype), key_mask), _without_masked(v.to(dtype), key_mask)
@@ -45,9 +49,10 @@ def attention_backward(
     grad_scores = probabilities * (grad_probabilities - (delta - grad_lse)[..., None])
     grad_q = torch.einsum("bhqk,bkhd->bqhd", grad_scores, keys) * scale
     grad_k = torch.einsum("bhqk,bqhd->bkhd", grad_scores, query) * scale
-    return tuple(
-        _without_masked(gradient, mask).to(like.dtype).contiguous()
-        for gradient, mask, like in ((grad_q, None, q), (grad_k, key_mask, k), (grad_v, key_mask, v))
+    return (
+        grad_q.to(q.dtype).contiguous(),
+        _without_masked(grad_k, key_mask).to(k.dtype).contiguous(),
+        _without_masked(grad_v, key_mask).to(v.dtype).contiguous(),
     )
 
 
@@ -72,7 +77,9 @@ def varlen_attention(
         mask,
         scale,
     )
-    return pack(out, offsets, q.shape[0]), pack(lse.transpose(1, 2), offsets, q.shape[0]).t().contiguous()
+    return pack(out, offsets, q.shape[0]), pack(
+        lse.transpose(1, 2), offsets, q.shape[0]
+    ).t().contiguous()
 
 
 def varlen_attention_backward(
@@ -104,7 +111,11 @@ def varlen_attention_backward(
         scale,
     )
     rows, key_rows = q.shape[0], k.shape[0]
-    return pack(grad_q, offsets, rows), pack(grad_k, key_offsets, key_rows), pack(grad_v, key_offsets, key_rows)
+    return (
+        pack(grad_q, offsets, rows),
+        pack(grad_k, key_offsets, key_rows),
+        pack(grad_v, key_offsets, key_rows),
+    )
 
 
 def attention_map(
@@ -125,13 +136,17 @@ def attention_map(
     key = unpack(k, offsets, max_length, 0.0)[:, keys].to(dtype)
     used = torch.arange(max_length, device=q.device) < offsets.diff()[:, None]
     scores = _scores(query, key, used[:, keys], scale)
-    probabilities = _probabilities(scores, unpack(lse.t(), offsets, max_length, 0.0)[:, queries].transpose(1, 2))
+    probabilities = _probabilities(
+        scores, unpack(lse.t(), offsets, max_length, 0.0)[:, queries].transpose(1, 2)
+    )
     return torch.where(used[:, queries, None], probabilities.mean(1), 0.0)
 
 
 def _scores(q: Tensor, k: Tensor, key_mask: Tensor | None, scale: float) -> Tensor:
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
-    return scores if key_mask is None else scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+    return (
+        scores if key_mask is None else scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+    )
 
 
 def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
@@ -142,7 +157,9 @@ def _without_masked(rows: Tensor, key_mask: Tensor | None) -> Tensor:
     return rows if key_mask is None else rows.masked_fill(~key_mask[:, :, None, None], 0.0)
 
 
-def _padded_key_mask(key_mask: Tensor | None, key_offsets: Tensor, max_key_length: int, rows: int) -> Tensor:
+def _padded_key_mask(
+    key_mask: Tensor | None, key_offsets: Tensor, max_key_length: int, rows: int
+) -> Tensor:
     if key_mask is None:
         key_mask = torch.ones(rows, dtype=torch.bool, device=key_offsets.device)
     return unpack(key_mask, key_offsets, max_key_length, 0.0)

@@ -11,7 +11,12 @@ from .reference import codebook_statistics as _reference
 
 
 def codebook_statistics(
-    index: Tensor, z: Tensor, num_codes: int, *, mask: Tensor | None = None, implementation: str = "auto"
+    index: Tensor,
+    z: Tensor,
+    num_codes: int,
+    *,
+    mask: Tensor | None = None,
+    implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Count and sum of the vectors assigned to each code: what an exponential moving average of a codebook needs.
 
@@ -40,7 +45,9 @@ def check_index(name: str, index: Tensor, size: int, mask: Tensor | None = None)
     """Check the values of a CPU index where ``mask`` is set."""
     used = index if mask is None else index[mask]
     if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < size:
-        raise ValueError(f"{name}: expected values in 0..{size - 1}, got {int(used.min())}..{int(used.max())}")
+        raise ValueError(
+            f"{name}: expected values in 0..{size - 1}, got {int(used.min())}..{int(used.max())}"
+        )
 
 
 _codebook_statistics = Op(

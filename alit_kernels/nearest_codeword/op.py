@@ -14,7 +14,12 @@ PRECISIONS = ("ieee", "tf32", "bf16")
 
 
 def nearest_codeword(
-    z: Tensor, codebook: Tensor, *, metric: str = "euclidean", precision: str = "ieee", implementation: str = "auto"
+    z: Tensor,
+    codebook: Tensor,
+    *,
+    metric: str = "euclidean",
+    precision: str = "ieee",
+    implementation: str = "auto",
 ) -> Tensor:
     """Index of the codebook row nearest to each vector.
 
@@ -35,11 +40,18 @@ def nearest_codeword(
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
     check_codebook(z, codebook, metric, precision, shape=(None, None))
-    return _nearest_codeword(z.detach(), codebook.detach(), metric, precision, implementation=implementation)
+    return _nearest_codeword(
+        z.detach(), codebook.detach(), metric, precision, implementation=implementation
+    )
 
 
 def check_codebook(
-    z: Tensor, codebook: Tensor, metric: str, precision: str, *, shape: tuple[int | None, ...] | None = None
+    z: Tensor,
+    codebook: Tensor,
+    metric: str,
+    precision: str,
+    *,
+    shape: tuple[int | None, ...] | None = None,
 ) -> None:
     """Checks that the search shares with vector_quantize."""
     check_tensor("z", z, dtype=FLOATING, shape=shape)

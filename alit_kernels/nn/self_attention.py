@@ -35,7 +35,9 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.in_proj_bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None
+    ) -> Tensor:
         """Attend within each sequence.
 
         Args:
@@ -51,6 +53,8 @@ class SelfAttention(nn.Module):
         if offsets is None:
             out = attention(q, k, v)
         else:
-            out = varlen_attention(q, k, v, offsets, max_length=x.shape[0] if max_length is None else max_length)
+            out = varlen_attention(
+                q, k, v, offsets, max_length=x.shape[0] if max_length is None else max_length
+            )
         assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2))

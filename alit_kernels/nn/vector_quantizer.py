@@ -41,6 +41,8 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {metric!r}")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay: expected None or a number in [0, 1), got {ema_decay}")
+        self.cluster_size: Tensor
+        self.embed_avg: Tensor
         self.metric, self.commitment = metric, commitment
         self.ema_decay, self.ema_epsilon = ema_decay, ema_epsilon
         self.embedding = nn.Embedding(num_codes, dim)
@@ -57,13 +59,15 @@ class VectorQuantizer(nn.Module):
     def forward(self, z: Tensor, mask: Tensor | None = None) -> VectorQuantized:
         """Quantize (..., D) vectors; in training mode with EMA the codebook is updated after the loss.
 
-        With EMA the codebook receives no gradient, so ``loss`` is the commitment loss alone. ``mask`` (...) is True where
-        a vector takes part.
+        With EMA the codebook receives no gradient, so ``loss`` is the commitment loss alone. ``mask`` (...) is True
+        where a vector takes part.
         """
         updates = self.ema_decay is not None and self.training
         # The backward needs the codebook as it was before the update, which happens in place.
         codebook = self.embedding.weight.clone() if updates else self.embedding.weight
-        result = vector_quantize(z, codebook, metric=self.metric, commitment=self.commitment, mask=mask)
+        result = vector_quantize(
+            z, codebook, metric=self.metric, commitment=self.commitment, mask=mask
+        )
         if self.ema_decay is None:
             return result
         if updates:
@@ -77,9 +81,13 @@ class VectorQuantizer(nn.Module):
         N <- a N + (1 - a) n, m <- a m + (1 - a) s, weight = m / smoothed(N), with n and s the count and the sum of the
         (normalised) vectors of each code; Laplace smoothing as in van den Oord et al., 2017, appendix A.1.
         """
+        assert self.ema_decay is not None, "the codebook is learned by gradient"
         vectors = unit(z) if self.metric == "cosine" else z.float()
         count, total = codebook_statistics(
-            index.flatten(), vectors.flatten(0, -2), self.num_codes, mask=None if mask is None else mask.flatten()
+            index.flatten(),
+            vectors.flatten(0, -2),
+            self.num_codes,
+            mask=None if mask is None else mask.flatten(),
         )
         self.cluster_size.lerp_(count, 1 - self.ema_decay)
         self.embed_avg.lerp_(total, 1 - self.ema_decay)

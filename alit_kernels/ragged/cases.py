@@ -34,11 +34,17 @@ TEST_CASES = (
 BENCHMARK_CASES = (Case(tuple(257 + 32 * (i % 8 + 1) for i in range(64)), 1024),)
 
 
-def make(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
+def make(
+    case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> Inputs:
     """Padded rows whose padding is NaN (it must never be read), and lengths."""
     generator = torch.Generator().manual_seed(seed)
     max_length = max(case.lengths, default=0) + 1
-    padded = torch.randn(len(case.lengths), max_length, case.width, generator=generator, dtype=torch.float64)
+    padded = torch.randn(
+        len(case.lengths), max_length, case.width, generator=generator, dtype=torch.float64
+    )
     lengths = torch.tensor(case.lengths, dtype=torch.int64)
     padded[torch.arange(max_length) >= lengths[:, None]] = torch.nan
-    return Inputs(padded.to(device, dtype), lengths.to(device), max_length, sum(case.lengths) + case.spare)
+    return Inputs(
+        padded.to(device, dtype), lengths.to(device), max_length, sum(case.lengths) + case.spare
+    )

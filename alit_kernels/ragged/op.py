@@ -28,7 +28,9 @@ def cumulative_offsets(lengths: Tensor, *, implementation: str = "auto") -> Tens
     return _cumulative_offsets(lengths, implementation=implementation)
 
 
-def pack(padded: Tensor, lengths: Tensor, *, capacity: int, implementation: str = "auto") -> tuple[Tensor, Tensor]:
+def pack(
+    padded: Tensor, lengths: Tensor, *, capacity: int, implementation: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Drop padding: the first ``lengths[b]`` rows of each sequence, one behind another.
 
     Args:
@@ -45,7 +47,9 @@ def pack(padded: Tensor, lengths: Tensor, *, capacity: int, implementation: str 
     """
     check_tensor("padded", padded)
     if padded.ndim < 2:
-        raise ValueError(f"padded: expected at least 2 dimensions (B, N, ...), got shape {tuple(padded.shape)}")
+        raise ValueError(
+            f"padded: expected at least 2 dimensions (B, N, ...), got shape {tuple(padded.shape)}"
+        )
     check_tensor("lengths", lengths, dtype=INTEGER, shape=(padded.shape[0],))
     check_same("device", padded=padded, lengths=lengths)
     check_count("capacity", capacity)
@@ -54,7 +58,12 @@ def pack(padded: Tensor, lengths: Tensor, *, capacity: int, implementation: str 
 
 
 def unpack(
-    packed: Tensor, offsets: Tensor, *, max_length: int, fill: float = 0.0, implementation: str = "auto"
+    packed: Tensor,
+    offsets: Tensor,
+    *,
+    max_length: int,
+    fill: float = 0.0,
+    implementation: str = "auto",
 ) -> Tensor:
     """Inverse of :func:`pack`: one padded row per sequence.
 
@@ -137,7 +146,9 @@ def append(
     sequences, feature = offsets.shape[0] - 1, tuple(packed.shape[1:])
     shapes = ((None, *feature), (sequences, None, *feature))
     if rows.ndim not in (packed.ndim, packed.ndim + 1):
-        raise ValueError(f"rows: expected (L, ...) or (B, L, ...) like packed, got shape {tuple(rows.shape)}")
+        raise ValueError(
+            f"rows: expected (L, ...) or (B, L, ...) like packed, got shape {tuple(rows.shape)}"
+        )
     check_tensor("rows", rows, shape=shapes[rows.ndim - packed.ndim])
     if select is None:
         select = torch.ones(sequences, dtype=torch.bool, device=packed.device)
@@ -148,7 +159,9 @@ def append(
     return _append(packed, offsets, rows, select, capacity, implementation=implementation)
 
 
-def tail_mask(tokens: Tensor, lengths: Tensor, fill: Tensor, *, implementation: str = "auto") -> Tensor:
+def tail_mask(
+    tokens: Tensor, lengths: Tensor, fill: Tensor, *, implementation: str = "auto"
+) -> Tensor:
     """Nested dropout: what lies at and beyond each kept length becomes the mask token.
 
     Args:
@@ -180,7 +193,9 @@ def _check_lengths(lengths: Tensor) -> None:
 def _check_pack(padded: Tensor, offsets: Tensor, capacity: int) -> None:
     lengths = offsets.diff()
     if lengths.numel() and lengths.max() > padded.shape[1]:
-        raise ValueError(f"lengths: expected at most N = {padded.shape[1]}, got {int(lengths.max())}")
+        raise ValueError(
+            f"lengths: expected at most N = {padded.shape[1]}, got {int(lengths.max())}"
+        )
     _check_capacity(capacity, int(offsets[-1]))
 
 
@@ -198,9 +213,13 @@ def _check_compact(packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int)
     _check_capacity(capacity, int(keep[: int(offsets[-1])].sum()))
 
 
-def _check_append(packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int) -> None:
+def _check_append(
+    packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int
+) -> None:
     check_offsets("offsets", offsets, packed.shape[0])
-    _check_capacity(capacity, int(offsets[-1]) + int(select.sum()) * rows.shape[rows.ndim - packed.ndim])
+    _check_capacity(
+        capacity, int(offsets[-1]) + int(select.sum()) * rows.shape[rows.ndim - packed.ndim]
+    )
 
 
 _cumulative_offsets = Op(
@@ -253,13 +272,17 @@ _append_backward = Op(
     reference=reference.append_backward,
     fake=lambda grad, offsets, new_offsets, select, rows, added, shared: (
         grad.new_empty((rows, *grad.shape[1:])),
-        grad.new_empty((added, *grad.shape[1:]) if shared else (select.shape[0], added, *grad.shape[1:])),
+        grad.new_empty(
+            (added, *grad.shape[1:]) if shared else (select.shape[0], added, *grad.shape[1:])
+        ),
     ),
 )
 _tail_mask = Op(
     "tail_mask(Tensor tokens, Tensor lengths, Tensor fill) -> Tensor",
     reference=reference.tail_mask,
-    fake=lambda tokens, lengths, fill: torch.empty_like(tokens, memory_format=torch.contiguous_format),
+    fake=lambda tokens, lengths, fill: torch.empty_like(
+        tokens, memory_format=torch.contiguous_format
+    ),
 )
 _tail_mask_backward = Op(
     "tail_mask_backward(Tensor grad, Tensor lengths) -> (Tensor, Tensor)",
@@ -300,7 +323,12 @@ def _setup_compact(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward_compact(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     (source_row,) = ctx.saved_tensors
-    return _scatter_rows(grad, source_row, ctx.rows, implementation=ctx.implementation), None, None, None
+    return (
+        _scatter_rows(grad, source_row, ctx.rows, implementation=ctx.implementation),
+        None,
+        None,
+        None,
+    )
 
 
 def _setup_append(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -313,7 +341,14 @@ def _setup_append(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 def _backward_append(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     offsets, new_offsets, select = ctx.saved_tensors
     grad_packed, grad_rows = _append_backward(
-        grad, offsets, new_offsets, select, ctx.rows, ctx.added, ctx.shared, implementation=ctx.implementation
+        grad,
+        offsets,
+        new_offsets,
+        select,
+        ctx.rows,
+        ctx.added,
+        ctx.shared,
+        implementation=ctx.implementation,
     )
     return grad_packed, None, grad_rows, None, None
 

@@ -1,7 +1,7 @@
 """Plain PyTorch definitions of the ragged ops: no host synchronisation, no branch on values.
 
-T rows, B sequences; ``offsets`` (B + 1,) int32: sequence b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``. Rows at and
-beyond ``offsets[-1]`` are never read and are zero in every output.
+T rows, B sequences; ``offsets`` (B + 1,) int32: sequence b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``. Rows
+at and beyond ``offsets[-1]`` are never read and are zero in every output.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def sequence_and_position(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor, T
 
 def _zero_unless(keep: Tensor, values: Tensor, fill: float = 0.0) -> Tensor:
     shape = keep.shape + (1,) * (values.ndim - keep.ndim)
-    return torch.where(keep.view(shape), values, torch.full((), fill, dtype=values.dtype, device=values.device))
+    return torch.where(
+        keep.view(shape), values, torch.full((), fill, dtype=values.dtype, device=values.device)
+    )
 
 
 def _take(rows: Tensor, index: Tensor, keep: Tensor, fill: float = 0.0) -> Tensor:
@@ -49,7 +51,9 @@ def unpack(packed: Tensor, offsets: Tensor, max_length: int, fill: float) -> Ten
     return _take(packed, row, (row < stop[:, None]) & (row < packed.shape[0]), fill)
 
 
-def compact(packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+def compact(
+    packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = packed.shape[0]
     row = torch.arange(rows, device=packed.device)
     kept = keep & (row < offsets[-1])
@@ -59,7 +63,9 @@ def compact(packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int) -> tup
     source_row = torch.full((capacity + 1,), -1, dtype=torch.int64, device=packed.device)
     source_row = source_row.scatter(0, target, row)[:capacity]
     out = _take(packed, source_row, torch.arange(capacity, device=packed.device) < new_offsets[-1])
-    source_row = torch.where(torch.arange(capacity, device=packed.device) < new_offsets[-1], source_row, -1)
+    source_row = torch.where(
+        torch.arange(capacity, device=packed.device) < new_offsets[-1], source_row, -1
+    )
     return out, new_offsets, source_row.to(torch.int32)
 
 
@@ -70,7 +76,9 @@ def scatter_rows(values: Tensor, target_row: Tensor, rows: int) -> Tensor:
     return out[:rows]
 
 
-def append(packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+def append(
+    packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int
+) -> tuple[Tensor, Tensor]:
     added = rows.shape[-1 - (packed.ndim - 1)]
     old_lengths = offsets.diff().long()
     new_offsets = cumulative_offsets(old_lengths + added * select)
@@ -81,11 +89,19 @@ def append(packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capaci
     old = _take(packed, offsets.long()[sequence] + position, used & (fresh < 0))
     index = sequence * added + fresh if rows.ndim > packed.ndim else fresh
     flat = rows.flatten(0, 1) if rows.ndim > packed.ndim else rows
-    return torch.where((fresh < 0).view(-1, *[1] * (packed.ndim - 1)), old, _take(flat, index, used & (fresh >= 0))), new_offsets
+    return torch.where(
+        (fresh < 0).view(-1, *[1] * (packed.ndim - 1)), old, _take(flat, index, used & (fresh >= 0))
+    ), new_offsets
 
 
 def append_backward(
-    grad: Tensor, offsets: Tensor, new_offsets: Tensor, select: Tensor, rows: int, added: int, shared: bool
+    grad: Tensor,
+    offsets: Tensor,
+    new_offsets: Tensor,
+    select: Tensor,
+    rows: int,
+    added: int,
+    shared: bool,
 ) -> tuple[Tensor, Tensor]:
     sequence, position, used = sequence_and_position(offsets, rows)
     used = used & (offsets.shape[0] > 1)

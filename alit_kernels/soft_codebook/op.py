@@ -86,7 +86,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    return (*_soft_codebook_backward(*grads, *ctx.saved_tensors, implementation=ctx.implementation), None)
+    return (
+        *_soft_codebook_backward(*grads, *ctx.saved_tensors, implementation=ctx.implementation),
+        None,
+    )
 
 
 _soft_codebook.register_autograd(_backward, _setup)

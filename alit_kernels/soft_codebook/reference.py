@@ -6,13 +6,14 @@ there is no target. Accumulation in float32 (float64 for float64).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .._checks import accumulation_dtype
 
 
-def soft_codebook(logits: Tensor, codebook: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def soft_codebook(
+    logits: Tensor, codebook: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulation_dtype(logits)
     log_p = logits.to(dtype).log_softmax(-1)
     code = (log_p.exp() @ codebook.to(dtype)).to(codebook.dtype)
@@ -30,7 +31,9 @@ def soft_codebook_backward(
     codebook: Tensor,
     target: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot), g = dcode @ codebook^T; dcodebook = p^T dcode."""
+    """With g = dcode @ codebook^T: dcodebook = p^T dcode and
+    dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot).
+    """
     dtype = accumulation_dtype(logits)
     p = logits.to(dtype).softmax(-1)
     grad_code = grad_code.to(dtype)

@@ -42,13 +42,20 @@ TEST_CASES = (
 BENCHMARK_CASES = (Case(8192, 4096, 12), Case(32768, 4096, 12), Case(8192, 1024, 256))
 
 
-def make(case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
+def make(
+    case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+) -> Inputs:
     """Vectors and a codebook; masked vectors are NaN (they must never be read)."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(case.vectors, case.dim, generator=generator, dtype=torch.float64)
     codebook = torch.randn(case.codes, case.dim, generator=generator, dtype=torch.float64)
     if case.layout == "two clusters":
-        z[::2], z[1::2], codebook[::2], codebook[1::2] = z[::2] + 1e3, z[1::2] - 1e3, codebook[::2] + 1e3, codebook[1::2] - 1e3
+        z[::2], z[1::2], codebook[::2], codebook[1::2] = (
+            z[::2] + 1e3,
+            z[1::2] - 1e3,
+            codebook[::2] + 1e3,
+            codebook[1::2] - 1e3,
+        )
     elif case.layout == "duplicates":
         codebook[case.codes // 2 :] = codebook[: case.codes - case.codes // 2].flip(0)
     elif case.layout == "equal":

@@ -26,7 +26,7 @@ class VectorQuantized(NamedTuple):
     """
 
     quantized: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     loss: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
@@ -72,7 +72,14 @@ def vector_quantize(
     rows = z if z.ndim > 1 else z[None]
     rows_mask = mask if mask is None or mask.ndim else mask[None]
     quantized, index, *losses = _vector_quantize(
-        rows, codebook, rows_mask, metric, float(commitment), precision, deterministic, implementation=implementation
+        rows,
+        codebook,
+        rows_mask,
+        metric,
+        float(commitment),
+        precision,
+        deterministic,
+        implementation=implementation,
     )
     return VectorQuantized(quantized.view(z.shape), index.view(z.shape[:-1]), *losses)
 
@@ -107,7 +114,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
     grads = _vector_quantize_backward(
-        *(grad_quantized, *grad_losses, *ctx.saved_tensors, ctx.metric, ctx.commitment, ctx.deterministic),
+        *(
+            grad_quantized,
+            *grad_losses,
+            *ctx.saved_tensors,
+            ctx.metric,
+            ctx.commitment,
+            ctx.deterministic,
+        ),
         implementation=ctx.implementation,
     )
     return (*grads, *[None] * 5)

@@ -49,14 +49,22 @@ def vector_quantize_backward(
     commitment: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M; ``quantized`` gives the codes nothing."""
+    """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M.
+
+    ``quantized`` passes no gradient to the codes.
+    """
     u, codes = _prepared(z, metric), _prepared(codebook, metric)
     slope = _masked(codes[index] - u, mask) * (2 / _elements(z, mask))
-    grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * (commitment * (grad_loss + grad_commitment))
+    grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * (
+        commitment * (grad_loss + grad_commitment)
+    )
     grad_q = (slope * (grad_loss + grad_codebook)).flatten(0, -2)
     grad_codes = torch.zeros_like(codes).index_put((index.flatten(),), grad_q, accumulate=True)
     if metric == "cosine":
-        grad_u, grad_codes = _through_unit(grad_u, z, mask), _through_unit(grad_codes, codebook, None)
+        grad_u, grad_codes = (
+            _through_unit(grad_u, z, mask),
+            _through_unit(grad_codes, codebook, None),
+        )
     return grad_u.to(z.dtype), grad_codes.to(codebook.dtype)
 
 

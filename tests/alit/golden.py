@@ -10,7 +10,14 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, KLVAEConfig, Quirks, TransformerConfig, VQGANConfig
+from alit import (
+    AdaptiveTokenizer,
+    AdaptiveTokenizerConfig,
+    KLVAEConfig,
+    Quirks,
+    TransformerConfig,
+    VQGANConfig,
+)
 from alit.base import BaseTokens
 from alit.checkpoint import load_state
 from alit.config import BaseConfig
@@ -40,8 +47,12 @@ class Golden:
         bottleneck = "quantized" if fields["quantize_latent"] else "continuous"
         return AdaptiveTokenizerConfig(
             base=_base_config(base, stored["base_tokenizer_config"]),
-            encoder=TransformerConfig(*(fields[f"encoder_{x}"] for x in ("width", "num_layers", "num_heads"))),
-            decoder=TransformerConfig(*(fields[f"decoder_{x}"] for x in ("width", "num_layers", "num_heads"))),
+            encoder=TransformerConfig(
+                *(fields[f"encoder_{x}"] for x in ("width", "num_layers", "num_heads"))
+            ),
+            decoder=TransformerConfig(
+                *(fields[f"decoder_{x}"] for x in ("width", "num_layers", "num_heads"))
+            ),
             bottleneck=bottleneck if fields["factorize_latent"] else "unfactorised",
             image_size=(fields["img_size"], fields["img_size"]),
             latents_per_iteration=fields["num_init_latent_tokens"],
@@ -58,8 +69,14 @@ class Golden:
         state: dict[str, Tensor] = {}
         for file in self.json(f"{base}_config")["state_files"]:
             state |= self.tensors(file.removesuffix(".safetensors"))
-        dropped = {"quant": (), "cont": ("quantize.",), "nofact": ("quantize.", "decoder.decoder_embed.")}[variant]
-        return {key: value for key, value in state.items() if not key.startswith(tuple(dropped) or "-")}
+        dropped = {
+            "quant": (),
+            "cont": ("quantize.",),
+            "nofact": ("quantize.", "decoder.decoder_embed."),
+        }[variant]
+        return {
+            key: value for key, value in state.items() if not key.startswith(tuple(dropped) or "-")
+        }
 
     def model(self, base: str, variant: str, **overrides: Any) -> AdaptiveTokenizer:
         model = AdaptiveTokenizer(self.config(base, variant, **overrides))
@@ -72,7 +89,9 @@ class Golden:
         if base == "vqgan":
             return model.base_tokenizer.encode(self.images)
         posterior = model.base_tokenizer.vae.encode(self.images)
-        return model.base_tokenizer.tokens(posterior.sample(self.tensors("vae_base")["noise"]) * model.config.base.scale)
+        return model.base_tokenizer.tokens(
+            posterior.sample(self.tensors("vae_base")["noise"]) * model.config.base.scale
+        )
 
 
 def _base_config(base: str, stored: dict[str, Any]) -> BaseConfig:
@@ -85,5 +104,7 @@ def _base_config(base: str, stored: dict[str, Any]) -> BaseConfig:
     if base == "vqgan":
         return VQGANConfig(num_codes=stored["n_embed"], **layout)
     levels = range(len(stored["ch_mult"]))
-    attention = tuple(i for i in levels if stored["resolution"] // 2**i in stored["attn_resolutions"])
+    attention = tuple(
+        i for i in levels if stored["resolution"] // 2**i in stored["attn_resolutions"]
+    )
     return KLVAEConfig(scale=stored["vae_scale"], attention_levels=attention, **layout)

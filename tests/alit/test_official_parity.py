@@ -1,8 +1,8 @@
 """Parity with the published system, on the tensors of the folder named by ALIT_GOLDEN_DIR.
 
 The folder's README says how each value was made and which tolerance it bears; those tolerances are used here:
-1e-4 for tokens, latents and logits, 5e-4 for pixels, 1e-6 relative for losses, 1e-5 relative for gradients, equality for
-indices and masks. Every dimension is taken from the folder's JSON files.
+1e-4 for tokens, latents and logits, 5e-4 for pixels, 1e-6 relative for losses, 1e-5 relative for gradients, equality
+for indices and masks. Every dimension is taken from the folder's JSON files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from .golden import Golden
 
 FOLDER = os.environ.get("ALIT_GOLDEN_DIR")
 if not FOLDER:
-    pytest.skip("ALIT_GOLDEN_DIR is not set: it names the folder of reference tensors", allow_module_level=True)
+    pytest.skip(
+        "ALIT_GOLDEN_DIR is not set: it names the folder of reference tensors",
+        allow_module_level=True,
+    )
 GOLDEN = Golden(Path(FOLDER))
 BASES, VARIANTS = ("vqgan", "vae"), ("quant", "cont", "nofact")
 TOKENS, PIXELS, LOSS, GRADIENT = 1e-4, 5e-4, 1e-6, 1e-5
@@ -39,25 +42,35 @@ def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None
 
 
 def equal(actual: Tensor, expected: Tensor, what: str) -> None:
-    assert torch.equal(actual.long(), expected.long()), f"{what}: {(actual != expected).sum()} differ"
+    assert torch.equal(actual.long(), expected.long()), (
+        f"{what}: {(actual != expected).sum()} differ"
+    )
 
 
 def relative(actual: float, expected: float, tolerance: float, what: str) -> None:
-    assert math.isclose(actual, expected, rel_tol=tolerance, abs_tol=1e-12), f"{what}: {actual} for {expected}"
+    assert math.isclose(actual, expected, rel_tol=tolerance, abs_tol=1e-12), (
+        f"{what}: {actual} for {expected}"
+    )
 
 
 @pytest.mark.parametrize("name", GOLDEN.json("full_state_dict_keys")["models"])
 def test_state_dict_keys(name: str) -> None:
     size, base, variant = name.split("/")
-    config = AdaptiveTokenizerConfig.of_size(size.removeprefix("alit_"), base=base, bottleneck=variant)
+    config = AdaptiveTokenizerConfig.of_size(
+        size.removeprefix("alit_"), base=base, bottleneck=variant
+    )
     with torch.device("meta"):
-        own = {key: list(value.shape) for key, value in AdaptiveTokenizer(config).state_dict().items()}
+        own = {
+            key: list(value.shape) for key, value in AdaptiveTokenizer(config).state_dict().items()
+        }
     stored = GOLDEN.json("full_state_dict_keys")["models"][name]["tensors"]
     assert own == {key: shape for key, shape, *_ in stored if not key.startswith("gan_losses.")}
 
 
 def test_state_dict_keys_unfactorised() -> None:
-    entry = GOLDEN.json("full_state_dict_keys")["alit_small_vqgan_continuous_unfactorized_vs_factorized"]
+    entry = GOLDEN.json("full_state_dict_keys")[
+        "alit_small_vqgan_continuous_unfactorized_vs_factorized"
+    ]
     with torch.device("meta"):
         states = [
             set(AdaptiveTokenizer.from_size("small", bottleneck=bottleneck).state_dict())
@@ -92,10 +105,17 @@ def test_vae() -> None:
     close(posterior.sample(expected["noise"]) * base.scale, expected["tokens"], TOKENS, "tokens")
     for actual, kl in zip(posterior.kl(), expected["kl"], strict=True):
         relative(actual.item(), kl.item(), 1e-5, "kl")
-    close(base.vae.decode(posterior.mean)[:, :, ::4, ::4], expected["decode_mean_sub4"], PIXELS, "decode_mean")
+    close(
+        base.vae.decode(posterior.mean)[:, :, ::4, ::4],
+        expected["decode_mean_sub4"],
+        PIXELS,
+        "decode_mean",
+    )
 
 
-def captured(model: AdaptiveTokenizer, iteration: Iteration, prefix: str) -> dict[str, tuple[Tensor, float]]:
+def captured(
+    model: AdaptiveTokenizer, iteration: Iteration, prefix: str
+) -> dict[str, tuple[Tensor, float]]:
     """Our value and tolerance of every tensor that the evaluation files may hold for an iteration."""
     bottleneck, prediction = iteration.bottleneck, iteration.prediction
     assert prediction is not None
@@ -150,7 +170,13 @@ def test_evaluation(base: str, variant: str) -> None:
         assert abs(error - scalars["recon_l1_per_iteration"][iteration.index]) < PIXELS
         mean, std = scalars["recon_mean_std"][iteration.index]
         assert abs(pixels.mean().item() - mean) < PIXELS and abs(pixels.std().item() - std) < PIXELS
-        assert abs(iteration.prediction.decoded_BNV.std().item() - scalars["decoded_std"][iteration.index]) < TOKENS
+        assert (
+            abs(
+                iteration.prediction.decoded_BNV.std().item()
+                - scalars["decoded_std"][iteration.index]
+            )
+            < TOKENS
+        )
     for name, tensor in expected.items():
         actual, tolerance = values[name]
         close(actual, tensor, tolerance, name)
@@ -159,10 +185,15 @@ def test_evaluation(base: str, variant: str) -> None:
 @torch.no_grad()
 def test_sampled_codes() -> None:
     """The published stage-1 pictures are decoded from sampled ids; the ids are given, the sampler is not compared."""
-    expected, model = GOLDEN.tensors("vqgan_quant_stage1_sampled_recon"), GOLDEN.model("vqgan", "quant")
+    expected, model = (
+        GOLDEN.tensors("vqgan_quant_stage1_sampled_recon"),
+        GOLDEN.model("vqgan", "quant"),
+    )
     base = model.base_tokenizer
     for name in sorted({key.split("/")[0] for key in expected}):
-        pixels = base.pixels(base.codebook[expected[f"{name}/sampled_ids"].long()], model.config.grid)
+        pixels = base.pixels(
+            base.codebook[expected[f"{name}/sampled_ids"].long()], model.config.grid
+        )
         close(pixels[:, :, ::4, ::4], expected[f"{name}/recon_sub4"], PIXELS, name)
 
 
@@ -187,7 +218,9 @@ def test_encode_rule(base: str, variant: str) -> None:
         close(sequence.padded(), iteration.bottleneck.continuous_BLC, TOKENS, "returned tokens")
 
 
-def check_training(model: AdaptiveTokenizer, loss: Stage1Loss, scalars: dict[str, Any], what: str) -> None:
+def check_training(
+    model: AdaptiveTokenizer, loss: Stage1Loss, scalars: dict[str, Any], what: str
+) -> None:
     relative(loss.total.item(), scalars["total_loss"], LOSS, f"{what} total")
     actual = {}
     for index, term in loss.iterations.items():
@@ -201,13 +234,19 @@ def check_training(model: AdaptiveTokenizer, loss: Stage1Loss, scalars: dict[str
         relative(value, scalars["per_iteration"].get(name, 0.0), LOSS, f"{what} {name}")
     loss.total.backward()
     norms = scalars["grad_norm"]
-    own = {name: p.grad for name, p in model.named_parameters() if not name.startswith("base_tokenizer.")}
+    own = {
+        name: p.grad
+        for name, p in model.named_parameters()
+        if not name.startswith("base_tokenizer.")
+    }
     assert own.keys() == norms.keys()
     for name, norm in norms.items():
         gradient = own[name]
         assert (gradient is None) == (norm is None), f"{what}: gradient of {name}"
         if gradient is not None:
-            relative(gradient.double().norm().item(), norm, GRADIENT, f"{what} gradient norm of {name}")
+            relative(
+                gradient.double().norm().item(), norm, GRADIENT, f"{what} gradient norm of {name}"
+            )
 
 
 def check_gradients(model: AdaptiveTokenizer, expected: dict[str, Tensor]) -> None:
@@ -228,7 +267,11 @@ def training_model(base: str, variant: str, **overrides: Any) -> AdaptiveTokeniz
 
 def subsets(scalars: dict[str, Any]) -> list[tuple[str, list[int]]]:
     prefix = "train_stage1_subset_"
-    return [(key, [int(i) for i in key.removeprefix(prefix).split("_")]) for key in scalars if key.startswith(prefix)]
+    return [
+        (key, [int(i) for i in key.removeprefix(prefix).split("_")])
+        for key in scalars
+        if key.startswith(prefix)
+    ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -258,9 +301,14 @@ def stored_draws(name: str) -> Any:
 @torch.no_grad()
 @pytest.mark.parametrize("variant", halting_variants())
 def test_halting_evaluation(variant: str) -> None:
-    scalars, expected = GOLDEN.json(f"vqgan_{variant}")["halting"], GOLDEN.tensors(f"vqgan_{variant}_halting_eval")
+    scalars, expected = (
+        GOLDEN.json(f"vqgan_{variant}")["halting"],
+        GOLDEN.tensors(f"vqgan_{variant}_halting_eval"),
+    )
     model = GOLDEN.model("vqgan", variant, halting="mask", halting_threshold=scalars["threshold"])
-    rollout = model.rollout(GOLDEN.images, halting_draw=stored_draws(f"vqgan_{variant}_halting_eval"))
+    rollout = model.rollout(
+        GOLDEN.images, halting_draw=stored_draws(f"vqgan_{variant}_halting_eval")
+    )
     values: dict[str, tuple[Tensor, float]] = {}
     for iteration in rollout:
         index = iteration.index
@@ -280,9 +328,14 @@ def test_halting_evaluation(variant: str) -> None:
 @pytest.mark.parametrize("variant", halting_variants())
 def test_halting_training(variant: str) -> None:
     scalars = GOLDEN.json(f"vqgan_{variant}")["halting"]
-    draws, expected = f"vqgan_{variant}_halting_eval", GOLDEN.tensors(f"vqgan_{variant}_halting_train")
+    draws, expected = (
+        f"vqgan_{variant}_halting_eval",
+        GOLDEN.tensors(f"vqgan_{variant}_halting_train"),
+    )
     for key, at in [("train_stage1", None), *subsets(scalars)]:
-        model = training_model("vqgan", variant, halting="mask", halting_threshold=scalars["threshold"])
+        model = training_model(
+            "vqgan", variant, halting="mask", halting_threshold=scalars["threshold"]
+        )
         weights = scalars["train_stage1"]["lambda_loss_weight"]
         draw = stored_draws(draws)
         probabilities: list[Tensor] = []
@@ -299,7 +352,10 @@ def test_halting_training(variant: str) -> None:
         else:
             assert len(probabilities) == scalars[key]["bernoulli_calls"]
             bits = GOLDEN.tensors(draws)["raw_draw"].bool()
-            masked = [int((bits[i] & (p >= scalars["threshold"])).sum()) for i, p in enumerate(probabilities)]
+            masked = [
+                int((bits[i] & (p >= scalars["threshold"])).sum())
+                for i, p in enumerate(probabilities)
+            ]
             assert masked == scalars[key]["masked_tokens"]
 
 
@@ -309,7 +365,9 @@ def test_vae_halting_is_noop() -> None:
     model = training_model("vae", "quant", halting="mask", halting_threshold=expected["threshold"])
     with torch.no_grad():
         tokens = GOLDEN.base_tokens(model, "vae")
-    loss = stage1_loss(model, GOLDEN.images, base=tokens, weights=scalars["train_stage1"]["lambda_loss_weight"])
+    loss = stage1_loss(
+        model, GOLDEN.images, base=tokens, weights=scalars["train_stage1"]["lambda_loss_weight"]
+    )
     relative(loss.total.item(), expected["total_loss_halting_on"], LOSS, "total")
     loss.total.backward()
     zero = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
@@ -320,7 +378,11 @@ def test_vae_halting_is_noop() -> None:
 def test_vector_quantizer(case: str) -> None:
     stored, tensors = GOLDEN.json("vector_quantizer"), GOLDEN.tensors("vector_quantizer")
     options = stored["cases"][case]
-    expected = {key.removeprefix(f"{case}/"): value for key, value in tensors.items() if key.startswith(f"{case}/")}
+    expected = {
+        key.removeprefix(f"{case}/"): value
+        for key, value in tensors.items()
+        if key.startswith(f"{case}/")
+    }
 
     def quantizer() -> VectorQuantizer:
         module = VectorQuantizer(
@@ -333,7 +395,10 @@ def test_vector_quantizer(case: str) -> None:
         )
         state = {"embedding.weight": tensors["codebook"]}
         if options["ema_update"]:
-            state |= {"embed_avg": tensors["codebook"], "cluster_size": torch.zeros(stored["codebook_size"])}
+            state |= {
+                "embed_avg": tensors["codebook"],
+                "cluster_size": torch.zeros(stored["codebook_size"]),
+            }
         module.load_state_dict(state)
         return module
 
@@ -363,22 +428,46 @@ def test_vector_quantizer(case: str) -> None:
     straight = (result.quantized * tensors["cotangent"]).sum()
     relative(straight.item(), options["scalars"]["train/scalar_ste"], LOSS, "scalar_ste")
     (gradient,) = torch.autograd.grad(straight, [z])
-    close(gradient, expected["train/grad_z_ste"], 1e-6 * expected["train/grad_z_ste"].abs().max().item(), "grad_z_ste")
+    close(
+        gradient,
+        expected["train/grad_z_ste"],
+        1e-6 * expected["train/grad_z_ste"].abs().max().item(),
+        "grad_z_ste",
+    )
     # Published look-up returns raw rows; a soft index is a weighted average of them.
     fresh = quantizer()
-    equal(fresh.embedding(torch.tensor([0, 5, stored["codebook_size"] - 1, 5])), expected["codebook_entry_1d"], "entry")
-    close(tensors["soft_indices"] @ fresh.embedding.weight, expected["codebook_entry_2d"], 1e-5, "soft entry")
+    equal(
+        fresh.embedding(torch.tensor([0, 5, stored["codebook_size"] - 1, 5])),
+        expected["codebook_entry_1d"],
+        "entry",
+    )
+    close(
+        tensors["soft_indices"] @ fresh.embedding.weight,
+        expected["codebook_entry_2d"],
+        1e-5,
+        "soft entry",
+    )
     if options["ema_update"]:
         check_ema(quantizer().train(), tensors, expected, stored["cases"][case]["scalars"])
 
 
 def check_ema(
-    module: VectorQuantizer, tensors: dict[str, Tensor], expected: dict[str, Tensor], scalars: dict[str, float]
+    module: VectorQuantizer,
+    tensors: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    scalars: dict[str, float],
 ) -> None:
     for step, batch in ((1, "z"), (2, "z_second_batch")):
         result = module(tensors[batch])
-        equal(result.index, expected[f"after_update{step}/indices_used"], f"indices of update {step}")
-        relative(result.loss.item(), scalars[f"after_update{step}/quantizer_loss"], LOSS, f"loss of update {step}")
+        equal(
+            result.index, expected[f"after_update{step}/indices_used"], f"indices of update {step}"
+        )
+        relative(
+            result.loss.item(),
+            scalars[f"after_update{step}/quantizer_loss"],
+            LOSS,
+            f"loss of update {step}",
+        )
         for name, actual in (
             ("cluster_size", module.cluster_size),
             ("embed_avg", module.embed_avg),

@@ -22,7 +22,11 @@ def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         rows, keys = slice(*offsets[b : b + 2].tolist()), slice(*key_offsets[b : b + 2].tolist())
         for h in range(q.shape[1]):
             kept = slice(None) if key_mask is None else key_mask[keys]
-            qh, kh, vh = q[rows, h].to(dtype), k[keys, h].to(dtype)[kept], v[keys, h].to(dtype)[kept]
+            qh, kh, vh = (
+                q[rows, h].to(dtype),
+                k[keys, h].to(dtype)[kept],
+                v[keys, h].to(dtype)[kept],
+            )
             scores = qh @ kh.t() * q.shape[2] ** -0.5
             lse[h, rows] = scores.logsumexp(-1)
             if kh.shape[0]:
@@ -125,17 +129,23 @@ def test_strided_views() -> None:
     torch.testing.assert_close(attention(q, k, v), attention(q.clone(), k.clone(), v.clone()))
     torch.testing.assert_close(attention(q, expanded, v), attention(q, expanded.clone(), v))
     torch.testing.assert_close(
-        attention(q.mT.contiguous().mT, k, v), attention(q, k, v), msg="last dimension not contiguous"
+        attention(q.mT.contiguous().mT, k, v),
+        attention(q, k, v),
+        msg="last dimension not contiguous",
     )
 
 
 def test_gradcheck() -> None:
     q, k, v = (torch.randn(2, 3, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[True, False, True], [True, True, True]])
-    assert torch.autograd.gradcheck(lambda *x: attention(*x, key_mask=mask, return_lse=True), (q, k, v))
+    assert torch.autograd.gradcheck(
+        lambda *x: attention(*x, key_mask=mask, return_lse=True), (q, k, v)
+    )
     offsets = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
     packed = [torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(lambda *x: varlen_attention(*x, offsets, max_length=3, return_lse=True), packed)
+    assert torch.autograd.gradcheck(
+        lambda *x: varlen_attention(*x, offsets, max_length=3, return_lse=True), packed
+    )
 
 
 def test_permuting_sequences_permutes_outputs() -> None:
@@ -145,13 +155,17 @@ def test_permuting_sequences_permutes_outputs() -> None:
     shuffled = [torch.cat([piece[2], piece[0], piece[1]]) for piece in pieces]
     offsets = torch.tensor([0, 2, 7, 16], dtype=torch.int32)
     a, b, c = out.split((5, 9, 2))
-    torch.testing.assert_close(varlen_attention(*shuffled, offsets, max_length=9), torch.cat([c, a, b]))
+    torch.testing.assert_close(
+        varlen_attention(*shuffled, offsets, max_length=9), torch.cat([c, a, b])
+    )
 
 
 def test_attention_map() -> None:
     x = make(Case((6, 0, 4), 3, 8, spare=2))
     _, lse = varlen_attention(*x[:4], max_length=7, return_lse=True)
-    result = attention_map(x.q, x.k, lse, x.offsets, queries=range(2, 6), keys=range(1, 5), max_length=7)
+    result = attention_map(
+        x.q, x.k, lse, x.offsets, queries=range(2, 6), keys=range(1, 5), max_length=7
+    )
     assert result.shape == (3, 4, 4)
     for b, (start, stop) in enumerate(((0, 6), (6, 6), (6, 10))):
         q, k = x.q[start:stop].transpose(0, 1), x.k[start:stop].transpose(0, 1)
@@ -178,17 +192,35 @@ def test_autocast() -> None:
         ({"q": torch.zeros(6, 2, 4, dtype=torch.int64)}, TypeError, "q: expected dtype"),
         ({"q": [1]}, TypeError, "q: expected a tensor"),
         ({"offsets": torch.tensor([0, 3, 6])}, TypeError, "offsets: expected dtype int32"),
-        ({"offsets": torch.tensor([0, 4, 3], dtype=torch.int32)}, ValueError, "offsets: expected an ascending"),
-        ({"offsets": torch.tensor([0, 4, 9], dtype=torch.int32)}, ValueError, "offsets: expected at most 6 rows"),
+        (
+            {"offsets": torch.tensor([0, 4, 3], dtype=torch.int32)},
+            ValueError,
+            "offsets: expected an ascending",
+        ),
+        (
+            {"offsets": torch.tensor([0, 4, 9], dtype=torch.int32)},
+            ValueError,
+            "offsets: expected at most 6 rows",
+        ),
         ({"max_length": 2}, ValueError, "max_length: expected at least 3"),
         ({"max_length": 2.0}, TypeError, "max_length: expected an int"),
         ({"key_mask": torch.ones(5, dtype=torch.bool)}, ValueError, "key_mask: expected shape"),
-        ({"implementation": "fast"}, ValueError, "implementation='fast' of alit_kernels.varlen_attention"),
+        (
+            {"implementation": "fast"},
+            ValueError,
+            "implementation='fast' of alit_kernels.varlen_attention",
+        ),
     ],
 )
 def test_wrong_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
     q, k, v = (torch.randn(6, 2, 4) for _ in range(3))
-    arguments = {"q": q, "k": k, "v": v, "offsets": torch.tensor([0, 3, 6], dtype=torch.int32), "max_length": 3}
+    arguments = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "offsets": torch.tensor([0, 3, 6], dtype=torch.int32),
+        "max_length": 3,
+    }
     with pytest.raises(error, match=message):
         varlen_attention(**{**arguments, **change})
 

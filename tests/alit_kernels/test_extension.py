@@ -11,16 +11,25 @@ from alit_kernels._library import extension
 
 core = extension()
 if core is None:
-    pytest.skip("the compiled core is not installed (no C++ compiler at installation)", allow_module_level=True)
+    pytest.skip(
+        "the compiled core is not installed (no C++ compiler at installation)",
+        allow_module_level=True,
+    )
 
 
 def test_build_info() -> None:
     info = core.build_info()
-    assert info["version"] and info["instruction_set"] in ("avx512", "avx2", "baseline") and info["threads"] >= 1
+    assert (
+        info["version"]
+        and info["instruction_set"] in ("avx512", "avx2", "baseline")
+        and info["threads"] >= 1
+    )
 
 
 @pytest.mark.parametrize("threads", (0, 1, 2, 3, 16))
-@pytest.mark.parametrize(("total", "grain"), [(0, 1), (1, 1), (7, 3), (1000, 1), (1000, 999), (5, 0)])
+@pytest.mark.parametrize(
+    ("total", "grain"), [(0, 1), (1, 1), (7, 3), (1000, 1), (1000, 999), (5, 0)]
+)
 def test_ranges_cover_without_overlap(total: int, grain: int, threads: int) -> None:
     ranges = core.parallel_ranges(total, grain, threads)
     assert len(ranges) <= max(1, threads)

@@ -36,9 +36,25 @@ def samples() -> dict[str, tuple[Any, ...]]:
     lse, dense_lse = torch.randn(2, 9), torch.randn(2, 2, 4)
     return {
         "append": (leaf(9, 4), OFFSETS, leaf(2, 4), select, 13),
-        "append_backward": (torch.randn(13, 4), OFFSETS, OFFSETS + torch.tensor([0, 2, 2, 4], dtype=torch.int32), select, 9, 2, True),
+        "append_backward": (
+            torch.randn(13, 4),
+            OFFSETS,
+            OFFSETS + torch.tensor([0, 2, 2, 4], dtype=torch.int32),
+            select,
+            9,
+            2,
+            True,
+        ),
         "attention": (*dense, torch.ones(2, 4) > 0, 0.3),
-        "attention_backward": (torch.randn(2, 4, 2, 8), dense_lse, *(d.detach() for d in dense), dense[0].detach(), dense_lse, None, 0.3),
+        "attention_backward": (
+            torch.randn(2, 4, 2, 8),
+            dense_lse,
+            *(d.detach() for d in dense),
+            dense[0].detach(),
+            dense_lse,
+            None,
+            0.3,
+        ),
         "attention_map": (q.detach(), k.detach(), lse, OFFSETS, 1, 4, 0, 2, 5, 0.3),
         "codebook_statistics": (index, torch.randn(6, 4), 5, mask),
         "compact": (leaf(9, 4), OFFSETS, torch.arange(9) % 2 == 0, 7),
@@ -47,14 +63,47 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "pack": (leaf(3, 6, 4), OFFSETS, 9),
         "scatter_rows": (torch.randn(4, 3), torch.tensor([2, -1, 0, 5], dtype=torch.int32), 6),
         "soft_codebook": (leaf(6, 5), leaf(5, 4), target),
-        "soft_codebook_backward": (torch.randn(6, 4), torch.randn(6), torch.randn(6), torch.randn(6, 5), torch.randn(5, 4), target),
+        "soft_codebook_backward": (
+            torch.randn(6, 4),
+            torch.randn(6),
+            torch.randn(6),
+            torch.randn(6, 5),
+            torch.randn(5, 4),
+            target,
+        ),
         "tail_mask": (leaf(3, 6, 4), LENGTHS, leaf(4)),
         "tail_mask_backward": (torch.randn(3, 6, 4), LENGTHS),
         "unpack": (leaf(9, 4), OFFSETS, 6, 0.5),
         "varlen_attention": (q, k, v, OFFSETS, None, 5, 5, None, 0.3, True),
-        "varlen_attention_backward": (*(torch.randn(9, 2, 8), lse, q.detach(), k.detach(), v.detach(), q.detach(), lse, OFFSETS, None), 5, 5, None, 0.3, True),
+        "varlen_attention_backward": (
+            *(
+                torch.randn(9, 2, 8),
+                lse,
+                q.detach(),
+                k.detach(),
+                v.detach(),
+                q.detach(),
+                lse,
+                OFFSETS,
+                None,
+            ),
+            5,
+            5,
+            None,
+            0.3,
+            True,
+        ),
         "vector_quantize": (leaf(6, 4), leaf(5, 4), mask, "cosine", 0.25, "ieee", True),
-        "vector_quantize_backward": (*(torch.randn(6, 4), torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0)), torch.randn(6, 4), torch.randn(5, 4), index, mask, "cosine", 0.25, True),
+        "vector_quantize_backward": (
+            *(torch.randn(6, 4), torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0)),
+            torch.randn(6, 4),
+            torch.randn(5, 4),
+            index,
+            mask,
+            "cosine",
+            0.25,
+            True,
+        ),
     }
 
 
@@ -64,7 +113,9 @@ def test_every_op_has_a_sample() -> None:
 
 @pytest.mark.parametrize("name", sorted(samples()))
 def test_opcheck(name: str) -> None:
-    torch.library.opcheck(getattr(torch.ops.alit_kernels, name).default, (*samples()[name], "reference"))
+    torch.library.opcheck(
+        getattr(torch.ops.alit_kernels, name).default, (*samples()[name], "reference")
+    )
 
 
 @pytest.mark.parametrize("name", sorted(samples()))
@@ -81,24 +132,37 @@ PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         lambda q, k, v: ak.varlen_attention(q, k, v, OFFSETS, max_length=5),
         tuple(leaf(9, 2, 8) for _ in range(3)),
     ),
-    "nearest_codeword": (lambda z, c: ak.nearest_codeword(z, c).float() + 0 * z.sum(), (leaf(6, 4), leaf(5, 4))),
+    "nearest_codeword": (
+        lambda z, c: ak.nearest_codeword(z, c).float() + 0 * z.sum(),
+        (leaf(6, 4), leaf(5, 4)),
+    ),
     "codebook_statistics": (
         lambda z: ak.codebook_statistics(torch.arange(6) % 5, z, 5)[1] + 0 * z.sum(),
         (leaf(6, 4),),
     ),
-    "vector_quantize": (lambda z, c: sum(x.float().sum() for x in ak.vector_quantize(z, c)), (leaf(6, 4), leaf(5, 4))),
+    "vector_quantize": (
+        lambda z, c: sum(x.float().sum() for x in ak.vector_quantize(z, c)),
+        (leaf(6, 4), leaf(5, 4)),
+    ),
     "soft_codebook": (
         lambda x, c: sum(y.sum() for y in ak.soft_codebook(x, c, torch.arange(6) % 5)),
         (leaf(6, 5), leaf(5, 4)),
     ),
     "attention_map": (
-        lambda q: ak.attention_map(q, q, torch.zeros(2, 9), OFFSETS, queries=range(1, 3), keys=range(2), max_length=5).detach()
-        + 0 * q.sum(),
+        lambda q: (
+            ak.attention_map(
+                q, q, torch.zeros(2, 9), OFFSETS, queries=range(1, 3), keys=range(2), max_length=5
+            ).detach()
+            + 0 * q.sum()
+        ),
         (leaf(9, 2, 8),),
     ),
     "pack": (lambda x: ak.pack(x, LENGTHS, capacity=9)[0], (leaf(3, 6, 4),)),
     "unpack": (lambda x: ak.unpack(x, OFFSETS, max_length=6), (leaf(9, 4),)),
-    "compact": (lambda x: ak.compact(x, OFFSETS, torch.arange(9) % 2 == 0, capacity=7)[0], (leaf(9, 4),)),
+    "compact": (
+        lambda x: ak.compact(x, OFFSETS, torch.arange(9) % 2 == 0, capacity=7)[0],
+        (leaf(9, 4),),
+    ),
     "append": (lambda x, r: ak.append(x, OFFSETS, r, capacity=15)[0], (leaf(9, 4), leaf(2, 4))),
     "tail_mask": (lambda x, f: ak.tail_mask(x, LENGTHS, f), (leaf(3, 6, 4), leaf(4))),
     "SelfAttention": (lambda x: SELF_ATTENTION(x, OFFSETS, max_length=5), (leaf(9, 16),)),
@@ -119,7 +183,9 @@ def test_compiles_without_graph_break(name: str) -> None:
 
     eager = run(function)
     torch._dynamo.reset()
-    for ours, expected in zip(run(torch.compile(function, fullgraph=True, backend="aot_eager")), eager, strict=True):
+    for ours, expected in zip(
+        run(torch.compile(function, fullgraph=True, backend="aot_eager")), eager, strict=True
+    ):
         torch.testing.assert_close(ours, expected)
 
 
@@ -138,7 +204,9 @@ def test_no_recompilation_on_lengths() -> None:
 
 def test_missing_backward_fails() -> None:
     """An op without a backward must not be differentiated through its reference."""
-    op = Op("test_no_backward(Tensor x) -> Tensor", reference=lambda x: x * 2, fake=torch.empty_like)
+    op = Op(
+        "test_no_backward(Tensor x) -> Tensor", reference=lambda x: x * 2, fake=torch.empty_like
+    )
     x = torch.ones(2, requires_grad=True)
     out = op(x)
     assert out.requires_grad
@@ -152,9 +220,13 @@ def test_double_backward_vmap_and_forward_mode_raise_by_name() -> None:
     (gradient,) = torch.autograd.grad(ak.attention(q, q, q).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match=r"alit_kernels.attention_backward"):
         gradient.sum().backward()
-    with pytest.raises(NotImplementedError, match="alit_kernels.attention does not support torch.vmap"):
+    with pytest.raises(
+        NotImplementedError, match=r"alit_kernels.attention does not support torch.vmap"
+    ):
         torch.vmap(lambda x: ak.attention(x, x, x))(torch.randn(2, 1, 3, 1, 4))
-    with pytest.raises(NotImplementedError, match="alit_kernels.attention does not support forward-mode"):
+    with pytest.raises(
+        NotImplementedError, match=r"alit_kernels.attention does not support forward-mode"
+    ):
         torch.func.jvp(lambda x: ak.attention(x, x, x), (q.detach(),), (torch.ones_like(q),))
 
 
@@ -165,8 +237,15 @@ def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append("cpp")
         return x * 2
 
-    op = Op("test_choice(Tensor x) -> Tensor", reference=lambda x: x * 2, fake=torch.empty_like, others={"cpp": other})
-    monkeypatch.setattr(_library, "available", lambda name, device: "" if name == "cpp" else "not here")
+    op = Op(
+        "test_choice(Tensor x) -> Tensor",
+        reference=lambda x: x * 2,
+        fake=torch.empty_like,
+        others={"cpp": other},
+    )
+    monkeypatch.setattr(
+        _library, "available", lambda name, device: "" if name == "cpp" else "not here"
+    )
     op(torch.ones(2))
     assert calls == ["cpp"], "auto takes C++ on the CPU"
     op(torch.ones(2), implementation="reference")
@@ -175,7 +254,10 @@ def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIT_KERNELS_IMPLEMENTATION", "reference")
     op(torch.ones(2))
     assert calls == ["cpp"], "the environment variable replaces auto"
-    with pytest.raises(ValueError, match="implementation='triton' of alit_kernels.test_choice cannot run: this op has"):
+    with pytest.raises(
+        ValueError,
+        match=r"implementation='triton' of alit_kernels.test_choice cannot run: this op has",
+    ):
         op(torch.ones(2), implementation="triton")
     monkeypatch.setattr(_library, "available", lambda name, device: "broken")
     with pytest.raises(ValueError, match="cannot run: broken"):
@@ -205,7 +287,9 @@ print("fine")
 
 
 def test_imports_without_triton_and_extension() -> None:
-    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "fine", done.stderr
 
 
@@ -222,12 +306,16 @@ def test_broken_extension_raises() -> None:
         "from alit_kernels._library import extension\n"
         "extension()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1 and "undefined symbol" in done.stderr
 
 
 def test_report_runs() -> None:
-    done = subprocess.run([sys.executable, "-m", "alit_kernels"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "alit_kernels"], capture_output=True, text=True, check=True
+    )
     assert "what implementation='auto' runs" in done.stdout and "varlen_attention" in done.stdout
 
 

@@ -45,7 +45,9 @@ def test_integers_and_trailing_dimensions() -> None:
     heads = torch.randn(2, 3, 4, 5)
     packed, offsets = pack(heads, torch.tensor([3, 1]), capacity=4)
     assert torch.equal(packed, torch.cat([heads[0], heads[1, :1]]))
-    assert torch.equal(pack(heads.transpose(2, 3), torch.tensor([3, 1]), capacity=4)[0], packed.transpose(1, 2))
+    assert torch.equal(
+        pack(heads.transpose(2, 3), torch.tensor([3, 1]), capacity=4)[0], packed.transpose(1, 2)
+    )
 
 
 @pytest.mark.parametrize("case", TEST_CASES)
@@ -74,12 +76,16 @@ def test_append(case: Case, shared: bool) -> None:
     capacity = x.capacity + 2 * count
     out, new_offsets = append(packed, offsets, rows, select=select, capacity=capacity)
     grown = [
-        torch.cat([piece, rows if shared else rows[b]]) if select[b] else piece for b, piece in enumerate(pieces(x))
+        torch.cat([piece, rows if shared else rows[b]]) if select[b] else piece
+        for b, piece in enumerate(pieces(x))
     ]
     assert torch.equal(out, packed_of(grown, capacity, x.padded))
     assert new_offsets.diff().tolist() == [len(piece) for piece in grown]
     everyone, _ = append(packed, offsets, rows, capacity=capacity)
-    assert torch.equal(everyone, append(packed, offsets, rows, select=torch.ones_like(select), capacity=capacity)[0])
+    assert torch.equal(
+        everyone,
+        append(packed, offsets, rows, select=torch.ones_like(select), capacity=capacity)[0],
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -104,8 +110,13 @@ def test_gradchecks() -> None:
     assert check(lambda x: pack(x, lengths, capacity=7)[0], leaf(3, 4, 2))
     assert check(lambda x: unpack(x, offsets, max_length=4, fill=1.0), leaf(6, 2))
     assert check(lambda x: compact(x, offsets, keep, capacity=5)[0], leaf(6, 2))
-    assert check(lambda x, r: append(x, offsets, r, select=select, capacity=10)[0], (leaf(6, 2), leaf(2, 2)))
-    assert check(lambda x, r: append(x, offsets, r, select=select, capacity=10)[0], (leaf(6, 2), leaf(3, 2, 2)))
+    assert check(
+        lambda x, r: append(x, offsets, r, select=select, capacity=10)[0], (leaf(6, 2), leaf(2, 2))
+    )
+    assert check(
+        lambda x, r: append(x, offsets, r, select=select, capacity=10)[0],
+        (leaf(6, 2), leaf(3, 2, 2)),
+    )
     assert check(lambda x, f: tail_mask(x, lengths, f), (leaf(3, 4, 2), leaf(2)))
 
 
@@ -116,31 +127,91 @@ def test_values_no_check_can_see() -> None:
     padded, offsets = torch.randn(2, 3, 1), torch.tensor([0, 3, 6], dtype=torch.int32)
     assert torch.equal(reference.pack(padded, offsets, 4)[:, 0], padded.flatten()[:4])
     packed = reference.pack(padded, offsets, 4)
-    assert torch.equal(reference.unpack(packed, offsets, 3, 0.0)[1, :, 0], torch.cat([packed[3], torch.zeros(2)]))
-    out, _, source = reference.compact(packed, torch.tensor([0, 4], dtype=torch.int32), torch.ones(4) > 0, 2)
+    assert torch.equal(
+        reference.unpack(packed, offsets, 3, 0.0)[1, :, 0], torch.cat([packed[3], torch.zeros(2)])
+    )
+    out, _, source = reference.compact(
+        packed, torch.tensor([0, 4], dtype=torch.int32), torch.ones(4) > 0, 2
+    )
     assert source.tolist() == [0, 1] and torch.equal(out, packed[:2])
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x, o: pack(x, torch.tensor([3, -1]), capacity=6), ValueError, "lengths: expected at least 0, got -1"),
-        (lambda x, o: pack(x, torch.tensor([4, 0]), capacity=6), ValueError, "lengths: expected at most N = 3, got 4"),
-        (lambda x, o: pack(x, torch.tensor([3, 2]), capacity=4), ValueError, "capacity: expected at least 5 rows"),
-        (lambda x, o: pack(x, torch.tensor([3, 2]), capacity=-1), ValueError, "capacity: expected at least 0"),
-        (lambda x, o: pack(x, torch.tensor([3.0, 2.0]), capacity=5), TypeError, "lengths: expected dtype int32 or"),
-        (lambda x, o: pack(x, torch.tensor([3]), capacity=5), ValueError, "lengths: expected shape"),
-        (lambda x, o: cumulative_offsets(torch.tensor([2**31])), ValueError, r"lengths: expected a sum below 2\^31"),
+        (
+            lambda x, o: pack(x, torch.tensor([3, -1]), capacity=6),
+            ValueError,
+            "lengths: expected at least 0, got -1",
+        ),
+        (
+            lambda x, o: pack(x, torch.tensor([4, 0]), capacity=6),
+            ValueError,
+            "lengths: expected at most N = 3, got 4",
+        ),
+        (
+            lambda x, o: pack(x, torch.tensor([3, 2]), capacity=4),
+            ValueError,
+            "capacity: expected at least 5 rows",
+        ),
+        (
+            lambda x, o: pack(x, torch.tensor([3, 2]), capacity=-1),
+            ValueError,
+            "capacity: expected at least 0",
+        ),
+        (
+            lambda x, o: pack(x, torch.tensor([3.0, 2.0]), capacity=5),
+            TypeError,
+            "lengths: expected dtype int32 or",
+        ),
+        (
+            lambda x, o: pack(x, torch.tensor([3]), capacity=5),
+            ValueError,
+            "lengths: expected shape",
+        ),
+        (
+            lambda x, o: cumulative_offsets(torch.tensor([2**31])),
+            ValueError,
+            r"lengths: expected a sum below 2\^31",
+        ),
         (lambda x, o: unpack(x[0], o, max_length=1), ValueError, "max_length: expected at least 2"),
-        (lambda x, o: unpack(x[0], o[1:], max_length=3), ValueError, "offsets: expected an ascending"),
-        (lambda x, o: unpack(x[0, :2], o, max_length=3), ValueError, "offsets: expected at most 2 rows"),
-        (lambda x, o: unpack(x[0], o[:0], max_length=3), ValueError, "offsets: expected at least one"),
-        (lambda x, o: compact(x[0], o, torch.ones(2) > 0, capacity=3), ValueError, "keep: expected shape"),
-        (lambda x, o: compact(x[0], o, torch.ones(3) > 0, capacity=2), ValueError, "capacity: expected at least 3"),
-        (lambda x, o: append(x[0], o, x[0], capacity=8), ValueError, "capacity: expected at least 9"),
+        (
+            lambda x, o: unpack(x[0], o[1:], max_length=3),
+            ValueError,
+            "offsets: expected an ascending",
+        ),
+        (
+            lambda x, o: unpack(x[0, :2], o, max_length=3),
+            ValueError,
+            "offsets: expected at most 2 rows",
+        ),
+        (
+            lambda x, o: unpack(x[0], o[:0], max_length=3),
+            ValueError,
+            "offsets: expected at least one",
+        ),
+        (
+            lambda x, o: compact(x[0], o, torch.ones(2) > 0, capacity=3),
+            ValueError,
+            "keep: expected shape",
+        ),
+        (
+            lambda x, o: compact(x[0], o, torch.ones(3) > 0, capacity=2),
+            ValueError,
+            "capacity: expected at least 3",
+        ),
+        (
+            lambda x, o: append(x[0], o, x[0], capacity=8),
+            ValueError,
+            "capacity: expected at least 9",
+        ),
         (lambda x, o: append(x[0], o, x[0, :, :1], capacity=9), ValueError, "rows: expected shape"),
         (lambda x, o: append(x[0], o, x[0].half(), capacity=9), TypeError, "rows: expected dtype"),
-        (lambda x, o: tail_mask(x, torch.tensor([1, 1]), x[0, 0, :1]), ValueError, "fill: expected shape"),
+        (
+            lambda x, o: tail_mask(x, torch.tensor([1, 1]), x[0, 0, :1]),
+            ValueError,
+            "fill: expected shape",
+        ),
     ],
 )
 def test_wrong_arguments(call: object, error: type[Exception], message: str) -> None:

@@ -29,7 +29,11 @@ def test_forward_and_gradients(case: Case) -> None:
         return [*(o.detach() for o in outputs), logits.grad, codebook.grad]
 
     names = ("code", "nll", "p_target", "gradient of logits", "gradient of codebook")
-    results = run(torch.float32, soft_codebook), run(torch.float32, written_out), run(torch.float64, written_out)
+    results = (
+        run(torch.float32, soft_codebook),
+        run(torch.float32, written_out),
+        run(torch.float64, written_out),
+    )
     for name, ours, eager, exact in zip(names, *results, strict=True):
         assert_within_budget(ours, eager, exact, k=3 if "gradient" in name else 2, what=name)
 
@@ -64,7 +68,11 @@ def test_without_target_and_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"target": torch.tensor([0, 5])}, ValueError, r"target: expected values in 0\.\.4, got 0\.\.5"),
+        (
+            {"target": torch.tensor([0, 5])},
+            ValueError,
+            r"target: expected values in 0\.\.4, got 0\.\.5",
+        ),
         ({"target": torch.tensor([0, -1])}, ValueError, "target: expected values"),
         ({"target": torch.tensor([0])}, ValueError, "target: expected shape"),
         ({"codebook": torch.randn(4, 3)}, ValueError, "codebook: expected shape"),
@@ -74,4 +82,6 @@ def test_without_target_and_under_autocast() -> None:
 )
 def test_wrong_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        soft_codebook(**{"logits": torch.randn(2, 5), "codebook": torch.randn(5, 3), "target": None, **change})
+        soft_codebook(
+            **{"logits": torch.randn(2, 5), "codebook": torch.randn(5, 3), "target": None, **change}
+        )

@@ -55,7 +55,9 @@ def test_search_of_strided_inputs() -> None:
     z, codebook, _ = make(Case(24, 16, 6))
     expected = nearest_codeword(z, codebook)
     assert torch.equal(nearest_codeword(z.t().contiguous().t(), codebook), expected)
-    assert torch.equal(nearest_codeword(torch.cat([z, z], 1)[:, :6], codebook.t().contiguous().t()), expected)
+    assert torch.equal(
+        nearest_codeword(torch.cat([z, z], 1)[:, :6], codebook.t().contiguous().t()), expected
+    )
     assert torch.equal(nearest_codeword(z[:1].expand(5, -1), codebook), expected[:1].expand(5))
 
 
@@ -67,7 +69,10 @@ def test_search_properties(seed: int, vectors: int, codes: int, dim: int) -> Non
     order = torch.randperm(vectors, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(nearest_codeword(z[order], codebook), index[order])
     assert torch.equal(nearest_codeword(4 * z, 4 * codebook), index)
-    assert torch.equal(nearest_codeword(4 * z, codebook, metric="cosine"), nearest_codeword(z, codebook, metric="cosine"))
+    assert torch.equal(
+        nearest_codeword(4 * z, codebook, metric="cosine"),
+        nearest_codeword(z, codebook, metric="cosine"),
+    )
 
 
 @pytest.mark.parametrize("masked", (False, True))
@@ -85,11 +90,15 @@ def test_statistics(masked: bool) -> None:
     assert torch.equal(count, again[0]) and torch.equal(total, again[1])
 
 
-def written_out(z: Tensor, codebook: Tensor, index: Tensor, mask: Tensor | None, metric: str) -> dict[str, Tensor]:
+def written_out(
+    z: Tensor, codebook: Tensor, index: Tensor, mask: Tensor | None, metric: str
+) -> dict[str, Tensor]:
     """Losses and straight-through output, differentiated by autograd at fixed indices."""
     if mask is not None:
         z, index = z[mask], index[mask]
-    u, e = (normalize(z, dim=-1), normalize(codebook, dim=-1)) if metric == "cosine" else (z, codebook)
+    u, e = (
+        (normalize(z, dim=-1), normalize(codebook, dim=-1)) if metric == "cosine" else (z, codebook)
+    )
     q = e[index]
     commitment = 0.25 * (u - q.detach()).square().mean() if u.numel() else u.sum()
     codebook_loss = (q - u.detach()).square().mean() if u.numel() else 0 * codebook.sum()
@@ -97,14 +106,18 @@ def written_out(z: Tensor, codebook: Tensor, index: Tensor, mask: Tensor | None,
 
 
 @pytest.mark.parametrize("metric", ("euclidean", "cosine"))
-@pytest.mark.parametrize("case", [case for case in TEST_CASES if case.layout not in ("tiny", "huge")])
+@pytest.mark.parametrize(
+    "case", [case for case in TEST_CASES if case.layout not in ("tiny", "huge")]
+)
 def test_quantizer_forward_and_gradients(case: Case, metric: str) -> None:
     inputs = make(case)
     index = vector_quantize(inputs.z, inputs.codebook, metric=metric, mask=inputs.mask).index
     weights = torch.randn(inputs.z.shape, generator=torch.Generator().manual_seed(2))
 
     def run(dtype: torch.dtype, ours: bool) -> list[Tensor]:
-        z, codebook = (t.detach().clone().to(dtype).requires_grad_() for t in (inputs.z, inputs.codebook))
+        z, codebook = (
+            t.detach().clone().to(dtype).requires_grad_() for t in (inputs.z, inputs.codebook)
+        )
         if ours:
             r = vector_quantize(z, codebook, metric=metric, mask=inputs.mask)
             quantized, commitment, codebook_loss = r.quantized, r.commitment_loss, r.codebook_loss
@@ -112,14 +125,26 @@ def test_quantizer_forward_and_gradients(case: Case, metric: str) -> None:
             quantized = quantized if inputs.mask is None else quantized[inputs.mask]
         else:
             result = written_out(z, codebook, index, inputs.mask, metric)
-            quantized, commitment, codebook_loss = result["quantized"], result["commitment"], result["codebook"]
+            quantized, commitment, codebook_loss = (
+                result["quantized"],
+                result["commitment"],
+                result["codebook"],
+            )
         w = weights.to(dtype) if inputs.mask is None else weights.to(dtype)[inputs.mask]
         (3 * commitment + 2 * codebook_loss + (quantized * w).sum()).backward()
         return [quantized, commitment, codebook_loss, z.grad, codebook.grad]
 
     names = ("quantized", "commitment", "codebook loss", "gradient of z", "gradient of codebook")
-    for name, a, e, x in zip(names, run(torch.float32, True), run(torch.float32, False), run(torch.float64, False), strict=True):
-        assert_within_budget(a.detach(), e.detach(), x.detach(), k=3 if "gradient" in name else 2, what=name)
+    for name, a, e, x in zip(
+        names,
+        run(torch.float32, True),
+        run(torch.float32, False),
+        run(torch.float64, False),
+        strict=True,
+    ):
+        assert_within_budget(
+            a.detach(), e.detach(), x.detach(), k=3 if "gradient" in name else 2, what=name
+        )
 
 
 def test_straight_through_gradient_is_its_formula() -> None:
@@ -144,14 +169,20 @@ def test_gradcheck_of_losses(metric: str) -> None:
     def loss(name: str) -> object:
         return lambda x, c: getattr(vector_quantize(x, c, metric=metric, mask=mask), name)
 
-    assert torch.autograd.gradcheck(lambda x: loss("commitment_loss")(x, codebook), z.clone().requires_grad_())
-    assert torch.autograd.gradcheck(lambda c: loss("codebook_loss")(z, c), codebook.clone().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: loss("commitment_loss")(x, codebook), z.clone().requires_grad_()
+    )
+    assert torch.autograd.gradcheck(
+        lambda c: loss("codebook_loss")(z, c), codebook.clone().requires_grad_()
+    )
 
 
 def test_masked_equals_removed() -> None:
     z, codebook, mask = make(Case(64, 30, 12, masked=True))
     whole, kept = vector_quantize(z, codebook, mask=mask), vector_quantize(z[mask], codebook)
-    assert torch.equal(whole.index[mask], kept.index) and torch.equal(whole.quantized[mask], kept.quantized)
+    assert torch.equal(whole.index[mask], kept.index) and torch.equal(
+        whole.quantized[mask], kept.quantized
+    )
     assert not whole.index[~mask].any() and not whole.quantized[~mask].any()
     torch.testing.assert_close(whole.loss, kept.loss)
     nothing = vector_quantize(z, codebook, mask=torch.zeros_like(mask))
@@ -178,7 +209,11 @@ def test_shapes_and_autocast() -> None:
         ({"metric": "manhattan"}, ValueError, "metric: expected one of"),
         ({"precision": "fp8"}, ValueError, "precision: expected one of"),
         ({"mask": torch.ones(4, dtype=torch.bool)}, ValueError, "mask: expected shape"),
-        ({"implementation": "cuda"}, ValueError, "implementation='cuda' of alit_kernels.vector_quantize cannot run"),
+        (
+            {"implementation": "cuda"},
+            ValueError,
+            "implementation='cuda' of alit_kernels.vector_quantize cannot run",
+        ),
     ],
 )
 def test_wrong_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:
@@ -202,7 +237,9 @@ def test_module_moving_average_backward() -> None:
     (first.loss + second.loss).backward()
     assert not torch.equal(before, module.embedding.weight)
     assert z.grad.isfinite().all() and module.embedding.weight.grad is None
-    torch.testing.assert_close(first.loss, vector_quantize(z, before, metric="cosine").commitment_loss)
+    torch.testing.assert_close(
+        first.loss, vector_quantize(z, before, metric="cosine").commitment_loss
+    )
 
 
 def test_module_state_and_evaluation() -> None:
