@@ -137,7 +137,9 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
         raise CheckpointError(
             f"{path}: refused, holds more than tensors and argparse.Namespace ({error})"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a torch checkpoint, or truncated ({error})") from error
     if not isinstance(content, dict) or weights not in content:
         found = (

@@ -22,8 +22,9 @@ class Stage1Options:
         seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
         max_steps: stop after this many steps even if time is left.
         warmup: fraction of the run.
-        first_only: fraction of the run, at its start, in which only the first iteration counts; then every step adds
-            one later iteration, drawn anew. A latent has to carry something before the recurrence can refine it.
+        first_only: fraction of the run, below 0.75, in which only the first iteration counts; then one iteration a step,
+            drawn from a range that grows to all of them until three quarters of the run: a latent has to carry something
+            before the recurrence can refine it.
         flip: mirror half of the pictures.
     """
 
@@ -35,13 +36,15 @@ class Stage1Options:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 3.0
     warmup: float = 0.03
-    first_only: float = 0.3
+    first_only: float = 0.25
     flip: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
             raise ValueError(f"seconds: expected more than 0, got {self.seconds}")
+        if not 0 <= self.first_only < 0.75:
+            raise ValueError(f"first_only: expected a fraction below 0.75, got {self.first_only}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
 
@@ -107,9 +110,8 @@ def train_stage1(
 def _sampled_iterations(
     done: float, first_only: float, iterations: int, generator: torch.Generator
 ) -> list[int]:
-    if done < first_only or iterations == 1:
-        return [0]
-    return [0, int(torch.randint(1, iterations, (1,), generator=generator))]
+    growth = min(1.0, max(0.0, done - first_only) / (0.75 - first_only))
+    return [int(torch.randint(0, round(growth * (iterations - 1)) + 1, (1,), generator=generator))]
 
 
 def _schedule(done: float, warmup: float) -> float:

@@ -1,0 +1,58 @@
+"""Small models for tests: every base and variant, random weights that are not trivially small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from alit import (
+    AdaptiveTokenizer,
+    AdaptiveTokenizerConfig,
+    DCTConfig,
+    KLVAEConfig,
+    TransformerConfig,
+    VQGANConfig,
+)
+from alit.config import BaseConfig
+
+BASES: dict[str, BaseConfig] = {
+    "vqgan": VQGANConfig(
+        latent_channels=8, num_codes=16, channels=32, multipliers=(1, 1, 1), blocks=1
+    ),
+    "vae": KLVAEConfig(
+        latent_channels=4, channels=32, multipliers=(1, 1, 1), blocks=1, attention_levels=(2,)
+    ),
+    "dct": DCTConfig(patch_size=4, luma=5, chroma=2),
+}
+VARIANTS = ("quantized", "continuous", "unfactorised")
+
+
+def config(base: str = "dct", **options: Any) -> AdaptiveTokenizerConfig:
+    """4x6 patches of 4 pixels, 3 latents in each of 4 iterations, 32 codes of 6 channels."""
+    fields: dict[str, Any] = {
+        "encoder": TransformerConfig(32, 2, 2),
+        "decoder": TransformerConfig(32, 2, 2),
+        "image_size": (16, 24),
+        "latents_per_iteration": 3,
+        "iterations": 4,
+        "codebook_size": 32,
+        "code_dim": 6,
+    }
+    return AdaptiveTokenizerConfig(base=BASES[base], **{**fields, **options})
+
+
+def model(base: str = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokenizer:
+    """In evaluation mode; matrices have standard deviation 1 / sqrt(fan-in), so that inputs matter."""
+    torch.manual_seed(seed)
+    result = AdaptiveTokenizer(config(base, **options))
+    with torch.no_grad():
+        for name, parameter in result.named_parameters():
+            if parameter.ndim >= 2 and not name.endswith(("_embedding", "_token", "_tokens")):
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return result.eval()
+
+
+def images(count: int = 3, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, 16, 24, generator=generator)

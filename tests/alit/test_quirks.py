@@ -1,0 +1,161 @@
+"""Each difference from the published system is one field, and each field makes the difference it names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, CodeError, FixedLength, MaxL1, Quirks
+
+from .models import images, model
+
+
+def pair(base: str, quirk: str, **options: Any) -> tuple[AdaptiveTokenizer, AdaptiveTokenizer]:
+    """The corrected model and one with this quirk alone, same weights."""
+    corrected, quirky = (model(base, quirks=Quirks(**q), **options) for q in ({}, {quirk: True}))
+    quirky.load_state_dict(corrected.state_dict())
+    return corrected, quirky
+
+
+def draws(m: AdaptiveTokenizer, **options: Any) -> int:
+    """How often a rollout draws for halting."""
+    count = 0
+
+    def draw(p: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return torch.ones_like(p, dtype=torch.bool)
+
+    for _ in m.rollout(images(), halting_draw=draw, **options):
+        pass
+    return count
+
+
+def test_halt_after_last_iteration() -> None:
+    corrected, quirky = pair("vqgan", "halt_after_last_iteration", halting="mask")
+    assert draws(corrected) == 3 and draws(quirky) == 4
+
+
+def test_vae_halting_masks_nothing() -> None:
+    corrected, quirky = pair(
+        "vae", "vae_halting_masks_nothing", halting="mask", halting_threshold=1e9
+    )
+    with torch.no_grad():
+        assert next(corrected.rollout(images())).halted.all()
+        assert not next(quirky.rollout(images())).halted.any()
+
+
+def test_halt_only_at_predicted_iterations() -> None:
+    corrected, quirky = pair("vqgan", "halt_only_at_predicted_iterations", halting="mask")
+    assert draws(corrected, predict_at=(1,)) == 3 and draws(quirky, predict_at=(1,)) == 1
+
+
+def test_batch_mean_criterion() -> None:
+    corrected, quirky = pair("dct", "batch_mean_criterion")
+    x = torch.cat([images(3), images(1).mul(0).add(0.5)])
+    with torch.no_grad():
+        errors = [CodeError(0.0).error(iteration, corrected) for iteration in corrected.rollout(x)]
+    threshold = float(errors[0].median()) + 1e-3
+    calls: list[int] = []
+    quirky.encoder.register_forward_hook(lambda *_: calls.append(1))
+    shared = quirky.encode(x, CodeError(threshold)).lengths.tolist()
+    assert len(set(shared)) == 1 and len(calls) == 4
+    means = [float(error.mean()) for error in errors]
+    chosen = next((i for i, mean in enumerate(means) if mean < threshold), 3)
+    assert shared[0] == 3 * (chosen + 1)
+    assert len(set(corrected.encode(x, CodeError(threshold)).lengths.tolist())) > 1
+
+
+def test_best_iteration_fallback() -> None:
+    corrected, quirky = pair("dct", "best_iteration_fallback", seed=2)
+    x = images(5)
+    with torch.no_grad():
+        errors = torch.stack(
+            [MaxL1(0.0).error(iteration, corrected) for iteration in corrected.rollout(x)]
+        )
+    assert corrected.encode(x, MaxL1(0.0)).lengths.tolist() == [12] * 5
+    best = (3 * (errors.argmin(0) + 1)).tolist()
+    assert quirky.encode(x, MaxL1(0.0)).lengths.tolist() == best
+    assert best != [12] * 5
+
+
+def test_unquantized_tokens() -> None:
+    corrected, quirky = pair("dct", "unquantized_tokens")
+    plain, raw = (m.encode(images(), FixedLength(6)) for m in (corrected, quirky))
+    assert plain.indices is not None and raw.latents is not None
+    assert torch.equal(quirky.quantize(raw.latents).index, plain.indices)
+    torch.testing.assert_close(quirky.decode(raw), corrected.decode(plain))
+
+
+def test_random_halting_in_evaluation() -> None:
+    corrected, quirky = pair(
+        "vqgan", "random_halting_in_evaluation", halting="mask", halting_threshold=0.0
+    )
+    with torch.no_grad():
+        assert next(corrected.rollout(images())).halted.all()
+        halted = next(quirky.rollout(images())).halted
+    assert not halted.all()
+
+
+def test_random_posterior_in_evaluation() -> None:
+    corrected, quirky = pair("vae", "random_posterior_in_evaluation")
+    tokens = [[m.rollout(images()).base.tokens_BCHW for _ in range(2)] for m in (corrected, quirky)]
+    assert torch.equal(*tokens[0]) and not torch.equal(*tokens[1])
+
+
+@torch.no_grad()
+def test_vae_unit_range() -> None:
+    corrected, quirky = pair("vae", "vae_unit_range")
+    x = images()
+    base, other = corrected.base_tokenizer, quirky.base_tokenizer
+    torch.testing.assert_close(base.encode(x).tokens_BCHW, other.encode(2 * x - 1).tokens_BCHW)
+    code = base.encode(x).code_BNC
+    torch.testing.assert_close(base.pixels(code, (4, 6)), (other.pixels(code, (4, 6)) + 1) / 2)
+
+
+@torch.no_grad()
+def test_vae_scaled_decoding() -> None:
+    corrected, quirky = pair("vae", "vae_scaled_decoding")
+    code, scale = corrected.base_tokenizer.encode(images()).code_BNC, corrected.config.base.scale
+    pixels = corrected.base_tokenizer.pixels(code, (4, 6))
+    torch.testing.assert_close(pixels, quirky.base_tokenizer.pixels(code / scale, (4, 6)))
+    assert not torch.allclose(pixels, quirky.base_tokenizer.pixels(code, (4, 6)))
+
+
+def test_detached_base_codebook() -> None:
+    for m, expected in zip(pair("vqgan", "detached_base_codebook"), (True, False), strict=True):
+        prediction = next(m.rollout(images())).prediction
+        (gradient,) = torch.autograd.grad(
+            prediction.code_BNC.sum(), [m.base_tokenizer.codebook], allow_unused=True
+        )
+        assert (gradient is not None) == expected
+
+
+def test_raw_codebook_entries() -> None:
+    corrected, quirky = pair("dct", "raw_codebook_entries")
+    index = torch.arange(5)
+    raw = corrected.quantize.embedding.weight[:5]
+    assert torch.equal(quirky.codes(index), raw)
+    torch.testing.assert_close(corrected.codes(index), torch.nn.functional.normalize(raw, dim=-1))
+
+
+NAMES = [field.name for field in dataclasses.fields(Quirks)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_quirk_is_set_tested_and_documented(name: str) -> None:
+    assert getattr(Quirks(), name) is False and getattr(Quirks.official(), name) is True
+    assert f"test_{name}" in globals()
+    assert f"`{name}`" in (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+
+
+def test_compatibility_option() -> None:
+    assert (
+        AdaptiveTokenizerConfig.of_size("tiny", compatibility="official").quirks
+        == Quirks.official()
+    )
+    assert AdaptiveTokenizerConfig.of_size("tiny").quirks == Quirks()

@@ -1,0 +1,289 @@
+"""Rollout, encode and decode of small models: every base and variant, whole batches and single images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, TokenSequence
+from alit_kernels.testing import assert_exact_nearest
+
+from .models import BASES, VARIANTS, images, model
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_base = pytest.mark.parametrize("base", BASES)
+
+
+def same_indices(m: AdaptiveTokenizer, batched: Tensor, single: Tensor, latents: Tensor) -> None:
+    """Indices are equal unless both are nearest within the exactness bound."""
+    differ = batched != single
+    if bool(differ.any()):
+        z = torch.nn.functional.normalize(latents[differ].float(), dim=-1)
+        codes = torch.nn.functional.normalize(m.quantize.embedding.weight, dim=-1)
+        assert_exact_nearest(batched[differ], z, codes)
+
+
+@every_base
+@every_variant
+def test_batched_rollout_equals_single(base: str, variant: str) -> None:
+    m, x = model(base, bottleneck=variant, halting="mask"), images()
+    with torch.no_grad():
+        whole = list(m.rollout(x))
+        assert [iteration.num_tokens for iteration in whole] == [3, 6, 9, 12]
+        for b in range(len(x)):
+            for a, s in zip(whole, m.rollout(x[b : b + 1]), strict=True):
+                assert a.prediction is not None and s.prediction is not None
+                torch.testing.assert_close(a.latents_BLD[b], s.latents_BLD[0], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    a.prediction.decoded_BNV[b], s.prediction.decoded_BNV[0], rtol=1e-4, atol=1e-4
+                )
+                if a.bottleneck.quantized is not None and s.bottleneck.quantized is not None:
+                    same_indices(
+                        m,
+                        a.bottleneck.quantized.index[b],
+                        s.bottleneck.quantized.index[0],
+                        a.bottleneck.continuous_BLC[b],
+                    )
+
+
+@every_base
+@every_variant
+def test_batched_encode_and_decode_equal_single(base: str, variant: str) -> None:
+    m, x = model(base, bottleneck=variant), images()
+    tokens = m.encode(x, FixedLength([6, 12, 3]))
+    assert tokens.lengths.tolist() == [6, 12, 3]
+    pixels = m.decode(tokens)
+    assert pixels.shape == x.shape
+    for b in range(len(x)):
+        single = m.encode(x[b : b + 1], FixedLength(int(tokens.lengths[b])))
+        torch.testing.assert_close(single.rows, tokens[b].rows, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(m.decode(single)[0], pixels[b], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(m.decode(tokens[b])[0], pixels[b], rtol=1e-4, atol=1e-4)
+
+
+@every_base
+@every_variant
+def test_decode_of_tokens_is_the_rollout_prediction(base: str, variant: str) -> None:
+    m, x = model(base, bottleneck=variant), images()
+    with torch.no_grad():
+        for iteration in m.rollout(x):
+            assert iteration.prediction is not None
+            expected = m.base_tokenizer.pixels(iteration.prediction.code_BNC, m.config.grid)
+            actual = m.decode(m.encode(x, FixedLength(iteration.num_tokens)))
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [MaxL1, CodeError])
+@every_base
+def test_criteria_are_per_image(base: str, kind: type[MaxL1] | type[CodeError]) -> None:
+    """Every image stops at the first iteration where its own error is below the threshold."""
+    m, x = model(base), images(6)
+    with torch.no_grad():
+        errors = torch.stack([kind(0.0).error(iteration, m) for iteration in m.rollout(x)])
+    threshold = float(
+        errors.flatten().sort().values[errors.numel() // 2 - 1 : errors.numel() // 2 + 1].mean()
+    )
+    below = errors < threshold
+    expected = [
+        3 * (int(below[:, b].int().argmax()) + 1) if below[:, b].any() else 12
+        for b in range(len(x))
+    ]
+    assert m.encode(x, kind(threshold)).lengths.tolist() == expected
+    assert len(set(expected)) > 1
+
+
+def test_finished_images_leave_the_batch() -> None:
+    m, x = model(), images(4)
+    sizes = []
+    handle = m.encoder.register_forward_pre_hook(
+        lambda module, arguments: sizes.append(arguments[0].shape[:2])
+    )
+    m.encode(x, FixedLength([3, 9, 3, 6]))
+    handle.remove()
+    assert sizes == [(4, 28), (2, 31), (1, 34)]
+
+
+def test_decoder_runs_only_where_asked() -> None:
+    m, x, calls = model(), images(), []
+    handle = m.decoder.ffn.register_forward_hook(lambda *_: calls.append(1))
+    assert [i.prediction is not None for i in m.rollout(x, predict_at=(1, 3))] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert len(calls) == 2
+    m.encode(x, FixedLength(12))
+    assert len(calls) == 2
+    handle.remove()
+
+
+def test_evaluation_is_deterministic_and_generators_are_obeyed() -> None:
+    m, x = model("vae", halting="mask"), images()
+    first, second = (m.encode(x, FixedLength(12)).indices for _ in range(2))
+    assert torch.equal(first, second)
+    seeded = [
+        next(m.rollout(x, generator=torch.Generator().manual_seed(seed))).base.tokens_BCHW
+        for seed in (5, 5, 6)
+    ]
+    assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+
+
+def test_halting_masks_tokens() -> None:
+    m, x = model("vqgan", halting="mask", halting_threshold=0.06), images()
+    with torch.no_grad():
+        rollout = m.rollout(x)
+        first = next(rollout)
+        assert first.halted is not None and first.prediction is not None
+        assert torch.equal(first.halted, first.prediction.p_target_BN >= 0.06)
+        assert first.halted.any() and not first.halted.all()
+        kept = m.next_input(first.image_tokens_BND, first.latents_BLD, None, 1)
+        changed = (kept != rollout.tokens_BSD).any(-1)[:, 1:25]
+        assert torch.equal(changed, first.halted)
+
+
+@pytest.mark.parametrize("halting", ["off", "mask"])
+@every_base
+@every_variant
+def test_gradients_reach_every_parameter(base: str, variant: str, halting: str) -> None:
+    from alit import stage1_loss
+
+    m = model(
+        base,
+        bottleneck=variant,
+        halting=halting,
+        halting_threshold=0.06 if base == "vqgan" else 0.5,
+    ).train()
+    m.base_tokenizer.requires_grad_(False)
+    stage1_loss(m, images(), generator=torch.Generator().manual_seed(0)).total.backward()
+    unused = {name for name, p in m.named_parameters() if p.requires_grad and p.grad is None}
+    expected = {"encoder_mask_token"} if halting == "off" else set()
+    if variant == "unfactorised":
+        expected |= {"pre_quantizer_mlp.weight", "pre_quantizer_mlp.bias"}
+    assert unused == expected
+    assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
+
+
+def test_nano_size() -> None:
+    m = AdaptiveTokenizer.from_size("nano", base="dct")
+    assert 3e6 <= sum(p.numel() for p in m.parameters()) <= 8e6
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (
+            torch.rand(1, 3, 16, 16),
+            ValueError,
+            r"images: expected shape \(B, 3, 16, 24\), got \(1, 3, 16, 16\)",
+        ),
+        (torch.rand(3, 16, 24), ValueError, "images: expected shape"),
+        (
+            torch.zeros(1, 3, 16, 24, dtype=torch.uint8),
+            TypeError,
+            "images: expected a floating-point tensor",
+        ),
+        ("photo.jpg", TypeError, "images: expected a floating-point tensor in .*, got str"),
+        (
+            torch.full((1, 3, 16, 24), 255.0),
+            ValueError,
+            r"images: expected values in \[0, 1\], got 255 to 255",
+        ),
+        (torch.full((1, 3, 16, 24), torch.nan), ValueError, r"images: expected values in \[0, 1\]"),
+        (torch.rand(0, 3, 16, 24), ValueError, "images: expected at least one"),
+    ],
+)
+def test_wrong_images(x: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        model().rollout(x)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda: FixedLength(4), "tokens: expected multiples of 3 from 3 to 12, got 4"),
+        (lambda: FixedLength(15), "tokens: expected multiples of 3 from 3 to 12, got 15"),
+        (lambda: FixedLength([3, 6]), r"tokens: expected one length per image \(3\), got 2"),
+        (lambda: FixedLength(2.5), "tokens: expected an integer"),
+    ],
+)
+def test_wrong_lengths(criterion: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model().encode(images(), criterion())
+
+
+def test_wrong_criterion_and_iteration() -> None:
+    class Whole:
+        needs_prediction = False
+
+        def __call__(self, iteration: object, m: object) -> Tensor:
+            return torch.tensor(True)
+
+    with pytest.raises(ValueError, match=r"criterion: expected \(3,\) bool, got \(\)"):
+        model().encode(images(), Whole())
+    with pytest.raises(ValueError, match=r"predict_at: expected iterations in 0\.\.3, got 4"):
+        model().rollout(images(), predict_at=[4])
+
+
+def sequence(values: list[int]) -> TokenSequence:
+    return TokenSequence(torch.tensor([len(values)]), indices=torch.tensor(values))
+
+
+@pytest.mark.parametrize(
+    ("variant", "tokens", "message"),
+    [
+        ("quantized", sequence([0, 32]), r"tokens: expected indices in 0\.\.31, got 0\.\.32"),
+        ("quantized", sequence([-1, 3]), r"tokens: expected indices in 0\.\.31, got -1\.\.3"),
+        ("quantized", sequence([0] * 13), "tokens: expected at most 12 per image, got 13"),
+        (
+            "continuous",
+            sequence([0]),
+            "tokens: expected latents, the model is continuous, got indices",
+        ),
+        (
+            "continuous",
+            TokenSequence(torch.tensor([1]), latents=torch.zeros(1, 5)),
+            "tokens: expected latents of 6 channels, got 5",
+        ),
+        (
+            "unfactorised",
+            TokenSequence(torch.tensor([1]), latents=torch.zeros(1, 6)),
+            "tokens: expected latents of 32 channels, got 6",
+        ),
+        (
+            "quantized",
+            TokenSequence(
+                torch.zeros(0, dtype=torch.int64), indices=torch.zeros(0, dtype=torch.int64)
+            ),
+            "tokens: expected at least one sequence",
+        ),
+    ],
+)
+def test_wrong_tokens(variant: str, tokens: TokenSequence, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(bottleneck=variant).decode(tokens)
+
+
+def test_sequence() -> None:
+    padded = torch.arange(12).view(3, 4)
+    tokens = TokenSequence.from_padded(padded, torch.tensor([2, 0, 4]))
+    assert tokens.rows.tolist() == [0, 1, 8, 9, 10, 11] and tokens.offsets.tolist() == [0, 2, 2, 6]
+    assert tokens.padded(-1).tolist() == [[0, 1, -1, -1], [-1] * 4, [8, 9, 10, 11]]
+    assert len(tokens) == 3 and tokens[-1].rows.tolist() == [8, 9, 10, 11]
+    joined = TokenSequence.concatenate([tokens[b] for b in range(3)])
+    assert torch.equal(joined.rows, tokens.rows) and torch.equal(joined.lengths, tokens.lengths)
+    with pytest.raises(IndexError):
+        tokens[3]
+    one = torch.tensor([1])
+    for arguments, message in (
+        ({"lengths": one}, "either indices or latents"),
+        ({"lengths": one, "indices": torch.tensor([1, 2])}, "lengths: expected a sum of 2"),
+        ({"lengths": torch.tensor([-1]), "indices": one[:0]}, "lengths: expected at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TokenSequence(**arguments)
+    with pytest.raises(TypeError, match="indices: expected"):
+        TokenSequence(one, indices=torch.tensor([1.0]))
+    with pytest.raises(TypeError, match="lengths: expected"):
+        TokenSequence(one.int(), indices=one)
