@@ -22,9 +22,9 @@ class Stage1Options:
         seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
         max_steps: stop after this many steps even if time is left.
         warmup: fraction of the run.
-        first_only: fraction of the run, below 0.75, in which only the first iteration counts; then one iteration a step,
-            drawn from a range that grows to all of them until three quarters of the run: a latent has to carry something
-            before the recurrence can refine it.
+        first_only: fraction of the run, below 0.75, in which only the first iteration counts; then one
+            iteration a step, drawn from a range that grows to all of them until three quarters of the
+            run: a latent has to carry something before the recurrence can refine it.
         flip: mirror half of the pictures.
     """
 

@@ -1,12 +1,14 @@
-"""Reading a folder of reference tensors of the published system (structure: see tests/alit/test_official_parity.py)."""
+"""Reading a folder of reference tensors of the published system, and comparing with them."""
 
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +23,10 @@ from alit import (
 from alit.base import BaseTokens
 from alit.checkpoint import load_state
 from alit.config import BaseConfig
+from alit_kernels.nn import VectorQuantizer
+
+#: Absolute for tokens, latents, logits and for pixels; relative for losses and gradients.
+TOKENS, PIXELS, LOSS, GRADIENT = 1e-4, 5e-4, 1e-6, 1e-5
 
 
 class Golden:
@@ -108,3 +114,125 @@ def _base_config(base: str, stored: dict[str, Any]) -> BaseConfig:
         i for i in levels if stored["resolution"] // 2**i in stored["attn_resolutions"]
     )
     return KLVAEConfig(scale=stored["vae_scale"], attention_levels=attention, **layout)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    assert actual.shape == expected.shape, what
+    error = (actual.double() - expected.double()).abs().max().item()
+    assert error <= tolerance, f"{what}: off by {error:.3g}, tolerance {tolerance:.3g}"
+
+
+def equal(actual: Tensor, expected: Tensor, what: str) -> None:
+    assert torch.equal(actual.long(), expected.long()), (
+        f"{what}: {(actual != expected).sum()} differ"
+    )
+
+
+def relative(actual: float, expected: float, tolerance: float, what: str) -> None:
+    assert math.isclose(actual, expected, rel_tol=tolerance, abs_tol=1e-12), (
+        f"{what}: {actual} for {expected}"
+    )
+
+
+def check_vector_quantizer(golden: Golden, case: str) -> None:
+    """Forward, losses, gradients, look-up and moving average of one configuration."""
+    stored, tensors = golden.json("vector_quantizer"), golden.tensors("vector_quantizer")
+    options = stored["cases"][case]
+    expected = {
+        key.removeprefix(f"{case}/"): value
+        for key, value in tensors.items()
+        if key.startswith(f"{case}/")
+    }
+
+    def quantizer() -> VectorQuantizer:
+        module = VectorQuantizer(
+            stored["codebook_size"],
+            stored["token_size"],
+            metric="cosine" if options["use_l2_norm"] else "euclidean",
+            commitment=stored["commitment_cost"],
+            ema_decay=stored["ema_decay"] if options["ema_update"] else None,
+            ema_epsilon=stored["ema_eps"],
+        )
+        state = {"embedding.weight": tensors["codebook"]}
+        if options["ema_update"]:
+            state |= {
+                "embed_avg": tensors["codebook"],
+                "cluster_size": torch.zeros(stored["codebook_size"]),
+            }
+        module.load_state_dict(state)
+        return module
+
+    assert {k: list(v.shape) for k, v in quantizer().state_dict().items()} == options["state_dict"]
+    for mode in ("eval", "train"):
+        module = quantizer().train(mode == "train")
+        z = tensors["z"].clone().requires_grad_()
+        result = module(z)
+        equal(result.index, expected[f"{mode}/indices"], f"{mode} indices")
+        close(result.quantized, expected[f"{mode}/z_quantized"], 1e-6, f"{mode} z_quantized")
+        for name, loss in (
+            ("quantizer_loss", result.loss),
+            ("commitment_loss", result.commitment_loss),
+            ("codebook_loss", result.codebook_loss),
+        ):
+            relative(loss.item(), expected[f"{mode}/{name}"].item(), LOSS, f"{mode} {name}")
+            relative(loss.item(), options["scalars"][f"{mode}/{name}"], LOSS, f"{mode} {name}")
+    module = quantizer().train()
+    z = tensors["z"].clone().requires_grad_()
+    codebook = module.embedding.weight
+    result = module(z)
+    inputs = [z] if options["grad_codebook_none"] else [z, codebook]
+    gradients = torch.autograd.grad(result.loss, inputs, retain_graph=True)
+    for gradient, name in zip(gradients, ("grad_z_loss", "grad_codebook_loss"), strict=False):
+        close(gradient, expected[f"train/{name}"], 1e-8, name)
+    assert options["grad_codebook_none"] == (not codebook.requires_grad)
+    straight = (result.quantized * tensors["cotangent"]).sum()
+    relative(straight.item(), options["scalars"]["train/scalar_ste"], LOSS, "scalar_ste")
+    (gradient,) = torch.autograd.grad(straight, [z])
+    close(
+        gradient,
+        expected["train/grad_z_ste"],
+        1e-6 * expected["train/grad_z_ste"].abs().max().item(),
+        "grad_z_ste",
+    )
+    # Published look-up returns raw rows; a soft index is a weighted average of them.
+    fresh = quantizer()
+    equal(
+        fresh.embedding(torch.tensor([0, 5, stored["codebook_size"] - 1, 5])),
+        expected["codebook_entry_1d"],
+        "entry",
+    )
+    close(
+        tensors["soft_indices"] @ fresh.embedding.weight,
+        expected["codebook_entry_2d"],
+        1e-5,
+        "soft entry",
+    )
+    if options["ema_update"]:
+        check_ema(quantizer().train(), tensors, expected, stored["cases"][case]["scalars"])
+
+
+def check_ema(
+    module: VectorQuantizer,
+    tensors: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    scalars: dict[str, float],
+) -> None:
+    for step, batch in ((1, "z"), (2, "z_second_batch")):
+        result = module(tensors[batch])
+        equal(
+            result.index, expected[f"after_update{step}/indices_used"], f"indices of update {step}"
+        )
+        relative(
+            result.loss.item(),
+            scalars[f"after_update{step}/quantizer_loss"],
+            LOSS,
+            f"loss of update {step}",
+        )
+        for name, actual in (
+            ("cluster_size", module.cluster_size),
+            ("embed_avg", module.embed_avg),
+            ("embedding_weight", module.embedding.weight),
+        ):
+            wanted = expected[f"after_update{step}/{name}"]
+            error = (actual - wanted).abs() / wanted.abs().clamp(min=1e-6)
+            assert error.max() < 1e-5, f"{name} after update {step}: {error.max():.3g}"

@@ -7,7 +7,6 @@ for indices and masks. Every dimension is taken from the folder's JSON files.
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,18 @@ from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, MaxL1, stage1_loss
 from alit.base import VQGAN, KLVAEBase, VQGANBase
 from alit.losses import Stage1Loss
 from alit.rollout import Iteration
-from alit_kernels.nn import VectorQuantizer
 
-from .golden import Golden
+from .golden import (
+    GRADIENT,
+    LOSS,
+    PIXELS,
+    TOKENS,
+    Golden,
+    check_vector_quantizer,
+    close,
+    equal,
+    relative,
+)
 
 FOLDER = os.environ.get("ALIT_GOLDEN_DIR")
 if not FOLDER:
@@ -32,25 +40,6 @@ if not FOLDER:
     )
 GOLDEN = Golden(Path(FOLDER))
 BASES, VARIANTS = ("vqgan", "vae"), ("quant", "cont", "nofact")
-TOKENS, PIXELS, LOSS, GRADIENT = 1e-4, 5e-4, 1e-6, 1e-5
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected.double()).abs().max().item()
-    assert error <= tolerance, f"{what}: off by {error:.3g}, tolerance {tolerance:.3g}"
-
-
-def equal(actual: Tensor, expected: Tensor, what: str) -> None:
-    assert torch.equal(actual.long(), expected.long()), (
-        f"{what}: {(actual != expected).sum()} differ"
-    )
-
-
-def relative(actual: float, expected: float, tolerance: float, what: str) -> None:
-    assert math.isclose(actual, expected, rel_tol=tolerance, abs_tol=1e-12), (
-        f"{what}: {actual} for {expected}"
-    )
 
 
 @pytest.mark.parametrize("name", GOLDEN.json("full_state_dict_keys")["models"])
@@ -376,103 +365,4 @@ def test_vae_halting_is_noop() -> None:
 
 @pytest.mark.parametrize("case", sorted(GOLDEN.json("vector_quantizer")["cases"]))
 def test_vector_quantizer(case: str) -> None:
-    stored, tensors = GOLDEN.json("vector_quantizer"), GOLDEN.tensors("vector_quantizer")
-    options = stored["cases"][case]
-    expected = {
-        key.removeprefix(f"{case}/"): value
-        for key, value in tensors.items()
-        if key.startswith(f"{case}/")
-    }
-
-    def quantizer() -> VectorQuantizer:
-        module = VectorQuantizer(
-            stored["codebook_size"],
-            stored["token_size"],
-            metric="cosine" if options["use_l2_norm"] else "euclidean",
-            commitment=stored["commitment_cost"],
-            ema_decay=stored["ema_decay"] if options["ema_update"] else None,
-            ema_epsilon=stored["ema_eps"],
-        )
-        state = {"embedding.weight": tensors["codebook"]}
-        if options["ema_update"]:
-            state |= {
-                "embed_avg": tensors["codebook"],
-                "cluster_size": torch.zeros(stored["codebook_size"]),
-            }
-        module.load_state_dict(state)
-        return module
-
-    assert {k: list(v.shape) for k, v in quantizer().state_dict().items()} == options["state_dict"]
-    for mode in ("eval", "train"):
-        module = quantizer().train(mode == "train")
-        z = tensors["z"].clone().requires_grad_()
-        result = module(z)
-        equal(result.index, expected[f"{mode}/indices"], f"{mode} indices")
-        close(result.quantized, expected[f"{mode}/z_quantized"], 1e-6, f"{mode} z_quantized")
-        for name, loss in (
-            ("quantizer_loss", result.loss),
-            ("commitment_loss", result.commitment_loss),
-            ("codebook_loss", result.codebook_loss),
-        ):
-            relative(loss.item(), expected[f"{mode}/{name}"].item(), LOSS, f"{mode} {name}")
-            relative(loss.item(), options["scalars"][f"{mode}/{name}"], LOSS, f"{mode} {name}")
-    module = quantizer().train()
-    z = tensors["z"].clone().requires_grad_()
-    codebook = module.embedding.weight
-    result = module(z)
-    inputs = [z] if options["grad_codebook_none"] else [z, codebook]
-    gradients = torch.autograd.grad(result.loss, inputs, retain_graph=True)
-    for gradient, name in zip(gradients, ("grad_z_loss", "grad_codebook_loss"), strict=False):
-        close(gradient, expected[f"train/{name}"], 1e-8, name)
-    assert options["grad_codebook_none"] == (not codebook.requires_grad)
-    straight = (result.quantized * tensors["cotangent"]).sum()
-    relative(straight.item(), options["scalars"]["train/scalar_ste"], LOSS, "scalar_ste")
-    (gradient,) = torch.autograd.grad(straight, [z])
-    close(
-        gradient,
-        expected["train/grad_z_ste"],
-        1e-6 * expected["train/grad_z_ste"].abs().max().item(),
-        "grad_z_ste",
-    )
-    # Published look-up returns raw rows; a soft index is a weighted average of them.
-    fresh = quantizer()
-    equal(
-        fresh.embedding(torch.tensor([0, 5, stored["codebook_size"] - 1, 5])),
-        expected["codebook_entry_1d"],
-        "entry",
-    )
-    close(
-        tensors["soft_indices"] @ fresh.embedding.weight,
-        expected["codebook_entry_2d"],
-        1e-5,
-        "soft entry",
-    )
-    if options["ema_update"]:
-        check_ema(quantizer().train(), tensors, expected, stored["cases"][case]["scalars"])
-
-
-def check_ema(
-    module: VectorQuantizer,
-    tensors: dict[str, Tensor],
-    expected: dict[str, Tensor],
-    scalars: dict[str, float],
-) -> None:
-    for step, batch in ((1, "z"), (2, "z_second_batch")):
-        result = module(tensors[batch])
-        equal(
-            result.index, expected[f"after_update{step}/indices_used"], f"indices of update {step}"
-        )
-        relative(
-            result.loss.item(),
-            scalars[f"after_update{step}/quantizer_loss"],
-            LOSS,
-            f"loss of update {step}",
-        )
-        for name, actual in (
-            ("cluster_size", module.cluster_size),
-            ("embed_avg", module.embed_avg),
-            ("embedding_weight", module.embedding.weight),
-        ):
-            wanted = expected[f"after_update{step}/{name}"]
-            error = (actual - wanted).abs() / wanted.abs().clamp(min=1e-6)
-            assert error.max() < 1e-5, f"{name} after update {step}: {error.max():.3g}"
+    check_vector_quantizer(GOLDEN, case)
