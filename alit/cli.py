@@ -26,7 +26,7 @@ def main() -> None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Directory for the pictures.")] = Path("demo_output"),
-    seconds: Annotated[float, typer.Option(help="Length of the training.", min=1.0)] = 120.0,
+    seconds: Annotated[float, typer.Option(help="Length of the training.", min=1.0)] = 150.0,
     image_size: Annotated[
         int, typer.Option(help="Side of the pictures in pixels, a multiple of 16.")
     ] = 128,

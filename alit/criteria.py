@@ -54,8 +54,9 @@ class FixedLength:
             )
 
     def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
-        wanted = self.tokens.to(iteration.image_index_B.device).expand(iteration.batch_size)
-        return iteration.num_tokens >= wanted[iteration.image_index_B]
+        wanted = self.tokens.to(iteration.image_index_B.device)
+        wanted = wanted[iteration.image_index_B] if wanted.ndim else wanted
+        return (iteration.num_tokens >= wanted).expand(iteration.batch_size)
 
 
 @dataclass(frozen=True)

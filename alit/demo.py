@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from .criteria import FixedLength, MaxL1
+from .criteria import FixedLength
 from .images import load_square, save_image, to_image
 from .tokenizer import AdaptiveTokenizer
 from .training import Stage1Options, train_stage1
@@ -83,7 +83,7 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
     )
     _plot_error(list(photos), lengths, table, output / "error.png")
     _plot_loss(errors, output / "loss.png")
-    _report(model, list(photos), images, table, console)
+    _report(lengths, table, console)
     console.print(f"pictures in {output.resolve()} after {time.monotonic() - start:.0f} s")
 
 
@@ -104,23 +104,13 @@ def _train(
         return train_stage1(model, images, options, on_step=on_step)
 
 
-def _report(
-    model: AdaptiveTokenizer, names: list[str], images: Tensor, table: Tensor, console: Console
-) -> None:
-    """Tokens per photograph at one error threshold: what a criterion does."""
-    threshold = float(table.min(dim=1).values.median())
-    lengths = model.encode(images, MaxL1(threshold)).lengths.tolist()
-    view = Table(
-        "photograph",
-        "tokens",
-        "L1 at most",
-        title=f"tokens until the mean pixel error is below {threshold:.3f}",
-    )
-    for name, length, row in sorted(
-        zip(names, lengths, table.tolist(), strict=True), key=lambda entry: entry[1]
-    ):
-        reached = "" if min(row) < threshold else " (not reached)"
-        view.add_row(name, str(length), f"{min(row):.3f}{reached}")
+def _report(lengths: list[int], table: Tensor, console: Console) -> None:
+    view = Table("tokens", "L1, mean", "best", "worst", title="mean absolute pixel error")
+    for length, column in zip(lengths, table.t(), strict=True):
+        view.add_row(
+            str(length),
+            *(f"{float(value):.3f}" for value in (column.mean(), column.min(), column.max())),
+        )
     console.print(view)
 
 
@@ -168,7 +158,8 @@ def _plot_error(names: list[str], lengths: list[int], table: Tensor, path: Path)
         xticks=lengths,
         title="Error against tokens",
     )
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
+    axes.set_ylim(bottom=0)
     axes.legend()
     _save(figure, path)
 
