@@ -34,6 +34,7 @@ def main(folder: Path) -> None:
     levels = (images * 255).round().to(torch.uint8)
     assert torch.equal(levels.float() / 255, images)
     evaluation = load_file(folder / "vqgan_quant_eval.safetensors")
+    base = load_file(folder / "vqgan_state_base_encoder.safetensors")
     sample = {
         "imgs": levels,
         "base/codebook": base["base_tokenizer.vqgan.quantize.embedding.weight"],
