@@ -16,7 +16,6 @@ EXPECTED = (
         "encoder_ln_pre/out",
         "decoder_query",
         "iter0/latent_tokens",
-        "iter0/decoded",
         "iter0/decoded_code",
     ),
     *(f"iter{i}/{name}" for i in range(8) for name in ("indices", "quantizer_loss")),
