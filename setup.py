@@ -26,9 +26,7 @@ def compiler() -> str | None:
 class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         if compiler() is None:
-            self.announce(
-                "no C++ compiler found: installing alit_kernels without its compiled core", level=4
-            )
+            self.warn("no C++ compiler found: installing alit_kernels without its compiled core")
             return
         import pybind11
 
