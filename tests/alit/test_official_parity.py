@@ -93,7 +93,7 @@ def test_vae() -> None:
     close(posterior.logvar, expected["logvar"], TOKENS, "logvar")
     close(posterior.sample(expected["noise"]) * base.scale, expected["tokens"], TOKENS, "tokens")
     for actual, kl in zip(posterior.kl(), expected["kl"], strict=True):
-        relative(actual.item(), kl.item(), 1e-5, "kl")
+        relative(actual.item(), kl.item(), LOSS, "kl")
     close(
         base.vae.decode(posterior.mean)[:, :, ::4, ::4],
         expected["decode_mean_sub4"],
@@ -186,8 +186,10 @@ def test_sampled_codes() -> None:
         close(pixels[:, :, ::4, ::4], expected[f"{name}/recon_sub4"], PIXELS, name)
 
 
-@pytest.mark.parametrize("variant", ("quant", "cont"))
-@pytest.mark.parametrize("base", BASES)
+RULES = [(b, v) for b in BASES for v in VARIANTS if "encode_api" in GOLDEN.json(f"{b}_{v}")]
+
+
+@pytest.mark.parametrize("base,variant", RULES)
 def test_encode_rule(base: str, variant: str) -> None:
     model = GOLDEN.model(base, variant)
     with torch.no_grad():
