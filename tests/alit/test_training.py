@@ -8,7 +8,7 @@ import torch
 from alit import stage1_loss
 from alit.training import Stage1Options, train_stage1
 
-from .models import images, model
+from .models import BASES, VARIANTS, images, model
 
 
 def test_loss_is_its_formula() -> None:
@@ -72,3 +72,17 @@ def test_a_loss_that_is_not_finite_stops() -> None:
         m.latent_tokens.fill_(torch.inf)
     with pytest.raises(ValueError, match="loss: expected a finite value, got nan at step 0"):
         train_stage1(m, images(3), Stage1Options(seconds=5, batch_size=3))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("base", BASES)
+def test_bfloat16_autocast(base: str, variant: str) -> None:
+    m, x = model(base, bottleneck=variant).train(), images()
+    m.base_tokenizer.requires_grad_(False)
+    exact = stage1_loss(m, x, generator=torch.Generator().manual_seed(0)).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = stage1_loss(m, x, generator=torch.Generator().manual_seed(0)).total
+    loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact, rtol=0.1, atol=0.0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
