@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -28,7 +30,11 @@ std::string instruction_set() {
 py::dict build_info() {
   py::dict info;
   info["version"] = ALIT_VERSION;
+#ifdef __VERSION__
   info["compiler"] = __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
   info["build_type"] = ALIT_BUILD_TYPE;
   info["instruction_set"] = instruction_set();
   info["threads"] = std::thread::hardware_concurrency();

@@ -6,7 +6,9 @@
 // the child starts workers of its own.
 #pragma once
 
+#ifndef _WIN32
 #include <pthread.h>
+#endif
 
 #include <algorithm>
 #include <condition_variable>
@@ -25,8 +27,10 @@ class ThreadPool {
     static std::once_flag once;
     std::call_once(once, [] {
       current() = new ThreadPool;
+#ifndef _WIN32
       // Threads do not survive fork(); the parent's pool is left as it is.
       pthread_atfork(nullptr, nullptr, [] { current() = new ThreadPool; });
+#endif
     });
     return *current();
   }
@@ -102,8 +106,8 @@ class ThreadPool {
   std::exception_ptr error_;
 };
 
-// Calls body(begin, end) for consecutive pieces of [0, total): at most `threads` of them, none but the last shorter than
-// `grain` would make it.
+// Calls body(begin, end) for consecutive pieces of [0, total), equal to within one: at most `threads` of them, and no more
+// than pieces of `grain` would be.
 template <typename Body>
 void parallel_for(std::int64_t total, std::int64_t grain, int threads, const Body& body) {
   if (total <= 0) return;
