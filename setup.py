@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -18,8 +19,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 def compiler() -> str | None:
-    """The C++ compiler CMake would find, or None."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    """The C++ compiler CMake would find, or None; the core has not been tried on Windows, which installs without."""
+    if sys.platform == "win32":
+        return None
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((found for name in candidates if (found := shutil.which(name.split()[0]))), None)
 
 
@@ -31,18 +34,18 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
-        build = Path(self.build_temp).resolve() / "cmake"
-        build.mkdir(parents=True, exist_ok=True)
-        configure = [
-            *("cmake", "-S", str(ROOT / "csrc"), "-B", str(build), "-G", "Ninja"),
-            f"-DALIT_VERSION={self.distribution.get_version()}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DPYTHON_EXECUTABLE={sys.executable}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
-        ]
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        # A fresh directory: CMake would remember the tools of an isolated build environment that is gone.
+        with tempfile.TemporaryDirectory() as build:
+            configure = [
+                *("cmake", "-S", str(ROOT / "csrc"), "-B", build, "-G", "Ninja"),
+                f"-DALIT_VERSION={self.distribution.get_version()}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DPYTHON_EXECUTABLE={sys.executable}",
+                f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            ]
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", build], check=True)
 
     def get_outputs(self) -> list[str]:
         return [output for output in super().get_outputs() if Path(output).exists()]

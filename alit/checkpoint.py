@@ -1,17 +1,15 @@
 """Checkpoints: own files (safetensors, configuration in the metadata) and published ones (``.pth``).
 
-No code is ever executed: published files are read by torch's restricted unpickler, which admits tensors and the
-``argparse.Namespace`` in ``args`` and nothing else.
+No code is ever executed: published files are read by torch's restricted unpickler, which admits tensors, plain containers
+and ``argparse.Namespace``.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
+from .files import replacing
 
 FORMAT = "alit-1"
 SHIPPED = Path(__file__).parent / "weights"
@@ -63,20 +62,11 @@ def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str,
     """Write state and configuration to a new file beside ``path``, then move it there in one step."""
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-    )
-    os.close(descriptor)
+    metadata = {"format": FORMAT, "config": config.to_json()}
     try:
-        safetensors.torch.save_file(
-            tensors, temporary, metadata={"format": FORMAT, "config": config.to_json()}
-        )
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
-        Path(temporary).unlink(missing_ok=True)
         raise OSError(
             f"{path}: could not be written ({error}); what was there before is intact"
         ) from error
@@ -94,7 +84,10 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
         raise CheckpointError(
             f"{path}: expected format {FORMAT!r} in the metadata, got {metadata.get('format')!r}"
         )
-    return AdaptiveTokenizerConfig.from_json(metadata["config"]), state
+    try:
+        return AdaptiveTokenizerConfig.from_json(metadata.get("config", "")), state
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -146,11 +139,12 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
             ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         )
         raise CheckpointError(f"{path}: expected an entry {weights!r}, got {found}")
-    return {
-        name: tensor
-        for name, tensor in content[weights].items()
-        if not name.startswith("gan_losses.")
-    }
+    state = content[weights]
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{path}: expected tensors by name in {weights!r}")
+    return {name: tensor for name, tensor in state.items() if not name.startswith("gan_losses.")}
 
 
 def infer_config(
@@ -193,6 +187,7 @@ def infer_config(
         }
         if quantized:
             fields["codebook_size"] = state["quantize.embedding.weight"].shape[0]
+            fields["ema_decay"] = 0.99 if "quantize.cluster_size" in state else None
     except KeyError as error:
         raise CheckpointError(
             f"not the state of an adaptive tokenizer: {error} is missing"

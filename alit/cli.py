@@ -52,6 +52,7 @@ def convert(
     weights: Annotated[
         str, typer.Option(help="'ema', as the published evaluation uses, or 'model'.")
     ] = "ema",
+    halting: Annotated[str, typer.Option(help="'mask' for a model trained with halting.")] = "off",
     heads: Annotated[
         int | None, typer.Option(help="Attention heads, where the size is not a published one.")
     ] = None,
@@ -59,7 +60,7 @@ def convert(
     """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped."""
     try:
         state = checkpoint.read_official(source, weights=weights)
-        config = checkpoint.infer_config(state, heads=heads)
+        config = checkpoint.infer_config(state, heads=heads, halting=halting)
         model = AdaptiveTokenizer(config)
         checkpoint.load_state(model, state)
         model.save_pretrained(target)

@@ -102,8 +102,8 @@ class Quirks:
     Attributes:
         halt_after_last_iteration: tokens are halted once more after the last iteration, to no visible effect.
         vae_halting_masks_nothing: with a continuous base, halting leaves every token as it is.
-        halt_only_at_predicted_iterations: iterations without a prediction (a loss on a subset) halt nothing; else the
-            decoder runs for halting alone.
+        halt_only_at_predicted_iterations: in training, iterations without a prediction (a loss on a subset) halt nothing;
+            else the decoder runs for halting alone.
         batch_mean_criterion: ``encode`` runs and decodes every iteration, compares the mean error of the batch with the
             threshold and gives every image the same length.
         best_iteration_fallback: where the threshold is never met, ``encode`` returns the iteration with the smallest
@@ -174,6 +174,11 @@ class AdaptiveTokenizerConfig:
             _check_positive(name, getattr(self, name))
         _check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
         _check_choice("halting", self.halting, ("off", "mask"))
+        _check_choice("metric", self.metric, ("cosine", "euclidean"))
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay: expected None or a number in [0, 1), got {self.ema_decay}"
+            )
         if len(self.image_size) != 2 or any(
             size < 1 or size % self.base.patch_size for size in self.image_size
         ):

@@ -43,7 +43,8 @@ class Decoder(Transformer):
         Args:
             codes_BLC: codes of the latents, padded to the longest.
             query_QD: class and mask tokens with their positions; the first row is the class token.
-            lengths_B: latents per image where they differ: the sequences are then packed, and padding costs nothing.
+            lengths_B: latents per image where they differ: attention then stays
+                within each image's own.
 
         Returns:
             (B, Q - 1, V)

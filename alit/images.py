@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from .files import replacing
 
 
 def load_square(path: str | Path, size: int) -> Tensor:
@@ -35,9 +35,6 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG beside its final place, then move it there."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(descriptor, "wb") as file:
-        image.save(file, format="PNG")
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    """Write a PNG; an old file is replaced only when all is written."""
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")

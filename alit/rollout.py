@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HaltingDraw = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bottleneck:
     """Latents read out for the decoder.
 
@@ -38,7 +38,7 @@ class Bottleneck:
     quantized: VectorQuantized | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Iteration:
     """State after one iteration.
 
@@ -138,4 +138,6 @@ class Rollout(Iterator[Iteration]):
             return False
         if index == config.iterations - 1 and not config.quirks.halt_after_last_iteration:
             return False
-        return wanted or not config.quirks.halt_only_at_predicted_iterations
+        return wanted or not (
+            self.model.training and config.quirks.halt_only_at_predicted_iterations
+        )

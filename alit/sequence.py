@@ -10,7 +10,7 @@ from torch import Tensor
 from alit_kernels import cumulative_offsets, pack, unpack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenSequence:
     """What ``encode`` returns and ``decode`` takes: one sequence of tokens per image, one behind another.
 

@@ -290,14 +290,12 @@ class AdaptiveTokenizer(nn.Module):
                 rows = iteration.image_index_B.cpu()
                 better = error < smallest[rows]
                 smallest[rows] = torch.minimum(smallest[rows], error)
-                store = done | better.to(done.device)
+                store = done | better.to(done.device) | (iteration.index == 0)
             self._store(finished, iteration, store)
             if bool(done.all()):
                 break
             rollout.keep(~done)
-        return TokenSequence.concatenate(
-            [sequence for sequence in finished if sequence is not None]
-        )
+        return _gathered(finished)
 
     def _encode_by_batch_mean(self, rollout: Rollout, criterion: Any) -> TokenSequence:
         """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
@@ -313,9 +311,7 @@ class AdaptiveTokenizer(nn.Module):
         )
         finished: list[TokenSequence | None] = [None] * iterations[chosen].batch_size
         self._store(finished, iterations[chosen], torch.ones(len(finished), dtype=torch.bool))
-        return TokenSequence.concatenate(
-            [sequence for sequence in finished if sequence is not None]
-        )
+        return _gathered(finished)
 
     def _store(
         self, finished: list[TokenSequence | None], iteration: Iteration, images: Tensor
@@ -342,10 +338,10 @@ class AdaptiveTokenizer(nn.Module):
         tokens = tokens.to(self.encoder_mask_token.device)
         if tokens.indices is not None:
             codes_BLC = self.codes(tokens.padded().long())
-        elif self.config.bottleneck == "quantized":
-            codes_BLC = self.quantize(tokens.padded()).quantized
         else:
-            codes_BLC = tokens.padded()
+            codes_BLC = tokens.padded().to(self.latent_tokens.dtype)
+            if self.config.bottleneck == "quantized":
+                codes_BLC = self.quantize(codes_BLC).quantized
         equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
         prediction = self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths)
         return self.base_tokenizer.pixels(prediction.code_BNC, self.config.grid)
@@ -369,6 +365,15 @@ class AdaptiveTokenizer(nn.Module):
             )
         if images.shape[0] == 0:
             raise ValueError("images: expected at least one, got none")
+        own = self.latent_tokens
+        if images.device != own.device:
+            raise ValueError(
+                f"images: expected device {own.device} like the model, got {images.device}"
+            )
+        if images.dtype != own.dtype and not torch.is_autocast_enabled(images.device.type):
+            raise TypeError(
+                f"images: expected dtype {own.dtype} like the model, got {images.dtype}"
+            )
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
             low, high = images.aminmax()
             if not (low >= 0 and high <= 1):
@@ -404,3 +409,9 @@ class AdaptiveTokenizer(nn.Module):
                 raise ValueError(
                     f"tokens: expected latents of {channels} channels, got {tokens.rows.shape[1]}"
                 )
+
+
+def _gathered(finished: list[TokenSequence | None]) -> TokenSequence:
+    sequences = [sequence for sequence in finished if sequence is not None]
+    assert len(sequences) == len(finished), "an image was never emitted"
+    return TokenSequence.concatenate(sequences)

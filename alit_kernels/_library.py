@@ -90,8 +90,13 @@ class Op:
         if self._check is not None and all(tensor.device.type == "cpu" for tensor in tensors):
             self._check(*values)
         device = tensors[0].device.type
-        name = self.choose(requested, device, tensors[0].dtype)
-        with torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"):
+        double = any(tensor.dtype == torch.float64 for tensor in tensors)
+        name = self.choose(requested, device, torch.float64 if double else tensors[0].dtype)
+        # Dtypes are settled by the public function: autocast must not change products inside the op.
+        with (
+            torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"),
+            torch.autocast(device, enabled=False),
+        ):
             return self._load(name)(*values)
 
     def choose(self, requested: str, device: str, dtype: torch.dtype) -> str:

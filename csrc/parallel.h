@@ -17,6 +17,7 @@
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace alit {
 
@@ -37,8 +38,10 @@ class ThreadPool {
 
   // Runs piece(0) ... piece(count - 1), the last on the calling thread; rethrows the first exception after all have ended.
   void run(int count, const std::function<void(int)>& piece) {
-    std::unique_lock<std::mutex> caller(callers_, std::try_to_lock);
-    if (count <= 1 || inside() || !caller.owns_lock()) {
+    // Asked for only where it is needed: a small or nested call must not keep others from the workers.
+    std::unique_lock<std::mutex> caller(callers_, std::defer_lock);
+    if (count <= 1 || inside() || !caller.try_lock()) {
+      const Inside guard;
       for (int i = 0; i < count; ++i) piece(i);
       return;
     }
@@ -69,15 +72,20 @@ class ThreadPool {
     return value;
   }
 
+  // Marks this thread as running a piece, until the end of the scope.
+  struct Inside {
+    const bool before = std::exchange(inside(), true);
+    ~Inside() { inside() = before; }
+  };
+
   void guarded(const std::function<void(int)>& piece, int index) {
-    inside() = true;
+    const Inside guard;
     try {
       piece(index);
     } catch (...) {
       std::lock_guard<std::mutex> lock(mutex_);
       if (!error_) error_ = std::current_exception();
     }
-    inside() = false;
   }
 
   void work(int index) {

@@ -13,12 +13,10 @@ RANKS = {
     "alit.cli": 9,
     "alit.demo": 8,
     "alit.training": 7,
-    "alit.evaluation": 7,
     "alit.losses": 6,
     "alit.tokenizer": 5,
     "alit.rollout": 4,
     "alit.criteria": 4,
-    "alit.encoder": 3,
     "alit.decoder": 3,
     "alit.sequence": 3,
     "alit.base": 3,
@@ -26,6 +24,7 @@ RANKS = {
     "alit.layers": 2,
     "alit.images": 1,
     "alit.config": 1,
+    "alit.files": 0,
     "alit_kernels": 0,
 }
 

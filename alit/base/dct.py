@@ -24,8 +24,6 @@ class DCTBase(BaseTokenizer):
     deviation near 1; within a plane a squared code error then weighs all frequencies as the squared pixel error does.
     """
 
-    discrete = False
-
     def __init__(self, config: DCTConfig) -> None:
         super().__init__()
         self.patch_size, self.counts = (

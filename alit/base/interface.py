@@ -52,8 +52,6 @@ class BaseTokenizer(nn.Module, ABC):
 
     #: Decoder outputs per token (V).
     outputs: int
-    #: Whether targets are ids of a codebook.
-    discrete: bool
 
     @abstractmethod
     def encode(

@@ -58,8 +58,6 @@ class KLVAE(nn.Module):
 class KLVAEBase(BaseTokenizer):
     """Tokens and targets are scaled latents. Images are moved from [0, 1] to the [-1, 1] of the VAE, and back."""
 
-    discrete = False
-
     def __init__(self, config: KLVAEConfig, quirks: Quirks) -> None:
         super().__init__()
         self.vae = KLVAE(config)

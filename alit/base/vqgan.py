@@ -38,8 +38,6 @@ class VQGAN(nn.Module):
 class VQGANBase(BaseTokenizer):
     """Tokens are the features before quantization, targets the ids of the nearest codes."""
 
-    discrete = True
-
     def __init__(self, config: VQGANConfig, quirks: Quirks) -> None:
         super().__init__()
         self.vqgan = VQGAN(config)

@@ -75,8 +75,9 @@ def train_stage1(
         )
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
-    model.base_tokenizer.eval().requires_grad_(False)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    model.base_tokenizer.eval()
+    base = {id(p) for p in model.base_tokenizer.parameters()}
+    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in base]
     optimiser = torch.optim.AdamW(
         parameters, betas=options.betas, weight_decay=options.weight_decay
     )
@@ -89,7 +90,7 @@ def train_stage1(
             group["lr"] = options.learning_rate * _schedule(done, options.warmup)
         batch = images[torch.randperm(len(images), generator=generator)[: options.batch_size]]
         if options.flip:
-            mirrored = torch.rand(options.batch_size, generator=generator) < 0.5
+            mirrored = (torch.rand(options.batch_size, generator=generator) < 0.5).to(batch.device)
             batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
         at = _sampled_iterations(done, options.first_only, model.config.iterations, generator)
         loss = stage1_loss(model, batch, at=at)

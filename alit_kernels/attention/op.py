@@ -104,7 +104,7 @@ def varlen_attention(
     rows, heads, width = q.shape
     check_tensor("k", k, shape=(rows if key_offsets is None else None, heads, width))
     check_tensor("v", v, shape=k.shape)
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    _check_shape_of_offsets(offsets)
     if key_offsets is not None:
         check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
     if key_mask is not None:
@@ -157,7 +157,7 @@ def attention_map(
     check_tensor("q", q, dtype=FLOATING, ndim=3)
     check_tensor("k", k, shape=q.shape)
     check_tensor("lse", lse, shape=(q.shape[1], q.shape[0]))
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    _check_shape_of_offsets(offsets)
     check_same("dtype", q=q, k=k)
     check_same("device", q=q, k=k, lse=lse, offsets=offsets)
     check_count("max_length", max_length)
@@ -173,6 +173,12 @@ def attention_map(
         _scale(scale, q.shape[-1]),
         implementation=implementation,
     )
+
+
+def _check_shape_of_offsets(offsets: Tensor) -> None:
+    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    if offsets.shape[0] == 0:
+        raise ValueError("offsets: expected at least one entry (B + 1), got none")
 
 
 def _scale(scale: float | None, width: int) -> float:

@@ -46,6 +46,9 @@ def attention_backward(
     grad_v = torch.einsum("bhqk,bqhd->bkhd", probabilities, grad)
     grad_probabilities = torch.einsum("bqhd,bkhd->bhqk", grad, values)
     delta = (grad * out.to(dtype)).sum(-1).transpose(1, 2)
+    grad_lse = torch.where(
+        lse == -torch.inf, 0.0, grad_lse
+    )  # no key, no gradient, whatever comes in
     grad_scores = probabilities * (grad_probabilities - (delta - grad_lse)[..., None])
     grad_q = torch.einsum("bhqk,bkhd->bqhd", grad_scores, keys) * scale
     grad_k = torch.einsum("bhqk,bqhd->bkhd", grad_scores, query) * scale

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-#: Distances held at once; bounds the memory of the reference at 128 MiB.
+#: Distances held at once: 128 MiB in float64, and a few temporaries of that size.
 BLOCK = 2**24
 
 

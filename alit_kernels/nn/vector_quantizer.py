@@ -57,12 +57,12 @@ class VectorQuantizer(nn.Module):
         return self.embedding.num_embeddings
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> VectorQuantized:
-        """Quantize (..., D) vectors; in training mode with EMA the codebook is updated after the loss.
+        """Quantize (..., D) vectors; in training mode with EMA and gradients the codebook is updated after.
 
         With EMA the codebook receives no gradient, so ``loss`` is the commitment loss alone. ``mask`` (...) is True
         where a vector takes part.
         """
-        updates = self.ema_decay is not None and self.training
+        updates = self.ema_decay is not None and self.training and torch.is_grad_enabled()
         # The backward needs the codebook as it was before the update, which happens in place.
         codebook = self.embedding.weight.clone() if updates else self.embedding.weight
         result = vector_quantize(
@@ -94,7 +94,11 @@ class VectorQuantizer(nn.Module):
         everything = self.cluster_size.sum()
         smoothed = self.cluster_size + self.ema_epsilon
         smoothed = smoothed / (everything + self.num_codes * self.ema_epsilon) * everything
-        self.embedding.weight.copy_(self.embed_avg / smoothed[:, None])
+        # Nothing counted yet (an empty or fully masked first batch): the codebook stays.
+        updated = torch.where(
+            everything > 0, self.embed_avg / smoothed[:, None], self.embedding.weight
+        )
+        self.embedding.weight.copy_(updated)
 
     def codes(self, index: Tensor) -> Tensor:
         """Codebook rows (..., D) of ``index`` (...), as ``forward`` returns them: normalised under "cosine"."""

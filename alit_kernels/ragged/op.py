@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import INTEGER, check_count, check_offsets, check_same, check_tensor
+from .._checks import FLOATING, INTEGER, check_count, check_offsets, check_same, check_tensor
 from .._library import Op
 from . import reference
 
@@ -79,10 +79,7 @@ def unpack(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets that do not fit.
     """
-    check_tensor("packed", packed)
-    if packed.ndim < 1:
-        raise ValueError("packed: expected at least 1 dimension (T, ...), got a scalar")
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    _check_packed(packed, offsets)
     check_same("device", packed=packed, offsets=offsets)
     check_count("max_length", max_length)
     return _unpack(packed, offsets, max_length, float(fill), implementation=implementation)
@@ -107,8 +104,7 @@ def compact(
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets that do not fit or a capacity too
         small.
     """
-    check_tensor("packed", packed)
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    _check_packed(packed, offsets)
     check_tensor("keep", keep, dtype=torch.bool, shape=packed.shape[:1])
     check_same("device", packed=packed, offsets=offsets, keep=keep)
     check_count("capacity", capacity)
@@ -140,8 +136,7 @@ def append(
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets that do not fit or a capacity too
         small.
     """
-    check_tensor("packed", packed)
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    _check_packed(packed, offsets)
     check_tensor("rows", rows)
     sequences, feature = offsets.shape[0] - 1, tuple(packed.shape[1:])
     shapes = ((None, *feature), (sequences, None, *feature))
@@ -175,12 +170,21 @@ def tail_mask(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
-    check_tensor("tokens", tokens, ndim=3)
+    check_tensor("tokens", tokens, dtype=FLOATING, ndim=3)
     check_tensor("lengths", lengths, dtype=INTEGER, shape=tokens.shape[:1])
     check_tensor("fill", fill, shape=tokens.shape[2:])
     check_same("dtype", tokens=tokens, fill=fill)
     check_same("device", tokens=tokens, lengths=lengths, fill=fill)
     return _tail_mask(tokens, lengths, fill, implementation=implementation)
+
+
+def _check_packed(packed: Tensor, offsets: Tensor) -> None:
+    check_tensor("packed", packed)
+    if packed.ndim < 1:
+        raise ValueError("packed: expected at least 1 dimension (T, ...), got a scalar")
+    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    if offsets.shape[0] == 0:
+        raise ValueError("offsets: expected at least one entry (B + 1), got none")
 
 
 def _check_lengths(lengths: Tensor) -> None:

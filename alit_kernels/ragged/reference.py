@@ -32,9 +32,10 @@ def _zero_unless(keep: Tensor, values: Tensor, fill: float = 0.0) -> Tensor:
 
 
 def _take(rows: Tensor, index: Tensor, keep: Tensor, fill: float = 0.0) -> Tensor:
-    """``rows[index]`` where ``keep``, ``fill`` elsewhere; an index that is not kept may be anything."""
+    """``rows[index]`` where ``keep`` and in range, ``fill`` elsewhere."""
     if rows.shape[0] == 0:
         return rows.new_full(index.shape + rows.shape[1:], fill)
+    keep = keep & (index >= 0) & (index < rows.shape[0])
     taken = rows[torch.where(keep, index, 0)]
     return _zero_unless(keep, taken, fill)
 
@@ -48,7 +49,7 @@ def pack(padded: Tensor, offsets: Tensor, capacity: int) -> Tensor:
 def unpack(packed: Tensor, offsets: Tensor, max_length: int, fill: float) -> Tensor:
     start, stop = offsets[:-1].long(), offsets[1:].long()
     row = start[:, None] + torch.arange(max_length, device=packed.device)
-    return _take(packed, row, (row < stop[:, None]) & (row < packed.shape[0]), fill)
+    return _take(packed, row, row < stop[:, None], fill)
 
 
 def compact(
@@ -58,7 +59,7 @@ def compact(
     row = torch.arange(rows, device=packed.device)
     kept = keep & (row < offsets[-1])
     kept_before = torch.nn.functional.pad(kept.long().cumsum(0), (1, 0))
-    new_offsets = kept_before[offsets.long()].to(torch.int32)
+    new_offsets = kept_before[offsets.long().clamp(0, rows)].to(torch.int32)
     target = torch.where(kept, kept_before[:-1], capacity).clamp(max=capacity)
     source_row = torch.full((capacity + 1,), -1, dtype=torch.int64, device=packed.device)
     source_row = source_row.scatter(0, target, row)[:capacity]
@@ -104,12 +105,10 @@ def append_backward(
     shared: bool,
 ) -> tuple[Tensor, Tensor]:
     sequence, position, used = sequence_and_position(offsets, rows)
-    used = used & (offsets.shape[0] > 1)
     grad_packed = _take(grad, new_offsets.long()[sequence] + position, used)
     first = new_offsets[:-1].long() + offsets.diff()
     index = first[:, None] + torch.arange(added, device=grad.device)
-    keep = select[:, None].expand_as(index) & (index < grad.shape[0])
-    grad_rows = _take(grad, index, keep)
+    grad_rows = _take(grad, index, select[:, None].expand_as(index))
     return grad_packed, grad_rows.sum(0) if shared else grad_rows
 
 

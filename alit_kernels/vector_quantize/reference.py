@@ -59,7 +59,12 @@ def vector_quantize_backward(
         commitment * (grad_loss + grad_commitment)
     )
     grad_q = (slope * (grad_loss + grad_codebook)).flatten(0, -2)
-    grad_codes = torch.zeros_like(codes).index_put((index.flatten(),), grad_q, accumulate=True)
+    # At float64 the CPU adds in order, at float32 with atomics: only the former is deterministic.
+    wide = torch.float32 if z.device.type == "mps" else torch.float64
+    grad_codes = torch.zeros_like(codes, dtype=wide).index_put(
+        (index.flatten(),), grad_q.to(wide), accumulate=True
+    )
+    grad_codes = grad_codes.to(codes.dtype)
     if metric == "cosine":
         grad_u, grad_codes = (
             _through_unit(grad_u, z, mask),

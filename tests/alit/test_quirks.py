@@ -51,7 +51,11 @@ def test_vae_halting_masks_nothing() -> None:
 
 def test_halt_only_at_predicted_iterations() -> None:
     corrected, quirky = pair("vqgan", "halt_only_at_predicted_iterations", halting="mask")
-    assert draws(corrected, predict_at=(1,)) == 3 and draws(quirky, predict_at=(1,)) == 1
+    assert draws(corrected, predict_at=(1,)) == draws(quirky, predict_at=(1,)) == 3, (
+        "in evaluation all halt"
+    )
+    assert draws(corrected.train(), predict_at=(1,)) == 3
+    assert draws(quirky.train(), predict_at=(1,)) == 1
 
 
 def test_batch_mean_criterion() -> None:
