@@ -1,7 +1,7 @@
 """Checkpoints: own files (safetensors, configuration in the metadata) and published ones (``.pth``).
 
-No code is ever executed: published files are read by torch's restricted unpickler, which admits tensors, plain containers
-and ``argparse.Namespace``.
+No code is ever executed: published files are read by torch's restricted unpickler, which admits tensors, plain
+containers and ``argparse.Namespace``.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ class Quirks:
     Attributes:
         halt_after_last_iteration: tokens are halted once more after the last iteration, to no visible effect.
         vae_halting_masks_nothing: with a continuous base, halting leaves every token as it is.
-        halt_only_at_predicted_iterations: in training, iterations without a prediction (a loss on a subset) halt nothing;
-            else the decoder runs for halting alone.
+        halt_only_at_predicted_iterations: in training, iterations without a prediction (a loss on a subset)
+            halt nothing; else the decoder runs for halting alone.
         batch_mean_criterion: ``encode`` runs and decodes every iteration, compares the mean error of the batch with the
             threshold and gives every image the same length.
         best_iteration_fallback: where the threshold is never met, ``encode`` returns the iteration with the smallest

@@ -409,6 +409,8 @@ class AdaptiveTokenizer(nn.Module):
                 raise ValueError(
                     f"tokens: expected latents of {channels} channels, got {tokens.rows.shape[1]}"
                 )
+            if not bool(tokens.rows.isfinite().all()):
+                raise ValueError("tokens: expected finite latents, got NaN or Inf")
 
 
 def _gathered(finished: list[TokenSequence | None]) -> TokenSequence:

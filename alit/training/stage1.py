@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..losses import stage1_loss
 from ..tokenizer import AdaptiveTokenizer
@@ -20,7 +22,7 @@ class Stage1Options:
 
     Attributes:
         seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
-        max_steps: stop after this many steps even if time is left.
+        max_steps: end of the run in steps, if that comes first.
         warmup: fraction of the run.
         first_only: fraction of the run, below 0.75, in which only the first iteration counts; then one
             iteration a step, drawn from a range that grows to all of them until three quarters of the
@@ -74,18 +76,44 @@ def train_stage1(
             f"images: expected at least a batch of {options.batch_size}, got {len(images)}"
         )
     generator = torch.Generator().manual_seed(options.seed)
+    with _training(model) as parameters:
+        return _run(model, images, options, parameters, generator, on_step)
+
+
+@contextmanager
+def _training(model: AdaptiveTokenizer) -> Iterator[list[Parameter]]:
+    """Training mode with the base tokenizer frozen; evaluation mode and the old flags afterwards."""
+    frozen = [p for p in model.base_tokenizer.parameters() if p.requires_grad]
     model.train()
-    model.base_tokenizer.eval()
-    base = {id(p) for p in model.base_tokenizer.parameters()}
-    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in base]
+    model.base_tokenizer.eval().requires_grad_(False)
+    try:
+        yield [p for p in model.parameters() if p.requires_grad]
+    finally:
+        model.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _run(
+    model: AdaptiveTokenizer,
+    images: Tensor,
+    options: Stage1Options,
+    parameters: list[Parameter],
+    generator: torch.Generator,
+    on_step: Callable[[int, float, float], None] | None,
+) -> list[float]:
     optimiser = torch.optim.AdamW(
         parameters, betas=options.betas, weight_decay=options.weight_decay
     )
     errors: list[float] = []
     start = time.monotonic()
-    while (done := (time.monotonic() - start) / options.seconds) < 1 and len(
-        errors
-    ) != options.max_steps:
+
+    def elapsed() -> float:
+        """Fraction of the run, by time or by steps, whichever is further."""
+        by_steps = len(errors) / options.max_steps if options.max_steps else 0.0
+        return max((time.monotonic() - start) / options.seconds, by_steps)
+
+    while (done := elapsed()) < 1:
         for group in optimiser.param_groups:
             group["lr"] = options.learning_rate * _schedule(done, options.warmup)
         batch = images[torch.randperm(len(images), generator=generator)[: options.batch_size]]
@@ -103,8 +131,7 @@ def train_stage1(
         optimiser.step()
         errors.append(sum(term.code.item() for term in loss.iterations.values()) / len(at))
         if on_step is not None:
-            on_step(len(errors), (time.monotonic() - start) / options.seconds, errors[-1])
-    model.eval()
+            on_step(len(errors), elapsed(), errors[-1])
     return errors
 
 

@@ -65,6 +65,9 @@ def test_damaged_files(tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(CheckpointError, match="expected format 'alit-1'"):
         AdaptiveTokenizer.from_pretrained(other)
+    safetensors.torch.save_file({"x": torch.zeros(1)}, other, metadata={"format": "alit-1"})
+    with pytest.raises(CheckpointError, match="configuration"):
+        AdaptiveTokenizer.from_pretrained(other)
     with pytest.raises(FileNotFoundError, match="no such file, nor the name of shipped weights"):
         AdaptiveTokenizer.from_pretrained("nano-vqgan")
 
@@ -190,6 +193,10 @@ def test_what_is_no_published_checkpoint(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError):
         read_official(path)
+    for state in (None, [1], {1: torch.zeros(1)}, {"x": 1}):
+        torch.save({"ema": state}, path)
+        with pytest.raises(CheckpointError, match="expected tensors by name"):
+            read_official(path)
     torch.save({"model": {}}, path)
     with pytest.raises(CheckpointError, match="expected an entry 'ema', got model"):
         read_official(path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, TokenSequence
+from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, Quirks, TokenSequence
 from alit_kernels.testing import assert_exact_nearest
 
 from .models import BASES, VARIANTS, images, model
@@ -130,6 +130,23 @@ def test_evaluation_is_deterministic_and_generators_are_obeyed() -> None:
     assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
 
 
+@pytest.mark.parametrize("quirks", [Quirks(), Quirks(halt_only_at_predicted_iterations=True)])
+def test_halting_does_not_depend_on_the_criterion(quirks: Quirks) -> None:
+    """A criterion that needs no prediction gives the tokens that any other gives at that length."""
+    m, x = model("vqgan", halting="mask", halting_threshold=0.06, quirks=quirks), images()
+    fixed, by_error = m.encode(x, FixedLength(12)), m.encode(x, MaxL1(0.0))
+    assert torch.equal(fixed.rows, by_error.rows)
+    off = model("vqgan", quirks=quirks).encode(x, FixedLength(12))
+    assert not torch.equal(off.rows, fixed.rows)
+
+
+def test_decoding_never_trains() -> None:
+    m = model(ema_decay=0.9, quirks=Quirks(unquantized_tokens=True)).train()
+    before = {name: value.clone() for name, value in m.state_dict().items()}
+    m.decode(m.encode(images(), FixedLength([3, 6, 12])))
+    assert all(torch.equal(value, before[name]) for name, value in m.state_dict().items())
+
+
 def test_halting_masks_tokens() -> None:
     m, x = model("vqgan", halting="mask", halting_threshold=0.06), images()
     with torch.no_grad():
@@ -191,6 +208,11 @@ def test_nano_size() -> None:
             r"images: expected values in \[0, 1\], got 255 to 255",
         ),
         (torch.full((1, 3, 16, 24), torch.nan), ValueError, r"images: expected values in \[0, 1\]"),
+        (
+            torch.rand(1, 3, 16, 24).double(),
+            TypeError,
+            "images: expected dtype torch.float32 like the model",
+        ),
         (torch.rand(0, 3, 16, 24), ValueError, "images: expected at least one"),
     ],
 )
@@ -245,6 +267,11 @@ def sequence(values: list[int]) -> TokenSequence:
             "continuous",
             TokenSequence(torch.tensor([1]), latents=torch.zeros(1, 5)),
             "tokens: expected latents of 6 channels, got 5",
+        ),
+        (
+            "continuous",
+            TokenSequence(torch.tensor([1]), latents=torch.full((1, 6), torch.nan)),
+            "tokens: expected finite latents",
         ),
         (
             "unfactorised",

@@ -52,6 +52,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone() -> None:
     ] == errors
     assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
     assert not m.training
+    assert all(p.requires_grad for p in m.base_tokenizer.parameters())
     assert all(torch.equal(p, before[name]) for name, p in m.base_tokenizer.named_parameters())
 
 

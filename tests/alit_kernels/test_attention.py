@@ -175,6 +175,23 @@ def test_attention_map() -> None:
         torch.testing.assert_close(result[b], full[2:6, 1:5])
 
 
+def test_autocast_changes_the_inputs_and_nothing_inside() -> None:
+    q, k, v = (torch.randn(2, 9, 2, 8) for _ in range(3))
+    expected = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), return_lse=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = attention(q, k, v, return_lse=True)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype and torch.equal(a, e)
+
+
+def test_no_key_takes_no_gradient_from_its_log_sum_exp() -> None:
+    q, k, v = (torch.randn(1, 3, 1, 4, requires_grad=True) for _ in range(3))
+    first = attention(q, k, v, key_mask=torch.zeros(1, 3) > 0, return_lse=True)[1]
+    second = attention(q, k, v, key_mask=torch.zeros(1, 3) > 0, return_lse=True)[1]
+    torch.logaddexp(first, second).sum().backward()
+    assert not q.grad.isnan().any()
+
+
 def test_autocast() -> None:
     q, k, v = (torch.randn(1, 4, 2, 8, requires_grad=True) for _ in range(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):

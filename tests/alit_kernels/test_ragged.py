@@ -134,6 +134,11 @@ def test_values_no_check_can_see() -> None:
         packed, torch.tensor([0, 4], dtype=torch.int32), torch.ones(4) > 0, 2
     )
     assert source.tolist() == [0, 1] and torch.equal(out, packed[:2])
+    far, select = torch.tensor([0, 3, 99], dtype=torch.int32), torch.ones(2) > 0
+    reference.compact(packed, far, torch.ones(4) > 0, 2)
+    grown, grown_offsets = reference.append(packed, far, torch.ones(2, 1), select, 5)
+    assert grown.shape == (5, 1) and grown.isfinite().all()
+    reference.append_backward(grown, far, grown_offsets, select, 4, 2, True)
 
 
 @pytest.mark.parametrize(

@@ -252,3 +252,30 @@ def test_module_state_and_evaluation() -> None:
         VectorQuantizer(8, 4, ema_decay=1.5)
     with pytest.raises(ValueError, match="metric"):
         VectorQuantizer(8, 4, metric="dot")
+
+
+@pytest.mark.parametrize("mask", [None, False])
+def test_module_first_batch_without_vectors(mask: bool | None) -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9)
+    before = module.embedding.weight.clone()
+    z = torch.randn(0 if mask is None else 5, 4)
+    module(z, None if mask is None else torch.zeros(5, dtype=torch.bool))
+    assert torch.equal(module.embedding.weight, before)
+
+
+def test_module_learns_nothing_without_gradients() -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9)
+    before = module.embedding.weight.clone()
+    with torch.no_grad():
+        module(torch.randn(5, 4))
+    assert torch.equal(module.embedding.weight, before)
+
+
+def test_codebook_gradient_is_deterministic() -> None:
+    z, codebook = torch.randn(100_000, 12), torch.randn(8, 12, requires_grad=True)
+    gradients = []
+    for _ in range(4):
+        codebook.grad = None
+        vector_quantize(z, codebook).loss.backward()
+        gradients.append(codebook.grad.clone())
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
