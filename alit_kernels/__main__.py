@@ -13,7 +13,7 @@ from ._library import PREFERENCE, available, extension, ops
 
 
 def main() -> None:
-    console = Console()
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     core = extension()
     console.print(f"alit_kernels {__version__}, torch {torch.__version__}")
     if core is None:
