@@ -80,7 +80,10 @@ def test_imports_go_one_way(path: Path) -> None:
             module.split(".")[:2]
         ):
             assert target != "alit", f"{module} imports the whole package"
-            assert rank(target) < rank(module), f"{module} imports {target}"def test_kernels_import_no_triton_at_the_top() -> None:
+            assert rank(target) < rank(module), f"{module} imports {target}"
+
+
+def test_kernels_import_no_triton_at_the_top() -> None:
     for path in ROOT.glob("alit_kernels/**/*.py"):
         if path.name != "kernels.py":
             assert not any(target.split(".")[0] == "triton" for target in imports(path)), path
