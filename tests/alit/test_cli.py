@@ -43,11 +43,7 @@ def test_demo_errors_have_no_traceback(tmp_path: Path) -> None:
         (["--output", str(tmp_path), "--image-size", "100"], "image_size: expected"),
     ):
         done = CliRunner().invoke(app, ["demo", "--seconds", "1", *arguments])
-        assert (
-            done.exit_code == 1
-            and f"error: {message}"[:7] in done.output
-            and message in done.output
-        )
+        assert done.exit_code == 1 and "error: " in done.output and message in done.output
         assert "Traceback" not in done.output
 
 
