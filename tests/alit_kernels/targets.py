@@ -1,0 +1,32 @@
+"""Where a kernel test runs: (implementation, device) pairs, for ``pytest.mark.parametrize("target", targets("cpp"))``.
+
+Triton runs on the GPU where there is one and in Triton's interpreter elsewhere (see conftest.py), so the same tests
+cover both.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from alit_kernels._library import available
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Target(NamedTuple):
+    implementation: str
+    device: str
+
+
+def targets(*implementations: str) -> list[object]:
+    """The reference and the named implementations; one that cannot run here is skipped with the reason."""
+    result = [pytest.param(Target("reference", DEVICE), id="reference")]
+    for name in implementations:
+        device = "cpu" if name == "cpp" else DEVICE
+        reason = available(name, device)
+        mark = pytest.mark.skipif(bool(reason), reason=reason)
+        result.append(pytest.param(Target(name, device), id=f"{name}-{device}", marks=mark))
+    return result
