@@ -33,15 +33,17 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def matrix(tensor: Tensor) -> tuple[Tensor, Any]:
-    """A (..., D) tensor as the core's ``Rows``, and what must stay alive meanwhile.
+def matrix(tensor: Tensor) -> Any:
+    """A (..., D) tensor as the core's ``Rows``, which keeps it alive.
 
     Without a copy where the last dimension is contiguous and the others are one stride apart.
     """
-    rows = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
-    if rows.shape[1] > 1 and rows.stride(1) != 1:
-        rows = rows.contiguous()
-    return rows, core().Rows(rows.data_ptr(), TYPES[rows.dtype], *rows.shape, rows.stride(0))
+    values = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    if values.shape[1] > 1 and values.stride(1) != 1:
+        values = values.contiguous()
+    rows = core().Rows(values.data_ptr(), TYPES[values.dtype], *values.shape, values.stride(0))
+    rows.tensor = values
+    return rows
 
 
 def threads() -> int:

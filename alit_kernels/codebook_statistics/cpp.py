@@ -14,9 +14,8 @@ def codebook_statistics(
     count = torch.empty(num_codes, dtype=torch.float32)
     total = torch.empty(num_codes, z.shape[1], dtype=torch.float32)
     index, mask = index.contiguous(), None if mask is None else mask.contiguous()
-    kept, rows = matrix(z)
     core().codebook_statistics(
-        *(pointer(index), index.dtype == torch.int64, rows, pointer(mask), num_codes),
+        *(pointer(index), index.dtype == torch.int64, matrix(z), pointer(mask), num_codes),
         *(pointer(count), pointer(total), threads()),
     )
     return count, total

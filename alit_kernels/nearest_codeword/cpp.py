@@ -19,9 +19,8 @@ def search(z: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor:
     """Index (...) of the nearest row of ``codebook`` for ``z`` (..., D); 0, without a search, where not ``mask`` (...)."""
     index = torch.empty(z.shape[:-1], dtype=torch.int64)
     mask = None if mask is None else mask.contiguous()
-    kept_z, rows = matrix(z)
-    kept_codebook, codes = matrix(codebook)
     core().nearest_codeword(
-        rows, codes, pointer(mask), pointer(index), threads(), instruction_set()
+        *(matrix(z), matrix(codebook), pointer(mask)),
+        *(pointer(index), threads(), instruction_set()),
     )
     return index

@@ -24,10 +24,8 @@ def vector_quantize(
     index = search(u, codes, mask)
     quantized = torch.empty(z.shape, dtype=z.dtype)
     losses = torch.empty(3, dtype=torch.float32)
-    kept_u, rows = matrix(u)
-    kept_codes, code_rows = matrix(codes)
     core().gather_and_losses(
-        *(rows, code_rows, pointer(index), pointer(mask), commitment),
+        *(matrix(u), matrix(codes), pointer(index), pointer(mask), commitment),
         *(TYPES[z.dtype], pointer(quantized), pointer(losses), threads()),
     )
     loss, commitment_loss, codebook_loss = (value.clone() for value in losses)
@@ -51,12 +49,9 @@ def vector_quantize_backward(
     grad_z = torch.empty(z.shape, dtype=z.dtype)
     grad_codes = torch.empty(codebook.shape, dtype=codebook.dtype)
     index, mask = index.contiguous(), None if mask is None else mask.contiguous()
-    kept_grad, grad_rows = matrix(grad_quantized)
-    kept_z, rows = matrix(z)
-    kept_codebook, code_rows = matrix(codebook)
     core().quantize_backward(
-        *(grad_rows, float(grad_loss), float(grad_commitment), float(grad_codebook)),
-        *(rows, code_rows, pointer(index), pointer(mask), metric == "cosine", commitment),
-        *(pointer(grad_z), pointer(grad_codes), threads()),
+        *(matrix(grad_quantized), float(grad_loss), float(grad_commitment), float(grad_codebook)),
+        *(matrix(z), matrix(codebook), pointer(index), pointer(mask), metric == "cosine"),
+        *(commitment, pointer(grad_z), pointer(grad_codes), threads()),
     )
     return grad_z, grad_codes

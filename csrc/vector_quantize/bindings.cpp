@@ -57,7 +57,8 @@ void quantize_backward(const Rows& grad_quantized, float grad_loss, float grad_c
 
 void bind_codebooks(py::module_& module) {
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
-  py::class_<Rows>(module, "Rows", "A matrix: address, type code, rows, columns, elements between rows.")
+  py::class_<Rows>(module, "Rows", py::dynamic_attr(),
+                   "A matrix: address, type code, rows, columns, elements between rows.")
       .def(py::init(&rows), py::arg("data"), py::arg("type"), py::arg("count"), py::arg("dim"), py::arg("stride"));
   module.def("nearest_codeword", &nearest_codeword, no_gil, py::arg("z"), py::arg("codebook"), py::arg("mask"),
              py::arg("index"), py::arg("threads"), py::arg("instruction_set"));
