@@ -16,7 +16,7 @@ def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -
 
 
 def search(z: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor:
-    """Index (...) of the nearest row of ``codebook`` for ``z`` (..., D); 0, without a search, where not ``mask`` (...)."""
+    """Index (...) of the row of ``codebook`` nearest to ``z`` (..., D); 0, unsearched, where not ``mask`` (...)."""
     index = torch.empty(z.shape[:-1], dtype=torch.int64)
     mask = None if mask is None else mask.contiguous()
     core().nearest_codeword(

@@ -1,4 +1,4 @@
-"""nearest_codeword, codebook_statistics, vector_quantize and the VectorQuantizer module."""
+"""nearest_codeword, codebook_statistics and vector_quantize."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 
 from alit_kernels import VectorQuantized, codebook_statistics, nearest_codeword, vector_quantize
 from alit_kernels._library import extension
-from alit_kernels.nn import VectorQuantizer
 from alit_kernels.testing import assert_exact_nearest, assert_within_budget
 from alit_kernels.vector_quantize.cases import TEST_CASES, Case, make
 
@@ -351,49 +350,6 @@ def test_wrong_statistics_arguments() -> None:
         codebook_statistics(torch.tensor([4]), torch.randn(1, 2), 4)
     with pytest.raises(ValueError, match="num_codes: expected at least 1"):
         codebook_statistics(torch.tensor([0]), torch.randn(1, 2), 0)
-
-
-def test_module_moving_average_backward() -> None:
-    """The update happens in place after the loss; the backward still sees the codebook of the forward."""
-    module = VectorQuantizer(8, 4, metric="cosine", ema_decay=0.9)
-    z = torch.randn(20, 4, requires_grad=True)
-    before = module.embedding.weight.clone()
-    first, second = module(z), module(z)
-    (first.loss + second.loss).backward()
-    assert not torch.equal(before, module.embedding.weight)
-    assert z.grad.isfinite().all() and module.embedding.weight.grad is None
-    torch.testing.assert_close(
-        first.loss, vector_quantize(z, before, metric="cosine").commitment_loss
-    )
-
-
-def test_module_state_and_evaluation() -> None:
-    module = VectorQuantizer(8, 4, metric="cosine", ema_decay=0.9).eval()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    result = module(torch.randn(2, 3, 4))
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    torch.testing.assert_close(module.codes(result.index), result.quantized)
-    with pytest.raises(ValueError, match="ema_decay"):
-        VectorQuantizer(8, 4, ema_decay=1.5)
-    with pytest.raises(ValueError, match="metric"):
-        VectorQuantizer(8, 4, metric="dot")
-
-
-@pytest.mark.parametrize("mask", [None, False])
-def test_module_first_batch_without_vectors(mask: bool | None) -> None:
-    module = VectorQuantizer(8, 4, ema_decay=0.9)
-    before = module.embedding.weight.clone()
-    z = torch.randn(0 if mask is None else 5, 4)
-    module(z, None if mask is None else torch.zeros(5, dtype=torch.bool))
-    assert torch.equal(module.embedding.weight, before)
-
-
-def test_module_learns_nothing_without_gradients() -> None:
-    module = VectorQuantizer(8, 4, ema_decay=0.9)
-    before = module.embedding.weight.clone()
-    with torch.no_grad():
-        module(torch.randn(5, 4))
-    assert torch.equal(module.embedding.weight, before)
 
 
 @EVERYWHERE
