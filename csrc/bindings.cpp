@@ -16,6 +16,8 @@
 
 namespace py = pybind11;
 
+void bind_ragged(py::module_& module);  // ragged/bindings.cpp
+
 namespace {
 
 std::string instruction_set() {
@@ -68,4 +70,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
+  bind_ragged(module);
 }

@@ -111,10 +111,11 @@ def test_every_op_has_a_sample() -> None:
     assert samples().keys() == {name for name in ops() if not name.startswith("test_")}
 
 
+@pytest.mark.parametrize("implementation", ("reference", "auto"))
 @pytest.mark.parametrize("name", sorted(samples()))
-def test_opcheck(name: str) -> None:
+def test_opcheck(name: str, implementation: str) -> None:
     torch.library.opcheck(
-        getattr(torch.ops.alit_kernels, name).default, (*samples()[name], "reference")
+        getattr(torch.ops.alit_kernels, name).default, (*samples()[name], implementation)
     )
 
 
@@ -123,7 +124,8 @@ def test_shows_in_the_profiler(name: str) -> None:
     with torch.profiler.profile() as profile:
         ops()[name](*samples()[name])
     names = {event.key for event in profile.key_averages()}
-    assert f"alit_kernels::{name}" in names and f"alit_kernels::{name}[reference]" in names
+    chosen = ops()[name].choose("auto", "cpu", torch.float32)
+    assert f"alit_kernels::{name}" in names and f"alit_kernels::{name}[{chosen}]" in names
 
 
 PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
