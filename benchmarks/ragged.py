@@ -1,4 +1,4 @@
-"""Ragged ops against a fresh copy of the same output bytes and against eager formulations: ``python -m benchmarks.ragged``.
+"""Ragged ops against a fresh copy of as many bytes and against eager formulations: ``python -m benchmarks.ragged``.
 
 64 sequences of up to 513 rows of 1024 float32. Every output is fresh, as it is in use.
 """
