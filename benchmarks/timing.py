@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import datetime
 import json
 import platform
 import statistics
@@ -34,6 +36,28 @@ def take_turns(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def peak_megabytes(call: Callable[[], Any]) -> float:
+    """Memory in use at the peak of ``call`` beyond what was in use before, output included; warmed up. Linux or CUDA."""
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    # Give back what the allocator keeps, then let the kernel count the resident set's high-water mark anew.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    call()
+    return (_resident("VmHWM") - before) / 1e3
+
+
+def _resident(field: str) -> int:
+    """Kilobytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -52,6 +76,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
+        "date": datetime.date.today().isoformat(),
     }
 
 
