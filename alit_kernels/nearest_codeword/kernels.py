@@ -45,10 +45,8 @@ class Tile(NamedTuple):
 
 
 def tile(dim: int) -> Tile:
-    """Launch table of the direct search. Rows x D of z in registers, up to 128; beyond, z streams through L1."""
-    if dim <= 16:
-        return Tile(8, 1, True)
-    return Tile(2, 4, True) if dim <= 32 else Tile(8, 4, False)
+    """Launch table of the direct search. Up to D = 16 all of z stays in registers; beyond, it streams through L1."""
+    return Tile(8, 1, True) if dim <= 16 else Tile(8, 2, False)
 
 
 @triton.jit
@@ -219,7 +217,7 @@ def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -
 def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = None) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
-    Eight (or two, or 128) neighbours that are all masked are not searched.
+    Eight neighbours ("tf32", "bf16": 128) that are all masked are not searched.
     """
     z = as_rows(z)
     rows, dim = z.shape
