@@ -72,4 +72,5 @@ _nearest_codeword = Op(
     reference=_reference,
     others={"triton": "alit_kernels.nearest_codeword.kernels:nearest_codeword"},
     fake=lambda z, codebook, metric, precision: z.new_empty(z.shape[0], dtype=torch.int64),
+    others={"cpp": "alit_kernels.nearest_codeword.cpp:nearest_codeword"},
 )

@@ -95,6 +95,7 @@ _vector_quantize = Op(
     reference=reference.vector_quantize,
     others={"triton": "alit_kernels.vector_quantize.kernels:vector_quantize"},
     fake=_fake,
+    others={"cpp": "alit_kernels.vector_quantize.cpp:vector_quantize"},
 )
 _vector_quantize_backward = Op(
     "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
@@ -106,6 +107,7 @@ _vector_quantize_backward = Op(
         z.new_empty(z.shape),
         codebook.new_empty(codebook.shape),
     ),
+    others={"cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward"},
 )
 
 
