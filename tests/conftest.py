@@ -13,7 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from alit_kernels.testing import nan_filled_empty  # noqa: E402
+from alit_kernels.testing import nan_filled_empty
 
 
 @pytest.fixture(autouse=True, scope="session")

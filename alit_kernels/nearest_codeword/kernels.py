@@ -1,6 +1,6 @@
 """Triton search for the nearest codeword. No N x K matrix: a program keeps the best codes of its rows in registers.
 
-```precision="ieee"`` takes direct differences, two float32 operations per element and no tensor core. A tensor core gives
+```precision="ieee"`` takes direct differences, two float32 operations per element, no tensor core. A tensor core gives
 the expanded square |c|^2 - 2 z c, whose error grows with |z| |c| and not with the distance: at a common offset it can
 certify nothing, and everything would have to be searched again directly. At the small D this op is made for (12: 24
 operations per pair; comparing and remembering are five more) one direct pass is simple, and rounding analysis says how
@@ -130,7 +130,9 @@ def _apart(p_z, p_codes, code_pitch, D: tl.constexpr, BM: tl.constexpr):
     """Whether rows differ from given codes in any channel."""
     b_apart = tl.zeros([BM], tl.int32)
     for d in range(D):
-        b_apart |= (tl.load(p_z + d).to(tl.float32) != tl.load(p_codes + d * code_pitch)).to(tl.int32)
+        b_apart |= (tl.load(p_z + d).to(tl.float32) != tl.load(p_codes + d * code_pitch)).to(
+            tl.int32
+        )
     return b_apart != 0
 
 
@@ -166,7 +168,9 @@ def _search(
     if UNROLLED:
         for d in tl.static_range(D):
             b_z = b_z + (tl.load(p_z + d).to(tl.float32)[:, None, None],)  # noqa: RUF005
-    end = code_pitch.to(tl.int32) * tl.max(m_row.to(tl.int32), 0)  # nothing to search where all are masked
+    end = code_pitch.to(tl.int32) * tl.max(
+        m_row.to(tl.int32), 0
+    )  # nothing to search where all are masked
     b_least, b_index, m_contested = _scan(
         b_z, p_z, p_codes, step, code_pitch, end, D, UNROLLED, BM, BJ, BK
     )
@@ -285,7 +289,11 @@ def builds() -> Iterator[Build]:
     pointers = ("p_z", "p_codes", "p_mask", "p_index")
     sizes = {"rows": "i32", "z_pitch": "i32", "code_pitch": "i32", "step": "i32"}
     for dim in (4, 8, 12, 16, 32, 64, 256):
-        for dtype, masked in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True)):
+        for dtype, masked in (
+            (torch.float32, False),
+            (torch.float32, True),
+            (torch.bfloat16, True),
+        ):
             bm, bj, unrolled = tile(dim)
             constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "BM": bm, "BJ": bj}
             types = (f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
@@ -294,7 +302,8 @@ def builds() -> Iterator[Build]:
                 f"d={dim} {TYPES[dtype]}{' masked' if masked else ''} M{bm} N{bj * LANES}",
                 dict(zip(pointers, types, strict=True)) | sizes,
                 constants | {"BK": LANES} | ({} if masked else {"p_mask": None}),
-                divisible=("p_z", "p_codes", "p_index", "code_pitch") + (("p_mask",) if masked else ()),
+                divisible=("p_z", "p_codes", "p_index", "code_pitch")
+                + (("p_mask",) if masked else ()),
                 num_stages=1,
             )
     fast = ("p_z", "p_codes", "p_half_norm", "p_mask", "p_index")
@@ -305,9 +314,11 @@ def builds() -> Iterator[Build]:
             yield Build(
                 _search_fast,
                 f"d={dim} {TYPES[dtype]} M128 N128",
-                dict(zip(fast, types, strict=True)) | dict.fromkeys(("rows", "codes", "z_pitch"), "i32"),
+                dict(zip(fast, types, strict=True))
+                | dict.fromkeys(("rows", "codes", "z_pitch"), "i32"),
                 constants | {"BD": fast_depth(dim), "p_mask": None},
-                divisible=tuple(n for n in fast if n != "p_mask") + (("z_pitch",) if dim % 16 == 0 else ()),
+                divisible=tuple(n for n in fast if n != "p_mask")
+                + (("z_pitch",) if dim % 16 == 0 else ()),
                 num_warps=8,
                 num_stages=3,
                 tensor_core=True,
