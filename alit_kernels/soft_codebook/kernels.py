@@ -318,7 +318,7 @@ def builds() -> Iterator[Build]:
 
 def _builds(channels: int, dtype: torch.dtype) -> Iterator[Build]:
     element, label = f"*{TYPES[dtype]}", f"c={channels} {TYPES[dtype]}"
-    sizes = {name: "i32" for name in ("rows", "codes", "channels", "logits_pitch")}
+    sizes = dict.fromkeys(("rows", "codes", "channels", "logits_pitch"), "i32")
     forward = {"p_logits": element, "p_codebook": element, "p_target": "*i64", "p_code": element}
     forward |= {"p_nll": "*fp32", "p_p_target": "*fp32"}
     logits = {
@@ -327,10 +327,10 @@ def _builds(channels: int, dtype: torch.dtype) -> Iterator[Build]:
         "p_target": "*i64",
         "p_grad_code": element,
     }
-    logits |= {name: "*fp32" for name in ("p_grad_nll", "p_grad_p_target", "p_max", "p_sum")}
+    logits |= dict.fromkeys(("p_grad_nll", "p_grad_p_target", "p_max", "p_sum"), "*fp32")
     logits |= {"p_result": element}
     codebook = {"p_logits": element, "p_grad_code": element}
-    codebook |= {name: "*fp32" for name in ("p_max", "p_sum", "p_partial")}
+    codebook |= dict.fromkeys(("p_max", "p_sum", "p_partial"), "*fp32")
     for kernel, name, pointers, more in (
         (_forward, "forward", forward, ("codebook_pitch",)),
         (_grad_logits, "logits", logits, ("codebook_pitch", "grad_pitch")),
