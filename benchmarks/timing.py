@@ -42,7 +42,12 @@ def samples_in_turns(
     return times
 
 
+#: Seconds in which the threads of the contender before, which wait by spinning, go to sleep.
+PAUSE = 0.02
+
+
 def _host_seconds(call: Callable[[], Any]) -> float:
+    time.sleep(PAUSE)
     start = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - start
