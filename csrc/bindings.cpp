@@ -16,7 +16,8 @@
 
 namespace py = pybind11;
 
-void bind_ragged(py::module_& module);  // ragged/bindings.cpp
+void bind_ragged(py::module_& module);       // ragged/bindings.cpp
+void bind_ragged_cuda(py::module_& module);  // ragged/cuda_bindings.cpp
 
 namespace {
 
@@ -40,7 +41,11 @@ py::dict build_info() {
   info["build_type"] = ALIT_BUILD_TYPE;
   info["instruction_set"] = instruction_set();
   info["threads"] = std::thread::hardware_concurrency();
+#ifdef ALIT_CUDA
+  info["cuda"] = true;
+#else
   info["cuda"] = false;
+#endif
   return info;
 }
 
@@ -71,4 +76,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
   bind_ragged(module);
+#ifdef ALIT_CUDA
+  bind_ragged_cuda(module);
+#endif
 }
