@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full lint format clean
+.PHONY: setup demo test test-full lint format sanitize clean
 
 setup: $(READY)
 
@@ -36,6 +36,12 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The C++ kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S csrc -B build/sanitize -G Ninja -DALIT_SANITIZE=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/sanitize --output-on-failure
 
 clean:
 	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output

@@ -146,7 +146,8 @@ class AdaptiveTokenizerConfig:
         image_size: (height, width) in pixels.
         latents_per_iteration: tokens that each iteration adds.
         iterations: at most this many; the longest description has ``iterations * latents_per_iteration`` tokens.
-        codebook_size, code_dim, metric, commitment, ema_decay: of the latent quantizer.
+        codebook_size, code_dim, metric, commitment, ema_decay, dead_code_threshold: of the latent quantizer, see
+            :class:`alit_kernels.nn.VectorQuantizer`; the published one replaces no dead codes.
         halting: what happens to image tokens that are described well enough: nothing ("off"), they are replaced by the
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
@@ -166,6 +167,7 @@ class AdaptiveTokenizerConfig:
     metric: Literal["cosine", "euclidean"] = "cosine"
     commitment: float = 0.25
     ema_decay: float | None = None
+    dead_code_threshold: float = 0.0
     halting: Literal["off", "mask", "drop"] = "off"
     halting_threshold: float | None = None
     quirks: Quirks = Quirks()

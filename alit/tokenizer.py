@@ -70,6 +70,7 @@ class AdaptiveTokenizer(nn.Module):
                 metric=config.metric,
                 commitment=config.commitment,
                 ema_decay=config.ema_decay,
+                dead_code_threshold=config.dead_code_threshold,
             )
 
         self.decoder_class_embedding = nn.Parameter(torch.empty(1, decoder_width))

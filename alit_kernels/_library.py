@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor
 
 logger = logging.getLogger("alit_kernels")
 
-IMPLEMENTATIONS = ("reference", "cpp", "triton", "cuda")
+#: "torch" is a fused operator of PyTorch itself, where one does the work of a kernel of ours.
+IMPLEMENTATIONS = ("reference", "cpp", "torch", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_IMPLEMENTATION"
 #: What ``auto`` tries on each device type, in this order; the reference runs anywhere.
-PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
+PREFERENCE = {"cpu": ("cpp", "torch", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 
 class Op:
@@ -37,6 +38,8 @@ class Op:
         check: called with the op's arguments before any implementation, only where looking at the values costs no
             synchronisation (all tensors on the CPU). Raises ``ValueError``.
         others: name -> ``"module:function"``, imported on first use, or the function itself.
+        limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
+            can. Looks at shapes and options, never at values.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Op:
         fake: Callable[..., Any],
         check: Callable[..., None] | None = None,
         others: Mapping[str, str | Callable[..., Any]] | None = None,
+        limits: Mapping[str, Callable[..., str]] | None = None,
     ) -> None:
         self.name, _, rest = schema.partition("(")
         self.qualified_name = f"alit_kernels::{self.name}"
@@ -55,6 +59,7 @@ class Op:
             **(others or {}),
         }
         self._check = check
+        self._limits = limits or {}
         self._op = torch.library.custom_op(
             self.qualified_name,
             self._run,
@@ -91,7 +96,7 @@ class Op:
             self._check(*values)
         device = tensors[0].device.type
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
-        name = self.choose(requested, device, torch.float64 if double else tensors[0].dtype)
+        name = self.choose(requested, device, torch.float64 if double else tensors[0].dtype, values)
         # Dtypes are settled by the public function: autocast must not change products inside the op.
         with (
             torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"),
@@ -99,26 +104,28 @@ class Op:
         ):
             return self._load(name)(*values)
 
-    def choose(self, requested: str, device: str, dtype: torch.dtype) -> str:
-        """Name of the implementation that runs for ``requested`` on this device type and dtype.
+    def choose(
+        self, requested: str, device: str, dtype: torch.dtype, values: Sequence[Any] = ()
+    ) -> str:
+        """Name of the implementation that runs for ``requested`` on this device type, dtype and arguments.
 
         Raises:
             ValueError: ``requested`` is unknown, or names an implementation that this op has not or that cannot run.
         """
         if requested != "auto":
-            reason = self._obstacle(requested, device, dtype)
+            reason = self._obstacle(requested, device, dtype, values)
             if reason:
                 raise ValueError(
                     f"implementation={requested!r} of alit_kernels.{self.name} cannot run: {reason}"
                 )
             return requested
         for name in PREFERENCE.get(device, ("reference",)):
-            if not self._obstacle(name, device, dtype):
+            if not self._obstacle(name, device, dtype, values):
                 _log_once(self.name, name, device)
                 return name
         raise AssertionError("unreachable: the reference runs anywhere")
 
-    def _obstacle(self, name: str, device: str, dtype: torch.dtype) -> str:
+    def _obstacle(self, name: str, device: str, dtype: torch.dtype, values: Sequence[Any]) -> str:
         """Why the implementation cannot run here; empty if it can."""
         if name not in IMPLEMENTATIONS:
             return f"expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}"
@@ -128,7 +135,9 @@ class Op:
             return ""
         if dtype == torch.float64:
             return "float64 runs only in the reference"
-        return available(name, device)
+        reason = available(name, device)
+        limit = self._limits.get(name)
+        return reason if reason or limit is None or not values else limit(*values)
 
     def _load(self, name: str) -> Callable[..., Any]:
         entry = self._table[name]
@@ -162,6 +171,8 @@ def available(name: str, device: str) -> str:
             if extension() is not None
             else "the compiled extension alit_kernels._C is not installed"
         )
+    if name == "torch":
+        return "" if device == "cpu" else f"'torch' needs CPU tensors, got {device}"
     if name == "cuda":
         if device != "cuda":
             return f"'cuda' needs CUDA tensors, got {device}"

@@ -2,8 +2,8 @@
 
 ``encode``: lengths given, or decided by pixel or by code error, against the published rule, which runs and decodes
 every iteration (``compatibility="official"``). ``stream``: ``encode_stream`` against batch-by-batch ``encode`` at mixed
-lengths. Weights are random: they cost what trained ones cost. Thresholds come from a recorded rollout, one for each image
-and iteration, so that lengths are those stated. Results are compared with the recording before they are written.
+lengths. Weights are random: they cost what trained ones cost. Thresholds come from a recorded rollout, one for each
+image and iteration, so that lengths are those stated. Results are compared with the recording before they are written.
 """
 
 from __future__ import annotations

@@ -205,9 +205,14 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
 
+def _others(function: str) -> dict[str, str]:
+    return {"torch": f"alit_kernels.attention.aten:{function}"}
+
+
 _attention = Op(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)",
     reference=reference.attention,
+    others=_others("attention"),
     fake=lambda q, k, v, key_mask, scale: (
         q.new_empty(q.shape),
         q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=accumulation_dtype(q)),
@@ -217,12 +222,14 @@ _attention_backward = Op(
     "attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     " Tensor? key_mask, float scale) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
+    others=_others("attention_backward"),
     fake=lambda grad_out, grad_lse, q, k, v, *rest: _like(q, k, v),
 )
 _varlen_attention = Op(
     "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, SymInt max_length,"
     " SymInt max_key_length, Tensor? key_mask, float scale, bool deterministic) -> (Tensor, Tensor)",
     reference=reference.varlen_attention,
+    others=_others("varlen_attention"),
     fake=lambda q, *rest: (
         q.new_empty(q.shape),
         q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q)),
@@ -234,6 +241,7 @@ _varlen_attention_backward = Op(
     " Tensor offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length, Tensor? key_mask, float scale,"
     " bool deterministic) -> (Tensor, Tensor, Tensor)",
     reference=reference.varlen_attention_backward,
+    others=_others("varlen_attention_backward"),
     fake=lambda grad_out, grad_lse, q, k, v, *rest: _like(q, k, v),
 )
 _attention_map = Op(

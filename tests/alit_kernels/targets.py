@@ -25,7 +25,7 @@ def targets(*implementations: str) -> list[object]:
     """The reference and the named implementations; one that cannot run here is skipped with the reason."""
     result = [pytest.param(Target("reference", DEVICE), id="reference")]
     for name in implementations:
-        device = "cpu" if name == "cpp" else DEVICE
+        device = "cpu" if name in ("cpp", "torch") else DEVICE
         reason = available(name, device)
         mark = pytest.mark.skipif(bool(reason), reason=reason)
         result.append(pytest.param(Target(name, device), id=f"{name}-{device}", marks=mark))

@@ -124,8 +124,9 @@ def test_shows_in_the_profiler(name: str) -> None:
     with torch.profiler.profile() as profile:
         ops()[name](*samples()[name])
     names = {event.key for event in profile.key_averages()}
-    chosen = ops()[name].choose("auto", "cpu", torch.float32)
-    assert f"alit_kernels::{name}" in names and f"alit_kernels::{name}[{chosen}]" in names
+    assert f"alit_kernels::{name}" in names and any(
+        name_.startswith(f"alit_kernels::{name}[") for name_ in names
+    )
 
 
 PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
