@@ -80,6 +80,8 @@ def test_races(tmp_path: Path) -> None:
             *options,
         )
         done = subprocess.run([program], capture_output=True, text=True, check=False)
+        if "unexpected memory mapping" in done.stderr:
+            pytest.skip("ThreadSanitizer does not know this kernel's memory layout")
         assert (done.returncode == 0) == clean, done.stderr[:3000]
         assert clean or "data race" in done.stderr
 
