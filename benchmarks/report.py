@@ -119,7 +119,7 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     figure, axes = plt.subplots(figsize=(width, height))
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
-    axes.tick_params(colors=GREY, labelsize=8)
+    axes.tick_params(which="both", colors=GREY, labelsize=8)
     axes.xaxis.label.set_color(GREY)
     axes.yaxis.label.set_color(GREY)
     for spine in axes.spines.values():
