@@ -45,7 +45,7 @@ class Tile:
     columns: int
     warps: int
     stages: int
-    tail: bool = False
+    tail: str = "last"
     fold: int = 0
 
     def issued(self, rows: int, columns: int) -> int:
@@ -63,7 +63,7 @@ class Tile:
 
     def _padded_columns(self, columns: int) -> int:
         whole, rest = divmod(columns, self.columns)
-        if self.tail and rest <= 48:
+        if self.tail == "fine" and rest <= 48:
             rest = -(-rest // 16) * 16
         elif rest:
             rest = self.columns
@@ -125,7 +125,7 @@ def tile(kernel: str, head_dim: int, dtype: torch.dtype, name: str | None = None
     if name == "simple" or entry.columns < 64:
         return entry
     folds = name == "lean" and kernel == "forward" and dtype.itemsize == 2
-    return replace(entry, tail=True, fold=FOLD if folds else 0)
+    return replace(entry, tail="fine", fold=FOLD if folds else 0)
 
 
 def padded(head_dim: int) -> int:

@@ -189,14 +189,14 @@ def _forward_tile(
         m_folded = first + TILE + tl.arange(0, FOLD) < stop
         b_q_folded = _load(query, first + TILE, m_folded, FOLD, True, HEAD_DIM, BLOCK_D)
         folded = _empty_state(FOLD, BLOCK_D)
-    whole = key_stop // STEP * STEP
+    whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
     for o_n in range(0, whole, STEP):
         state, folded = _forward_step(
             state, folded, b_q, b_q_folded, keys, values, p_mask, o_n, key_stop, scale_log2,
-            False, STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+            TAIL == "every", STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     rest = key_stop - whole
-    if TAIL and rest <= 48:
+    if TAIL == "fine" and rest <= 48:
         if rest > 16:
             state, folded = _forward_step(
                 state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
@@ -208,7 +208,7 @@ def _forward_tile(
                 state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
                 True, 16, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
-    elif rest > 0:
+    elif TAIL != "every" and rest > 0:
         state, folded = _forward_step(
             state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
             True, STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
@@ -339,14 +339,14 @@ def backward_queries_kernel(
     tl.store(p_delta + o_lse, b_delta, mask=m_m)
     b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
 
-    whole = key_stop // STEP * STEP
+    whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
     for o_n in range(0, whole, STEP):
         b_dq = _query_gradient_step(
             b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
-            False, STEP, HEAD_DIM, BLOCK_D, PRECISION,
+            TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     rest = key_stop - whole
-    if TAIL and rest <= 48:
+    if TAIL == "fine" and rest <= 48:
         if rest > 16:
             b_dq = _query_gradient_step(
                 b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
@@ -358,7 +358,7 @@ def backward_queries_kernel(
                 b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
                 True, 16, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
-    elif rest > 0:
+    elif TAIL != "every" and rest > 0:
         b_dq = _query_gradient_step(
             b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
@@ -426,14 +426,14 @@ def backward_keys_kernel(
     b_k = _load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
 
-    whole = stop // STEP * STEP
+    whole = stop if TAIL == "every" else stop // STEP * STEP
     for o_m in range(0, whole, STEP):
         b_dk, b_dv = _key_gradient_step(
             b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, o_m, stop, scale, scale_log2,
-            False, STEP, HEAD_DIM, BLOCK_D, PRECISION,
+            TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     rest = stop - whole
-    if TAIL and rest <= 48:
+    if TAIL == "fine" and rest <= 48:
         if rest > 16:
             b_dk, b_dv = _key_gradient_step(
                 b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
@@ -445,7 +445,7 @@ def backward_keys_kernel(
                 b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
                 True, 16, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
-    elif rest > 0:
+    elif TAIL != "every" and rest > 0:
         b_dk, b_dv = _key_gradient_step(
             b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
