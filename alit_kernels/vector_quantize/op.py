@@ -93,6 +93,7 @@ _vector_quantize = Op(
     "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment, str precision,"
     " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.vector_quantize,
+    others={"triton": "alit_kernels.vector_quantize.kernels:vector_quantize"},
     fake=_fake,
 )
 _vector_quantize_backward = Op(
@@ -100,6 +101,7 @@ _vector_quantize_backward = Op(
     " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment, bool deterministic)"
     " -> (Tensor, Tensor)",
     reference=reference.vector_quantize_backward,
+    others={"triton": "alit_kernels.vector_quantize.kernels:vector_quantize_backward"},
     fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
         z.new_empty(z.shape),
         codebook.new_empty(codebook.shape),
