@@ -1,15 +1,15 @@
 """Launch configurations of the Triton attention kernels, all on this page, and the work that each of them issues.
 
-The table holds tiles by kernel, head dimension (padded to a power of two) and element size. It is one table for every
-architecture: no entry has been timed on a GPU yet, each compiles without spills for sm_80, sm_90 and sm_100.
-
 Sequences of a tokenizer are short, so the rows and keys that pad the last tile are a large part of the work. Three
 variants deal with them; they differ in the work they issue, never in the result beyond rounding:
 
 * ``simple``: the last tile is a whole one, masked. The default until another is measured to be faster.
-* ``tail``: the last keys (in the dK/dV kernel: the last queries) take a tile of 16, of 32, or both, where that is enough.
-* ``lean``: ``tail``, and up to 16 remainder rows are folded into the last main program, which shares its keys with
-  them; they cost arithmetic and no traffic.
+* ``tail``: the last keys (in the dK/dV kernel: the last queries) take a step of 16, of 32, or both, where these suffice.
+* ``lean``: ``tail``, and in the forward up to 16 remainder rows are folded into the last main program, which shares its
+  keys with them: they cost arithmetic and no traffic.
+
+No entry has been timed on a GPU; each compiles without spills for the architectures it serves
+(``python -m alit_kernels.aot --module alit_kernels.attention.kernels --check``).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fractions import Fraction
 
 import torch
 
-VARIANTS = ("simple", "tail", "lean")
 KERNELS = ("forward", "backward_queries", "backward_keys")
-#: Head dimension beyond which no tile of both backward accumulators fits the registers of a program.
+VARIANTS = ("simple", "tail", "lean")
+#: Accumulators of wider heads do not fit the registers of a program.
 MAX_HEAD_DIM = 128
-#: Remainder rows that the ``lean`` variant folds into the last main program: one matrix instruction's rows.
+#: Remainder rows that the ``lean`` variant folds into the last main program: the rows of one matrix instruction.
 FOLD = 16
 
 
@@ -37,7 +37,9 @@ class Tile:
         rows: rows of one program: queries, or keys in the dK/dV kernel. The accumulators have as many rows.
         columns: size of one step of its loop: keys, or queries in the dK/dV kernel.
         warps, stages: launch options of Triton.
-        tail: a remainder of at most 48 columns takes steps of 32 and 16 in place of a whole one.
+        tail: which steps are masked. "last": a step of its own after the loop, where there is a remainder. "fine":
+            likewise, and up to 48 columns take steps of 32 and 16. "every": all, in one loop; code of half the size,
+            for tiles whose operands would be kept in registers through the loop for the sake of the step after it.
         fold: up to this many remainder rows are folded into the last main program.
     """
 
@@ -49,54 +51,53 @@ class Tile:
     fold: int = 0
 
     def issued(self, rows: int, columns: int) -> int:
-        """Entries of the score matrix that the matrix instructions of one head compute."""
+        """Entries of one head's score matrix that the matrix instructions compute."""
         return self._padded_rows(rows) * self._padded_columns(columns)
 
     def programs(self, rows: int) -> int:
         """Programs that work on a sequence of this many rows."""
         whole, rest = divmod(rows, self.rows)
-        return whole + (0 < rest and not (whole and rest <= self.fold))
+        return whole + (rest > (self.fold if whole else 0))
 
     def _padded_rows(self, rows: int) -> int:
-        programs = self.programs(rows)
-        return programs * self.rows + (self.fold if rows > programs * self.rows else 0)
+        covered = self.programs(rows) * self.rows
+        return covered + (self.fold if rows > covered else 0)
 
     def _padded_columns(self, columns: int) -> int:
         whole, rest = divmod(columns, self.columns)
-        if self.tail == "fine" and rest <= 48:
-            rest = -(-rest // 16) * 16
-        elif rest:
-            rest = self.columns
-        return whole * self.columns + rest
+        fine = self.tail == "fine" and rest <= 48
+        return whole * self.columns + (-(-rest // 16) * 16 if fine else self.columns * (rest > 0))
 
 
-#: (kernel, padded head dimension, bytes per element) -> tile.
+#: (kernel, padded head dimension, bytes per element) -> tile on sm_90 and sm_10x, tile elsewhere.
 TABLE = {
-    ("forward", 16, 2): Tile(64, 64, 4, 3),
-    ("forward", 32, 2): Tile(64, 64, 4, 3),
-    ("forward", 64, 2): Tile(64, 64, 4, 3),
-    ("forward", 128, 2): Tile(64, 64, 4, 2),
-    ("forward", 16, 4): Tile(32, 64, 4, 2),
-    ("forward", 32, 4): Tile(32, 64, 4, 2),
-    ("forward", 64, 4): Tile(32, 64, 4, 2),
-    ("forward", 128, 4): Tile(32, 64, 8, 1),
-    ("backward_queries", 16, 2): Tile(64, 64, 4, 2),
-    ("backward_queries", 32, 2): Tile(64, 64, 4, 2),
-    ("backward_queries", 64, 2): Tile(64, 64, 4, 2),
-    ("backward_queries", 128, 2): Tile(64, 64, 4, 2),
-    ("backward_queries", 16, 4): Tile(32, 64, 4, 2),
-    ("backward_queries", 32, 4): Tile(32, 64, 4, 2),
-    ("backward_queries", 64, 4): Tile(32, 64, 8, 1),
-    ("backward_queries", 128, 4): Tile(32, 64, 8, 1),
-    ("backward_keys", 16, 2): Tile(64, 64, 4, 2),
-    ("backward_keys", 32, 2): Tile(64, 64, 4, 2),
-    ("backward_keys", 64, 2): Tile(64, 64, 4, 2),
-    ("backward_keys", 128, 2): Tile(64, 32, 4, 2),
-    ("backward_keys", 16, 4): Tile(32, 64, 4, 2),
-    ("backward_keys", 32, 4): Tile(32, 64, 4, 2),
-    ("backward_keys", 64, 4): Tile(32, 32, 8, 1),
-    ("backward_keys", 128, 4): Tile(32, 32, 8, 1),
+    ("forward", 16, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("forward", 32, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("forward", 64, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("forward", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+    ("forward", 16, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
+    ("forward", 32, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
+    ("forward", 64, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
+    ("forward", 128, 4): (Tile(32, 64, 8, 1, "every"),) * 2,
+    ("backward_queries", 16, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("backward_queries", 32, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("backward_queries", 64, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("backward_queries", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, "every")),
+    ("backward_queries", 16, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_queries", 32, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_queries", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_queries", 128, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_keys", 16, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
+    ("backward_keys", 32, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
+    ("backward_keys", 64, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
+    ("backward_keys", 128, 2): (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2, "every")),
+    ("backward_keys", 16, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_keys", 32, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_keys", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
 }
+#: Where folded rows take another tile to fit the registers.
+FOLDED = {("forward", 128, 2): (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2))}
 
 _variant = "simple"
 
@@ -118,14 +119,25 @@ def variant(name: str) -> Iterator[None]:
         _variant = before
 
 
-def tile(kernel: str, head_dim: int, dtype: torch.dtype, name: str | None = None) -> Tile:
-    """The tile of ``kernel`` for a head dimension up to ``MAX_HEAD_DIM``, in the variant ``name`` or the current one."""
+def tile(
+    kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, name: str | None = None
+) -> Tile:
+    """The launch configuration of one kernel.
+
+    Args:
+        kernel: one of ``KERNELS``.
+        head_dim: up to ``MAX_HEAD_DIM``.
+        architecture: 10 times the compute capability, 80 for sm_80.
+        name: a variant; the current one by default. It changes nothing where every step is masked.
+    """
     name = name or _variant
-    entry = TABLE[kernel, padded(head_dim), dtype.itemsize]
-    if name == "simple" or entry.columns < 64:
+    key, side = (kernel, padded(head_dim), dtype.itemsize), int(architecture // 10 not in (9, 10))
+    entry = TABLE[key][side]
+    if name == "simple" or entry.tail == "every":
         return entry
-    folds = name == "lean" and kernel == "forward" and dtype.itemsize == 2
-    return replace(entry, tail="fine", fold=FOLD if folds else 0)
+    if name == "lean" and kernel == "forward":
+        entry = replace(FOLDED.get(key, TABLE[key])[side], fold=FOLD)
+    return replace(entry, tail="fine")
 
 
 def padded(head_dim: int) -> int:
@@ -136,6 +148,6 @@ def padded(head_dim: int) -> int:
 def issued_work(launch: Tile, length: int) -> Fraction:
     """Matrix instructions issued / minimum, for self-attention over one sequence of ``length`` tokens.
 
-    The minimum is the true work, length x length scores; whole tiles are issued.
+    The minimum is the true work, ``length`` x ``length`` scores.
     """
     return Fraction(launch.issued(length, length), length * length)

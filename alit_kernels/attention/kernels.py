@@ -13,8 +13,16 @@ zero. Queries beyond the end of a sequence are read so too, so that no score nee
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+
+from .._triton import TYPES
+from ..aot import ARCHITECTURES, Build
+from .configurations import Tile, padded, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -114,9 +122,7 @@ def _taken(p_mask, first, stop, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _attend(
-    state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr
-):
+def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
     b_acc, b_m, b_l = state
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -488,3 +494,108 @@ def map_kernel(
     o_r = sequence.to(tl.int64) * (query_stop - query_start) + (o_m - query_start)
     pointers = p_map + o_r[:, None] * width + (o_n - key_start)[None, :]
     tl.store(pointers, b_map, mask=(o_m < query_stop)[:, None] & (o_n < key_stop)[None, :])
+
+
+_KERNELS = {
+    "forward": forward_kernel,
+    "backward_queries": backward_queries_kernel,
+    "backward_keys": backward_keys_kernel,
+}
+
+
+def builds() -> Iterator[Build]:
+    """Packed attention in every launch configuration; masked dense attention; the attention map.
+
+    The variants that change tails are built for the head dimensions they are meant for. float16 differs from bfloat16
+    in nothing but the type of its instructions.
+    """
+    half = torch.bfloat16
+    for head_dim in (16, 32, 64, 128):
+        wide = head_dim >= 64
+        for name in _KERNELS:
+            yield from _builds(name, head_dim, half, "simple")
+            yield from _builds(name, head_dim, torch.float32, "simple")
+            if wide:
+                yield from _builds(name, head_dim, half, "tail")
+                yield from _builds(name, head_dim, torch.float16, "simple")
+                yield from _builds(name, head_dim, half, "simple", dense=True, masked=True)
+        if wide:
+            yield from _builds("forward", head_dim, half, "lean")
+            yield _map_build(head_dim, half, 64)
+            yield _map_build(head_dim, torch.float32, 32)
+
+
+def _builds(
+    name: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    variant: str,
+    *,
+    dense: bool = False,
+    masked: bool = False,
+) -> Iterator[Build]:
+    """One build per distinct tile among the architectures; none where the variant changes nothing."""
+    serves: dict[Tile, tuple[int, ...]] = {}
+    for architecture in ARCHITECTURES:
+        launch = tile(name, head_dim, dtype, architecture, variant)
+        if variant == "simple" or launch != tile(name, head_dim, dtype, architecture, "simple"):
+            serves[launch] = (*serves.get(launch, ()), architecture)
+    absent: dict[str, Any] = {"p_offsets": None, "p_key_offsets": None} if dense else {}
+    absent |= {} if masked else {"p_mask": None}
+    for launch, architectures in serves.items():
+        constants = {"TILE": launch.rows, "STEP": launch.columns, "TAIL": launch.tail, **absent}
+        constants |= {"FOLD": launch.fold} if name == "forward" else {}
+        label = f"d={head_dim} {TYPES[dtype]} {variant} M{launch.rows} N{launch.columns}"
+        yield _build(
+            _KERNELS[name],
+            label + (" dense" if dense else "") + (" masked" if masked else ""),
+            head_dim,
+            dtype,
+            constants,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+            architectures=architectures,
+            wgmma=dtype.itemsize == 2,
+        )
+
+
+def _map_build(head_dim: int, dtype: torch.dtype, size: int) -> Build:
+    label = f"d={head_dim} {TYPES[dtype]} M{size} N{size}"
+    return _build(
+        *(map_kernel, label, head_dim, dtype, {"ROWS": size, "COLUMNS": size}),
+        wgmma=dtype.itemsize == 2,
+    )
+
+
+def _build(
+    kernel: Any,
+    label: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    constants: dict[str, Any],
+    **options: Any,
+) -> Build:
+    """What all builds share: types and alignment as in a launch on fresh tensors."""
+    sums = ("p_lse", "p_dlse", "p_delta", "p_map", "scale", "scale_log2")
+    types = {"p_mask": "*u8", "p_offsets": "*i32", "p_key_offsets": "*i32"}
+    types |= {name: "*fp32" if name.startswith("p_") else "fp32" for name in sums}
+    signature, rows = {}, []
+    for name in kernel.arg_names:
+        pointer = name.startswith("p_")
+        signature[name] = types.get(name, f"*{TYPES[dtype]}" if pointer else "i32")
+        if pointer and name not in types:
+            rows.append(name)
+    strides = [n for n in kernel.arg_names if n[-2:] in ("_b", "_r", "_h")]
+    divisible = [n for n in kernel.arg_names if n.startswith("p_") and n not in constants]
+    divisible += [n for n in strides if n not in UNSPECIALIZED]
+    widths = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "PRECISION": "ieee"}
+    return Build(
+        kernel,
+        label,
+        signature,
+        constants | widths,
+        divisible=tuple(divisible),
+        tensor_core=dtype.itemsize == 2,
+        wide=tuple(rows) if head_dim >= 64 and dtype.itemsize == 2 else (),
+        **options,
+    )

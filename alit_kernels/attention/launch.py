@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._triton import cdiv, device_of
 from . import kernels
 from .configurations import Tile, padded, tile
 from .layout import empty_rows
@@ -92,7 +93,7 @@ def attention_map(
     batch, queries, keys = offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start
     result = q.new_empty((batch, queries, keys), dtype=torch.float32)
     size = 64 if q.dtype.itemsize == 2 else 32
-    grid = (-(-queries // size), -(-keys // size), batch)
+    grid = (cdiv(queries, size), cdiv(keys, size), batch)
     _launch(
         kernels.map_kernel,
         grid,
@@ -177,7 +178,7 @@ def _backward(
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch on the current stream of the first argument's device; an empty grid is nothing to do."""
     if all(grid):
-        with torch.cuda.device_of(arguments[0]):
+        with device_of(arguments[0]):
             kernel[grid](*arguments, **options)
 
 
@@ -237,12 +238,14 @@ def _sizes(q: Tensor, k: Tensor, offsets: Tensor | None, tiled: Tensor) -> tuple
 def _grid(launch: Tile, tiled: Tensor, offsets: Tensor | None) -> tuple[int, int]:
     heads = tiled.shape[-2]
     if offsets is None:
-        return tiled.shape[0] * -(-tiled.shape[1] // launch.rows), heads
-    return -(-tiled.shape[0] // launch.rows) + offsets.shape[0] - 1, heads
+        return tiled.shape[0] * cdiv(tiled.shape[1], launch.rows), heads
+    return cdiv(tiled.shape[0], launch.rows) + offsets.shape[0] - 1, heads
 
 
 def _tile(kernel: str, q: Tensor) -> Tile:
-    return tile(kernel, q.shape[-1], q.dtype)
+    # In the interpreter there is no GPU to ask; any entry serves.
+    major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    return tile(kernel, q.shape[-1], q.dtype, 10 * major + minor)
 
 
 def _widths(q: Tensor) -> dict[str, Any]:

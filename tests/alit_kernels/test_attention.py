@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
+from .targets import DEVICE, Target, targets
 from torch import Tensor
 
 from alit_kernels import attention, attention_map, varlen_attention
-from alit_kernels.attention.cases import TEST_CASES, Case, make
+from alit_kernels._library import ops
+from alit_kernels.attention import configurations, issued_work
+from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+everywhere = pytest.mark.parametrize("target", targets("torch", "triton"))
+
+
+def skip_what_the_interpreter_lacks(target: Target, dtype: torch.dtype) -> None:
+    if target == Target("triton", "cpu") and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter has no bfloat16 product")
+
+
+def inputs(case: Case, target: Target, dtype: torch.dtype = torch.float32) -> Inputs:
+    return make(case, dtype=dtype, device=target.device)
+
+
+def attend(x: Inputs, target: Target, **options: Any) -> tuple[Tensor, Tensor]:
+    return varlen_attention(
+        *x[:4],
+        key_offsets=x.key_offsets,
+        key_mask=x.key_mask,
+        max_length=x.max_length,
+        max_key_length=x.max_key_length,
+        return_lse=True,
+        implementation=target.implementation,
+        **options,
+    )
 
 
 def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -34,57 +65,74 @@ def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_varlen_forward(case: Case, dtype: torch.dtype) -> None:
-    x = make(case, dtype=dtype)
-    out, lse = varlen_attention(
-        *x[:4],
-        key_offsets=x.key_offsets,
-        key_mask=x.key_mask,
-        max_length=x.max_length,
-        max_key_length=x.max_key_length,
-        return_lse=True,
-    )
+def gradients(x: Inputs, dtype: torch.dtype, run: Any) -> list[Tensor]:
+    """Of a weighted sum of outputs and finite log-sum-exps, by q, k and v."""
+    leaves = [t.detach().clone().to(dtype).requires_grad_() for t in x[:3]]
+    out, lse = run(x._replace(q=leaves[0], k=leaves[1], v=leaves[2]))
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    finite = torch.where(lse.isfinite(), lse, 0.0)
+    total = (out * weights).sum() + (finite * weights.sum(-1).t()).sum()
+    # Without a single row the oracle touches no input.
+    (total + sum(0.0 * leaf[:0].sum() for leaf in leaves)).backward()
+    return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+
+
+def check_forward(x: Inputs, target: Target, dtype: torch.dtype) -> None:
+    out, lse = attend(x, target)
     exact, exact_lse = per_sequence(x, torch.float64)
     eager, eager_lse = per_sequence(x, torch.float32)
+    if target.implementation == "torch":  # its exponentials of half-precision scores have 20 bits
+        eager_lse = per_sequence(x, dtype)[1]
     assert out.dtype == dtype and lse.dtype == torch.float32
     assert_within_budget(out, eager.to(dtype), exact, what="out")
     assert_within_budget(lse, eager_lse, exact_lse, what="lse")
 
 
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_varlen_gradients(case: Case) -> None:
-    x = make(case)
-    used = x.offsets[-1]
-
-    def gradients(dtype: torch.dtype, run: object) -> list[Tensor]:
-        leaves = [t.detach().clone().to(dtype).requires_grad_() for t in (x.q, x.k, x.v)]
-        out, lse = run(x._replace(q=leaves[0], k=leaves[1], v=leaves[2]))
-        generator = torch.Generator().manual_seed(1)
-        weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)
-        finite = torch.where(lse.isfinite(), lse, 0.0)
-        total = (out * weights).sum() + (finite * weights.sum(-1).t()).sum()
-        # Without a single row the oracle touches no input.
-        (total + sum(0.0 * leaf[:0].sum() for leaf in leaves)).backward()
-        return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
-
-    ours = gradients(
-        torch.float32,
-        lambda y: varlen_attention(
-            *y[:4],
-            key_offsets=y.key_offsets,
-            key_mask=y.key_mask,
-            max_length=y.max_length,
-            max_key_length=y.max_key_length,
-            return_lse=True,
-        ),
-    )
-    exact = gradients(torch.float64, lambda y: per_sequence(y, torch.float64))
-    eager = gradients(torch.float32, lambda y: per_sequence(y, torch.float32))
+def check_gradients(x: Inputs, target: Target, dtype: torch.dtype) -> None:
+    ours = gradients(x, dtype, lambda y: attend(y, target))
+    exact = gradients(x, torch.float64, lambda y: per_sequence(y, torch.float64))
+    eager = gradients(x, dtype, lambda y: per_sequence(y, dtype))
     for name, a, e, x64 in zip("qkv", ours, eager, exact, strict=True):
         assert_within_budget(a, e, x64, k=3, what=f"gradient of {name}")
-    assert not ours[0][used:].any()
+    assert not ours[0][x.offsets[-1] :].any()
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", (*TEST_CASES, *LONG_CASES))
+def test_varlen_forward(case: Case, dtype: torch.dtype, target: Target) -> None:
+    skip_what_the_interpreter_lacks(target, dtype)
+    check_forward(inputs(case, target, dtype), target, dtype)
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", TEST_CASES)
+def test_varlen_gradients(case: Case, dtype: torch.dtype, target: Target) -> None:
+    skip_what_the_interpreter_lacks(target, dtype)
+    check_gradients(inputs(case, target, dtype), target, dtype)
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+@pytest.mark.parametrize("name", configurations.VARIANTS[1:])
+@pytest.mark.parametrize("head_dim", (16, 128))
+def test_variants(name: str, head_dim: int, target: Target) -> None:
+    """Every kind of tail: 16, 32, 32 + 16, a whole step; folded rows with each."""
+    case = Case((16, 64 + 16, 64 + 1, 33, 64 + 48, 64 + 49, 63), 1, head_dim, spare=3)
+    x = inputs(case, target, torch.float16)
+    with configurations.variant(name):
+        check_forward(x, target, torch.float16)
+        if head_dim == 16:
+            check_gradients(x, target, torch.float16)
+
+
+@everywhere
+def test_a_thousand_sequences(target: Target) -> None:
+    """The search for a tile's sequence goes over several blocks of offsets; most sequences are empty."""
+    lengths = tuple(3 if b % 100 == 99 or b in (0, 255, 256, 257) else 0 for b in range(1000))
+    x = inputs(Case(lengths, 1, 16, spare=1), target)
+    check_forward(x, target, torch.float32)
 
 
 @pytest.mark.parametrize("masked", (False, True))

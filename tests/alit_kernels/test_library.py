@@ -123,7 +123,9 @@ def test_shows_in_the_profiler(name: str) -> None:
     with torch.profiler.profile() as profile:
         ops()[name](*samples()[name])
     names = {event.key for event in profile.key_averages()}
-    assert f"alit_kernels::{name}" in names and any(name_.startswith(f"alit_kernels::{name}[") for name_ in names)
+    assert f"alit_kernels::{name}" in names and any(
+        name_.startswith(f"alit_kernels::{name}[") for name_ in names
+    )
 
 
 PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
