@@ -8,11 +8,11 @@ READY := $(VENV)/.ready
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test lint format sanitize clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py $(wildcard csrc/*)
+$(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
@@ -32,6 +32,12 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The C++ kernels alone, under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S csrc -B build/sanitize -G Ninja -DALIT_SANITIZE=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/sanitize --output-on-failure
 
 clean:
 	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output

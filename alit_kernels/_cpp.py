@@ -1,7 +1,8 @@
-"""What the Python side of every C++ implementation needs: the core, type codes, the thread count."""
+"""What the Python side of every C++ implementation needs: the core, addresses, type codes, the thread count."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -11,22 +12,38 @@ from ._library import extension
 
 #: Codes of ``alit::Type`` in csrc/types.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: "avx512", "avx2" or "baseline": a lesser instruction set than the machine's best, for tests and comparisons.
+INSTRUCTION_SET_VARIABLE = "ALIT_KERNELS_INSTRUCTION_SET"
 
 
 def core() -> Any:
-    """The compiled extension; implementations are only chosen where it is installed."""
+    """The compiled extension; C++ implementations are chosen only where it is installed."""
     module = extension()
     assert module is not None
     return module
 
 
-def type_code(tensor: Tensor) -> int:
-    return TYPES[tensor.dtype]
+def instruction_set() -> str:
+    """What the environment asks for; empty for the best of this machine."""
+    return os.environ.get(INSTRUCTION_SET_VARIABLE, "")
 
 
 def pointer(tensor: Tensor | None) -> int:
     """Address of the first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def matrix(tensor: Tensor) -> Any:
+    """A (..., D) tensor as the core's ``Rows``, which keeps it alive.
+
+    Without a copy where the last dimension is contiguous and the others are one stride apart.
+    """
+    values = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    if values.shape[1] > 1 and values.stride(1) != 1:
+        values = values.contiguous()
+    rows = core().Rows(values.data_ptr(), TYPES[values.dtype], *values.shape, values.stride(0))
+    rows.tensor = values
+    return rows
 
 
 def threads() -> int:

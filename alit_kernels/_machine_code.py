@@ -113,7 +113,9 @@ def hot_loop(code: list[Instruction]) -> list[Instruction]:
             if start < instruction.address:
                 spans.append((start, instruction.address))
     inner = [
-        (a, b) for a, b in spans if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)
+        (a, b)
+        for a, b in spans
+        if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)
     ]
     if not inner:
         return code
@@ -126,8 +128,8 @@ def predicted_bound(code: list[Instruction], arch: int) -> tuple[str, dict[str, 
     """The busiest unit in one turn of the hot loop, and the scheduler cycles of each.
 
     An estimate from issue slots, one warp on one scheduler: each instruction takes 1 cycle to issue; float32 1 (sm_80:
-    2); integer, compare and select 2; MUFU 8; loads and stores, global and shared, 4 for each 4 bytes a lane moves (as if
-    every lane had an address of its own); matrix instructions their multiply-adds over the tensor core's rate (half
+    2); integer, compare and select 2; MUFU 8; loads and stores, global and shared, 4 for each 4 bytes a lane moves (as
+    if every lane had an address of its own); matrix instructions their multiply-adds over the tensor core's rate (half
     for TF32). tcgen05 and bulk copies run beside the warps: not counted.
     """
     cycles: Counter[str] = Counter(issue=len(code))

@@ -134,7 +134,9 @@ def compile_build(build: Build, arch: int) -> Result:
     code = machine.instructions(sass)
     columns = getattr(meta, "tmem_size", None) or 0
     bound, cycles = machine.predicted_bound(machine.hot_loop(code), arch)
-    pointers = [n if kind.startswith("*") else "" for n, kind in types.items() if kind != "constexpr"]
+    pointers = [
+        n if kind.startswith("*") else "" for n, kind in types.items() if kind != "constexpr"
+    ]
     widths = machine.access_widths(compiled.asm["ptx"], pointers)
     result = Result(
         kernel=f"{build.kernel.__module__}.{build.kernel.__name__}",
@@ -240,7 +242,9 @@ def show(results: list[Result]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Triton kernels, ahead of time (predicted bound: issue slots of the hot loop)")
+    table = Table(
+        title="Triton kernels, ahead of time (predicted bound: issue slots of the hot loop)"
+    )
     for column in ("kernel", "arch", "registers", "spills", "shared", "occupancy"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
     for column in ("matrix", "exp2", "loads, stores (bits: count)", "all", "bound", "faults"):

@@ -12,20 +12,14 @@
 #include <utility>
 #include <vector>
 
+#include "instruction_set.h"
 #include "parallel.h"
 
 namespace py = pybind11;
 
-namespace {
+void bind_codebooks(py::module_& module);  // vector_quantize/bindings.cpp
 
-std::string instruction_set() {
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return "avx512";
-  if (__builtin_cpu_supports("avx2")) return "avx2";
-#endif
-  return "baseline";
-}
+namespace {
 
 py::dict build_info() {
   py::dict info;
@@ -36,7 +30,7 @@ py::dict build_info() {
   info["compiler"] = "unknown";
 #endif
   info["build_type"] = ALIT_BUILD_TYPE;
-  info["instruction_set"] = instruction_set();
+  info["instruction_set"] = alit::name(alit::best_instruction_set());
   info["threads"] = std::thread::hardware_concurrency();
   info["cuda"] = false;
   return info;
@@ -68,4 +62,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
+  bind_codebooks(module);
 }

@@ -2,9 +2,10 @@
 
 Vectors are sorted by code (stable), so that each code owns one run of the order. Runs are cut into chunks of CHUNK
 vectors; one kernel sums each chunk, a second the chunks of each code, both in a fixed order: the result does not depend
-on the schedule. A code that owns all vectors is as parallel as a code for each. The sort costs a few passes over N
-four-byte keys; atomics would save it and give other bits in every run, and contend where few codes own many vectors.
-The number of chunks is on the device; the launch takes its upper bound, and programs beyond return at once.
+on the schedule. Sums are in float64, as in the reference: the kernels wait for memory, not for its adders. A code that
+owns all vectors is as parallel as a code for each. The sort costs a few passes over N four-byte keys; atomics would
+save it and give other bits in every run, and contend where few codes own many vectors. The number of chunks is on the
+device; the launch takes its upper bound, and programs beyond return at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import TYPES, as_rows, cdiv, device_of
+from .._triton import TYPES, as_rows, device_of
 from ..aot import Build
 
 CHUNK = 128
@@ -84,7 +85,7 @@ def _sum_chunks(
         end = tl.minimum(start + CHUNK, tl.load(p_bounds + code + 1))
         o_dim = tl.arange(0, BD)
         m_dim = o_dim < D
-        b_sum = tl.zeros([BD], tl.float32)
+        b_sum = tl.zeros([BD], tl.float64)
         if DIFFERENCE:
             b_code = tl.load(p_codes + code * D + o_dim, mask=m_dim, other=0.0)[None, :]
         for here in range(start, end, BR):
@@ -98,25 +99,23 @@ def _sum_chunks(
                 b_z /= tl.load(p_norm + o_row, mask=m_row, other=1.0)[:, None]
             if DIFFERENCE:
                 b_z = tl.where(m_tile, b_code - b_z, 0.0)
-            b_sum += tl.sum(b_z, 0)
+            b_sum += tl.sum(b_z.to(tl.float64), 0)
         tl.store(p_partial + place * D + o_dim, b_sum, mask=m_dim)
 
 
 @triton.jit
-def sum_of_code(
-    p_partial, p_chunk_end, code, D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr
-):
+def sum_of_code(p_partial, p_chunk_end, code, D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):
     """Sum (BD,) float32 of the chunks of one code, in their order."""
     o_dim = tl.arange(0, BD)
     start = tl.load(p_chunk_end + code - 1, mask=code > 0, other=0)
     end = tl.load(p_chunk_end + code)
-    b_sum = tl.zeros([BD], tl.float32)
+    b_sum = tl.zeros([BD], tl.float64)
     for here in range(start, end, BR):
         o_place = here + tl.arange(0, BR)
         m_tile = (o_place < end)[:, None] & (o_dim < D)[None, :]
         p_tile = p_partial + o_place[:, None].to(tl.int64) * D + o_dim[None, :]
         b_sum += tl.sum(tl.load(p_tile, mask=m_tile, other=0.0), 0)
-    return b_sum
+    return b_sum.to(tl.float32)
 
 
 @triton.jit
@@ -138,9 +137,9 @@ def tile(dim: int) -> tuple[int, int]:
 def chunk_sums(
     z: Tensor, run: Runs, num_codes: int, *, norm: Tensor | None = None, codes: Tensor | None = None
 ) -> Tensor:
-    """Sum (P, D) float32 of each chunk of z (N, D), of z / norm, or with ``codes`` (K, D) of code - z / norm."""
+    """Sum (P, D) float64 of each chunk of z (N, D), of z / norm, or with ``codes`` (K, D) of code - z / norm."""
     dim = z.shape[1]
-    partial = torch.empty(len(run.owner), dim, dtype=torch.float32, device=z.device)
+    partial = torch.empty(len(run.owner), dim, dtype=torch.float64, device=z.device)
     if len(run.owner) and dim:
         _sum_chunks[(len(run.owner),)](
             z, norm, codes, *run, partial, num_codes, z.stride(0),
@@ -164,8 +163,17 @@ def codebook_statistics(
 
 
 def builds() -> Iterator[Build]:
-    names = ("p_z", "p_norm", "p_codes", "p_order", "p_bounds", "p_chunk_end", "p_owner", "p_partial")
-    types = ("*fp32", "*fp32", "*i64", "*i32", "*i32", "*i32", "*fp32")
+    names = (
+        "p_z",
+        "p_norm",
+        "p_codes",
+        "p_order",
+        "p_bounds",
+        "p_chunk_end",
+        "p_owner",
+        "p_partial",
+    )
+    types = ("*fp32", "*fp32", "*i64", "*i32", "*i32", "*i32", "*fp64")
     for dim in (12, 64, 256, 512):
         rows, width = tile(dim)
         shape = {"D": dim, "BR": rows, "BD": width}
@@ -188,7 +196,7 @@ def builds() -> Iterator[Build]:
         yield Build(
             _sum_codes,
             f"d={dim} R{rows}",
-            {"p_partial": "*fp32", "p_chunk_end": "*i32", "p_total": "*fp32"},
+            {"p_partial": "*fp64", "p_chunk_end": "*i32", "p_total": "*fp32"},
             shape,
             divisible=("p_partial", "p_chunk_end", "p_total"),
         )

@@ -53,10 +53,13 @@ def check_index(name: str, index: Tensor, size: int, mask: Tensor | None = None)
 _codebook_statistics = Op(
     "codebook_statistics(Tensor index, Tensor z, SymInt num_codes, Tensor? mask) -> (Tensor, Tensor)",
     reference=_reference,
-    others={"triton": "alit_kernels.codebook_statistics.kernels:codebook_statistics"},
     fake=lambda index, z, num_codes, mask: (
         z.new_empty(num_codes, dtype=torch.float32),
         z.new_empty((num_codes, z.shape[1]), dtype=torch.float32),
     ),
+    others={
+        "cpp": "alit_kernels.codebook_statistics.cpp:codebook_statistics",
+        "triton": "alit_kernels.codebook_statistics.kernels:codebook_statistics",
+    },
     check=lambda index, z, num_codes, mask: check_index("index", index, num_codes, mask),
 )

@@ -1,14 +1,15 @@
 """Triton search for the nearest codeword. No N x K matrix: a program keeps the best codes of its rows in registers.
 
-``precision="ieee"`` takes direct differences, two float32 operations per element and no tensor core. A tensor core gives
+```precision="ieee"`` takes direct differences, two float32 operations per element, no tensor core. A tensor core gives
 the expanded square |c|^2 - 2 z c, whose error grows with |z| |c| and not with the distance: at a common offset it can
 certify nothing, and everything would have to be searched again directly. At the small D this op is made for (12: 24
-operations per pair; comparing and remembering are three more) the direct search is simple, needs no second pass, and is
-exact on every input by rounding analysis alone: each term (z - c)^2 carries at most 3 roundings, a fused sum D, so d has
-relative error (D + 2) 2^-24, which is what the bound of :func:`nearest_codeword` allows twice.
+operations per pair; comparing and remembering are five more) one direct pass is simple, and rounding analysis says how
+good it is: each term (z - c)^2 carries at most 3 roundings, a fused sum D, so a distance has relative error
+(D + 2) 2^-24.
 
-Squares leave float32's range where distances do: a row whose least distance is infinite or below 2^-90 is searched again
-with differences scaled by a power of two, which is exact. (A distance of 0 that is z = c, the common case, is not.)
+The pass also keeps the second least distance of each lane. A row is searched again in float64, where no square of a
+float32 over- or underflows, if another code is within twice that error (so exact ties take the lowest index), or if its
+least distance is infinite or below 2^-90 (unless it is 0 because z = c). On other data that is about one row in 10^5.
 
 Distances are compared as unsigned integers: they are not negative, so bits order as values do, and NaN of either
 sign is larger than infinity and never wins.
@@ -31,9 +32,8 @@ from ..aot import Build
 from .reference import unit
 
 LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
-INFINITE = tl.constexpr(0x7F800000)
+INFINITE, INFINITE_64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
 TINY = tl.constexpr(37 << 23)  # bits of 2^-90
-NOTHING = tl.constexpr(0x7F800001)  # above infinity, below every NaN
 
 
 class Tile(NamedTuple):
@@ -57,46 +57,72 @@ def _scan(
     step,
     code_pitch,
     end,
-    b_shrink,
-    b_grow,
     D: tl.constexpr,
     UNROLLED: tl.constexpr,
-    SCALED: tl.constexpr,
     BM: tl.constexpr,
     BJ: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Bits of the least distance of each row, and its lowest index, over codes 0..end - 1."""
+    """Bits of the least distance of each row over codes 0..end - 1, its index, and whether another comes close."""
     o_code = tl.arange(0, BJ)[:, None] * BK + tl.arange(0, BK)[None, :]
     p_codes += o_code.to(tl.int64) * step
-    b_best = tl.full([BM, BJ, BK], NOTHING, tl.uint32)
+    b_best = tl.full([BM, BJ, BK], 0x7F800001, tl.uint32)  # above infinity, below every NaN
+    b_second = b_best
     b_start = tl.zeros([BM, BJ, BK], tl.int32)
     for start in range(0, end, BJ * BK):
         b_distance = tl.zeros([BM, BJ, BK], tl.float32)
         if UNROLLED:
             for d in tl.static_range(D):
-                b_code = tl.load(p_codes + d * code_pitch + start)[None, :]
-                if SCALED:
-                    b_step = (b_z[d] * b_shrink - b_code * b_shrink) * b_grow
-                else:
-                    b_step = b_z[d] - b_code
+                b_step = b_z[d] - tl.load(p_codes + d * code_pitch + start)[None, :]
                 b_distance += b_step * b_step
         else:
             for d in range(D):
-                b_code = tl.load(p_codes + d * code_pitch + start)[None, :]
                 b_row = tl.load(p_z + d).to(tl.float32)[:, None, None]
-                if SCALED:
-                    b_step = (b_row * b_shrink - b_code * b_shrink) * b_grow
-                else:
-                    b_step = b_row - b_code
+                b_step = b_row - tl.load(p_codes + d * code_pitch + start)[None, :]
                 b_distance += b_step * b_step
         b_bits = b_distance.to(tl.uint32, bitcast=True)
         m_better = b_bits < b_best
+        b_second = tl.minimum(b_second, tl.maximum(b_bits, b_best))
         b_best = tl.where(m_better, b_bits, b_best)
         b_start = tl.where(m_better, start, b_start)
     b_least = tl.min(tl.min(b_best, 1), 1)
     b_index = tl.where(b_best == b_least[:, None, None], b_start + o_code[None, :], 0x7FFFFFFF)
-    return b_least, tl.min(tl.min(b_index, 1), 1)
+    # Twice the relative error of a distance, and some for the rounding of this product.
+    b_limit = b_least.to(tl.float32, bitcast=True) * (1 + (2 * D + 12) * 5.960464477539063e-08)
+    b_limit = b_limit.to(tl.uint32, bitcast=True)[:, None, None]
+    b_close = (b_best <= b_limit).to(tl.int32) + (b_second <= b_limit).to(tl.int32)
+    return b_least, tl.min(tl.min(b_index, 1), 1), tl.sum(tl.sum(b_close, 1), 1) > 1
+
+
+@triton.jit
+def _scan_exactly(
+    p_z,
+    p_codes,
+    step,
+    code_pitch,
+    end,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Bits of the least distance of each row in float64, and its lowest index."""
+    o_code = tl.arange(0, BK)
+    p_codes += o_code.to(tl.int64) * step
+    b_best = tl.full([BM, BK], 0x7FF0000000000001, tl.uint64)
+    b_start = tl.zeros([BM, BK], tl.int32)
+    for start in range(0, end, BK):
+        b_distance = tl.zeros([BM, BK], tl.float64)
+        for d in range(D):
+            b_row = tl.load(p_z + d).to(tl.float32).to(tl.float64)[:, None]
+            b_step = b_row - tl.load(p_codes + d * code_pitch + start).to(tl.float64)[None, :]
+            b_distance += b_step * b_step
+        b_bits = b_distance.to(tl.uint64, bitcast=True)
+        m_better = b_bits < b_best
+        b_best = tl.where(m_better, b_bits, b_best)
+        b_start = tl.where(m_better, start, b_start)
+    b_least = tl.min(b_best, 1)
+    b_index = tl.where(b_best == b_least[:, None], b_start + o_code[None, :], 0x7FFFFFFF)
+    return tl.where(b_least <= INFINITE_64, tl.min(b_index, 1), 0)
 
 
 @triton.jit
@@ -104,7 +130,9 @@ def _apart(p_z, p_codes, code_pitch, D: tl.constexpr, BM: tl.constexpr):
     """Whether rows differ from given codes in any channel."""
     b_apart = tl.zeros([BM], tl.int32)
     for d in range(D):
-        b_apart |= (tl.load(p_z + d).to(tl.float32) != tl.load(p_codes + d * code_pitch)).to(tl.int32)
+        b_apart |= (tl.load(p_z + d).to(tl.float32) != tl.load(p_codes + d * code_pitch)).to(
+            tl.int32
+        )
     return b_apart != 0
 
 
@@ -140,23 +168,21 @@ def _search(
     if UNROLLED:
         for d in tl.static_range(D):
             b_z = b_z + (tl.load(p_z + d).to(tl.float32)[:, None, None],)  # noqa: RUF005
-    end = code_pitch.to(tl.int32) * tl.max(m_row.to(tl.int32), 0)  # nothing to search where all are masked
-    b_least, b_index = _scan(
-        b_z, p_z, p_codes, step, code_pitch, end, 1.0, 1.0, D, UNROLLED, False, BM, BJ, BK
+    end = code_pitch.to(tl.int32) * tl.max(
+        m_row.to(tl.int32), 0
+    )  # nothing to search where all are masked
+    b_least, b_index, m_contested = _scan(
+        b_z, p_z, p_codes, step, code_pitch, end, D, UNROLLED, BM, BJ, BK
     )
-    m_again = m_row & ((b_least >= INFINITE) | (b_least < TINY))
-    if tl.max(m_again.to(tl.int32), 0) != 0:
-        b_nearest = tl.where(b_least <= INFINITE, b_index, 0)
-        m_again &= _apart(p_z, p_codes + b_nearest, code_pitch, D, BM)
+    b_index = tl.where(b_least <= INFINITE, b_index, 0)
+    m_uncertain = (b_least >= INFINITE) | (b_least < TINY)
+    if tl.max((m_row & (m_contested | m_uncertain)).to(tl.int32), 0) != 0:
+        m_uncertain &= _apart(p_z, p_codes + b_index, code_pitch, D, BM)
+        m_again = m_row & (m_contested | m_uncertain)
         end *= tl.max(m_again.to(tl.int32), 0)
-        b_shrink = tl.where(b_least >= INFINITE, 8.470329472543003e-22, 1.0)[:, None, None]  # 2^-70
-        b_grow = tl.where(b_least < TINY, 2.028240960365167e31, 1.0)[:, None, None]  # 2^104
-        b_least_2, b_index_2 = _scan(
-            b_z, p_z, p_codes, step, code_pitch, end, b_shrink, b_grow, D, UNROLLED, True, BM, BJ, BK
-        )
-        b_least = tl.where(m_again, b_least_2, b_least)
-        b_index = tl.where(m_again, b_index_2, b_index)
-    b_index = tl.where(m_row & (b_least <= INFINITE), b_index, 0)
+        b_exact = _scan_exactly(p_z, p_codes, step, code_pitch, end, D, BM, BK)
+        b_index = tl.where(m_again, b_exact, b_index)
+    b_index = tl.where(m_row, b_index, 0)
     tl.store(p_index + o_row, b_index.to(tl.int64), mask=o_row < rows)
 
 
@@ -263,7 +289,11 @@ def builds() -> Iterator[Build]:
     pointers = ("p_z", "p_codes", "p_mask", "p_index")
     sizes = {"rows": "i32", "z_pitch": "i32", "code_pitch": "i32", "step": "i32"}
     for dim in (4, 8, 12, 16, 32, 64, 256):
-        for dtype, masked in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True)):
+        for dtype, masked in (
+            (torch.float32, False),
+            (torch.float32, True),
+            (torch.bfloat16, True),
+        ):
             bm, bj, unrolled = tile(dim)
             constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "BM": bm, "BJ": bj}
             types = (f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
@@ -272,7 +302,8 @@ def builds() -> Iterator[Build]:
                 f"d={dim} {TYPES[dtype]}{' masked' if masked else ''} M{bm} N{bj * LANES}",
                 dict(zip(pointers, types, strict=True)) | sizes,
                 constants | {"BK": LANES} | ({} if masked else {"p_mask": None}),
-                divisible=("p_z", "p_codes", "p_index", "code_pitch") + (("p_mask",) if masked else ()),
+                divisible=("p_z", "p_codes", "p_index", "code_pitch")
+                + (("p_mask",) if masked else ()),
                 num_stages=1,
             )
     fast = ("p_z", "p_codes", "p_half_norm", "p_mask", "p_index")
@@ -283,9 +314,11 @@ def builds() -> Iterator[Build]:
             yield Build(
                 _search_fast,
                 f"d={dim} {TYPES[dtype]} M128 N128",
-                dict(zip(fast, types, strict=True)) | dict.fromkeys(("rows", "codes", "z_pitch"), "i32"),
+                dict(zip(fast, types, strict=True))
+                | dict.fromkeys(("rows", "codes", "z_pitch"), "i32"),
                 constants | {"BD": fast_depth(dim), "p_mask": None},
-                divisible=tuple(n for n in fast if n != "p_mask") + (("z_pitch",) if dim % 16 == 0 else ()),
+                divisible=tuple(n for n in fast if n != "p_mask")
+                + (("z_pitch",) if dim % 16 == 0 else ()),
                 num_warps=8,
                 num_stages=3,
                 tensor_core=True,

@@ -291,7 +291,9 @@ def _builds(dim: int, dtype: torch.dtype, cosine: bool, masked: bool) -> Iterato
     shape = {"D": dim, "MASKED": masked, "BM": height, "BD": width}
     vector = "*fp32" if cosine else element
 
-    def build(kernel: object, pointers: dict[str, str], sizes: dict[str, str], **constants: object) -> Build:
+    def build(
+        kernel: object, pointers: dict[str, str], sizes: dict[str, str], **constants: object
+    ) -> Build:
         divisible = [name for name in pointers if name not in constants]
         divisible += [name for name in sizes if name.endswith("pitch") and dim % 16 == 0]
         return Build(kernel, label, pointers | sizes, constants, divisible=tuple(divisible))
@@ -301,14 +303,19 @@ def _builds(dim: int, dtype: torch.dtype, cosine: bool, masked: bool) -> Iterato
     gather_absent = {name: None for name in absent if name == "p_mask"}
     sizes = {"rows": "i32", "z_pitch": "i32"}
     yield build(_gather, pointers, sizes, **shape, **gather_absent)
-    pointers = {"p_grad": element, "p_grad_loss": "*fp32", "p_grad_commitment": "*fp32", "p_z": element}
+    pointers = {
+        "p_grad": element,
+        "p_grad_loss": "*fp32",
+        "p_grad_commitment": "*fp32",
+        "p_z": element,
+    }
     pointers |= {"p_codes": "*fp32", "p_index": "*i64", "p_mask": "*i1", "p_count": "*i64"}
     pointers |= {"p_norm": "*fp32", "p_result": element}
     sizes |= {"grad_pitch": "i32", "elements": "fp32", "commitment": "fp32"}
     no_norm = {} if cosine else {"p_norm": None}
     yield build(_grad_z, pointers, sizes, **shape, **absent, **no_norm, COSINE=cosine)
     rows, width = statistics.tile(dim)
-    pointers = {"p_partial": "*fp32", "p_chunk_end": "*i32", "p_grad_loss": "*fp32"}
+    pointers = {"p_partial": "*fp64", "p_chunk_end": "*i32", "p_grad_loss": "*fp32"}
     pointers |= {"p_grad_codebook": "*fp32", "p_codebook": element, "p_count": "*i64"}
     pointers |= {"p_result": element}
     sizes = {"elements": "fp32", "codebook_pitch": "i32"}

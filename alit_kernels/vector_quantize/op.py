@@ -93,19 +93,25 @@ _vector_quantize = Op(
     "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment, str precision,"
     " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.vector_quantize,
-    others={"triton": "alit_kernels.vector_quantize.kernels:vector_quantize"},
     fake=_fake,
+    others={
+        "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize",
+        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize",
+    },
 )
 _vector_quantize_backward = Op(
     "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
     " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment, bool deterministic)"
     " -> (Tensor, Tensor)",
     reference=reference.vector_quantize_backward,
-    others={"triton": "alit_kernels.vector_quantize.kernels:vector_quantize_backward"},
     fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
         z.new_empty(z.shape),
         codebook.new_empty(codebook.shape),
     ),
+    others={
+        "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward",
+        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize_backward",
+    },
 )
 
 

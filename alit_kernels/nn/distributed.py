@@ -1,0 +1,57 @@
+"""Sums over the processes of data-parallel training, started in one place and awaited in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import _functional_collectives as functional
+
+
+def world(group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Rank and number of processes; (0, 1) where ``torch.distributed`` is not initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(group), dist.get_world_size(group)
+
+
+def broadcast(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Overwrite ``tensor`` by that of the group's first process."""
+    if world(group)[1] > 1:
+        dist.broadcast(tensor, group=group, group_src=0)
+
+
+class Reduction:
+    """One all-reduce (sum) of several float32 tensors. ``travels``: it is under way, and :meth:`results` waits for it.
+
+    The wait is the device's, not the host's, where the backend has streams. Compiled code has no handle to keep: there
+    the collective is one of the graph's nodes.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+        self._shapes = [part.shape for part in parts]
+        self._parts: Sequence[Tensor] | None = parts
+        self.travels = False
+        if world(group)[1] == 1:
+            return
+        self._parts = None
+        self._buffer = torch.cat([part.flatten() for part in parts])
+        if torch.compiler.is_compiling():
+            group = dist.group.WORLD if group is None else group
+            assert group is not None
+            self._buffer = functional.all_reduce(self._buffer, "sum", group)
+        else:
+            self._work = dist.all_reduce(self._buffer, group=group, async_op=True)
+            self.travels = True
+
+    def results(self) -> Sequence[Tensor]:
+        """The sums, in the order of the parts."""
+        if self._parts is not None:
+            return self._parts
+        if self.travels:
+            self._work.wait()
+        sizes = [shape.numel() for shape in self._shapes]
+        pieces = self._buffer.split(sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]

@@ -1,0 +1,66 @@
+"""soft_codebook on the CPU by torch's own kernels, a block of rows at a time.
+
+A block of probabilities stays in cache between softmax, read-out and product: the logits are read once each way, and
+nothing of size (N, V) is made beside the gradient of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+#: Probabilities in a block: 1 MiB in float32.
+BLOCK = 2**18
+
+
+def soft_codebook(
+    logits: Tensor, codebook: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, codes = logits.shape
+    code = torch.empty(rows, codebook.shape[1], dtype=codebook.dtype)
+    nll = torch.empty(0 if target is None else rows, dtype=torch.float32)
+    weights = codebook.float()
+    for block in _blocks(rows, codes):
+        log_p = logits[block].log_softmax(-1, dtype=torch.float32)
+        if target is not None:
+            nll[block] = log_p.gather(1, target[block, None])[:, 0].neg_()
+        code[block] = log_p.exp_() @ weights
+    return code, nll, nll.neg().exp_()
+
+
+def soft_codebook_backward(
+    grad_code: Tensor,
+    grad_nll: Tensor,
+    grad_p_target: Tensor,
+    logits: Tensor,
+    codebook: Tensor,
+    target: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The reference's formulas, block by block."""
+    rows, codes = logits.shape
+    grad_logits = torch.empty(logits.shape, dtype=logits.dtype)
+    grad_codebook = torch.zeros(codebook.shape, dtype=torch.float32)
+    transposed = codebook.float().t()
+    for block in _blocks(rows, codes):
+        p = logits[block].softmax(-1, dtype=torch.float32)
+        grad = grad_code[block].float()
+        grad_codebook.addmm_(p.t(), grad)
+        grad_p = grad @ transposed
+        # Both terms are p times something less its mean under p, but for the target's own entry.
+        shift = torch.linalg.vecdot(p, grad_p)[:, None]
+        if target is not None:
+            place = target[block, None]
+            weight = grad_nll[block, None] - p.gather(1, place) * grad_p_target[block, None]
+            shift = shift - weight
+        grad_p.sub_(shift).mul_(p)
+        if target is not None:
+            grad_p.scatter_add_(1, place, -weight)
+        grad_logits[block] = grad_p
+    return grad_logits, grad_codebook.to(codebook.dtype)
+
+
+def _blocks(rows: int, codes: int) -> Iterator[slice]:
+    size = max(1, BLOCK // codes)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))

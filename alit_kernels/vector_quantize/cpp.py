@@ -1,0 +1,57 @@
+"""vector_quantize and its gradient in C++ (csrc/vector_quantize)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._cpp import TYPES, core, matrix, pointer, threads
+from ..nearest_codeword.cpp import search
+from ..nearest_codeword.reference import unit
+
+
+def vector_quantize(
+    z: Tensor,
+    codebook: Tensor,
+    mask: Tensor | None,
+    metric: str,
+    commitment: float,
+    precision: str,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u, codes = (unit(z), unit(codebook)) if metric == "cosine" else (z, codebook)
+    mask = None if mask is None else mask.contiguous()
+    index = search(u, codes, mask)
+    quantized = torch.empty(z.shape, dtype=z.dtype)
+    losses = torch.empty(3, dtype=torch.float32)
+    core().gather_and_losses(
+        *(matrix(u), matrix(codes), pointer(index), pointer(mask), commitment),
+        *(TYPES[z.dtype], pointer(quantized), pointer(losses), threads()),
+    )
+    loss, commitment_loss, codebook_loss = (value.clone() for value in losses)
+    return quantized, index, loss, commitment_loss, codebook_loss
+
+
+def vector_quantize_backward(
+    grad_quantized: Tensor,
+    grad_loss: Tensor,
+    grad_commitment: Tensor,
+    grad_codebook: Tensor,
+    z: Tensor,
+    codebook: Tensor,
+    index: Tensor,
+    mask: Tensor | None,
+    metric: str,
+    commitment: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """Deterministic whatever is asked for: atomics would not be faster here."""
+    grad_z = torch.empty(z.shape, dtype=z.dtype)
+    grad_codes = torch.empty(codebook.shape, dtype=codebook.dtype)
+    index, mask = index.contiguous(), None if mask is None else mask.contiguous()
+    core().quantize_backward(
+        *(matrix(grad_quantized), float(grad_loss), float(grad_commitment), float(grad_codebook)),
+        *(matrix(z), matrix(codebook), pointer(index), pointer(mask), metric == "cosine"),
+        *(commitment, pointer(grad_z), pointer(grad_codes), threads()),
+    )
+    return grad_z, grad_codes

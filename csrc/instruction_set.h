@@ -1,0 +1,37 @@
+// Which vector instructions the kernels may use: chosen at run time, so that one build serves every machine.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace alit {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+
+inline const char* name(InstructionSet set) {
+  return set == InstructionSet::avx512 ? "avx512" : set == InstructionSet::avx2 ? "avx2" : "baseline";
+}
+
+// The best this machine has.
+inline InstructionSet best_instruction_set() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f")) return InstructionSet::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
+#endif
+  return InstructionSet::baseline;
+}
+
+// The set of that name; the best for an empty name. Throws if the name is unknown or the machine has it not.
+inline InstructionSet instruction_set(const std::string& requested) {
+  const InstructionSet best = best_instruction_set();
+  if (requested.empty()) return best;
+  for (const auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+    if (requested != name(set)) continue;
+    if (set > best) throw std::invalid_argument("instruction set " + requested + ": this machine has only " + name(best));
+    return set;
+  }
+  throw std::invalid_argument("instruction set: expected avx512, avx2 or baseline, got " + requested);
+}
+
+}  // namespace alit

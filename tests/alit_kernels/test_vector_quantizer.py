@@ -1,0 +1,253 @@
+"""The VectorQuantizer module: moving averages, restarts, k-means, layouts, processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alit_kernels import codebook_statistics, nearest_codeword, vector_quantize
+from alit_kernels.nn import VectorQuantizer
+from alit_kernels.nn.distributed import Reduction
+
+
+def test_module_moving_average_backward() -> None:
+    """The update happens in place after the loss; the backward still sees the codebook of the forward."""
+    module = VectorQuantizer(8, 4, metric="cosine", ema_decay=0.9)
+    z = torch.randn(20, 4, requires_grad=True)
+    before = module.embedding.weight.clone()
+    first, second = module(z), module(z)
+    (first.loss + second.loss).backward()
+    assert not torch.equal(before, module.embedding.weight)
+    assert z.grad.isfinite().all() and module.embedding.weight.grad is None
+    torch.testing.assert_close(
+        first.loss, vector_quantize(z, before, metric="cosine").commitment_loss
+    )
+
+
+def test_module_state_and_evaluation() -> None:
+    module = VectorQuantizer(8, 4, metric="cosine", ema_decay=0.9).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    result = module(torch.randn(2, 3, 4))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    torch.testing.assert_close(module.codes(result.index), result.quantized)
+    with pytest.raises(ValueError, match="ema_decay"):
+        VectorQuantizer(8, 4, ema_decay=1.5)
+    with pytest.raises(ValueError, match="metric"):
+        VectorQuantizer(8, 4, metric="dot")
+
+
+@pytest.mark.parametrize("mask", [None, False])
+def test_module_first_batch_without_vectors(mask: bool | None) -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9)
+    before = module.embedding.weight.clone()
+    z = torch.randn(0 if mask is None else 5, 4)
+    module(z, None if mask is None else torch.zeros(5, dtype=torch.bool))
+    assert torch.equal(module.embedding.weight, before)
+
+
+def test_module_learns_nothing_without_gradients() -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9)
+    before = module.embedding.weight.clone()
+    with torch.no_grad():
+        module(torch.randn(5, 4))
+    assert torch.equal(module.embedding.weight, before)
+
+
+def test_layout_with_channels_second() -> None:
+    module = VectorQuantizer(8, 4, channel_dim=1)
+    z, mask = torch.randn(2, 4, 3, 5, requires_grad=True), torch.rand(2, 3, 5) > 0.3
+    result = module(z, mask)
+    rows = vector_quantize(z.movedim(1, -1), module.embedding.weight, mask=mask)
+    assert result.quantized.shape == z.shape and result.index.shape == (2, 3, 5)
+    assert torch.equal(result.quantized.movedim(1, -1), rows.quantized)
+    assert torch.equal(result.index, rows.index) and torch.equal(result.loss, rows.loss)
+    result.quantized.sum().backward()
+    assert torch.equal(z.grad, mask[:, None].expand_as(z).float())
+    with pytest.raises(ValueError, match="channel_dim: expected -1 or 1, got 2"):
+        VectorQuantizer(8, 4, channel_dim=2)
+    with pytest.raises(ValueError, match="codebook: expected shape"):
+        VectorQuantizer(8, 4)(z)
+
+
+def test_usage() -> None:
+    module = VectorQuantizer(4, 2)
+    index = torch.tensor([[0, 0, 1], [1, 3, 3]])
+    usage = module.usage(index)
+    assert usage.count.tolist() == [2, 2, 0, 2] and usage.fraction == 0.75
+    assert math.isclose(usage.perplexity, 3, rel_tol=1e-6)
+    masked = module.usage(index, index == 3)
+    assert masked.count.tolist() == [0, 0, 0, 2] and masked.perplexity == 1
+    nothing = module.usage(index[:0])
+    assert nothing.fraction == 0 and nothing.perplexity == 1
+
+
+@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+def test_initialize_is_k_means(metric: str) -> None:
+    """Well separated clusters are found, whatever the state was; masked vectors take no part."""
+    corners = 10 * torch.eye(4)
+    z = corners.repeat(50, 1) + 0.01 * torch.randn(200, 4)
+    z = torch.cat([z, torch.full((7, 4), torch.nan)])
+    mask = torch.arange(207) < 200
+    best = math.inf
+    for seed in range(8):
+        module = VectorQuantizer(4, 4, metric=metric, ema_decay=0.9)
+        generator = torch.Generator().manual_seed(seed)
+        module.initialize(z, mask, generator=generator)
+        again = VectorQuantizer(4, 4, metric=metric, ema_decay=0.9)
+        again.initialize(z, mask, generator=generator.manual_seed(seed))
+        assert torch.equal(module.embedding.weight, again.embedding.weight)
+        assert module.cluster_size.sum() == 200
+        best = min(best, float(module.eval()(z, mask).commitment_loss))
+    assert best < 1e-3
+    # One step of Lloyd's algorithm changes nothing any more.
+    vectors = torch.nn.functional.normalize(z[:200], dim=-1) if metric == "cosine" else z[:200]
+    weight = module.embedding.weight
+    count, total = codebook_statistics(nearest_codeword(vectors, weight), vectors, 4)
+    means = total / count[:, None]
+    means = torch.nn.functional.normalize(means, dim=-1) if metric == "cosine" else means
+    torch.testing.assert_close(means[count > 0], weight[count > 0])
+
+
+def test_initialize_with_fewer_vectors_than_codes() -> None:
+    module = VectorQuantizer(8, 4)
+    z = torch.randn(3, 4)
+    module.initialize(z)
+    assert module.eval()(z).codebook_loss < 1e-12
+    with pytest.raises(ValueError, match="z: expected at least 1 vector"):
+        module.initialize(z, torch.zeros(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("ema_decay", (None, 0.9))
+@pytest.mark.parametrize("masked", (False, True))
+def test_dead_codes_are_replaced(masked: bool, ema_decay: float | None) -> None:
+    module = VectorQuantizer(64, 4, ema_decay=ema_decay, dead_code_threshold=0.1)
+    with torch.no_grad():
+        module.embedding.weight.fill_(100.0)  # collapsed: the first of equals takes all
+    z = torch.randn(500, 4)
+    mask = torch.rand(500) > 0.5 if masked else None
+    if mask is not None:
+        z[~mask] = torch.nan
+    first = module(z, mask)
+    assert not first.index.any()
+    weight = module.embedding.weight.detach()
+    vectors = z if mask is None else z[mask]
+    among = (weight[1:, None] == vectors[None]).all(-1).any(1)
+    assert bool(among.all()), "a replaced code must be a vector that took part"
+    assert int(module.usage(module(z, mask).index, mask).count.count_nonzero()) > 30
+    before = module.embedding.weight.clone()
+    module.eval()(z, mask)
+    assert torch.equal(module.embedding.weight, before)
+
+
+def test_no_code_dies_of_an_empty_batch() -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=0.5)
+    before = module.embedding.weight.clone()
+    module(torch.randn(0, 4))
+    module(torch.randn(5, 4), torch.zeros(5, dtype=torch.bool))
+    assert torch.equal(module.embedding.weight, before)
+
+
+def test_state_is_float32_under_autocast() -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=0.1)
+    z = torch.randn(50, 4)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = module(z.bfloat16())
+    assert result.quantized.dtype == torch.float32
+    assert all(value.dtype == torch.float32 for value in module.state_dict().values())
+    other = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=0.1)
+    assert copy.deepcopy(module).state_dict().keys() == other.state_dict().keys()
+
+
+@pytest.mark.parametrize("ema_decay", (None, 0.9))
+def test_training_step_compiles_without_graph_break(ema_decay: float | None) -> None:
+    torch._dynamo.reset()
+    module = VectorQuantizer(8, 4, ema_decay=ema_decay, dead_code_threshold=0.05, metric="cosine")
+    compiled_module = copy.deepcopy(module)
+    compiled = torch.compile(compiled_module, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        z, mask = torch.randn(20 + 3 * step, 4), torch.rand(20 + 3 * step) > 0.2
+        losses = []
+        for function in (module, compiled):
+            torch.manual_seed(step)
+            result = function(z, mask)
+            if ema_decay is None:
+                result.loss.backward()
+            losses.append(result.loss.detach())
+        assert torch.equal(*losses)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, compiled_module.state_dict()[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_step_in_a_cuda_graph() -> None:
+    module = VectorQuantizer(64, 12, ema_decay=0.9, dead_code_threshold=0.05).cuda()
+    static = torch.randn(256, 12, device="cuda")
+    for _ in range(3):
+        module(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = module(static)
+    static.copy_(torch.randn(256, 12))
+    before = module.embedding.weight.clone()
+    graph.replay()
+    assert torch.equal(result.index, nearest_codeword(static, before))
+    assert not torch.equal(module.embedding.weight, before)
+
+
+def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> None:
+    """Two steps on this process's share of the vectors; the first process writes its state."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{path}/store", rank=rank, world_size=processes
+    )
+    torch.manual_seed(0)
+    module = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=0.05)
+    step = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    torch.manual_seed(1)
+    z = torch.randn(3, 40, 4)
+    module.initialize(z[0, rank::processes], iterations=2)
+    torch.manual_seed(rank)
+    for batch in z[1:]:
+        step(batch[rank::processes])
+        assert compiled or module._pending is not None, "the statistics did not travel"
+    torch.save(module.state_dict(), f"{path}/state{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", (False, True))
+def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> None:
+    """Both processes end with one codebook, and it is that of one process with all vectors."""
+    torch.multiprocessing.spawn(train_on_a_share, (2, str(tmp_path), compiled), nprocs=2)
+    first, second = (torch.load(tmp_path / f"state{rank}") for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(0)
+    alone = VectorQuantizer(8, 4, ema_decay=0.9)
+    torch.manual_seed(1)
+    z = torch.randn(3, 40, 4)
+    # The same start as the first process draws; nothing was replaced in this short run.
+    order = torch.randperm(20)
+    centres = z[0, 0::2][order[:8]]
+    for _ in range(2):
+        count, total = codebook_statistics(nearest_codeword(z[0], centres), z[0], 8)
+        centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], centres)
+    with torch.no_grad():
+        alone.embedding.weight.copy_(centres)
+        alone.cluster_size.copy_(count)
+        alone.embed_avg.copy_(centres * count[:, None])
+    for batch in z[1:]:
+        alone(batch)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(first[name], value)
+
+
+def test_reduction_of_one_process_is_its_parts() -> None:
+    parts: list[Tensor] = [torch.randn(3), torch.randn(2, 2)]
+    reduction = Reduction(parts, None)
+    assert not reduction.travels and reduction.results() is parts
