@@ -4,9 +4,9 @@ Sequences of a tokenizer are short, so the rows and keys that pad the last tile 
 variants deal with them; they differ in the work they issue, never in the result beyond rounding:
 
 * ``simple``: the last tile is a whole one, masked. The default until another is measured to be faster.
-* ``tail``: the last keys (in the dK/dV kernel: the last queries) take a step of 16, of 32, or both, where these suffice.
-* ``lean``: ``tail``, and in the forward up to 16 remainder rows are folded into the last main program, which shares its
-  keys with them: they cost arithmetic and no traffic.
+* ``tail``: the last keys (in the dK/dV kernel: queries) take a step of 16, of 32, or both, where these suffice.
+* ``lean``: ``tail``, and in the forward up to 16 remainder rows are folded into the last main program, which shares
+  its keys with them: they cost arithmetic and no traffic.
 
 No entry has been timed on a GPU; each compiles without spills for the architectures it serves
 (``python -m alit_kernels.aot --module alit_kernels.attention.kernels --check``).
@@ -74,15 +74,15 @@ TABLE = {
     ("forward", 16, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     ("forward", 32, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     ("forward", 64, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+    ("forward", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, "every")),
     ("forward", 16, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
     ("forward", 32, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
-    ("forward", 64, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
+    ("forward", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("forward", 128, 4): (Tile(32, 64, 8, 1, "every"),) * 2,
     ("backward_queries", 16, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_queries", 32, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_queries", 64, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    ("backward_queries", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, "every")),
+    ("backward_queries", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2, "every")),
     ("backward_queries", 16, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_queries", 32, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_queries", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
@@ -90,14 +90,17 @@ TABLE = {
     ("backward_keys", 16, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     ("backward_keys", 32, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
     ("backward_keys", 64, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-    ("backward_keys", 128, 2): (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2, "every")),
+    ("backward_keys", 128, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 8, 2, "every")),
     ("backward_keys", 16, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_keys", 32, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_keys", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
 }
-#: Where folded rows take another tile to fit the registers.
-FOLDED = {("forward", 128, 2): (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2))}
+#: Entries that take another tile where their tail is finer or rows are folded in, to fit the registers.
+REPLACED = {
+    ("forward", 128, 2): (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
+    ("backward_keys", 128, 2): (Tile(64, 32, 8, 2), Tile(64, 64, 8, 2, "every")),
+}
 
 _variant = "simple"
 
@@ -133,11 +136,19 @@ def tile(
     name = name or _variant
     key, side = (kernel, padded(head_dim), dtype.itemsize), int(architecture // 10 not in (9, 10))
     entry = TABLE[key][side]
-    if name == "simple" or entry.tail == "every":
+    if name == "simple":
         return entry
-    if name == "lean" and kernel == "forward":
-        entry = replace(FOLDED.get(key, TABLE[key])[side], fold=FOLD)
-    return replace(entry, tail="fine")
+    folds = name == "lean" and kernel == "forward"
+    if folds or kernel != "forward" or entry.tail == "every":
+        entry = REPLACED.get(key, TABLE[key])[side]
+    if entry.tail == "every":
+        return entry
+    return replace(entry, tail="fine", fold=FOLD if folds else 0)
+
+
+def map_tile(dtype: torch.dtype) -> tuple[int, int]:
+    """Rows and columns, and warps, of one program of the attention map."""
+    return (64, 4) if dtype.itemsize == 2 else (32, 8)
 
 
 def padded(head_dim: int) -> int:

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from .._triton import TYPES
 from ..aot import ARCHITECTURES, Build
-from .configurations import Tile, padded, tile
+from .configurations import Tile, map_tile, padded, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -173,7 +173,8 @@ def _write_state(
     o_m = first + tl.arange(0, SIZE)
     m_m = o_m < stop
     b_none = b_l == 0.0
-    b_out = b_acc / tl.where(b_none, 1.0, b_l)[:, None]
+    b_l = tl.where(b_none, 1.0, b_l)
+    b_out = b_acc / b_l[:, None]
     b_lse = tl.where(b_none, float("-inf"), b_m * scale + tl.log2(b_l) * LN2)
     _store(out, first, stop, b_out, SIZE, HEAD_DIM, BLOCK_D)
     tl.store(p_lse + o_m, b_lse, mask=m_m)
@@ -277,10 +278,10 @@ def _recomputed(b_s, b_lse, scale, scale_log2, PRECISE: tl.constexpr):
     """
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
     if PRECISE:
-        b_p = tl.exp2((b_s * scale - b_lse) * LOG2E)
-    else:
-        b_p = tl.exp2(b_s * scale_log2 - b_lse * LOG2E)
-    return b_p
+        b_exponent = (b_s * scale - b_lse) * LOG2E
+    else:  # one multiply-add per score
+        b_exponent = b_s * scale_log2 - b_lse * LOG2E
+    return tl.exp2(b_exponent)
 
 
 @triton.jit
@@ -521,8 +522,8 @@ def builds() -> Iterator[Build]:
                 yield from _builds(name, head_dim, half, "simple", dense=True, masked=True)
         if wide:
             yield from _builds("forward", head_dim, half, "lean")
-            yield _map_build(head_dim, half, 64)
-            yield _map_build(head_dim, torch.float32, 32)
+            yield _map_build(head_dim, half)
+            yield _map_build(head_dim, torch.float32)
 
 
 def _builds(
@@ -559,10 +560,12 @@ def _builds(
         )
 
 
-def _map_build(head_dim: int, dtype: torch.dtype, size: int) -> Build:
+def _map_build(head_dim: int, dtype: torch.dtype) -> Build:
+    size, warps = map_tile(dtype)
     label = f"d={head_dim} {TYPES[dtype]} M{size} N{size}"
     return _build(
         *(map_kernel, label, head_dim, dtype, {"ROWS": size, "COLUMNS": size}),
+        num_warps=warps,
         wgmma=dtype.itemsize == 2,
     )
 

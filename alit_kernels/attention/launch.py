@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._triton import cdiv, device_of
 from . import kernels
-from .configurations import Tile, padded, tile
+from .configurations import Tile, map_tile, padded, tile
 from .layout import empty_rows
 
 #: Row pitch, in elements, up to which offsets within a tile fit 32 bits.
@@ -92,7 +92,7 @@ def attention_map(
     q, _, scale = _with_positive_scale(q, scale)
     batch, queries, keys = offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start
     result = q.new_empty((batch, queries, keys), dtype=torch.float32)
-    size = 64 if q.dtype.itemsize == 2 else 32
+    size, warps = map_tile(q.dtype)
     grid = (cdiv(queries, size), cdiv(keys, size), batch)
     _launch(
         kernels.map_kernel,
@@ -102,7 +102,7 @@ def attention_map(
         ROWS=size,
         COLUMNS=size,
         **_widths(q),
-        num_warps=4,
+        num_warps=warps,
         num_stages=2,
     )
     return result
