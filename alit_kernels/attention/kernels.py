@@ -31,10 +31,11 @@ SEARCH = tl.constexpr(256)
 
 
 @triton.jit
-def _locate(p_offsets, sequences, capacity, length, TILE: tl.constexpr):
+def _locate(p_offsets, sequences, length, TILE: tl.constexpr):
     """Sequence of this program, its first row in the packed rows (0 if dense), its length, and the tile within it.
 
-    Sequence number ``sequences`` stands for the rows beyond the last one.
+    ``length`` is that of every dense sequence, or the number of packed rows, which no sequence exceeds. Sequence number
+    ``sequences`` stands for the rows beyond the last one.
     """
     slot = tl.program_id(0)
     start = slot * 0
@@ -50,8 +51,8 @@ def _locate(p_offsets, sequences, capacity, length, TILE: tl.constexpr):
             below += tl.sum(((o_b <= sequences) & (b_offset // TILE + o_b <= slot)).to(tl.int32), 0)
         sequence = below - 1
         start = tl.load(p_offsets + sequence)
-        stop = tl.load(p_offsets + sequence + 1, mask=sequence < sequences, other=0)
-        length = tl.where(sequence < sequences, stop, capacity) - start
+        stop = tl.load(p_offsets + sequence + 1, mask=sequence < sequences, other=length)
+        length = tl.minimum(stop, length) - start
         tile = slot - start // TILE - sequence
     return sequence, start, length, tile
 
@@ -62,7 +63,7 @@ def _other_length(p_offsets, sequence, length):
     start = sequence * 0
     if p_offsets is not None:
         start = tl.load(p_offsets + sequence)
-        length = tl.load(p_offsets + sequence + 1) - start
+        length = tl.minimum(tl.load(p_offsets + sequence + 1), length) - start
     return start, length
 
 
@@ -225,19 +226,19 @@ def _forward_tile(
         _write_state(folded, out, p_lse, first + TILE, stop, scale, FOLD, HEAD_DIM, BLOCK_D)
 
 
-UNSPECIALIZED = ("sequences", "capacity", "length", "key_length", "lse_b", "lse_h", "mask_b")
+UNSPECIALIZED = ("sequences", "length", "key_length", "lse_b", "lse_h", "mask_b")
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     p_q, p_k, p_v, p_mask, p_out, p_lse, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b,
-    sequences, capacity, length, key_length, scale, scale_log2,
+    sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of one tile of queries of one head."""
-    sequence, start, stop, tile = _locate(p_offsets, sequences, capacity, length, TILE)
+    sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
     if first >= stop:
         return
@@ -274,14 +275,10 @@ def forward_kernel(
 @triton.jit
 def _recomputed(b_s, b_lse, scale, scale_log2, PRECISE: tl.constexpr):
     """P = exp(scale s - lse). PRECISE subtracts in the units of the log-sum-exp, which then costs no accuracy where it
-    is large; a query without any key has P = 0.
+    is large; otherwise it is one multiply-add. A query without any key has P = 0.
     """
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
-    if PRECISE:
-        b_exponent = (b_s * scale - b_lse) * LOG2E
-    else:  # one multiply-add per score
-        b_exponent = b_s * scale_log2 - b_lse * LOG2E
-    return tl.exp2(b_exponent)
+    return tl.exp2((b_s * scale - b_lse) * LOG2E if PRECISE else b_s * scale_log2 - b_lse * LOG2E)
 
 
 @triton.jit
@@ -309,12 +306,12 @@ def backward_queries_kernel(
     p_q, p_k, p_v, p_mask, p_out, p_do, p_dlse, p_lse, p_delta, p_dq, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
     dq_b, dq_r, dq_h, lse_b, lse_h, mask_b,
-    sequences, capacity, length, key_length, scale, scale_log2,
+    sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries of one head; also delta = rowsum(dO O) - dlse, which the dK/dV kernel reads."""
-    sequence, start, stop, tile = _locate(p_offsets, sequences, capacity, length, TILE)
+    sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
     if first >= stop:
         return
@@ -400,14 +397,12 @@ def backward_keys_kernel(
     p_q, p_k, p_v, p_mask, p_do, p_lse, p_delta, p_dk, p_dv, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
     lse_b, lse_h, mask_b,
-    sequences, capacity, length, key_length, scale, scale_log2,
+    sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys of one head."""
-    sequence, key_start, key_stop, tile = _locate(
-        p_key_offsets, sequences, capacity, key_length, TILE
-    )
+    sequence, key_start, key_stop, tile = _locate(p_key_offsets, sequences, key_length, TILE)
     first = tile * TILE
     if first >= key_stop:
         return
@@ -464,16 +459,18 @@ def backward_keys_kernel(
     _store(value_gradient, first, key_stop, b_dv, TILE, HEAD_DIM, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=("query_start", "query_stop", "key_start", "key_stop", "lse_h"))
+@triton.jit(
+    do_not_specialize=("length", "query_start", "query_stop", "key_start", "key_stop", "lse_h")
+)
 def map_kernel(
     p_q, p_k, p_lse, p_map, p_offsets, q_r, q_h, k_r, k_h, lse_h,
-    query_start, query_stop, key_start, key_stop, heads, scale, scale_log2,
+    length, query_start, query_stop, key_start, key_stop, heads, scale, scale_log2,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of one sequence's attention map; the heads are summed in turn."""
     sequence = tl.program_id(2)
-    start, stop = _other_length(p_offsets, sequence, 0)
+    start, stop = _other_length(p_offsets, sequence, length)
     first_query = query_start + tl.program_id(0) * ROWS
     first_key = key_start + tl.program_id(1) * COLUMNS
     o_m = first_query + tl.arange(0, ROWS)

@@ -98,7 +98,7 @@ def attention_map(
         kernels.map_kernel,
         grid,
         *(q, k, lse, result, offsets.contiguous(), *q.stride()[:2], *k.stride()[:2], lse.stride(0)),
-        *(query_start, query_stop, key_start, key_stop, q.shape[1], *_scales(scale)),
+        *(q.shape[0], query_start, query_stop, key_start, key_stop, q.shape[1], *_scales(scale)),
         ROWS=size,
         COLUMNS=size,
         **_widths(q),
@@ -127,7 +127,7 @@ def _forward(
         *(q, k, v, _bytes(key_mask), out, lse, *_both(offsets, key_offsets)),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(out)),
         *(*_sum_strides(lse), _mask_stride(key_mask)),
-        *(*_sizes(q, k, offsets, q), *_scales(scale)),
+        *(*_sizes(q, k, offsets), *_scales(scale)),
         FOLD=launch.fold,
         **_options(launch, q),
     )
@@ -160,7 +160,7 @@ def _backward(
         _grid(launch, q, offsets),
         *(q, k, v, mask, out, grad_out, grad_lse, lse, delta, grad_q, *both),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(grad_out)),
-        *(*_strides(grad_q), *shared_strides, *_sizes(q, k, offsets, q), *scales),
+        *(*_strides(grad_q), *shared_strides, *_sizes(q, k, offsets), *scales),
         **_options(launch, q),
     )
     launch = _tile("backward_keys", q)
@@ -169,7 +169,7 @@ def _backward(
         _grid(launch, k, offsets),
         *(q, k, v, mask, grad_out, lse, delta, grad_k, grad_v, *both),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(grad_out), *_strides(grad_k)),
-        *(*shared_strides, *_sizes(q, k, offsets, k), *scales),
+        *(*shared_strides, *_sizes(q, k, offsets), *scales),
         **_options(launch, q),
     )
     return (grad_q if sign > 0 else grad_q * sign), grad_k, grad_v
@@ -228,11 +228,10 @@ def _both(offsets: Tensor | None, key_offsets: Tensor | None) -> tuple[Tensor | 
     return offsets, offsets if key_offsets is None else key_offsets.contiguous()
 
 
-def _sizes(q: Tensor, k: Tensor, offsets: Tensor | None, tiled: Tensor) -> tuple[int, ...]:
-    """Sequences, packed rows of the tiled side, and the lengths of a dense batch."""
-    if offsets is None:
-        return q.shape[0], 0, q.shape[1], k.shape[1]
-    return offsets.shape[0] - 1, tiled.shape[0], 0, 0
+def _sizes(q: Tensor, k: Tensor, offsets: Tensor | None) -> tuple[int, int, int]:
+    """Sequences; and of queries and keys the dense length, or the number of packed rows."""
+    sequences = q.shape[0] if offsets is None else offsets.shape[0] - 1
+    return sequences, q.shape[-3], k.shape[-3]
 
 
 def _grid(launch: Tile, tiled: Tensor, offsets: Tensor | None) -> tuple[int, int]:

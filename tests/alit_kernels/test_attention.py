@@ -379,7 +379,7 @@ def test_compiles_without_graph_break(target: Target) -> None:
 
 UNSPECIALIZED = """
 from alit_kernels.attention import kernels
-sizes = {"sequences", "capacity", "length", "key_length", "lse_b", "lse_h", "mask_b"}
+sizes = {"sequences", "length", "key_length", "lse_b", "lse_h", "mask_b"}
 for kernel in (kernels.forward_kernel, kernels.backward_queries_kernel, kernels.backward_keys_kernel):
     found = {p.name for p in kernel.params if p.name in sizes}
     fixed = {p.name for p in kernel.params if p.is_constexpr or not p.do_not_specialize}
