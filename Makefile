@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test lint format sanitize clean
+.PHONY: setup demo test test-full lint format sanitize clean
 
 setup: $(READY)
 
@@ -23,6 +23,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Everything, at full length.
+test-full: setup
+	ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

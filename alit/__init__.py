@@ -1,5 +1,6 @@
 """Adaptive-length image tokenization: an image in as few tokens as it needs."""
 
+from .alit_format import FormatError, ModelIdentity
 from .checkpoint import CheckpointError
 from .config import (
     AdaptiveTokenizerConfig,
@@ -25,9 +26,11 @@ __all__ = [
     "Criterion",
     "DCTConfig",
     "FixedLength",
+    "FormatError",
     "Iteration",
     "KLVAEConfig",
     "MaxL1",
+    "ModelIdentity",
     "Quirks",
     "Rollout",
     "Stage1Loss",

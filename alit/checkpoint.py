@@ -7,7 +7,10 @@ containers and ``argparse.Namespace``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import hashlib
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -88,6 +91,34 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
         return AdaptiveTokenizerConfig.from_json(metadata.get("config", "")), state
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def fingerprint(config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> bytes:
+    """16 bytes that change with every weight, its dtype, and every field of the configuration that is not at its
+    default.
+
+    Fields at their default do not count, so that a later version's new fields leave old fingerprints as they are.
+    """
+    digest = hashlib.sha256(json.dumps(_stated(config), sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()[:16]
+
+
+def _stated(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their default; dataclasses within it likewise, but ``kind`` always."""
+    stated = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _stated(value)
+            default: Any = {}
+        else:
+            default = field.default
+        if value != default or field.name == "kind":
+            stated[field.name] = value
+    return stated
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -146,7 +146,8 @@ class AdaptiveTokenizerConfig:
         image_size: (height, width) in pixels.
         latents_per_iteration: tokens that each iteration adds.
         iterations: at most this many; the longest description has ``iterations * latents_per_iteration`` tokens.
-        codebook_size, code_dim, metric, commitment, ema_decay: of the latent quantizer.
+        codebook_size, code_dim, metric, commitment, ema_decay, dead_code_threshold: of the latent quantizer, see
+            :class:`alit_kernels.nn.VectorQuantizer`; the published one replaces no dead codes.
         halting: "off", or "mask": image tokens that are described well enough are replaced by the mask token.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
@@ -165,6 +166,7 @@ class AdaptiveTokenizerConfig:
     metric: Literal["cosine", "euclidean"] = "cosine"
     commitment: float = 0.25
     ema_decay: float | None = None
+    dead_code_threshold: float = 0.0
     halting: Literal["off", "mask"] = "off"
     halting_threshold: float | None = None
     quirks: Quirks = Quirks()

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from alit_kernels import cumulative_offsets, pack, unpack
 
+from .alit_format import Contents, FormatError, ModelIdentity, dump, parse
+
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
@@ -104,3 +106,39 @@ class TokenSequence:
             raise ValueError("sequences: expected at least one")
         lengths = torch.cat([sequence.lengths for sequence in sequences])
         return sequences[0]._of(torch.cat([sequence.rows for sequence in sequences]), lengths)
+
+    def to_bytes(self, model: ModelIdentity) -> bytes:
+        """An ``.alit`` file (docs/alit-format.md): ceil(log2 K) bits a token, a checksum, and the model's fingerprint.
+
+        Args:
+            model: ``AdaptiveTokenizer.identity()`` of the model that encoded.
+
+        Raises:
+            ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image.
+        """
+        if self.indices is None:
+            raise ValueError("TokenSequence: expected indices, .alit files hold no latents")
+        return dump(Contents(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy()))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, model: ModelIdentity | None = None) -> TokenSequence:
+        """Inverse of :meth:`to_bytes`.
+
+        Args:
+            model: ``AdaptiveTokenizer.identity()`` of the model that is to decode; None leaves open whether it fits.
+
+        Raises:
+            FormatError: no ``.alit`` data, a damaged one, or one that another model wrote.
+        """
+        contents = parse(data)
+        if model is not None and contents.identity != model:
+            raise FormatError(
+                f"written by another model: expected {_described(model)}, got {_described(contents.identity)}"
+            )
+        lengths, indices = (torch.from_numpy(x) for x in (contents.lengths, contents.indices))
+        return cls(lengths, indices=indices)
+
+
+def _described(model: ModelIdentity) -> str:
+    height, width = model.image_size
+    return f"{model.fingerprint.hex()[:12]} with {model.codebook_size} codes at {height}x{width}"

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from alit_kernels.nn import VectorQuantizer
 
 from . import checkpoint, layers
+from .alit_format import ModelIdentity
 from .base import BaseTokens, Prediction, build_base
 from .base.interface import to_rows
 from .config import AdaptiveTokenizerConfig
@@ -68,6 +69,7 @@ class AdaptiveTokenizer(nn.Module):
                 metric=config.metric,
                 commitment=config.commitment,
                 ema_decay=config.ema_decay,
+                dead_code_threshold=config.dead_code_threshold,
             )
 
         self.decoder_class_embedding = nn.Parameter(torch.empty(1, decoder_width))
@@ -111,6 +113,11 @@ class AdaptiveTokenizer(nn.Module):
             OSError: the file cannot be written; what was there before is intact.
         """
         checkpoint.write(path, self.config, self.state_dict())
+
+    def identity(self) -> ModelIdentity:
+        """What ``.alit`` files say of the model that wrote them; reads every weight (a second for 500 MB)."""
+        digest = checkpoint.fingerprint(self.config, self.state_dict())
+        return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
     def reset_parameters(self) -> None:
         """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5)."""

@@ -28,6 +28,10 @@ def instruction_set() -> str:
     return os.environ.get(INSTRUCTION_SET_VARIABLE, "")
 
 
+def type_code(tensor: Tensor) -> int:
+    return TYPES[tensor.dtype]
+
+
 def pointer(tensor: Tensor | None) -> int:
     """Address of the first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -41,7 +45,7 @@ def matrix(tensor: Tensor) -> Any:
     values = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
     if values.shape[1] > 1 and values.stride(1) != 1:
         values = values.contiguous()
-    rows = core().Rows(values.data_ptr(), TYPES[values.dtype], *values.shape, values.stride(0))
+    rows = core().Rows(values.data_ptr(), type_code(values), *values.shape, values.stride(0))
     rows.tensor = values
     return rows
 

@@ -18,6 +18,7 @@
 namespace py = pybind11;
 
 void bind_codebooks(py::module_& module);  // vector_quantize/bindings.cpp
+void bind_ragged(py::module_& module);     // ragged/bindings.cpp
 
 namespace {
 
@@ -63,4 +64,5 @@ PYBIND11_MODULE(_C, module) {
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
   bind_codebooks(module);
+  bind_ragged(module);
 }

@@ -24,6 +24,7 @@ RANKS = {
     "alit.layers": 2,
     "alit.images": 1,
     "alit.config": 1,
+    "alit.alit_format": 0,
     "alit.files": 0,
     "alit_kernels": 0,
 }

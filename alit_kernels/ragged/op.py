@@ -226,21 +226,28 @@ def _check_append(
     )
 
 
+def _others(name: str) -> dict[str, str]:
+    return {"cpp": f"alit_kernels.ragged.cpp:{name}"}
+
+
 _cumulative_offsets = Op(
     "cumulative_offsets(Tensor lengths) -> Tensor",
     reference=reference.cumulative_offsets,
+    others=_others("cumulative_offsets"),
     fake=lambda lengths: lengths.new_empty(lengths.shape[0] + 1, dtype=torch.int32),
     check=_check_lengths,
 )
 _pack = Op(
     "pack(Tensor padded, Tensor offsets, SymInt capacity) -> Tensor",
     reference=reference.pack,
+    others=_others("pack"),
     fake=lambda padded, offsets, capacity: padded.new_empty((capacity, *padded.shape[2:])),
     check=_check_pack,
 )
 _unpack = Op(
     "unpack(Tensor packed, Tensor offsets, SymInt max_length, float fill) -> Tensor",
     reference=reference.unpack,
+    others=_others("unpack"),
     fake=lambda packed, offsets, max_length, fill: packed.new_empty(
         (offsets.shape[0] - 1, max_length, *packed.shape[1:])
     ),
@@ -249,6 +256,7 @@ _unpack = Op(
 _compact = Op(
     "compact(Tensor packed, Tensor offsets, Tensor keep, SymInt capacity) -> (Tensor, Tensor, Tensor)",
     reference=reference.compact,
+    others=_others("compact"),
     fake=lambda packed, offsets, keep, capacity: (
         packed.new_empty((capacity, *packed.shape[1:])),
         torch.empty_like(offsets),
@@ -259,11 +267,13 @@ _compact = Op(
 _scatter_rows = Op(
     "scatter_rows(Tensor values, Tensor target_row, SymInt rows) -> Tensor",
     reference=reference.scatter_rows,
+    others=_others("scatter_rows"),
     fake=lambda values, target_row, rows: values.new_empty((rows, *values.shape[1:])),
 )
 _append = Op(
     "append(Tensor packed, Tensor offsets, Tensor rows, Tensor select, SymInt capacity) -> (Tensor, Tensor)",
     reference=reference.append,
+    others=_others("append"),
     fake=lambda packed, offsets, rows, select, capacity: (
         packed.new_empty((capacity, *packed.shape[1:])),
         torch.empty_like(offsets),
@@ -274,6 +284,7 @@ _append_backward = Op(
     "append_backward(Tensor grad, Tensor offsets, Tensor new_offsets, Tensor select, SymInt rows, SymInt added,"
     " bool shared) -> (Tensor, Tensor)",
     reference=reference.append_backward,
+    others=_others("append_backward"),
     fake=lambda grad, offsets, new_offsets, select, rows, added, shared: (
         grad.new_empty((rows, *grad.shape[1:])),
         grad.new_empty(
@@ -284,6 +295,7 @@ _append_backward = Op(
 _tail_mask = Op(
     "tail_mask(Tensor tokens, Tensor lengths, Tensor fill) -> Tensor",
     reference=reference.tail_mask,
+    others=_others("tail_mask"),
     fake=lambda tokens, lengths, fill: torch.empty_like(
         tokens, memory_format=torch.contiguous_format
     ),
@@ -291,6 +303,7 @@ _tail_mask = Op(
 _tail_mask_backward = Op(
     "tail_mask_backward(Tensor grad, Tensor lengths) -> (Tensor, Tensor)",
     reference=reference.tail_mask_backward,
+    others=_others("tail_mask_backward"),
     fake=lambda grad, lengths: (
         torch.empty_like(grad, memory_format=torch.contiguous_format),
         grad.new_empty(grad.shape[2:]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._cpp import TYPES, core, matrix, pointer, threads
+from .._cpp import core, matrix, pointer, threads, type_code
 from ..nearest_codeword.cpp import search
 from ..nearest_codeword.reference import unit
 
@@ -26,7 +26,7 @@ def vector_quantize(
     losses = torch.empty(3, dtype=torch.float32)
     core().gather_and_losses(
         *(matrix(u), matrix(codes), pointer(index), pointer(mask), commitment),
-        *(TYPES[z.dtype], pointer(quantized), pointer(losses), threads()),
+        *(type_code(z), pointer(quantized), pointer(losses), threads()),
     )
     loss, commitment_loss, codebook_loss = (value.clone() for value in losses)
     return quantized, index, loss, commitment_loss, codebook_loss

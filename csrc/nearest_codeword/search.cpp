@@ -222,9 +222,10 @@ void nearest_codeword(const Rows& z, const Rows& codebook, const bool* mask, std
   dispatch(z.type, [&](auto element) {
     using T = decltype(element);
     const PackedCodes codes(codebook, element);
-    parallel_for(z.count, scan.width, threads, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t blocks = (z.count + scan.width - 1) / scan.width;
+    parallel_for(blocks, 1, threads, [&](std::int64_t begin, std::int64_t end) {
       Searcher<T> searcher(z, codebook, codes, scan, index);
-      for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t row = begin * scan.width; row < std::min(end * scan.width, z.count); ++row) {
         if (mask != nullptr && !mask[row]) {
           index[row] = 0;
         } else {

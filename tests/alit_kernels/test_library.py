@@ -111,10 +111,11 @@ def test_every_op_has_a_sample() -> None:
     assert samples().keys() == {name for name in ops() if not name.startswith("test_")}
 
 
+@pytest.mark.parametrize("implementation", ("reference", "auto"))
 @pytest.mark.parametrize("name", sorted(samples()))
-def test_opcheck(name: str) -> None:
+def test_opcheck(name: str, implementation: str) -> None:
     torch.library.opcheck(
-        getattr(torch.ops.alit_kernels, name).default, (*samples()[name], "reference")
+        getattr(torch.ops.alit_kernels, name).default, (*samples()[name], implementation)
     )
 
 

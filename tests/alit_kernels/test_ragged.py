@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+import alit_kernels
 from alit_kernels import append, compact, cumulative_offsets, pack, tail_mask, unpack
+from alit_kernels._library import extension, ops
 from alit_kernels.ragged.cases import TEST_CASES, Case, Inputs, make
+from alit_kernels.testing import assert_within_budget
+
+from .targets import Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NAMES = ("cumulative_offsets", "pack", "unpack", "compact", "append", "tail_mask")
+every_case = pytest.mark.parametrize("case", TEST_CASES, ids=str)
+
+
+@pytest.fixture(params=targets("cpp"))
+def ak(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """The public functions in one implementation, and the device they run on."""
+    target: Target = request.param
+    functions = {
+        name: partial(getattr(alit_kernels, name), implementation=target.implementation)
+        for name in NAMES
+    }
+    return SimpleNamespace(**functions, **target._asdict())
 
 
 def pieces(x: Inputs) -> list[Tensor]:
@@ -25,38 +48,39 @@ def packed_of(sequences: list[Tensor], capacity: int, like: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_pack_and_unpack(case: Case, dtype: torch.dtype) -> None:
-    x = make(case, dtype=dtype)
-    packed, offsets = pack(x.padded, x.lengths, capacity=x.capacity)
+@every_case
+def test_pack_and_unpack(ak: SimpleNamespace, case: Case, dtype: torch.dtype) -> None:
+    x = make(case, dtype=dtype, device=ak.device)
+    packed, offsets = ak.pack(x.padded, x.lengths, capacity=x.capacity)
     assert offsets.tolist() == [sum(case.lengths[:i]) for i in range(len(case.lengths) + 1)]
     assert offsets.dtype == torch.int32
     assert torch.equal(packed, packed_of(pieces(x), x.capacity, x.padded))
     packed[int(offsets[-1]) :] = torch.nan
-    back = unpack(packed, offsets, max_length=x.max_length, fill=-7.0)
-    assert torch.equal(back, torch.where(x.padded.isnan(), -7.0, x.padded))
+    for fill in (0.0, -7.0):
+        back = ak.unpack(packed, offsets, max_length=x.max_length, fill=fill)
+        assert torch.equal(back, torch.where(x.padded.isnan(), fill, x.padded))
 
 
-def test_integers_and_trailing_dimensions() -> None:
-    ids = torch.arange(12).view(2, 6)
-    packed, offsets = pack(ids, torch.tensor([2, 5]), capacity=8)
+def test_integers_and_trailing_dimensions(ak: SimpleNamespace) -> None:
+    ids = torch.arange(12, device=ak.device).view(2, 6)
+    packed, offsets = ak.pack(ids, torch.tensor([2, 5], device=ak.device), capacity=8)
     assert packed.tolist() == [0, 1, 6, 7, 8, 9, 10, 0] and packed.dtype == torch.int64
-    assert unpack(packed, offsets, max_length=5, fill=-1)[0].tolist() == [0, 1, -1, -1, -1]
-    heads = torch.randn(2, 3, 4, 5)
-    packed, offsets = pack(heads, torch.tensor([3, 1]), capacity=4)
+    assert ak.unpack(packed, offsets, max_length=5, fill=-1)[0].tolist() == [0, 1, -1, -1, -1]
+    heads = torch.randn(2, 3, 4, 5, device=ak.device)
+    lengths = torch.tensor([3, 1], device=ak.device)
+    packed, offsets = ak.pack(heads, lengths, capacity=4)
     assert torch.equal(packed, torch.cat([heads[0], heads[1, :1]]))
-    assert torch.equal(
-        pack(heads.transpose(2, 3), torch.tensor([3, 1]), capacity=4)[0], packed.transpose(1, 2)
-    )
+    transposed, _ = ak.pack(heads.transpose(2, 3), lengths, capacity=4)
+    assert torch.equal(transposed, packed.transpose(1, 2))
 
 
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_compact(case: Case) -> None:
-    x = make(case)
-    packed, offsets = pack(x.padded, x.lengths, capacity=x.capacity)
+@every_case
+def test_compact(ak: SimpleNamespace, case: Case) -> None:
+    x = make(case, device=ak.device)
+    packed, offsets = ak.pack(x.padded, x.lengths, capacity=x.capacity)
     packed[int(offsets[-1]) :] = torch.nan
-    keep = torch.rand(x.capacity) > 0.4
-    out, new_offsets, source = compact(packed, offsets, keep, capacity=x.capacity + 2)
+    keep = (torch.rand(x.capacity) > 0.4).to(ak.device)
+    out, new_offsets, source = ak.compact(packed, offsets, keep, capacity=x.capacity + 2)
     kept = [row for row in range(int(offsets[-1])) if keep[row]]
     assert source.tolist() == kept + [-1] * (x.capacity + 2 - len(kept))
     assert torch.equal(out[: len(kept)], packed[kept]) and not out[len(kept) :].any()
@@ -65,37 +89,163 @@ def test_compact(case: Case) -> None:
 
 
 @pytest.mark.parametrize("shared", (True, False))
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_append(case: Case, shared: bool) -> None:
-    x = make(case)
-    packed, offsets = pack(x.padded, x.lengths, capacity=x.capacity)
+@every_case
+def test_append(ak: SimpleNamespace, case: Case, shared: bool) -> None:
+    x = make(case, device=ak.device)
+    packed, offsets = ak.pack(x.padded, x.lengths, capacity=x.capacity)
     packed[int(offsets[-1]) :] = torch.nan
     count = len(case.lengths)
     rows = torch.randn(2, case.width) if shared else torch.randn(count, 2, case.width)
-    select = torch.rand(count) > 0.5
+    rows, select = rows.to(ak.device), (torch.rand(count) > 0.5).to(ak.device)
     capacity = x.capacity + 2 * count
-    out, new_offsets = append(packed, offsets, rows, select=select, capacity=capacity)
+    out, new_offsets = ak.append(packed, offsets, rows, select=select, capacity=capacity)
     grown = [
         torch.cat([piece, rows if shared else rows[b]]) if select[b] else piece
         for b, piece in enumerate(pieces(x))
     ]
     assert torch.equal(out, packed_of(grown, capacity, x.padded))
     assert new_offsets.diff().tolist() == [len(piece) for piece in grown]
-    everyone, _ = append(packed, offsets, rows, capacity=capacity)
-    assert torch.equal(
-        everyone,
-        append(packed, offsets, rows, select=torch.ones_like(select), capacity=capacity)[0],
-    )
+    everyone, _ = ak.append(packed, offsets, rows, capacity=capacity)
+    chosen, _ = ak.append(packed, offsets, rows, select=torch.ones_like(select), capacity=capacity)
+    assert torch.equal(everyone, chosen)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tail_mask(dtype: torch.dtype) -> None:
-    tokens, fill = torch.randn(4, 5, 3).to(dtype), torch.randn(3).to(dtype)
-    lengths = torch.tensor([0, 2, 5, 9])
+def test_tail_mask(ak: SimpleNamespace, dtype: torch.dtype) -> None:
+    tokens, fill = (torch.randn(*shape).to(ak.device, dtype) for shape in ((5, 5, 3), (3,)))
+    lengths = torch.tensor([0, 2, 5, 9, -1], device=ak.device)
     tokens[0], tokens[1, 2:] = torch.nan, torch.inf
-    out = tail_mask(tokens, lengths, fill)
-    assert torch.equal(out[0], fill.expand(5, 3)) and torch.equal(out[2:], tokens[2:])
+    out = ak.tail_mask(tokens, lengths, fill)
+    assert torch.equal(out[0], fill.expand(5, 3)) and torch.equal(out[2:4], tokens[2:4])
     assert torch.equal(out[1], torch.cat([tokens[1, :2], fill.expand(3, 3)]))
+    assert torch.equal(out[4], fill.expand(5, 3))
+    assert torch.equal(ak.tail_mask(tokens, lengths.int(), fill)[1:], out[1:])
+
+
+def test_strided_inputs(ak: SimpleNamespace) -> None:
+    """Strided, expanded and transposed inputs give what their contiguous copies give."""
+    device = ak.device
+    lengths = torch.tensor([3, 0, 2], device=device)
+    storage = torch.randn(6, 8, 10, device=device)
+    views = (
+        storage[::2, 1:5],
+        storage[:1, :4].expand(3, 4, 10),
+        storage[:3, :1].expand(3, 4, 10),
+        storage[:3, :4, :1].expand(3, 4, 10),
+        storage[:3, :4, ::2],
+        storage.transpose(0, 2)[:3, :4, :5],
+        storage.transpose(0, 1)[:3, :4, :5],
+    )
+    for view in views:
+        packed, _ = ak.pack(view, lengths, capacity=7)
+        assert torch.equal(packed, ak.pack(view.contiguous(), lengths, capacity=7)[0])
+        assert torch.equal(
+            ak.tail_mask(view, lengths, view[0, 0]),
+            ak.tail_mask(view.contiguous(), lengths, view[0, 0].contiguous()),
+        )
+        rows = view[0]
+        few = torch.tensor([0, 1, 1, 3], dtype=torch.int32, device=device)
+        keep = torch.tensor([True, False, True, True], device=device)
+        for function in (
+            lambda rows, few=few: ak.unpack(rows, few, max_length=3),
+            lambda rows, few=few, keep=keep: ak.compact(rows, few, keep, capacity=4)[0],
+            lambda rows, few=few: ak.append(rows, few, rows, capacity=16)[0],
+            lambda rows, few=few, fresh=view: ak.append(rows, few, fresh, capacity=16)[0],
+        ):
+            assert torch.equal(function(rows), function(rows.contiguous()))
+
+
+def differentiated(
+    call: Callable[..., Tensor], *leaves: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """Result and gradients of ``call``; the gradient that comes in is the same at any precision."""
+    own = [x.detach().to(dtype).requires_grad_() for x in leaves]
+    out = call(*own)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(leaves[0].dtype)
+    out.backward(grad.to(out.device, dtype))
+    return [out.detach(), *(x.grad for x in own)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
+    device = ak.device
+    lengths = torch.tensor([2, 0, 130, 3], device=device)
+    offsets = cumulative_offsets(lengths)
+    generator = torch.Generator().manual_seed(3)
+    keep = (torch.rand(140, generator=generator) > 0.5).to(device)
+    select = torch.tensor([True, True, False, True], device=device)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    calls: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+        "pack": (lambda f, x: f(x, lengths, capacity=140)[0], (leaf(4, 133, 6),)),
+        "unpack": (lambda f, x: f(x, offsets, max_length=131, fill=1.0), (leaf(140, 6),)),
+        "compact": (lambda f, x: f(x, offsets, keep, capacity=100)[0], (leaf(140, 6),)),
+        "append": (
+            lambda f, x, r: f(x, offsets, r, select=select, capacity=150)[0],
+            (leaf(140, 6), leaf(3, 6)),
+        ),
+        "append ": (
+            lambda f, x, r: f(x, offsets, r, select=select, capacity=150)[0],
+            (leaf(140, 6), leaf(4, 3, 6)),
+        ),
+        "tail_mask": (lambda f, x, m: f(x, lengths, m), (leaf(4, 200, 6), leaf(6))),
+    }
+    for name, (call, leaves) in calls.items():
+        eager = partial(getattr(alit_kernels, name.strip()), implementation="reference")
+        ours = differentiated(partial(call, getattr(ak, name.strip())), *leaves, dtype=dtype)
+        theirs = differentiated(partial(call, eager), *leaves, dtype=dtype)
+        exact = differentiated(partial(call, eager), *leaves, dtype=torch.float64)
+        assert torch.equal(ours[0], theirs[0]), name
+        for a, e, x in zip(ours[1:], theirs[1:], exact[1:], strict=True):
+            assert a.dtype == dtype
+            assert_within_budget(a, e, x, k=3, what=f"gradient of {name}")
+
+
+@pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
+def test_results_do_not_depend_on_the_thread_count() -> None:
+    grad, lengths = torch.randn(5, 700, 33), torch.tensor([600, 0, 7, 700, 64])
+    offsets = cumulative_offsets(torch.tensor([300, 1, 0, 700, 40]))
+    select = torch.tensor([True, False, True, True, True])
+    packed = torch.randn(int(offsets[-1]) + 4 * 50, 33)
+    grown = offsets + 50 * torch.tensor([0, 1, 1, 2, 3, 4], dtype=torch.int32)
+    arguments = {
+        "tail_mask_backward": (grad, lengths),
+        "append_backward": (packed, offsets, grown, select, int(offsets[-1]) + 3, 50, True),
+        "unpack": (packed, offsets, 700, 0.5),
+    }
+    for name, values in arguments.items():
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            try:
+                out = ops()[name](*values, implementation="cpp")
+            finally:
+                torch.set_num_threads(2)
+            results.append(out if isinstance(out, tuple) else (out,))
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True)), name
+
+
+@pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
+def test_compiled_core_refuses_to_leave_its_arrays() -> None:
+    """Backward ops have no check of their own before them: the core refuses what would lead out of bounds."""
+    rows, select = torch.randn(4, 2), torch.ones(2, dtype=torch.bool)
+    fine = torch.tensor([0, 1, 2], dtype=torch.int32)
+    for target_row in ([0, 1, 4, 2], [0, -2, 1, 2]):
+        with pytest.raises(ValueError, match="target_row: expected -1 or a row"):
+            ops()["scatter_rows"](rows, torch.tensor(target_row), 4, implementation="cpp")
+    for offsets, grown, message in (
+        ([0, 9, 9], [0, 1, 2], "offsets: expected at most"),
+        ([0, 2, 1], [0, 1, 2], "offsets: expected an ascending"),
+        ([0, 1, 2], [0, 2, 9], "offsets: expected at most"),
+        ([0, 1, 2], [0, 1, 4], "new_offsets: expected the offsets of"),
+    ):
+        before, after = (torch.tensor(x, dtype=torch.int32) for x in (offsets, grown))
+        with pytest.raises(ValueError, match=message):
+            ops()["append_backward"](rows, before, after, select, 4, 1, True, implementation="cpp")
+    ops()["append_backward"](rows, fine, 2 * fine, select, 4, 1, True, implementation="cpp")
 
 
 def test_gradchecks() -> None:

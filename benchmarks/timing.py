@@ -1,0 +1,90 @@
+"""Taking times in turns, and writing them down with the machine they were taken on."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def take_turns(
+    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
+) -> dict[str, float]:
+    """Median seconds of each contender; they run one after another in every round, so that drift hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warmup + rounds):
+        for name, call in contenders.items():
+            _synchronize()
+            start = time.perf_counter()
+            result = call()
+            _synchronize()
+            elapsed = time.perf_counter() - start
+            del result  # freed outside the time
+            if turn >= warmup:
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_megabytes(call: Callable[[], Any]) -> float:
+    """Memory in use at the peak of ``call`` beyond what was in use before, output included; warmed up. Linux or CUDA."""
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    # Give back what the allocator keeps, then let the kernel count the resident set's high-water mark anew.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    call()
+    return (_resident("VmHWM") - before) / 1e3
+
+
+def _resident(field: str) -> int:
+    """Kilobytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on."""
+    info = Path("/proc/cpuinfo")
+    models = (
+        [x for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
+    )
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def write(name: str, results: Mapping[str, Any]) -> Path:
+    """``benchmarks/results/NAME.json``: command, machine, results."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    content = {"command": command, "machine": machine(), "results": results}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
