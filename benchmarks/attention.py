@@ -1,8 +1,8 @@
 """Attention over mixed lengths on the CPU, forward and backward: ``python -m benchmarks.attention``.
 
-32 pictures, each with a class token, 256 image tokens and 32 to 256 latents; width 512, 8 heads, float32. Ours on packed
-rows against torch's fused attention on padded rows with a key mask. Both read queries, keys and values in place, as views
-of one projection, and give the gradient of the projection; ``contiguous`` gives the padded side one contiguous
+32 pictures, each with a class token, 256 image tokens and 32 to 256 latents; width 512, 8 heads, float32. Ours on
+packed rows against torch's fused attention on padded rows with a key mask. Both read queries, keys and values in place,
+as views of one projection, and give the gradient of the projection; ``contiguous`` gives the padded side one contiguous
 tensor each instead. Verified before timing, in turns, with one thread and with two; the file holds every median.
 """
 
@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from alit_kernels import cumulative_offsets, pack, varlen_attention
 
-from .timing import machine, peak_megabytes, take_turns, write
+from .timing import peak_megabytes, take_turns, write
 
 PICTURES, HEADS, HEAD_DIM = 32, 8, 64
 FIXED, LATENTS = 257, (32, 256)
