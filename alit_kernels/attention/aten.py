@@ -24,8 +24,10 @@ def attention(
     batch, length, heads, _ = q.shape
     offsets, key_offsets = _equal_offsets(batch, length), _equal_offsets(batch, k.shape[1])
     mask = None if key_mask is None else key_mask.flatten()
-    packed = (x.flatten(0, 1) for x in (q, k, v))
-    out, lse = varlen_attention(*packed, offsets, key_offsets, 0, 0, mask, scale, True)
+    q_rows, k_rows, v_rows = (x.flatten(0, 1) for x in (q, k, v))
+    out, lse = varlen_attention(
+        *(q_rows, k_rows, v_rows, offsets, key_offsets, length, k.shape[1]), mask, scale, True
+    )
     return _in_order_of(q, out), lse.view(heads, batch, length).transpose(0, 1).contiguous()
 
 
@@ -45,8 +47,8 @@ def attention_backward(
     grad_lse, lse = (x.transpose(0, 1).flatten(1) for x in (grad_lse, lse))
     grad_out, q_rows, k_rows, v_rows, out = (x.flatten(0, 1) for x in (grad_out, q, k, v, out))
     grads = varlen_attention_backward(
-        *(grad_out, grad_lse, q_rows, k_rows, v_rows, out, lse, offsets, key_offsets, 0, 0),
-        *(None if key_mask is None else key_mask.flatten(), scale, True),
+        *(grad_out, grad_lse, q_rows, k_rows, v_rows, out, lse, offsets, key_offsets),
+        *(length, k.shape[1], None if key_mask is None else key_mask.flatten(), scale, True),
     )
     return _in_order_of(q, grads[0]), _in_order_of(k, grads[1]), _in_order_of(k, grads[2])
 

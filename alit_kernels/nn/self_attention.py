@@ -76,10 +76,8 @@ class SelfAttention(nn.Module):
             padded = x if self.batch_first else x.transpose(0, 1)
             batch, length = padded.shape[:2]
             rows, offsets = pack(padded, lengths, capacity=batch * length)
-            out = unpack(self._packed(rows, offsets, length), offsets, max_length=length)
-            beyond = torch.arange(length, device=x.device) >= lengths[:, None]
-            out = out.masked_fill(beyond[..., None], 0.0)
-            return out if self.batch_first else out.transpose(0, 1)
+            padded = unpack(self._packed(rows, offsets, length), offsets, max_length=length)
+            return padded if self.batch_first else padded.transpose(0, 1)
         q, k, v = self._project(x)
         if not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
@@ -88,7 +86,8 @@ class SelfAttention(nn.Module):
         return self.out_proj((out if self.batch_first else out.transpose(0, 1)).flatten(-2))
 
     def _packed(self, x: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-        out = varlen_attention(*self._project(x), offsets, max_length=max_length)
+        q, k, v = self._project(x)
+        out = varlen_attention(q, k, v, offsets, max_length=max_length)
         assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2))
 
