@@ -25,7 +25,7 @@ from torch import Tensor
 from .._triton import TYPES, as_rows, cdiv, device_of
 from ..aot import Build
 
-#: Programs wanted for the gradient of the codebook: rows are split until there are as many, about two per multiprocessor.
+#: Programs wanted for the gradient of the codebook: rows are split to have as many, about two per multiprocessor.
 PROGRAMS = 256
 
 
