@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from alit_kernels import attention, attention_map, varlen_attention
 from alit_kernels.attention import configurations, issued_work
+from alit_kernels.attention.__main__ import table as issued_work_table
 from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
 
@@ -316,6 +318,11 @@ def test_issued_work_of_the_lean_variant() -> None:
             work = [float(issued_work(tile, n)) for n in lengths]
             assert max(work) <= 1.17 and torch.tensor(work).log().mean().exp() <= 1.11
     assert issued_work(configurations.Tile(128, 128, 4, 2), 289) == Fraction(384**2, 289**2)
+
+
+def test_the_page_shows_the_issued_work() -> None:
+    page = Path(__file__).parents[2] / "docs" / "attention.md"
+    assert issued_work_table() in page.read_text(), "run python -m alit_kernels.attention"
 
 
 def test_issued_work_counts_what_the_kernel_does() -> None:
