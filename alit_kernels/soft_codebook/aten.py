@@ -17,17 +17,22 @@ BLOCK = 2**18
 
 def soft_codebook(
     logits: Tensor, codebook: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, codes = logits.shape
     code = torch.empty(rows, codebook.shape[1], dtype=codebook.dtype)
     nll = torch.empty(0 if target is None else rows, dtype=torch.float32)
+    normaliser = torch.empty(2, rows, dtype=torch.float32)
     weights = codebook.float()
     for block in _blocks(rows, codes):
-        log_p = logits[block].log_softmax(-1, dtype=torch.float32)
+        values = logits[block].float()
+        log_p = values.log_softmax(-1)
+        normaliser[0, block] = values.amax(-1)
+        # The largest logarithm of a probability is minus that of the sum.
+        normaliser[1, block] = log_p.amax(-1).neg_().exp_()
         if target is not None:
             nll[block] = log_p.gather(1, target[block, None])[:, 0].neg_()
         code[block] = log_p.exp_() @ weights
-    return code, nll, nll.neg().exp_()
+    return code, nll, nll.neg().exp_(), normaliser
 
 
 def soft_codebook_backward(
@@ -37,16 +42,20 @@ def soft_codebook_backward(
     logits: Tensor,
     codebook: Tensor,
     target: Tensor | None,
+    code: Tensor,
+    normaliser: Tensor,
+    codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """The reference's formulas, block by block."""
     rows, codes = logits.shape
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype)
-    grad_codebook = torch.zeros(codebook.shape, dtype=torch.float32)
+    grad_codebook = torch.zeros(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
     transposed = codebook.float().t()
     for block in _blocks(rows, codes):
         p = logits[block].softmax(-1, dtype=torch.float32)
         grad = grad_code[block].float()
-        grad_codebook.addmm_(p.t(), grad)
+        if codebook_wanted:
+            grad_codebook.addmm_(p.t(), grad)
         grad_p = grad @ transposed
         # Both terms are p times something less its mean under p, but for the target's own entry.
         shift = torch.linalg.vecdot(p, grad_p)[:, None]

@@ -1,9 +1,9 @@
 """Expected code in Triton: softmax and product in one pass over the logits; nothing of size (N, V) beside gradients.
 
-Forward: online softmax (Milakov and Gimelshein, 2018) with the product accumulated beside it. Backward, logits: a
-program takes its rows twice, first for maximum, sum and p . g, then for the gradient; the second reading finds them in
-cache, so memory sees each logit once. The first also stores maximum and sum, from which the codebook's gradient forms p
-again; its rows are split among programs, whose sums are added in a fixed order: no atomics.
+Forward: online softmax (Milakov and Gimelshein, 2018) with the product accumulated beside it; it stores the maximum and
+the sum of each row. Backward, logits: with p from these and p . g = dcode . code, which needs no logits, one pass gives
+the gradient. The codebook's gradient is another pass, where it is wanted at all (a frozen base has none); its rows are
+split among programs, whose sums are added in a fixed order: no atomics.
 
 Above 256 channels of a codebook the forward and the codebook's gradient read the logits once for each 256.
 
@@ -69,6 +69,7 @@ def _forward(
     p_code,
     p_nll,
     p_p_target,
+    p_normaliser,
     rows,
     codes,
     channels,
@@ -79,7 +80,7 @@ def _forward(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """BM rows and BC channels of the code; the programs of the first channels also store nll and p_target."""
+    """BM rows and BC channels of the code; the programs of the first channels also store what has no channels."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
     m_row, m_channel = o_row < rows, o_channel < channels
@@ -104,8 +105,10 @@ def _forward(
     b_code = (b_code / b_sum[:, None]).to(p_code.dtype.element_ty)
     p_tile = p_code + o_row[:, None] * channels + o_channel[None, :]
     tl.store(p_tile, b_code, mask=m_row[:, None] & m_channel[None, :])
+    m_row &= tl.program_id(1) == 0
+    tl.store(p_normaliser + o_row, b_max, mask=m_row)
+    tl.store(p_normaliser + rows + o_row, b_sum, mask=m_row)
     if TARGET:
-        m_row &= tl.program_id(1) == 0
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
         b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_row, other=0.0)
         b_nll = tl.log(b_sum) - (b_true.to(tl.float32) - b_max)
@@ -114,36 +117,27 @@ def _forward(
 
 
 @triton.jit
-def _logits_and_grad_p(
-    p_logits,
-    p_codebook,
-    p_grad_code,
-    o_row,
-    o_code,
-    m_row,
-    codes,
-    channels,
-    logits_pitch,
-    codebook_pitch,
-    grad_pitch,
-    BM: tl.constexpr,
-    BV: tl.constexpr,
-    BC: tl.constexpr,
+def _p(b_x, p_normaliser, o_row, m_row, rows):
+    """Softmax of rows by their stored maximum and sum."""
+    b_max = tl.load(p_normaliser + o_row, mask=m_row, other=0.0)
+    b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
+    return _exp_from(b_x, b_max) / b_sum[:, None]
+
+
+@triton.jit
+def _mean_grad(
+    p_code, p_grad_code, o_row, m_row, channels, grad_pitch, BM: tl.constexpr, BC: tl.constexpr
 ):
-    """A tile of logits, -inf outside, and of grad_code @ codebook^T."""
-    m_code = o_code < codes
-    b_grad_p = tl.zeros([BM, BV], tl.float32)
+    """p . g = grad_code . code of rows."""
+    b_mean = tl.zeros([BM], tl.float32)
     for first in range(0, channels, BC):
         o_channel = first + tl.arange(0, BC)
-        m_channel = (o_channel < channels)[None, :]
+        m_tile = m_row[:, None] & (o_channel < channels)[None, :]
         p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
-        b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel, other=0.0)
-        p_tile = p_codebook + o_code[:, None].to(tl.int64) * codebook_pitch + o_channel[None, :]
-        b_codes = tl.load(p_tile, mask=m_code[:, None] & m_channel, other=0.0)
-        b_grad_p = tl.dot(b_grad, b_codes.T, b_grad_p, input_precision="tf32x3")
-    p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
-    b_x = tl.load(p_tile, mask=m_row[:, None] & m_code[None, :], other=float("-inf"))
-    return b_x.to(tl.float32), b_grad_p
+        b_grad = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
+        p_tile = p_code + o_row[:, None] * channels + o_channel[None, :]
+        b_mean += tl.sum(b_grad * tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32), 1)
+    return b_mean
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -151,11 +145,11 @@ def _grad_logits(
     p_logits,
     p_codebook,
     p_target,
+    p_code,
     p_grad_code,
     p_grad_nll,
     p_grad_p_target,
-    p_max,
-    p_sum,
+    p_normaliser,
     p_result,
     rows,
     codes,
@@ -171,54 +165,46 @@ def _grad_logits(
     """p (g - p . g + w) - w onehot, with g = grad_code @ codebook^T and w = dnll - p_target dp_target."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
-    b_max = tl.full([BM], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BM], tl.float32)
-    b_mean = tl.zeros([BM], tl.float32)
-    for start in range(0, codes, BV):
-        b_x, b_grad_p = _logits_and_grad_p(
-            p_logits, p_codebook, p_grad_code, o_row, start + tl.arange(0, BV), m_row, codes,
-            channels, logits_pitch, codebook_pitch, grad_pitch, BM, BV, BC,
-        )  # fmt: skip
-        b_new = tl.maximum(b_max, tl.max(b_x, 1))
-        b_p = _exp_from(b_x, b_new)
-        b_shrink = tl.exp(b_max - tl.where(b_new == float("-inf"), 0.0, b_new))
-        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
-        b_mean = b_mean * b_shrink + tl.sum(b_p * b_grad_p, 1)
-        b_max = b_new
-    tl.store(p_max + o_row, b_max, mask=m_row)
-    tl.store(p_sum + o_row, b_sum, mask=m_row)
-    b_shift = b_mean / b_sum
+    b_shift = _mean_grad(p_code, p_grad_code, o_row, m_row, channels, grad_pitch, BM, BC)
     o_target = tl.full([BM], -1, tl.int64)
     b_weight = tl.zeros([BM], tl.float32)
     if TARGET:
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
         b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_row, other=0.0)
-        b_p_target = tl.exp(b_true.to(tl.float32) - b_max) / b_sum
         b_weight = tl.load(p_grad_nll + o_row, mask=m_row, other=0.0)
+        b_true = b_true.to(tl.float32)[:, None]
+        b_p_target = tl.sum(_p(b_true, p_normaliser, o_row, m_row, rows), 1)
         b_weight -= b_p_target * tl.load(p_grad_p_target + o_row, mask=m_row, other=0.0)
         b_shift -= b_weight
     for start in range(0, codes, BV):
         o_code = start + tl.arange(0, BV)
-        b_x, b_grad_p = _logits_and_grad_p(
-            p_logits, p_codebook, p_grad_code, o_row, o_code, m_row, codes,
-            channels, logits_pitch, codebook_pitch, grad_pitch, BM, BV, BC,
-        )  # fmt: skip
-        b_p = _exp_from(b_x, b_max) / b_sum[:, None]
-        b_grad = b_p * (b_grad_p - b_shift[:, None])
+        m_code = o_code < codes
+        b_grad_p = tl.zeros([BM, BV], tl.float32)
+        for first in range(0, channels, BC):
+            o_channel = first + tl.arange(0, BC)
+            m_channel = (o_channel < channels)[None, :]
+            p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
+            b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel, other=0.0)
+            p_tile = p_codebook + o_code[:, None].to(tl.int64) * codebook_pitch + o_channel[None, :]
+            b_codes = tl.load(p_tile, mask=m_code[:, None] & m_channel, other=0.0)
+            b_grad_p = tl.dot(b_grad, b_codes.T, b_grad_p, input_precision="tf32x3")
+        m_tile = m_row[:, None] & m_code[None, :]
+        p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
+        b_x = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
+        b_p = _p(b_x, p_normaliser, o_row, m_row, rows)
+        b_result = b_p * (b_grad_p - b_shift[:, None])
         if TARGET:
             m_target = o_code[None, :] == o_target[:, None]
-            b_grad = tl.where(m_target, b_grad - b_weight[:, None], b_grad)
+            b_result = tl.where(m_target, b_result - b_weight[:, None], b_result)
         p_tile = p_result + o_row[:, None] * codes + o_code[None, :]
-        b_grad = b_grad.to(p_result.dtype.element_ty)
-        tl.store(p_tile, b_grad, mask=m_row[:, None] & (o_code < codes)[None, :])
+        tl.store(p_tile, b_result.to(p_result.dtype.element_ty), mask=m_tile)
 
 
 @triton.jit(do_not_specialize=["rows", "split"])
 def _grad_codebook(
     p_logits,
     p_grad_code,
-    p_max,
-    p_sum,
+    p_normaliser,
     p_partial,
     rows,
     codes,
@@ -242,9 +228,7 @@ def _grad_codebook(
         m_row = o_row < rows
         p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
         b_x = tl.load(p_tile, mask=m_row[:, None] & m_code[None, :], other=float("-inf"))
-        b_max = tl.load(p_max + o_row, mask=m_row, other=0.0)
-        b_sum = tl.load(p_sum + o_row, mask=m_row, other=1.0)
-        b_p = _exp_from(b_x.to(tl.float32), b_max) / b_sum[:, None]
+        b_p = _p(b_x.to(tl.float32), p_normaliser, o_row, m_row, rows)
         p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
         b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel[None, :], other=0.0)
         b_p = tl.trans(b_p.to(b_grad.dtype))
@@ -255,22 +239,25 @@ def _grad_codebook(
 
 def soft_codebook(
     logits: Tensor, codebook: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`alit_kernels.soft_codebook`."""
     logits, codebook = as_rows(logits), as_rows(codebook)
     (rows, codes), channels = logits.shape, codebook.shape[1]
     code = torch.empty(rows, channels, dtype=codebook.dtype, device=logits.device)
     size = 0 if target is None else rows
-    nll, p_target = (torch.empty(size, dtype=torch.float32, device=logits.device) for _ in range(2))
+    nll, p_target, normaliser = (
+        torch.empty(shape, dtype=torch.float32, device=logits.device)
+        for shape in ((size,), (size,), (2, rows))
+    )
     bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "forward")
     with device_of(logits):
         if rows:
             _forward[(cdiv(rows, bm), max(1, cdiv(channels, bc)))](
                 logits, codebook, None if target is None else target.contiguous(),
-                code, nll, p_target, rows, codes, channels, logits.stride(0), codebook.stride(0),
+                code, nll, p_target, normaliser, rows, codes, channels, logits.stride(0), codebook.stride(0),
                 target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
             )  # fmt: skip
-    return code, nll, p_target
+    return code, nll, p_target, normaliser
 
 
 def soft_codebook_backward(
@@ -280,6 +267,9 @@ def soft_codebook_backward(
     logits: Tensor,
     codebook: Tensor,
     target: Tensor | None,
+    code: Tensor,
+    normaliser: Tensor,
+    codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the reference for the formulas."""
     logits, codebook = as_rows(logits), as_rows(codebook)
@@ -287,18 +277,18 @@ def soft_codebook_backward(
     (rows, codes), channels = logits.shape, codebook.shape[1]
     grad_logits = torch.empty(rows, codes, dtype=logits.dtype, device=logits.device)
     if rows == 0:
-        return grad_logits, torch.zeros_like(codebook)
-    maximum, total = (
-        torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(2)
-    )
+        return grad_logits, codebook.new_zeros(codebook.shape if codebook_wanted else 0)
+    code, normaliser = code.contiguous(), normaliser.contiguous()
     with device_of(logits):
         bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "logits")
         _grad_logits[(cdiv(rows, bm),)](
-            logits, codebook, None if target is None else target.contiguous(), grad_code,
-            grad_nll.contiguous(), grad_p_target.contiguous(), maximum, total, grad_logits,
+            logits, codebook, None if target is None else target.contiguous(), code, grad_code,
+            grad_nll.contiguous(), grad_p_target.contiguous(), normaliser, grad_logits,
             rows, codes, channels, logits.stride(0), codebook.stride(0), grad_code.stride(0),
             target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
         )  # fmt: skip
+        if not codebook_wanted:
+            return grad_logits, codebook.new_empty(0)
         bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "codebook")
         tiles = (cdiv(codes, bv), max(1, cdiv(channels, bc)))
         wanted = max(1, PROGRAMS // (tiles[0] * tiles[1]))
@@ -306,7 +296,7 @@ def soft_codebook_backward(
         parts = cdiv(rows, split)
         partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
         _grad_codebook[(*tiles, parts)](
-            logits, grad_code, maximum, total, partial, rows, codes, channels, logits.stride(0),
+            logits, grad_code, normaliser, partial, rows, codes, channels, logits.stride(0),
             grad_code.stride(0), split, bm, bv, bc, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return grad_logits, partial.sum(0).to(codebook.dtype)
@@ -322,17 +312,18 @@ def _builds(channels: int, dtype: torch.dtype) -> Iterator[Build]:
     element, label = f"*{TYPES[dtype]}", f"c={channels} {TYPES[dtype]}"
     sizes = dict.fromkeys(("rows", "codes", "channels", "logits_pitch"), "i32")
     forward = {"p_logits": element, "p_codebook": element, "p_target": "*i64", "p_code": element}
-    forward |= {"p_nll": "*fp32", "p_p_target": "*fp32"}
+    forward |= dict.fromkeys(("p_nll", "p_p_target", "p_normaliser"), "*fp32")
     logits = {
         "p_logits": element,
         "p_codebook": element,
         "p_target": "*i64",
+        "p_code": element,
         "p_grad_code": element,
     }
-    logits |= dict.fromkeys(("p_grad_nll", "p_grad_p_target", "p_max", "p_sum"), "*fp32")
+    logits |= dict.fromkeys(("p_grad_nll", "p_grad_p_target", "p_normaliser"), "*fp32")
     logits |= {"p_result": element}
     codebook = {"p_logits": element, "p_grad_code": element}
-    codebook |= dict.fromkeys(("p_max", "p_sum", "p_partial"), "*fp32")
+    codebook |= dict.fromkeys(("p_normaliser", "p_partial"), "*fp32")
     for kernel, name, pointers, more in (
         (_forward, "forward", forward, ("codebook_pitch",)),
         (_grad_logits, "logits", logits, ("codebook_pitch", "grad_pitch")),

@@ -48,14 +48,15 @@ def soft_codebook(
     if autocast_dtype(logits.device.type) is None:
         check_same("dtype", logits=logits, codebook=codebook)
     check_same("device", logits=logits, codebook=codebook, target=target)
-    code, nll, p_target = _soft_codebook(logits, codebook, target, implementation=implementation)
+    code, nll, p_target, _ = _soft_codebook(logits, codebook, target, implementation=implementation)
     return SoftCode(code, None, None) if target is None else SoftCode(code, nll, p_target)
 
 
 def _fake(logits: Tensor, codebook: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
     rows, dtype = 0 if target is None else logits.shape[0], accumulation_dtype(logits)
     code = codebook.new_empty((logits.shape[0], codebook.shape[1]))
-    return code, logits.new_empty(rows, dtype=dtype), logits.new_empty(rows, dtype=dtype)
+    sizes = ((rows,), (rows,), (2, logits.shape[0]))
+    return code, *(logits.new_empty(size, dtype=dtype) for size in sizes)
 
 
 def _check(logits: Tensor, codebook: Tensor, target: Tensor | None) -> None:
@@ -64,7 +65,9 @@ def _check(logits: Tensor, codebook: Tensor, target: Tensor | None) -> None:
 
 
 _soft_codebook = Op(
-    "soft_codebook(Tensor logits, Tensor codebook, Tensor? target) -> (Tensor, Tensor, Tensor)",
+    # code, nll, p_target, and (2, N) normaliser, maximum and sum of exponentials of each row, with which the backward
+    # reads the logits only once. (Their logarithm in one number would lose digits where logits are large.)
+    "soft_codebook(Tensor logits, Tensor codebook, Tensor? target) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.soft_codebook,
     fake=_fake,
     others={
@@ -74,12 +77,13 @@ _soft_codebook = Op(
     check=_check,
 )
 _soft_codebook_backward = Op(
+    # Gradients of logits and codebook; the latter is empty where it is not wanted.
     "soft_codebook_backward(Tensor grad_code, Tensor grad_nll, Tensor grad_p_target, Tensor logits, Tensor codebook,"
-    " Tensor? target) -> (Tensor, Tensor)",
+    " Tensor? target, Tensor code, Tensor normaliser, bool codebook_wanted) -> (Tensor, Tensor)",
     reference=reference.soft_codebook_backward,
-    fake=lambda grad_code, grad_nll, grad_p_target, logits, codebook, target: (
+    fake=lambda grad_code, grad_nll, grad_p_target, logits, codebook, target, code, norm, wanted: (
         logits.new_empty(logits.shape),
-        codebook.new_empty(codebook.shape),
+        codebook.new_empty(codebook.shape if wanted else 0),
     ),
     others={
         "torch": "alit_kernels.soft_codebook.aten:soft_codebook_backward",
@@ -90,14 +94,15 @@ _soft_codebook_backward = Op(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *saved, ctx.implementation = inputs
-    ctx.save_for_backward(*saved)
+    ctx.save_for_backward(*saved, output[0], output[3])
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    return (
-        *_soft_codebook_backward(*grads, *ctx.saved_tensors, implementation=ctx.implementation),
-        None,
+    wanted = bool(ctx.needs_input_grad[1])
+    grad_logits, grad_codebook = _soft_codebook_backward(
+        *grads[:3], *ctx.saved_tensors, wanted, implementation=ctx.implementation
     )
+    return grad_logits, grad_codebook if wanted else None, None
 
 
 _soft_codebook.register_autograd(_backward, _setup)

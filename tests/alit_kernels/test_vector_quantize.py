@@ -322,6 +322,13 @@ def test_shapes_and_autocast() -> None:
     assert result.quantized.dtype == torch.float32
 
 
+def test_search_under_autocast_is_in_float32() -> None:
+    z, codebook, _ = make(Case(40, 30, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        index = nearest_codeword(z.bfloat16(), codebook)
+    assert torch.equal(index, nearest_codeword(z.bfloat16().float(), codebook))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
