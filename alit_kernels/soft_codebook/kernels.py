@@ -49,10 +49,10 @@ def tile(channels: int, dtype: torch.dtype, kernel: str) -> Tile:
             return Tile(64, 32, min(width, 32), 4, 2)
         if width >= 128:
             return Tile(32, 32, width, 8, 2)
-        return Tile(64, 16, width, 4, 2) if kernel == "forward" else Tile(32, 32, width, 4, 2)
+        return Tile(32, 32, width, 4, 2)
     if kernel == "logits":
-        return Tile(64, 64, min(width, 64), 4, 2)
-    return Tile(64, 64, width, 8 if width == 256 else 4, 2)
+        return Tile(64, 32, min(width, 64), 4, 2)
+    return Tile(64, 64, width, 8 if width >= 128 else 4, 2)
 
 
 @triton.jit
