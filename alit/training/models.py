@@ -1,0 +1,86 @@
+"""The model of a run: where it comes from, its averaged weights, how it looks afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint as model_file
+from ..config import AdaptiveTokenizerConfig
+from ..tokenizer import AdaptiveTokenizer
+from . import checkpoints
+from .config import TrainingConfig
+from .processes import whole
+
+if TYPE_CHECKING:
+    from .stage1 import Stage1
+
+
+def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
+    """The model that a configuration describes; only its shape where a checkpoint will fill it.
+
+    Raises:
+        ValueError: unknown options; a base tokenizer that has weights and comes from nowhere; one that does not fit.
+    """
+    if checkpoint is not None:
+        stored = json.dumps(checkpoints.about(checkpoint)["model"])
+        return AdaptiveTokenizer(AdaptiveTokenizerConfig.from_json(stored))
+    if config.start_from is not None:
+        return AdaptiveTokenizer.from_pretrained(config.start_from)
+    options = {"size": "nano", "base": "dct", **config.model}
+    base_state: dict[str, Tensor] = {}
+    if config.base_from is not None:
+        base_config, state = model_file.read(model_file.resolve(config.base_from))
+        options["base"] = base_config.base
+        prefix = "base_tokenizer."
+        base_state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if isinstance(options.get("image_size"), list):
+        options["image_size"] = tuple(options["image_size"])
+    try:
+        described = AdaptiveTokenizerConfig.of_size(options.pop("size"), **options)
+    except TypeError as error:
+        raise ValueError(f"model: {error}") from error
+    model = AdaptiveTokenizer(described)
+    if config.base_from is not None:
+        model_file.load_state(model.base_tokenizer, base_state)
+    elif any(True for _ in model.base_tokenizer.parameters()):
+        raise ValueError(
+            f"model: a {described.base.kind} base tokenizer has weights; expected base_from or start_from, a model file"
+            " to take them from, or base dct, which has none"
+        )
+    return model
+
+
+def averaged_state(stage: Stage1) -> dict[str, Tensor]:
+    """State dict of the model with averaged weights, gathered (every process calls it)."""
+    state = stage.model.state_dict() | stage.average.tensors()
+    return {name: whole(tensor).detach() for name, tensor in state.items()}
+
+
+def rebuilt(
+    model: AdaptiveTokenizer, state: dict[str, Tensor], *, sharded: bool
+) -> AdaptiveTokenizer:
+    """``model`` with this state, in evaluation mode; another one where its weights are sharded."""
+    if sharded:
+        model = AdaptiveTokenizer(model.config)
+    with torch.no_grad():
+        model.load_state_dict(state)
+    return model.eval()
+
+
+@contextmanager
+def restoring_flags(model: AdaptiveTokenizer) -> Iterator[None]:
+    """The parameters' ``requires_grad`` is afterwards what it was."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.eval()
