@@ -29,7 +29,7 @@ def contenders(
     lengths: list[int], device: str
 ) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
     """Op -> (ours, eager), both without arguments."""
-    padded = torch.randn(SEQUENCES, LONGEST, WIDTH, device=device)
+    padded = torch.randn(len(lengths), LONGEST, WIDTH, device=device)
     lengths_B = torch.tensor(lengths, device=device)
     total = sum(lengths)
     packed, offsets = ak.pack(padded, lengths_B, capacity=total)
@@ -44,14 +44,14 @@ def contenders(
         pieces = packed.split(lengths)
         return torch.cat([part for piece in pieces for part in (piece, fresh)])
 
-    capacity = total + SEQUENCES * ADDED
+    capacity = total + len(lengths) * ADDED
     return {
         "pack": (
             lambda: ak.pack(padded, lengths_B, capacity=total)[0],
             lambda: padded[inside],
         ),
         "unpack": (
-            lambda: ak.unpack(packed, offsets, max_length=LONGEST),
+            lambda: ak.unpack(packed, offsets, max_length=max(lengths)),
             lambda: pad_sequence(packed.split(lengths), batch_first=True),
         ),
         "compact": (

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from alit_kernels.testing import nan_filled_empty
-
-# Read when a Triton kernel is first imported: without a GPU, kernels run in the interpreter.
+# Without a GPU, kernels run in the interpreter. Triton reads this when it is first imported, which alit_kernels' use of
+# torch.compile may cause: so before that.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+from alit_kernels.testing import nan_filled_empty
 
 
 @pytest.fixture(autouse=True, scope="session")

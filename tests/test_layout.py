@@ -87,7 +87,10 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_kernels_import_no_triton_at_the_top() -> None:
     for path in ROOT.glob("alit_kernels/**/*.py"):
-        if path.name != "kernels.py":
+        if path.name not in (
+            "kernels.py",
+            "aot.py",
+        ):  # aot is a command; it imports Triton when run
             assert not any(target.split(".")[0] == "triton" for target in imports(path)), path
 
 

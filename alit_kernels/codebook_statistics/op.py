@@ -57,6 +57,9 @@ _codebook_statistics = Op(
         z.new_empty(num_codes, dtype=torch.float32),
         z.new_empty((num_codes, z.shape[1]), dtype=torch.float32),
     ),
-    others={"cpp": "alit_kernels.codebook_statistics.cpp:codebook_statistics"},
+    others={
+        "cpp": "alit_kernels.codebook_statistics.cpp:codebook_statistics",
+        "triton": "alit_kernels.codebook_statistics.kernels:codebook_statistics",
+    },
     check=lambda index, z, num_codes, mask: check_index("index", index, num_codes, mask),
 )

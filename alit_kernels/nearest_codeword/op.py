@@ -71,5 +71,8 @@ _nearest_codeword = Op(
     "nearest_codeword(Tensor z, Tensor codebook, str metric, str precision) -> Tensor",
     reference=_reference,
     fake=lambda z, codebook, metric, precision: z.new_empty(z.shape[0], dtype=torch.int64),
-    others={"cpp": "alit_kernels.nearest_codeword.cpp:nearest_codeword"},
+    others={
+        "cpp": "alit_kernels.nearest_codeword.cpp:nearest_codeword",
+        "triton": "alit_kernels.nearest_codeword.kernels:nearest_codeword",
+    },
 )

@@ -67,7 +67,10 @@ _soft_codebook = Op(
     "soft_codebook(Tensor logits, Tensor codebook, Tensor? target) -> (Tensor, Tensor, Tensor)",
     reference=reference.soft_codebook,
     fake=_fake,
-    others={"torch": "alit_kernels.soft_codebook.aten:soft_codebook"},
+    others={
+        "torch": "alit_kernels.soft_codebook.aten:soft_codebook",
+        "triton": "alit_kernels.soft_codebook.kernels:soft_codebook",
+    },
     check=_check,
 )
 _soft_codebook_backward = Op(
@@ -78,7 +81,10 @@ _soft_codebook_backward = Op(
         logits.new_empty(logits.shape),
         codebook.new_empty(codebook.shape),
     ),
-    others={"torch": "alit_kernels.soft_codebook.aten:soft_codebook_backward"},
+    others={
+        "torch": "alit_kernels.soft_codebook.aten:soft_codebook_backward",
+        "triton": "alit_kernels.soft_codebook.kernels:soft_codebook_backward",
+    },
 )
 
 

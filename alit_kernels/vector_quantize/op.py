@@ -94,7 +94,10 @@ _vector_quantize = Op(
     " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.vector_quantize,
     fake=_fake,
-    others={"cpp": "alit_kernels.vector_quantize.cpp:vector_quantize"},
+    others={
+        "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize",
+        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize",
+    },
 )
 _vector_quantize_backward = Op(
     "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
@@ -105,7 +108,10 @@ _vector_quantize_backward = Op(
         z.new_empty(z.shape),
         codebook.new_empty(codebook.shape),
     ),
-    others={"cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward"},
+    others={
+        "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward",
+        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize_backward",
+    },
 )
 
 

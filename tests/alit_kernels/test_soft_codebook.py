@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from alit_kernels import soft_codebook
-from alit_kernels.soft_codebook.cases import TEST_CASES, Case, make
+from alit_kernels.soft_codebook.cases import TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
+
+from .targets import Target, targets
+
+EVERYWHERE = pytest.mark.parametrize("target", targets("torch", "triton"))
 
 
 def written_out(logits: Tensor, codebook: Tensor, target: Tensor) -> list[Tensor]:
@@ -17,20 +25,50 @@ def written_out(logits: Tensor, codebook: Tensor, target: Tensor) -> list[Tensor
     return [p @ codebook, nll, p.gather(1, target[:, None])[:, 0]]
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("case", TEST_CASES)
-def test_forward_and_gradients(case: Case) -> None:
-    inputs = make(case)
-    weights = [torch.randn(t.shape) for t in written_out(*inputs)]
+def test_forward_and_gradients(case: Case, target: Target) -> None:
+    check_gradients(make(case, device=target.device), target)
 
-    def run(dtype: torch.dtype, function: object) -> list[Tensor]:
-        logits, codebook = (t.detach().clone().to(dtype).requires_grad_() for t in inputs[:2])
+
+@EVERYWHERE
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(70, 130, 40, spread=4.0), id="several tiles"),
+        pytest.param(Case(3, 5, 300), id="channels beyond a tile"),
+        pytest.param(Case(600, 3, 4), id="rows split"),
+    ],
+)
+def test_tiles(case: Case, target: Target) -> None:
+    check_gradients(make(case, device=target.device), target)
+
+
+@EVERYWHERE
+def test_strided_inputs(target: Target) -> None:
+    logits, codebook, true_code = make(Case(9, 20, 6), device=target.device)
+    wide = torch.cat([logits, logits], 1)[:, :20]
+    check_gradients(Inputs(wide, codebook.t().contiguous().t(), true_code), target)
+    check_gradients(Inputs(logits.t().contiguous().t(), codebook, true_code), target)
+    check_gradients(Inputs(logits[:1].expand(4, -1), codebook, true_code[:4]), target)
+
+
+def check_gradients(inputs: Inputs, where: Target) -> None:
+    """Results and gradients within budget of softmax written out."""
+    device = inputs.logits.device
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=generator).to(device) for t in written_out(*inputs)]
+
+    def run(dtype: torch.dtype, function: Callable[..., Any]) -> list[Tensor]:
+        logits, codebook = (t.detach().to(dtype).requires_grad_() for t in inputs[:2])
         outputs = list(function(logits, codebook, inputs.target))
-        sum((o * w.to(dtype)).sum() for o, w in zip(outputs, weights, strict=True)).backward()
-        return [*(o.detach() for o in outputs), logits.grad, codebook.grad]
+        total = sum((o * w.to(dtype)).sum() for o, w in zip(outputs, weights, strict=True))
+        gradients = torch.autograd.grad(total, (logits, codebook))
+        return [*(o.detach() for o in outputs), *gradients]
 
     names = ("code", "nll", "p_target", "gradient of logits", "gradient of codebook")
     results = (
-        run(torch.float32, soft_codebook),
+        run(torch.float32, partial(soft_codebook, implementation=where.implementation)),
         run(torch.float32, written_out),
         run(torch.float64, written_out),
     )
@@ -38,15 +76,65 @@ def test_forward_and_gradients(case: Case) -> None:
         assert_within_budget(ours, eager, exact, k=3 if "gradient" in name else 2, what=name)
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_half_precision(dtype: torch.dtype) -> None:
-    logits, codebook, target = make(Case(20, 40, 8), dtype=dtype)
-    result = soft_codebook(logits, codebook, target)
+def test_half_precision(dtype: torch.dtype, target: Target) -> None:
+    if target == Target("triton", "cpu") and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter has no bfloat16 product")
+    inputs = make(Case(20, 40, 8), dtype=dtype, device=target.device)
+    leaves = [t.detach().clone().requires_grad_() for t in inputs[:2]]
+    result = soft_codebook(*leaves, inputs.target, implementation=target.implementation)
     assert result.code.dtype == dtype and result.nll.dtype == result.p_target.dtype == torch.float32
-    exact = written_out(logits.double(), codebook.double(), target)
-    eager = written_out(logits.float(), codebook.float(), target)
-    for name, ours, e, x in zip(("code", "nll", "p_target"), result, eager, exact, strict=True):
-        assert_within_budget(ours, e.to(ours.dtype), x, what=name)
+    names = ("code", "nll", "p_target", "gradient of logits", "gradient of codebook")
+
+    def run(dtype: torch.dtype) -> list[Tensor]:
+        logits, codebook = (t.detach().to(dtype).requires_grad_() for t in inputs[:2])
+        outputs = written_out(logits, codebook, inputs.target)
+        gradients = torch.autograd.grad(sum(o.sum() for o in outputs), (logits, codebook))
+        return [*(o.detach() for o in outputs), *gradients]
+
+    ours = [
+        *(o.detach() for o in result),
+        *torch.autograd.grad(sum(o.sum() for o in result), leaves),
+    ]
+    for name, o, e, x in zip(names, ours, run(torch.float32), run(torch.float64), strict=True):
+        assert_within_budget(o, e.to(o.dtype), x, k=3 if "gradient" in name else 2, what=name)
+
+
+@EVERYWHERE
+def test_infinite_and_nan_logits(target: Target) -> None:
+    """Like the reference: a code at -inf has no probability; a row of -inf, or with NaN or +inf, gives NaN."""
+    nan, inf = torch.nan, torch.inf
+    logits = torch.tensor(
+        [[-inf, 1.0, 2.0], [-inf, -inf, -inf], [0.0, nan, 1.0], [inf, 0.0, 1.0], [5.0, -inf, -inf]]
+    )
+    true_code = torch.tensor([0, 1, 2, 1, 0])
+    codebook = torch.tensor([[1.0, -1.0], [2.0, 0.5], [0.0, 3.0]])
+
+    def run(implementation: str) -> list[Tensor]:
+        x, c = (t.to(target.device).requires_grad_() for t in (logits.clone(), codebook.clone()))
+        result = soft_codebook(x, c, true_code.to(target.device), implementation=implementation)
+        used = [0, 4]  # NaN in any row makes the codebook's whole gradient NaN
+        (gradient,) = torch.autograd.grad(result.code.sum() + result.nll[4:].sum(), x)
+        clean = soft_codebook(x[used], c, implementation=implementation).code.sum()
+        return [*(o.detach() for o in result), gradient, *torch.autograd.grad(clean, (x, c))]
+
+    for ours, expected in zip(run(target.implementation), run("reference"), strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@EVERYWHERE
+def test_gradient_is_deterministic(target: Target) -> None:
+    logits, codebook, true_code = make(Case(300, 20, 8), device=target.device)
+    leaves = (logits.requires_grad_(), codebook.requires_grad_())
+
+    def gradients() -> tuple[Tensor, ...]:
+        result = soft_codebook(*leaves, true_code, implementation=target.implementation)
+        return torch.autograd.grad(sum(o.sum() for o in result), leaves)
+
+    first = gradients()
+    for _ in range(2):
+        assert all(map(torch.equal, first, gradients()))
 
 
 def test_gradcheck() -> None:

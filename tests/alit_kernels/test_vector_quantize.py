@@ -20,7 +20,7 @@ from alit_kernels.vector_quantize.cases import TEST_CASES, Case, make
 from .targets import Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EVERYWHERE = pytest.mark.parametrize("target", targets("cpp"))
+EVERYWHERE = pytest.mark.parametrize("target", targets("cpp", "triton"))
 
 
 @EVERYWHERE

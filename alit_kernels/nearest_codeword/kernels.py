@@ -1,0 +1,326 @@
+"""Triton search for the nearest codeword. No N x K matrix: a program keeps the best codes of its rows in registers.
+
+```precision="ieee"`` takes direct differences, two float32 operations per element, no tensor core. A tensor core gives
+the expanded square |c|^2 - 2 z c, whose error grows with |z| |c| and not with the distance: at a common offset it can
+certify nothing, and everything would have to be searched again directly. At the small D this op is made for (12: 24
+operations per pair; comparing and remembering are five more) one direct pass is simple, and rounding analysis says how
+good it is: each term (z - c)^2 carries at most 3 roundings, a fused sum D, so a distance has relative error
+(D + 2) 2^-24.
+
+The pass also keeps the second least distance of each lane. A row is searched again in float64, where no square of a
+float32 over- or underflows, if another code is within twice that error (so exact ties take the lowest index), or if its
+least distance is infinite or below 2^-90 (unless it is 0 because z = c). On other data that is about one row in 10^5.
+
+Distances are compared as unsigned integers: they are not negative, so bits order as values do, and NaN of either
+sign is larger than infinity and never wins.
+
+``precision="tf32"`` and ``"bf16"`` take the expanded square on tensor cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._triton import TYPES, as_rows, cdiv, device_of
+from ..aot import Build
+from .reference import unit
+
+LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
+INFINITE, INFINITE_64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
+TINY = tl.constexpr(37 << 23)  # bits of 2^-90
+
+
+class Tile(NamedTuple):
+    """Rows of a program, codes of a thread, and whether the rows stay in registers (D unrolled)."""
+
+    rows: int
+    codes: int
+    unrolled: bool
+
+
+def tile(dim: int) -> Tile:
+    """Launch table of the direct search. Up to D = 16 all of z stays in registers; beyond, it streams through L1."""
+    return Tile(8, 1, True) if dim <= 16 else Tile(8, 2, False)
+
+
+@triton.jit
+def _scan(
+    b_z,
+    p_z,
+    p_codes,
+    step,
+    code_pitch,
+    end,
+    D: tl.constexpr,
+    UNROLLED: tl.constexpr,
+    BM: tl.constexpr,
+    BJ: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Bits of the least distance of each row over codes 0..end - 1, its index, and whether another comes close."""
+    o_code = tl.arange(0, BJ)[:, None] * BK + tl.arange(0, BK)[None, :]
+    p_codes += o_code.to(tl.int64) * step
+    b_best = tl.full([BM, BJ, BK], 0x7F800001, tl.uint32)  # above infinity, below every NaN
+    b_second = b_best
+    b_start = tl.zeros([BM, BJ, BK], tl.int32)
+    for start in range(0, end, BJ * BK):
+        b_distance = tl.zeros([BM, BJ, BK], tl.float32)
+        if UNROLLED:
+            for d in tl.static_range(D):
+                b_step = b_z[d] - tl.load(p_codes + d * code_pitch + start)[None, :]
+                b_distance += b_step * b_step
+        else:
+            for d in range(D):
+                b_row = tl.load(p_z + d).to(tl.float32)[:, None, None]
+                b_step = b_row - tl.load(p_codes + d * code_pitch + start)[None, :]
+                b_distance += b_step * b_step
+        b_bits = b_distance.to(tl.uint32, bitcast=True)
+        m_better = b_bits < b_best
+        b_second = tl.minimum(b_second, tl.maximum(b_bits, b_best))
+        b_best = tl.where(m_better, b_bits, b_best)
+        b_start = tl.where(m_better, start, b_start)
+    b_least = tl.min(tl.min(b_best, 1), 1)
+    b_index = tl.where(b_best == b_least[:, None, None], b_start + o_code[None, :], 0x7FFFFFFF)
+    # Twice the relative error of a distance, and some for the rounding of this product.
+    b_limit = b_least.to(tl.float32, bitcast=True) * (1 + (2 * D + 12) * 5.960464477539063e-08)
+    b_limit = b_limit.to(tl.uint32, bitcast=True)[:, None, None]
+    b_close = (b_best <= b_limit).to(tl.int32) + (b_second <= b_limit).to(tl.int32)
+    return b_least, tl.min(tl.min(b_index, 1), 1), tl.sum(tl.sum(b_close, 1), 1) > 1
+
+
+@triton.jit
+def _scan_exactly(
+    p_z,
+    p_codes,
+    step,
+    code_pitch,
+    end,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Bits of the least distance of each row in float64, and its lowest index."""
+    o_code = tl.arange(0, BK)
+    p_codes += o_code.to(tl.int64) * step
+    b_best = tl.full([BM, BK], 0x7FF0000000000001, tl.uint64)
+    b_start = tl.zeros([BM, BK], tl.int32)
+    for start in range(0, end, BK):
+        b_distance = tl.zeros([BM, BK], tl.float64)
+        for d in range(D):
+            b_row = tl.load(p_z + d).to(tl.float32).to(tl.float64)[:, None]
+            b_step = b_row - tl.load(p_codes + d * code_pitch + start).to(tl.float64)[None, :]
+            b_distance += b_step * b_step
+        b_bits = b_distance.to(tl.uint64, bitcast=True)
+        m_better = b_bits < b_best
+        b_best = tl.where(m_better, b_bits, b_best)
+        b_start = tl.where(m_better, start, b_start)
+    b_least = tl.min(b_best, 1)
+    b_index = tl.where(b_best == b_least[:, None], b_start + o_code[None, :], 0x7FFFFFFF)
+    return tl.where(b_least <= INFINITE_64, tl.min(b_index, 1), 0)
+
+
+@triton.jit
+def _apart(p_z, p_codes, code_pitch, D: tl.constexpr, BM: tl.constexpr):
+    """Whether rows differ from given codes in any channel."""
+    b_apart = tl.zeros([BM], tl.int32)
+    for d in range(D):
+        b_apart |= (tl.load(p_z + d).to(tl.float32) != tl.load(p_codes + d * code_pitch)).to(
+            tl.int32
+        )
+    return b_apart != 0
+
+
+@triton.jit(do_not_specialize=["rows", "step"])
+def _search(
+    p_z,
+    p_codes,
+    p_mask,
+    p_index,
+    rows,
+    z_pitch,
+    code_pitch,
+    step,
+    D: tl.constexpr,
+    UNROLLED: tl.constexpr,
+    MASKED: tl.constexpr,
+    BM: tl.constexpr,
+    BJ: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Index of the nearest code of BM rows.
+
+    p_codes is (D, code_pitch) float32, padded with NaN. ``step`` is 1, which the compiler must not know: it would load
+    codes four at a time and pass them through shared memory, with a barrier for each d.
+    """
+    code_pitch = code_pitch.to(tl.int64)
+    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    m_row = o_row < rows
+    p_z += tl.minimum(o_row, rows - 1) * z_pitch
+    if MASKED:
+        m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
+    b_z = ()
+    if UNROLLED:
+        for d in tl.static_range(D):
+            b_z = b_z + (tl.load(p_z + d).to(tl.float32)[:, None, None],)  # noqa: RUF005
+    end = code_pitch.to(tl.int32) * tl.max(
+        m_row.to(tl.int32), 0
+    )  # nothing to search where all are masked
+    b_least, b_index, m_contested = _scan(
+        b_z, p_z, p_codes, step, code_pitch, end, D, UNROLLED, BM, BJ, BK
+    )
+    b_index = tl.where(b_least <= INFINITE, b_index, 0)
+    m_uncertain = (b_least >= INFINITE) | (b_least < TINY)
+    if tl.max((m_row & (m_contested | m_uncertain)).to(tl.int32), 0) != 0:
+        m_uncertain &= _apart(p_z, p_codes + b_index, code_pitch, D, BM)
+        m_again = m_row & (m_contested | m_uncertain)
+        end *= tl.max(m_again.to(tl.int32), 0)
+        b_exact = _scan_exactly(p_z, p_codes, step, code_pitch, end, D, BM, BK)
+        b_index = tl.where(m_again, b_exact, b_index)
+    b_index = tl.where(m_row, b_index, 0)
+    tl.store(p_index + o_row, b_index.to(tl.int64), mask=o_row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "codes"])
+def _search_fast(
+    p_z,
+    p_codes,
+    p_half_norm,
+    p_mask,
+    p_index,
+    rows,
+    codes,
+    z_pitch,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """The same with |c|^2 / 2 - z c on tensor cores. p_codes is (K, D), contiguous, dtype of z."""
+    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    m_row = o_row < rows
+    if MASKED:
+        m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
+    o_dim, o_lane = tl.arange(0, BD), tl.arange(0, BK)
+    b_least = tl.full([BM], float("inf"), tl.float32)
+    b_index = tl.zeros([BM], tl.int32)
+    for start in range(0, codes * tl.max(m_row.to(tl.int32), 0), BK):
+        o_code = start + o_lane
+        m_code = o_code < codes
+        b_product = tl.zeros([BM, BK], tl.float32)
+        for first in range(0, D, BD):
+            m_dim = first + o_dim < D
+            p_tile = p_z + o_row[:, None] * z_pitch + first + o_dim[None, :]
+            b_z = tl.load(p_tile, mask=m_row[:, None] & m_dim[None, :], other=0.0)
+            p_tile = p_codes + o_code[:, None].to(tl.int64) * D + first + o_dim[None, :]
+            b_codes = tl.load(p_tile, mask=m_code[:, None] & m_dim[None, :], other=0.0)
+            b_product = tl.dot(b_z, b_codes.T, b_product, input_precision=PRECISION)
+        b_half_norm = tl.load(p_half_norm + o_code, mask=m_code, other=float("inf"))
+        b_score = b_half_norm[None, :] - b_product
+        b_score = tl.where(b_score == b_score, b_score, float("inf"))
+        b_tile_least = tl.min(b_score, 1)
+        b_tile_index = tl.min(tl.where(b_score == b_tile_least[:, None], o_code[None, :], codes), 1)
+        m_better = b_tile_least < b_least
+        b_least = tl.where(m_better, b_tile_least, b_least)
+        b_index = tl.where(m_better, b_tile_index, b_index)
+    tl.store(p_index + o_row, b_index.to(tl.int64), mask=o_row < rows)
+
+
+def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
+    """See :func:`alit_kernels.nearest_codeword`."""
+    if metric == "cosine":
+        z, codebook = unit(z), unit(codebook)
+    return search(z, codebook, precision)
+
+
+def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = None) -> Tensor:
+    """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
+
+    Eight neighbours ("tf32", "bf16": 128) that are all masked are not searched.
+    """
+    z = as_rows(z)
+    rows, dim = z.shape
+    index = torch.empty(rows, dtype=torch.int64, device=z.device)
+    if rows == 0:
+        return index
+    mask = None if mask is None else mask.contiguous()
+    with device_of(z):
+        if precision == "ieee":
+            bm, bj, unrolled = tile(dim)
+            codes = _transposed(codebook, bj * LANES)
+            _search[(cdiv(rows, bm),)](
+                z, codes, mask, index, rows, z.stride(0), codes.shape[1], 1,
+                dim, unrolled, mask is not None, bm, bj, LANES, num_warps=4, num_stages=1,
+            )  # fmt: skip
+            return index
+        if precision == "bf16" and z.dtype == torch.float32:
+            z, codebook = z.bfloat16(), codebook.bfloat16()
+        codebook = codebook.contiguous()
+        half_norm = codebook.float().square().sum(-1) / 2
+        _search_fast[(cdiv(rows, 128),)](
+            z, codebook, half_norm, mask, index, rows, len(codebook), z.stride(0),
+            dim, "tf32", mask is not None, 128, 128, fast_depth(dim), num_warps=8, num_stages=3,
+        )  # fmt: skip
+    return index
+
+
+def fast_depth(dim: int) -> int:
+    """Channels a tensor-core step takes; at least 16, at most 64."""
+    return max(16, min(64, triton.next_power_of_2(dim)))
+
+
+def _transposed(codebook: Tensor, multiple: int) -> Tensor:
+    """(D, K) float32, K padded with NaN to a multiple: NaN never wins, so the kernel needs no bounds check."""
+    codes, dim = codebook.shape
+    size = cdiv(codes, multiple) * multiple
+    result = codebook.new_full((dim, size), torch.nan, dtype=torch.float32)
+    result[:, :codes] = codebook.t()
+    return result
+
+
+def builds() -> Iterator[Build]:
+    pointers = ("p_z", "p_codes", "p_mask", "p_index")
+    sizes = {"rows": "i32", "z_pitch": "i32", "code_pitch": "i32", "step": "i32"}
+    for dim in (4, 8, 12, 16, 32, 64, 256):
+        for dtype, masked in (
+            (torch.float32, False),
+            (torch.float32, True),
+            (torch.bfloat16, True),
+        ):
+            bm, bj, unrolled = tile(dim)
+            constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "BM": bm, "BJ": bj}
+            types = (f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
+            yield Build(
+                _search,
+                f"d={dim} {TYPES[dtype]}{' masked' if masked else ''} M{bm} N{bj * LANES}",
+                dict(zip(pointers, types, strict=True)) | sizes,
+                constants | {"BK": LANES} | ({} if masked else {"p_mask": None}),
+                divisible=("p_z", "p_codes", "p_index", "code_pitch")
+                + (("p_mask",) if masked else ()),
+                num_stages=1,
+            )
+    fast = ("p_z", "p_codes", "p_half_norm", "p_mask", "p_index")
+    for dim in (12, 16, 64, 256):
+        for dtype in (torch.float32, torch.bfloat16):
+            types = (f"*{TYPES[dtype]}", f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
+            constants = {"D": dim, "PRECISION": "tf32", "MASKED": False, "BM": 128, "BK": 128}
+            yield Build(
+                _search_fast,
+                f"d={dim} {TYPES[dtype]} M128 N128",
+                dict(zip(fast, types, strict=True))
+                | dict.fromkeys(("rows", "codes", "z_pitch"), "i32"),
+                constants | {"BD": fast_depth(dim), "p_mask": None},
+                divisible=tuple(n for n in fast if n != "p_mask")
+                + (("z_pitch",) if dim % 16 == 0 else ()),
+                num_warps=8,
+                num_stages=3,
+                tensor_core=True,
+                wgmma=True,
+            )

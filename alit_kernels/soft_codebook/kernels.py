@@ -1,0 +1,353 @@
+"""Expected code in Triton: softmax and product in one pass over the logits; nothing of size (N, V) beside gradients.
+
+Forward: online softmax (Milakov and Gimelshein, 2018) with the product accumulated beside it. Backward, logits: a
+program takes its rows twice, first for maximum, sum and p . g, then for the gradient; the second reading finds them in
+cache, so memory sees each logit once. The first also stores maximum and sum, from which the codebook's gradient forms p
+again; its rows are split among programs, whose sums are added in a fixed order: no atomics.
+
+Above 256 channels of a codebook the forward and the codebook's gradient read the logits once for each 256.
+
+float32 products are three TF32 products of split operands ("tf32x3", relative error about 2^-21): plain float32
+products would spill, and TF32 alone misses the budget of DESIGN.md rule 11. bfloat16 and float16 codebooks multiply
+probabilities in their own type and accumulate in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._triton import TYPES, as_rows, cdiv, device_of
+from ..aot import Build
+
+#: Programs wanted for the codebook's gradient: its rows are split until there are as many, about two per multiprocessor.
+PROGRAMS = 256
+
+
+class Tile(NamedTuple):
+    """Rows, codes and channels of a step, warps, pipeline stages."""
+
+    rows: int
+    codes: int
+    channels: int
+    warps: int
+    stages: int
+
+
+def tile(channels: int, dtype: torch.dtype, kernel: str) -> Tile:
+    """Launch table by channels of the codebook, its dtype and kernel ("forward", "logits", "codebook")."""
+    width = max(16, min(256, triton.next_power_of_2(max(1, channels))))
+    wide = dtype == torch.float32
+    if kernel == "logits":
+        return Tile(64, 64, min(width, 32 if wide else 64), 4, 2)
+    warps, depth = 8 if width == 256 else 4, 32 if wide else 64
+    return (
+        Tile(64, depth, width, warps, 2)
+        if kernel == "forward"
+        else Tile(depth, 64, width, warps, 2)
+    )
+
+
+@triton.jit
+def _exp_from(b_x, b_max):
+    """exp(x - max) of rows, 0 where all of a row is -inf (its sum is then 0, and everything divided by it NaN)."""
+    return tl.exp(b_x - tl.where(b_max == float("-inf"), 0.0, b_max)[:, None])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _forward(
+    p_logits,
+    p_codebook,
+    p_target,
+    p_code,
+    p_nll,
+    p_p_target,
+    rows,
+    codes,
+    channels,
+    logits_pitch,
+    codebook_pitch,
+    TARGET: tl.constexpr,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """BM rows and BC channels of the code; the programs of the first channels also store nll and p_target."""
+    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    m_row, m_channel = o_row < rows, o_channel < channels
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    b_code = tl.zeros([BM, BC], tl.float32)
+    for start in range(0, codes, BV):
+        o_code = start + tl.arange(0, BV)
+        m_code = o_code < codes
+        p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
+        b_x = tl.load(p_tile, mask=m_row[:, None] & m_code[None, :], other=float("-inf"))
+        b_x = b_x.to(tl.float32)
+        p_tile = p_codebook + o_code[:, None].to(tl.int64) * codebook_pitch + o_channel[None, :]
+        b_codes = tl.load(p_tile, mask=m_code[:, None] & m_channel[None, :], other=0.0)
+        b_new = tl.maximum(b_max, tl.max(b_x, 1))
+        b_p = _exp_from(b_x, b_new)
+        b_shrink = tl.exp(b_max - tl.where(b_new == float("-inf"), 0.0, b_new))
+        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        b_code *= b_shrink[:, None]
+        b_code = tl.dot(b_p.to(b_codes.dtype), b_codes, b_code, input_precision="tf32x3")
+        b_max = b_new
+    b_code = (b_code / b_sum[:, None]).to(p_code.dtype.element_ty)
+    p_tile = p_code + o_row[:, None] * channels + o_channel[None, :]
+    tl.store(p_tile, b_code, mask=m_row[:, None] & m_channel[None, :])
+    if TARGET:
+        m_row &= tl.program_id(1) == 0
+        o_target = tl.load(p_target + o_row, mask=m_row, other=0)
+        b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_row, other=0.0)
+        b_nll = tl.log(b_sum) - (b_true.to(tl.float32) - b_max)
+        tl.store(p_nll + o_row, b_nll, mask=m_row)
+        tl.store(p_p_target + o_row, tl.exp(-b_nll), mask=m_row)
+
+
+@triton.jit
+def _logits_and_grad_p(
+    p_logits,
+    p_codebook,
+    p_grad_code,
+    o_row,
+    o_code,
+    m_row,
+    codes,
+    channels,
+    logits_pitch,
+    codebook_pitch,
+    grad_pitch,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """A tile of logits, -inf outside, and of grad_code @ codebook^T."""
+    m_code = o_code < codes
+    b_grad_p = tl.zeros([BM, BV], tl.float32)
+    for first in range(0, channels, BC):
+        o_channel = first + tl.arange(0, BC)
+        m_channel = (o_channel < channels)[None, :]
+        p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
+        b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel, other=0.0)
+        p_tile = p_codebook + o_code[:, None].to(tl.int64) * codebook_pitch + o_channel[None, :]
+        b_codes = tl.load(p_tile, mask=m_code[:, None] & m_channel, other=0.0)
+        b_grad_p = tl.dot(b_grad, b_codes.T, b_grad_p, input_precision="tf32x3")
+    p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
+    b_x = tl.load(p_tile, mask=m_row[:, None] & m_code[None, :], other=float("-inf"))
+    return b_x.to(tl.float32), b_grad_p
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _grad_logits(
+    p_logits,
+    p_codebook,
+    p_target,
+    p_grad_code,
+    p_grad_nll,
+    p_grad_p_target,
+    p_max,
+    p_sum,
+    p_result,
+    rows,
+    codes,
+    channels,
+    logits_pitch,
+    codebook_pitch,
+    grad_pitch,
+    TARGET: tl.constexpr,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """p (g - p . g + w) - w onehot, with g = grad_code @ codebook^T and w = dnll - p_target dp_target."""
+    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    m_row = o_row < rows
+    b_max = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    b_mean = tl.zeros([BM], tl.float32)
+    for start in range(0, codes, BV):
+        b_x, b_grad_p = _logits_and_grad_p(
+            p_logits, p_codebook, p_grad_code, o_row, start + tl.arange(0, BV), m_row, codes,
+            channels, logits_pitch, codebook_pitch, grad_pitch, BM, BV, BC,
+        )  # fmt: skip
+        b_new = tl.maximum(b_max, tl.max(b_x, 1))
+        b_p = _exp_from(b_x, b_new)
+        b_shrink = tl.exp(b_max - tl.where(b_new == float("-inf"), 0.0, b_new))
+        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        b_mean = b_mean * b_shrink + tl.sum(b_p * b_grad_p, 1)
+        b_max = b_new
+    tl.store(p_max + o_row, b_max, mask=m_row)
+    tl.store(p_sum + o_row, b_sum, mask=m_row)
+    b_shift = b_mean / b_sum
+    o_target = tl.full([BM], -1, tl.int64)
+    b_weight = tl.zeros([BM], tl.float32)
+    if TARGET:
+        o_target = tl.load(p_target + o_row, mask=m_row, other=0)
+        b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_row, other=0.0)
+        b_p_target = tl.exp(b_true.to(tl.float32) - b_max) / b_sum
+        b_weight = tl.load(p_grad_nll + o_row, mask=m_row, other=0.0)
+        b_weight -= b_p_target * tl.load(p_grad_p_target + o_row, mask=m_row, other=0.0)
+        b_shift -= b_weight
+    for start in range(0, codes, BV):
+        o_code = start + tl.arange(0, BV)
+        b_x, b_grad_p = _logits_and_grad_p(
+            p_logits, p_codebook, p_grad_code, o_row, o_code, m_row, codes,
+            channels, logits_pitch, codebook_pitch, grad_pitch, BM, BV, BC,
+        )  # fmt: skip
+        b_p = _exp_from(b_x, b_max) / b_sum[:, None]
+        b_grad = b_p * (b_grad_p - b_shift[:, None])
+        if TARGET:
+            m_target = o_code[None, :] == o_target[:, None]
+            b_grad = tl.where(m_target, b_grad - b_weight[:, None], b_grad)
+        p_tile = p_result + o_row[:, None] * codes + o_code[None, :]
+        b_grad = b_grad.to(p_result.dtype.element_ty)
+        tl.store(p_tile, b_grad, mask=m_row[:, None] & (o_code < codes)[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "split"])
+def _grad_codebook(
+    p_logits,
+    p_grad_code,
+    p_max,
+    p_sum,
+    p_partial,
+    rows,
+    codes,
+    channels,
+    logits_pitch,
+    grad_pitch,
+    split,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """p^T grad_code over ``split`` rows (a multiple of BM), for BV codes and BC channels."""
+    o_code = tl.program_id(0) * BV + tl.arange(0, BV)
+    o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    part = tl.program_id(2).to(tl.int64)
+    m_code, m_channel = o_code < codes, o_channel < channels
+    b_result = tl.zeros([BV, BC], tl.float32)
+    first = part * split
+    for start in range(0, tl.minimum(split, rows - first), BM):
+        o_row = first + start + tl.arange(0, BM)
+        m_row = o_row < rows
+        p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
+        b_x = tl.load(p_tile, mask=m_row[:, None] & m_code[None, :], other=float("-inf"))
+        b_max = tl.load(p_max + o_row, mask=m_row, other=0.0)
+        b_sum = tl.load(p_sum + o_row, mask=m_row, other=1.0)
+        b_p = _exp_from(b_x.to(tl.float32), b_max) / b_sum[:, None]
+        p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
+        b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel[None, :], other=0.0)
+        b_p = tl.trans(b_p.to(b_grad.dtype))
+        b_result = tl.dot(b_p, b_grad, b_result, input_precision="tf32x3")
+    p_tile = p_partial + (part * codes + o_code[:, None]) * channels + o_channel[None, :]
+    tl.store(p_tile, b_result, mask=m_code[:, None] & m_channel[None, :])
+
+
+def soft_codebook(
+    logits: Tensor, codebook: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`alit_kernels.soft_codebook`."""
+    logits, codebook = as_rows(logits), as_rows(codebook)
+    (rows, codes), channels = logits.shape, codebook.shape[1]
+    code = torch.empty(rows, channels, dtype=codebook.dtype, device=logits.device)
+    size = 0 if target is None else rows
+    nll, p_target = (torch.empty(size, dtype=torch.float32, device=logits.device) for _ in range(2))
+    bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "forward")
+    with device_of(logits):
+        if rows:
+            _forward[(cdiv(rows, bm), max(1, cdiv(channels, bc)))](
+                logits, codebook, None if target is None else target.contiguous(),
+                code, nll, p_target, rows, codes, channels, logits.stride(0), codebook.stride(0),
+                target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
+            )  # fmt: skip
+    return code, nll, p_target
+
+
+def soft_codebook_backward(
+    grad_code: Tensor,
+    grad_nll: Tensor,
+    grad_p_target: Tensor,
+    logits: Tensor,
+    codebook: Tensor,
+    target: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See the reference for the formulas."""
+    logits, codebook = as_rows(logits), as_rows(codebook)
+    grad_code = as_rows(grad_code.to(codebook.dtype))
+    (rows, codes), channels = logits.shape, codebook.shape[1]
+    grad_logits = torch.empty(rows, codes, dtype=logits.dtype, device=logits.device)
+    if rows == 0:
+        return grad_logits, torch.zeros_like(codebook)
+    maximum, total = (
+        torch.empty(rows, dtype=torch.float32, device=logits.device) for _ in range(2)
+    )
+    with device_of(logits):
+        bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "logits")
+        _grad_logits[(cdiv(rows, bm),)](
+            logits, codebook, None if target is None else target.contiguous(), grad_code,
+            grad_nll.contiguous(), grad_p_target.contiguous(), maximum, total, grad_logits,
+            rows, codes, channels, logits.stride(0), codebook.stride(0), grad_code.stride(0),
+            target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "codebook")
+        tiles = (cdiv(codes, bv), max(1, cdiv(channels, bc)))
+        wanted = max(1, PROGRAMS // (tiles[0] * tiles[1]))
+        split = cdiv(cdiv(rows, wanted), bm) * bm
+        parts = cdiv(rows, split)
+        partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
+        _grad_codebook[(*tiles, parts)](
+            logits, grad_code, maximum, total, partial, rows, codes, channels, logits.stride(0),
+            grad_code.stride(0), split, bm, bv, bc, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+    return grad_logits, partial.sum(0).to(codebook.dtype)
+
+
+def builds() -> Iterator[Build]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels in (16, 64, 256):
+            yield from _builds(channels, dtype)
+
+
+def _builds(channels: int, dtype: torch.dtype) -> Iterator[Build]:
+    element, label = f"*{TYPES[dtype]}", f"c={channels} {TYPES[dtype]}"
+    sizes = dict.fromkeys(("rows", "codes", "channels", "logits_pitch"), "i32")
+    forward = {"p_logits": element, "p_codebook": element, "p_target": "*i64", "p_code": element}
+    forward |= {"p_nll": "*fp32", "p_p_target": "*fp32"}
+    logits = {
+        "p_logits": element,
+        "p_codebook": element,
+        "p_target": "*i64",
+        "p_grad_code": element,
+    }
+    logits |= dict.fromkeys(("p_grad_nll", "p_grad_p_target", "p_max", "p_sum"), "*fp32")
+    logits |= {"p_result": element}
+    codebook = {"p_logits": element, "p_grad_code": element}
+    codebook |= dict.fromkeys(("p_max", "p_sum", "p_partial"), "*fp32")
+    for kernel, name, pointers, more in (
+        (_forward, "forward", forward, ("codebook_pitch",)),
+        (_grad_logits, "logits", logits, ("codebook_pitch", "grad_pitch")),
+        (_grad_codebook, "codebook", codebook, ("grad_pitch", "split")),
+    ):
+        size = tile(channels, dtype, name)
+        constants = {"BM": size.rows, "BV": size.codes, "BC": size.channels}
+        signature = pointers | sizes | dict.fromkeys(more, "i32")
+        unknown = ("rows", "split")
+        yield Build(
+            kernel,
+            f"{label} M{size.rows} N{size.codes} C{size.channels}",
+            signature,
+            constants | ({} if name == "codebook" else {"TARGET": True}),
+            divisible=tuple(argument for argument in signature if argument not in unknown),
+            num_warps=size.warps,
+            num_stages=size.stages,
+            tensor_core=True,
+            wgmma=dtype != torch.float32,
+        )

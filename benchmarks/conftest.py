@@ -1,0 +1,70 @@
+"""``pytest benchmarks``: options, pinned threads, and the fixture that runs a contest and reports its contenders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from .contest import DEVICE, REPLAY, Absent, Contest, ceilings
+from .timing import machine
+
+THREADS = 2
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="small shapes, few rounds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(THREADS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=REPLAY))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    machine_info["alit"] = machine() | {"device": DEVICE, "ceilings": ceilings()}
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def _contests() -> dict[str, Contest]:
+    return {}
+
+
+@pytest.fixture
+def race(
+    benchmark: Any, quick: bool, _contests: dict[str, Contest]
+) -> Callable[[str, str, Callable[[], Contest]], None]:
+    """``race(group, name, make)``: make the contest of ``group`` once, and report its contender ``name``."""
+
+    def report(group: str, name: str, make: Callable[[], Contest]) -> None:
+        if group not in _contests:
+            _contests.clear()  # inputs of the case before are not needed any more
+            _contests[group] = make()
+            _contests[group].run(rounds=3 if quick else 9)
+        contest = _contests[group]
+        failure = contest.failures.get(name)
+        if isinstance(failure, Absent):
+            pytest.skip(f"{name} is absent: {failure}")
+        if failure is not None:
+            raise failure
+        samples = iter(contest.samples[name])
+        benchmark.group = group
+        benchmark.extra_info.update(contest.info(name))
+        benchmark.pedantic(
+            lambda: None,
+            setup=lambda: REPLAY.load(next(samples)),
+            rounds=len(contest.samples[name]),
+        )
+
+    return report

@@ -1,0 +1,113 @@
+"""A contest: several ways to compute one thing, verified, then timed in turns, each reported as its own benchmark."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from .timing import peak_megabytes, samples_in_turns, take_turns
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Absent(Exception):
+    """Raised by a contender that cannot run here; its message says what is missing."""
+
+
+class Work(NamedTuple):
+    """What a case has to do, whoever does it: bytes that must move and floating-point operations on true rows."""
+
+    bytes: int = 0
+    flops: int = 0
+
+
+@dataclass
+class Contest:
+    """One case and its contenders.
+
+    Attributes:
+        prepare: name -> function that returns the call to time, or raises :class:`Absent`.
+        verify: takes what a contender returned; raises ``AssertionError`` where it is wrong.
+        work: of one call.
+    """
+
+    prepare: Mapping[str, Callable[[], Callable[[], Any]]]
+    verify: Callable[[Any], None]
+    work: Work
+    calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def run(self, rounds: int) -> None:
+        """Verify every contender, then time those that are right."""
+        for name, prepare in self.prepare.items():
+            try:
+                call = prepare()
+                self.verify(call())
+            except (Absent, AssertionError) as error:
+                self.failures[name] = error
+            else:
+                self.calls[name] = call
+        self.samples = samples_in_turns(self.calls, rounds=rounds, warmup=2)
+
+    def info(self, name: str) -> dict[str, Any]:
+        """What the report needs beside the times."""
+        seconds = sorted(self.samples[name])[len(self.samples[name]) // 2]
+        ceiling = ceilings()
+        rates = {
+            "gigabytes_per_second": self.work.bytes / seconds / 1e9,
+            "gigaflops": self.work.flops / seconds / 1e9,
+        }
+        return {
+            "contender": name,
+            "bytes": self.work.bytes,
+            "flops": self.work.flops,
+            **rates,
+            "percent_of_copy": 100 * rates["gigabytes_per_second"] / ceiling["copy_gigabytes"],
+            "percent_of_matmul": 100 * rates["gigaflops"] / ceiling["matmul_gigaflops"],
+            "peak_megabytes": peak_megabytes(self.calls[name]),
+        }
+
+
+@functools.cache
+def ceilings() -> dict[str, float]:
+    """What this machine reaches in a large copy and a large float32 matrix product (bf16 on a GPU), measured once."""
+    gpu = DEVICE == "cuda"
+    source = torch.empty(2**30 if gpu else 2**26, dtype=torch.int8, device=DEVICE).zero_()
+    size = 8192 if gpu else 1024
+    factor = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16 if gpu else torch.float32)
+    target = torch.empty_like(source)
+    seconds = take_turns(
+        {"copy": lambda: target.copy_(source), "matmul": lambda: factor @ factor}, rounds=9
+    )
+    return {
+        "copy_gigabytes": 2 * source.numel() / seconds["copy"] / 1e9,
+        "matmul_gigaflops": 2 * size**3 / seconds["matmul"] / 1e9,
+    }
+
+
+class Replay:
+    """The clock given to pytest-benchmark: it plays back times taken in turns, so that tables and files show them."""
+
+    def __init__(self) -> None:
+        self._sample: float | None = None
+        self._started = False
+
+    def load(self, seconds: float) -> None:
+        self._sample, self._started = seconds, False
+
+    def __call__(self) -> float:
+        if self._sample is None:
+            return time.perf_counter()
+        if self._started:
+            return self._sample
+        self._started = True
+        return 0.0
+
+
+REPLAY = Replay()

@@ -1,0 +1,62 @@
+"""Expected code, negative log-likelihood and true-code probability: forward and backward, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from alit_kernels import soft_codebook
+from alit_kernels.soft_codebook.cases import BENCHMARK_CASES, Case, make
+
+from . import peers
+from .contest import DEVICE, Contest, Work
+
+QUICK = Case(512, 256, 64)
+Parts = tuple[Tensor, ...]
+
+
+def eager(logits: Tensor, codebook: Tensor, target: Tensor) -> Parts:
+    """As it is commonly written: a softmax for the code, another inside the cross-entropy, a third for halting."""
+    code = logits.softmax(-1) @ codebook
+    nll = cross_entropy(logits, target, reduction="none")
+    return code, nll, logits.softmax(-1).gather(1, target[:, None])[:, 0]
+
+
+CONTENDERS: dict[str, Callable[[], Callable[..., Parts]]] = {
+    "ours": lambda: soft_codebook,
+    "eager": lambda: eager,
+    "torch.compile": lambda: peers.compiled(eager),
+}
+
+
+def contest(case: Case) -> Contest:
+    logits, codebook, target = make(case, device=DEVICE)
+    leaves = (logits.requires_grad_(), codebook.requires_grad_())
+    weights = torch.randn(case.rows, case.channels, device=DEVICE)
+
+    def step(function: Callable[..., Parts]) -> Parts:
+        code, nll, p_target = function(*leaves, target)
+        loss = (code * weights).sum() + nll.sum()
+        return (*torch.autograd.grad(loss, leaves), p_target.detach())
+
+    expected = step(eager)
+    return Contest(
+        {n: lambda f=f: partial(step, f()) for n, f in CONTENDERS.items()},
+        lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4),
+        Work(
+            4 * (3 * logits.numel() + 2 * codebook.numel() + 3 * weights.numel()),
+            6 * case.rows * case.codes * case.channels,
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_soft_codebook_step(name: str, race: Callable, quick: bool) -> None:
+    case = QUICK if quick else BENCHMARK_CASES[0]
+    group = f"soft_codebook step {case.rows} x {case.codes} x {case.channels}"
+    race(group, name, lambda: contest(case))

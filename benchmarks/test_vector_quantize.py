@@ -1,0 +1,86 @@
+"""A quantizer's training step, forward and backward, cosine metric, learned codebook, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit_kernels.nn import VectorQuantizer
+from alit_kernels.vector_quantize.cases import Case, make
+
+from . import peers
+from .contest import DEVICE, Contest, Work
+from .vector_quantize import STEP, eager_step
+
+QUICK = Case(4 * 256, 512, 12)
+Step = Callable[[], tuple[Tensor, ...]]
+
+
+def ours(z: Tensor, codebook: Tensor) -> Step:
+    module = VectorQuantizer(*codebook.shape, metric="cosine").to(z.device)
+    module.embedding.weight = torch.nn.Parameter(codebook.detach().clone())
+
+    def step() -> tuple[Tensor, ...]:
+        result = module(z)
+        loss = result.loss + result.quantized.square().mean()
+        return torch.autograd.grad(loss, (z, module.embedding.weight))
+
+    return step
+
+
+def eager(z: Tensor, codebook: Tensor, with_one_hot: bool) -> Step:
+    return lambda: torch.autograd.grad(eager_step(z, codebook, with_one_hot), (z, codebook))
+
+
+def compiled(z: Tensor, codebook: Tensor) -> Step:
+    step = peers.compiled(eager_step)
+    return lambda: torch.autograd.grad(step(z, codebook, False), (z, codebook))
+
+
+def library(z: Tensor, codebook: Tensor) -> Step:
+    quantize = peers.vector_quantize_pytorch(codebook, "cosine")
+
+    def step() -> tuple[Tensor, ...]:
+        quantized, loss = quantize(z)
+        return torch.autograd.grad(loss + quantized.square().mean(), (z,))
+
+    return step
+
+
+CONTENDERS: dict[str, Callable[[Tensor, Tensor], Step]] = {
+    "ours": ours,
+    "eager, one-hot": lambda z, codebook: eager(z, codebook, True),
+    "eager, gather": lambda z, codebook: eager(z, codebook, False),
+    "torch.compile": compiled,
+    "vector-quantize-pytorch": library,
+}
+
+
+def contest(case: Case) -> Contest:
+    z, codebook, _ = make(case, device=DEVICE)
+    z = z.view(-1, 256, case.dim).requires_grad_()
+    codebook.requires_grad_()
+    expected = eager(z, codebook, False)()
+
+    def verify(gradients: tuple[Tensor, ...]) -> None:
+        # The library weighs its losses otherwise: of its gradient only the shape and that it is finite can be held.
+        if len(gradients) == 1:
+            assert gradients[0].shape == z.shape and bool(gradients[0].isfinite().all())
+            return
+        torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-7)
+
+    return Contest(
+        {n: lambda prepare=prepare: prepare(z, codebook) for n, prepare in CONTENDERS.items()},
+        verify,
+        Work(4 * (3 * z.numel() + 2 * codebook.numel()), 2 * case.vectors * case.codes * case.dim),
+    )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_vector_quantizer_step(name: str, race: Callable, quick: bool) -> None:
+    case = QUICK if quick else STEP
+    group = f"VectorQuantizer step {case.vectors} x {case.codes} x {case.dim}"
+    race(group, name, lambda: contest(case))
