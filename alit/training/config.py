@@ -40,7 +40,8 @@ class TrainingConfig:
     Attributes:
         data: folder of pictures, or a pattern of WebDataset shards such as ``shards/train-{000..099}.tar``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.
-        model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``.
+        model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
+            ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
         stage: 1 predicts base tokens, base tokenizer frozen; 2 trains on pixels.

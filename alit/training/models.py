@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
-from ..config import AdaptiveTokenizerConfig
+from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
@@ -40,21 +40,30 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
         options["base"] = base_config.base
         prefix = "base_tokenizer."
         base_state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    if isinstance(options.get("image_size"), list):
-        options["image_size"] = tuple(options["image_size"])
-    try:
-        described = AdaptiveTokenizerConfig.of_size(options.pop("size"), **options)
-    except TypeError as error:
-        raise ValueError(f"model: {error}") from error
-    model = AdaptiveTokenizer(described)
+    model = AdaptiveTokenizer(_described(options))
     if config.base_from is not None:
         model_file.load_state(model.base_tokenizer, base_state)
     elif any(True for _ in model.base_tokenizer.parameters()):
         raise ValueError(
-            f"model: a {described.base.kind} base tokenizer has weights; expected base_from or start_from, a model file"
+            f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model file"
             " to take them from, or base dct, which has none"
         )
     return model
+
+
+def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
+    """``of_size`` with plain values, as YAML has them, in place of tuples and dataclasses."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        for name in ("encoder", "decoder"):
+            if isinstance(values.get(name), dict):
+                values[name] = TransformerConfig(**values[name])
+        if isinstance(values.get("base"), dict):
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values["base"].items()}
+            values["base"] = BASES[fields.pop("kind")](**fields)
+        return AdaptiveTokenizerConfig.of_size(values.pop("size"), **values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"model: {error}") from error
 
 
 def averaged_state(stage: Stage1) -> dict[str, Tensor]:

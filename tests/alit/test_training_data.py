@@ -6,6 +6,7 @@ import io
 import itertools
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ from alit.training.pictures import (
 from alit.training.shards import ShardBatches, ShardStream
 
 from .models import model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to waking a second thread than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def grey(level: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
