@@ -45,8 +45,8 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
         model_file.load_state(model.base_tokenizer, base_state)
     elif any(True for _ in model.base_tokenizer.parameters()):
         raise ValueError(
-            f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model file"
-            " to take them from, or base dct, which has none"
+            f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
+            " file to take them from, or base dct, which has none"
         )
     return model
 
