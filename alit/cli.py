@@ -10,11 +10,15 @@ from rich.console import Console
 
 from . import checkpoint
 from .config import SIZES
+from .evaluation.command import evaluate
 from .tokenizer import AdaptiveTokenizer
+from .training.command import train
 
 app = typer.Typer(
     help="Adaptive-length image tokenization.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+app.command()(train)
+app.command()(evaluate)
 console = Console()
 
 

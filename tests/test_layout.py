@@ -13,7 +13,7 @@ RANKS = {
     "alit.cli": 9,
     "alit.demo": 8,
     "alit.training": 7,
-    "alit.evaluation": 6,
+    "alit.evaluation": 7,
     "alit.losses": 6,
     "alit.tokenizer": 5,
     "alit.rollout": 4,

@@ -1,4 +1,4 @@
-"""The baseline every tokenizer has to beat: a small picture of as many bits, enlarged."""
+"""The baseline that a tokenizer has to beat: a small picture of as many bits, enlarged."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-#: Levels per channel that a thumbnail may have, in bits.
-DEPTHS = (4,)
-
 
 def thumbnail_side(bits: float, depth: int = 4) -> int:
-    """Side of the square RGB picture with ``depth`` bits per channel that fits into ``bits``."""
+    """Side of the largest square RGB picture with ``depth`` bits per channel that fits into ``bits``; at least 1."""
     return max(1, math.isqrt(int(bits // (3 * depth))))
 
 
@@ -25,6 +22,5 @@ def thumbnail(images: Tensor, bits: float, *, depth: int = 4) -> Tensor:
         bits: per picture; n tokens of a codebook of K have n log2 K.
     """
     side, levels = thumbnail_side(bits, depth), 2**depth - 1
-    small = adaptive_avg_pool2d(images, (side, side))
-    rounded = torch.round(small * levels) / levels
-    return interpolate(rounded, size=images.shape[2:], mode="bilinear", align_corners=False).clamp(0, 1)
+    small = torch.round(adaptive_avg_pool2d(images, (side, side)) * levels) / levels
+    return interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)

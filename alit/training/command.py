@@ -19,9 +19,7 @@ def train(
         str | None, typer.Option(help="Folder of pictures, or shards: 'x-{000..099}.tar'.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="nano, tiny, small, base or semilarge.")
-    ] = None,
+    size: Annotated[str | None, typer.Option(help="nano, tiny, small, base or semilarge.")] = None,
     base: Annotated[str | None, typer.Option(help="Base tokenizer: dct, vqgan or vae.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
@@ -30,7 +28,8 @@ def train(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Any field of alit.training.TrainingConfig, such as --set precision=float32."
+            "--set",
+            help="Any field of alit.training.TrainingConfig, such as --set precision=float32.",
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
@@ -83,17 +82,23 @@ def train(
     console.print(f"{Path(described.output) / 'model.safetensors'}: after {result.steps} steps")
     if result.unreadable:
         shown = "\n  ".join(result.unreadable[:10])
-        console.print(f"{len(result.unreadable)} files could not be read and were skipped:\n  {shown}")
+        console.print(
+            f"{len(result.unreadable)} files could not be read and were skipped:\n  {shown}"
+        )
 
 
 def _assignment(text: str) -> tuple[str, Any]:
     """``name=value``, the value as YAML."""
-    from omegaconf import OmegaConf
-
+    try:
+        from omegaconf import OmegaConf
+    except ModuleNotFoundError as error:
+        raise ValueError("--set needs omegaconf: pip install 'alit[train]'") from error
     if "=" not in text:
         raise ValueError(f"--set: expected name=value, got {text!r}")
     name = text.partition("=")[0]
-    return name, OmegaConf.to_container(OmegaConf.from_dotlist([text]))[name]  # type: ignore[index]
+    values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+    assert isinstance(values, dict)
+    return name, values[name]
 
 
 def _run_with_progress(

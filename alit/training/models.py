@@ -59,8 +59,10 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
             if isinstance(values.get(name), dict):
                 values[name] = TransformerConfig(**values[name])
         if isinstance(values.get("base"), dict):
-            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values["base"].items()}
-            values["base"] = BASES[fields.pop("kind")](**fields)
+            fields: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values["base"].items()
+            }
+            values["base"] = BASES[str(fields.pop("kind"))](**fields)
         return AdaptiveTokenizerConfig.of_size(values.pop("size"), **values)
     except (TypeError, KeyError) as error:
         raise ValueError(f"model: {error}") from error

@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..images import list_images
+
 #: What PIL raises on files that are damaged, truncated, or no pictures.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -122,19 +124,6 @@ class ImageTensor:
     def load(self, index: int, random: np.random.Generator) -> Tensor:
         image = self.images[index]
         return image.flip(2) if self.flip and random.random() < 0.5 else image
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Files with the suffix of a picture in a folder and the folders in it, sorted."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise OSError(f"{folder}: not a folder")
-    next(folder.iterdir(), None)  # rglob passes over a folder that cannot be read; this raises
-    suffixes = Image.registered_extensions()
-    files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in suffixes and x.is_file())
-    if not files:
-        raise ValueError(f"{folder}: no pictures in it")
-    return files
 
 
 def augmented(
