@@ -1,4 +1,4 @@
-"""What a training run does: one flat dataclass, from YAML or Python."""
+"""What a stage-1 training run does: one flat dataclass, from YAML or Python."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 CHOICES = {
-    "stage": (1, 2),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
-    "perceptual": ("lpips", "off"),
-    "discriminators": ("per_iteration", "shared", "off"),
 }
 
 #: A resumed run may change these: they alter no result.
@@ -44,12 +41,11 @@ class TrainingConfig:
             ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
-        stage: 1 predicts base tokens, base tokenizer frozen; 2 trains on pixels.
         steps: optimiser steps. The learning rate follows their fraction.
         seconds: end of the run by the clock, if that comes first (one process only; never the same twice).
         batch_size: pictures of an optimiser step, over all processes and accumulated parts.
         accumulate: parts in which each process computes its share of the batch, one after another.
-        learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256.
+        learning_rate: at its peak; None: as published, 1.5e-4 times batch_size / 256.
         warmup: fraction of the run in which the learning rate rises linearly; then it falls to 0 as a cosine.
         weight_decay: of linear and convolution weights; embeddings, norms, biases and codebook have none.
         betas, clip: of AdamW, and the largest gradient norm.
@@ -73,7 +69,6 @@ class TrainingConfig:
         log_every, picture_every, checkpoint_every: steps between lines of the log, pictures, checkpoints.
         keep: newest checkpoints that stay.
         tensorboard: write scalars and pictures for TensorBoard.
-        perceptual, discriminators, train_base, gan_start, gan_weights: of stage 2, see :mod:`alit.training.stage2`.
 
     Raises:
         ValueError: a value out of range.
@@ -84,7 +79,6 @@ class TrainingConfig:
     model: dict[str, Any] = field(default_factory=lambda: {"size": "nano", "base": "dct"})
     start_from: str | None = None
     base_from: str | None = None
-    stage: int = 1
     steps: int = 10_000
     seconds: float | None = None
     batch_size: int = 8
@@ -112,11 +106,6 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep: int = 2
     tensorboard: bool = True
-    perceptual: str = "lpips"
-    discriminators: str = "per_iteration"
-    train_base: bool = True
-    gan_start: tuple[float, float] = (0.1, 0.5)
-    gan_weights: tuple[float, float] = (0.2, 0.8)
 
     def __post_init__(self) -> None:
         for name in (
@@ -146,7 +135,7 @@ class TrainingConfig:
     def peak_learning_rate(self) -> float:
         if self.learning_rate is not None:
             return self.learning_rate
-        return (1.5e-4 if self.stage == 1 else 1e-4) * self.batch_size / 256
+        return 1.5e-4 * self.batch_size / 256
 
     @classmethod
     def from_mapping(cls, fields: dict[str, Any]) -> TrainingConfig:
@@ -173,8 +162,7 @@ class TrainingConfig:
             if not type(error).__module__.startswith("omegaconf"):
                 raise
             raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
-        for name in ("betas", "gan_start", "gan_weights"):
-            values[name] = tuple(values[name])
+        values["betas"] = tuple(values["betas"])
         return cls(**{**values, "model": dict(model)})
 
     @classmethod

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,13 +101,16 @@ def distributed(
         return module
     if own.count == 1:
         return module
+    # Buffers are the quantizer's, which sums its own statistics; torch 2.13 renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     # A rollout that is cut short leaves parameters without a gradient, in every process the same ones.
     return DistributedDataParallel(
         module,
         device_ids=[own.device] if own.device.type == "cuda" else None,
-        broadcast_buffers=False,
         find_unused_parameters=True,
         gradient_as_bucket_view=True,
+        **buffers,
     )
 
 

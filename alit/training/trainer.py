@@ -1,4 +1,4 @@
-"""The training loop of both stages: batches in, steps, log, checkpoints; it stops and goes on at any step."""
+"""The training loop: batches in, steps, log, checkpoints; it stops and goes on at any step."""
 
 from __future__ import annotations
 

@@ -428,7 +428,7 @@ def test_configuration_from_yaml(tmp_path: Path) -> None:
         ("stepps: 5", "no field 'stepps'; did you mean 'steps'"),
         ("steps: many", "many"),
         ("steps: 0", "steps: expected at least 1, got 0"),
-        ("stage: 3", "stage: expected one of 1, 2, got 3"),
+        ("parallel: dp", "parallel: expected one of ddp, fsdp, got 'dp'"),
         ("model: nano", "model: expected options by name"),
         ("- 1", "expected fields by name"),
         ("a: [", "not a configuration in YAML"),
