@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -97,7 +96,7 @@ def last_layer(model: AdaptiveTokenizer) -> Parameter:
     """
     base = model.base_tokenizer
     if isinstance(base, VQGANBase):
-        return base.vqgan.decoder.conv_out.weight
+        return base.get_parameter("vqgan.decoder.conv_out.weight")
     if isinstance(base, KLVAEBase):
-        return base.vae.decoder.conv_out.weight
+        return base.get_parameter("vae.decoder.conv_out.weight")
     raise ValueError("model: expected a base tokenizer with weights (vqgan or vae) for stage 2")

@@ -70,11 +70,9 @@ def state_by_recipe(recipe: dict[str, Any], prefix: str) -> dict[str, Tensor]:
 
 @cache
 def perceptual() -> Perceptual:
-    module = Perceptual(unit_range=True, pretrained=False)
+    module = Perceptual(unit_range=True)
     recipe = state_by_recipe(GOLDEN.json("gan")["lpips_recipe"], "perceptual_loss.")
-    missing = module.net.load_state_dict(recipe, strict=False).missing_keys
-    # The package keeps its heads a second time, in a list: the same tensors.
-    assert all(name.startswith(("scaling_layer.", "lins.")) for name in missing), missing
+    module.load_state_dict(recipe)
     return module
 
 
@@ -157,7 +155,7 @@ def check_norms(
             actual = parameter.grad.double().norm().item()
             relative(actual, norm, NORMS, f"{what}: gradient norm of {name}")
             compared += 1
-    assert compared > 20
+    assert compared >= 13  # the discriminator alone has as many
 
 
 RUNS = [("vqgan", "quant"), ("vae", "cont")]
@@ -207,9 +205,14 @@ def test_stage2(base: str, variant: str, case: str) -> None:
     }
     check_norms(own, expected, case)
     for name, value in tensors.items():
-        prefix = f"{case}/bn_after/"
-        if name.startswith(prefix):
-            key = name.removeprefix(prefix).removeprefix(f"gan_losses.{at}.discriminator.")
-            buffers = dict(judge.named_buffers())
-            match = [k for k in buffers if k == key or k.endswith(f"3.{key}")]
-            close(buffers[match[0]].float(), value.float(), 1e-3, name)
+        prefix = f"{case}/grad/"
+        if name.startswith(prefix) and float(value.norm()) >= 1e-5:
+            gradient = own[name.removeprefix(prefix)].grad
+            assert gradient is not None
+            cosine = torch.cosine_similarity(gradient.flatten(), value.flatten(), dim=0)
+            assert cosine > 0.999, f"{name}: cosine {float(cosine)}"
+    buffers, prefix = dict(judge.named_buffers()), f"{case}/bn_after/"
+    after = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    assert after
+    for name, value in after.items():
+        close(buffers[name].float().view_as(value), value.float(), 1e-3, name)
