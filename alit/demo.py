@@ -71,6 +71,7 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
             learning_rate=1e-3,
             warmup=0.03,
             flip=False,
+            ema=0.99,
             iterations_per_step=1,
             first_only=0.25,
             precision="float32",

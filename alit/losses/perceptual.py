@@ -67,7 +67,8 @@ class Perceptual(nn.Module):
             raise ValueError(
                 "perceptual: the package lpips is not installed: pip install 'alit[train]'"
             )
-        heads = torch.load(Path(package.origin).parent / "weights/v0.1/vgg.pth", weights_only=True)
+        file = Path(package.origin).parent / "weights/v0.1/vgg.pth"
+        heads = torch.load(file, map_location="cpu", weights_only=True)
         try:
             vgg = torch.hub.load_state_dict_from_url(VGG16, map_location="cpu", check_hash=True)
         except (OSError, RuntimeError) as error:

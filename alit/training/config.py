@@ -128,6 +128,8 @@ class TrainingConfig:
         if self.iterations_per_step is not None:
             count = self.iterations_per_step
             _check("iterations_per_step", count >= 1, "at least 1", count)
+        if self.parallel == "fsdp" and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: not together with parallel fsdp")
         if self.first_only is not None:
             _check("first_only", 0 <= self.first_only < 0.75, "in [0, 0.75)", self.first_only)
 
