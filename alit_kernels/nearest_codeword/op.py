@@ -40,6 +40,8 @@ def nearest_codeword(
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
     check_codebook(z, codebook, metric, precision, shape=(None, None))
+    if autocast_dtype(z.device.type) is not None:
+        z, codebook = z.float(), codebook.float()
     return _nearest_codeword(
         z.detach(), codebook.detach(), metric, precision, implementation=implementation
     )
