@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full lint format sanitize clean
+.PHONY: setup demo test test-full lint format sanitize bench gpu-test gpu-report clean
 
 setup: $(READY)
 
@@ -42,6 +42,32 @@ sanitize: setup
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S csrc -B build/sanitize -G Ninja -DALIT_SANITIZE=ON
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize
 	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/sanitize --output-on-failure
+
+# Every op and model path beside its peers; see benchmarks/results/README.md.
+bench: setup
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json
+
+# On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter. REHEARSAL=1 runs the same on the CPU, small.
+GPU_PYTHON ?= python3
+OUT ?= gpu_report
+ifdef REHEARSAL
+GPU_PYTHON := $(BIN)/python
+GPU_TESTS := tests/alit_kernels/test_soft_codebook.py
+GPU_BENCHMARKS := --quick
+else
+GPU_TESTS := tests/alit_kernels
+endif
+
+gpu-test: $(if $(REHEARSAL),setup)
+	$(if $(REHEARSAL),,$(GPU_PYTHON) setup.py build_ext --inplace)
+	$(GPU_PYTHON) -m pytest $(GPU_TESTS)
+
+gpu-report: $(if $(REHEARSAL),setup)
+	mkdir -p $(OUT)
+	$(GPU_PYTHON) -m pytest benchmarks $(GPU_BENCHMARKS) --benchmark-json=$(OUT)/gpu.json
+	$(GPU_PYTHON) -m benchmarks.report $(OUT)/gpu.json --output $(OUT)
 
 clean:
 	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output

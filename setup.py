@@ -26,6 +26,17 @@ def compiler() -> str | None:
     return next((found for name in candidates if (found := shutil.which(name.split()[0]))), None)
 
 
+def with_cuda() -> bool:
+    """Whether to build the CUDA kernels: as ALIT_BUILD_CUDA (0 or 1) says; unset, where nvcc is."""
+    wanted = os.environ.get("ALIT_BUILD_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"ALIT_BUILD_CUDA: expected 0 or 1, got {wanted!r}")
+    found = shutil.which("nvcc") is not None
+    if wanted == "1" and not found:
+        raise SystemExit("ALIT_BUILD_CUDA=1 needs nvcc, which is not on the path")
+    return wanted == "1" or (wanted == "" and found)
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
         if compiler() is None:
@@ -39,6 +50,7 @@ class CMakeBuild(build_ext):
             configure = [
                 *("cmake", "-S", str(ROOT / "csrc"), "-B", build, "-G", "Ninja"),
                 f"-DALIT_VERSION={self.distribution.get_version()}",
+                f"-DALIT_CUDA={'ON' if with_cuda() else 'OFF'}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DPYTHON_EXECUTABLE={sys.executable}",

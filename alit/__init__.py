@@ -10,7 +10,8 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
-from .criteria import CodeError, Criterion, FixedLength, MaxL1
+from .criteria import CodeError, Criterion, FixedLength, MaxL1, TokenAccuracy
+from .encoding import Progress
 from .losses import Stage1Loss, stage1_loss
 from .rollout import Iteration, Rollout
 from .sequence import TokenSequence
@@ -31,9 +32,11 @@ __all__ = [
     "KLVAEConfig",
     "MaxL1",
     "ModelIdentity",
+    "Progress",
     "Quirks",
     "Rollout",
     "Stage1Loss",
+    "TokenAccuracy",
     "TokenSequence",
     "TransformerConfig",
     "VQGANConfig",

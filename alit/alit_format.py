@@ -1,8 +1,8 @@
 """The ``.alit`` format: token indices of many images in one checksummed file; byte by byte in docs/alit-format.md.
 
 A reader trusts nothing: the size of the data follows from the header and must be met exactly, so that counts are
-bounded by bytes that are there; then the checksum, then every value. Reading needs at most about 200 bytes of memory for
-each byte of data (one-bit indices), 32 with 4096 codes.
+bounded by bytes that are there; then the checksum, then every value. Reading needs at most about 200 bytes of memory
+for each byte of data (one-bit indices), 32 with 4096 codes.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from . import checkpoint
+from . import checkpoint, token_files
 from .config import SIZES
+from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .evaluation.command import evaluate
 from .tokenizer import AdaptiveTokenizer
 from .training.command import train
@@ -80,7 +81,75 @@ def convert(
     )
 
 
-def _fail(message: str) -> None:
+Model = Annotated[
+    str | None,
+    typer.Option(help="Safetensors file or name of shipped weights; by default the shipped ones."),
+]
+
+
+@app.command()
+def encode(
+    photos: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
+    model: Model = None,
+    max_l1: Annotated[
+        float | None, typer.Option(help="Stop at this mean pixel error; 0.05 by default.")
+    ] = None,
+    code_error: Annotated[
+        float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")] = None,
+    in_flight: Annotated[
+        int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
+    ] = 8,
+) -> None:
+    """Encode pictures (centre crops) to one .alit file, each in as few tokens as it needs."""
+    criteria: list[Criterion] = [
+        *([MaxL1(max_l1)] if max_l1 is not None else []),
+        *([CodeError(code_error)] if code_error is not None else []),
+        *([FixedLength(tokens)] if tokens is not None else []),
+    ]
+    if len(criteria) > 1:
+        _fail("expected one of --max-l1, --code-error and --tokens, got several")
+    criterion = criteria[0] if criteria else MaxL1(0.05)
+    try:
+        token_files.encode(_load(model), photos, output, criterion, in_flight, console)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def decode(
+    source: Annotated[Path, typer.Argument(help="The .alit file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    model: Model = None,
+) -> None:
+    """Decode an .alit file to numbered PNG files, in the order in which the pictures were encoded."""
+    try:
+        token_files.decode(_load(model), source, output, console)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
+    """Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model."""
+    try:
+        token_files.show(source, console)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+def _load(model: str | None) -> AdaptiveTokenizer:
+    if model is None:
+        shipped = sorted(file.stem for file in checkpoint.SHIPPED.glob("*.safetensors"))
+        if len(shipped) != 1:
+            _fail(f"state --model; shipped weights: {', '.join(shipped) or 'none yet'}")
+        model = shipped[0]
+    return AdaptiveTokenizer.from_pretrained(model)
+
+
+def _fail(message: str) -> NoReturn:
     """Print the message without a traceback and leave with status 1."""
     Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)
     raise typer.Exit(1)

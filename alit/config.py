@@ -148,7 +148,8 @@ class AdaptiveTokenizerConfig:
         iterations: at most this many; the longest description has ``iterations * latents_per_iteration`` tokens.
         codebook_size, code_dim, metric, commitment, ema_decay, dead_code_threshold: of the latent quantizer, see
             :class:`alit_kernels.nn.VectorQuantizer`; the published one replaces no dead codes.
-        halting: "off", or "mask": image tokens that are described well enough are replaced by the mask token.
+        halting: what happens to image tokens that are described well enough: nothing ("off"), they are replaced by the
+            mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
         quirks: differences from the corrected system.
@@ -167,7 +168,7 @@ class AdaptiveTokenizerConfig:
     commitment: float = 0.25
     ema_decay: float | None = None
     dead_code_threshold: float = 0.0
-    halting: Literal["off", "mask"] = "off"
+    halting: Literal["off", "mask", "drop"] = "off"
     halting_threshold: float | None = None
     quirks: Quirks = Quirks()
 
@@ -175,7 +176,7 @@ class AdaptiveTokenizerConfig:
         for name in ("latents_per_iteration", "iterations", "codebook_size", "code_dim"):
             _check_positive(name, getattr(self, name))
         _check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
-        _check_choice("halting", self.halting, ("off", "mask"))
+        _check_choice("halting", self.halting, ("off", "mask", "drop"))
         _check_choice("metric", self.metric, ("cosine", "euclidean"))
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(

@@ -92,3 +92,28 @@ class CodeError:
 
     def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
         return self.error(iteration, model) < self.threshold
+
+
+@dataclass(frozen=True)
+class TokenAccuracy:
+    """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
+
+    Raises:
+        ValueError: when called with a model whose base tokenizer has no codebook.
+    """
+
+    threshold: float
+    needs_prediction = True
+
+    def accuracy(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        """(B,) float32."""
+        assert iteration.prediction is not None
+        target_BN = iteration.base.target_BN
+        if target_BN is None:
+            raise ValueError(
+                f"TokenAccuracy: expected a base tokenizer with a codebook, the model's is {model.config.base.kind!r}"
+            )
+        return (iteration.prediction.decoded_BNV.argmax(-1) == target_BN).float().mean(1)
+
+    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+        return self.accuracy(iteration, model) >= self.threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,40 @@ def load_square(path: str | Path, size: int) -> Tensor:
     Raises:
         OSError: not a readable image.
     """
+    return load(path, (size, size))
+
+
+def load(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """A picture as RGB, its centre, of the shape of ``size``, resized (bicubic): (3, height, width) float32 in [0, 1].
+
+    Raises:
+        OSError: not a readable image.
+    """
+    height, width = size
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
-    return to_tensor(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+    return to_tensor(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The given files and the pictures in the given folders (not in folders within them), each folder's by name.
+
+    Raises:
+        FileNotFoundError: no such file or folder; no picture at all.
+    """
+    known = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in known.items() if kind in Image.OPEN}
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    if not found:
+        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no picture found")
+    return found
 
 
 def to_tensor(image: Image.Image) -> Tensor:

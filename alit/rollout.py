@@ -5,14 +5,14 @@ Shape suffixes: B images still in the batch, N class and image tokens, L latents
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from alit_kernels import VectorQuantized
+from alit_kernels import VectorQuantized, compact, cumulative_offsets
 
 from .base import BaseTokens, Prediction
 
@@ -47,11 +47,12 @@ class Iteration:
         image_index_B: which of the images given to ``rollout`` these are.
         images: (B, 3, height, width).
         base: their base tokens.
-        image_tokens_BND: class and image tokens as the encoder gave them, before halting.
+        image_tokens_BND: class and image tokens as the encoder gave them, before halting; zero once dropped.
         latents_BLD: latent tokens as the encoder gave them.
         bottleneck: the latents read out.
         prediction: the decoder's output, where it was asked for.
-        halted: (B, N - 1) bool, the image tokens masked after this iteration; None where nothing halts.
+        halted: (B, N - 1) bool, the image tokens masked, or dropped so far, after this iteration; None where nothing
+            halts.
     """
 
     index: int
@@ -91,17 +92,33 @@ class Rollout(Iterator[Iteration]):
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
         self.tokens_BSD = model.first_input(images, base)
+        #: (B, N - 1) image tokens that have left the sequence (halting="drop"), or None.
+        self.dropped: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.tokens_BSD.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the encoder's next run, dropped ones included."""
+        return self.tokens_BSD.shape[0] * self.tokens_BSD.shape[1]
 
     def keep(self, images: Tensor) -> None:
         """Continue with some of the images only: (B,) bool over the images of the last iteration."""
         self.images, self.base = self.images[images], self.base.select(images)
         self.image_index_B, self.tokens_BSD = self.image_index_B[images], self.tokens_BSD[images]
+        if self.dropped is not None:
+            self.dropped = self.dropped[images]
 
     def __next__(self) -> Iteration:
-        model, index = self.model, self.index
-        if index == model.config.iterations:
+        if self.index == self.model.config.iterations:
             raise StopIteration
-        encoded_BSD = model.encoder(self.tokens_BSD)
+        return self.advance(*encode_together([self]))
+
+    def advance(self, encoded_BSD: Tensor) -> Iteration:
+        """Take the encoder's output (see :func:`encode_together`) and make the input of the next iteration."""
+        model, index = self.model, self.index
         image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
         bottleneck = model.read_out(latents_BLD)
         wanted = self.predict_at is None or index in self.predict_at
@@ -114,6 +131,10 @@ class Rollout(Iterator[Iteration]):
             if halts and prediction is not None
             else None
         )
+        drops = model.config.halting == "drop"
+        if drops and halted is not None:
+            # What has left does not come back.
+            self.dropped = halted = halted if self.dropped is None else halted | self.dropped
         iteration = Iteration(
             *(
                 index,
@@ -129,7 +150,9 @@ class Rollout(Iterator[Iteration]):
         )
         self.index += 1
         if self.index < model.config.iterations:
-            self.tokens_BSD = model.next_input(image_tokens_BND, latents_BLD, halted, self.index)
+            self.tokens_BSD = model.next_input(
+                image_tokens_BND, latents_BLD, None if drops else halted, self.index
+            )
         return iteration
 
     def _halts(self, index: int, wanted: bool) -> bool:
@@ -141,3 +164,37 @@ class Rollout(Iterator[Iteration]):
         return wanted or not (
             self.model.training and config.quirks.halt_only_at_predicted_iterations
         )
+
+
+def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
+    """Run the encoder once for all images of some rollouts of one model, whatever their iterations: (B, S, D) for each.
+
+    Sequences of one length make a dense batch; others, and those from which tokens were dropped, are packed, so that
+    padding and dropped tokens cost nothing. Rows of dropped tokens are zero. Where tokens were dropped, the host
+    asks the device once how many are left.
+    """
+    encoder, inputs = rollouts[0].model.encoder, [rollout.tokens_BSD for rollout in rollouts]
+    dropped = any(rollout.dropped is not None for rollout in rollouts)
+    sizes = [x.shape[0] for x in inputs]
+    if not dropped and len({x.shape[1] for x in inputs}) == 1:
+        return list(encoder(inputs[0] if len(inputs) == 1 else torch.cat(inputs)).split(sizes))
+    rows_TD = torch.cat([x.flatten(0, 1) for x in inputs])
+    lengths = torch.cat([x.new_full(x.shape[:1], x.shape[1], dtype=torch.int64) for x in inputs])
+    offsets, longest = cumulative_offsets(lengths), max(x.shape[1] for x in inputs)
+    if dropped:
+        keep = torch.cat([_kept(rollout).flatten() for rollout in rollouts])
+        packed, offsets, source = compact(rows_TD, offsets, keep, capacity=int(keep.sum()))
+        packed = encoder(packed, offsets, max_length=longest)
+        rows_TD = packed.new_zeros(rows_TD.shape).index_copy(0, source.long(), packed)
+    else:
+        rows_TD = encoder(rows_TD, offsets, max_length=longest)
+    pieces = rows_TD.split([rollout.rows for rollout in rollouts])
+    return [piece.view(x.shape) for piece, x in zip(pieces, inputs, strict=True)]
+
+
+def _kept(rollout: Rollout) -> Tensor:
+    """(B, S) bool: the rows that the encoder sees."""
+    keep = rollout.tokens_BSD.new_ones(rollout.tokens_BSD.shape[:2], dtype=torch.bool)
+    if rollout.dropped is not None:
+        keep[:, 1 : 1 + rollout.dropped.shape[1]] = ~rollout.dropped
+    return keep

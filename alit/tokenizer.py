@@ -6,7 +6,7 @@ class and image tokens, L latent tokens, S = N + L, D width, C channels, V decod
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from torch.nn.functional import normalize
 
 from alit_kernels.nn import VectorQuantizer
 
-from . import checkpoint, layers
+from . import checkpoint, encoding, layers
 from .alit_format import ModelIdentity
 from .base import BaseTokens, Prediction, build_base
 from .base.interface import to_rows
 from .config import AdaptiveTokenizerConfig
-from .criteria import Criterion, FixedLength
+from .criteria import Criterion
 from .decoder import Decoder
+from .encoding import Progress
 from .layers import Transformer
-from .rollout import Bottleneck, HaltingDraw, Iteration, Rollout
+from .rollout import Bottleneck, HaltingDraw, Rollout
 from .sequence import TokenSequence
 
 
@@ -115,7 +116,7 @@ class AdaptiveTokenizer(nn.Module):
         checkpoint.write(path, self.config, self.state_dict())
 
     def identity(self) -> ModelIdentity:
-        """What ``.alit`` files say of the model that wrote them; reads every weight (a second for 500 MB)."""
+        """What ``.alit`` files say of the model that wrote them; reads every weight."""
         digest = checkpoint.fingerprint(self.config, self.state_dict())
         return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
@@ -158,7 +159,7 @@ class AdaptiveTokenizer(nn.Module):
     def next_input(
         self, image_tokens_BND: Tensor, latents_BLD: Tensor, halted: Tensor | None, iteration: int
     ) -> Tensor:
-        """Encoder input of a later iteration: halted tokens masked, fresh latents appended, everything normalised."""
+        """Encoder input of a later iteration: ``halted`` ones masked, fresh latents appended, everything normalised."""
         if halted is not None:
             masked = self.encoder_mask_token + self.encoder_positional_embedding[1:]
             kept = torch.where(
@@ -252,7 +253,6 @@ class AdaptiveTokenizer(nn.Module):
 
         return Rollout(self, images, base, predict_at=predict_at, halting_draw=halting_draw)
 
-    @torch.no_grad()
     def encode(
         self,
         images: Tensor,
@@ -261,13 +261,14 @@ class AdaptiveTokenizer(nn.Module):
         base: BaseTokens | None = None,
         generator: torch.Generator | None = None,
     ) -> TokenSequence:
-        """Tokens of each image, as many as the criterion asks for.
+        """Tokens of each image, as many as the criterion asks for; no gradients.
 
         An image leaves the batch as soon as it is done, or after the last iteration.
 
         Args:
             images: (B, 3, height, width) floating point in [0, 1], of the configured size.
-            criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError` or anything with their protocol.
+            criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError`, :class:`TokenAccuracy` or anything with
+                their protocol.
             base, generator: as for :meth:`rollout`.
 
         Returns:
@@ -276,63 +277,42 @@ class AdaptiveTokenizer(nn.Module):
         Raises:
             TypeError, ValueError: as :meth:`rollout`; a criterion that does not fit the model or returns a wrong shape.
         """
-        if isinstance(criterion, FixedLength):
-            criterion.check(self, images.shape[0])
-        predict_at = None if criterion.needs_prediction else ()
-        rollout = self.rollout(images, base=base, predict_at=predict_at, generator=generator)
-        if self.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
-            return self._encode_by_batch_mean(rollout, criterion)
-        finished: list[TokenSequence | None] = [None] * images.shape[0]
-        smallest = torch.full((images.shape[0],), torch.inf)
-        for iteration in rollout:
-            done = criterion(iteration, self)
-            if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
-                raise ValueError(
-                    f"criterion: expected ({iteration.batch_size},) bool, got {tuple(done.shape)} {done.dtype}"
-                )
-            last = iteration.index == self.config.iterations - 1
-            store = done | last
-            if self.config.quirks.best_iteration_fallback and hasattr(criterion, "error"):
-                error = criterion.error(iteration, self).cpu()
-                rows = iteration.image_index_B.cpu()
-                better = error < smallest[rows]
-                smallest[rows] = torch.minimum(smallest[rows], error)
-                store = done | better.to(done.device) | (iteration.index == 0)
-            self._store(finished, iteration, store)
-            if bool(done.all()):
-                break
-            rollout.keep(~done)
-        return _gathered(finished)
+        return encoding.encode(self, images, criterion, base=base, generator=generator)
 
-    def _encode_by_batch_mean(self, rollout: Rollout, criterion: Any) -> TokenSequence:
-        """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
-        iterations = list(rollout)
-        errors = [float(criterion.error(iteration, self).mean()) for iteration in iterations]
-        fallback = (
-            min(range(len(errors)), key=errors.__getitem__)
-            if self.config.quirks.best_iteration_fallback
-            else -1
-        )
-        chosen = next(
-            (i for i, error in enumerate(errors) if error < criterion.threshold), fallback
-        )
-        finished: list[TokenSequence | None] = [None] * iterations[chosen].batch_size
-        self._store(finished, iterations[chosen], torch.ones(len(finished), dtype=torch.bool))
-        return _gathered(finished)
+    def encode_stream(
+        self,
+        images: Iterable[Tensor],
+        criterion: Criterion,
+        *,
+        max_tokens_in_flight: int,
+        generator: torch.Generator | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[TokenSequence]:
+        """Tokens of any number of images, one after another in their order, in bounded memory; no gradients.
 
-    def _store(
-        self, finished: list[TokenSequence | None], iteration: Iteration, images: Tensor
-    ) -> None:
-        bottleneck = iteration.bottleneck
-        if bottleneck.quantized is None or self.config.quirks.unquantized_tokens:
-            tokens = bottleneck.continuous_BLC
-        else:
-            tokens = bottleneck.quantized.index
-        lengths = torch.full((1,), iteration.num_tokens, device=tokens.device)
-        for row in images.nonzero()[:, 0].tolist():
-            finished[int(iteration.image_index_B[row])] = TokenSequence.from_padded(
-                tokens[row : row + 1], lengths
-            )
+        New images take the places of finished ones, so images at different iterations share each run of the encoder.
+        The source is read as places become free, never further ahead.
+
+        Args:
+            images: (3, height, width) each, otherwise as for :meth:`encode`.
+            criterion: as for :meth:`encode`; sees the images that are at one iteration and came together as a batch,
+                with ``image_index_B`` counted over the whole stream.
+            max_tokens_in_flight: bound on the rows (class, image and latent tokens) of one run of the encoder, and so
+                on memory; at least those of one image at its longest.
+            generator: as for :meth:`rollout`.
+            on_progress: called with :class:`alit.encoding.Progress` after every run of the encoder.
+
+        Raises:
+            TypeError, ValueError: as :meth:`encode`; a bound too small for one image; a criterion for whole batches.
+        """
+        return encoding.encode_stream(
+            self,
+            images,
+            criterion,
+            max_tokens_in_flight=max_tokens_in_flight,
+            generator=generator,
+            on_progress=on_progress,
+        )
 
     @torch.no_grad()
     def decode(self, tokens: TokenSequence) -> Tensor:
@@ -418,9 +398,3 @@ class AdaptiveTokenizer(nn.Module):
                 )
             if not bool(tokens.rows.isfinite().all()):
                 raise ValueError("tokens: expected finite latents, got NaN or Inf")
-
-
-def _gathered(finished: list[TokenSequence | None]) -> TokenSequence:
-    sequences = [sequence for sequence in finished if sequence is not None]
-    assert len(sequences) == len(finished), "an image was never emitted"
-    return TokenSequence.concatenate(sequences)

@@ -1,7 +1,7 @@
 """Kernels for adaptive-length image tokenization: attention over ragged sequences, vector quantization, packing.
 
-Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", "triton", "cuda"; the environment variable
-``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
+Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", "triton", "cuda"; the environment
+variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
 """
 
 from .attention import attention, attention_map, varlen_attention

@@ -42,16 +42,14 @@ def _contests() -> dict[str, Contest]:
 
 
 @pytest.fixture
-def race(
-    benchmark: Any, quick: bool, _contests: dict[str, Contest]
-) -> Callable[[str, str, Callable[[], Contest]], None]:
-    """``race(group, name, make)``: make the contest of ``group`` once, and report its contender ``name``."""
+def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
+    """``race(group, name, make, rounds=9)``: make the contest of ``group`` once, and report its contender ``name``."""
 
-    def report(group: str, name: str, make: Callable[[], Contest]) -> None:
+    def report(group: str, name: str, make: Callable[[], Contest], rounds: int = 9) -> None:
         if group not in _contests:
             _contests.clear()  # inputs of the case before are not needed any more
             _contests[group] = make()
-            _contests[group].run(rounds=3 if quick else 9)
+            _contests[group].run(rounds=3 if quick else rounds)
         contest = _contests[group]
         failure = contest.failures.get(name)
         if isinstance(failure, Absent):

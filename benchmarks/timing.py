@@ -42,7 +42,12 @@ def samples_in_turns(
     return times
 
 
+#: Seconds in which the threads of the contender before, which wait by spinning, go to sleep.
+PAUSE = 0.02
+
+
 def _host_seconds(call: Callable[[], Any]) -> float:
+    time.sleep(PAUSE)
     start = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - start
@@ -118,10 +123,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, results: Mapping[str, Any]) -> Path:
-    """``benchmarks/results/NAME.json``: command, machine, results."""
+def write(name: str, results: Mapping[str, Any], part: str = "") -> Path:
+    """``benchmarks/results/NAME.json``, or ``NAME-PART.json``: command, machine, results."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / (f"{name}-{part}.json" if part else f"{name}.json")
     command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "results": results}
     path.write_text(json.dumps(content, indent=1) + "\n")

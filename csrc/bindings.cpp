@@ -17,8 +17,9 @@
 
 namespace py = pybind11;
 
-void bind_codebooks(py::module_& module);  // vector_quantize/bindings.cpp
-void bind_ragged(py::module_& module);     // ragged/bindings.cpp
+void bind_codebooks(py::module_& module);    // vector_quantize/bindings.cpp
+void bind_ragged(py::module_& module);       // ragged/bindings.cpp
+void bind_ragged_cuda(py::module_& module);  // ragged/cuda_bindings.cpp
 
 namespace {
 
@@ -33,7 +34,11 @@ py::dict build_info() {
   info["build_type"] = ALIT_BUILD_TYPE;
   info["instruction_set"] = alit::name(alit::best_instruction_set());
   info["threads"] = std::thread::hardware_concurrency();
+#ifdef ALIT_CUDA
+  info["cuda"] = true;
+#else
   info["cuda"] = false;
+#endif
   return info;
 }
 
@@ -65,4 +70,7 @@ PYBIND11_MODULE(_C, module) {
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
   bind_codebooks(module);
   bind_ragged(module);
+#ifdef ALIT_CUDA
+  bind_ragged_cuda(module);
+#endif
 }

@@ -6,17 +6,23 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef __CUDACC__
+#define ALIT_ANYWHERE __host__ __device__
+#else
+#define ALIT_ANYWHERE
+#endif
+
 namespace alit {
 
 enum class Type : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 
-inline float from_bits(std::uint32_t bits) {
+ALIT_ANYWHERE inline float from_bits(std::uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline std::uint32_t to_bits(float value) {
+ALIT_ANYWHERE inline std::uint32_t to_bits(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
@@ -30,11 +36,11 @@ struct float16 {
   std::uint16_t bits;
 };
 
-inline float load(float value) { return value; }
+ALIT_ANYWHERE inline float load(float value) { return value; }
 
-inline float load(bfloat16 value) { return from_bits(static_cast<std::uint32_t>(value.bits) << 16); }
+ALIT_ANYWHERE inline float load(bfloat16 value) { return from_bits(static_cast<std::uint32_t>(value.bits) << 16); }
 
-inline float load(float16 value) {
+ALIT_ANYWHERE inline float load(float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = value.bits & 0x7fffu;
   // Exponent and mantissa in place, then a product with 2^112 mends the bias; exact, subnormal numbers included.
@@ -45,22 +51,22 @@ inline float load(float16 value) {
 
 // Rounds to nearest, ties to even.
 template <typename T>
-T store(float value);
+ALIT_ANYWHERE T store(float value);
 
 template <>
-inline float store<float>(float value) {
+ALIT_ANYWHERE inline float store<float>(float value) {
   return value;
 }
 
 template <>
-inline bfloat16 store<bfloat16>(float value) {
+ALIT_ANYWHERE inline bfloat16 store<bfloat16>(float value) {
   const std::uint32_t bits = to_bits(value);
   if (value != value) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
 template <>
-inline float16 store<float16>(float value) {
+ALIT_ANYWHERE inline float16 store<float16>(float value) {
   const std::uint32_t bits = to_bits(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   std::uint32_t half;
   if (magnitude > 0x7f800000u) {

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .layout import empty_rows, sequence_first
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -22,9 +24,11 @@ def attention(
     batch, length, heads, _ = q.shape
     offsets, key_offsets = _equal_offsets(batch, length), _equal_offsets(batch, k.shape[1])
     mask = None if key_mask is None else key_mask.flatten()
-    packed = (x.flatten(0, 1) for x in (q, k, v))
-    out, lse = varlen_attention(*packed, offsets, key_offsets, 0, 0, mask, scale, True)
-    return out.view(q.shape), lse.view(heads, batch, length).transpose(0, 1).contiguous()
+    q_rows, k_rows, v_rows = (x.flatten(0, 1) for x in (q, k, v))
+    out, lse = varlen_attention(
+        *(q_rows, k_rows, v_rows, offsets, key_offsets, length, k.shape[1]), mask, scale, True
+    )
+    return _in_order_of(q, out), lse.view(heads, batch, length).transpose(0, 1).contiguous()
 
 
 def attention_backward(
@@ -43,10 +47,10 @@ def attention_backward(
     grad_lse, lse = (x.transpose(0, 1).flatten(1) for x in (grad_lse, lse))
     grad_out, q_rows, k_rows, v_rows, out = (x.flatten(0, 1) for x in (grad_out, q, k, v, out))
     grads = varlen_attention_backward(
-        *(grad_out, grad_lse, q_rows, k_rows, v_rows, out, lse, offsets, key_offsets, 0, 0),
-        *(None if key_mask is None else key_mask.flatten(), scale, True),
+        *(grad_out, grad_lse, q_rows, k_rows, v_rows, out, lse, offsets, key_offsets),
+        *(length, k.shape[1], None if key_mask is None else key_mask.flatten(), scale, True),
     )
-    return grads[0].view(q.shape), grads[1].view(k.shape), grads[2].view(k.shape)
+    return _in_order_of(q, grads[0]), _in_order_of(k, grads[1]), _in_order_of(k, grads[2])
 
 
 def varlen_attention(
@@ -170,6 +174,11 @@ def _kept_keys(key_mask: Tensor, key_offsets: Tensor) -> tuple[Tensor, Tensor]:
     used = key_mask[: int(key_offsets[-1])]
     counts = torch.nn.functional.pad(used.cumsum(0), (1, 0))
     return used.nonzero()[:, 0], counts[key_offsets.long()]
+
+
+def _in_order_of(dense: Tensor, packed: Tensor) -> Tensor:
+    result = packed.view(dense.shape)
+    return empty_rows(dense).copy_(result) if sequence_first(dense) else result
 
 
 def _equal_offsets(batch: int, length: int) -> Tensor:

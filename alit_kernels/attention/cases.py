@@ -42,7 +42,15 @@ TEST_CASES = (
     Case((2, 0, 5), 2, 8, key_lengths=(4, 3, 0)),
     Case((9, 17, 33), 2, 16, masked=True, spare=5),
     Case((6, 3), 1, 8, magnitude=100.0),
+    Case((6, 3), 2, 8, magnitude=0.0),
+    Case((1, 15, 16, 17, 0, 63, 64, 65), 1, 16, spare=70),
+    Case((129,), 1, 12),
+    Case((40, 70), 1, 20, key_lengths=(80, 33), masked=True),
+    Case((70, 3), 1, 64),
+    Case((33, 66), 1, 128, masked=True),
 )
+#: Slow in Triton's interpreter.
+LONG_CASES = (Case((127, 129, 257, 0, 289), 1, 16), Case((513,), 1, 64))
 BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514, 32))
 
 
@@ -67,7 +75,7 @@ def make(
     key_mask = None
     if case.masked:
         key_mask = torch.rand(k.shape[0], generator=generator) > 1 / 3
-        key_mask[: key_lengths[0]] = False
+        key_mask[: key_lengths[0]] = False  # the first sequence is left without a key
         key_mask = key_mask.to(device)
     key_offsets = (
         None

@@ -18,6 +18,8 @@ from .._checks import (
 )
 from .._library import Op
 from . import reference
+from .configurations import MAX_HEAD_DIM
+from .layout import empty_rows
 
 
 def attention(
@@ -201,20 +203,28 @@ def _check_varlen(
     check_offsets("key_offsets", keys, k.shape[0], max_key_length)
 
 
-def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+def _gradients(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    return empty_rows(q), empty_rows(k), empty_rows(k)
 
 
-def _others(function: str) -> dict[str, str]:
-    return {"torch": f"alit_kernels.attention.aten:{function}"}
+def _implementations(function: str, *names: str, query: int = 0) -> dict[str, Any]:
+    """``others`` and ``limits`` of an op; its argument number ``query`` is q."""
+    modules = {"torch": "aten", "triton": "launch"}
+
+    def limit(*arguments: Any) -> str:
+        width = arguments[query].shape[-1]
+        return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
+
+    others = {name: f"alit_kernels.attention.{modules[name]}:{function}" for name in names}
+    return {"others": others, "limits": {"triton": limit}}
 
 
 _attention = Op(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)",
     reference=reference.attention,
-    others=_others("attention"),
+    **_implementations("attention", "torch", "triton"),
     fake=lambda q, k, v, key_mask, scale: (
-        q.new_empty(q.shape),
+        empty_rows(q),
         q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=accumulation_dtype(q)),
     ),
 )
@@ -222,16 +232,16 @@ _attention_backward = Op(
     "attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     " Tensor? key_mask, float scale) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
-    others=_others("attention_backward"),
-    fake=lambda grad_out, grad_lse, q, k, v, *rest: _like(q, k, v),
+    **_implementations("attention_backward", "torch", "triton", query=2),
+    fake=lambda grad_out, grad_lse, q, k, *rest: _gradients(q, k),
 )
 _varlen_attention = Op(
     "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, SymInt max_length,"
     " SymInt max_key_length, Tensor? key_mask, float scale, bool deterministic) -> (Tensor, Tensor)",
     reference=reference.varlen_attention,
-    others=_others("varlen_attention"),
+    **_implementations("varlen_attention", "torch", "triton"),
     fake=lambda q, *rest: (
-        q.new_empty(q.shape),
+        empty_rows(q),
         q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q)),
     ),
     check=_check_varlen,
@@ -241,13 +251,14 @@ _varlen_attention_backward = Op(
     " Tensor offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length, Tensor? key_mask, float scale,"
     " bool deterministic) -> (Tensor, Tensor, Tensor)",
     reference=reference.varlen_attention_backward,
-    others=_others("varlen_attention_backward"),
-    fake=lambda grad_out, grad_lse, q, k, v, *rest: _like(q, k, v),
+    **_implementations("varlen_attention_backward", "torch", "triton", query=2),
+    fake=lambda grad_out, grad_lse, q, k, *rest: _gradients(q, k),
 )
 _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
     " SymInt key_start, SymInt key_stop, SymInt max_length, float scale) -> Tensor",
     reference=reference.attention_map,
+    **_implementations("attention_map", "triton"),
     fake=lambda q, k, lse, offsets, query_start, query_stop, key_start, key_stop, *rest: (
         q.new_empty(
             (offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._checks import accumulation_dtype
 from ..ragged.reference import pack, unpack
+from .layout import empty_rows
 
 
 def attention(
@@ -22,7 +23,7 @@ def attention(
     scores = _scores(q.to(dtype), keys, key_mask, scale)
     lse = scores.logsumexp(-1)
     out = torch.einsum("bhqk,bkhd->bqhd", _probabilities(scores, lse), values)
-    return out.to(q.dtype).contiguous(), lse
+    return empty_rows(q).copy_(out), lse
 
 
 def attention_backward(
@@ -53,9 +54,9 @@ def attention_backward(
     grad_q = torch.einsum("bhqk,bkhd->bqhd", grad_scores, keys) * scale
     grad_k = torch.einsum("bhqk,bqhd->bkhd", grad_scores, query) * scale
     return (
-        grad_q.to(q.dtype).contiguous(),
-        _without_masked(grad_k, key_mask).to(k.dtype).contiguous(),
-        _without_masked(grad_v, key_mask).to(v.dtype).contiguous(),
+        empty_rows(q).copy_(grad_q),
+        empty_rows(k).copy_(_without_masked(grad_k, key_mask)),
+        empty_rows(k).copy_(_without_masked(grad_v, key_mask)),
     )
 
 

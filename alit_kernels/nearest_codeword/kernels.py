@@ -46,6 +46,8 @@ class Tile(NamedTuple):
 
 def tile(dim: int) -> Tile:
     """Launch table of the direct search. Up to D = 16 all of z stays in registers; beyond, it streams through L1."""
+    if dim <= 4:
+        return Tile(4, 1, True)  # eight rows spill on sm_80
     return Tile(8, 1, True) if dim <= 16 else Tile(8, 2, False)
 
 
@@ -167,7 +169,8 @@ def _search(
     b_z = ()
     if UNROLLED:
         for d in tl.static_range(D):
-            b_z = b_z + (tl.load(p_z + d).to(tl.float32)[:, None, None],)  # noqa: RUF005
+            b_row = tl.load(p_z + d).to(tl.float32)[:, None, None]
+            b_z = b_z + (b_row,)  # type: ignore[assignment]  # noqa: RUF005
     end = code_pitch.to(tl.int32) * tl.max(
         m_row.to(tl.int32), 0
     )  # nothing to search where all are masked
@@ -195,8 +198,8 @@ def _search_fast(
     p_index,
     rows,
     codes,
+    dim,
     z_pitch,
-    D: tl.constexpr,
     PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
     BM: tl.constexpr,
@@ -215,11 +218,11 @@ def _search_fast(
         o_code = start + o_lane
         m_code = o_code < codes
         b_product = tl.zeros([BM, BK], tl.float32)
-        for first in range(0, D, BD):
-            m_dim = first + o_dim < D
+        for first in range(0, dim, BD):
+            m_dim = first + o_dim < dim
             p_tile = p_z + o_row[:, None] * z_pitch + first + o_dim[None, :]
             b_z = tl.load(p_tile, mask=m_row[:, None] & m_dim[None, :], other=0.0)
-            p_tile = p_codes + o_code[:, None].to(tl.int64) * D + first + o_dim[None, :]
+            p_tile = p_codes + o_code[:, None].to(tl.int64) * dim + first + o_dim[None, :]
             b_codes = tl.load(p_tile, mask=m_code[:, None] & m_dim[None, :], other=0.0)
             b_product = tl.dot(b_z, b_codes.T, b_product, input_precision=PRECISION)
         b_half_norm = tl.load(p_half_norm + o_code, mask=m_code, other=float("inf"))
@@ -243,7 +246,7 @@ def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -
 def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = None) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
-    Eight neighbours ("tf32", "bf16": 128) that are all masked are not searched.
+    Neighbours in eights (D up to 4: fours; "tf32" and "bf16": 128) that are all masked are not searched.
     """
     z = as_rows(z)
     rows, dim = z.shape
@@ -265,15 +268,15 @@ def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = No
         codebook = codebook.contiguous()
         half_norm = codebook.float().square().sum(-1) / 2
         _search_fast[(cdiv(rows, 128),)](
-            z, codebook, half_norm, mask, index, rows, len(codebook), z.stride(0),
-            dim, "tf32", mask is not None, 128, 128, fast_depth(dim), num_warps=8, num_stages=3,
+            z, codebook, half_norm, mask, index, rows, len(codebook), dim,
+            z.stride(0), "tf32", mask is not None, 128, 64, fast_depth(dim), num_warps=8, num_stages=3,
         )  # fmt: skip
     return index
 
 
 def fast_depth(dim: int) -> int:
-    """Channels a tensor-core step takes; at least 16, at most 64."""
-    return max(16, min(64, triton.next_power_of_2(dim)))
+    """Channels a tensor-core step takes; at least 16, at most 32 (64 spill)."""
+    return max(16, min(32, triton.next_power_of_2(dim)))
 
 
 def _transposed(codebook: Tensor, multiple: int) -> Tensor:
@@ -288,12 +291,8 @@ def _transposed(codebook: Tensor, multiple: int) -> Tensor:
 def builds() -> Iterator[Build]:
     pointers = ("p_z", "p_codes", "p_mask", "p_index")
     sizes = {"rows": "i32", "z_pitch": "i32", "code_pitch": "i32", "step": "i32"}
-    for dim in (4, 8, 12, 16, 32, 64, 256):
-        for dtype, masked in (
-            (torch.float32, False),
-            (torch.float32, True),
-            (torch.bfloat16, True),
-        ):
+    for dim in (4, 8, 12, 16, 64, 256):
+        for dtype, masked in ((torch.float32, False), (torch.bfloat16, True)):
             bm, bj, unrolled = tile(dim)
             constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "BM": bm, "BJ": bj}
             types = (f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
@@ -307,18 +306,18 @@ def builds() -> Iterator[Build]:
                 num_stages=1,
             )
     fast = ("p_z", "p_codes", "p_half_norm", "p_mask", "p_index")
-    for dim in (12, 16, 64, 256):
+    for dim in (12, 64, 256):
         for dtype in (torch.float32, torch.bfloat16):
-            types = (f"*{TYPES[dtype]}", f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
-            constants = {"D": dim, "PRECISION": "tf32", "MASKED": False, "BM": 128, "BK": 128}
+            elements = (f"*{TYPES[dtype]}", f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
+            choices = {"PRECISION": "tf32", "MASKED": False, "BM": 128, "BK": 64}
             yield Build(
                 _search_fast,
-                f"d={dim} {TYPES[dtype]} M128 N128",
-                dict(zip(fast, types, strict=True))
-                | dict.fromkeys(("rows", "codes", "z_pitch"), "i32"),
-                constants | {"BD": fast_depth(dim), "p_mask": None},
+                f"d={dim} {TYPES[dtype]} M128 N64",
+                dict(zip(fast, elements, strict=True))
+                | dict.fromkeys(("rows", "codes", "dim", "z_pitch"), "i32"),
+                choices | {"BD": fast_depth(dim), "p_mask": None},
                 divisible=tuple(n for n in fast if n != "p_mask")
-                + (("z_pitch",) if dim % 16 == 0 else ()),
+                + (("dim", "z_pitch") if dim % 16 == 0 else ()),
                 num_warps=8,
                 num_stages=3,
                 tensor_core=True,

@@ -1,4 +1,4 @@
-"""Multi-head self-attention over dense or packed sequences."""
+"""Multi-head self-attention over dense, padded or packed sequences."""
 
 from __future__ import annotations
 
@@ -6,55 +6,91 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import attention, varlen_attention
+from ..ragged import pack, unpack
 
 
 class SelfAttention(nn.Module):
     """Self-attention with the parameters of ``torch.nn.MultiheadAttention`` (same names, shapes and state dict).
 
+    One product makes queries, keys and values; attention reads them in place. It has no dropout, no attention weights
+    among its outputs, and ``batch_first`` is the default.
+
     Args:
         width: channels C.
         heads: number of heads; must divide ``width``.
+        bias: whether both projections have biases.
+        batch_first: dense input is (B, N, C); otherwise (N, B, C), which is not copied either.
 
     Raises:
         ValueError: ``heads`` does not divide ``width``.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(
+        self, width: int, heads: int, *, bias: bool = True, batch_first: bool = True
+    ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"heads: expected a divisor of width {width}, got {heads}")
         self.heads = heads
+        self.batch_first = batch_first
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width)) if bias else None
+        self.out_proj = nn.Linear(width, width, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The initialisation of ``torch.nn.MultiheadAttention``: Xavier uniform input projection, zero biases."""
         nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.in_proj_bias)
-        nn.init.zeros_(self.out_proj.bias)
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
+            nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None
+        self,
+        x: Tensor,
+        offsets: Tensor | None = None,
+        *,
+        max_length: int | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Attend within each sequence.
 
         Args:
-            x: (B, N, C); or packed rows (T, C) with ``offsets``.
+            x: (B, N, C), or (N, B, C) without ``batch_first``; or packed rows (T, C) with ``offsets``.
             offsets: (B + 1,) int32, see :func:`alit_kernels.varlen_attention`.
             max_length: static bound for the longest packed sequence; T by default.
+            lengths: (B,) tokens of each sequence of a padded dense ``x``. The rows beyond are not read and are zero in
+                the result; attention computes none of them.
 
         Returns:
             The shape of ``x``.
+
+        Raises:
+            ValueError: both ``offsets`` and ``lengths``.
         """
-        qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        if offsets is None:
-            out = attention(q, k, v)
-        else:
-            out = varlen_attention(
-                q, k, v, offsets, max_length=x.shape[0] if max_length is None else max_length
-            )
+        if offsets is not None:
+            if lengths is not None:
+                raise ValueError("lengths: expected None with packed input (offsets), got a tensor")
+            return self._packed(x, offsets, x.shape[0] if max_length is None else max_length)
+        if lengths is not None:
+            padded = x if self.batch_first else x.transpose(0, 1)
+            batch, length = padded.shape[:2]
+            rows, offsets = pack(padded, lengths, capacity=batch * length)
+            padded = unpack(self._packed(rows, offsets, length), offsets, max_length=length)
+            return padded if self.batch_first else padded.transpose(0, 1)
+        q, k, v = self._project(x)
+        if not self.batch_first:
+            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        out = attention(q, k, v)
+        assert isinstance(out, Tensor)
+        return self.out_proj((out if self.batch_first else out.transpose(0, 1)).flatten(-2))
+
+    def _packed(self, x: Tensor, offsets: Tensor, max_length: int) -> Tensor:
+        q, k, v = self._project(x)
+        out = varlen_attention(q, k, v, offsets, max_length=max_length)
         assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        return qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)

@@ -1,16 +1,12 @@
-"""C++ implementations of the ragged ops (csrc/ragged/ragged.h): Python allocates, C++ moves rows.
-
-Leading strides are free; rows whose trailing dimensions are not contiguous are copied once.
-"""
+"""C++ implementations of the ragged ops (csrc/ragged/ragged.h): Python allocates, C++ moves rows."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from .._cpp import core, pointer, threads, type_code
+from .rows import row_bytes, strides, with_rows
 
 
 def cumulative_offsets(lengths: Tensor) -> Tensor:
@@ -131,25 +127,3 @@ def tail_mask_backward(grad: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         *(row_bytes(grad, 2), type_code(grad), threads()),
     )
     return grad_tokens, grad_fill
-
-
-def with_rows(tensor: Tensor, leading: int) -> Tensor:
-    """The tensor itself where everything behind its first ``leading`` dimensions is contiguous, else a copy."""
-    tensor = tensor.resolve_conj().resolve_neg()
-    expected = 1
-    for size, stride in zip(
-        reversed(tensor.shape[leading:]), reversed(tensor.stride()[leading:]), strict=True
-    ):
-        if size != 1 and stride != expected:
-            return tensor.contiguous()
-        expected *= size
-    return tensor
-
-
-def strides(tensor: Tensor, leading: int) -> list[int]:
-    """Strides of the first dimensions, in bytes."""
-    return [stride * tensor.element_size() for stride in tensor.stride()[:leading]]
-
-
-def row_bytes(tensor: Tensor, leading: int) -> int:
-    return math.prod(tensor.shape[leading:]) * tensor.element_size()

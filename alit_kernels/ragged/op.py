@@ -227,7 +227,10 @@ def _check_append(
 
 
 def _others(name: str) -> dict[str, str]:
-    return {"cpp": f"alit_kernels.ragged.cpp:{name}"}
+    return {
+        implementation: f"alit_kernels.ragged.{implementation}:{name}"
+        for implementation in ("cpp", "cuda")
+    }
 
 
 _cumulative_offsets = Op(

@@ -25,7 +25,7 @@ from torch import Tensor
 from .._triton import TYPES, as_rows, cdiv, device_of
 from ..aot import Build
 
-#: Programs wanted for the codebook's gradient: its rows are split until there are as many, about two per multiprocessor.
+#: Programs wanted for the gradient of the codebook: rows are split to have as many, about two per multiprocessor.
 PROGRAMS = 256
 
 
@@ -42,15 +42,17 @@ class Tile(NamedTuple):
 def tile(channels: int, dtype: torch.dtype, kernel: str) -> Tile:
     """Launch table by channels of the codebook, its dtype and kernel ("forward", "logits", "codebook")."""
     width = max(16, min(256, triton.next_power_of_2(max(1, channels))))
-    wide = dtype == torch.float32
+    if (
+        dtype == torch.float32
+    ):  # three products and operands in two parts: small tiles, or registers spill
+        if kernel == "logits":
+            return Tile(64, 32, min(width, 32), 4, 2)
+        if width >= 128:
+            return Tile(32, 32, width, 8, 2)
+        return Tile(64, 16, width, 4, 2) if kernel == "forward" else Tile(32, 32, width, 4, 2)
     if kernel == "logits":
-        return Tile(64, 64, min(width, 32 if wide else 64), 4, 2)
-    warps, depth = 8 if width == 256 else 4, 32 if wide else 64
-    return (
-        Tile(64, depth, width, warps, 2)
-        if kernel == "forward"
-        else Tile(depth, 64, width, warps, 2)
-    )
+        return Tile(64, 64, min(width, 64), 4, 2)
+    return Tile(64, 64, width, 8 if width == 256 else 4, 2)
 
 
 @triton.jit
@@ -312,7 +314,7 @@ def soft_codebook_backward(
 
 def builds() -> Iterator[Build]:
     for dtype in (torch.float32, torch.bfloat16):
-        for channels in (16, 64, 256):
+        for channels in (16, 64, 128, 256):
             yield from _builds(channels, dtype)
 
 

@@ -78,8 +78,9 @@ class Searcher {
         codes_(codes),
         scan_(scan),
         index_(index),
-        vectors_(static_cast<std::size_t>(scan.width * z.dim)),
-        queries_(vectors_.size()),
+        pitch_(((z.dim + 15) / 16 | 1) * 16),
+        vectors_(static_cast<std::size_t>(scan.width * pitch_)),
+        queries_(static_cast<std::size_t>(scan.width * z.dim)),
         best_(scan.width),
         second_(scan.width),
         limit_(scan.width),
@@ -95,7 +96,7 @@ class Searcher {
       return;
     }
     const T* values = z_.row<T>(row);
-    float* out = vectors_.data() + rows_.size() * z_.dim;
+    float* out = vectors_.data() + rows_.size() * pitch_;
     for (std::int64_t d = 0; d < z_.dim; ++d) out[d] = load(values[d]) * codes_.scale;
     rows_.push_back(row);
     if (static_cast<int>(rows_.size()) == scan_.width) flush();
@@ -141,14 +142,14 @@ class Searcher {
     for (std::int64_t d = 0; d < dim; ++d) {
       const float* from = vectors_.data() + d;
       float* to = queries_.data() + d * width;
-      for (std::int64_t i = 0; i < width; ++i) to[i] = from[i * dim];
+      for (std::int64_t i = 0; i < width; ++i) to[i] = from[i * pitch_];
     }
   }
 
   // Compares the codes of a group with query i of the block in float64; keeps the first of equals.
   void consider(int i, std::int64_t group) {
     double sum[kGroup];
-    scan_.exact(vectors_.data() + i * z_.dim, codes_.values.data() + group * z_.dim * kGroup, z_.dim, sum);
+    scan_.exact(vectors_.data() + i * pitch_, codes_.values.data() + group * z_.dim * kGroup, z_.dim, sum);
     int least = 0;
     for (int c = 1; c < kGroup; ++c) least = sum[c] < sum[least] ? c : least;
     if (sum[least] < distance_[i]) {
@@ -205,6 +206,7 @@ class Searcher {
   const PackedCodes& codes_;
   const Scan& scan_;
   std::int64_t* index_;
+  std::int64_t pitch_;  // an odd number of cache lines, so that a column does not fall into a few sets of the cache
   std::vector<float> vectors_, queries_;  // the block, scaled: as rows, and transposed
   std::vector<float> best_, second_, limit_;
   std::vector<double> distance_;

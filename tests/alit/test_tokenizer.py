@@ -160,7 +160,7 @@ def test_halting_masks_tokens() -> None:
         assert torch.equal(changed, first.halted)
 
 
-@pytest.mark.parametrize("halting", ["off", "mask"])
+@pytest.mark.parametrize("halting", ["off", "mask", "drop"])
 @every_base
 @every_variant
 def test_gradients_reach_every_parameter(base: str, variant: str, halting: str) -> None:
@@ -175,7 +175,7 @@ def test_gradients_reach_every_parameter(base: str, variant: str, halting: str) 
     m.base_tokenizer.requires_grad_(False)
     stage1_loss(m, images(), generator=torch.Generator().manual_seed(0)).total.backward()
     unused = {name for name, p in m.named_parameters() if p.requires_grad and p.grad is None}
-    expected = {"encoder_mask_token"} if halting == "off" else set()
+    expected = set() if halting == "mask" else {"encoder_mask_token"}
     if variant == "unfactorised":
         expected |= {"pre_quantizer_mlp.weight", "pre_quantizer_mlp.bias"}
     assert unused == expected

@@ -30,3 +30,13 @@ def targets(*implementations: str) -> list[object]:
         mark = pytest.mark.skipif(bool(reason), reason=reason)
         result.append(pytest.param(Target(name, device), id=f"{name}-{device}", marks=mark))
     return result
+
+
+def targets_and_dtypes(*implementations: str, dtypes: tuple[torch.dtype, ...]) -> list[object]:
+    """(target, dtype) pairs; the interpreter, at milliseconds for each program, gets the first dtype only."""
+    return [
+        pytest.param(*target.values, dtype, id=f"{target.id}-{dtype}", marks=target.marks)
+        for target in targets(*implementations)
+        for dtype in dtypes
+        if target.values[0] != ("triton", "cpu") or dtype == dtypes[0]
+    ]

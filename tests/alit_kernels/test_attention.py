@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from alit_kernels import attention, attention_map, varlen_attention
-from alit_kernels.attention.cases import TEST_CASES, Case, make
+from alit_kernels.attention import configurations, issued_work
+from alit_kernels.attention.__main__ import table as issued_work_table
+from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
 
+from .targets import DEVICE, Target, targets
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+everywhere = pytest.mark.parametrize("target", targets("torch", "triton"))
+
+
+def skip_what_the_interpreter_lacks(target: Target, dtype: torch.dtype) -> None:
+    if target == Target("triton", "cpu") and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter has no bfloat16 product")
+
+
+def inputs(case: Case, target: Target, dtype: torch.dtype = torch.float32) -> Inputs:
+    return make(case, dtype=dtype, device=target.device)
+
+
+def attend(x: Inputs, target: Target, **options: Any) -> tuple[Tensor, Tensor]:
+    return varlen_attention(
+        *x[:4],
+        key_offsets=x.key_offsets,
+        key_mask=x.key_mask,
+        max_length=x.max_length,
+        max_key_length=x.max_key_length,
+        return_lse=True,
+        implementation=target.implementation,
+        **options,
+    )
 
 
 def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -34,105 +68,186 @@ def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_varlen_forward(case: Case, dtype: torch.dtype) -> None:
-    x = make(case, dtype=dtype)
-    out, lse = varlen_attention(
-        *x[:4],
-        key_offsets=x.key_offsets,
-        key_mask=x.key_mask,
-        max_length=x.max_length,
-        max_key_length=x.max_key_length,
-        return_lse=True,
-    )
+def gradients(x: Inputs, dtype: torch.dtype, run: Any) -> list[Tensor]:
+    """Of a weighted sum of outputs and finite log-sum-exps, by q, k and v."""
+    leaves = [t.detach().clone().to(dtype).requires_grad_() for t in x[:3]]
+    out, lse = run(x._replace(q=leaves[0], k=leaves[1], v=leaves[2]))
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+    finite = torch.where(lse.isfinite(), lse, 0.0)
+    total = (out * weights).sum() + (finite * weights.sum(-1).t()).sum()
+    # Without a single row the oracle touches no input.
+    (total + sum(0.0 * leaf[:0].sum() for leaf in leaves)).backward()
+    return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+
+
+def check_forward(x: Inputs, target: Target, dtype: torch.dtype) -> None:
+    out, lse = attend(x, target)
     exact, exact_lse = per_sequence(x, torch.float64)
     eager, eager_lse = per_sequence(x, torch.float32)
+    if target.implementation == "torch":  # its exponentials of half-precision scores have 20 bits
+        eager_lse = per_sequence(x, dtype)[1]
     assert out.dtype == dtype and lse.dtype == torch.float32
     assert_within_budget(out, eager.to(dtype), exact, what="out")
     assert_within_budget(lse, eager_lse, exact_lse, what="lse")
 
 
-@pytest.mark.parametrize("case", TEST_CASES)
-def test_varlen_gradients(case: Case) -> None:
-    x = make(case)
-    used = x.offsets[-1]
-
-    def gradients(dtype: torch.dtype, run: object) -> list[Tensor]:
-        leaves = [t.detach().clone().to(dtype).requires_grad_() for t in (x.q, x.k, x.v)]
-        out, lse = run(x._replace(q=leaves[0], k=leaves[1], v=leaves[2]))
-        generator = torch.Generator().manual_seed(1)
-        weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)
-        finite = torch.where(lse.isfinite(), lse, 0.0)
-        total = (out * weights).sum() + (finite * weights.sum(-1).t()).sum()
-        # Without a single row the oracle touches no input.
-        (total + sum(0.0 * leaf[:0].sum() for leaf in leaves)).backward()
-        return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
-
-    ours = gradients(
-        torch.float32,
-        lambda y: varlen_attention(
-            *y[:4],
-            key_offsets=y.key_offsets,
-            key_mask=y.key_mask,
-            max_length=y.max_length,
-            max_key_length=y.max_key_length,
-            return_lse=True,
-        ),
-    )
-    exact = gradients(torch.float64, lambda y: per_sequence(y, torch.float64))
-    eager = gradients(torch.float32, lambda y: per_sequence(y, torch.float32))
+def check_gradients(x: Inputs, target: Target, dtype: torch.dtype) -> None:
+    ours = gradients(x, dtype, lambda y: attend(y, target))
+    exact = gradients(x, torch.float64, lambda y: per_sequence(y, torch.float64))
+    eager = gradients(x, dtype, lambda y: per_sequence(y, dtype))
+    if not all(gradient.isfinite().all() for gradient in eager):  # float16 scores overflow in eager
+        eager = gradients(x, torch.float32, lambda y: per_sequence(y, torch.float32))
     for name, a, e, x64 in zip("qkv", ours, eager, exact, strict=True):
         assert_within_budget(a, e, x64, k=3, what=f"gradient of {name}")
-    assert not ours[0][used:].any()
+    assert not ours[0][x.offsets[-1] :].any()
 
 
+@everywhere
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", (*TEST_CASES, *LONG_CASES))
+def test_varlen_forward(case: Case, dtype: torch.dtype, target: Target) -> None:
+    skip_what_the_interpreter_lacks(target, dtype)
+    check_forward(inputs(case, target, dtype), target, dtype)
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", TEST_CASES)
+def test_varlen_gradients(case: Case, dtype: torch.dtype, target: Target) -> None:
+    skip_what_the_interpreter_lacks(target, dtype)
+    check_gradients(inputs(case, target, dtype), target, dtype)
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+@pytest.mark.parametrize("name", configurations.VARIANTS[1:])
+@pytest.mark.parametrize("head_dim", (16, 128))
+def test_variants(name: str, head_dim: int, target: Target) -> None:
+    """Every kind of tail: 16, 32, 32 + 16, a whole step; folded rows with each."""
+    case = Case((16, 64 + 16, 64 + 1, 33, 64 + 48, 64 + 49, 63), 1, head_dim, spare=3)
+    x = inputs(case, target, torch.float16)
+    with configurations.variant(name):
+        check_forward(x, target, torch.float16)
+        if head_dim == 16:
+            check_gradients(x, target, torch.float16)
+
+
+@everywhere
+def test_a_thousand_sequences(target: Target) -> None:
+    """The search for a tile's sequence goes over several blocks of offsets; most sequences are empty."""
+    lengths = tuple(3 if b % 100 == 99 or b in (0, 255, 256, 257) else 0 for b in range(1000))
+    x = inputs(Case(lengths, 1, 16, spare=1), target)
+    check_forward(x, target, torch.float32)
+
+
+def dense(target: Target, *shape: int) -> list[Tensor]:
+    return [torch.randn(*shape, device=target.device, requires_grad=True) for _ in range(3)]
+
+
+@everywhere
 @pytest.mark.parametrize("masked", (False, True))
-def test_dense_equals_packed(masked: bool) -> None:
-    q, k, v = torch.randn(3, 2, 5, 3, 16).unbind(0)
-    key_mask = torch.rand(2, 5) > 0.4 if masked else None
-    out, lse = attention(q, k, v, key_mask=key_mask, return_lse=True)
+def test_dense_equals_packed(masked: bool, target: Target) -> None:
+    q, k, v = dense(target, 2, 17, 3, 16)
+    key_mask = torch.rand(2, 17, device=target.device) > 0.4 if masked else None
+    out, lse = attention(
+        q, k, v, key_mask=key_mask, return_lse=True, implementation=target.implementation
+    )
     packed, packed_lse = varlen_attention(
         *(t.flatten(0, 1) for t in (q, k, v)),
-        torch.tensor([0, 5, 10], dtype=torch.int32),
-        max_length=5,
+        torch.tensor([0, 17, 34], dtype=torch.int32, device=target.device),
+        max_length=17,
         key_mask=None if key_mask is None else key_mask.flatten(),
         return_lse=True,
+        implementation=target.implementation,
     )
     torch.testing.assert_close(out.flatten(0, 1), packed)
     torch.testing.assert_close(lse.transpose(0, 1).flatten(1), packed_lse)
+    weights = torch.randn_like(out)
+    ours = torch.autograd.grad((out * weights).sum() + lse[lse.isfinite()].sum(), (q, k, v))
+    total = (packed * weights.flatten(0, 1)).sum() + packed_lse[packed_lse.isfinite()].sum()
+    for a, b in zip(ours, torch.autograd.grad(total, (q, k, v)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def test_no_key_gives_zeros() -> None:
-    q, k, v = (torch.randn(1, 3, 2, 4, requires_grad=True) for _ in range(3))
-    out, lse = attention(q, k, v, key_mask=torch.zeros(1, 3, dtype=torch.bool), return_lse=True)
+@everywhere
+def test_dense_cross_attention(target: Target) -> None:
+    q, k, v = (
+        torch.randn(2, n, 2, 16, device=target.device, requires_grad=True) for n in (5, 9, 9)
+    )
+    out = attention(q, k, v, implementation=target.implementation)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v))
+    ).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn_like(out)
+    for a, b in zip(
+        torch.autograd.grad((out * weights).sum(), (q, k, v)),
+        torch.autograd.grad((expected * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@everywhere
+def test_no_key_gives_zeros(target: Target) -> None:
+    q, k, v = dense(target, 1, 3, 2, 4)
+    mask = torch.zeros(1, 3, dtype=torch.bool, device=target.device)
+    out, lse = attention(
+        q, k, v, key_mask=mask, return_lse=True, implementation=target.implementation
+    )
     assert not out.any() and bool((lse == -torch.inf).all())
     out.sum().backward()
     assert not q.grad.any() and not k.grad.any() and not v.grad.any()
 
 
-def test_masked_keys_are_not_read() -> None:
-    q, k, v = (torch.randn(1, 4, 2, 8) for _ in range(3))
-    keep = torch.tensor([[True, False, True, False]])
+@everywhere
+def test_masked_keys_are_not_read(target: Target) -> None:
+    q, k, v = (x.detach() for x in dense(target, 1, 4, 2, 8))
+    keep = torch.tensor([[True, False, True, False]], device=target.device)
     k[~keep], v[~keep] = torch.nan, torch.inf
     k.requires_grad_()
-    out = attention(q, k, v, key_mask=keep)
+    out = attention(q, k, v, key_mask=keep, implementation=target.implementation)
     torch.testing.assert_close(out, attention(q, k[:, keep[0]], v[:, keep[0]]))
     out.sum().backward()
     assert k.grad.isfinite().all() and not k.grad[~keep].any()
 
 
-def test_strided_views() -> None:
-    qkv = torch.randn(2, 6, 3, 2, 8)
+@everywhere
+def test_strided_views(target: Target) -> None:
+    """Of a fused projection, expanded, transposed: the same numbers, and results in the order of the rows given."""
+    qkv = torch.randn(2, 6, 3, 2, 8, device=target.device)
     q, k, v = qkv.unbind(2)
-    expanded = k[:, :1].expand(-1, 6, -1, -1)
-    torch.testing.assert_close(attention(q, k, v), attention(q.clone(), k.clone(), v.clone()))
-    torch.testing.assert_close(attention(q, expanded, v), attention(q, expanded.clone(), v))
-    torch.testing.assert_close(
-        attention(q.mT.contiguous().mT, k, v),
-        attention(q, k, v),
-        msg="last dimension not contiguous",
-    )
+
+    def run(*x: Tensor) -> Tensor:
+        return attention(*x, implementation=target.implementation)
+
+    expected = run(q.clone(), k.clone(), v.clone())
+    assert expected.is_contiguous()
+    torch.testing.assert_close(run(q, k, v), expected)
+    one = k[:, :1].expand(-1, 6, -1, -1)
+    torch.testing.assert_close(run(q, one, v), run(q, one.clone(), v))
+    torch.testing.assert_close(run(q.mT.contiguous().mT, k, v), expected)
+    sequence_first = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    out = run(*sequence_first.unbind(2))
+    torch.testing.assert_close(out, expected)
+    assert out.transpose(0, 1).is_contiguous(), "sequence-first in, sequence-first out"
+
+
+@everywhere
+@pytest.mark.parametrize("scale", (-0.7, 0.0, 2.0))
+def test_any_scale(scale: float, target: Target) -> None:
+    q, k, v = dense(target, 2, 7, 1, 16)
+    ours = attention(q, k, v, scale=scale, return_lse=True, implementation=target.implementation)
+    eager = attention(q, k, v, scale=scale, return_lse=True, implementation="reference")
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a, b)
+    weights = torch.randn_like(q)
+    gradients = [
+        torch.autograd.grad((out * weights).sum() + lse.sum(), (q, k, v))
+        for out, lse in (ours, eager)
+    ]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_gradcheck() -> None:
@@ -148,31 +263,176 @@ def test_gradcheck() -> None:
     )
 
 
-def test_permuting_sequences_permutes_outputs() -> None:
-    x = make(Case((5, 9, 2), 2, 8))
-    out = varlen_attention(*x[:4], max_length=9)
-    pieces = [t.split((5, 9, 2)) for t in (x.q, x.k, x.v)]
-    shuffled = [torch.cat([piece[2], piece[0], piece[1]]) for piece in pieces]
-    offsets = torch.tensor([0, 2, 7, 16], dtype=torch.int32)
-    a, b, c = out.split((5, 9, 2))
-    torch.testing.assert_close(
-        varlen_attention(*shuffled, offsets, max_length=9), torch.cat([c, a, b])
-    )
+@everywhere
+def test_permuting_sequences_permutes_outputs(target: Target) -> None:
+    """Bit for bit, outputs and gradients; and a batch gives what each sequence alone gives."""
+    lengths, order = (5, 70, 2, 33), (2, 0, 3, 1)
+    x = inputs(Case(lengths, 2, 16), target)
+    pieces = [t.split(lengths) for t in x[:3]]
+
+    def run(chosen: tuple[int, ...]) -> list[dict[int, Tensor]]:
+        rows = [torch.cat([piece[b] for b in chosen]).requires_grad_() for piece in pieces]
+        sizes = [lengths[b] for b in chosen]
+        offsets = torch.tensor([0, *sizes], device=target.device).cumsum(0).int()
+        out = varlen_attention(*rows, offsets, max_length=70, implementation=target.implementation)
+        out.square().sum().backward()
+        results = (out.detach(), *(r.grad for r in rows))
+        return [dict(zip(chosen, t.split(sizes), strict=True)) for t in results]
+
+    straight, shuffled = run((0, 1, 2, 3)), run(order)
+    alone = [run((b,)) for b in range(4)]
+    exact = target.implementation != "reference"  # its padded products may differ in the last bit
+    tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
+    for t in range(4):
+        for b in range(4):
+            torch.testing.assert_close(shuffled[t][b], straight[t][b], **tolerance)
+            torch.testing.assert_close(alone[b][t][b], straight[t][b], **tolerance)
 
 
-def test_attention_map() -> None:
-    x = make(Case((6, 0, 4), 3, 8, spare=2))
-    _, lse = varlen_attention(*x[:4], max_length=7, return_lse=True)
+@pytest.mark.parametrize("target", targets("triton"))
+def test_attention_map(target: Target) -> None:
+    x = inputs(Case((6, 0, 40), 3, 8, spare=2), target)
+    lse = varlen_attention(*x[:4], max_length=41, return_lse=True)[1]
     result = attention_map(
-        x.q, x.k, lse, x.offsets, queries=range(2, 6), keys=range(1, 5), max_length=7
+        *(x.q, x.k, lse, x.offsets),
+        queries=range(2, 38),
+        keys=range(1, 36),
+        max_length=41,
+        implementation=target.implementation,
     )
-    assert result.shape == (3, 4, 4)
-    for b, (start, stop) in enumerate(((0, 6), (6, 6), (6, 10))):
+    assert result.shape == (3, 36, 35)
+    for b, (start, stop) in enumerate(((0, 6), (6, 6), (6, 46))):
         q, k = x.q[start:stop].transpose(0, 1), x.k[start:stop].transpose(0, 1)
-        full = torch.zeros(7, 7)
+        full = torch.zeros(41, 41, device=target.device)
         if stop > start:
             full[: stop - start, : stop - start] = (q @ k.mT * 8**-0.5).softmax(-1).mean(0)
-        torch.testing.assert_close(result[b], full[2:6, 1:5])
+        torch.testing.assert_close(result[b], full[2:38, 1:36])
+
+
+def test_issued_work_of_the_lean_variant() -> None:
+    """At most 1.17 times the minimum at every length of a tokenizer, 1.11 in geometric mean; less than whole tiles."""
+    lengths = range(289, 514, 32)
+    for architecture in (80, 90, 100):
+        for head_dim in (64, 128):
+            tile = configurations.tile("forward", head_dim, torch.bfloat16, architecture, "lean")
+            work = [float(issued_work(tile, n)) for n in lengths]
+            assert max(work) <= 1.17 and torch.tensor(work).log().mean().exp() <= 1.11
+    assert issued_work(configurations.Tile(128, 128, 4, 2), 289) == Fraction(384**2, 289**2)
+
+
+def test_the_page_shows_the_issued_work() -> None:
+    page = Path(__file__).parents[2] / "docs" / "attention.md"
+    assert issued_work_table() in page.read_text(), "run python -m alit_kernels.attention"
+
+
+def test_issued_work_counts_what_the_kernel_does() -> None:
+    """The steps and programs of the kernels, counted one by one."""
+    tile = configurations.Tile(64, 64, 4, 2, "fine", 16)
+    assert [tile.programs(n) for n in (0, 1, 16, 64, 65, 80, 81, 128, 144, 145)] == [
+        *(0, 1, 1, 1, 1, 1, 2, 2, 2, 3)
+    ]
+    columns = {1: 16, 16: 16, 17: 32, 33: 48, 48: 48, 49: 64, 64: 64, 65: 80, 113: 128}
+    for length, issued in columns.items():
+        assert tile.issued(64, length) == 64 * issued
+    assert [tile.issued(n, 16) // 16 for n in (16, 64, 80, 81)] == [64, 64, 80, 128]
+
+
+def test_limits_of_head_dimensions() -> None:
+    """Wider heads than the kernels take: an explicit request raises and names the reason."""
+    q = torch.randn(1, 3, 1, 136)
+    if "triton" in [t.values[0].implementation for t in targets("triton") if not t.marks]:
+        with pytest.raises(ValueError, match="head dimension 136 exceeds 128"):
+            attention(q.to(DEVICE), q.to(DEVICE), q.to(DEVICE), implementation="triton")
+    assert attention(q, q, q).shape == q.shape
+
+
+@pytest.mark.parametrize("target", targets("torch", "triton")[1:])
+def test_opcheck_of_every_implementation(target: Target) -> None:
+    x = inputs(Case((3, 0, 5), 2, 16, spare=1), target)
+    leaves = [t.clone().requires_grad_() for t in x[:3]]
+    torch.library.opcheck(
+        torch.ops.alit_kernels.varlen_attention.default,
+        (*leaves, x.offsets, None, 6, 6, None, 0.3, True, target.implementation),
+    )
+    q, k, v = dense(target, 2, 4, 2, 16)
+    sequence_first = q.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    torch.library.opcheck(
+        torch.ops.alit_kernels.attention.default,
+        (sequence_first, k, v, None, 0.3, target.implementation),
+    )
+
+
+@everywhere
+def test_compiles_without_graph_break(target: Target) -> None:
+    """With changing offsets, and without compiling again for them."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    x = inputs(Case((3, 0, 5), 2, 16, spare=1), target)
+
+    def run(q: Tensor, offsets: Tensor) -> Tensor:
+        return varlen_attention(
+            q, q, q, offsets, max_length=9, implementation=target.implementation
+        )
+
+    compiled = torch.compile(run, fullgraph=True, backend=counter)
+    for ends in ((3, 8), (1, 9), (0, 2)):
+        offsets = torch.tensor([0, *ends], dtype=torch.int32, device=target.device)
+        leaf = x.q.nan_to_num().requires_grad_()
+        (ours,) = torch.autograd.grad(compiled(leaf, offsets).square().sum(), leaf)
+        (eager,) = torch.autograd.grad(run(leaf, offsets).square().sum(), leaf)
+        torch.testing.assert_close(ours, eager)
+    assert counter.frame_count == 1
+
+
+UNSPECIALIZED = """
+from alit_kernels.attention import kernels
+sizes = {"sequences", "length", "key_length", "lse_b", "lse_h", "mask_b"}
+for kernel in (kernels.forward_kernel, kernels.backward_queries_kernel, kernels.backward_keys_kernel):
+    found = {p.name for p in kernel.params if p.name in sizes}
+    fixed = {p.name for p in kernel.params if p.is_constexpr or not p.do_not_specialize}
+    assert found == sizes and not found & fixed, (kernel.__name__, found & fixed)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_kernels_do_not_depend_on_lengths(target: Target) -> None:
+    """Nothing that follows from the lengths is a compile-time constant or specialised on divisibility."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNSPECIALIZED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+def test_cuda_graph_replays_with_new_lengths() -> None:
+    target = Target("triton", "cuda")
+    x = inputs(Case((40, 70, 10), 2, 64), target, torch.bfloat16)
+    static = [t.clone().requires_grad_() for t in x[:3]]
+    offsets = x.offsets.clone()
+
+    def step() -> tuple[Tensor, ...]:
+        out = varlen_attention(*static, offsets, max_length=120, implementation="triton")
+        return (out, *torch.autograd.grad(out.float().square().sum(), static))
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    for ends in ((0, 40, 110, 120), (0, 0, 100, 119), (0, 1, 2, 3)):
+        offsets.copy_(torch.tensor(ends, dtype=torch.int32))
+        graph.replay()
+        captured = [r.clone() for r in results]
+        for a, b in zip(captured, step(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_autocast_changes_the_inputs_and_nothing_inside() -> None:

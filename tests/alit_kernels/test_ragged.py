@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from alit_kernels._library import extension, ops
 from alit_kernels.ragged.cases import TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
 
+from .emulation import COMPILER, NO_COMPILER, emulated_cuda
 from .targets import Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,15 +26,23 @@ NAMES = ("cumulative_offsets", "pack", "unpack", "compact", "append", "tail_mask
 every_case = pytest.mark.parametrize("case", TEST_CASES, ids=str)
 
 
-@pytest.fixture(params=targets("cpp"))
-def ak(request: pytest.FixtureRequest) -> SimpleNamespace:
+EMULATED = pytest.param(
+    Target("cuda", "cpu"),
+    id="cuda-emulated",
+    marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER),
+)
+
+
+@pytest.fixture(params=[*targets("cpp", "cuda"), EMULATED])
+def ak(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
     """The public functions in one implementation, and the device they run on."""
     target: Target = request.param
     functions = {
         name: partial(getattr(alit_kernels, name), implementation=target.implementation)
         for name in NAMES
     }
-    return SimpleNamespace(**functions, **target._asdict())
+    with emulated_cuda() if target == ("cuda", "cpu") else nullcontext():
+        yield SimpleNamespace(**functions, **target._asdict())
 
 
 def pieces(x: Inputs) -> list[Tensor]:

@@ -1,0 +1,233 @@
+"""Adaptive encoding: the criterion is asked after every iteration, and an image leaves as soon as it is done.
+
+``encode`` takes one batch to its end; ``encode_stream`` refills the places of finished images, so that images at
+different iterations share one packed batch: attention is ragged, and the encoder's weights are the same at each
+iteration. Both are methods of :class:`alit.AdaptiveTokenizer`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .base import BaseTokens
+from .criteria import Criterion, FixedLength
+from .rollout import Iteration, Rollout, encode_together
+from .sequence import TokenSequence
+
+if TYPE_CHECKING:
+    from .tokenizer import AdaptiveTokenizer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of :func:`encode_stream` after one step of the encoder.
+
+    Attributes:
+        steps: encoder runs so far.
+        images_done, images_started: how many images have been finished, and taken from the source.
+        rows: encoder rows (class, image and latent tokens) of this step, at most ``max_tokens_in_flight``.
+    """
+
+    steps: int
+    images_done: int
+    images_started: int
+    rows: int
+
+
+class Selection:
+    """Asks the criterion about an iteration and keeps the tokens of the images that are done.
+
+    ``finished`` maps an image's index to its tokens.
+    """
+
+    def __init__(self, model: AdaptiveTokenizer, criterion: Criterion) -> None:
+        self.model, self.criterion = model, criterion
+        self.finished: dict[int, TokenSequence] = {}
+        self._best: dict[int, tuple[float, TokenSequence]] = {}
+        self._by_error = model.config.quirks.best_iteration_fallback and hasattr(criterion, "error")
+
+    def __call__(self, iteration: Iteration) -> Tensor:
+        """(B,) bool over the images of ``iteration``: done, or at the end."""
+        done = self.criterion(iteration, self.model)
+        if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
+            raise ValueError(
+                f"criterion: expected ({iteration.batch_size},) bool, got {tuple(done.shape)} {done.dtype}"
+            )
+        last = iteration.index == self.model.config.iterations - 1
+        if self._by_error:
+            self._remember_best(iteration)
+        for row, (image, is_done) in enumerate(
+            zip(iteration.image_index_B.tolist(), done.tolist(), strict=True)
+        ):
+            if is_done or (last and not self._by_error):
+                self.finished[image] = tokens_of(self.model, iteration, row)
+            elif last:
+                self.finished[image] = self._best[image][1]
+        return done | last
+
+    def _remember_best(self, iteration: Iteration) -> None:
+        criterion: Any = self.criterion
+        errors = criterion.error(iteration, self.model).tolist()
+        images = iteration.image_index_B.tolist()
+        for row, (image, error) in enumerate(zip(images, errors, strict=True)):
+            if image not in self._best or error < self._best[image][0]:
+                self._best[image] = (error, tokens_of(self.model, iteration, row))
+
+
+def tokens_of(model: AdaptiveTokenizer, iteration: Iteration, row: int) -> TokenSequence:
+    """The tokens of one image of an iteration: indices, or latents where there is no quantizer."""
+    length = torch.full((1,), iteration.num_tokens, device=iteration.latents_BLD.device)
+    bottleneck = iteration.bottleneck
+    if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
+        return TokenSequence(length, latents=bottleneck.continuous_BLC[row].clone())
+    return TokenSequence(length, indices=bottleneck.quantized.index[row].clone())
+
+
+@torch.no_grad()
+def encode(
+    model: AdaptiveTokenizer,
+    images: Tensor,
+    criterion: Criterion,
+    *,
+    base: BaseTokens | None = None,
+    generator: torch.Generator | None = None,
+) -> TokenSequence:
+    """See :meth:`alit.AdaptiveTokenizer.encode`."""
+    if isinstance(criterion, FixedLength):
+        criterion.check(model, images.shape[0])
+    predict_at = None if criterion.needs_prediction else ()
+    rollout = model.rollout(images, base=base, predict_at=predict_at, generator=generator)
+    if model.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
+        return _encode_by_batch_mean(model, rollout, criterion)
+    select = Selection(model, criterion)
+    for iteration in rollout:
+        done = select(iteration)
+        if len(select.finished) == len(images):
+            break
+        rollout.keep(~done)
+    return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+
+
+def _encode_by_batch_mean(
+    model: AdaptiveTokenizer, rollout: Rollout, criterion: Any
+) -> TokenSequence:
+    """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
+    iterations = list(rollout)
+    errors = [float(criterion.error(iteration, model).mean()) for iteration in iterations]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    fallback = best if model.config.quirks.best_iteration_fallback else -1
+    below = (i for i, error in enumerate(errors) if error < criterion.threshold)
+    chosen = iterations[next(below, fallback)]
+    return TokenSequence.concatenate(
+        [tokens_of(model, chosen, row) for row in range(chosen.batch_size)]
+    )
+
+
+def encode_stream(
+    model: AdaptiveTokenizer,
+    images: Iterable[Tensor],
+    criterion: Criterion,
+    *,
+    max_tokens_in_flight: int,
+    generator: torch.Generator | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[TokenSequence]:
+    """See :meth:`alit.AdaptiveTokenizer.encode_stream`."""
+    config = model.config
+    longest = model.num_image_tokens + config.max_tokens
+    if max_tokens_in_flight < longest:
+        raise ValueError(
+            f"max_tokens_in_flight: expected at least {longest}, one image at its longest, got {max_tokens_in_flight}"
+        )
+    if config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
+        raise ValueError(
+            "criterion: the published rule (Quirks.batch_mean_criterion) gives a batch one length, a stream has none"
+        )
+    if isinstance(criterion, FixedLength):
+        criterion.check(model, criterion.tokens.numel())
+    return _stream(model, iter(images), criterion, max_tokens_in_flight, generator, on_progress)
+
+
+@torch.no_grad()
+def _stream(
+    model: AdaptiveTokenizer,
+    source: Iterator[Tensor],
+    criterion: Criterion,
+    max_rows: int,
+    generator: torch.Generator | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> Iterator[TokenSequence]:
+    predict_at = None if criterion.needs_prediction else ()
+    select = Selection(model, criterion)
+    live: list[Rollout] = []
+    steps = started = done = emitted = 0
+    while True:
+        fresh = _admit(model, source, live, max_rows)
+        if fresh:
+            _check_lengths(criterion, started + len(fresh))
+            batch = torch.stack(fresh)
+            live.append(model.rollout(batch, predict_at=predict_at, generator=generator))
+            live[-1].image_index_B += started
+            started += len(fresh)
+        if not live:
+            return
+        rows = sum(rollout.rows for rollout in live)
+        for rollout, encoded_BSD in zip(live, encode_together(live), strict=True):
+            finished = select(rollout.advance(encoded_BSD))
+            done += int(finished.sum())
+            rollout.keep(~finished)
+        live = [rollout for rollout in live if rollout.batch_size]
+        steps += 1
+        if on_progress is not None:
+            on_progress(Progress(steps, done, started, rows))
+        while emitted in select.finished:
+            yield select.finished.pop(emitted)
+            emitted += 1
+
+
+def _admit(
+    model: AdaptiveTokenizer, source: Iterator[Tensor], live: list[Rollout], max_rows: int
+) -> list[Tensor]:
+    """As many images as fit now and at every later step, even if none finishes early."""
+    ages = Counter({rollout.index: rollout.batch_size for rollout in live})
+    fresh: list[Tensor] = []
+    while True:
+        ages[0] += 1
+        if _peak(model, ages) > max_rows:
+            return fresh
+        image = next(source, None)
+        if image is None:
+            return fresh
+        fresh.append(image)
+
+
+def _peak(model: AdaptiveTokenizer, ages: Counter[int]) -> int:
+    """Most encoder rows of this step or a later one, for so many images about to run each iteration."""
+    config = model.config
+
+    def rows(ahead: int) -> int:
+        return sum(
+            count
+            * (model.num_image_tokens + config.latents_per_iteration * (iteration + ahead + 1))
+            for iteration, count in ages.items()
+            if iteration + ahead < config.iterations
+        )
+
+    return max(rows(ahead) for ahead in range(config.iterations))
+
+
+def _check_lengths(criterion: Criterion, images: int) -> None:
+    if (
+        isinstance(criterion, FixedLength)
+        and criterion.tokens.ndim
+        and images > len(criterion.tokens)
+    ):
+        raise ValueError(
+            f"tokens: expected one length per image, got {len(criterion.tokens)} for more images"
+        )

@@ -1,0 +1,138 @@
+"""Pictures to ``.alit`` files and back, in bounded memory: what the command line does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+from torch import Tensor
+
+from . import images
+from .alit_format import MAX_LENGTH, parse
+from .criteria import Criterion
+from .encoding import Progress
+from .files import replacing
+from .sequence import TokenSequence
+from .tokenizer import AdaptiveTokenizer
+
+#: Images decoded together.
+BATCH = 8
+
+
+def encode(
+    model: AdaptiveTokenizer,
+    photos: list[Path],
+    output: Path,
+    criterion: Criterion,
+    in_flight: int,
+    console: Console,
+) -> None:
+    """Encode the pictures and write one file; an old file is replaced only when all is written.
+
+    Args:
+        in_flight: images at their longest that the encoder sees at once.
+
+    Raises:
+        OSError: a picture that is none (named), a file that cannot be written.
+        ValueError: a model without a codebook, a criterion that does not fit it.
+    """
+    config = model.config
+    if config.bottleneck != "quantized" or config.quirks.unquantized_tokens:
+        raise ValueError(f"model: expected one that gives indices, got a {config.bottleneck} one")
+    if config.max_tokens > MAX_LENGTH:
+        raise ValueError(f"model: expected at most {MAX_LENGTH} tokens an image for .alit files")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output.parent}: no such folder")
+    paths = images.find(photos)
+    rows = in_flight * (model.num_image_tokens + config.max_tokens)
+    with _bar(console) as bar:
+        task = bar.add_task("encoding", total=len(paths))
+
+        def on_progress(progress: Progress) -> None:
+            bar.update(task, completed=progress.images_done)
+
+        stream = model.encode_stream(
+            _loaded(model, paths), criterion, max_tokens_in_flight=rows, on_progress=on_progress
+        )
+        tokens = TokenSequence.concatenate(list(stream))
+    data = tokens.to_bytes(model.identity())
+    with replacing(output) as temporary:
+        temporary.write_bytes(data)
+    console.print(f"{output}: {_summary(tokens, len(data), config.image_size)}")
+
+
+def _loaded(model: AdaptiveTokenizer, paths: list[Path]) -> Iterator[Tensor]:
+    for path in paths:
+        try:
+            yield images.load(path, model.config.image_size).to(model.latent_tokens)
+        except OSError as error:
+            raise OSError(f"{path}: not a readable picture ({error})") from error
+
+
+def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Console) -> None:
+    """Decode a file to ``00000.png``, ``00001.png``, ... in ``output``.
+
+    Raises:
+        OSError: the file cannot be read, a picture cannot be written.
+        FormatError: no ``.alit`` file, a damaged one, or one that another model wrote.
+    """
+    tokens = TokenSequence.from_bytes(source.read_bytes(), model.identity())
+    output.mkdir(parents=True, exist_ok=True)
+    with _bar(console) as bar:
+        task = bar.add_task("decoding", total=len(tokens))
+        for first in range(0, len(tokens), BATCH):
+            batch = [tokens[b] for b in range(first, min(first + BATCH, len(tokens)))]
+            for b, pixels in enumerate(model.decode(TokenSequence.concatenate(batch)), first):
+                images.save_image(images.to_image(pixels), output / f"{b:05}.png")
+            bar.update(task, advance=len(batch))
+    console.print(f"{output}: {len(tokens)} pictures")
+
+
+def show(source: Path, console: Console) -> None:
+    """Print what a file holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        FormatError: no ``.alit`` file, or a damaged one.
+    """
+    data = source.read_bytes()
+    identity = parse(data).identity
+    tokens = TokenSequence.from_bytes(data)
+    height, width = identity.image_size
+    console.print(f"{source}: {_summary(tokens, len(data), identity.image_size)}")
+    console.print(
+        f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
+        f"pictures of {width}x{height}"
+    )
+    counts = Counter(tokens.lengths.tolist())
+    if counts:
+        table = Table("tokens", "images", "", title="lengths")
+        for length, count in sorted(counts.items()):
+            table.add_row(str(length), str(count), "#" * max(1, 40 * count // max(counts.values())))
+        console.print(table)
+
+
+def _summary(tokens: TokenSequence, size: int, image_size: tuple[int, int]) -> str:
+    count, total = len(tokens), int(tokens.lengths.sum())
+    if not count:
+        return f"no images, {size} bytes"
+    height, width = image_size
+    return (
+        f"{count} images, {total} tokens ({total / count:.1f} an image), {size} bytes, "
+        f"{8 * size / (count * height * width):.4f} bits per pixel"
+    )
+
+
+def _bar(console: Console) -> ProgressBar:
+    return ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,601 @@
+"""Triton kernels of attention: one family for dense batches and packed sequences, forward and backward.
+
+Grid: axis 0 goes over tiles of sequences, axis 1 over heads, so neighbouring programs share the keys of one head of one
+sequence while they are in the cache. Packed sequences need no prefix sum of tile counts and no maximum length: with
+tiles of M rows, sequence b owns the slots from ``offsets[b] // M + b`` on, which leaves room for each sequence's last,
+partial tile; the rows beyond the last sequence are one more "sequence", of which the programs write zeros. That is
+T / M + B programs, whatever the lengths. A dense batch is the same with offsets computed from the length.
+
+Softmax: running maximum m of the raw scores and sum l of exp2(c s - c m), c = scale log2(e). The backward recomputes
+P = exp(scale s - lse). A query without any key has log-sum-exp -inf; the backward reads that as +inf, which makes its P
+zero. Queries beyond the end of a sequence are read so too, so that no score needs a mask for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .._triton import TYPES
+from ..aot import ARCHITECTURES, Build
+from .configurations import Tile, map_tile, padded, tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+#: Offsets that one step of the search for a tile's sequence compares.
+SEARCH = tl.constexpr(256)
+
+
+@triton.jit
+def _locate(p_offsets, sequences, length, TILE: tl.constexpr):
+    """Sequence of this program, its first row in the packed rows (0 if dense), its length, and the tile within it.
+
+    ``length`` is that of every dense sequence, or the number of packed rows, which no sequence exceeds. Sequence number
+    ``sequences`` stands for the rows beyond the last one.
+    """
+    slot = tl.program_id(0)
+    start = slot * 0
+    if p_offsets is None:
+        tiles = tl.cdiv(length, TILE)
+        sequence = slot // tiles
+        tile = slot % tiles
+    else:
+        below = slot * 0
+        for first in range(0, sequences + 1, SEARCH):
+            o_b = first + tl.arange(0, SEARCH)
+            b_offset = tl.load(p_offsets + o_b, mask=o_b <= sequences, other=0)
+            below += tl.sum(((o_b <= sequences) & (b_offset // TILE + o_b <= slot)).to(tl.int32), 0)
+        sequence = below - 1
+        start = tl.load(p_offsets + sequence)
+        stop = tl.load(p_offsets + sequence + 1, mask=sequence < sequences, other=length)
+        length = tl.minimum(stop, length) - start
+        tile = slot - start // TILE - sequence
+    return sequence, start, length, tile
+
+
+@triton.jit
+def _other_length(p_offsets, sequence, length):
+    """First row and length of a sequence on the other side (keys of queries, queries of keys)."""
+    start = sequence * 0
+    if p_offsets is not None:
+        start = tl.load(p_offsets + sequence)
+        length = tl.minimum(tl.load(p_offsets + sequence + 1), length) - start
+    return start, length
+
+
+@triton.jit
+def _base(pointer, sequence, start, head, stride_b, stride_r, stride_h):
+    """Pointer to row 0 of one head of one sequence; 64-bit arithmetic."""
+    rows = sequence.to(tl.int64) * stride_b + start.to(tl.int64) * stride_r
+    return pointer + rows + tl.cast(head, tl.int64) * stride_h
+
+
+@triton.jit
+def _pointers(rows, first, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """64-bit arithmetic to row ``first``, 32-bit within the tile: fewer registers, and a row pitch below 2^24."""
+    base, pitch = rows
+    o_r = tl.arange(0, SIZE)
+    o_d = tl.arange(0, BLOCK_D)
+    return (base + tl.cast(first, tl.int64) * pitch) + (o_r[:, None] * pitch + o_d[None, :])
+
+
+@triton.jit
+def _load(
+    rows, first, m_r, SIZE: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(SIZE, BLOCK_D) from row ``first`` on; where MASKED, rows outside ``m_r`` are not read and are zero."""
+    pointers = _pointers(rows, first, SIZE, BLOCK_D)
+    m_d = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    if MASKED and HEAD_DIM < BLOCK_D:
+        b_x = tl.load(pointers, mask=m_r[:, None] & m_d, other=0.0)
+    elif MASKED:
+        b_x = tl.load(pointers, mask=m_r[:, None], other=0.0)
+    elif HEAD_DIM < BLOCK_D:
+        b_x = tl.load(pointers, mask=m_d, other=0.0)
+    else:
+        b_x = tl.load(pointers)
+    return b_x
+
+
+@triton.jit
+def _store(
+    rows, first, stop, b_x, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    pointers = _pointers(rows, first, SIZE, BLOCK_D)
+    m_r = first + tl.arange(0, SIZE) < stop
+    m_d = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+    tl.store(pointers, b_x.to(rows[0].dtype.element_ty), mask=m_r[:, None] & m_d)
+
+
+@triton.jit
+def _taken(p_mask, first, stop, SIZE: tl.constexpr):
+    """Which of SIZE keys from ``first`` on take part."""
+    o_n = first + tl.arange(0, SIZE)
+    taken = o_n < stop
+    if p_mask is not None:
+        taken = taken & (tl.load(p_mask + o_n, mask=taken, other=0) != 0)
+    return taken
+
+
+@triton.jit
+def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """One step of the online softmax on ``state``: accumulator, maximum, sum."""
+    b_acc, b_m, b_l = state
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    if MASKED:
+        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+    b_largest = tl.maximum(b_m, tl.max(b_s, 1))
+    # A row without any key so far: any finite number will do as its maximum.
+    b_finite = tl.where(b_largest == float("-inf"), 0.0, b_largest)
+    if b_q.dtype == tl.float32:
+        b_p = tl.exp2((b_s - b_finite[:, None]) * scale)
+        b_decay = tl.exp2((b_m - b_finite) * scale)
+    else:  # One multiply-add per score. The rounding of c m is the same in all of a row, so it cancels.
+        b_p = tl.exp2(b_s * scale - (b_finite * scale)[:, None])
+        b_decay = tl.exp2(b_m * scale - b_finite * scale)
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
+    return b_acc, b_largest, b_l * b_decay + tl.sum(b_p, 1)
+
+
+@triton.jit
+def _forward_step(
+    state, folded, b_q, b_q_folded, keys, values, p_mask, first, stop, scale_log2,
+    MASKED: tl.constexpr, SIZE: tl.constexpr, FOLD: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """SIZE keys from ``first`` on, for the rows of the tile and for the rows folded into it."""
+    TAKEN: tl.constexpr = MASKED or p_mask is not None
+    m_n = _taken(p_mask, first, stop, SIZE)
+    b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
+    b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
+    state = _attend(state, b_q, b_k, b_v, m_n, scale_log2, TAKEN, PRECISION)
+    if FOLD > 0:
+        folded = _attend(folded, b_q_folded, b_k, b_v, m_n, scale_log2, TAKEN, PRECISION)
+    return state, folded
+
+
+@triton.jit
+def _empty_state(SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    b_m = tl.full((SIZE,), float("-inf"), tl.float32)
+    return tl.zeros((SIZE, BLOCK_D), tl.float32), b_m, tl.zeros((SIZE,), tl.float32)
+
+
+@triton.jit
+def _write_state(
+    state, out, p_lse, first, stop, scale,
+    SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    b_acc, b_m, b_l = state
+    o_m = first + tl.arange(0, SIZE)
+    m_m = o_m < stop
+    b_none = b_l == 0.0
+    b_l = tl.where(b_none, 1.0, b_l)
+    b_out = b_acc / b_l[:, None]
+    b_lse = tl.where(b_none, float("-inf"), b_m * scale + tl.log2(b_l) * LN2)
+    _store(out, first, stop, b_out, SIZE, HEAD_DIM, BLOCK_D)
+    tl.store(p_lse + o_m, b_lse, mask=m_m)
+
+
+@triton.jit
+def _forward_tile(
+    query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
+    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """TILE rows from ``first`` on, and the FOLD rows after them."""
+    m_q = first + tl.arange(0, TILE) < stop
+    b_q = _load(query, first, m_q, TILE, True, HEAD_DIM, BLOCK_D)
+    state = _empty_state(TILE, BLOCK_D)
+    b_q_folded = b_q
+    folded = state
+    if FOLD > 0:
+        m_folded = first + TILE + tl.arange(0, FOLD) < stop
+        b_q_folded = _load(query, first + TILE, m_folded, FOLD, True, HEAD_DIM, BLOCK_D)
+        folded = _empty_state(FOLD, BLOCK_D)
+    whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
+    for o_n in range(0, whole, STEP):
+        state, folded = _forward_step(
+            state, folded, b_q, b_q_folded, keys, values, p_mask, o_n, key_stop, scale_log2,
+            TAIL == "every", STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    rest = key_stop - whole
+    if TAIL == "fine" and rest <= 48:
+        if rest > 16:
+            state, folded = _forward_step(
+                state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
+                True, 32, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+            whole += 32
+        if whole < key_stop:
+            state, folded = _forward_step(
+                state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
+                True, 16, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+    elif TAIL != "every" and rest > 0:
+        state, folded = _forward_step(
+            state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
+            True, STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    _write_state(state, out, p_lse, first, stop, scale, TILE, HEAD_DIM, BLOCK_D)
+    if FOLD > 0:
+        _write_state(folded, out, p_lse, first + TILE, stop, scale, FOLD, HEAD_DIM, BLOCK_D)
+
+
+UNSPECIALIZED = ("sequences", "length", "key_length", "lse_b", "lse_h", "mask_b")
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def forward_kernel(
+    p_q, p_k, p_v, p_mask, p_out, p_lse, p_offsets, p_key_offsets,
+    q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b,
+    sequences, length, key_length, scale, scale_log2,
+    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output and log-sum-exp of one tile of queries of one head."""
+    sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
+    first = tile * TILE
+    if first >= stop:
+        return
+    head = tl.program_id(1)
+    out = _base(p_out, sequence, start, head, out_b, out_r, out_h), out_r
+    p_lse = _base(p_lse, sequence, start, head, lse_b, 1, lse_h)
+    if sequence == sequences:
+        b_zero = tl.zeros((TILE, BLOCK_D), tl.float32)
+        _store(out, first, stop, b_zero, TILE, HEAD_DIM, BLOCK_D)
+        o_m = first + tl.arange(0, TILE)
+        tl.store(p_lse + o_m, tl.zeros((TILE,), tl.float32), mask=o_m < stop)
+        return
+    if FOLD > 0 and tile > 0 and stop - first <= FOLD:
+        return
+    key_start, key_stop = _other_length(p_key_offsets, sequence, key_length)
+    query = _base(p_q, sequence, start, head, q_b, q_r, q_h), q_r
+    keys = _base(p_k, sequence, key_start, head, k_b, k_r, k_h), k_r
+    values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
+    if p_mask is not None:
+        p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
+    rest = stop - first - TILE
+    if FOLD > 0 and rest > 0 and rest <= FOLD:
+        _forward_tile(
+            query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
+            TILE, STEP, TAIL, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    else:
+        _forward_tile(
+            query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
+            TILE, STEP, TAIL, 0, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+
+
+@triton.jit
+def _recomputed(b_s, b_lse, scale, scale_log2, PRECISE: tl.constexpr):
+    """P = exp(scale s - lse). PRECISE subtracts in the units of the log-sum-exp, which then costs no accuracy where it
+    is large; otherwise it is one multiply-add. A query without any key has P = 0.
+    """
+    b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
+    return tl.exp2((b_s * scale - b_lse) * LOG2E if PRECISE else b_s * scale_log2 - b_lse * LOG2E)
+
+
+@triton.jit
+def _query_gradient_step(
+    b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, first, stop, scale, scale_log2,
+    MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds dS K for SIZE keys from ``first`` on."""
+    TAKEN: tl.constexpr = MASKED or p_mask is not None
+    m_n = _taken(p_mask, first, stop, SIZE)
+    b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
+    b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_p = _recomputed(b_s, b_lse[:, None], scale, scale_log2, b_q.dtype == tl.float32)
+    if TAKEN:
+        b_p = tl.where(m_n[None, :], b_p, 0.0)
+    b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+    b_ds = b_p * (b_dp - b_delta[:, None])
+    return tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def backward_queries_kernel(
+    p_q, p_k, p_v, p_mask, p_out, p_do, p_dlse, p_lse, p_delta, p_dq, p_offsets, p_key_offsets,
+    q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
+    dq_b, dq_r, dq_h, lse_b, lse_h, mask_b,
+    sequences, length, key_length, scale, scale_log2,
+    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dQ of one tile of queries of one head; also delta = rowsum(dO O) - dlse, which the dK/dV kernel reads."""
+    sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
+    first = tile * TILE
+    if first >= stop:
+        return
+    head = tl.program_id(1)
+    query_gradient = _base(p_dq, sequence, start, head, dq_b, dq_r, dq_h), dq_r
+    b_dq = tl.zeros((TILE, BLOCK_D), tl.float32)
+    if sequence == sequences:
+        _store(query_gradient, first, stop, b_dq, TILE, HEAD_DIM, BLOCK_D)
+        return
+    key_start, key_stop = _other_length(p_key_offsets, sequence, key_length)
+    query = _base(p_q, sequence, start, head, q_b, q_r, q_h), q_r
+    keys = _base(p_k, sequence, key_start, head, k_b, k_r, k_h), k_r
+    values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
+    out = _base(p_out, sequence, start, head, out_b, out_r, out_h), out_r
+    gradient = _base(p_do, sequence, start, head, do_b, do_r, do_h), do_r
+    if p_mask is not None:
+        p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
+
+    o_m = first + tl.arange(0, TILE)
+    m_m = o_m < stop
+    o_lse = sequence.to(tl.int64) * lse_b + tl.cast(head, tl.int64) * lse_h + start + o_m
+    b_do = _load(gradient, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    b_out = _load(out, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
+    b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
+    b_delta = tl.sum(b_do.to(tl.float32) * b_out.to(tl.float32), 1)
+    # No key, no gradient, whatever comes in.
+    b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
+    tl.store(p_delta + o_lse, b_delta, mask=m_m)
+    b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+
+    whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
+    for o_n in range(0, whole, STEP):
+        b_dq = _query_gradient_step(
+            b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
+            TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    rest = key_stop - whole
+    if TAIL == "fine" and rest <= 48:
+        if rest > 16:
+            b_dq = _query_gradient_step(
+                b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
+                True, 32, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+            whole += 32
+        if whole < key_stop:
+            b_dq = _query_gradient_step(
+                b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
+                True, 16, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+    elif TAIL != "every" and rest > 0:
+        b_dq = _query_gradient_step(
+            b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
+            True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    _store(query_gradient, first, stop, b_dq * scale, TILE, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def _key_gradient_step(
+    b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, first, stop, scale, scale_log2,
+    MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys are their rows."""
+    o_m = first + tl.arange(0, SIZE)
+    m_m = o_m < stop
+    b_q = _load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
+    b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
+    b_lse = tl.load(p_lse + o_m, mask=m_m, other=float("-inf"))
+    b_delta = tl.load(p_delta + o_m, mask=m_m, other=0.0)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+    b_p = _recomputed(b_s, b_lse[None, :], scale, scale_log2, b_q.dtype == tl.float32)
+    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    b_ds = b_p * (b_dp - b_delta[None, :])
+    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    return b_dk, b_dv
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def backward_keys_kernel(
+    p_q, p_k, p_v, p_mask, p_do, p_lse, p_delta, p_dk, p_dv, p_offsets, p_key_offsets,
+    q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
+    lse_b, lse_h, mask_b,
+    sequences, length, key_length, scale, scale_log2,
+    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of one tile of keys of one head."""
+    sequence, key_start, key_stop, tile = _locate(p_key_offsets, sequences, key_length, TILE)
+    first = tile * TILE
+    if first >= key_stop:
+        return
+    head = tl.program_id(1)
+    key_gradient = _base(p_dk, sequence, key_start, head, dk_b, dk_r, dk_h), dk_r
+    value_gradient = _base(p_dv, sequence, key_start, head, dk_b, dk_r, dk_h), dk_r
+    b_dk = tl.zeros((TILE, BLOCK_D), tl.float32)
+    b_dv = tl.zeros((TILE, BLOCK_D), tl.float32)
+    if sequence == sequences:
+        _store(key_gradient, first, key_stop, b_dk, TILE, HEAD_DIM, BLOCK_D)
+        _store(value_gradient, first, key_stop, b_dv, TILE, HEAD_DIM, BLOCK_D)
+        return
+    start, stop = _other_length(p_offsets, sequence, length)
+    query = _base(p_q, sequence, start, head, q_b, q_r, q_h), q_r
+    gradient = _base(p_do, sequence, start, head, do_b, do_r, do_h), do_r
+    keys = _base(p_k, sequence, key_start, head, k_b, k_r, k_h), k_r
+    values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
+    p_lse = _base(p_lse, sequence, start, head, lse_b, 1, lse_h)
+    p_delta = _base(p_delta, sequence, start, head, lse_b, 1, lse_h)
+    if p_mask is not None:
+        p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
+    m_n = _taken(p_mask, first, key_stop, TILE)
+    b_k = _load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
+    b_v = _load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
+
+    whole = stop if TAIL == "every" else stop // STEP * STEP
+    for o_m in range(0, whole, STEP):
+        b_dk, b_dv = _key_gradient_step(
+            b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, o_m, stop, scale, scale_log2,
+            TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    rest = stop - whole
+    if TAIL == "fine" and rest <= 48:
+        if rest > 16:
+            b_dk, b_dv = _key_gradient_step(
+                b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
+                True, 32, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+            whole += 32
+        if whole < stop:
+            b_dk, b_dv = _key_gradient_step(
+                b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
+                True, 16, HEAD_DIM, BLOCK_D, PRECISION,
+            )  # fmt: skip
+    elif TAIL != "every" and rest > 0:
+        b_dk, b_dv = _key_gradient_step(
+            b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
+            True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
+        )  # fmt: skip
+    # Rows are independent: a masked key's own row is all that has to be cleared.
+    b_dk = tl.where(m_n[:, None], b_dk * scale, 0.0)
+    b_dv = tl.where(m_n[:, None], b_dv, 0.0)
+    _store(key_gradient, first, key_stop, b_dk, TILE, HEAD_DIM, BLOCK_D)
+    _store(value_gradient, first, key_stop, b_dv, TILE, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit(
+    do_not_specialize=("length", "query_start", "query_stop", "key_start", "key_stop", "lse_h")
+)
+def map_kernel(
+    p_q, p_k, p_lse, p_map, p_offsets, q_r, q_h, k_r, k_h, lse_h,
+    length, query_start, query_stop, key_start, key_stop, heads, scale, scale_log2,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of one sequence's attention map; the heads are summed in turn."""
+    sequence = tl.program_id(2)
+    start, stop = _other_length(p_offsets, sequence, length)
+    first_query = query_start + tl.program_id(0) * ROWS
+    first_key = key_start + tl.program_id(1) * COLUMNS
+    o_m = first_query + tl.arange(0, ROWS)
+    o_n = first_key + tl.arange(0, COLUMNS)
+    m_m = o_m < tl.minimum(stop, query_stop)
+    m_n = o_n < tl.minimum(stop, key_stop)
+    b_map = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for head in range(0, heads):
+        query = _base(p_q, sequence, start, head, 0, q_r, q_h), q_r
+        keys = _base(p_k, sequence, start, head, 0, k_r, k_h), k_r
+        b_q = _load(query, first_query, m_m, ROWS, True, HEAD_DIM, BLOCK_D)
+        b_k = _load(keys, first_key, m_n, COLUMNS, True, HEAD_DIM, BLOCK_D)
+        o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
+        b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_map += _recomputed(b_s, b_lse[:, None], scale, scale_log2, b_q.dtype == tl.float32)
+    b_map = tl.where(m_m[:, None] & m_n[None, :], b_map / heads, 0.0)
+    width = key_stop - key_start
+    o_r = sequence.to(tl.int64) * (query_stop - query_start) + (o_m - query_start)
+    pointers = p_map + o_r[:, None] * width + (o_n - key_start)[None, :]
+    tl.store(pointers, b_map, mask=(o_m < query_stop)[:, None] & (o_n < key_stop)[None, :])
+
+
+_KERNELS = {
+    "forward": forward_kernel,
+    "backward_queries": backward_queries_kernel,
+    "backward_keys": backward_keys_kernel,
+}
+
+
+def builds() -> Iterator[Build]:
+    """Packed attention in every launch configuration; masked dense attention; the attention map.
+
+    The variants that change tails are built for the head dimensions they are meant for. float16 differs from bfloat16
+    in nothing but the type of its instructions.
+    """
+    half = torch.bfloat16
+    for head_dim in (16, 32, 64, 128):
+        wide = head_dim >= 64
+        for name in _KERNELS:
+            yield from _builds(name, head_dim, half, "simple")
+            yield from _builds(name, head_dim, torch.float32, "simple")
+            if wide:
+                yield from _builds(name, head_dim, half, "tail")
+                yield from _builds(name, head_dim, torch.float16, "simple")
+                yield from _builds(name, head_dim, half, "simple", dense=True, masked=True)
+        if wide:
+            yield from _builds("forward", head_dim, half, "lean")
+            yield _map_build(head_dim, half)
+            yield _map_build(head_dim, torch.float32)
+
+
+def _builds(
+    name: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    variant: str,
+    *,
+    dense: bool = False,
+    masked: bool = False,
+) -> Iterator[Build]:
+    """One build per distinct tile among the architectures; none where the variant changes nothing."""
+    serves: dict[Tile, tuple[int, ...]] = {}
+    for architecture in ARCHITECTURES:
+        launch = tile(name, head_dim, dtype, architecture, variant)
+        if variant == "simple" or launch != tile(name, head_dim, dtype, architecture, "simple"):
+            serves[launch] = (*serves.get(launch, ()), architecture)
+    absent: dict[str, Any] = {"p_offsets": None, "p_key_offsets": None} if dense else {}
+    absent |= {} if masked else {"p_mask": None}
+    for launch, architectures in serves.items():
+        constants = {"TILE": launch.rows, "STEP": launch.columns, "TAIL": launch.tail, **absent}
+        constants |= {"FOLD": launch.fold} if name == "forward" else {}
+        label = f"d={head_dim} {TYPES[dtype]} {variant} M{launch.rows} N{launch.columns}"
+        yield _build(
+            _KERNELS[name],
+            label + (" dense" if dense else "") + (" masked" if masked else ""),
+            head_dim,
+            dtype,
+            constants,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+            architectures=architectures,
+            wgmma=dtype.itemsize == 2,
+        )
+
+
+def _map_build(head_dim: int, dtype: torch.dtype) -> Build:
+    size, warps = map_tile(dtype)
+    label = f"d={head_dim} {TYPES[dtype]} M{size} N{size}"
+    return _build(
+        *(map_kernel, label, head_dim, dtype, {"ROWS": size, "COLUMNS": size}),
+        num_warps=warps,
+        wgmma=dtype.itemsize == 2,
+    )
+
+
+def _build(
+    kernel: Any,
+    label: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    constants: dict[str, Any],
+    **options: Any,
+) -> Build:
+    """What all builds share: types and alignment as in a launch on fresh tensors."""
+    sums = ("p_lse", "p_dlse", "p_delta", "p_map", "scale", "scale_log2")
+    types = {"p_mask": "*u8", "p_offsets": "*i32", "p_key_offsets": "*i32"}
+    types |= {name: "*fp32" if name.startswith("p_") else "fp32" for name in sums}
+    signature, rows = {}, []
+    for name in kernel.arg_names:
+        pointer = name.startswith("p_")
+        signature[name] = types.get(name, f"*{TYPES[dtype]}" if pointer else "i32")
+        if pointer and name not in types:
+            rows.append(name)
+    strides = [n for n in kernel.arg_names if n[-2:] in ("_b", "_r", "_h")]
+    divisible = [n for n in kernel.arg_names if n.startswith("p_") and n not in constants]
+    divisible += [n for n in strides if n not in UNSPECIALIZED]
+    widths = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "PRECISION": "ieee"}
+    return Build(
+        kernel,
+        label,
+        signature,
+        constants | widths,
+        divisible=tuple(divisible),
+        tensor_core=dtype.itemsize == 2,
+        wide=tuple(rows) if head_dim >= 64 and dtype.itemsize == 2 else (),
+        **options,
+    )

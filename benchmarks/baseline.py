@@ -1,0 +1,109 @@
+"""The published model as it is commonly written, with the weights of one of ours: what a training step is held against.
+
+Attention builds its scores, the quantizers build distance matrices and one-hots, the decoder's logits go through three
+softmaxes, and losses are read by the host in every iteration. Written from the description of the published system.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, mse_loss, normalize, one_hot
+
+from alit import AdaptiveTokenizer
+from alit.base.interface import BaseTokens, Prediction, to_rows
+from alit.losses import stage1_loss
+from alit_kernels import VectorQuantized
+from alit_kernels.nn import SelfAttention, VectorQuantizer
+
+
+class EagerAttention(nn.Module):
+    """Multi-head attention that keeps scores and probabilities for its backward."""
+
+    def __init__(self, other: SelfAttention) -> None:
+        super().__init__()
+        self.heads = other.heads
+        self.in_proj_weight, self.in_proj_bias = other.in_proj_weight, other.in_proj_bias
+        self.out_proj = other.out_proj
+
+    def forward(self, x: Tensor, offsets: None = None, *, max_length: int | None = None) -> Tensor:
+        assert offsets is None, "the published code has no packed sequences"
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return self.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2))
+
+
+def dense_index(z: Tensor, codebook: Tensor) -> Tensor:
+    """argmin of the expanded squares of (N, D) against (K, D)."""
+    squares = z.square().sum(1, keepdim=True) + codebook.square().sum(1)
+    return (squares - 2 * (z @ codebook.t())).argmin(1)
+
+
+class EagerQuantizer(nn.Module):
+    """Distance matrix, one-hot, and losses by autograd."""
+
+    def __init__(self, other: VectorQuantizer) -> None:
+        super().__init__()
+        self.embedding, self.commitment, self.metric = (
+            other.embedding,
+            other.commitment,
+            other.metric,
+        )
+
+    def forward(self, z: Tensor, mask: None = None) -> VectorQuantized:
+        weight = self.embedding.weight
+        u, e = (normalize(t, dim=-1) if self.metric == "cosine" else t for t in (z, weight))
+        index = dense_index(u.flatten(0, -2), e)
+        q = (one_hot(index, len(e)).to(e.dtype) @ e).view(z.shape)
+        codebook_loss = mse_loss(q, u.detach())
+        commitment_loss = self.commitment * mse_loss(q.detach(), u)
+        loss = commitment_loss + codebook_loss
+        return VectorQuantized(
+            u + (q - u).detach(), index.view(z.shape[:-1]), loss, commitment_loss, codebook_loss
+        )
+
+
+def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
+    """A copy of a model on a VQGAN whose modules are the eager ones above."""
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, SelfAttention):
+                setattr(parent, name, EagerAttention(child))
+            elif isinstance(child, VectorQuantizer):
+                setattr(parent, name, EagerQuantizer(child))
+    base: Any = model.base_tokenizer
+
+    def tokens(z_BCHW: Tensor) -> BaseTokens:
+        rows = to_rows(z_BCHW)
+        target = dense_index(rows.flatten(0, 1), base.codebook).view(rows.shape[:2])
+        return BaseTokens(z_BCHW, base.codebook[target], target)
+
+    def predict(decoded_BNV: Tensor, target_BN: Tensor) -> Prediction:
+        code = decoded_BNV.softmax(-1) @ base.codebook
+        nll = cross_entropy(decoded_BNV.flatten(0, 1), target_BN.flatten(), reduction="none")
+        p_target = decoded_BNV.softmax(-1).gather(-1, target_BN[..., None])[..., 0]
+        return Prediction(decoded_BNV, code, nll.view(target_BN.shape), p_target)
+
+    base.tokens, base.predict = tokens, predict
+    return model
+
+
+def step(model: AdaptiveTokenizer, images: Tensor, *, reads: bool) -> Tensor:
+    """One stage-1 step's loss and gradients; ``reads``: the host waits for every term of every iteration."""
+    model.zero_grad(set_to_none=True)
+    loss = stage1_loss(model, images)
+    if reads:
+        for term in loss.iterations.values():
+            assert all(value is None or value.item() == value.item() for value in term)
+    loss.total.backward()
+    return loss.total.detach()
+
+
+def gradient_norm(model: AdaptiveTokenizer) -> Tensor:
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(grads)

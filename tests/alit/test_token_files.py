@@ -1,0 +1,121 @@
+"""alit encode, decode and info, from photographs to pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from alit import FixedLength, MaxL1, TokenSequence
+from alit.cli import app
+from alit.images import load, to_image
+
+from .models import images, model
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures of different shapes, a text file and a folder; two models."""
+    photos = tmp_path / "photos"
+    (photos / "inner").mkdir(parents=True)
+    (photos / "notes.txt").write_text("no picture")
+    for name, size, image in zip("bac", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
+        to_image(image).resize(size).save(photos / f"{name}.png")
+    model().save_pretrained(tmp_path / "model.safetensors")
+    model(seed=1).save_pretrained(tmp_path / "other.safetensors")
+    return tmp_path
+
+
+def test_encode_decode_info(folder: Path) -> None:
+    file, weights = folder / "x.alit", folder / "model.safetensors"
+    done = run("encode", folder / "photos", "-o", file, "--model", weights, "--max-l1", 0.3)
+    assert done.exit_code == 0, done.output
+    assert "3 images" in done.output and "bits per pixel" in done.output
+    m = model()
+    pictures = torch.stack([load(folder / "photos" / f"{name}.png", (16, 24)) for name in "abc"])
+    expected = m.encode(pictures, MaxL1(0.3))
+    tokens = TokenSequence.from_bytes(file.read_bytes(), m.identity())
+    assert torch.equal(tokens.lengths, expected.lengths)
+
+    done = run("info", file)
+    text = done.output.replace("\n", " ")
+    assert done.exit_code == 0 and m.identity().fingerprint.hex()[:12] in text
+    assert f"{8 * file.stat().st_size / (3 * 16 * 24):.4f} bits per pixel" in text
+    assert "pictures of 24x16" in text and "32 codes of 5 bits" in text
+    assert all(str(length) in text for length in tokens.lengths.tolist())
+
+    done = run("decode", file, "-o", folder / "out", "--model", weights)
+    assert done.exit_code == 0, done.output
+    assert sorted(os.listdir(folder / "out")) == ["00000.png", "00001.png", "00002.png"]
+    for b, pixels in enumerate(m.decode(tokens)):
+        with Image.open(folder / "out" / f"{b:05}.png") as picture:
+            assert picture.size == (24, 16)
+            assert picture.tobytes() == to_image(pixels).tobytes()
+
+
+def test_criteria_and_files(folder: Path) -> None:
+    file, weights = folder / "x.alit", folder / "model.safetensors"
+    photo = folder / "photos" / "b.png"
+    for option, lengths in (("--tokens", [6, 6]), ("--code-error", [12, 12])):
+        value = 6 if option == "--tokens" else 0.0
+        done = run("encode", photo, photo, "-o", file, "--model", weights, option, value)
+        assert done.exit_code == 0, done.output
+        assert TokenSequence.from_bytes(file.read_bytes()).lengths.tolist() == lengths
+    expected = model().encode(load(photo, (16, 24))[None], FixedLength(12))
+    assert torch.equal(TokenSequence.from_bytes(file.read_bytes())[0].rows, expected.rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("encode photos -o x.alit", "state --model; shipped weights"),
+        ("encode nowhere -o x.alit --model model.safetensors", "nowhere: no such file or folder"),
+        ("encode photos/inner -o x.alit --model model.safetensors", "no picture found"),
+        (
+            "encode photos/notes.txt -o x.alit --model model.safetensors",
+            "notes.txt: not a readable",
+        ),
+        ("encode photos -o no/x.alit --model model.safetensors", "no: no such folder"),
+        ("encode photos -o x.alit --model model.safetensors --tokens 4", "expected multiples of 3"),
+        ("encode photos -o x.alit --model m --tokens 3 --max-l1 1", "expected one of --max-l1"),
+        ("encode photos -o x.alit --model none", "no such file, nor the name of"),
+        ("decode photos/b.png -o out --model model.safetensors", "not an .alit file"),
+        ("decode missing.alit -o out --model model.safetensors", "No such file"),
+        ("decode good.alit -o out --model other.safetensors", "written by another model"),
+        ("info photos/b.png", "not an .alit file"),
+        ("info cut.alit", "truncated or damaged"),
+    ],
+)
+def test_errors_have_no_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    m = model()
+    data = m.encode(images(), FixedLength(3)).to_bytes(m.identity())
+    Path("good.alit").write_bytes(data)
+    Path("cut.alit").write_bytes(data[:-9])
+    done = run(*arguments.split())
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert message in done.output.replace("\n", "")
+    assert not Path("x.alit").exists() and not Path("out").exists()
+
+
+def test_continuous_model_is_refused(folder: Path) -> None:
+    model(bottleneck="continuous").save_pretrained(folder / "model.safetensors")
+    done = run(
+        "encode",
+        folder / "photos",
+        "-o",
+        folder / "x.alit",
+        "--model",
+        folder / "model.safetensors",
+    )
+    assert done.exit_code == 1 and "expected one that gives indices" in done.output

@@ -1,0 +1,164 @@
+"""Ahead-of-time compilation: the shipped kernels hold rule 10, and each of its faults is found.
+
+Everything that compiles runs in a process of its own: this one has Triton's interpreter on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from alit_kernels import _machine_code as machine
+from alit_kernels.aot import Result, compare
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+PLANTED = """
+import triton, triton.language as tl
+from alit_kernels.aot import Build
+
+@triton.jit
+def spilling(p_x, p_y, N: tl.constexpr):
+    o = tl.arange(0, N)
+    x = tl.load(p_x + o)
+    tl.store(p_y + o, x * tl.sum(x))  # 512 values a thread, all alive during the sum
+
+@triton.jit
+def helper(x):
+    return x + 1
+
+@triton.jit
+def narrow(p_x, p_y, pitch, BM: tl.constexpr, BN: tl.constexpr):
+    o = tl.arange(0, BM)[:, None] * pitch + tl.arange(0, BN)[None, :]
+    tl.store(p_y + o, helper(tl.load(p_x + o)))
+
+@triton.jit
+def product(p_x, p_y, M: tl.constexpr, N: tl.constexpr):
+    o = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
+    x = tl.load(p_x + o)
+    tl.store(p_y + o, tl.dot(x, tl.trans(x)).to(tl.float16))
+
+@triton.jit
+def forgotten(p_x):
+    tl.store(p_x, 1.0)
+
+def builds():
+    one = {"p_x": "*fp32", "p_y": "*fp32"}
+    half = {"p_x": "*fp16", "p_y": "*fp16"}
+    both = ("p_x", "p_y")
+    tile = {"BM": 64, "BN": 64}
+    yield Build(spilling, "planted", one, {"N": 16384}, divisible=both, num_warps=1)
+    for pitch, divisible in (("odd pitch", both), ("good pitch", (*both, "pitch"))):
+        yield Build(narrow, pitch, half | {"pitch": "i32"}, tile, divisible=divisible, wide=both)
+    yield Build(narrow, "no product", half | {"pitch": "i32"}, tile, divisible=both, tensor_core=True)
+    for rows, warps in ((64, 4), (16, 1)):
+        size = {"M": rows, "N": rows}
+        yield Build(product, f"{rows} rows", half, size, divisible=both, num_warps=warps,
+                    tensor_core=True, wgmma=True)
+"""
+
+
+def aot(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(p) for p in (path, ROOT) if p)
+    command = [sys.executable, "-m", "alit_kernels.aot", "--arch", "sm_90", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_shipped_kernels() -> None:
+    """No fault on sm_90, every kernel covered, and machine code no worse than the committed result."""
+    committed = ROOT / "benchmarks" / "results" / f"aot-triton-{version('triton')}.json"
+    if not committed.exists():
+        pytest.skip(f"no committed machine code for Triton {version('triton')}")
+    done = aot("--check", "--compare", str(committed))
+    assert done.returncode == 0, done.stderr
+
+
+def test_planted_faults(tmp_path: Path) -> None:
+    (tmp_path / "planted_kernels.py").write_text(PLANTED)
+    result = tmp_path / "result.json"
+    done = aot("--check", "--module", "planted_kernels", "--json", str(result), path=tmp_path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+
+    def faults(label: str) -> str:
+        return " ".join(line for line in lines if f"[{label}]" in line)
+
+    assert "spills" in faults("planted")
+    assert "p_x: accesses of [2] bytes, expected 16" in faults("odd pitch")
+    assert not faults("good pitch") and not faults("64 rows")
+    assert "no tensor-core instruction" in faults("no product")
+    assert "no wgmma" in faults("16 rows")
+    uncovered = [line for line in lines if "no build covers" in line]
+    assert uncovered == ["planted_kernels.forgotten: no build covers this kernel"]
+    entry = next(r for r in json.loads(result.read_text())["results"] if r["label"] == "64 rows")
+    assert entry["instructions"]["wgmma"] and entry["shared"] and 0 < entry["occupancy"] <= 1
+
+
+def test_compare() -> None:
+    good = Result("m.k", "a", 90, 64, 0, 1024, 0.5, {"all": 100}, "fma", {"fma": 9}, [])
+    committed = {"results": [vars(good)]}
+    assert compare([good], committed) == []
+    changes = {
+        "registers": Result(**{**vars(good), "registers": 128, "occupancy": 0.25}),
+        "stack": Result(**{**vars(good), "stack": 8}),
+        "instructions": Result(**{**vars(good), "instructions": {"all": 106}}),
+    }
+    for word, changed in changes.items():
+        (failure,) = compare([changed], committed)
+        assert word in failure
+    more = Result(**{**vars(good), "instructions": {"all": 105}, "registers": 72})
+    assert compare([more], committed) == [], "5 % and registers that cost nothing are admitted"
+    renamed = Result(**{**vars(good), "label": "b"})
+    assert len(compare([renamed], committed)) == 2, "a new build and a missing one"
+    elsewhere = Result(**{**vars(good), "arch": 80})
+    assert "not in the committed result" in compare([elsewhere], committed)[0]
+
+
+def test_occupancy() -> None:
+    """Against NVIDIA's occupancy calculator."""
+    assert machine.occupancy(90, 4, 32, 0) == 1
+    assert machine.occupancy(90, 4, 255, 0) == 0.125
+    assert machine.occupancy(90, 4, 168, 0) == 0.1875
+    assert machine.occupancy(80, 8, 64, 80 << 10) == 0.25
+    assert machine.occupancy(90, 8, 64, 80 << 10) == 0.25
+    assert machine.occupancy(100, 4, 64, 1 << 10, tensor_columns=256) == 0.125
+
+
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                /* 0x00000a0000017a02 */
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;      /* 0x0000000402047981 */
+        /*0020*/                   HGMMA.64x128x16.F32.BF16 R24, R100, gdesc[UR8] ;  /* 0x0 */
+        /*0030*/                   FFMA R0, R4, R5, R0 ;                 /* 0x0000000504007223 */
+        /*0040*/              @!P0 MUFU.EX2 R6, R0 ;                     /* 0x0000000000067308 */
+        /*0050*/               @P0 BRA 0x20 ;                            /* 0xffffffc000000947 */
+        /*0060*/                   STG.E.U16 desc[UR4][R2.64], R6 ;      /* 0x0000000602007986 */
+        /*0070*/                   EXIT ;                                /* 0x000000000000794d */
+        /*0080*/                   BRA 0x80;                             /* 0xfffffff000007947 */
+        /*0090*/                   NOP;                                  /* 0x0000000000007918 */
+"""
+
+
+def test_reading_of_machine_code() -> None:
+    code = machine.instructions(SASS)
+    assert machine.counts(code) == {"all": 9, "exp2": 1, "ldg128": 1, "stg16": 1, "wgmma": 1}
+    loop = machine.hot_loop(code)
+    assert [instruction.address for instruction in loop] == [0x20, 0x30, 0x40, 0x50]
+    bound, cycles = machine.predicted_bound(loop, 90)
+    assert bound == "matrix" and cycles["matrix"] == 64 * 128 * 16 // 4 // 512
+    assert cycles["special"] == 8 and cycles["fma"] == 1 and cycles["issue"] == 4
+
+
+def test_interpreter_is_refused() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "alit_kernels.aot"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1 and "TRITON_INTERPRET" in done.stderr

@@ -1,0 +1,170 @@
+"""nn.SelfAttention: against torch.nn.MultiheadAttention, in every layout, and inside what training wraps around it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alit_kernels.nn import SelfAttention, self_attention
+
+LENGTHS = torch.tensor([5, 0, 7])
+
+
+def pair(
+    bias: bool = True, batch_first: bool = True
+) -> tuple[SelfAttention, nn.MultiheadAttention]:
+    """Ours with their state."""
+    theirs = nn.MultiheadAttention(16, 4, bias=bias, batch_first=batch_first)
+    ours = SelfAttention(16, 4, bias=bias, batch_first=batch_first)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    return ours, theirs
+
+
+def compare(ours: nn.Module, theirs: nn.Module, a: Tensor, b: Tensor) -> None:
+    """Outputs, and the gradients of every parameter."""
+    torch.testing.assert_close(a, b)
+    weight = torch.randn_like(a)
+    for out in (a, b):
+        (out * weight).sum().backward()
+    for (name, p), (_, q) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("batch_first", (True, False))
+def test_dense(bias: bool, batch_first: bool) -> None:
+    ours, theirs = pair(bias, batch_first)
+    x = torch.randn(3, 7, 16)
+    compare(ours, theirs, ours(x), theirs(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("batch_first", (True, False))
+def test_lengths(batch_first: bool) -> None:
+    """Padded input: what lies beyond a length is not read and gives zeros."""
+    ours, theirs = pair(batch_first=batch_first)
+    x = torch.randn(3, 7, 16)
+    used = torch.arange(7) < LENGTHS[:, None]
+    expected = torch.zeros_like(x)
+    for b in (0, 2):
+        one = x[b : b + 1, : LENGTHS[b]]
+        one = one if batch_first else one.transpose(0, 1)
+        rows = theirs(one, one, one, need_weights=False)[0]
+        expected[b, : LENGTHS[b]] = rows[0] if batch_first else rows[:, 0]
+    padded = torch.where(used[..., None], x, torch.nan)
+    out = ours(padded if batch_first else padded.transpose(0, 1), lengths=LENGTHS)
+    compare(ours, theirs, out if batch_first else out.transpose(0, 1), expected)
+
+
+def test_packed() -> None:
+    ours, _ = pair()
+    x = torch.randn(3, 7, 16)
+    offsets = torch.tensor([0, 5, 5, 12], dtype=torch.int32)
+    packed = torch.cat([x[0, :5], x[2], torch.full((2, 16), torch.nan)])
+    out = ours(packed, offsets, max_length=7)
+    padded = ours(x, lengths=LENGTHS)
+    torch.testing.assert_close(out[:12], torch.cat([padded[0, :5], padded[2]]))
+    with pytest.raises(ValueError, match="lengths: expected None with packed input"):
+        ours(packed, offsets, lengths=LENGTHS)
+    with pytest.raises(ValueError, match="heads: expected a divisor"):
+        SelfAttention(16, 3)
+
+
+@pytest.mark.parametrize("batch_first", (True, False))
+def test_nothing_is_copied(batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention reads the projection's memory, and the output projection reads attention's."""
+    memory: list[int] = []
+    linear, attend = nn.functional.linear, self_attention.attention
+
+    def recorded_linear(x: Tensor, *parameters: Tensor) -> Tensor:
+        assert x.is_contiguous()
+        out = linear(x, *parameters)
+        memory.extend(t.untyped_storage().data_ptr() for t in (x, out))
+        return out
+
+    def recorded_attention(*qkv: Tensor) -> Tensor:
+        out = attend(*qkv)
+        memory.extend(t.untyped_storage().data_ptr() for t in (*qkv, out))
+        return out
+
+    monkeypatch.setattr(nn.functional, "linear", recorded_linear)
+    monkeypatch.setattr(self_attention, "attention", recorded_attention)
+    SelfAttention(16, 4, batch_first=batch_first)(torch.randn(5, 2, 16))
+    _, projection, q, k, v, out, read, _ = memory
+    assert {projection, q, k, v} == {projection} and out == read
+
+
+def test_activation_checkpointing() -> None:
+    module = SelfAttention(16, 4)
+    offsets = torch.tensor([0, 5, 5, 12], dtype=torch.int32)
+    x = torch.randn(14, 16, requires_grad=True)
+
+    def run(recompute: bool) -> list[Tensor]:
+        module.zero_grad()
+        call = lambda y: module(y, offsets, max_length=7)  # noqa: E731
+        out = checkpoint(call, x, use_reentrant=False) if recompute else call(x)
+        (grad,) = torch.autograd.grad(out.square().sum(), x, retain_graph=False)
+        return [out.detach(), grad]
+
+    for a, b in zip(run(True), run(False), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_autocast() -> None:
+    module, x = SelfAttention(16, 4), torch.randn(2, 5, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(x)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), module(x), rtol=0.05, atol=0.05)
+
+
+def test_compiles_in_every_layout() -> None:
+    module = SelfAttention(16, 4)
+    x, offsets = torch.randn(3, 7, 16), torch.tensor([0, 5, 5, 12], dtype=torch.int32)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x))
+    torch.testing.assert_close(compiled(x, lengths=LENGTHS), module(x, lengths=LENGTHS))
+    rows = x.flatten(0, 1)
+    torch.testing.assert_close(
+        compiled(rows, offsets, max_length=7), module(rows, offsets, max_length=7)
+    )
+
+
+def _train(rank: int, folder: str) -> None:
+    """One of two processes: packed sequences of different lengths on each."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    module = nn.parallel.DistributedDataParallel(SelfAttention(16, 4))
+    x, offsets = _share(rank)
+    module(x, offsets, max_length=9).square().sum().backward()
+    gradients = {name: p.grad for name, p in module.module.named_parameters()}
+    torch.save(gradients, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _share(rank: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(12, 16, generator=torch.Generator().manual_seed(rank))
+    return x, torch.tensor([0, 3 + rank, 12 - 2 * rank], dtype=torch.int32)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    """Two processes hold the mean of the gradients of both shares."""
+    torch.multiprocessing.spawn(_train, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    module = SelfAttention(16, 4)
+    total = copy.deepcopy(module)
+    for rank in range(2):
+        x, offsets = _share(rank)
+        (total(x, offsets, max_length=9).square().sum() / 2).backward()
+    for rank in range(2):
+        gradients = torch.load(tmp_path / f"{rank}.pt")
+        for name, p in total.named_parameters():
+            torch.testing.assert_close(gradients[name], p.grad)
