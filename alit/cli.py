@@ -11,11 +11,15 @@ from rich.console import Console
 from . import checkpoint, token_files
 from .config import SIZES
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
+from .evaluation.command import evaluate
 from .tokenizer import AdaptiveTokenizer
+from .training.command import train
 
 app = typer.Typer(
     help="Adaptive-length image tokenization.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+app.command()(train)
+app.command()(evaluate)
 console = Console()
 
 

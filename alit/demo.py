@@ -18,7 +18,7 @@ from torch import Tensor
 from .criteria import FixedLength
 from .images import load_square, save_image, to_image
 from .tokenizer import AdaptiveTokenizer
-from .training import Stage1Options, train_stage1
+from .training import TrainingConfig, train
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -64,7 +64,21 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
     errors = _train(
         model,
         images,
-        Stage1Options(seconds=seconds, batch_size=len(images), flip=False, seed=seed),
+        TrainingConfig(
+            steps=1_000_000,
+            seconds=seconds,
+            batch_size=len(images),
+            learning_rate=1e-3,
+            warmup=0.03,
+            flip=False,
+            ema=0.99,
+            iterations_per_step=1,
+            first_only=0.25,
+            precision="float32",
+            log_every=1,
+            seed=seed,
+            device="cpu",
+        ),
         console,
     )
     console.print(
@@ -88,7 +102,7 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
 
 
 def _train(
-    model: AdaptiveTokenizer, images: Tensor, options: Stage1Options, console: Console
+    model: AdaptiveTokenizer, images: Tensor, config: TrainingConfig, console: Console
 ) -> list[float]:
     columns = (
         TextColumn("step {task.fields[step]}"),
@@ -98,10 +112,16 @@ def _train(
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("training", total=1.0, step=0, error=float("nan"))
 
-        def on_step(step: int, done: float, error: float) -> None:
-            progress.update(task, completed=min(done, 1.0), step=step, error=error)
+        errors: list[float] = []
 
-        return train_stage1(model, images, options, on_step=on_step)
+        def on_log(record: dict[str, float]) -> None:
+            errors.append(next(x for name, x in record.items() if name.startswith("code_")))
+            progress.update(
+                task, completed=min(record["done"], 1.0), step=len(errors), error=errors[-1]
+            )
+
+        train(config, model=model, images=images, on_log=on_log)
+        return errors
 
 
 def _report(lengths: list[int], table: Tensor, console: Console) -> None:

@@ -13,6 +13,19 @@ from torch import Tensor
 from .files import replacing
 
 
+def list_images(folder: str | Path) -> list[Path]:
+    """Files with the suffix of a picture in a folder and the folders in it, sorted."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise OSError(f"{folder}: not a folder")
+    next(folder.iterdir(), None)  # rglob passes over a folder that cannot be read; this raises
+    suffixes = Image.registered_extensions()
+    files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in suffixes and x.is_file())
+    if not files:
+        raise ValueError(f"{folder}: no pictures in it")
+    return files
+
+
 def load_square(path: str | Path, size: int) -> Tensor:
     """A picture as RGB, its centre square resized (bicubic): (3, size, size) float32 in [0, 1].
 

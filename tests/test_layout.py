@@ -14,6 +14,7 @@ RANKS = {
     "alit.demo": 9,
     "alit.token_files": 8,
     "alit.training": 8,
+    "alit.evaluation": 8,
     "alit.losses": 7,
     "alit.tokenizer": 6,
     "alit.encoding": 5,

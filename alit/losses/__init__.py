@@ -1,5 +1,20 @@
 """Training losses."""
 
+from .gan import PatchDiscriminator, adaptive_weight, hinge_loss
+from .perceptual import Perceptual
 from .stage1 import IterationLoss, Stage1Loss, stage1_loss
+from .stage2 import DiscriminatorLoss, GeneratorLoss, discriminator_loss, generator_loss
 
-__all__ = ["IterationLoss", "Stage1Loss", "stage1_loss"]
+__all__ = [
+    "DiscriminatorLoss",
+    "GeneratorLoss",
+    "IterationLoss",
+    "PatchDiscriminator",
+    "Perceptual",
+    "Stage1Loss",
+    "adaptive_weight",
+    "discriminator_loss",
+    "generator_loss",
+    "hinge_loss",
+    "stage1_loss",
+]

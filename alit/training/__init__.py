@@ -1,5 +1,7 @@
-"""Training loops."""
+"""Training: stage 1 (base tokens), one process or many, resumable bit for bit."""
 
-from .stage1 import Stage1Options, train_stage1
+from .config import TrainingConfig
+from .log import NotFinite
+from .trainer import Interrupted, Result, train
 
-__all__ = ["Stage1Options", "train_stage1"]
+__all__ = ["Interrupted", "NotFinite", "Result", "TrainingConfig", "train"]

@@ -1,148 +1,143 @@
-"""The plain stage-1 loop: pictures in memory, one device, sampled iterations."""
+"""Stage 1, latent distillation: one optimiser step on the published loss, base tokenizer frozen."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import functools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import Parameter
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..base import BaseTokens
 from ..losses import stage1_loss
 from ..tokenizer import AdaptiveTokenizer
+from .config import TrainingConfig
+from .optimisation import MovingAverage, Optimiser
+from .processes import Processes, distributed, synchronised
 
 
-@dataclass(frozen=True)
-class Stage1Options:
-    """Options of :func:`train_stage1`; optimiser settings as published where they do not depend on scale.
+class Stage1Module(nn.Module):
+    """Model and loss as one module, as data-parallel wrappers want it."""
 
-    Attributes:
-        seconds: length of the run; the learning rate follows the elapsed fraction (linear warm-up, then cosine to 0).
-        max_steps: end of the run in steps, if that comes first.
-        warmup: fraction of the run.
-        first_only: fraction of the run, below 0.75, in which only the first iteration counts; then one
-            iteration a step, drawn from a range that grows to all of them until three quarters of the
-            run: a latent has to carry something before the recurrence can refine it.
-        flip: mirror half of the pictures.
-    """
+    def __init__(self, model: AdaptiveTokenizer) -> None:
+        super().__init__()
+        self.model = model
 
-    seconds: float = 90.0
-    max_steps: int | None = None
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 3.0
-    warmup: float = 0.03
-    first_only: float = 0.25
-    flip: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.seconds <= 0:
-            raise ValueError(f"seconds: expected more than 0, got {self.seconds}")
-        if not 0 <= self.first_only < 0.75:
-            raise ValueError(f"first_only: expected a fraction below 0.75, got {self.first_only}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {self.batch_size}")
+    def forward(
+        self, images: Tensor, base: BaseTokens, at: Sequence[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its terms by name."""
+        loss = stage1_loss(self.model, images, at=at, base=base)
+        terms = {"loss": loss.total.detach()}
+        for index, iteration in loss.iterations.items():
+            for name, value in iteration._asdict().items():
+                if value is not None:
+                    terms[f"{name}_{index}"] = value.detach()
+        return loss.total, terms
 
 
-def train_stage1(
-    model: AdaptiveTokenizer,
-    images: Tensor,
-    options: Stage1Options | None = None,
-    *,
-    on_step: Callable[[int, float, float], None] | None = None,
-) -> list[float]:
-    """Train encoder, bottleneck and decoder on pictures; the base tokenizer stays as it is.
+class Stage1:
+    """What the training loop needs of a stage: modules and optimisers with their state, and a step."""
 
-    Args:
-        images: (N, 3, height, width) in [0, 1]; each step draws a batch without replacement.
-        on_step: called with step, elapsed fraction of the run, and mean code error (mse) of the step.
+    def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
+        self.model, self.config = model, config
+        self.autocast = precision(config.precision, own.device)
+        model.train()
+        model.base_tokenizer.eval().requires_grad_(False)
+        if config.parallel == "fsdp":
+            _check_shardable(model)
+        blocks = [*model.encoder.transformer, *model.decoder.transformer]
+        if config.compile:
+            for block in blocks:
+                block.compile(fullgraph=True, dynamic=True)
+        self.module = distributed(Stage1Module(model), blocks, own, config.parallel)
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.average = MovingAverage(trained, config.ema)
+        self.optimisers = {"model": Optimiser(trained, config)}
+        self.modules: dict[str, nn.Module] = {"model": model}
 
-    Returns:
-        The mean code error (mse over base-token channels) of each step.
+    def step(
+        self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """One optimiser step on a batch in parts; returns the terms, on the device."""
+        at = iterations_of(self.config, self.model.config.iterations, step, done)
+        sums: dict[str, Tensor] = {}
+        for number, images in enumerate(parts, 1):
+            with synchronised(self.module, last=number == len(parts)):
+                with self.autocast():
+                    loss, terms = self.module(images, self.base_tokens(images), at)
+                (loss / len(parts)).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value / len(parts)
+        sums["gradient_norm"] = self.optimisers["model"].step(learning_rate)
+        self.average.update(step + 1)
+        return sums
 
-    Raises:
-        ValueError: wrong images, fewer than a batch; a loss that is not finite.
-    """
-    options = options or Stage1Options()
-    if len(images) < options.batch_size:
-        raise ValueError(
-            f"images: expected at least a batch of {options.batch_size}, got {len(images)}"
-        )
-    generator = torch.Generator().manual_seed(options.seed)
-    with _training(model) as parameters:
-        return _run(model, images, options, parameters, generator, on_step)
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode and this run's precision, for a look at the model within a run."""
+        self.model.eval()
+        try:
+            with self.autocast():
+                yield
+        finally:
+            self.model.train()
+            self.model.base_tokenizer.eval()
+
+    def base_tokens(self, images: Tensor) -> BaseTokens:
+        """Of the frozen base tokenizer, posterior sampled; copies, since inference tensors cannot enter a graph."""
+        with torch.inference_mode():
+            tokens = self.model.base_tokenizer.encode(images, sample=True)
+        return BaseTokens(*(None if x is None else x.clone() for x in tokens))  # type: ignore[arg-type]
+
+
+def iterations_of(config: TrainingConfig, iterations: int, step: int, done: float) -> list[int]:
+    """Iterations whose loss counts in a step; a function of seed, step and progress, the same in every process."""
+    within = iterations
+    if config.first_only is not None:
+        growth = min(1.0, max(0.0, done - config.first_only) / (0.75 - config.first_only))
+        within = round(growth * (iterations - 1)) + 1
+    if config.iterations_per_step is None:
+        return list(range(within))
+    chance = random.Random(f"{config.seed} iterations {step}")
+    return sorted(chance.sample(range(within), min(config.iterations_per_step, within)))
+
+
+def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The autocast context of a precision; "auto" is bfloat16 where the device multiplies matrices in it."""
+    native = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda"
+        else device.type == "cpu"
+        and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )
+    enabled = name == "bfloat16" or (name == "auto" and native)
+    return functools.partial(
+        torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=True
+    )
 
 
 @contextmanager
-def _training(model: AdaptiveTokenizer) -> Iterator[list[Parameter]]:
-    """Training mode with the base tokenizer frozen; evaluation mode and the old flags afterwards."""
-    frozen = [p for p in model.base_tokenizer.parameters() if p.requires_grad]
-    model.train()
-    model.base_tokenizer.eval().requires_grad_(False)
+def recomputed(*modules: nn.Module) -> Iterator[None]:
+    """Within, the activations of these modules are computed again in the backward, call by call."""
+    for module in modules:
+        plain = module.forward
+        module.forward = functools.partial(checkpoint, plain, use_reentrant=False)
     try:
-        yield [p for p in model.parameters() if p.requires_grad]
+        yield
     finally:
-        model.eval()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for module in modules:
+            del module.forward
 
 
-def _run(
-    model: AdaptiveTokenizer,
-    images: Tensor,
-    options: Stage1Options,
-    parameters: list[Parameter],
-    generator: torch.Generator,
-    on_step: Callable[[int, float, float], None] | None,
-) -> list[float]:
-    optimiser = torch.optim.AdamW(
-        parameters, betas=options.betas, weight_decay=options.weight_decay
-    )
-    errors: list[float] = []
-    start = time.monotonic()
-
-    def elapsed() -> float:
-        """Fraction of the run, by time or by steps, whichever is further."""
-        by_steps = len(errors) / options.max_steps if options.max_steps else 0.0
-        return max((time.monotonic() - start) / options.seconds, by_steps)
-
-    while (done := elapsed()) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * _schedule(done, options.warmup)
-        batch = images[torch.randperm(len(images), generator=generator)[: options.batch_size]]
-        if options.flip:
-            mirrored = (torch.rand(options.batch_size, generator=generator) < 0.5).to(batch.device)
-            batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
-        at = _sampled_iterations(done, options.first_only, model.config.iterations, generator)
-        loss = stage1_loss(model, batch, at=at)
-        value = loss.total.item()
-        if not math.isfinite(value):
-            raise ValueError(f"loss: expected a finite value, got {value} at step {len(errors)}")
-        optimiser.zero_grad()
-        loss.total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, options.clip)
-        optimiser.step()
-        errors.append(sum(term.code.item() for term in loss.iterations.values()) / len(at))
-        if on_step is not None:
-            on_step(len(errors), elapsed(), errors[-1])
-    return errors
-
-
-def _sampled_iterations(
-    done: float, first_only: float, iterations: int, generator: torch.Generator
-) -> list[int]:
-    growth = min(1.0, max(0.0, done - first_only) / (0.75 - first_only))
-    return [int(torch.randint(0, round(growth * (iterations - 1)) + 1, (1,), generator=generator))]
-
-
-def _schedule(done: float, warmup: float) -> float:
-    if done < warmup:
-        return max(done / warmup, 0.05)
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+def _check_shardable(model: AdaptiveTokenizer) -> None:
+    config = model.config
+    if config.bottleneck == "quantized" and config.ema_decay is None and config.dead_code_threshold:
+        raise ValueError(
+            "parallel: fsdp shards a learned codebook, whose rows dead_code_threshold replaces in place; expected"
+            " dead_code_threshold 0, or a codebook with ema_decay"
+        )

@@ -1,14 +1,101 @@
-"""Stage-1 loss and loop on small models."""
+"""The training loop: what it computes, that it stops and goes on bit for bit, and what it says of bad input."""
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from alit import stage1_loss
-from alit.training import Stage1Options, train_stage1
+from alit import AdaptiveTokenizer, CheckpointError, stage1_loss
+from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
+from alit.training.optimisation import MovingAverage, Optimiser, schedule
+from alit.training.processes import Processes
+from alit.training.stage1 import Stage1, iterations_of, recomputed
 
 from .models import BASES, VARIANTS, images, model
+
+SMALL: dict[str, Any] = {
+    "size": "nano",
+    "base": "dct",
+    "encoder": {"width": 64, "layers": 2, "heads": 2},
+    "decoder": {"width": 64, "layers": 1, "heads": 2},
+    "image_size": 32,
+    "latents_per_iteration": 2,
+    "iterations": 3,
+    "codebook_size": 16,
+}
+
+
+VQGAN_OPTIONS = {"kind": "vqgan", "latent_channels": 8, "channels": 32, "multipliers": [1, 1]}
+
+
+def config(**fields: Any) -> TrainingConfig:
+    values: dict[str, Any] = {
+        "steps": 6,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "precision": "float32",
+        "tensorboard": False,
+        "device": "cpu",
+        "workers": 0,
+        "log_every": 1,
+        "model": SMALL,
+    }
+    return TrainingConfig(**{**values, **fields})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to waking a second thread than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven pictures of several shapes and modes."""
+    path = tmp_path / "pictures"
+    (path / "more").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for index in range(7):
+        pixels = random.integers(0, 255, (40 + index, 60 - index, 3), dtype=np.uint8)
+        place = path / "more" if index % 2 else path
+        Image.fromarray(pixels).save(place / f"{index}.png")
+    return path
+
+
+def state_of(run: Path) -> dict[str, bytes]:
+    """Everything the newest checkpoint holds, read without the code under test."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    newest = checkpoints.saved(run)[-1]
+    dcp_to_torch_save(newest, run / "all.pt")
+    content = torch.load(run / "all.pt", weights_only=True)
+    return {k: v.contiguous().view(torch.uint8).numpy().tobytes() for k, v in flat(content).items()}
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Tensor]:
+    if isinstance(content, Tensor):
+        return {prefix: content.reshape(-1)}
+    return {k: v for name in content for k, v in flat(content[name], f"{prefix}/{name}").items()}
+
+
+# The loss.
 
 
 def test_loss_is_its_formula() -> None:
@@ -37,44 +124,6 @@ def test_rollout_ends_with_the_last_iteration_needed() -> None:
         stage1_loss(m, images(), at=[])
 
 
-def test_training_lowers_the_loss_and_leaves_the_base_alone() -> None:
-    m, x = model("vqgan", bottleneck="continuous"), images(4)
-    before = {name: p.clone() for name, p in m.base_tokenizer.named_parameters()}
-    seen = []
-    errors = train_stage1(
-        m,
-        x,
-        Stage1Options(seconds=60, max_steps=60, batch_size=4, first_only=0.7, flip=False),
-        on_step=lambda step, done, error: seen.append((step, error)),
-    )
-    assert [step for step, _ in seen] == list(range(1, 61)) and [
-        error for _, error in seen
-    ] == errors
-    assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
-    assert not m.training
-    assert all(p.requires_grad for p in m.base_tokenizer.parameters())
-    assert all(torch.equal(p, before[name]) for name, p in m.base_tokenizer.named_parameters())
-
-
-def test_wrong_options() -> None:
-    with pytest.raises(ValueError, match="seconds"):
-        Stage1Options(seconds=0)
-    with pytest.raises(ValueError, match="batch_size"):
-        Stage1Options(batch_size=0)
-    with pytest.raises(ValueError, match="first_only"):
-        Stage1Options(first_only=0.9)
-    with pytest.raises(ValueError, match="images: expected at least a batch of 8, got 3"):
-        train_stage1(model(), images(3), Stage1Options())
-
-
-def test_a_loss_that_is_not_finite_stops() -> None:
-    m = model()
-    with torch.no_grad():
-        m.latent_tokens.fill_(torch.inf)
-    with pytest.raises(ValueError, match="loss: expected a finite value, got nan at step 0"):
-        train_stage1(m, images(3), Stage1Options(seconds=5, batch_size=3))
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("base", BASES)
 def test_bfloat16_autocast(base: str, variant: str) -> None:
@@ -87,3 +136,326 @@ def test_bfloat16_autocast(base: str, variant: str) -> None:
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=0.1, atol=0.0)
     assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
+
+
+# One step.
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone() -> None:
+    m, x = model("vqgan", bottleneck="continuous"), images(4)
+    before = {name: p.clone() for name, p in m.base_tokenizer.named_parameters()}
+    errors: list[float] = []
+
+    def on_log(record: dict[str, float]) -> None:
+        assert record["step"] == len(errors) + 1
+        errors.append(next(x for name, x in record.items() if name.startswith("code_")))
+
+    fields: dict[str, Any] = {"steps": 60, "iterations_per_step": 1, "first_only": 0.7}
+    result = train(config(flip=False, ema=0.0, **fields), model=m, images=x, on_log=on_log)
+    assert result.model is m and result.steps == len(errors) == 60
+    assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
+    assert not m.training
+    assert all(p.requires_grad for p in m.base_tokenizer.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in m.base_tokenizer.named_parameters())
+
+
+def step_gradient(m: AdaptiveTokenizer, parts: list[Tensor], **fields: Any) -> dict[str, Tensor]:
+    """Weights after one step of plain descent in place of AdamW, whose sign would hide a wrong scale."""
+    stage = Stage1(m, config(**fields), Processes(torch.device("cpu")))
+    optimiser = stage.optimisers["model"]
+    gradients: dict[str, Tensor] = {}
+
+    def keep(rate: float) -> Tensor:
+        gradients.update({n: p.grad.clone() for n, p in optimiser.parameters if p.grad is not None})
+        return torch.zeros(())
+
+    optimiser.step = keep  # type: ignore[method-assign]
+    stage.step(0, 0.0, 1e-3, parts)
+    return gradients
+
+
+def test_accumulated_parts_give_the_batch_gradient() -> None:
+    x = images(4)
+    whole = step_gradient(model("vqgan"), [x])
+    parts = step_gradient(model("vqgan"), [x[:2], x[2:]], accumulate=2)
+    assert whole.keys() == parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_recomputed_activations_give_the_same_gradient() -> None:
+    x, calls = images(2), []
+    plain = step_gradient(model("vqgan"), [x])
+    m = model("vqgan")
+    m.encoder.transformer[0].register_forward_hook(lambda *_: calls.append(1))
+    with recomputed(m.encoder, m.decoder):
+        again = step_gradient(m, [x])
+    assert len(calls) == 2 * m.config.iterations
+    assert "forward" not in vars(m.encoder)
+    assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
+
+
+def test_compiled_blocks_have_no_graph_break() -> None:
+    """``fullgraph`` raises at a graph break; one backend graph serves all lengths."""
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        compiled.append(1)
+        return graph.forward
+
+    m, x = model(), images(2)
+    plain = stage1_loss(m, x).total
+    for block in (*m.encoder.transformer, *m.decoder.transformer):
+        block.compile(backend=backend, fullgraph=True, dynamic=True)
+    torch.testing.assert_close(stage1_loss(m, x).total, plain)
+    assert 1 <= len(compiled) <= 2 * 4
+
+
+def test_iterations_drawn() -> None:
+    fields = config(iterations_per_step=2, first_only=0.25)
+    assert iterations_of(config(), 8, 0, 0.0) == list(range(8))
+    assert all(iterations_of(fields, 8, step, 0.2) == [0] for step in range(20))
+    late = [tuple(iterations_of(fields, 8, step, 0.8)) for step in range(200)]
+    assert all(len(set(at)) == 2 for at in late)
+    assert {i for at in late for i in at} == set(range(8))
+    assert late == [tuple(iterations_of(fields, 8, step, 0.8)) for step in range(200)]
+    middle = {i for step in range(200) for i in iterations_of(fields, 8, step, 0.5)}
+    assert max(middle) == round(0.5 * 7)
+
+
+def test_schedule() -> None:
+    assert schedule(0.0, 0.1) == 0 and schedule(0.05, 0.1) == pytest.approx(0.5)
+    assert schedule(0.1, 0.1) == pytest.approx(1) and schedule(0.55, 0.1) == pytest.approx(0.5)
+    assert schedule(1.0, 0.1) == pytest.approx(0, abs=1e-12) and schedule(0.0, 0.0) == 1
+    assert config(learning_rate=None, batch_size=256).peak_learning_rate == pytest.approx(1.5e-4)
+
+
+def test_moving_average_is_one() -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    average, expected = MovingAverage([("p", p)], 0.9), torch.zeros(3)
+    for step in range(1, 200):
+        with torch.no_grad():
+            p += 1
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * p.detach()
+    torch.testing.assert_close(average.tensors()["p"], expected)
+    assert float(p[0] - expected[0]) == pytest.approx(9, rel=1e-3)  # it lags by decay / (1 - decay)
+
+
+def test_optimiser_is_adamw_with_decay_on_matrices_alone() -> None:
+    m, own, plain = (torch.nn.Linear(3, 2), torch.nn.Linear(3, 2), torch.nn.Linear(3, 2))
+    del m
+    plain.load_state_dict(own.state_dict())
+    ours = Optimiser(list(own.named_parameters()), config(clip=1e9, weight_decay=0.5))
+    groups = [
+        {"params": [plain.weight], "weight_decay": 0.5},
+        {"params": [plain.bias], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.95))
+    for seed in range(3):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        own(x).square().sum().backward()
+        plain(x).square().sum().backward()
+        ours.step(0.1)
+        reference.step()
+        reference.zero_grad()
+        torch.testing.assert_close(own.weight, plain.weight)
+        torch.testing.assert_close(own.bias, plain.bias)
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU, by where in the package it happens."""
+
+    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0]
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in self.OPS or any(x is not None and x.dtype == torch.bool for x in indices):
+            import traceback
+
+            frames = [f"{f.filename}:{f.name}" for f in traceback.extract_stack()]
+            self.places.append(next((f for f in reversed(frames[:-1]) if "/alit" in f), frames[-2]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("halting", ["off", "mask"])
+@pytest.mark.parametrize("base", BASES)
+def test_no_synchronisation_in_a_step(base: str, halting: str) -> None:
+    m = model(base, halting=halting, dead_code_threshold=0.1)
+    stage = Stage1(m, config(), Processes(torch.device("cpu")))
+    stage.step(0, 0.0, 1e-3, [images(2)])
+    with Synchronisations() as seen:
+        stage.step(1, 0.0, 1e-3, [images(2)])
+    # Checks of values, which run on CPU tensors only.
+    allowed = ("_check_images", "check_index", "_check", "check_offsets", "check_lengths")
+    assert [x for x in seen.places if x.rpartition(":")[2] not in allowed] == []
+    with Synchronisations() as seen:
+        float(stage.step(2, 0.0, 1e-3, [images(2)])["loss"])
+    assert [x for x in seen.places if x.rpartition(":")[2] not in allowed]
+
+
+# Stop and go on.
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"workers": 1, "iterations_per_step": 1},
+        {"accumulate": 2, "precision": "bfloat16", "model": {**SMALL, "ema_decay": 0.9}},
+    ],
+)
+def test_resume_bit_for_bit(folder: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    fields = {"data": str(folder), "checkpoint_every": 3, **fields}
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(config(output=str(straight), **fields))
+
+    def stop(record: dict[str, float]) -> None:
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM after step 3"):
+        train(config(output=str(stopped), **fields), on_log=stop)
+    assert [x.name for x in checkpoints.saved(stopped)] == ["checkpoint-00000003"]
+    result = train(config(output=str(stopped), **fields), resume=True)
+    assert result.steps == 6
+    one, other = state_of(straight), state_of(stopped)
+    assert one.keys() == other.keys() and len(one) > 100
+    assert [name for name in one if one[name] != other[name]] == []
+    names = ("step", "loss", "gradient_norm", "learning_rate")
+    logs = [
+        [
+            [json.loads(line)[n] for n in names]
+            for line in (run / "log.jsonl").read_text().split("\n")[:-1]
+        ]
+        for run in (straight, stopped)
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 6
+    files = [load_file(run / "model.safetensors") for run in (straight, stopped)]
+    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
+    again = AdaptiveTokenizer.from_pretrained(stopped / "model.safetensors")
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_resume_says_what_differs(folder: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    short = config(output=run, data=str(folder), steps=1)
+    train(short)
+    with pytest.raises(ValueError, match="holds a run up to checkpoint-00000001; resume it"):
+        train(short)
+    other = replace(short, steps=2, clip=1.0, log_every=5)
+    with pytest.raises(ValueError, match="configuration differs") as raised:
+        train(other, resume=True)
+    assert "steps: 1 there, 2 here" in str(raised.value) and "clip: 3.0 there, 1.0 here" in str(
+        raised.value
+    )
+    assert "log_every" not in str(raised.value)
+    assert train(other, resume=True, allow_changes=True).steps == 2
+
+
+def test_a_loss_that_is_not_finite_stops(folder: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"data": str(folder), "output": str(tmp_path / "run"), "log_every": 4}
+    fields |= {"checkpoint_every": 2, "steps": 8, "learning_rate": 1e-3}
+
+    def poison(stage: Stage1, *args: Any, step: Any = Stage1.step) -> Any:
+        if args[0] == 4:
+            with torch.no_grad():
+                stage.model.decoder.latent_token_positional_embedding.fill_(torch.nan)
+        return step(stage, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage1, "step", poison)
+        with pytest.raises(
+            NotFinite, match=r"not finite at step 5: code_0 is nan; the last good.*00000004"
+        ):
+            train(config(**fields))
+    assert checkpoints.saved(tmp_path / "run")[-1].name == "checkpoint-00000004"
+    assert train(config(**fields), resume=True).steps == 8
+
+
+def test_full_disk(folder: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands in for a disk without room."""
+    fields: dict[str, Any] = {"data": str(folder), "output": str(tmp_path / "run"), "steps": 2}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(record: dict[str, float]) -> None:
+        if record["step"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"could not be written.*before it are intact"):
+            train(config(checkpoint_every=1, **fields), on_log=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [x.name for x in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-00000001"]
+    assert train(config(checkpoint_every=1, **fields), resume=True).steps == 2
+
+
+def test_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"data": str(folder), "output": str(tmp_path / "run"), "steps": 1}
+    train(config(**fields))
+    checkpoint = checkpoints.saved(tmp_path / "run")[-1]
+    for file in checkpoint.glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="could not be read"):
+        train(config(**fields), resume=True)
+    (checkpoint / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        train(config(**fields), resume=True)
+
+
+# The configuration.
+
+
+def test_configuration_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "steps: 5\nlearning_rate: 1e-3\nmodel: {size: tiny, base: dct}\nbetas: [0.8, 0.9]\n"
+    )
+    read = TrainingConfig.read(path, batch_size=2, seed=None)
+    assert (read.steps, read.learning_rate, read.batch_size, read.seed) == (5, 1e-3, 2, 0)
+    assert read.betas == (0.8, 0.9) and read.model == {"size": "tiny", "base": "dct"}
+    path.write_text(json.dumps(read.asdict()))
+    assert TrainingConfig.read(path) == read
+    for text, message in (
+        ("stepps: 5", "no field 'stepps'; did you mean 'steps'"),
+        ("steps: many", "many"),
+        ("steps: 0", "steps: expected at least 1, got 0"),
+        ("parallel: dp", "parallel: expected one of ddp, fsdp, got 'dp'"),
+        ("model: nano", "model: expected options by name"),
+        ("- 1", "expected fields by name"),
+        ("a: [", "not a configuration in YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            TrainingConfig.read(path)
+
+
+def test_wrong_configurations() -> None:
+    for fields, message in (
+        ({"batch_size": 0}, "batch_size"),
+        ({"first_only": 0.9}, "first_only"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"precision": "float16"}, "precision"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**fields)
+    with pytest.raises(ValueError, match="data: expected at least a batch of 4 pictures, got 3"):
+        train(config(), model=model(), images=images(3))
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of accumulate"):
+        train(config(accumulate=3), model=model(), images=images(4))
+    with pytest.raises(ValueError, match="data: expected a folder"):
+        train(config(), model=model())
+    with pytest.raises(ValueError, match="vqgan base tokenizer has weights; expected base_from"):
+        train(config(model={"size": "nano", "base": VQGAN_OPTIONS}), images=images())
+    with pytest.raises(ValueError, match=r"model: .*unexpected keyword argument 'colour'"):
+        train(config(model={"size": "nano", "colour": 1}), images=images())
+    with pytest.raises(ValueError, match="device: 'cuda:77' is not there"):
+        train(config(device="cuda:77"), images=images())

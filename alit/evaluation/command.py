@@ -1,0 +1,97 @@
+"""``alit evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..files import replacing
+from ..images import list_images
+from ..tokenizer import AdaptiveTokenizer
+from .evaluate import Evaluation
+from .evaluate import evaluate as run
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model file, or the name of shipped weights.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="pinned, or official: as the published evaluation crops and rounds.")
+    ] = "pinned",
+    limit: Annotated[int | None, typer.Option(help="So many pictures, the first by name.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+) -> None:
+    """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
+
+    A tokenizer that loses to a thumbnail has learned nothing.
+    """
+    console = Console()
+    try:
+        files = list_images(data)[:limit]
+        loaded = AdaptiveTokenizer.from_pretrained(model).to(device)
+        with console.status("evaluating") as status:
+
+            def on_batch(done: int) -> None:
+                status.update(f"{done} of {len(files)} pictures")
+
+            options = {"protocol": protocol, "batch_size": batch_size}
+            result = run(loaded, files, on_batch=on_batch, **options)  # type: ignore[arg-type]
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            with replacing(output / "evaluation.json") as file:
+                file.write_text(json.dumps({"model": model, **result.asdict()}, indent=1) + "\n")
+            _plot(result, output / "evaluation.png")
+    except (OSError, ValueError, RuntimeError) as error:
+        text = f"error: {error}"
+        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    console.print(_table(result))
+    for name in result.unreadable:
+        console.print(f"skipped {name}", markup=False, highlight=False)
+
+
+def _table(result: Evaluation) -> Table:
+    title = f"{result.pictures} pictures, {result.protocol} protocol; thumbnail in brackets"
+    table = Table("tokens", "bits", "L1", "PSNR", "SSIM", "codes used", "perplexity", title=title)
+    for row in result.lengths:
+        table.add_row(
+            *(str(row.tokens), f"{row.bits:.0f}"),
+            f"{row.model.l1:.4f} ({row.thumbnail.l1:.4f})",
+            f"{row.model.psnr:.2f} ({row.thumbnail.psnr:.2f})",
+            f"{row.model.ssim:.3f} ({row.thumbnail.ssim:.3f})",
+            "" if row.codes_used is None else f"{row.codes_used:.1%}",
+            "" if row.perplexity is None else f"{row.perplexity:.0f}",
+        )
+    return table
+
+
+def _plot(result: Evaluation, path: Path) -> None:
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise ValueError("the plot needs matplotlib: pip install 'alit[eval]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    bits = [row.bits for row in result.lengths]
+    for axis, name, label in zip(
+        axes, ("l1", "psnr", "ssim"), ("L1", "PSNR, dB", "SSIM"), strict=True
+    ):
+        for kind, style in (("model", "o-"), ("thumbnail", "s--")):
+            values = [getattr(getattr(row, kind), name) for row in result.lengths]
+            axis.plot(bits, values, style, label=kind)
+        axis.set(xlabel="bits per picture", ylabel=label)
+    axes[0].legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,195 @@
+"""Reconstruction quality of each length, beside the thumbnail's at as many bits.
+
+Protocol "pinned": centre square, resized (bicubic) to the model's size; reconstructions clamped and rounded to 8 bits.
+Protocol "official": centre crop without resizing, reconstructions clamped and truncated to 8 bits, as published.
+Everywhere: means over all pictures, pixels in [0, 1], each picture counted once, in order of its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..images import load_square, to_tensor
+from ..tokenizer import AdaptiveTokenizer
+from .thumbnail import thumbnail, thumbnail_side
+
+PROTOCOLS = ("pinned", "official")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over pictures: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``; pixels in [0, 1]."""
+
+    l1: float
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class LengthQuality:
+    """One length.
+
+    Attributes:
+        tokens, bits: per picture. Continuous tokens count 16 bits a channel.
+        model: quality of the reconstructions.
+        thumbnail: quality of a ``thumbnail_side`` squared picture with 4 bits a channel, enlarged.
+        codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of how often; None without codebook.
+    """
+
+    tokens: int
+    bits: float
+    model: Quality
+    thumbnail: Quality
+    thumbnail_side: int
+    codes_used: float | None
+    perplexity: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` returns. ``unreadable``: names of files that were skipped."""
+
+    protocol: str
+    pictures: int
+    image_size: tuple[int, int]
+    lengths: list[LengthQuality]
+    unreadable: list[str]
+
+    def asdict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: AdaptiveTokenizer,
+    files: list[Path],
+    *,
+    protocol: str = "pinned",
+    batch_size: int = 8,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Quality of each length on pictures.
+
+    Args:
+        model: in evaluation mode, on its device; square pictures.
+        on_batch: called with the number of pictures done.
+
+    Raises:
+        ValueError: an unknown protocol, none of the files readable, a model whose pictures are not square.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    config = model.config
+    if config.image_size[0] != config.image_size[1]:
+        raise ValueError(f"image_size: expected a square, got {config.image_size}")
+    unreadable: list[str] = []
+    sums = [_Sums(model) for _ in range(config.iterations)]
+    device, done = model.latent_tokens.device, 0
+    for images in _batches(files, config.image_size[0], protocol, batch_size, unreadable):
+        for iteration, total in zip(model.rollout(images.to(device)), sums, strict=True):
+            assert iteration.prediction is not None
+            pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, config.grid)
+            quantized = iteration.bottleneck.quantized
+            index = None if quantized is None else quantized.index
+            total.add(images, eight_bits(pixels, protocol).cpu(), iteration.num_tokens, index)
+        done += len(images)
+        if on_batch is not None:
+            on_batch(done)
+    if done == 0:
+        raise ValueError(f"data: none of {len(files)} pictures can be read")
+    lengths = [total.result(done) for total in sums]
+    return Evaluation(protocol, done, config.image_size, lengths, unreadable)
+
+
+def eight_bits(pixels: Tensor, protocol: str) -> Tensor:
+    """Clamped to [0, 1] and reduced to 8 bits, as the protocol has it."""
+    levels = pixels.float().clamp(0, 1) * 255
+    return (levels.floor() if protocol == "official" else levels.round()) / 255
+
+
+def bits_per_token(model: AdaptiveTokenizer) -> float:
+    config = model.config
+    if config.bottleneck == "quantized":
+        return math.log2(config.codebook_size)
+    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim)
+
+
+class _Sums:
+    """Sums over pictures at one length."""
+
+    def __init__(self, model: AdaptiveTokenizer) -> None:
+        self.bits_per_token, self.size = bits_per_token(model), model.config.image_size
+        self.model, self.thumbnail = np.zeros(3), np.zeros(3)
+        self.tokens, self.count = 0, None
+        self.codes = model.config.codebook_size
+        self.used: Tensor | None = None
+
+    def add(self, images: Tensor, pixels: Tensor, tokens: int, index: Tensor | None) -> None:
+        self.tokens = tokens
+        small = eight_bits(thumbnail(images, tokens * self.bits_per_token), "pinned")
+        for picture, ours, theirs in zip(images, pixels, small, strict=True):
+            self.model += _quality(picture, ours)
+            self.thumbnail += _quality(picture, theirs)
+        if index is not None:
+            used = torch.bincount(index.flatten(), minlength=self.codes).double()
+            self.used = used if self.used is None else self.used + used
+
+    def result(self, pictures: int) -> LengthQuality:
+        bits = self.tokens * self.bits_per_token
+        fraction = perplexity = None
+        if self.used is not None:
+            fraction = float((self.used > 0).double().mean())
+            perplexity = float(torch.special.entr(self.used / self.used.sum()).sum().exp())
+        return LengthQuality(
+            *(self.tokens, bits, Quality(*(self.model / pictures).tolist())),
+            *(Quality(*(self.thumbnail / pictures).tolist()), thumbnail_side(bits)),
+            *(fraction, perplexity),
+        )
+
+
+def _quality(picture: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """L1, PSNR and SSIM (scikit-image: 7x7 uniform window, mean over channels) of two (3, height, width)."""
+    try:
+        from skimage.metrics import structural_similarity
+    except ModuleNotFoundError as error:
+        raise ValueError("evaluation needs scikit-image: pip install 'alit[eval]'") from error
+    difference = picture - other
+    squared = max(float(difference.double().square().mean()), 1e-10)  # identical pictures: 100 dB
+    planes = (x.permute(1, 2, 0).numpy() for x in (picture, other))
+    ssim = structural_similarity(*planes, channel_axis=2, data_range=1.0)
+    return float(difference.abs().mean()), -10 * math.log10(squared), float(ssim)
+
+
+def _batches(
+    files: list[Path], size: int, protocol: str, batch_size: int, unreadable: list[str]
+) -> Iterator[Tensor]:
+    kept: list[Tensor] = []
+    for file in files:
+        try:
+            kept.append(load_square(file, size) if protocol == "pinned" else _cropped(file, size))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            unreadable.append(f"{file}: {error}")
+        if len(kept) == batch_size:
+            yield torch.stack(kept)
+            kept = []
+    if kept:
+        yield torch.stack(kept)
+
+
+def _cropped(file: Path, size: int) -> Tensor:
+    with Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    width, height = upright.size
+    if min(width, height) < size:
+        raise ValueError(f"expected at least {size} x {size} pixels, got {width} x {height}")
+    left, top = (width - size) // 2, (height - size) // 2
+    return to_tensor(upright.crop((left, top, left + size, top + size)))

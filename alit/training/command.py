@@ -1,0 +1,125 @@
+"""``alit train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import Interrupted, Result, TrainingConfig
+from . import train as run
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="Configuration (YAML).")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of pictures, or shards: 'x-{000..099}.tar'.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+    size: Annotated[str | None, typer.Option(help="nano, tiny, small, base or semilarge.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base tokenizer: dct, vqgan or vae.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures of a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Any field of alit.training.TrainingConfig, such as --set precision=float32.",
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUTPUT.")
+    ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume with another configuration.")
+    ] = False,
+) -> None:
+    """Train a tokenizer: on one machine as it is, on several GPUs under torchrun.
+
+    Either a configuration file, whose fields the options replace, or options alone:
+
+        alit train --size nano --data photos --output run
+
+        torchrun --nproc-per-node 8 -m alit.cli train config.yaml --output run --resume
+
+    Ctrl-C leaves a checkpoint from which --resume goes on.
+    """
+    console = Console()
+    fields: dict[str, Any] = {
+        "data": data,
+        "output": output,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "device": device,
+    }
+    model = {k: v for k, v in (("size", size), ("base", base), ("image_size", image_size)) if v}
+    try:
+        fields |= dict(_assignment(text) for text in option or ())
+        if model:
+            before = TrainingConfig.read(config).model if config else TrainingConfig().model
+            fields["model"] = {**before, **model}
+        given = {name: value for name, value in fields.items() if value is not None}
+        described = (
+            TrainingConfig.read(config, **given) if config else TrainingConfig.from_mapping(given)
+        )
+        if described.output is None:
+            raise ValueError("output: expected a folder for the run (--output)")
+        result = _run_with_progress(described, resume, allow_changes, console)
+    except Interrupted as error:
+        console.print(str(error))
+        raise typer.Exit(130) from error
+    except (OSError, ValueError) as error:
+        text = f"error: {error}"
+        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    console.print(f"{Path(described.output) / 'model.safetensors'}: after {result.steps} steps")
+    if result.unreadable:
+        shown = "\n  ".join(result.unreadable[:10])
+        console.print(
+            f"{len(result.unreadable)} files could not be read and were skipped:\n  {shown}"
+        )
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """``name=value``, the value as YAML."""
+    try:
+        from omegaconf import OmegaConf
+    except ModuleNotFoundError as error:
+        raise ValueError("--set needs omegaconf: pip install 'alit[train]'") from error
+    if "=" not in text:
+        raise ValueError(f"--set: expected name=value, got {text!r}")
+    name = text.partition("=")[0]
+    values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+    assert isinstance(values, dict)
+    return name, values[name]
+
+
+def _run_with_progress(
+    config: TrainingConfig, resume: bool, allow_changes: bool, console: Console
+) -> Result:
+    columns = (
+        TextColumn("step {task.fields[step]}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}, {task.fields[speed]:.1f} pictures/s"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        nothing = float("nan")
+        task = progress.add_task("training", total=1.0, step=0, loss=nothing, speed=nothing)
+
+        def on_log(record: dict[str, float]) -> None:
+            progress.update(
+                task,
+                completed=min(record["done"], 1.0),
+                step=int(record["step"]),
+                loss=record["loss"],
+                speed=record["pictures_per_second"],
+            )
+
+        return run(config, resume=resume, allow_changes=allow_changes, on_log=on_log)

@@ -1,0 +1,215 @@
+"""What a stage-1 training run does: one flat dataclass, from YAML or Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHOICES = {
+    "precision": ("auto", "float32", "bfloat16"),
+    "parallel": ("ddp", "fsdp"),
+}
+
+#: A resumed run may change these: they alter no result.
+FREE = frozenset(
+    (
+        *(
+            "output",
+            "device",
+            "log_every",
+            "picture_every",
+            "checkpoint_every",
+            "keep",
+            "tensorboard",
+        ),
+        *("data", "start_from", "base_from"),  # places; what lies there has to be the same
+    )
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run.
+
+    Attributes:
+        data: folder of pictures, or a pattern of WebDataset shards such as ``shards/train-{000..099}.tar``.
+        output: folder of the run: checkpoints, log, model. None keeps nothing.
+        model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
+            ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
+        start_from: model file (or name of shipped weights) to start from, instead of ``model``.
+        base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
+        steps: optimiser steps. The learning rate follows their fraction.
+        seconds: end of the run by the clock, if that comes first (one process only; never the same twice).
+        batch_size: pictures of an optimiser step, over all processes and accumulated parts.
+        accumulate: parts in which each process computes its share of the batch, one after another.
+        learning_rate: at its peak; None: as published, 1.5e-4 times batch_size / 256.
+        warmup: fraction of the run in which the learning rate rises linearly; then it falls to 0 as a cosine.
+        weight_decay: of linear and convolution weights; embeddings, norms, biases and codebook have none.
+        betas, clip: of AdamW, and the largest gradient norm.
+        ema: decay of the moving average of the weights, which becomes the model; less in the first steps.
+        crop: smallest share of a picture's area that a random crop keeps; 1 takes the centre always.
+        flip: mirror half of the pictures.
+        iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
+            them. None: all.
+        first_only: fraction of the run, below 0.75, in which only the first iteration counts; the range grows to all
+            of them until three quarters of the run: a latent has to carry something before the recurrence can refine
+            it. None: all iterations from the start.
+        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device computes in it.
+        compile: ``torch.compile`` the blocks of encoder and decoder.
+        activation_checkpointing: compute the activations of each iteration's encoder and decoder again in the
+            backward, instead of keeping them.
+        parallel: under torchrun "ddp", or "fsdp" (FSDP2), which shards weights and optimiser.
+        seed: of weights, order, crops, and every draw in a step.
+        workers: processes that decode pictures, per training process.
+        shuffle_buffer: pictures among which the next one of a shard stream is drawn.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        log_every, picture_every, checkpoint_every: steps between lines of the log, pictures, checkpoints.
+        keep: newest checkpoints that stay.
+        tensorboard: write scalars and pictures for TensorBoard.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    data: str | None = None
+    output: str | None = None
+    model: dict[str, Any] = field(default_factory=lambda: {"size": "nano", "base": "dct"})
+    start_from: str | None = None
+    base_from: str | None = None
+    steps: int = 10_000
+    seconds: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 3.0
+    ema: float = 0.999
+    crop: float = 0.8
+    flip: bool = True
+    iterations_per_step: int | None = None
+    first_only: float | None = None
+    precision: str = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    parallel: str = "ddp"
+    seed: int = 0
+    workers: int = 2
+    shuffle_buffer: int = 1000
+    device: str = "auto"
+    log_every: int = 10
+    picture_every: int = 500
+    checkpoint_every: int = 500
+    keep: int = 2
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("steps", "batch_size", "accumulate", "shuffle_buffer", "keep"),
+            *("log_every", "picture_every", "checkpoint_every"),
+        ):
+            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name, choices in CHOICES.items():
+            expected = f"one of {', '.join(map(str, choices))}"
+            _check(name, getattr(self, name) in choices, expected, getattr(self, name))
+        for name in ("warmup", "ema"):
+            _check(name, 0 <= getattr(self, name) < 1, "in [0, 1)", getattr(self, name))
+        _check("crop", 0 < self.crop <= 1, "in (0, 1]", self.crop)
+        _check("workers", self.workers >= 0, "at least 0", self.workers)
+        _check("clip", self.clip > 0, "more than 0", self.clip)
+        if self.seconds is not None:
+            _check("seconds", self.seconds > 0, "more than 0", self.seconds)
+        if self.learning_rate is not None:
+            _check("learning_rate", self.learning_rate > 0, "more than 0", self.learning_rate)
+        if self.iterations_per_step is not None:
+            count = self.iterations_per_step
+            _check("iterations_per_step", count >= 1, "at least 1", count)
+        if self.parallel == "fsdp" and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: not together with parallel fsdp")
+        if self.first_only is not None:
+            _check("first_only", 0 <= self.first_only < 0.75, "in [0, 0.75)", self.first_only)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.5e-4 * self.batch_size / 256
+
+    @classmethod
+    def from_mapping(cls, fields: dict[str, Any]) -> TrainingConfig:
+        """From plain values, converted to the fields' types.
+
+        Raises:
+            ValueError: an unknown field (the nearest one is suggested), a value of another type or out of range.
+        """
+        OmegaConf = _omegaconf()
+        known = [x.name for x in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"configuration: no field {str(name)!r}{hint}")
+        defaults = dataclasses.asdict(cls())
+        model = fields.get("model", defaults["model"])
+        if not isinstance(model, dict):
+            raise ValueError(f"model: expected options by name, got {model!r}")
+        try:
+            typed = OmegaConf.merge(OmegaConf.structured(cls), {**fields, "model": {}})
+            values = OmegaConf.to_container(typed, resolve=True)
+        except Exception as error:
+            if not type(error).__module__.startswith("omegaconf"):
+                raise
+            raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
+        values["betas"] = tuple(values["betas"])
+        return cls(**{**values, "model": dict(model)})
+
+    @classmethod
+    def read(cls, path: str | Path, **overrides: Any) -> TrainingConfig:
+        """From a YAML (or JSON) file; overrides that are not None replace its fields.
+
+        Raises:
+            OSError, ValueError: a file that cannot be read, is no YAML, or as :meth:`from_mapping`.
+        """
+        OmegaConf = _omegaconf()
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(path))
+        except (OSError, UnicodeDecodeError):
+            raise
+        except Exception as error:  # the YAML library's own classes
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path}: not a configuration in YAML ({reason})") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected fields by name, got {content!r}")
+        return cls.from_mapping(
+            {**content, **{k: v for k, v in overrides.items() if v is not None}}
+        )
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Where a stored configuration (of :meth:`asdict`) differs in more than places and intervals."""
+        own, found = self.asdict(), []
+        for name in own:
+            if name not in FREE and own[name] != other.get(name):
+                found.append(f"{name}: {other.get(name)!r} there, {own[name]!r} here")
+        return found
+
+    def asdict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _omegaconf() -> Any:
+    try:
+        from omegaconf import OmegaConf
+    except ModuleNotFoundError as error:
+        raise ValueError("configuration files need omegaconf: pip install 'alit[train]'") from error
+    return OmegaConf
+
+
+def _check(name: str, good: bool, expected: str, got: Any) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {got!r}")

@@ -1,0 +1,103 @@
+"""What a run leaves to read: ``log.jsonl``, TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NotFinite(ValueError):
+    """A term of the loss is NaN or infinite."""
+
+
+class Terms:
+    """Terms of the steps since the last look, kept on the device: a step waits for nothing."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, tuple[str, ...], Tensor]] = []
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, step: int, terms: dict[str, Tensor]) -> None:
+        self._steps.append((step, tuple(terms), torch.stack([x.float() for x in terms.values()])))
+
+    def check(self) -> None:
+        """Fetch them.
+
+        Raises:
+            NotFinite: names the first step and the first term of it that is not finite, parts before their sum.
+        """
+        for step, names, row in self._steps:
+            numbers = dict(zip(names, row.tolist(), strict=True))
+            bad = [name for name, number in numbers.items() if not math.isfinite(number)]
+            if bad:
+                first = next((name for name in bad if name != "loss"), "loss")
+                raise NotFinite(f"loss: not finite at step {step}: {first} is {numbers[first]}")
+            for name, number in numbers.items():
+                self._values.setdefault(name, []).append(number)
+        self._steps.clear()
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps since the last call."""
+        self.check()
+        means = {name: sum(x) / len(x) for name, x in self._values.items()}
+        self._values.clear()
+        return means
+
+
+class Log:
+    """Appends to ``log.jsonl`` and, if wanted, to TensorBoard files in ``tensorboard``.
+
+    Args:
+        run: folder of the run.
+        step: where the run goes on; what was logged beyond it is dropped.
+
+    Raises:
+        ValueError: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, run: Path, step: int, *, tensorboard: bool) -> None:
+        path = run / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) is not None and _step(line) <= step]  # type: ignore[operator]
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+        self.writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    "tensorboard: not installed: pip install 'alit[train]', or tensorboard: false"
+                ) from error
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: dict[str, float]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.writer is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, int(record["step"]))
+
+    def picture(self, step: int, name: str, image: Tensor) -> None:
+        """(3, height, width) in [0, 1]."""
+        if self.writer is not None:
+            self.writer.add_image(name, image.float().clamp(0, 1).cpu().numpy(), step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _step(line: str) -> int | None:
+    """None for a line that was cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None

@@ -1,0 +1,97 @@
+"""The model of a run: where it comes from, its averaged weights, how it looks afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint as model_file
+from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..tokenizer import AdaptiveTokenizer
+from . import checkpoints
+from .config import TrainingConfig
+from .processes import whole
+
+if TYPE_CHECKING:
+    from .stage1 import Stage1
+
+
+def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
+    """The model that a configuration describes; only its shape where a checkpoint will fill it.
+
+    Raises:
+        ValueError: unknown options; a base tokenizer that has weights and comes from nowhere; one that does not fit.
+    """
+    if checkpoint is not None:
+        stored = json.dumps(checkpoints.about(checkpoint)["model"])
+        return AdaptiveTokenizer(AdaptiveTokenizerConfig.from_json(stored))
+    if config.start_from is not None:
+        return AdaptiveTokenizer.from_pretrained(config.start_from)
+    options = {"size": "nano", "base": "dct", **config.model}
+    base_state: dict[str, Tensor] = {}
+    if config.base_from is not None:
+        base_config, state = model_file.read(model_file.resolve(config.base_from))
+        options["base"] = base_config.base
+        prefix = "base_tokenizer."
+        base_state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    model = AdaptiveTokenizer(_described(options))
+    if config.base_from is not None:
+        model_file.load_state(model.base_tokenizer, base_state)
+    elif any(True for _ in model.base_tokenizer.parameters()):
+        raise ValueError(
+            f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
+            " file to take them from, or base dct, which has none"
+        )
+    return model
+
+
+def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
+    """``of_size`` with plain values, as YAML has them, in place of tuples and dataclasses."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        for name in ("encoder", "decoder"):
+            if isinstance(values.get(name), dict):
+                values[name] = TransformerConfig(**values[name])
+        if isinstance(values.get("base"), dict):
+            fields: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values["base"].items()
+            }
+            values["base"] = BASES[str(fields.pop("kind"))](**fields)
+        return AdaptiveTokenizerConfig.of_size(values.pop("size"), **values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"model: {error}") from error
+
+
+def averaged_state(stage: Stage1) -> dict[str, Tensor]:
+    """State dict of the model with averaged weights, gathered (every process calls it)."""
+    state = stage.model.state_dict() | stage.average.tensors()
+    return {name: whole(tensor).detach() for name, tensor in state.items()}
+
+
+def rebuilt(
+    model: AdaptiveTokenizer, state: dict[str, Tensor], *, sharded: bool
+) -> AdaptiveTokenizer:
+    """``model`` with this state, in evaluation mode; another one where its weights are sharded."""
+    if sharded:
+        model = AdaptiveTokenizer(model.config)
+    with torch.no_grad():
+        model.load_state_dict(state)
+    return model.eval()
+
+
+@contextmanager
+def restoring_flags(model: AdaptiveTokenizer) -> Iterator[None]:
+    """The parameters' ``requires_grad`` is afterwards what it was."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.eval()

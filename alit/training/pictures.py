@@ -1,0 +1,248 @@
+"""Training pictures: folders and tensors, in an order and with crops that depend on seed and position alone.
+
+Position p counts the pictures of a run: a run that stops and goes on at position p sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..images import list_images
+
+#: What PIL raises on files that are damaged, truncated, or no pictures.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class Batch(NamedTuple):
+    """A part of a step's batch.
+
+    Attributes:
+        images: (B, 3, height, width), uint8 or float in [0, 1]; empty where no picture can be read.
+        unreadable: names of files that could not be read on the way.
+        state: where a stream stands after them; None where the position says it all.
+    """
+
+    images: Tensor
+    unreadable: list[str]
+    state: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of each step's batch.
+
+    Attributes:
+        batch_size: pictures of a step, over all processes.
+        accumulate: parts that a process computes one after another.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        parts = self.accumulate * self.processes
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size: expected a multiple of accumulate x processes = {parts}, got {self.batch_size}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Pictures that one process computes at a time."""
+        return self.batch_size // (self.accumulate * self.processes)
+
+    def positions(self, first_step: int, last_step: int) -> Iterator[list[int]]:
+        """The positions of each part of this process; which process computes what changes no step's batch."""
+        for step in range(first_step, last_step):
+            for part in range(self.accumulate):
+                start = step * self.batch_size + (part * self.processes + self.rank) * self.size
+                yield list(range(start, start + self.size))
+
+
+class Pictures(Protocol):
+    """Pictures by number."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def load(self, index: int, random: np.random.Generator) -> Tensor:
+        """(3, height, width), augmented; raises what :data:`UNREADABLE` lists."""
+        ...
+
+
+class ImageFolder:
+    """The pictures of a folder and the folders in it, by name.
+
+    Raises:
+        OSError: not a folder, or one that cannot be read.
+        ValueError: no pictures in it.
+    """
+
+    def __init__(
+        self, folder: str | Path, size: tuple[int, int], *, crop: float, flip: bool
+    ) -> None:
+        self.files = list_images(folder)
+        self.size, self.crop, self.flip = size, crop, flip
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
+
+    def load(self, index: int, random: np.random.Generator) -> Tensor:
+        with Image.open(self.files[index]) as image:
+            return augmented(image, self.size, self.crop, self.flip, random)
+
+
+class ImageTensor:
+    """Pictures in memory, (N, 3, height, width) in [0, 1], flipped but not cropped."""
+
+    def __init__(self, images: Tensor, *, flip: bool) -> None:
+        self.images, self.flip = images, flip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def load(self, index: int, random: np.random.Generator) -> Tensor:
+        image = self.images[index]
+        return image.flip(2) if self.flip and random.random() < 0.5 else image
+
+
+def augmented(
+    image: Image.Image,
+    size: tuple[int, int],
+    crop: float,
+    flip: bool,
+    random: np.random.Generator,
+) -> Tensor:
+    """Random resized crop (share of the area in [crop, 1], aspect 3/4 to 4/3) and flip: (3, height, width) uint8.
+
+    The crop of torchvision's RandomResizedCrop; ``crop`` 1 takes the largest centred box of the target's aspect.
+    """
+    height, width = size
+    picture = ImageOps.exif_transpose(image).convert("RGB")
+    if crop < 1:
+        box = _random_box(picture.size, crop, random)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    else:
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+    if flip and random.random() < 0.5:
+        picture = ImageOps.mirror(picture)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _random_box(
+    size: tuple[int, int], crop: float, random: np.random.Generator
+) -> tuple[int, int, int, int]:
+    width, height = size
+    for _ in range(10):
+        area = width * height * random.uniform(crop, 1)
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            left = int(random.integers(0, width - across + 1))
+            top = int(random.integers(0, height - down + 1))
+            return left, top, left + across, top + down
+    # A picture far from square: its centre, at the nearest aspect allowed.
+    across = min(width, round(height * 4 / 3))
+    down = min(height, round(width * 4 / 3))
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+class Shuffled(Dataset[tuple[Tensor, list[str]]]):
+    """Pictures by position: each epoch goes through all of them in an order of its own.
+
+    In the place of one that cannot be read comes the next one that can; nothing where none can.
+    """
+
+    def __init__(self, pictures: Pictures, seed: int) -> None:
+        self.pictures, self.seed = pictures, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._broken: set[int] = set()
+
+    def __getitem__(self, position: int) -> tuple[Tensor, list[str]]:
+        count = len(self.pictures)
+        epoch, place = divmod(position, count)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(count)
+            self._epoch = epoch
+        unreadable: list[str] = []
+        for attempt in range(count):
+            index = int(self._order[(place + attempt) % count])
+            if index in self._broken:
+                continue
+            try:
+                random = np.random.default_rng((self.seed, 1, position))
+                return self.pictures.load(index, random), unreadable
+            except UNREADABLE:
+                self._broken.add(index)
+                unreadable.append(self.pictures.name(index))
+        return torch.empty(
+            0
+        ), unreadable  # an exception would lose its class on the way out of a worker
+
+
+def shuffled_batches(
+    pictures: Pictures, share: Share, *, seed: int, workers: int, steps: tuple[int, int], pin: bool
+) -> Iterator[Batch]:
+    """Batches of this process for the steps from the first to before the last.
+
+    Raises:
+        ValueError: fewer pictures than a batch.
+    """
+    if len(pictures) < share.batch_size:
+        raise ValueError(
+            f"data: expected at least a batch of {share.batch_size} pictures, got {len(pictures)}"
+        )
+    loader: DataLoader[Any] = DataLoader(
+        Shuffled(pictures, seed),
+        batch_sampler=_Positions(share, steps),
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=leave_signals,
+        pin_memory=pin,
+    )
+    return iter(loader)
+
+
+class _Positions:
+    """A batch sampler that never holds all positions of a run."""
+
+    def __init__(self, share: Share, steps: tuple[int, int]) -> None:
+        self.share, self.steps = share, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.share.positions(*self.steps)
+
+    def __len__(self) -> int:
+        return (self.steps[1] - self.steps[0]) * self.share.accumulate
+
+
+def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:
+    images = torch.stack([image for image, _ in samples])
+    return Batch(images, [name for _, names in samples for name in names])
+
+
+def leave_signals(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the training process may act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

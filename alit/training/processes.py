@@ -1,0 +1,128 @@
+"""One process or many: torchrun's environment, data-parallel wrappers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, its device, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.count > 1:
+            self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """True where it is true in one of the processes; on the CPU, so that no device is waited for."""
+        if self.count == 1:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return bool(value)
+
+    def broadcast(self, value: str) -> str:
+        """The first process's value."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The processes that torchrun started (the process group ends with the block), or this one alone.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    grouped = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    own = _device(device, int(os.environ.get("LOCAL_RANK", 0)) if grouped else 0)
+    if not grouped or dist.is_initialized():
+        count = dist.get_world_size() if dist.is_initialized() else 1
+        yield Processes(own, dist.get_rank() if dist.is_initialized() else 0, count)
+        return
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield Processes(own, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} is not there ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def distributed(
+    module: nn.Module, blocks: list[nn.Module], own: Processes, parallel: str
+) -> nn.Module:
+    """``module`` so that its gradients are means over the processes; itself where there is one.
+
+    Args:
+        blocks: its parts that FSDP2 gathers one at a time.
+        parallel: "ddp" or "fsdp"; FSDP2 shards in place what needs a gradient, and copies the rest.
+    """
+    if parallel == "fsdp":
+        kept: set[Parameter] = {p for p in module.parameters() if not p.requires_grad}
+        for part in (*blocks, module):
+            fully_shard(part, ignored_params=kept)
+        return module
+    if own.count == 1:
+        return module
+    # Buffers are the quantizer's, which sums its own statistics; torch 2.13 renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    # A rollout that is cut short leaves parameters without a gradient, in every process the same ones.
+    return DistributedDataParallel(
+        module,
+        device_ids=[own.device] if own.device.type == "cuda" else None,
+        find_unused_parameters=True,
+        gradient_as_bucket_view=True,
+        **buffers,
+    )
+
+
+def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Forward and backward within: gradients travel only at the last accumulated part."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    elif isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor, gathered (a collective: every process calls it); any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,87 @@
+"""Two processes on the CPU under torchrun: they train as one does, survive a killed worker, and shard."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from .test_training import SMALL
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for index in range(8):
+        pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{index}.png")
+    return path
+
+
+def launch(folder: Path, output: Path, processes: int, restarts: int = 0, **fields: Any) -> None:
+    options = {
+        **{"data": str(folder), "output": str(output), "steps": 8, "batch_size": 4, "workers": 0},
+        **{"learning_rate": 1e-3, "precision": "float32", "device": "cpu", "tensorboard": False},
+        **{"log_every": 1, "checkpoint_every": 4, "model": SMALL, **fields},
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    done = subprocess.run(
+        [*command, "-m", "tests.alit.distributed_run", json.dumps(options)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def test_a_killed_worker_restarts_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    """Four steps, a kill, four steps from the checkpoint: the same as eight straight."""
+    model = {**SMALL, "ema_decay": 0.9}
+    launch(folder, tmp_path / "straight", 2, model=model)
+    launch(folder, tmp_path / "killed", 2, restarts=1, model=model, kill_at=5)
+    straight, killed = weights(tmp_path / "straight"), weights(tmp_path / "killed")
+    assert [name for name, x in straight.items() if not torch.equal(x, killed[name])] == []
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert len(losses(tmp_path / "killed")) == 8
+
+
+def test_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
+    """DDP and FSDP2 on two processes: the weights of one process with two accumulated parts."""
+    fields: dict[str, Any] = {"steps": 4, "model": {**SMALL, "bottleneck": "continuous"}}
+    launch(folder, tmp_path / "one", 1, accumulate=2, **fields)
+    launch(folder, tmp_path / "ddp", 2, **fields)
+    launch(folder, tmp_path / "fsdp", 2, parallel="fsdp", **fields)
+    expected = weights(tmp_path / "one")
+    for name in ("ddp", "fsdp"):
+        got = weights(tmp_path / name)
+        assert got.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-3, atol=2e-5, msg=f"{name} {key}")
+    # The log holds the first process's losses: the same pictures in the same order under both.
+    torch.testing.assert_close(
+        losses(tmp_path / "fsdp"), losses(tmp_path / "ddp"), rtol=1e-5, atol=0
+    )

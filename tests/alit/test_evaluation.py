@@ -1,0 +1,153 @@
+"""Evaluation against metrics computed here, the thumbnail baseline, and the two commands."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from typer.testing import CliRunner
+
+from alit import AdaptiveTokenizer, DCTConfig, FixedLength
+from alit.cli import app
+from alit.evaluation import evaluate, thumbnail, thumbnail_side
+from alit.evaluation.evaluate import eight_bits
+from alit.images import load_square
+
+from .models import model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(3):
+        coarse = random.integers(0, 255, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((40, 32), Image.Resampling.BICUBIC).save(
+            path / f"{index}.png"
+        )
+    (path / "3.png").write_bytes(b"no picture")
+    return path
+
+
+def small(**options: object) -> AdaptiveTokenizer:
+    return model(image_size=(16, 16), **options)
+
+
+def test_numbers_are_those_of_single_pictures(folder: Path) -> None:
+    m, files = small(), sorted(folder.iterdir())
+    result = evaluate(m, files, batch_size=2)
+    assert result.pictures == 3 and [Path(x.split(":")[0]).name for x in result.unreadable] == [
+        "3.png"
+    ]
+    assert [row.tokens for row in result.lengths] == [3, 6, 9, 12]
+    for row in result.lengths:
+        l1, psnr, ssim, indices = [], [], [], []
+        for file in files[:3]:
+            x = load_square(file, 16)
+            tokens = m.encode(x[None], FixedLength(row.tokens))
+            indices += tokens.rows.tolist()
+            y = (m.decode(tokens)[0].clamp(0, 1) * 255).round() / 255
+            a, b = (t.permute(1, 2, 0).double().numpy() for t in (x, y))
+            l1.append(np.abs(a - b).mean())
+            psnr.append(peak_signal_noise_ratio(a, b, data_range=1))
+            ssim.append(structural_similarity(a, b, channel_axis=2, data_range=1))
+        assert row.model.l1 == pytest.approx(np.mean(l1), abs=1e-4)
+        assert row.model.psnr == pytest.approx(np.mean(psnr), abs=0.02)
+        assert row.model.ssim == pytest.approx(np.mean(ssim), abs=1e-3)
+        assert row.bits == row.tokens * 5
+        assert row.codes_used == len(set(indices)) / 32
+        share = np.bincount(indices) / len(indices)
+        entropy = -sum(p * math.log(p) for p in share if p > 0)
+        assert row.perplexity == pytest.approx(math.exp(entropy))
+
+
+def test_thumbnail() -> None:
+    assert [thumbnail_side(12 * n) for n in (32, 64, 128, 256)] == [5, 8, 11, 16]
+    assert thumbnail_side(1) == 1
+    flat = torch.full((1, 3, 32, 32), 7 / 15)
+    torch.testing.assert_close(thumbnail(flat, 12 * 16), flat)
+    halves = torch.cat([torch.zeros(1, 3, 8, 4), torch.ones(1, 3, 8, 4)], dim=3)
+    row = thumbnail(halves, 12 * 4)[0, 0, 0]
+    assert row[0] == 0 and row[-1] == 1 and bool((row.diff() >= 0).all())
+    levels = thumbnail(torch.rand(1, 3, 64, 64), 12 * 64 * 64).unique()
+    assert len(levels) == 16  # a side of 64: no interpolation, 4 bits
+
+
+def test_protocols(tmp_path: Path) -> None:
+    pixels = torch.tensor([-1.0, 0.4999, 2.0])
+    assert (eight_bits(pixels, "pinned") * 255).round().tolist() == [0, 127, 255]
+    assert (eight_bits(torch.tensor([0.9999]), "official") * 255).round().tolist() == [254]
+    random = np.random.default_rng(0)
+    for index, size in enumerate(((24, 16), (10, 40))):
+        Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)).save(
+            tmp_path / f"{index}.png"
+        )
+    files = sorted(tmp_path.glob("*.png"))
+    official = evaluate(small(), files, protocol="official")
+    assert (
+        official.pictures == 1 and "at least 16 x 16 pixels, got 40 x 10" in official.unreadable[0]
+    )
+    assert evaluate(small(), files).pictures == 2
+    with pytest.raises(ValueError, match="protocol: expected one of pinned, official, got 'paper'"):
+        evaluate(small(), files, protocol="paper")
+    with pytest.raises(ValueError, match="square"):
+        evaluate(model(), files)
+    files[0].write_bytes(b"")
+    with pytest.raises(ValueError, match="none of 1 pictures can be read"):
+        evaluate(small(), files[:1])
+
+
+def test_a_perfect_model_beats_the_thumbnail(folder: Path) -> None:
+    """All coefficients, handed through in place of the decoder's output, give the picture back."""
+    m = model(base="dct", image_size=(16, 16))
+    base = model(image_size=(16, 16)).base_tokenizer.__class__(
+        DCTConfig(patch_size=4, luma=16, chroma=16)
+    )
+    m.base_tokenizer.pixels = lambda code, grid: base.pixels(kept[-1], grid)  # type: ignore[method-assign]
+    kept: list[torch.Tensor] = []
+    rollout = m.rollout
+    m.rollout = lambda x, **o: (kept.append(base.encode(x).code_BNC), rollout(x, **o))[1]  # type: ignore[method-assign]
+    for row in evaluate(m, sorted(folder.iterdir())).lengths:
+        assert row.model.l1 < 1e-3 < row.thumbnail.l1 and row.model.psnr > 60
+        assert row.model.ssim > 0.999 > row.thumbnail.ssim
+
+
+def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--size", "nano", "--data", str(folder), "--output", str(run)]
+    arguments += ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
+    arguments += ["--set", "workers=0", "--set", "log_every=1", "--set", "picture_every=2"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "after 2 steps" in done.output and "1 files could not be read" in done.output
+    assert any((run / "tensorboard").iterdir())
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 1 and "resume it" in again.output and "Traceback" not in again.output
+    resumed = CliRunner().invoke(app, ["train", str(run / "config.json"), "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    report = tmp_path / "report"
+    arguments = ["evaluate", str(run / "model.safetensors"), "--data", str(folder)]
+    done = CliRunner().invoke(app, [*arguments, "--output", str(report)])
+    assert done.exit_code == 0, done.output
+    stored = json.loads((report / "evaluation.json").read_text())
+    assert stored["pictures"] == 3 and len(stored["lengths"]) == 8
+    assert Image.open(report / "evaluation.png").width > 500
+    for arguments, message in (
+        (["evaluate", "no-such", "--data", str(folder)], "no such file"),
+        (
+            ["evaluate", str(run / "model.safetensors"), "--data", str(tmp_path / "no")],
+            "not a folder",
+        ),
+        (["train", "--data", str(folder)], "output: expected a folder"),
+        (["train", "--output", str(tmp_path / "x"), "--set", "stepps=1"], "did you mean"),
+    ):
+        failed = CliRunner().invoke(app, arguments)
+        assert failed.exit_code == 1 and message in failed.output, failed.output
+        assert "Traceback" not in failed.output

@@ -1,0 +1,123 @@
+"""Stage-2 losses by their formulas, and where their gradients go."""
+
+from __future__ import annotations
+
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alit.losses import (
+    PatchDiscriminator,
+    Perceptual,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    hinge_loss,
+)
+from alit.losses.stage2 import last_layer, reconstruct
+
+from .models import images, model
+
+
+class Mean(nn.Module):
+    """A discriminator whose logit is a scaled mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.mean((1, 2, 3))
+
+
+def test_generator_loss_is_its_formula() -> None:
+    m, x, judge = model("vqgan"), images(), Mean()
+    calls: list[int] = []
+    m.encoder.register_forward_hook(lambda *_: calls.append(1))
+    loss = generator_loss(
+        m, x, judge, lambda a, b: (a - b).square().mean((1, 2, 3)), at=1, gan_weight=0.8
+    )
+    assert len(calls) == 2
+    pixels, quantization = reconstruct(m, x, 1)
+    reconstruction = (x - pixels).abs().mean() + (x - pixels).square().mean()
+    adversarial = -2 * pixels.mean()
+    weight = m.base_tokenizer.vqgan.decoder.conv_out.weight
+    norms = [
+        torch.autograd.grad(term, weight, retain_graph=True)[0].norm()
+        for term in (reconstruction, adversarial)
+    ]
+    expected = 0.8 * norms[0] / (norms[1] + 1e-4)
+    torch.testing.assert_close(loss.weight, expected.detach())
+    torch.testing.assert_close(loss.total, reconstruction + expected * adversarial + quantization)
+    assert not loss.weight.requires_grad
+    off = generator_loss(m, x, judge, None, at=1, gan_weight=0.0)
+    torch.testing.assert_close(off.total, (x - pixels).abs().mean() + quantization)
+
+
+def test_discriminator_step_reaches_no_generator() -> None:
+    m, x, judge = model("vqgan"), images(), Mean()
+    pixels, _ = reconstruct(m, x, 0)
+    loss = discriminator_loss(x, pixels, judge, gan_weight=0.2)
+    loss.total.backward()
+    assert judge.scale.grad is not None and judge.scale.grad != 0
+    assert all(p.grad is None for p in m.parameters())
+    torch.testing.assert_close(loss.total, hinge_loss(judge(x), judge(pixels)))
+    assert float(discriminator_loss(x, pixels, judge, gan_weight=0.0).total) == 0
+
+
+def test_hinge_and_adaptive_weight() -> None:
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
+    assert float(hinge_loss(real, fake)) == 0.5 * (0.5 + 1.0)
+    p = nn.Parameter(torch.ones(2))
+    assert float(adaptive_weight(3 * p.sum(), p.sum(), p)) == pytest.approx(3, rel=1e-3)
+    assert float(adaptive_weight(1e9 * p.sum(), 0 * p.sum(), p)) == 1e4
+
+
+def test_discriminator_shapes() -> None:
+    judge = PatchDiscriminator(8)
+    assert judge(torch.rand(2, 3, 64, 64)).shape == (2, 1, 6, 6)
+    biased = [name for name, p in judge.named_parameters() if name.endswith("bias") and p.ndim]
+    assert "main.0.bias" in biased and "main.11.bias" in biased and "main.2.bias" not in biased
+    with pytest.raises(ValueError, match="expected a base tokenizer with weights"):
+        last_layer(model("dct"))
+
+
+def test_perceptual() -> None:
+    measure, x = Perceptual(), torch.rand(2, 3, 32, 32)
+    y = x.clone().requires_grad_()
+    assert measure(x, y).tolist() == [0.0, 0.0]
+    measure(x, y).sum().backward()
+    assert y.grad is not None and bool(y.grad.isfinite().all())
+    black = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    measure(x[:1], black).sum().backward()
+    assert black.grad is not None and bool(black.grad.isfinite().all())
+    assert not any(p.requires_grad for p in measure.parameters())
+    assert not measure.train().training and Perceptual(dropout=True).train().training
+    # The two ranges differ by the map between them.
+    own = Perceptual(unit_range=True)
+    own.load_state_dict(measure.state_dict())
+    torch.testing.assert_close(own(2 * x - 1, 1 - x), measure(x, 1 - x / 2))
+
+
+def test_perceptual_weights_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"weights of VGG16 cannot be had .*no network.*put https"):
+        Perceptual().load_pretrained()
+    state = {}
+    for number, slices in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), 1):
+        part = Perceptual().net.get_submodule(f"slice{number}")
+        for name in slices:
+            for kind in ("weight", "bias"):
+                state[f"features.{name}.{kind}"] = part.get_submodule(str(name)).get_parameter(kind)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: state)
+    loaded = Perceptual().load_pretrained()
+    assert torch.equal(loaded.net.slice5.get_submodule("28").weight, state["features.28.weight"])
+    assert bool((loaded.lin0.model[1].weight >= 0).all())

@@ -1,0 +1,243 @@
+"""Order, crops and damaged files of training pictures, from folders and from shards."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alit.training import TrainingConfig, train
+from alit.training.pictures import (
+    ImageFolder,
+    ImageTensor,
+    Share,
+    Shuffled,
+    augmented,
+    shuffled_batches,
+)
+from alit.training.shards import ShardBatches, ShardStream
+
+from .models import model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to waking a second thread than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def grey(level: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
+    return Image.new("RGB", size, (level, level, level))
+
+
+def levels(images: Tensor) -> list[int]:
+    return [int(x.flatten()[0]) for x in images]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for level in range(8):
+        grey(level).save(tmp_path / f"{level}.png")
+    return tmp_path
+
+
+def test_every_epoch_goes_through_all_pictures(folder: Path) -> None:
+    data = Shuffled(ImageFolder(folder, (16, 16), crop=0.8, flip=True), seed=0)
+    seen = [levels(data[p][0][None])[0] for p in range(24)]
+    epochs = [seen[i : i + 8] for i in (0, 8, 16)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_workers_processes_and_parts_change_no_batch(folder: Path) -> None:
+    pictures = ImageFolder(folder, (16, 16), crop=0.8, flip=True)
+
+    def steps(workers: int, accumulate: int, processes: int, first: int) -> list[Tensor]:
+        streams = [
+            shuffled_batches(
+                pictures,
+                Share(4, accumulate, rank, processes),
+                seed=3,
+                workers=workers,
+                steps=(first, 5),
+                pin=False,
+            )
+            for rank in range(processes)
+        ]
+        parts = [x.images for batches in zip(*streams, strict=True) for x in batches]
+        return list(torch.cat(parts).split(4))
+
+    expected = steps(0, 1, 1, 0)
+    assert len(expected) == 5
+    for workers, accumulate, processes in ((2, 1, 1), (0, 2, 1), (0, 2, 2), (1, 1, 4)):
+        got = steps(workers, accumulate, processes, 0)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    late = steps(0, 1, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(late, expected[3:], strict=True))
+
+
+def test_crops() -> None:
+    """A crop of a horizontal ramp: its width is within the aspect's bounds, and flips happen half of the time."""
+    ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (200, 1, 3)))
+    random, flips, spans = np.random.default_rng(0), 0, []
+    for _ in range(300):
+        row = augmented(ramp, (16, 16), 0.8, True, random)[0, 0].float()
+        flips += int(row[0] > row[-1])
+        spans.append(abs(float(row[-1] - row[0])) / 15 * 16 / 200)
+    assert 110 < flips < 190
+    # Width / side = sqrt(area * aspect), area in [0.8, 1], aspect in [3/4, 4/3], and at most 1.
+    assert 0.75 < min(spans) < 0.82 and 0.97 < max(spans) <= 1.03
+    still = augmented(ramp, (16, 8), 1.0, False, random)
+    assert still.shape == (3, 16, 8) and still.dtype == torch.uint8
+    assert torch.equal(still, augmented(ramp, (16, 8), 1.0, False, random))
+    panorama = augmented(grey(7, (500, 20)), (16, 16), 0.8, True, random)
+    assert panorama.shape == (3, 16, 16) and int(panorama[0, 0, 0]) == 7
+
+
+def damage(folder: Path) -> None:
+    (folder / "1.png").write_bytes(b"no picture")
+    whole = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "3.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_files_are_skipped_and_named(folder: Path, workers: int) -> None:
+    damage(folder)
+    pictures = ImageFolder(folder, (16, 16), crop=1.0, flip=False)
+    options: dict[str, Any] = {"seed": 0, "workers": workers, "pin": False}
+    batches = list(shuffled_batches(pictures, Share(4), steps=(0, 6), **options))
+    assert all(x.images.shape == (4, 3, 16, 16) for x in batches)
+    seen = Counter(level for x in batches for level in levels(x.images))
+    assert seen.keys() == {0, 4, 5, 6, 7}
+    names = {Path(name).name for x in batches for name in x.unreadable}
+    assert names == {"1.png", "2.png", "3.png"}
+
+
+def test_a_run_reports_them(folder: Path) -> None:
+    damage(folder)
+    config = TrainingConfig(
+        data=str(folder), steps=4, batch_size=4, learning_rate=1e-3, workers=0, device="cpu"
+    )
+    result = train(config, model=model())
+    assert sorted(Path(x).name for x in result.unreadable) == ["1.png", "2.png", "3.png"]
+    for file in folder.glob("*.png"):
+        file.write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"data: no picture can be read, 8 tried, .*png first"):
+        train(config, model=model())
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"crop": 1.0, "flip": False}
+    with pytest.raises(OSError, match="not a folder"):
+        ImageFolder(tmp_path / "no", (16, 16), **options)
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match="no pictures in it"):
+        ImageFolder(tmp_path, (16, 16), **options)
+
+
+def test_tensors_are_flipped_half_of_the_time() -> None:
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    pictures = ImageTensor(ramp, flip=True)
+    flips = [bool(pictures.load(0, np.random.default_rng(i))[0, 0, 0] == 7) for i in range(200)]
+    assert 70 < sum(flips) < 130
+
+
+# Shards.
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    """Four shards of five grey pictures each; in the last one a file that is none."""
+    for shard in range(4):
+        with tarfile.open(tmp_path / f"x-{shard}.tar", "w") as file:
+            for number in range(5):
+                content = io.BytesIO()
+                grey(5 * shard + number).save(content, format="PNG")
+                data = b"broken" if (shard, number) == (3, 4) else content.getvalue()
+                info = tarfile.TarInfo(f"{shard}{number}.png")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    return str(tmp_path / "x-{0..3}.tar")
+
+
+def stream(
+    pattern: str, workers: int, state: Any = None, share: Share | None = None
+) -> ShardBatches:
+    options: dict[str, Any] = {"size": (16, 16), "crop": 0.8, "flip": True, "seed": 0, "buffer": 3}
+    own = share or Share(3)
+    return ShardBatches(
+        ShardStream(pattern, own, workers=workers, state=state, **options),
+        workers=workers,
+        pin=False,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_go_on_where_they_stood(shards: str, workers: int) -> None:
+    straight = list(itertools.islice(stream(shards, workers), 20))
+    for stop in (1, 4, 11):
+        state = straight[stop - 1].state
+        rest = list(itertools.islice(stream(shards, workers, state), 20 - stop))
+        for a, b in zip(rest, straight[stop:], strict=True):
+            assert torch.equal(a.images, b.images) and a.state == b.state
+
+
+def test_shards_hold_all_pictures(shards: str) -> None:
+    batches = list(itertools.islice(stream(shards, 0), 19))
+    seen = [level for x in batches for level in levels(x.images)]
+    assert [sorted(seen[i : i + 19]) for i in (0, 19, 38)] == 3 * [list(range(19))]
+    assert seen[:19] != seen[19:38] and seen[:19] != sorted(seen[:19])
+    assert {x.split(": ")[1] for batch in batches for x in batch.unreadable} == {"34"}
+    halves = [
+        [x.images for x in itertools.islice(stream(shards, 0, share=Share(6, 1, rank, 2)), 9)]
+        for rank in range(2)
+    ]
+    apart = [{level for x in half for level in levels(x)} for half in halves]
+    assert not apart[0] & apart[1] and apart[0] | apart[1] == set(range(19))
+
+
+def test_shards_that_do_not_fit(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a shard for each of 1 x 5 readers, got 4"):
+        stream(shards, 5)
+    with pytest.raises(OSError, match=r"no-0\.tar: no such shard"):
+        stream(str(tmp_path / "no-{0..1}.tar"), 0)
+    (tmp_path / "y.tar").write_bytes(b"x" * 2000)
+    batch = next(stream(str(tmp_path / "y.tar"), 0))
+    assert batch.images.numel() == 0 and len(batch.unreadable) >= 1
+
+
+def test_a_run_on_shards_resumes(shards: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        **{"data": shards, "batch_size": 4, "learning_rate": 1e-3, "workers": 1, "device": "cpu"},
+        **{"checkpoint_every": 2, "tensorboard": False, "shuffle_buffer": 4, "ema": 0.0},
+    }
+    whole = train(TrainingConfig(steps=4, **fields), model=model())
+    run = str(tmp_path / "run")
+    # A run of four steps that is cut after two: warm-up and decay are those of four.
+    with pytest.raises(RuntimeError, match="cut"):
+        train(
+            TrainingConfig(steps=4, log_every=3, output=run, **fields), model=model(), on_log=_cut
+        )
+    resumed = train(
+        TrainingConfig(steps=4, log_every=3, output=run, **fields), model=model(seed=1), resume=True
+    )
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def _cut(record: dict[str, float]) -> None:
+    raise RuntimeError("cut")
