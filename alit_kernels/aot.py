@@ -2,8 +2,9 @@
 
 Every ``kernels.py`` of an op has ``builds() -> Iterator[Build]``: one :class:`Build` for each kernel and shipped launch
 configuration. ``python -m alit_kernels.aot --arch sm_80,sm_90,sm_100`` compiles them all and prints registers, spills,
-shared memory, occupancy, instruction counts and the predicted bound; ``--check`` fails on what DESIGN.md rule 10
-forbids, ``--compare FILE`` on machine code that became worse than a committed result of the same Triton version.
+shared memory, occupancy, instruction counts and the predicted bound; ``--check`` fails on spills, too much shared memory,
+a missing tensor-core instruction, accesses narrower than declared, or a kernel without a build; ``--compare FILE`` on
+machine code that became worse than a committed result of the same Triton version.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def _disassemble(cubin: bytes) -> tuple[int, int, str]:
 
 
 def _faults(build: Build, result: Result, widths: dict[str, set[int]]) -> list[str]:
-    """What DESIGN.md rule 10 forbids."""
+    """What ``--check`` forbids."""
     count, faults = result.instructions, []
     if result.stack or count.get("local"):
         faults.append(f"spills: {result.stack} bytes of stack, {count.get('local', 0)} accesses")
@@ -276,7 +277,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--module", action="append", help="a kernels module; default: all")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--check", action="store_true", help="fail on what rule 10 forbids")
+    parser.add_argument("--check", action="store_true", help="fail on spills and the like")
     parser.add_argument("--compare", type=Path, help="fail on code worse than this result")
     return parser.parse_args(arguments)
 

@@ -8,7 +8,7 @@ split among programs, whose sums are added in a fixed order: no atomics.
 Above 256 channels of a codebook the forward and the codebook's gradient read the logits once for each 256.
 
 float32 products are three TF32 products of split operands ("tf32x3", relative error about 2^-21): plain float32
-products would spill, and TF32 alone misses the budget of DESIGN.md rule 11. bfloat16 and float16 codebooks multiply
+products would spill, and TF32 alone misses the error budget of the tests. bfloat16 and float16 codebooks multiply
 probabilities in their own type and accumulate in float32.
 """
 
