@@ -2,9 +2,9 @@
 
 Every ``kernels.py`` of an op has ``builds() -> Iterator[Build]``: one :class:`Build` for each kernel and shipped launch
 configuration. ``python -m alit_kernels.aot --arch sm_80,sm_90,sm_100`` compiles them all and prints registers, spills,
-shared memory, occupancy, instruction counts and the predicted bound; ``--check`` fails on spills, too much shared memory,
-a missing tensor-core instruction, accesses narrower than declared, or a kernel without a build; ``--compare FILE`` on
-machine code that became worse than a committed result of the same Triton version.
+shared memory, occupancy, instruction counts and the predicted bound. ``--check`` fails on spills, too much shared
+memory, a missing tensor-core instruction, accesses narrower than declared, or a kernel without a build; ``--compare
+FILE`` on machine code that became worse than a committed result of the same Triton version.
 """
 
 from __future__ import annotations
