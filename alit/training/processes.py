@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -69,7 +70,16 @@ def processes(device: str) -> Iterator[Processes]:
     try:
         yield Processes(own, dist.get_rank(), dist.get_world_size())
     finally:
-        dist.destroy_process_group()
+        leave_group()
+
+
+def leave_group() -> None:
+    """End the process group, after a moment without the interpreter's lock.
+
+    Gloo's thread needs that lock to drop its last work, and destroying the group holds it while waiting for the thread.
+    """
+    time.sleep(0.5)
+    dist.destroy_process_group()
 
 
 def _device(name: str, local_rank: int) -> torch.device:

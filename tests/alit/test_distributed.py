@@ -58,6 +58,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
+@pytest.mark.skipif(
+    os.environ.get("ALIT_TEST_RESTART") != "1",
+    reason="gloo sometimes hangs after the loss of a process; make test-full runs it",
+)
 def test_a_killed_worker_restarts_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """Four steps, a kill, four steps from the checkpoint: the same as eight straight."""
     model = {**SMALL, "ema_decay": 0.9}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,9 @@ def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> No
         step(batch[rank::processes])
         assert compiled or module._pending is not None, "the statistics did not travel"
     torch.save(module.state_dict(), f"{path}/state{rank}")
+    time.sleep(
+        0.5
+    )  # gloo's thread needs the interpreter's lock, which the next line holds, to drop its last work
     dist.destroy_process_group()
 
 
