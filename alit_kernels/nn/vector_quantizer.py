@@ -42,7 +42,8 @@ class VectorQuantizer(nn.Module):
         ema_epsilon: smoothing of the counts.
         dead_code_threshold: in training, a code whose moving-average count falls below this fraction of the mean count
             is replaced by a random vector of the batch, with the mean count (random restarts, Dhariwal et al., 2020).
-            0 replaces none. Of a learned codebook the optimiser's state of that row stays.
+            0 replaces none. The decay is ``ema_decay``, 0.99 for a learned codebook, where the optimiser's state of that
+            row stays.
         channel_dim: -1 for (..., D) input such as (B, N, C), 1 for (B, C, H, W).
         process_group: the processes whose statistics are summed; None for all of ``torch.distributed``, where that is
             initialised. The sum travels while the step goes on, and is applied at the next call of the module, or
@@ -168,7 +169,6 @@ class VectorQuantizer(nn.Module):
         if candidates:
             offers, vectors = candidates
             mean = everything / self.num_codes
-            # A tie on the first step, where all codes but a few have no vector, is a dead code too.
             dead = (self.cluster_size < self.dead_code_threshold * mean) & (offers > 0)
             weight.copy_(torch.where(dead[:, None], vectors, weight))
             self.cluster_size.copy_(torch.where(dead, mean, self.cluster_size))

@@ -14,9 +14,9 @@ struct Simd {
   static void store(std::int32_t* p, I x) { _mm512_storeu_si512(p, x); }
   static F broadcast(float x) { return _mm512_set1_ps(x); }
   static I broadcast(std::int32_t x) { return _mm512_set1_epi32(x); }
-  // Three of four codes stay in memory: processors whose broadcast into 512 bits takes an arithmetic unit lose a quarter of
-  // their rate to four broadcasts, those with two loads a cycle would be bound by loads with none. The compiler would make
-  // one register of them, hence the assembly.
+  // Three of four codes stay in memory: where a broadcast into 512 bits takes an arithmetic unit, four of them cost as much
+  // as four subtractions; where two loads a cycle are the limit, none at all would be bound by loads. The compiler would
+  // make one register of them, hence the assembly.
   struct Code {
     const float* memory;
     F value;
