@@ -42,8 +42,8 @@ class VectorQuantizer(nn.Module):
         ema_epsilon: smoothing of the counts.
         dead_code_threshold: in training, a code whose moving-average count falls below this fraction of the mean count
             is replaced by a random vector of the batch, with the mean count (random restarts, Dhariwal et al., 2020).
-            0 replaces none. The decay is ``ema_decay``; for a learned codebook it is 0.99, and the optimiser's state of a
-            replaced row stays.
+            0 replaces none. The decay is ``ema_decay``; for a learned codebook it is 0.99, and the optimiser's state of
+            a replaced row stays.
         channel_dim: -1 for (..., D) input such as (B, N, C), 1 for (B, C, H, W).
         process_group: the processes whose statistics are summed; None for all of ``torch.distributed``, where that is
             initialised. The sum travels while the step goes on, and is applied at the next call of the module, or
