@@ -50,7 +50,11 @@ class VQGANConfig:
 
 @dataclass(frozen=True)
 class KLVAEConfig:
-    """KL-VAE base tokenizer; tokens are posterior samples times ``scale``. ``attention_levels`` have self-attention."""
+    """KL-VAE base tokenizer; tokens are posterior samples times ``scale``. ``attention_levels`` have self-attention.
+
+    ``stem``: side of the blocks of pixels whose values are the channels of the first convolution's input and of the
+    last one's output (space to depth). 1, as published, convolves pixels; 4 spends a sixteenth as much on each of them.
+    """
 
     kind: Literal["vae"] = "vae"
     latent_channels: int = 16
@@ -59,10 +63,11 @@ class KLVAEConfig:
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
     attention_levels: tuple[int, ...] = (4,)
+    stem: int = 1
 
     @property
     def patch_size(self) -> int:
-        return 2 ** (len(self.multipliers) - 1)
+        return self.stem * 2 ** (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 
 from alit_kernels import attention
 
@@ -117,6 +117,7 @@ class ConvEncoder(nn.Module):
         channels, multipliers, blocks: width of level i is ``channels * multipliers[i]``, with ``blocks`` blocks each.
         plain: VQGAN layout (see :class:`ResidualBlock`), average pooling, 1x1 last convolution; else KL-VAE layout.
         attention_levels: levels with an attention block after each residual block.
+        stem: side of the blocks of pixels that become channels first.
     """
 
     def __init__(
@@ -128,9 +129,11 @@ class ConvEncoder(nn.Module):
         blocks: int,
         plain: bool,
         attention_levels: tuple[int, ...] = (),
+        stem: int = 1,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=not plain)
+        self.stem = stem
+        self.conv_in = nn.Conv2d(3 * stem**2, channels, 3, padding=1, bias=not plain)
         self.down = nn.ModuleList()
         width = channels
         for index, multiplier in enumerate(multipliers):
@@ -150,7 +153,7 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(pixel_unshuffle(x, self.stem))
         for level in self.down:
             x = level(x)
         return self.conv_out(nn.functional.silu(self.norm_out(self.mid(x))))
@@ -160,9 +163,17 @@ class ConvDecoder(nn.Module):
     """Features (B, inputs, H, W) to an image (B, 3, h, w); arguments as for :class:`ConvEncoder`."""
 
     def __init__(
-        self, inputs: int, *, channels: int, multipliers: tuple[int, ...], blocks: int, plain: bool
+        self,
+        inputs: int,
+        *,
+        channels: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        plain: bool,
+        stem: int = 1,
     ) -> None:
         super().__init__()
+        self.stem = stem
         width = channels * multipliers[-1]
         self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
         self.mid = Middle(width, plain=plain)
@@ -177,10 +188,10 @@ class ConvDecoder(nn.Module):
             levels.append(level)
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = norm(width)
-        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 3 * stem**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(nn.functional.silu(self.norm_out(x)))
+        return pixel_shuffle(self.conv_out(nn.functional.silu(self.norm_out(x))), self.stem)

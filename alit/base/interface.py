@@ -63,6 +63,14 @@ class BaseTokenizer(nn.Module, ABC):
     def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
         """Read decoder outputs as base tokens."""
 
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What training of the base itself needs: its reconstructions, not clamped, and its own loss term (scalar).
+
+        Raises:
+            ValueError: a base tokenizer without weights.
+        """
+        raise ValueError(f"base: {type(self).__name__} has no weights to train")
+
     @abstractmethod
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         """Images of codes (expected ones included), about [0, 1], not clamped."""

@@ -40,9 +40,15 @@ class KLVAE(nn.Module):
             blocks=blocks,
             plain=False,
             attention_levels=config.attention_levels,
+            stem=config.stem,
         )
         self.decoder = ConvDecoder(
-            latents, channels=channels, multipliers=multipliers, blocks=blocks + 1, plain=False
+            latents,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks + 1,
+            plain=False,
+            stem=config.stem,
         )
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
@@ -79,6 +85,14 @@ class KLVAEBase(BaseTokenizer):
     def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
         """Base tokens of scaled latents that the encoder gave earlier."""
         return BaseTokens(latents_BCHW, to_rows(latents_BCHW), None)
+
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """From a posterior sample; the term is the KL divergence in nats per pixel value."""
+        posterior = self.vae.encode(images if self.unit_range else 2 * images - 1)
+        latents = posterior.sample(torch.randn_like(posterior.mean))
+        decoded = self.vae.decode(latents * self.scale if self.scaled_decoding else latents)
+        divergence = Posterior(posterior.mean.float(), posterior.logvar.float()).kl()
+        return decoded if self.unit_range else (decoded + 1) / 2, divergence.sum() / images.numel()
 
     def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
         return Prediction(decoded_BNV, decoded_BNV)

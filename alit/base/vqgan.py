@@ -59,6 +59,12 @@ class VQGANBase(BaseTokenizer):
         target_BN = nearest_codeword(rows.flatten(0, 1), self.codebook).view(rows.shape[:2])
         return BaseTokens(z_BCHW, self.codebook[target_BN], target_BN)
 
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """From the nearest codes, straight-through; the term is the quantizer loss."""
+        z_BCHW = self.vqgan.encoder(images)
+        quantized, loss = self.vqgan.quantized(z_BCHW)
+        return self.pixels(quantized.quantized, (z_BCHW.shape[2], z_BCHW.shape[3])), loss
+
     def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
         codebook = self.codebook.detach() if self.detach_codebook else self.codebook
         target = None if target_BN is None else target_BN.flatten()

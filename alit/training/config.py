@@ -1,4 +1,4 @@
-"""What a stage-1 training run does: one flat dataclass, from YAML or Python."""
+"""What a training run does: one flat dataclass, from YAML or Python."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CHOICES = {
+    "stage": ("base", "1"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
 }
@@ -35,6 +36,8 @@ class TrainingConfig:
     """A training run.
 
     Attributes:
+        stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the adaptive
+            tokenizer on a frozen base (latent distillation).
         data: folder of pictures, or a pattern of WebDataset shards such as ``shards/train-{000..099}.tar``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
@@ -52,6 +55,8 @@ class TrainingConfig:
         ema: decay of the moving average of the weights, which becomes the model; less in the first steps.
         crop: smallest share of a picture's area that a random crop keeps; 1 takes the centre always.
         flip: mirror half of the pictures.
+        regulariser: in stage "base", weight of the base tokenizer's own term beside the mean absolute pixel error: a
+            KL-VAE's divergence in nats per pixel value, a VQGAN's quantizer loss.
         iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
             them. None: all.
         first_only: fraction of the run, below 0.75, in which only the first iteration counts; the range grows to all
@@ -74,6 +79,7 @@ class TrainingConfig:
         ValueError: a value out of range.
     """
 
+    stage: str = "1"
     data: str | None = None
     output: str | None = None
     model: dict[str, Any] = field(default_factory=lambda: {"size": "nano", "base": "dct"})
@@ -91,6 +97,7 @@ class TrainingConfig:
     ema: float = 0.999
     crop: float = 0.8
     flip: bool = True
+    regulariser: float = 0.1
     iterations_per_step: int | None = None
     first_only: float | None = None
     precision: str = "auto"
@@ -121,6 +128,7 @@ class TrainingConfig:
         _check("crop", 0 < self.crop <= 1, "in (0, 1]", self.crop)
         _check("workers", self.workers >= 0, "at least 0", self.workers)
         _check("clip", self.clip > 0, "more than 0", self.clip)
+        _check("regulariser", self.regulariser >= 0, "at least 0", self.regulariser)
         if self.seconds is not None:
             _check("seconds", self.seconds > 0, "more than 0", self.seconds)
         if self.learning_rate is not None:

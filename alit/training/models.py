@@ -19,6 +19,7 @@ from .config import TrainingConfig
 from .processes import whole
 
 if TYPE_CHECKING:
+    from .base import BaseStage
     from .stage1 import Stage1
 
 
@@ -43,7 +44,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     model = AdaptiveTokenizer(_described(options))
     if config.base_from is not None:
         model_file.load_state(model.base_tokenizer, base_state)
-    elif any(True for _ in model.base_tokenizer.parameters()):
+    elif config.stage != "base" and any(True for _ in model.base_tokenizer.parameters()):
         raise ValueError(
             f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
             " file to take them from, or base dct, which has none"
@@ -68,7 +69,7 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
         raise ValueError(f"model: {error}") from error
 
 
-def averaged_state(stage: Stage1) -> dict[str, Tensor]:
+def averaged_state(stage: BaseStage | Stage1) -> dict[str, Tensor]:
     """State dict of the model with averaged weights, gathered (every process calls it)."""
     state = stage.model.state_dict() | stage.average.tensors()
     return {name: whole(tensor).detach() for name, tensor in state.items()}

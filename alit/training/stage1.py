@@ -77,6 +77,14 @@ class Stage1:
         self.average.update(step + 1)
         return sums
 
+    def reconstructions(self, images: Tensor) -> list[Tensor]:
+        """The images at four lengths, from the shortest to the longest."""
+        model, last = self.model, self.model.config.iterations - 1
+        wanted = sorted({round(i * last / 3) for i in range(4)})
+        predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
+        codes = [x.code_BNC.float() for x in predictions if x is not None]
+        return [model.base_tokenizer.pixels(code_BNC, model.config.grid) for code_BNC in codes]
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode and this run's precision, for a look at the model within a run."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import checkpoint as model_file
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
+from .base import BaseStage
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, rebuilt, restoring_flags
@@ -28,6 +29,8 @@ from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
 from .processes import Processes, processes
 from .shards import ShardBatches, ShardStream, is_shards
 from .stage1 import Stage1, recomputed
+
+STAGES: dict[str, type[BaseStage] | type[Stage1]] = {"base": BaseStage, "1": Stage1}
 
 
 class Interrupted(RuntimeError):
@@ -111,7 +114,7 @@ class _Run:
         self.model = build(config, source) if model is None else model
         self.model.to(own.device)
         stack.enter_context(restoring_flags(self.model))
-        self.stage = Stage1(self.model, config, own)
+        self.stage = STAGES[config.stage](self.model, config, own)
         if config.activation_checkpointing:
             stack.enter_context(recomputed(self.model.encoder, self.model.decoder))
         self.step, data = 0, None
@@ -255,17 +258,11 @@ class _Run:
             self.on_log(record)
 
     def _write_pictures(self, images: Tensor) -> None:
-        """Originals above reconstructions of four lengths; not of sharded weights, which one process does not have."""
+        """Originals above reconstructions; not of sharded weights, which one process does not have."""
         if self.log is None or self.log.writer is None or self.config.parallel == "fsdp":
             return
         with self.stage.evaluating(), torch.no_grad():
-            kept = images[:4]
-            rows = [kept]
-            wanted = sorted({round(i * (self.model.config.iterations - 1) / 3) for i in range(4)})
-            for iteration in self.model.rollout(kept, predict_at=wanted):
-                if iteration.prediction is not None:
-                    code_BNC = iteration.prediction.code_BNC.float()
-                    rows.append(self.model.base_tokenizer.pixels(code_BNC, self.model.config.grid))
+            rows = [images[:4], *self.stage.reconstructions(images[:4])]
         grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         self.log.picture(self.step, "reconstructions", grid)
 

@@ -1,0 +1,157 @@
+"""Training of the base tokenizer: it learns, alone; its file serves stage 1; the stem is a change of layout alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from alit import AdaptiveTokenizer
+from alit.base.convolution import ConvDecoder, ConvEncoder
+from alit.config import KLVAEConfig
+from alit.training import TrainingConfig, train
+
+VAE: dict[str, Any] = {
+    "kind": "vae",
+    "latent_channels": 4,
+    "channels": 32,
+    "multipliers": [1, 1],
+    "blocks": 1,
+    "attention_levels": [],
+    "stem": 4,
+}
+VQGAN: dict[str, Any] = {
+    **{"kind": "vqgan", "latent_channels": 4, "num_codes": 16},
+    **{"channels": 32, "multipliers": [1, 1], "blocks": 1},
+}
+SMALL: dict[str, Any] = {
+    "size": "nano",
+    "encoder": {"width": 32, "layers": 1, "heads": 2},
+    "decoder": {"width": 32, "layers": 1, "heads": 2},
+    "image_size": 32,
+    "latents_per_iteration": 2,
+    "iterations": 2,
+    "codebook_size": 16,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose more to waking a second thread than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(base: dict[str, Any], **fields: Any) -> TrainingConfig:
+    values: dict[str, Any] = {
+        "stage": "base",
+        "model": {**SMALL, "base": base},
+        "steps": 40,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "precision": "float32",
+        "tensorboard": False,
+        "device": "cpu",
+        "workers": 0,
+        "log_every": 1,
+        "ema": 0.5,
+    }
+    return TrainingConfig(**{**values, **fields})
+
+
+def pictures() -> torch.Tensor:
+    """Four smooth gradients, 32x32."""
+    ramp = torch.linspace(0, 1, 32)
+    planes = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)])
+    return torch.stack([planes[[i % 2, i // 2, 1]] for i in range(4)])
+
+
+@pytest.mark.parametrize("base", [VAE, VQGAN], ids=["vae", "vqgan"])
+def test_only_the_base_learns_and_stage_1_takes_it(tmp_path: Path, base: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    records: list[dict[str, float]] = []
+    settings = config(base, output=str(tmp_path / "base"))
+    model = train(settings, images=pictures(), on_log=records.append).model
+    assert records[-1]["l1"] < 0.6 * records[0]["l1"]
+    torch.manual_seed(settings.seed)
+    fresh = AdaptiveTokenizer.from_size("nano", **_as_arguments(model)).state_dict()
+    for name, tensor in model.state_dict().items():
+        same = torch.equal(tensor, fresh[name])
+        assert same != name.startswith("base_tokenizer."), name
+
+    file = tmp_path / "base" / "model.safetensors"
+    later = config(
+        {"kind": "dct"}, stage="1", base_from=str(file), steps=1, output=str(tmp_path / "1")
+    )
+    train(later, images=pictures())
+    stored = load_file(tmp_path / "1" / "model.safetensors")
+    for name, tensor in load_file(file).items():
+        if name.startswith("base_tokenizer."):
+            assert torch.equal(stored[name], tensor), name
+
+
+def _as_arguments(model: AdaptiveTokenizer) -> dict[str, Any]:
+    fields = ("base", "encoder", "decoder", "image_size", "latents_per_iteration")
+    return {x: getattr(model.config, x) for x in (*fields, "iterations", "codebook_size")}
+
+
+def test_resumes_bit_for_bit(tmp_path: Path) -> None:
+    straight = train(config(VAE, steps=6, output=str(tmp_path / "a")), images=pictures())
+    halfway = config(VAE, steps=6, output=str(tmp_path / "b"), checkpoint_every=3)
+    stop = {"at": 3}
+
+    class Stop(RuntimeError):
+        pass
+
+    def on_log(record: dict[str, float]) -> None:
+        if record["step"] > stop["at"]:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(halfway, images=pictures(), on_log=on_log)
+    resumed = train(halfway, images=pictures(), resume=True)
+    for name, tensor in straight.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("base", "fields", "message"),
+    [
+        (
+            {"kind": "dct"},
+            {"model": {**SMALL, "base": {"kind": "dct", "patch_size": 16, "luma": 4, "chroma": 2}}},
+            "no weights",
+        ),
+        (VAE, {"parallel": "fsdp"}, "parallel"),
+        (VAE, {"regulariser": -1.0}, "regulariser"),
+        (VAE, {"stage": "0"}, "stage"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    base: dict[str, Any], fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(config(base, **fields), images=pictures())
+
+
+def test_the_stem_only_rearranges_pixels() -> None:
+    torch.manual_seed(0)
+    layout: dict[str, Any] = {"channels": 32, "multipliers": (1, 1), "blocks": 1, "plain": False}
+    images = torch.rand(2, 3, 16, 16)
+    encoder = ConvEncoder(4, stem=4, **layout)
+    inner = encoder(images)
+    encoder.stem = 1
+    assert torch.equal(encoder(pixel_unshuffle(images, 4)), inner)
+    decoder = ConvDecoder(4, stem=4, **layout)
+    pixels = decoder(inner)
+    decoder.stem = 1
+    assert torch.equal(pixel_shuffle(decoder(inner), 4), pixels)
+    assert inner.shape == (2, 4, 2, 2) and pixels.shape == images.shape
+    assert KLVAEConfig(multipliers=(1, 1), stem=4).patch_size == 8
