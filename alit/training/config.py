@@ -36,8 +36,8 @@ class TrainingConfig:
     """A training run.
 
     Attributes:
-        stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the adaptive
-            tokenizer on a frozen base (latent distillation).
+        stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
+            adaptive tokenizer on a frozen base (latent distillation).
         data: folder of pictures, or a pattern of WebDataset shards such as ``shards/train-{000..099}.tar``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
