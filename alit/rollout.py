@@ -86,12 +86,15 @@ class Rollout(Iterator[Iteration]):
         *,
         predict_at: Collection[int] | None = None,
         halting_draw: HaltingDraw,
+        through_time: bool = True,
     ) -> None:
         self.model, self.images, self.base = model, images, base
         self.predict_at, self.halting_draw = predict_at, halting_draw
+        self.through_time = through_time
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
-        self.tokens_BSD = model.first_input(images, base)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(0)):
+            self.tokens_BSD = model.first_input(images, base)
         #: (B, N - 1) image tokens that have left the sequence (halting="drop"), or None.
         self.dropped: Tensor | None = None
 
@@ -114,10 +117,23 @@ class Rollout(Iterator[Iteration]):
     def __next__(self) -> Iteration:
         if self.index == self.model.config.iterations:
             raise StopIteration
-        return self.advance(*encode_together([self]))
+        recording = torch.is_grad_enabled()
+        with torch.set_grad_enabled(recording and self._learns(self.index)):
+            iteration = self._observe(*encode_together([self]))
+        with torch.set_grad_enabled(recording and self._learns(self.index)):
+            self._prepare(iteration)
+        return iteration
+
+    def _learns(self, index: int) -> bool:
+        return self.through_time or self.predict_at is None or index in self.predict_at
 
     def advance(self, encoded_BSD: Tensor) -> Iteration:
         """Take the encoder's output (see :func:`encode_together`) and make the input of the next iteration."""
+        iteration = self._observe(encoded_BSD)
+        self._prepare(iteration)
+        return iteration
+
+    def _observe(self, encoded_BSD: Tensor) -> Iteration:
         model, index = self.model, self.index
         image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
         bottleneck = model.read_out(latents_BLD)
@@ -131,8 +147,7 @@ class Rollout(Iterator[Iteration]):
             if halts and prediction is not None
             else None
         )
-        drops = model.config.halting == "drop"
-        if drops and halted is not None:
+        if model.config.halting == "drop" and halted is not None:
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
         iteration = Iteration(
@@ -149,11 +164,18 @@ class Rollout(Iterator[Iteration]):
             halted=halted,
         )
         self.index += 1
-        if self.index < model.config.iterations:
-            self.tokens_BSD = model.next_input(
-                image_tokens_BND, latents_BLD, None if drops else halted, self.index
-            )
         return iteration
+
+    def _prepare(self, iteration: Iteration) -> None:
+        """The encoder's next input."""
+        config = self.model.config
+        if self.index == config.iterations:
+            return
+        image_tokens_BND, latents_BLD = iteration.image_tokens_BND, iteration.latents_BLD
+        if not self.through_time:
+            image_tokens_BND, latents_BLD = image_tokens_BND.detach(), latents_BLD.detach()
+        halted = None if config.halting == "drop" else iteration.halted
+        self.tokens_BSD = self.model.next_input(image_tokens_BND, latents_BLD, halted, self.index)
 
     def _halts(self, index: int, wanted: bool) -> bool:
         config = self.model.config

@@ -218,6 +218,7 @@ class AdaptiveTokenizer(nn.Module):
         predict_at: Collection[int] | None = None,
         generator: torch.Generator | None = None,
         halting_draw: HaltingDraw | None = None,
+        through_time: bool = True,
     ) -> Rollout:
         """Run the recurrent encoder, one :class:`alit.rollout.Iteration` at a time.
 
@@ -227,6 +228,8 @@ class AdaptiveTokenizer(nn.Module):
             predict_at: iterations (from 0) after which the decoder runs; all by default.
             generator: source of randomness for posterior and halting; evaluation is deterministic without one.
             halting_draw: replaces the Bernoulli draw of halting.
+            through_time: gradients flow back through the iterations, as published. False: they end where an iteration
+                begins, and iterations that are not in ``predict_at`` record none (truncated backpropagation).
 
         Raises:
             TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
@@ -251,7 +254,14 @@ class AdaptiveTokenizer(nn.Module):
                     else torch.ones_like(p, dtype=torch.bool)
                 )
 
-        return Rollout(self, images, base, predict_at=predict_at, halting_draw=halting_draw)
+        return Rollout(
+            self,
+            images,
+            base,
+            predict_at=predict_at,
+            halting_draw=halting_draw,
+            through_time=through_time,
+        )
 
     def encode(
         self,

@@ -59,6 +59,8 @@ class TrainingConfig:
             KL-VAE's divergence in nats per pixel value, a VQGAN's quantizer loss.
         iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
             them. None: all.
+        through_time: gradients flow through all iterations, as published; False: each iteration learns from its own
+            loss alone, and those without a loss run forward only, which is several times cheaper.
         first_only: fraction of the run, below 0.75, in which only the first iteration counts; the range grows to all
             of them until three quarters of the run: a latent has to carry something before the recurrence can refine
             it. None: all iterations from the start.
@@ -99,6 +101,7 @@ class TrainingConfig:
     flip: bool = True
     regulariser: float = 0.1
     iterations_per_step: int | None = None
+    through_time: bool = True
     first_only: float | None = None
     precision: str = "auto"
     compile: bool = False

@@ -23,15 +23,16 @@ from .processes import Processes, distributed, synchronised
 class Stage1Module(nn.Module):
     """Model and loss as one module, as data-parallel wrappers want it."""
 
-    def __init__(self, model: AdaptiveTokenizer) -> None:
+    def __init__(self, model: AdaptiveTokenizer, *, through_time: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.through_time = model, through_time
 
     def forward(
         self, images: Tensor, base: BaseTokens, at: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its terms by name."""
-        loss = stage1_loss(self.model, images, at=at, base=base)
+        options: dict[str, Any] = {"base": base, "through_time": self.through_time}
+        loss = stage1_loss(self.model, images, at=at, **options)
         terms = {"loss": loss.total.detach()}
         for index, iteration in loss.iterations.items():
             for name, value in iteration._asdict().items():
@@ -54,7 +55,9 @@ class Stage1:
         if config.compile:
             for block in blocks:
                 block.compile(fullgraph=True, dynamic=True)
-        self.module = distributed(Stage1Module(model), blocks, own, config.parallel)
+        self.module = distributed(
+            Stage1Module(model, through_time=config.through_time), blocks, own, config.parallel
+        )
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.average = MovingAverage(trained, config.ema)
         self.optimisers = {"model": Optimiser(trained, config)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -314,3 +316,43 @@ def test_sequence() -> None:
         TokenSequence(one, indices=torch.tensor([1.0]))
     with pytest.raises(TypeError, match="lengths: expected"):
         TokenSequence(one.int(), indices=one)
+
+
+@pytest.mark.parametrize("halting", ["off", "mask", "drop"])
+def test_truncated_backpropagation_stays_within_an_iteration(halting: str) -> None:
+    m, x = model("dct", bottleneck="continuous", halting=halting), images()
+
+    def gradients(at: list[int], *, through_time: bool, restart: bool) -> dict[str, Tensor]:
+        """Of the sum of the predictions; ``restart``: by hand, from a state without gradients."""
+        m.zero_grad()
+        rollout = m.rollout(x, predict_at=at, through_time=through_time)
+        for iteration in rollout:
+            if iteration.index in at:
+                assert iteration.prediction is not None
+                iteration.prediction.code_BNC.sum().backward(retain_graph=True)
+            elif not through_time:
+                assert not iteration.latents_BLD.requires_grad
+            if restart and iteration.index < 3:
+                state = {
+                    n: getattr(iteration, n).detach() for n in ("image_tokens_BND", "latents_BLD")
+                }
+                rollout._prepare(replace(iteration, **state))
+        return {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
+
+    for at in ([0], [2], [1, 3]):
+        by_hand = gradients(at, through_time=True, restart=True)
+        truncated = gradients(at, through_time=False, restart=False)
+        whole = gradients(at, through_time=True, restart=False)
+        assert truncated.keys() <= whole.keys()
+        for name, gradient in truncated.items():
+            torch.testing.assert_close(gradient, by_hand[name], msg=name)
+        differs = not torch.allclose(truncated["latent_tokens"], whole["latent_tokens"])
+        assert differs == (at != [0])
+
+
+def test_truncated_backpropagation_changes_no_value() -> None:
+    m, x = model("dct"), images()
+    for a, b in zip(m.rollout(x), m.rollout(x, through_time=False), strict=True):
+        assert torch.equal(a.latents_BLD, b.latents_BLD)
+    with torch.no_grad():
+        assert not any(i.latents_BLD.requires_grad for i in m.rollout(x, through_time=False))
