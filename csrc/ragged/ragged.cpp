@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "../count_bytes.h"
 #include "../huge_pages.h"
 #include "../parallel.h"
 
@@ -21,13 +22,16 @@ constexpr Size kSumRows = 64;
 Size grain(Size row_bytes) { return std::max<Size>(1, kGrainBytes / std::max<Size>(row_bytes, 1)); }
 
 void copy(std::byte* out, const std::byte* from, Size bytes) {
-  if (bytes > 0) std::memcpy(out, from, static_cast<std::size_t>(bytes));
+  if (bytes <= 0) return;
+  std::memcpy(out, from, static_cast<std::size_t>(bytes));
+  COUNT_BYTES(2 * bytes);
 }
 
 void write_rows(std::byte* out, Rows rows, Size first, Size count, Size row_bytes) {
   if (count <= 0 || row_bytes == 0) return;
   if (rows.data == nullptr) {
     std::memset(out, 0, static_cast<std::size_t>(count * row_bytes));
+    COUNT_BYTES(count * row_bytes);
   } else if (rows.stride == row_bytes) {
     copy(out, rows.data + first * row_bytes, count * row_bytes);
   } else {
@@ -104,6 +108,7 @@ template <typename T>
 void add_row(float* sum, const std::byte* row, Size width) {
   const T* values = reinterpret_cast<const T*>(row);
   for (Size c = 0; c < width; ++c) sum[c] += load(values[c]);
+  COUNT_BYTES(width * static_cast<Size>(sizeof(T)));
 }
 
 // out[row] = sum over the chosen sequences of their added row number `row`.
@@ -119,9 +124,11 @@ void sum_fresh(Rows grad, const Offset* new_offsets, Size sequences, const std::
         if (!select[b]) continue;
         const T* values = reinterpret_cast<const T*>(at(grad, new_offsets[b + 1] - added + row).data);
         for (Size c = 0; c < width; ++c) sum[static_cast<std::size_t>(c)] += load(values[c]);
+        COUNT_BYTES(row_bytes);
       }
       T* to = reinterpret_cast<T*>(out + row * row_bytes);
       for (Size c = 0; c < width; ++c) to[c] = store<T>(static_cast<float>(sum[static_cast<std::size_t>(c)]));
+      COUNT_BYTES(row_bytes);
     }
   });
 }
@@ -150,6 +157,7 @@ void mask_gradients(Padded grad, const Size* lengths, Size sequences, Size lengt
     for (Size c = 0; c < width; ++c) sum[static_cast<std::size_t>(c)] += partial[static_cast<std::size_t>(block * width + c)];
   T* out = reinterpret_cast<T*>(grad_fill);
   for (Size c = 0; c < width; ++c) out[c] = store<T>(static_cast<float>(sum[static_cast<std::size_t>(c)]));
+  COUNT_BYTES((2 * sequences * blocks * static_cast<Size>(sizeof(float)) + static_cast<Size>(sizeof(T))) * width);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "ragged_cuda.h"
 
+#include "../count_bytes.h"
 #include "../launch.h"
 #include "../types.h"
 
@@ -159,10 +160,16 @@ __global__ void write_rows(Plan plan, Fill fill, char* out, i64 rows, i64 row_by
 #ifdef __CUDACC__
 #pragma unroll 4
 #endif
-      for (i64 i = lane; i < vectors; i += kWarp) to[i] = from[i];
+      for (i64 i = lane; i < vectors; i += kWarp) {
+        to[i] = from[i];
+        COUNT_BYTES(2 * sizeof(V));
+      }
     } else {
       constexpr i64 kPeriod = static_cast<i64>(sizeof(Fill) / sizeof(V));
-      for (i64 i = lane; i < vectors; i += kWarp) to[i] = reinterpret_cast<const V*>(&fill)[i % kPeriod];
+      for (i64 i = lane; i < vectors; i += kWarp) {
+        to[i] = reinterpret_cast<const V*>(&fill)[i % kPeriod];
+        COUNT_BYTES(sizeof(V));
+      }
     }
   }
 }
@@ -329,9 +336,12 @@ __global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, const std::
   for (i64 b = 0; b < offsets.sequences; ++b) {
     if (!select[b]) continue;
     const char* const row = grad(grown.begin(b) + offsets.length(b) + i / width);
-    if (row != nullptr) sum += alit::load(reinterpret_cast<const T*>(row)[i % width]);
+    if (row == nullptr) continue;
+    sum += alit::load(reinterpret_cast<const T*>(row)[i % width]);
+    COUNT_BYTES(sizeof(T));
   }
   out[i] = alit::store<T>(static_cast<float>(sum));
+  COUNT_BYTES(sizeof(T));
 }
 
 // A block has kSumRows rows of one sequence.
@@ -346,8 +356,10 @@ __global__ void mask_gradients(Padded grad, const i64* lengths, i64 blocks, T* g
       const bool inside = row < lengths[b];
       grad_tokens[(b * grad.length + row) * width + c] = inside ? value : alit::store<T>(0.0f);
       if (!inside) sum += alit::load(value);
+      COUNT_BYTES(2 * sizeof(T));
     }
     partial[i64{blockIdx.x} * width + c] = sum;
+    COUNT_BYTES(sizeof(float));
   }
 }
 
@@ -358,6 +370,7 @@ __global__ void sum_partial(const float* partial, i64 count, T* out, i64 width) 
   double sum = 0;
   for (i64 i = 0; i < count; ++i) sum += partial[i * width + c];
   out[c] = alit::store<T>(static_cast<float>(sum));
+  COUNT_BYTES(count * static_cast<i64>(sizeof(float)) + static_cast<i64>(sizeof(T)));
 }
 
 Offsets offsets_of(i64 values, i64 sequences) { return {pointer<const Offset>(values), sequences}; }
