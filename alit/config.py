@@ -120,6 +120,8 @@ class Quirks:
         vae_scaled_decoding: scaled KL-VAE latents enter the base decoder without division by the scale.
         detached_base_codebook: the expected code passes no gradient to the base codebook.
         raw_codebook_entries: indices are looked up without the normalisation that the decoder was trained on.
+        perceptual_unit_range: stage 2: LPIPS, made for images in [-1, 1], gets them in [0, 1].
+        perceptual_dropout: stage 2: LPIPS drops features at random.
     """
 
     halt_after_last_iteration: bool = False
@@ -134,6 +136,8 @@ class Quirks:
     vae_scaled_decoding: bool = False
     detached_base_codebook: bool = False
     raw_codebook_entries: bool = False
+    perceptual_unit_range: bool = False
+    perceptual_dropout: bool = False
 
     @classmethod
     def official(cls) -> Quirks:

@@ -3,7 +3,15 @@
 from .gan import PatchDiscriminator, adaptive_weight, hinge_loss
 from .perceptual import Perceptual
 from .stage1 import IterationLoss, Stage1Loss, stage1_loss
-from .stage2 import DiscriminatorLoss, GeneratorLoss, discriminator_loss, generator_loss
+from .stage2 import (
+    DiscriminatorLoss,
+    GeneratorLoss,
+    Weights,
+    discriminator_loss,
+    generator_loss,
+    pixel_loss,
+)
+from .structure import structural_similarity
 
 __all__ = [
     "DiscriminatorLoss",
@@ -12,9 +20,12 @@ __all__ = [
     "PatchDiscriminator",
     "Perceptual",
     "Stage1Loss",
+    "Weights",
     "adaptive_weight",
     "discriminator_loss",
     "generator_loss",
     "hinge_loss",
+    "pixel_loss",
     "stage1_loss",
+    "structural_similarity",
 ]

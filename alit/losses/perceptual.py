@@ -86,7 +86,7 @@ class Perceptual(nn.Module):
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Distance of each pair, 0 for equal ones: (B,). Images (B, 3, height, width) in [0, 1]."""
-        distance = images.new_zeros(images.shape[0])
+        distance = images.new_zeros(images.shape[0], dtype=torch.float32)
         x, y = self._scaled(images), self._scaled(reconstructions)
         for number in range(len(SLICES)):
             x, y = self._slice(number, x), self._slice(number, y)
@@ -108,6 +108,7 @@ class Perceptual(nn.Module):
 
 def _unit(features: Tensor) -> Tensor:
     """Features divided by (their norm over channels + 1e-10); the gradient of a zero vector is zero, not NaN."""
+    features = features.float()
     squared = features.square().sum(1, keepdim=True)
     norm = torch.where(squared > 0, squared, 1.0).sqrt() * (squared > 0)
     return features / (norm + 1e-10)

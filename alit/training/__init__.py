@@ -1,4 +1,4 @@
-"""Training: stage 1 (base tokens), one process or many, resumable bit for bit."""
+"""Training: stage 1 (base tokens) and 2 (pixels), one process or many, resumable bit for bit."""
 
 from .config import TrainingConfig
 from .log import NotFinite

@@ -15,12 +15,19 @@ from . import train as run
 
 def train(
     config: Annotated[Path | None, typer.Argument(help="Configuration (YAML).")] = None,
+    stage: Annotated[str | None, typer.Option(help="base, 1 (base tokens) or 2 (pixels).")] = None,
     data: Annotated[
         str | None, typer.Option(help="Folder of pictures, or shards: 'x-{000..099}.tar'.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     size: Annotated[str | None, typer.Option(help="nano, tiny, small, base or semilarge.")] = None,
     base: Annotated[str | None, typer.Option(help="Base tokenizer: dct, vqgan or vae.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Model file to start from, such as stage 1's for stage 2.")
+    ] = None,
+    perceptual: Annotated[
+        str | None, typer.Option(help="Stage 2: lpips, or off, which needs no weights.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures of a step.")] = None,
@@ -52,12 +59,15 @@ def train(
     """
     console = Console()
     fields: dict[str, Any] = {
+        "stage": stage,
         "data": data,
         "output": output,
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "device": device,
+        "start_from": start_from,
+        "perceptual": perceptual,
     }
     model = {k: v for k, v in (("size", size), ("base", base), ("image_size", image_size)) if v}
     try:

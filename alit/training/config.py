@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 CHOICES = {
-    "stage": ("base", "1"),
+    "stage": ("base", "1", "2"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
+    "perceptual": ("lpips", "off"),
+    "discriminators": ("each", "shared"),
 }
 
 #: A resumed run may change these: they alter no result.
@@ -37,7 +40,8 @@ class TrainingConfig:
 
     Attributes:
         stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
-            adaptive tokenizer on a frozen base (latent distillation).
+            adaptive tokenizer on a frozen base (latent distillation), "2" the adaptive tokenizer on pixels, its base
+            frozen or trained with it.
         data: folder of pictures, or a pattern of WebDataset shards such as ``shards/train-{000..099}.tar``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
@@ -48,7 +52,7 @@ class TrainingConfig:
         seconds: end of the run by the clock, if that comes first (one process only; never the same twice).
         batch_size: pictures of an optimiser step, over all processes and accumulated parts.
         accumulate: parts in which each process computes its share of the batch, one after another.
-        learning_rate: at its peak; None: as published, 1.5e-4 times batch_size / 256.
+        learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256.
         warmup: fraction of the run in which the learning rate rises linearly; then it falls to 0 as a cosine.
         weight_decay: of linear and convolution weights; embeddings, norms, biases and codebook have none.
         betas, clip: of AdamW, and the largest gradient norm.
@@ -58,12 +62,20 @@ class TrainingConfig:
         regulariser: in stage "base", weight of the base tokenizer's own term beside the mean absolute pixel error: a
             KL-VAE's divergence in nats per pixel value, a VQGAN's quantizer loss.
         iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
-            them. None: all.
+            them. None: all; in stage 2 one, in turn.
         through_time: gradients flow through all iterations, as published; False: each iteration learns from its own
             loss alone, and those without a loss run forward only, which is several times cheaper.
         first_only: fraction of the run, below 0.75, in which only the first iteration counts; the range grows to all
             of them until three quarters of the run: a latent has to carry something before the recurrence can refine
             it. None: all iterations from the start.
+        perceptual: stage 2: "lpips", whose weights are fetched at the first run, or "off".
+        perceptual_weight, l2_weight, ssim_weight: stage 2: of mean LPIPS, of the mean squared error and of 1 - SSIM;
+            L1 has weight 1.
+        gan_schedule: stage 2: pairs of a fraction of the run and the GAN weight from there on, times the adaptive
+            weight; 0 before the first. Without a weight above 0 there are no discriminators.
+        discriminators: stage 2: "each" iteration has one, or one is "shared" by all.
+        discriminator_learning_rate: at its peak; None: the generator's.
+        train_base: stage 2: train the base tokenizer too.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device computes in it.
         compile: ``torch.compile`` the blocks of encoder and decoder.
         activation_checkpointing: compute the activations of each iteration's encoder and decoder again in the
@@ -103,6 +115,14 @@ class TrainingConfig:
     iterations_per_step: int | None = None
     through_time: bool = True
     first_only: float | None = None
+    perceptual: str = "lpips"
+    perceptual_weight: float = 1.0
+    l2_weight: float = 0.0
+    ssim_weight: float = 0.0
+    gan_schedule: tuple[tuple[float, float], ...] = ((0.1, 0.2), (0.5, 0.8))
+    discriminators: str = "each"
+    discriminator_learning_rate: float | None = None
+    train_base: bool = True
     precision: str = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
@@ -134,8 +154,12 @@ class TrainingConfig:
         _check("regulariser", self.regulariser >= 0, "at least 0", self.regulariser)
         if self.seconds is not None:
             _check("seconds", self.seconds > 0, "more than 0", self.seconds)
-        if self.learning_rate is not None:
-            _check("learning_rate", self.learning_rate > 0, "more than 0", self.learning_rate)
+        for name in ("learning_rate", "discriminator_learning_rate"):
+            if (rate := getattr(self, name)) is not None:
+                _check(name, rate > 0, "more than 0", rate)
+        for name in ("perceptual_weight", "l2_weight", "ssim_weight"):
+            _check(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
+        _check_schedule(self.gan_schedule)
         if self.iterations_per_step is not None:
             count = self.iterations_per_step
             _check("iterations_per_step", count >= 1, "at least 1", count)
@@ -148,7 +172,16 @@ class TrainingConfig:
     def peak_learning_rate(self) -> float:
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1.5e-4 * self.batch_size / 256
+        return (1e-4 if self.stage == "2" else 1.5e-4) * self.batch_size / 256
+
+    def gan_weight(self, done: float) -> float:
+        """After a fraction of the run."""
+        return next((weight for start, weight in self.gan_schedule[::-1] if done >= start), 0.0)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the run has discriminators."""
+        return self.stage == "2" and any(weight > 0 for _, weight in self.gan_schedule)
 
     @classmethod
     def from_mapping(cls, fields: dict[str, Any]) -> TrainingConfig:
@@ -166,17 +199,21 @@ class TrainingConfig:
                 raise ValueError(f"configuration: no field {str(name)!r}{hint}")
         defaults = dataclasses.asdict(cls())
         model = fields.get("model", defaults["model"])
+        pairs = fields.get("gan_schedule", defaults["gan_schedule"])
+        if fields.get("perceptual") is False:  # what YAML makes of off
+            fields = {**fields, "perceptual": "off"}
         if not isinstance(model, dict):
             raise ValueError(f"model: expected options by name, got {model!r}")
         try:
-            typed = OmegaConf.merge(OmegaConf.structured(cls), {**fields, "model": {}})
+            plain = {k: v for k, v in fields.items() if k not in ("model", "gan_schedule")}
+            typed = OmegaConf.merge(OmegaConf.structured(cls), plain)
             values = OmegaConf.to_container(typed, resolve=True)
         except Exception as error:
             if not type(error).__module__.startswith("omegaconf"):
                 raise
             raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
         values["betas"] = tuple(values["betas"])
-        return cls(**{**values, "model": dict(model)})
+        return cls(**{**values, "model": dict(model), "gan_schedule": _pairs(pairs)})
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> TrainingConfig:
@@ -200,17 +237,20 @@ class TrainingConfig:
         )
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Where a stored configuration (of :meth:`asdict`) differs in more than places and intervals."""
-        own, found = self.asdict(), []
-        for name in own:
-            if name not in FREE and own[name] != other.get(name):
-                found.append(f"{name}: {other.get(name)!r} there, {own[name]!r} here")
-        return found
+        """Where a stored configuration (of :meth:`asdict`) differs in more than places and intervals.
+
+        A field that it lacks, since it was added later, is at its default there.
+        """
+        own, there = self.asdict(), {**TrainingConfig().asdict(), **other}
+        return [
+            f"{name}: {there[name]!r} there, {own[name]!r} here"
+            for name in own
+            if name not in FREE and own[name] != there[name]
+        ]
 
     def asdict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def _omegaconf() -> Any:
@@ -219,6 +259,23 @@ def _omegaconf() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError("configuration files need omegaconf: pip install 'alit[train]'") from error
     return OmegaConf
+
+
+def _pairs(schedule: Any) -> tuple[tuple[float, float], ...]:
+    """Plain values to the type of ``gan_schedule``."""
+    try:
+        return tuple((float(start), float(weight)) for start, weight in schedule)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"gan_schedule: expected pairs of a fraction and a weight, [[0.1, 0.2], ...], got {schedule!r}"
+        ) from error
+
+
+def _check_schedule(pairs: tuple[tuple[float, float], ...]) -> None:
+    starts = [start for start, _ in pairs]
+    good = starts == sorted(set(starts)) and all(0 <= start <= 1 for start in starts)
+    _check("gan_schedule", good, "rising fractions of the run, from 0 to 1", pairs)
+    _check("gan_schedule", all(weight >= 0 for _, weight in pairs), "weights of at least 0", pairs)
 
 
 def _check(name: str, good: bool, expected: str, got: Any) -> None:

@@ -19,8 +19,7 @@ from .config import TrainingConfig
 from .processes import whole
 
 if TYPE_CHECKING:
-    from .base import BaseStage
-    from .stage1 import Stage1
+    from .stages import Stage
 
 
 def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
@@ -69,7 +68,7 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
         raise ValueError(f"model: {error}") from error
 
 
-def averaged_state(stage: BaseStage | Stage1) -> dict[str, Tensor]:
+def averaged_state(stage: Stage) -> dict[str, Tensor]:
     """State dict of the model with averaged weights, gathered (every process calls it)."""
     state = stage.model.state_dict() | stage.average.tensors()
     return {name: whole(tensor).detach() for name, tensor in state.items()}

@@ -50,7 +50,7 @@ class Stage1:
         model.train()
         model.base_tokenizer.eval().requires_grad_(False)
         if config.parallel == "fsdp":
-            _check_shardable(model)
+            check_shardable(model)
         blocks = [*model.encoder.transformer, *model.decoder.transformer]
         if config.compile:
             for block in blocks:
@@ -72,7 +72,7 @@ class Stage1:
         for number, images in enumerate(parts, 1):
             with synchronised(self.module, last=number == len(parts)):
                 with self.autocast():
-                    loss, terms = self.module(images, self.base_tokens(images), at)
+                    loss, terms = self.module(images, frozen_tokens(self.model, images), at)
                 (loss / len(parts)).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value / len(parts)
@@ -82,28 +82,41 @@ class Stage1:
 
     def reconstructions(self, images: Tensor) -> list[Tensor]:
         """The images at four lengths, from the shortest to the longest."""
-        model, last = self.model, self.model.config.iterations - 1
-        wanted = sorted({round(i * last / 3) for i in range(4)})
-        predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
-        codes = [x.code_BNC.float() for x in predictions if x is not None]
-        return [model.base_tokenizer.pixels(code_BNC, model.config.grid) for code_BNC in codes]
+        return at_four_lengths(self.model, images)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[Any]:
         """Evaluation mode and this run's precision, for a look at the model within a run."""
-        self.model.eval()
-        try:
-            with self.autocast():
-                yield
-        finally:
-            self.model.train()
-            self.model.base_tokenizer.eval()
+        return evaluating(self.model, self.autocast)
 
-    def base_tokens(self, images: Tensor) -> BaseTokens:
-        """Of the frozen base tokenizer, posterior sampled; copies, since inference tensors cannot enter a graph."""
-        with torch.inference_mode():
-            tokens = self.model.base_tokenizer.encode(images, sample=True)
-        return BaseTokens(*(None if x is None else x.clone() for x in tokens))  # type: ignore[arg-type]
+
+@contextmanager
+def evaluating(
+    model: AdaptiveTokenizer, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[None]:
+    """Evaluation mode and autocast, for a look at the model within a run."""
+    model.eval()
+    try:
+        with autocast():
+            yield
+    finally:
+        model.train()
+        model.base_tokenizer.eval()
+
+
+def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
+    """Reconstructions at four lengths, from the shortest to the longest."""
+    last = model.config.iterations - 1
+    wanted = sorted({round(i * last / 3) for i in range(4)})
+    predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
+    codes = [x.code_BNC.float() for x in predictions if x is not None]
+    return [model.base_tokenizer.pixels(code_BNC, model.config.grid) for code_BNC in codes]
+
+
+def frozen_tokens(model: AdaptiveTokenizer, images: Tensor) -> BaseTokens:
+    """Of a frozen base tokenizer, posterior sampled; copies, since inference tensors cannot enter a graph."""
+    with torch.inference_mode():
+        tokens = model.base_tokenizer.encode(images, sample=True)
+    return BaseTokens(*(None if x is None else x.clone() for x in tokens))  # type: ignore[arg-type]
 
 
 def iterations_of(config: TrainingConfig, iterations: int, step: int, done: float) -> list[int]:
@@ -113,7 +126,7 @@ def iterations_of(config: TrainingConfig, iterations: int, step: int, done: floa
         growth = min(1.0, max(0.0, done - config.first_only) / (0.75 - config.first_only))
         within = round(growth * (iterations - 1)) + 1
     if config.iterations_per_step is None:
-        return list(range(within))
+        return [step % within] if config.stage == "2" else list(range(within))
     chance = random.Random(f"{config.seed} iterations {step}")
     return sorted(chance.sample(range(within), min(config.iterations_per_step, within)))
 
@@ -145,7 +158,7 @@ def recomputed(*modules: nn.Module) -> Iterator[None]:
             del module.forward
 
 
-def _check_shardable(model: AdaptiveTokenizer) -> None:
+def check_shardable(model: AdaptiveTokenizer) -> None:
     config = model.config
     if config.bottleneck == "quantized" and config.ema_decay is None and config.dead_code_threshold:
         raise ValueError(

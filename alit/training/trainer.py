@@ -20,7 +20,6 @@ from torch import Tensor
 from .. import checkpoint as model_file
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
-from .base import BaseStage
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, rebuilt, restoring_flags
@@ -28,9 +27,8 @@ from .optimisation import schedule
 from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
 from .processes import Processes, processes
 from .shards import ShardBatches, ShardStream, is_shards
-from .stage1 import Stage1, recomputed
-
-STAGES: dict[str, type[BaseStage] | type[Stage1]] = {"base": BaseStage, "1": Stage1}
+from .stage1 import recomputed
+from .stages import build_stage
 
 
 class Interrupted(RuntimeError):
@@ -114,7 +112,7 @@ class _Run:
         self.model = build(config, source) if model is None else model
         self.model.to(own.device)
         stack.enter_context(restoring_flags(self.model))
-        self.stage = STAGES[config.stage](self.model, config, own)
+        self.stage = build_stage(self.model, config, own)
         if config.activation_checkpointing:
             stack.enter_context(recomputed(self.model.encoder, self.model.decoder))
         self.step, data = 0, None

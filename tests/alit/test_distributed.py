@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from .models import model
 from .test_training import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -50,8 +51,13 @@ def launch(folder: Path, output: Path, processes: int, restarts: int = 0, **fiel
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def logged(run: Path, name: str) -> list[float]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [record[name] for record in map(json.loads, lines) if name in record]
+
+
 def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+    return logged(run, "loss")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -71,6 +77,29 @@ def test_a_killed_worker_restarts_bit_for_bit(folder: Path, tmp_path: Path) -> N
     assert [name for name, x in straight.items() if not torch.equal(x, killed[name])] == []
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     assert len(losses(tmp_path / "killed")) == 8
+
+
+def test_stage_2_on_two_processes(folder: Path, tmp_path: Path) -> None:
+    """The same for generator and discriminators, base tokenizer trained."""
+    start = tmp_path / "start.safetensors"
+    model("vqgan", image_size=(32, 32), iterations=2, bottleneck="continuous").save_pretrained(
+        start
+    )
+    fields: dict[str, Any] = {
+        **{"stage": "2", "perceptual": "off", "gan_schedule": [[0.2, 0.5]], "steps": 4},
+        **{"start_from": str(start), "discriminators": "shared", "iterations_per_step": 1},
+    }
+    launch(folder, tmp_path / "one", 1, accumulate=2, **fields)
+    launch(folder, tmp_path / "ddp", 2, **fields)
+    launch(folder, tmp_path / "fsdp", 2, parallel="fsdp", **fields)
+    expected = weights(tmp_path / "one")
+    for name in ("ddp", "fsdp"):
+        got = weights(tmp_path / name)
+        for key, value in expected.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+    for name in ("loss", "discriminator_gradient_norm", "gradient_norm"):
+        ddp, fsdp = (logged(tmp_path / run, name)[-1] for run in ("ddp", "fsdp"))
+        torch.testing.assert_close(fsdp, ddp, rtol=1e-3, atol=0)
 
 
 def test_processes_train_as_one(folder: Path, tmp_path: Path) -> None:

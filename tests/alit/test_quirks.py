@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, CodeError, FixedLength, MaxL1, Quirks
+from alit.losses import Perceptual
+from alit.training import TrainingConfig
+from alit.training.processes import Processes
+from alit.training.stage2 import Stage2
 
 from .models import images, model
 
@@ -148,6 +152,31 @@ def test_raw_codebook_entries() -> None:
 
 
 NAMES = [field.name for field in dataclasses.fields(Quirks)]
+
+
+def stage2_perceptual(monkeypatch: pytest.MonkeyPatch, **quirks: bool) -> Perceptual:
+    """LPIPS of a stage-2 run, with random weights."""
+    monkeypatch.setattr(Perceptual, "load_pretrained", lambda self: self)
+    config = TrainingConfig(stage="2", gan_schedule=())
+    stage = Stage2(model(quirks=Quirks(**quirks)), config, Processes(torch.device("cpu")))
+    assert stage.critics.perceptual is not None
+    return stage.critics.perceptual
+
+
+def test_perceptual_unit_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = stage2_perceptual(monkeypatch, perceptual_unit_range=True)
+    corrected = stage2_perceptual(monkeypatch)
+    corrected.load_state_dict(published.state_dict())
+    x, y = torch.rand(2, 1, 3, 16, 16).unbind()
+    torch.testing.assert_close(corrected(x, y), published(2 * x - 1, 2 * y - 1))
+
+
+def test_perceptual_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.rand(2, 1, 3, 16, 16).unbind()
+    published = stage2_perceptual(monkeypatch, perceptual_dropout=True)
+    corrected = stage2_perceptual(monkeypatch)
+    assert len({float(published(x, y)) for _ in range(3)}) == 3
+    assert len({float(corrected(x, y)) for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

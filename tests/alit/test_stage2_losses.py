@@ -81,8 +81,17 @@ def test_discriminator_shapes() -> None:
     assert judge(torch.rand(2, 3, 64, 64)).shape == (2, 1, 6, 6)
     biased = [name for name, p in judge.named_parameters() if name.endswith("bias") and p.ndim]
     assert "main.0.bias" in biased and "main.11.bias" in biased and "main.2.bias" not in biased
-    with pytest.raises(ValueError, match="expected a base tokenizer with weights"):
-        last_layer(model("dct"))
+
+
+def test_where_gradients_are_compared() -> None:
+    """At the last layer that is trained."""
+    for base, name in (("vqgan", "vqgan.decoder.conv_out"), ("vae", "vae.decoder.conv_out")):
+        m = model(base)
+        assert last_layer(m) is m.base_tokenizer.get_parameter(f"{name}.weight")
+        m.base_tokenizer.requires_grad_(False)
+        assert last_layer(m) is m.decoder.ffn[2].weight
+    m = model("dct")
+    assert last_layer(m) is m.decoder.ffn[2].weight
 
 
 def test_perceptual() -> None:

@@ -1,0 +1,24 @@
+"""Structural similarity (Wang et al., 2004), differentiable."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+
+def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
+    """SSIM of each pair, 1 for equal ones: (B,) float32. Pictures (B, 3, height, width) in [0, 1].
+
+    As scikit-image computes it by default: uniform window, sample covariance, mean over channels and the windows
+    that lie within the picture.
+    """
+    x, y = x.float(), y.float()
+    mean_x, mean_y = avg_pool2d(x, window, 1), avg_pool2d(y, window, 1)
+    sample = window**2 / (window**2 - 1)
+    variance_x = sample * (avg_pool2d(x * x, window, 1) - mean_x * mean_x)
+    variance_y = sample * (avg_pool2d(y * y, window, 1) - mean_y * mean_y)
+    covariance = sample * (avg_pool2d(x * y, window, 1) - mean_x * mean_y)
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).mean((1, 2, 3))
