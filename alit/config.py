@@ -54,6 +54,9 @@ class KLVAEConfig:
 
     ``stem``: side of the blocks of pixels whose values are the channels of the first convolution's input and of the
     last one's output (space to depth). 1, as published, convolves pixels; 4 spends a sixteenth as much on each of them.
+
+    ``transform``: a linear path beside encoder and decoder, a block DCT to begin with; both learn what it misses. The
+    published one has none.
     """
 
     kind: Literal["vae"] = "vae"
@@ -64,6 +67,7 @@ class KLVAEConfig:
     blocks: int = 2
     attention_levels: tuple[int, ...] = (4,)
     stem: int = 1
+    transform: bool = False
 
     @property
     def patch_size(self) -> int:

@@ -31,24 +31,11 @@ class DCTBase(BaseTokenizer):
             (config.luma, config.chroma, config.chroma),
         )
         self.outputs = config.latent_channels
-        frequencies = sorted(
-            ((u, v) for u in range(self.patch_size) for v in range(self.patch_size)),
-            key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv[0] + uv[1], uv),
-        )
-        matrix = _dct_matrix(self.patch_size)
-        basis = torch.stack([torch.outer(matrix[u], matrix[v]) for u, v in frequencies])
-        # (C, 3, p, p): coefficient c of an RGB patch is <analysis[c], patch>; synthesis is its pseudo-inverse.
-        colour = torch.tensor(YCBCR, dtype=torch.float64)
-        inverse = torch.linalg.inv(colour)
-        analysis, synthesis = [], []
-        for plane, count in enumerate(self.counts):
-            scale = self.patch_size * AMPLITUDES[plane]
-            analysis.append(colour[plane][:, None, None] * basis[:count, None] / scale)
-            synthesis.append(inverse[:, plane][:, None, None] * basis[:count, None] * scale)
+        analysis, synthesis = dct_filters(self.patch_size, self.counts)
         self.analysis: Tensor
         self.synthesis: Tensor
-        self.register_buffer("analysis", torch.cat(analysis).float(), persistent=False)
-        self.register_buffer("synthesis", torch.cat(synthesis).float(), persistent=False)
+        self.register_buffer("analysis", analysis, persistent=False)
+        self.register_buffer("synthesis", synthesis, persistent=False)
 
     def encode(
         self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
@@ -72,6 +59,30 @@ class DCTBase(BaseTokenizer):
             torch.nn.functional.conv_transpose2d(coefficients, synthesis, stride=self.patch_size)
             + 0.5
         )
+
+
+def dct_filters(patch_size: int, counts: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Analysis and synthesis, each (C, 3, p, p): coefficient c of an RGB patch is <analysis[c], patch>, and the patch
+    is about the sum of coefficients times synthesis.
+
+    Args:
+        counts: coefficients of the luma and of each chroma plane, lowest frequencies first; C is their sum.
+    """
+    frequencies = sorted(
+        ((u, v) for u in range(patch_size) for v in range(patch_size)),
+        key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv[0] + uv[1], uv),
+    )
+    matrix = _dct_matrix(patch_size)
+    largest = frequencies[: max(counts)]
+    basis = torch.stack([torch.outer(matrix[u], matrix[v]) for u, v in largest])
+    colour = torch.tensor(YCBCR, dtype=torch.float64)
+    inverse = torch.linalg.inv(colour)
+    analysis, synthesis = [], []
+    for plane, count in enumerate(counts):
+        scale = patch_size * AMPLITUDES[plane]
+        analysis.append(colour[plane][:, None, None] * basis[:count, None] / scale)
+        synthesis.append(inverse[:, plane][:, None, None] * basis[:count, None] * scale)
+    return torch.cat(analysis).float(), torch.cat(synthesis).float()
 
 
 def _dct_matrix(size: int) -> Tensor:

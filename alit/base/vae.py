@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config import KLVAEConfig, Quirks
 from .convolution import ConvDecoder, ConvEncoder
+from .dct import dct_filters
 from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
 
 
@@ -52,13 +53,44 @@ class KLVAE(nn.Module):
         )
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
+        self.transform = BlockTransform(config) if config.transform else None
+        if config.transform:  # at first the transform alone, hardly blurred by noise
+            with torch.no_grad():
+                for parameter in (
+                    *self.quant_conv.parameters(),
+                    *self.decoder.conv_out.parameters(),
+                ):
+                    parameter.zero_()
+                self.quant_conv.get_parameter("bias")[latents:] = -8.0
 
     def encode(self, images: Tensor) -> Posterior:
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        if self.transform is not None:
+            mean = mean + self.transform.analysis(images)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(latents_BCHW))
+        images = self.decoder(self.post_quant_conv(latents_BCHW))
+        if self.transform is not None:
+            images = images + self.transform.synthesis(latents_BCHW)
+        return images
+
+
+class BlockTransform(nn.Module):
+    """Linear analysis and synthesis of patches of images in [-1, 1]: the lowest DCT coefficients at first."""
+
+    def __init__(self, config: KLVAEConfig) -> None:
+        super().__init__()
+        latents, patch = config.latent_channels, config.patch_size
+        chroma = round(3 / 16 * latents)
+        analysis, synthesis = dct_filters(patch, (latents - 2 * chroma, chroma, chroma))
+        self.analysis = nn.Conv2d(3, latents, patch, stride=patch)
+        self.synthesis = nn.ConvTranspose2d(latents, 3, patch, stride=patch)
+        with torch.no_grad():
+            self.analysis.weight.copy_(analysis / 2)
+            self.synthesis.weight.copy_(synthesis * 2)
+            for layer in (self.analysis, self.synthesis):
+                layer.get_parameter("bias").zero_()
 
 
 class KLVAEBase(BaseTokenizer):

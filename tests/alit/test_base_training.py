@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from alit import AdaptiveTokenizer
+from alit.base import build_base
 from alit.base.convolution import ConvDecoder, ConvEncoder
-from alit.config import KLVAEConfig
+from alit.config import DCTConfig, KLVAEConfig, Quirks
 from alit.training import TrainingConfig, train
 
 VAE: dict[str, Any] = {
@@ -155,3 +156,26 @@ def test_the_stem_only_rearranges_pixels() -> None:
     assert torch.equal(pixel_shuffle(decoder(inner), 4), pixels)
     assert inner.shape == (2, 4, 2, 2) and pixels.shape == images.shape
     assert KLVAEConfig(multipliers=(1, 1), stem=4).patch_size == 8
+
+
+def test_the_transform_starts_as_the_dct() -> None:
+    torch.manual_seed(0)
+    config = KLVAEConfig(
+        latent_channels=16,
+        scale=1.0,
+        channels=32,
+        multipliers=(1, 1),
+        blocks=1,
+        attention_levels=(),
+        stem=4,
+        transform=True,
+    )
+    vae = build_base(config, Quirks()).eval()
+    dct = build_base(DCTConfig(patch_size=8, luma=10, chroma=3), Quirks())
+    images = torch.rand(2, 3, 16, 24)
+    tokens, expected = vae.encode(images), dct.encode(images)
+    torch.testing.assert_close(tokens.tokens_BCHW, expected.tokens_BCHW, rtol=1e-4, atol=1e-5)
+    pixels = vae.pixels(tokens.code_BNC, (2, 3))
+    torch.testing.assert_close(pixels, dct.pixels(expected.code_BNC, (2, 3)), rtol=1e-4, atol=1e-5)
+    for parameter in vae.parameters():
+        assert parameter.requires_grad
