@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SIZES: dict[str, tuple[int, int, int]] = {
-    "nano": (192, 4, 3),
+    "nano": (128, 4, 2),
     "tiny": (512, 8, 8),
     "small": (1024, 8, 8),
     "base": (768, 12, 12),
@@ -55,8 +55,8 @@ class KLVAEConfig:
     ``stem``: side of the blocks of pixels whose values are the channels of the first convolution's input and of the
     last one's output (space to depth). 1, as published, convolves pixels; 4 spends a sixteenth as much on each of them.
 
-    ``transform``: a linear path beside encoder and decoder, a block DCT to begin with; both learn what it misses. The
-    published one has none.
+    ``transform``: a fixed linear path beside encoder and decoder, the block DCT; they learn what it misses. Published:
+    none.
     """
 
     kind: Literal["vae"] = "vae"

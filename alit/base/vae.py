@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv_transpose2d
 
 from ..config import KLVAEConfig, Quirks
 from .convolution import ConvDecoder, ConvEncoder
@@ -77,20 +78,24 @@ class KLVAE(nn.Module):
 
 
 class BlockTransform(nn.Module):
-    """Linear analysis and synthesis of patches of images in [-1, 1]: the lowest DCT coefficients at first."""
+    """Patches of images in [-1, 1] to their lowest DCT coefficients, scaled as in :class:`.dct.DCTBase`, and back."""
 
     def __init__(self, config: KLVAEConfig) -> None:
         super().__init__()
-        latents, patch = config.latent_channels, config.patch_size
+        latents, self.patch_size = config.latent_channels, config.patch_size
         chroma = round(3 / 16 * latents)
-        analysis, synthesis = dct_filters(patch, (latents - 2 * chroma, chroma, chroma))
-        self.analysis = nn.Conv2d(3, latents, patch, stride=patch)
-        self.synthesis = nn.ConvTranspose2d(latents, 3, patch, stride=patch)
-        with torch.no_grad():
-            self.analysis.weight.copy_(analysis / 2)
-            self.synthesis.weight.copy_(synthesis * 2)
-            for layer in (self.analysis, self.synthesis):
-                layer.get_parameter("bias").zero_()
+        filters = dct_filters(self.patch_size, (latents - 2 * chroma, chroma, chroma))
+        self.forward_filters: Tensor
+        self.inverse_filters: Tensor
+        self.register_buffer("forward_filters", filters[0] / 2, persistent=False)
+        self.register_buffer("inverse_filters", filters[1] * 2, persistent=False)
+
+    def analysis(self, images: Tensor) -> Tensor:
+        return conv2d(images, self.forward_filters.to(images.dtype), stride=self.patch_size)
+
+    def synthesis(self, coefficients: Tensor) -> Tensor:
+        filters = self.inverse_filters.to(coefficients.dtype)
+        return conv_transpose2d(coefficients, filters, stride=self.patch_size)
 
 
 class KLVAEBase(BaseTokenizer):
