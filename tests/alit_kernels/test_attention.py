@@ -22,7 +22,7 @@ from alit_kernels.testing import assert_within_budget
 from .targets import DEVICE, Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-everywhere = pytest.mark.parametrize("target", targets("torch", "triton"))
+everywhere = pytest.mark.parametrize("target", targets("cpp", "torch", "triton"))
 
 
 def skip_what_the_interpreter_lacks(target: Target, dtype: torch.dtype) -> None:
@@ -346,7 +346,7 @@ def test_limits_of_head_dimensions() -> None:
     assert attention(q, q, q).shape == q.shape
 
 
-@pytest.mark.parametrize("target", targets("torch", "triton")[1:])
+@pytest.mark.parametrize("target", targets("cpp", "torch", "triton")[1:])
 def test_opcheck_of_every_implementation(target: Target) -> None:
     x = inputs(Case((3, 0, 5), 2, 16, spare=1), target)
     leaves = [t.clone().requires_grad_() for t in x[:3]]
