@@ -1,15 +1,17 @@
 """Attention over mixed lengths on the CPU, forward and backward: ``python -m benchmarks.attention``.
 
 32 pictures of 32 to 256 latents, alone and with the class token and 256 image tokens that an encoder sees beside them;
-width 512, 8 heads, float32. Ours on packed rows against torch's fused attention on padded rows with a key mask, the
-longest sequence being the padded length. Both read queries, keys and values in place,
-as views of one projection, and give the gradient of the projection; ``contiguous`` gives the padded side one contiguous
-tensor each instead. Verified before timing, in turns, with one thread and with two; the file holds every median.
+width 512, 8 heads, float32. Packed rows, by our kernel and by one call of torch's fused attention for each sequence,
+against torch's fused attention on padded rows with a key mask, the longest sequence being the padded length. Queries,
+keys and values are read in place, as views of one projection, whose gradient is the result; "separate" gives each
+side one contiguous tensor for each of them instead. Verified before timing, in turns, with one thread and with two; the
+file holds every median.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +44,21 @@ def contenders(lengths: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
     weight = torch.where((torch.arange(longest) < lengths[:, None])[..., None, None], weight, 0.0)
     mask = (torch.arange(longest) < lengths[:, None])[:, None, None]
 
-    def ours() -> list[Tensor]:
-        qkv = packed.requires_grad_()
-        out = varlen_attention(*qkv.unbind(1), offsets, max_length=longest, implementation="torch")
+    def attend(implementation: str, *qkv: Tensor) -> Tensor:
+        out = varlen_attention(*qkv, offsets, max_length=longest, implementation=implementation)
         assert isinstance(out, Tensor)
+        return out
+
+    def fused(implementation: str) -> list[Tensor]:
+        qkv = packed.requires_grad_()
+        out = attend(implementation, *qkv.unbind(1))
         return [out.detach(), *torch.autograd.grad(out, qkv, packed_weight)[0].unbind(1)]
+
+    packed_separate = [x.contiguous().requires_grad_() for x in packed.detach().unbind(1)]
+
+    def separate_packed() -> list[Tensor]:
+        out = attend("cpp", *packed_separate)
+        return [out.detach(), *torch.autograd.grad(out, packed_separate, packed_weight)]
 
     def in_place() -> list[Tensor]:
         qkv = padded.requires_grad_()
@@ -63,14 +75,21 @@ def contenders(lengths: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
             *(x.transpose(1, 2) for x in torch.autograd.grad(out, separate, weight)),
         ]
 
-    return {"packed": ours, "padded": in_place, "padded contiguous": contiguous}
+    return {
+        "packed": functools.partial(fused, "cpp"),
+        "packed, torch": functools.partial(fused, "torch"),
+        "padded, torch": in_place,
+        "packed, separate": separate_packed,
+        "padded, torch, separate": contiguous,
+    }
 
 
 def verify(calls: dict[str, Callable[[], list[Tensor]]], lengths: Tensor) -> None:
     expected = calls["packed"]()
-    for name in ("padded", "padded contiguous"):
+    for name in [name for name in calls if name != "packed"]:
         for ours, theirs in zip(expected, calls[name](), strict=True):
-            rows = pack(theirs.contiguous(), lengths, capacity=len(ours))[0]
+            padded = theirs.shape[0] == len(lengths)
+            rows = pack(theirs.contiguous(), lengths, capacity=len(ours))[0] if padded else theirs
             torch.testing.assert_close(ours, rows, rtol=1e-4, atol=1e-4, msg=name)
 
 

@@ -17,6 +17,7 @@
 
 namespace py = pybind11;
 
+void bind_attention(py::module_& module);    // attention/bindings.cpp
 void bind_codebooks(py::module_& module);    // vector_quantize/bindings.cpp
 void bind_ragged(py::module_& module);       // ragged/bindings.cpp
 void bind_ragged_cuda(py::module_& module);  // ragged/cuda_bindings.cpp
@@ -68,6 +69,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
+  bind_attention(module);
   bind_codebooks(module);
   bind_ragged(module);
 #ifdef ALIT_CUDA

@@ -209,7 +209,7 @@ def _gradients(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
 
 def _implementations(function: str, *names: str, query: int = 0) -> dict[str, Any]:
     """``others`` and ``limits`` of an op; its argument number ``query`` is q."""
-    modules = {"torch": "aten", "triton": "launch"}
+    modules = {"cpp": "cpp", "torch": "aten", "triton": "launch"}
 
     def limit(*arguments: Any) -> str:
         width = arguments[query].shape[-1]
@@ -222,7 +222,7 @@ def _implementations(function: str, *names: str, query: int = 0) -> dict[str, An
 _attention = Op(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)",
     reference=reference.attention,
-    **_implementations("attention", "torch", "triton"),
+    **_implementations("attention", "cpp", "torch", "triton"),
     fake=lambda q, k, v, key_mask, scale: (
         empty_rows(q),
         q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=accumulation_dtype(q)),
@@ -232,14 +232,14 @@ _attention_backward = Op(
     "attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
     " Tensor? key_mask, float scale) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
-    **_implementations("attention_backward", "torch", "triton", query=2),
+    **_implementations("attention_backward", "cpp", "torch", "triton", query=2),
     fake=lambda grad_out, grad_lse, q, k, *rest: _gradients(q, k),
 )
 _varlen_attention = Op(
     "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, SymInt max_length,"
     " SymInt max_key_length, Tensor? key_mask, float scale, bool deterministic) -> (Tensor, Tensor)",
     reference=reference.varlen_attention,
-    **_implementations("varlen_attention", "torch", "triton"),
+    **_implementations("varlen_attention", "cpp", "torch", "triton"),
     fake=lambda q, *rest: (
         empty_rows(q),
         q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q)),
@@ -251,7 +251,7 @@ _varlen_attention_backward = Op(
     " Tensor offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length, Tensor? key_mask, float scale,"
     " bool deterministic) -> (Tensor, Tensor, Tensor)",
     reference=reference.varlen_attention_backward,
-    **_implementations("varlen_attention_backward", "torch", "triton", query=2),
+    **_implementations("varlen_attention_backward", "cpp", "torch", "triton", query=2),
     fake=lambda grad_out, grad_lse, q, k, *rest: _gradients(q, k),
 )
 _attention_map = Op(

@@ -1,0 +1,214 @@
+// Body of block.h, included by one file for each instruction set, which defines kLanes (float32 in a vector), kRows and
+// kVectors: the products kRows rows by kVectors vectors at a time, whose sums, with kVectors vectors and a number, fill
+// the registers.
+//
+// Everything here has internal linkage and no inline function of the standard library is called: one compiled for AVX-512
+// must not be the copy that the linker keeps for all. Sums over k are one chain of multiply-adds in the order of k: a
+// row's result does not depend on the rows it is computed with.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "block.h"
+
+namespace {
+
+using alit::attention::Keys;
+using alit::attention::kKeys;
+using alit::attention::kScorePitch;
+using alit::attention::Queries;
+using std::int64_t;
+
+typedef float F __attribute__((vector_size(kLanes * sizeof(float))));
+typedef std::uint32_t I __attribute__((vector_size(kLanes * sizeof(float))));
+
+constexpr int64_t kPanel = kVectors * kLanes;
+
+inline F load(const float* p) {
+  F x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline int64_t vectors_for(int64_t count) { return (count + kLanes - 1) / kLanes; }
+
+struct Matrix {
+  const float* data;
+  int64_t pitch;
+};
+
+// R rows by V vectors of C = A B, or C += A B where `add`. Transposed: element (r, k) of A is a.data[k * a.pitch + r].
+template <int R, int V, bool Transposed>
+inline void tile(Matrix a, Matrix b, float* c, int64_t pitch, int64_t depth, bool add) {
+  F sum[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[r][v] = add ? load(c + r * pitch + v * kLanes) : F{};
+  for (int64_t k = 0; k < depth; ++k) {
+    F x[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) x[v] = load(b.data + k * b.pitch + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const float factor = Transposed ? a.data[k * a.pitch + r] : a.data[r * a.pitch + k];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[r][v] += factor * x[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(c + r * pitch + v * kLanes, sum[r][v]);
+}
+
+// The rows that are left: at most R.
+template <int R, int V, bool Transposed>
+inline void last_rows(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t depth, bool add) {
+  if (rows == R) {
+    tile<R, V, Transposed>(a, b, c, pitch, depth, add);
+  } else if constexpr (R > 1) {
+    last_rows<R - 1, V, Transposed>(a, b, c, pitch, rows, depth, add);
+  }
+}
+
+template <int V, bool Transposed>
+void columns(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t depth, bool add) {
+  for (; rows >= kRows; rows -= kRows) {
+    tile<kRows, V, Transposed>(a, b, c, pitch, depth, add);
+    a.data += kRows * (Transposed ? 1 : a.pitch);
+    c += kRows * pitch;
+  }
+  last_rows<kRows - 1, V, Transposed>(a, b, c, pitch, rows, depth, add);
+}
+
+// At most V vectors of columns.
+template <int V, bool Transposed>
+void few_columns(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t vectors, int64_t depth, bool add) {
+  if (vectors == V) {
+    columns<V, Transposed>(a, b, c, pitch, rows, depth, add);
+  } else if constexpr (V > 1) {
+    few_columns<V - 1, Transposed>(a, b, c, pitch, rows, vectors, depth, add);
+  }
+}
+
+// C (+)= A B, C of `rows` rows and `vectors` vectors of columns.
+template <bool Transposed>
+void multiply(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t vectors, int64_t depth, bool add) {
+  for (int64_t v = 0; v < vectors; v += kVectors) {
+    few_columns<kVectors, Transposed>(a, {b.data + v * kLanes, b.pitch}, c + v * kLanes, pitch, rows,
+                                      smaller(kVectors, vectors - v), depth, add);
+  }
+}
+
+// C = A B^T for the rows of B from `first` on, which are given in panels; first is a multiple of kPanel.
+void multiply_panels(Matrix a, const float* panels, int64_t dim, int64_t first, int64_t count, float* c, int64_t rows) {
+  for (int64_t j = 0; j < count; j += kPanel) {
+    const float* panel = panels + (first + j) * dim;
+    few_columns<kVectors, false>(a, {panel, kPanel}, c + j, kScorePitch, rows, smaller(kVectors, vectors_for(count - j)),
+                                 dim, false);
+  }
+}
+
+// exp(x) for x <= 88, within 2^-23 of the value; 0 below -86.6, where the result would near the subnormal numbers.
+inline F exponential(F x) {
+  constexpr float kMagic = 0x1.8p23f;  // its sum with a small number has the nearest integer in the lowest bits
+  const F t = x * 1.44269504f + kMagic;
+  const F n = t - kMagic;
+  const F r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // log(2) in two parts; the first has 15 bits, so n * it is exact
+  // exp(r) = 1 + r + r^2 g(r) for |r| <= log(2) / 2, g by interpolation in Chebyshev's points: relative error 1e-8.
+  F g = r * 0.0013926176f + 0.0083631733f;
+  g = g * r + 0.041666556f;
+  g = g * r + 0.16666578f;
+  g = g * r + 0.5f;
+  const F y = g * (r * r) + r + 1.0f;
+  I bits;
+  __builtin_memcpy(&bits, &t, sizeof bits);
+  bits = (bits + 127u) << 23;
+  F power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return x < -86.6f ? F{} : y * power;
+}
+
+inline float largest_of(F x) {
+  float result = x[0];
+  for (int l = 1; l < kLanes; ++l) result = x[l] > result ? x[l] : result;
+  return result;
+}
+
+inline float sum_of(F x) {
+  float result = x[0];
+  for (int l = 1; l < kLanes; ++l) result += x[l];
+  return result;
+}
+
+void forward(const Keys& keys, const Queries& queries, float* out, float* largest, float* sum, float* scores) {
+  const int64_t wide = vectors_for(keys.pitch);
+  for (int64_t first = 0; first < keys.count; first += kKeys) {
+    const int64_t count = smaller(kKeys, keys.count - first), vectors = vectors_for(count);
+    multiply_panels({queries.query, keys.pitch}, keys.key_panels, keys.dim, first, count, scores, queries.count);
+    for (int64_t i = 0; i < queries.count; ++i) {
+      float* row = scores + i * kScorePitch;
+      for (int64_t j = count; j < vectors * kLanes; ++j) row[j] = -__builtin_inff();
+      F most = load(row);
+      for (int64_t v = 1; v < vectors; ++v) {
+        const F x = load(row + v * kLanes);
+        most = x > most ? x : most;
+      }
+      const float here = largest_of(most), before = first == 0 ? here : largest[i];
+      const float now = here > before ? here : before;
+      const float shift = now == -__builtin_inff() ? 0.0f : now;  // of scores that are all -inf, as of no key
+      F total = {};
+      for (int64_t v = 0; v < vectors; ++v) {
+        const F p = exponential(load(row + v * kLanes) - shift);
+        store(row + v * kLanes, p);
+        total += p;
+      }
+      largest[i] = now;
+      if (first == 0) {
+        sum[i] = sum_of(total);
+      } else {
+        const F decay = exponential(F{} + (before - shift));
+        sum[i] = sum[i] * decay[0] + sum_of(total);
+        for (int64_t v = 0; v < wide; ++v) {
+          float* p = out + i * keys.pitch + v * kLanes;
+          store(p, load(p) * decay);
+        }
+      }
+    }
+    multiply<false>({scores, kScorePitch}, {keys.value + first * keys.pitch, keys.pitch}, out, keys.pitch, queries.count,
+                    wide, count, first > 0);
+  }
+}
+
+void backward(const Keys& keys, const Queries& queries, float* grad_query, float* grad_key, float* grad_value,
+              float* scores) {
+  const int64_t wide = vectors_for(keys.pitch), pitch = keys.pitch;
+  float* grad_scores = scores + alit::attention::kScores;
+  for (int64_t first = 0; first < keys.count; first += kKeys) {
+    const int64_t count = smaller(kKeys, keys.count - first), vectors = vectors_for(count);
+    multiply_panels({queries.query, pitch}, keys.key_panels, keys.dim, first, count, scores, queries.count);
+    multiply_panels({queries.grad_out, pitch}, keys.value_panels, keys.dim, first, count, grad_scores, queries.count);
+    for (int64_t i = 0; i < queries.count; ++i) {
+      float *s = scores + i * kScorePitch, *ds = grad_scores + i * kScorePitch;
+      for (int64_t v = 0; v < vectors; ++v, s += kLanes, ds += kLanes) {
+        const F p = exponential(load(s) - queries.lse[i]);
+        store(s, p);
+        store(ds, p * (load(ds) - queries.delta[i]));
+      }
+    }
+    // What lies beyond the last key in a row of scores is arbitrary; no product reads it.
+    multiply<true>({scores, kScorePitch}, {queries.grad_out, pitch}, grad_value + first * pitch, pitch, count, wide,
+                   queries.count, true);
+    multiply<true>({grad_scores, kScorePitch}, {queries.query, pitch}, grad_key + first * pitch, pitch, count, wide,
+                   queries.count, true);
+    multiply<false>({grad_scores, kScorePitch}, {keys.key + first * pitch, pitch}, grad_query, pitch, queries.count, wide,
+                    count, first > 0);
+  }
+}
+
+}  // namespace
