@@ -288,6 +288,7 @@ class _Run:
 
     def _result(self) -> Result:
         state = averaged_state(self.stage)
+        del self.stage  # its data-parallel wrapper holds the process group, which ends now
         self.stack.close()
         model = rebuilt(self.model, state, sharded=self.config.parallel == "fsdp")
         return Result(model, self.step, list(self.unreadable))

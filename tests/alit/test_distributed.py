@@ -45,7 +45,7 @@ def launch(folder: Path, output: Path, processes: int, restarts: int = 0, **fiel
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -64,10 +64,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
-@pytest.mark.skipif(
-    os.environ.get("ALIT_TEST_RESTART") != "1",
-    reason="gloo sometimes hangs after the loss of a process; make test-full runs it",
-)
 def test_a_killed_worker_restarts_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """Four steps, a kill, four steps from the checkpoint: the same as eight straight."""
     model = {**SMALL, "ema_decay": 0.9}
