@@ -6,7 +6,6 @@ import faulthandler
 import gc
 import inspect
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -89,7 +88,7 @@ def leave_group() -> None:
     """
     gc.collect()  # a data-parallel wrapper in a cycle holds the group too
     time.sleep(0.5)
-    faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(60, exit=True, file=2)
     try:
         dist.destroy_process_group()
     finally:
