@@ -27,7 +27,7 @@ from .optimisation import schedule
 from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
 from .processes import Processes, processes
 from .shards import ShardBatches, ShardStream, is_shards
-from .stage1 import recomputed
+from .stage1 import recomputed, recomputed_parts
 from .stages import build_stage
 
 
@@ -114,7 +114,7 @@ class _Run:
         stack.enter_context(restoring_flags(self.model))
         self.stage = build_stage(self.model, config, own)
         if config.activation_checkpointing:
-            stack.enter_context(recomputed(self.model.encoder, self.model.decoder))
+            stack.enter_context(recomputed(*recomputed_parts(self.model, config.parallel)))
         self.step, data = 0, None
         if source is not None:
             data = checkpoints.load(source, self.tensors(), own)

@@ -104,8 +104,10 @@ def test_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
     launch(folder, tmp_path / "one", 1, accumulate=2, **fields)
     launch(folder, tmp_path / "ddp", 2, **fields)
     launch(folder, tmp_path / "fsdp", 2, parallel="fsdp", **fields)
+    recomputing = {"parallel": "fsdp", "activation_checkpointing": True}
+    launch(folder, tmp_path / "recomputing", 2, **recomputing, **fields)
     expected = weights(tmp_path / "one")
-    for name in ("ddp", "fsdp"):
+    for name in ("ddp", "fsdp", "recomputing"):
         got = weights(tmp_path / name)
         assert got.keys() == expected.keys()
         for key, value in expected.items():
