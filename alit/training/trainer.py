@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
+from ..files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
@@ -127,7 +128,8 @@ class _Run:
         if self.output is not None and own.first:
             self.log = Log(self.output, self.step, tensorboard=config.tensorboard)
             stack.callback(self.log.close)
-            (self.output / "config.json").write_text(json.dumps(config.asdict(), indent=1) + "\n")
+            with replacing(self.output / "config.json") as file:
+                file.write_text(json.dumps(config.asdict(), indent=1) + "\n")
 
     def _checkpoint(self, resume: bool, allow_changes: bool) -> Path | None:
         """The checkpoint to go on from: the same in all processes."""
