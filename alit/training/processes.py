@@ -109,13 +109,19 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 
 def distributed(
-    module: nn.Module, blocks: list[nn.Module], own: Processes, parallel: str
+    module: nn.Module,
+    blocks: list[nn.Module],
+    own: Processes,
+    parallel: str,
+    *,
+    all_used: bool = False,
 ) -> nn.Module:
     """``module`` so that its gradients are means over the processes; itself where there is one.
 
     Args:
         blocks: its parts that FSDP2 gathers one at a time.
         parallel: "ddp" or "fsdp"; FSDP2 shards in place what needs a gradient, and copies the rest.
+        all_used: every parameter gets a gradient in every step.
     """
     if parallel == "fsdp":
         kept: set[Parameter] = {p for p in module.parameters() if not p.requires_grad}
@@ -131,7 +137,7 @@ def distributed(
     return DistributedDataParallel(
         module,
         device_ids=[own.device] if own.device.type == "cuda" else None,
-        find_unused_parameters=True,
+        find_unused_parameters=not all_used,
         gradient_as_bucket_view=True,
         **buffers,
     )

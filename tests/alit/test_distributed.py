@@ -89,10 +89,17 @@ def test_stage_2_on_two_processes(folder: Path, tmp_path: Path) -> None:
     launch(folder, tmp_path / "ddp", 2, **fields)
     launch(folder, tmp_path / "fsdp", 2, parallel="fsdp", **fields)
     expected = weights(tmp_path / "one")
+    # Keys' biases, and biases before a GroupNorm with a channel to a group, change no output: their gradient is
+    # rounding, of which AdamW makes steps.
+    idle = ("in_proj_bias", "upsample.conv.bias")
     for name in ("ddp", "fsdp"):
         got = weights(tmp_path / name)
+        assert got.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+            if not key.endswith(idle):
+                torch.testing.assert_close(
+                    got[key], value, rtol=1e-4, atol=1e-5, msg=f"{name} {key}"
+                )
     for name in ("loss", "discriminator_gradient_norm", "gradient_norm"):
         ddp, fsdp = (logged(tmp_path / run, name)[-1] for run in ("ddp", "fsdp"))
         torch.testing.assert_close(fsdp, ddp, rtol=1e-3, atol=0)
