@@ -16,6 +16,8 @@ INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"
 )
 
+MISFIT = "a torchvision that does not fit torch does that: replace it, or pip uninstall torchvision"
+
 
 class Networks(NamedTuple):
     """Networks at hand.
@@ -130,4 +132,6 @@ def _metric(features: int) -> Any:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ModuleNotFoundError as error:
         raise ValueError("rFID needs torchmetrics: pip install 'alit[eval]'") from error
+    except Exception as error:
+        raise ValueError(f"rFID: torchmetrics cannot be imported ({error}); {MISFIT}") from error
     return FrechetInceptionDistance(feature=_Features(features))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from alit import AdaptiveTokenizer, CheckpointError, Quirks
 from alit.cli import app
-from alit.losses import Perceptual
+from alit.losses import PatchDiscriminator, Perceptual
 from alit.losses.stage2 import reconstruct
 from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
 from alit.training.processes import Processes
@@ -38,6 +38,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discriminators of an eighth of the width: less to compute and to write."""
+    monkeypatch.setattr("alit.training.stage2.PatchDiscriminator", lambda: PatchDiscriminator(8))
 
 
 def pictures(count: int = 4) -> Tensor:
