@@ -26,7 +26,7 @@ test: setup
 
 # Everything, at full length.
 test-full: setup
-	ALIT_TEST_RESTART=1 ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest
+	ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

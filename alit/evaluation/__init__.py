@@ -1,6 +1,16 @@
 """Evaluation: reconstruction quality of each length, and what it has to beat."""
 
 from .evaluate import Evaluation, LengthQuality, Quality, evaluate
+from .learned import Networks, networks
 from .thumbnail import thumbnail, thumbnail_side
 
-__all__ = ["Evaluation", "LengthQuality", "Quality", "evaluate", "thumbnail", "thumbnail_side"]
+__all__ = [
+    "Evaluation",
+    "LengthQuality",
+    "Networks",
+    "Quality",
+    "evaluate",
+    "networks",
+    "thumbnail",
+    "thumbnail_side",
+]

@@ -15,6 +15,16 @@ from ..images import list_images
 from ..tokenizer import AdaptiveTokenizer
 from .evaluate import Evaluation
 from .evaluate import evaluate as run
+from .learned import networks
+
+#: Heading and format of each field of :class:`Quality`.
+COLUMNS = {
+    "l1": ("L1", ".4f"),
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "lpips": ("LPIPS", ".3f"),
+    "rfid": ("rFID", ".1f"),
+}
 
 
 def evaluate(
@@ -28,23 +38,35 @@ def evaluate(
     ] = "pinned",
     limit: Annotated[int | None, typer.Option(help="So many pictures, the first by name.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Download the weights that LPIPS and rFID need.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
 ) -> None:
     """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
+
+    And LPIPS and rFID, where the weights of their networks are at hand.
 
     A tokenizer that loses to a thumbnail has learned nothing.
     """
     console = Console()
     try:
         files = list_images(data)[:limit]
+        others = networks(device, fetch=fetch)
         loaded = AdaptiveTokenizer.from_pretrained(model).to(device)
         with console.status("evaluating") as status:
 
             def on_batch(done: int) -> None:
                 status.update(f"{done} of {len(files)} pictures")
 
-            options = {"protocol": protocol, "batch_size": batch_size}
-            result = run(loaded, files, on_batch=on_batch, **options)  # type: ignore[arg-type]
+            result = run(
+                loaded,
+                files,
+                protocol=protocol,
+                batch_size=batch_size,
+                networks=others,
+                on_batch=on_batch,
+            )
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
             with replacing(output / "evaluation.json") as file:
@@ -55,19 +77,24 @@ def evaluate(
         Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     console.print(_table(result))
+    for reason in others.left_out:
+        console.print(f"left out {reason}", markup=False, highlight=False)
     for name in result.unreadable:
         console.print(f"skipped {name}", markup=False, highlight=False)
 
 
 def _table(result: Evaluation) -> Table:
     title = f"{result.pictures} pictures, {result.protocol} protocol; thumbnail in brackets"
-    table = Table("tokens", "bits", "L1", "PSNR", "SSIM", "codes used", "perplexity", title=title)
+    has = [x for x in COLUMNS if getattr(result.lengths[0].model, x) is not None]
+    names = [COLUMNS[x][0] for x in has]
+    table = Table("tokens", "bits", *names, "codes used", "perplexity", title=title)
     for row in result.lengths:
+        values = (
+            f"{getattr(row.model, x):{COLUMNS[x][1]}} ({getattr(row.thumbnail, x):{COLUMNS[x][1]}})"
+            for x in has
+        )
         table.add_row(
-            *(str(row.tokens), f"{row.bits:.0f}"),
-            f"{row.model.l1:.4f} ({row.thumbnail.l1:.4f})",
-            f"{row.model.psnr:.2f} ({row.thumbnail.psnr:.2f})",
-            f"{row.model.ssim:.3f} ({row.thumbnail.ssim:.3f})",
+            *(str(row.tokens), f"{row.bits:.0f}", *values),
             "" if row.codes_used is None else f"{row.codes_used:.1%}",
             "" if row.perplexity is None else f"{row.perplexity:.0f}",
         )

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..images import load_square, to_tensor
 from ..tokenizer import AdaptiveTokenizer
+from .learned import Frechet, Networks
 from .thumbnail import thumbnail, thumbnail_side
 
 PROTOCOLS = ("pinned", "official")
@@ -27,11 +29,16 @@ PROTOCOLS = ("pinned", "official")
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over pictures: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``; pixels in [0, 1]."""
+    """Means over pictures: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``, ``lpips``; pixels in [0, 1].
+
+    ``rfid``: Frechet distance of Inception features. Both are None where there is no network for them.
+    """
 
     l1: float
     psnr: float
     ssim: float
+    lpips: float | None = None
+    rfid: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,14 @@ def evaluate(
     *,
     protocol: str = "pinned",
     batch_size: int = 8,
+    networks: Networks = Networks(),  # noqa: B008 (immutable)
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Quality of each length on pictures.
 
     Args:
         model: in evaluation mode, on its device; square pictures.
+        networks: for LPIPS and rFID, see :func:`alit.evaluation.networks`; none leaves both out.
         on_batch: called with the number of pictures done.
 
     Raises:
@@ -92,21 +101,31 @@ def evaluate(
     if config.image_size[0] != config.image_size[1]:
         raise ValueError(f"image_size: expected a square, got {config.image_size}")
     unreadable: list[str] = []
-    sums = [_Sums(model) for _ in range(config.iterations)]
+    sums = [_Sums(model, networks.perceptual) for _ in range(config.iterations)]
+    frechet = None
+    if networks.inception is not None:
+        frechet = Frechet(networks.inception, 2 * config.iterations)
     device, done = model.latent_tokens.device, 0
     for images in _batches(files, config.image_size[0], protocol, batch_size, unreadable):
+        shown: list[Tensor] = []
         for iteration, total in zip(model.rollout(images.to(device)), sums, strict=True):
             assert iteration.prediction is not None
             pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, config.grid)
             quantized = iteration.bottleneck.quantized
             index = None if quantized is None else quantized.index
-            total.add(images, eight_bits(pixels, protocol).cpu(), iteration.num_tokens, index)
+            ours = eight_bits(pixels, protocol).cpu()
+            shown += [ours, total.add(images, ours, iteration.num_tokens, index)]
+        if frechet is not None:
+            frechet.add(images, shown)
         done += len(images)
         if on_batch is not None:
             on_batch(done)
     if done == 0:
         raise ValueError(f"data: none of {len(files)} pictures can be read")
-    lengths = [total.result(done) for total in sums]
+    rfid: list[float | None] = [None] * (2 * config.iterations)
+    if frechet is not None:
+        rfid = list(frechet.distances())
+    lengths = [total.result(done, rfid[2 * i], rfid[2 * i + 1]) for i, total in enumerate(sums)]
     return Evaluation(protocol, done, config.image_size, lengths, unreadable)
 
 
@@ -126,34 +145,48 @@ def bits_per_token(model: AdaptiveTokenizer) -> float:
 class _Sums:
     """Sums over pictures at one length."""
 
-    def __init__(self, model: AdaptiveTokenizer) -> None:
+    def __init__(self, model: AdaptiveTokenizer, perceptual: nn.Module | None) -> None:
+        self.perceptual = perceptual
         self.bits_per_token, self.size = bits_per_token(model), model.config.image_size
-        self.model, self.thumbnail = np.zeros(3), np.zeros(3)
+        self.model, self.thumbnail = np.zeros(4), np.zeros(4)
         self.tokens, self.count = 0, None
         self.codes = model.config.codebook_size
         self.used: Tensor | None = None
 
-    def add(self, images: Tensor, pixels: Tensor, tokens: int, index: Tensor | None) -> None:
+    def add(self, images: Tensor, pixels: Tensor, tokens: int, index: Tensor | None) -> Tensor:
+        """Returns the thumbnails, enlarged."""
         self.tokens = tokens
         small = eight_bits(thumbnail(images, tokens * self.bits_per_token), "pinned")
-        for picture, ours, theirs in zip(images, pixels, small, strict=True):
-            self.model += _quality(picture, ours)
-            self.thumbnail += _quality(picture, theirs)
+        for which, those in ((self.model, pixels), (self.thumbnail, small)):
+            for picture, other in zip(images, those, strict=True):
+                which[:3] += _quality(picture, other)
+            if self.perceptual is not None:
+                on = next(self.perceptual.parameters()).device
+                which[3] += float(self.perceptual(images.to(on), those.to(on)).sum())
         if index is not None:
             used = torch.bincount(index.flatten(), minlength=self.codes).double()
             self.used = used if self.used is None else self.used + used
+        return small
 
-    def result(self, pictures: int) -> LengthQuality:
+    def result(
+        self, pictures: int, rfid: float | None, thumbnail_rfid: float | None
+    ) -> LengthQuality:
         bits = self.tokens * self.bits_per_token
         fraction = perplexity = None
         if self.used is not None:
             fraction = float((self.used > 0).double().mean())
             perplexity = float(torch.special.entr(self.used / self.used.sum()).sum().exp())
-        return LengthQuality(
-            *(self.tokens, bits, Quality(*(self.model / pictures).tolist())),
-            *(Quality(*(self.thumbnail / pictures).tolist()), thumbnail_side(bits)),
-            *(fraction, perplexity),
+        ours, theirs = (
+            self._means(sums / pictures, distance)
+            for sums, distance in ((self.model, rfid), (self.thumbnail, thumbnail_rfid))
         )
+        return LengthQuality(
+            *(self.tokens, bits, ours, theirs, thumbnail_side(bits), fraction, perplexity)
+        )
+
+    def _means(self, means: NDArray[np.float64], rfid: float | None) -> Quality:
+        l1, psnr, ssim, lpips = means.tolist()
+        return Quality(l1, psnr, ssim, None if self.perceptual is None else lpips, rfid)
 
 
 def _quality(picture: Tensor, other: Tensor) -> tuple[float, float, float]:

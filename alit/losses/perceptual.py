@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al., 2018) on VGG16. The heads' weights come from the ``lpips`` package, VGG16's from PyTorch."""
+"""LPIPS (Zhang et al., 2018) on VGG16. The heads' weights come with torchmetrics or lpips, VGG16's from PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
+#: Packages that carry the weights of the heads, and where.
+HEADS = {
+    "torchmetrics": "functional/image/lpips_models/vgg.pth",
+    "lpips": "weights/v0.1/vgg.pth",
+}
 #: Convolutions of VGG16 up to its fifth tap, by their number in torchvision's ``features``: outputs of each.
 SLICES: tuple[dict[int, int], ...] = (
     {0: 64, 2: 64},
@@ -56,19 +61,18 @@ class Perceptual(nn.Module):
         super().train(mode and self.dropout)
         return self
 
+    @staticmethod
+    def at_hand() -> bool:
+        """Whether VGG16's weights have been fetched already."""
+        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16).name).is_file()
+
     def load_pretrained(self) -> Perceptual:
         """Load the published weights; VGG16's are fetched once, into ``torch.hub``'s folder.
 
         Raises:
             ValueError: they cannot be had; the message says what to do.
         """
-        package = importlib.util.find_spec("lpips")
-        if package is None or package.origin is None:
-            raise ValueError(
-                "perceptual: the package lpips is not installed: pip install 'alit[train]'"
-            )
-        file = Path(package.origin).parent / "weights/v0.1/vgg.pth"
-        heads = torch.load(file, map_location="cpu", weights_only=True)
+        state = dict(torch.load(_heads(), map_location="cpu", weights_only=True))
         try:
             vgg = torch.hub.load_state_dict_from_url(VGG16, map_location="cpu", check_hash=True)
         except (OSError, RuntimeError) as error:
@@ -76,7 +80,6 @@ class Perceptual(nn.Module):
             raise ValueError(
                 f"perceptual: the weights of VGG16 cannot be had ({error}); put {VGG16} into {folder}"
             ) from error
-        state = dict(heads)
         for number, convolutions in enumerate(SLICES, 1):
             for name in convolutions:
                 for kind in ("weight", "bias"):
@@ -104,6 +107,19 @@ class Perceptual(nn.Module):
         for convolution in self.net.get_submodule(f"slice{number + 1}").children():
             x = relu(convolution(x))
         return x
+
+
+def _heads() -> Path:
+    """The file of the heads' weights; the packages that carry it are not imported: they need torchvision, or time."""
+    for name, place in HEADS.items():
+        package = importlib.util.find_spec(name)
+        if package is not None and package.origin is not None:
+            file = Path(package.origin).parent / place
+            if file.is_file():
+                return file
+    raise ValueError(
+        "perceptual: the weights of LPIPS's heads come with torchmetrics: pip install 'alit[train]'"
+    )
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,7 @@ def train(
 
     Ctrl-C leaves a checkpoint from which --resume goes on.
     """
-    console = Console()
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # one voice under torchrun
     fields: dict[str, Any] = {
         "stage": stage,
         "data": data,

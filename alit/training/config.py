@@ -79,7 +79,7 @@ class TrainingConfig:
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device computes in it.
         compile: ``torch.compile`` the blocks of encoder and decoder.
         activation_checkpointing: compute the activations of each iteration's encoder and decoder again in the
-            backward, instead of keeping them.
+            backward, instead of keeping them; under FSDP2 block by block.
         parallel: under torchrun "ddp", or "fsdp" (FSDP2), which shards weights and optimiser.
         seed: of weights, order, crops, and every draw in a step.
         workers: processes that decode pictures, per training process.
@@ -163,8 +163,6 @@ class TrainingConfig:
         if self.iterations_per_step is not None:
             count = self.iterations_per_step
             _check("iterations_per_step", count >= 1, "at least 1", count)
-        if self.parallel == "fsdp" and self.activation_checkpointing:
-            raise ValueError("activation_checkpointing: not together with parallel fsdp")
         if self.first_only is not None:
             _check("first_only", 0 <= self.first_only < 0.75, "in [0, 0.75)", self.first_only)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import inspect
 import os
 import time
@@ -66,7 +68,12 @@ def processes(device: str) -> Iterator[Processes]:
         return
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+    store, rank, count = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun keeps its store when it restarts workers: what they left there must not be found again.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
         yield Processes(own, dist.get_rank(), dist.get_world_size())
     finally:
@@ -74,12 +81,18 @@ def processes(device: str) -> Iterator[Processes]:
 
 
 def leave_group() -> None:
-    """End the process group, after a moment without the interpreter's lock.
+    """End the process group, or after a minute this process: torchrun then starts it again.
 
-    Gloo's thread needs that lock to drop its last work, and destroying the group holds it while waiting for the thread.
+    Gloo's threads need the interpreter's lock to drop their last work, and destroying the group holds it while waiting
+    for them. So they get a moment first, and a watchdog that needs no lock ends what hangs all the same.
     """
+    gc.collect()  # a data-parallel wrapper in a cycle holds the group too
     time.sleep(0.5)
-    dist.destroy_process_group()
+    faulthandler.dump_traceback_later(60, exit=True, file=2)
+    try:
+        dist.destroy_process_group()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -96,13 +109,19 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 
 def distributed(
-    module: nn.Module, blocks: list[nn.Module], own: Processes, parallel: str
+    module: nn.Module,
+    blocks: list[nn.Module],
+    own: Processes,
+    parallel: str,
+    *,
+    all_used: bool = False,
 ) -> nn.Module:
     """``module`` so that its gradients are means over the processes; itself where there is one.
 
     Args:
         blocks: its parts that FSDP2 gathers one at a time.
         parallel: "ddp" or "fsdp"; FSDP2 shards in place what needs a gradient, and copies the rest.
+        all_used: every parameter gets a gradient in every step.
     """
     if parallel == "fsdp":
         kept: set[Parameter] = {p for p in module.parameters() if not p.requires_grad}
@@ -118,7 +137,7 @@ def distributed(
     return DistributedDataParallel(
         module,
         device_ids=[own.device] if own.device.type == "cuda" else None,
-        find_unused_parameters=True,
+        find_unused_parameters=not all_used,
         gradient_as_bucket_view=True,
         **buffers,
     )

@@ -145,6 +145,13 @@ def precision(name: str, device: torch.device) -> Callable[[], AbstractContextMa
     )
 
 
+def recomputed_parts(model: AdaptiveTokenizer, parallel: str) -> list[nn.Module]:
+    """Encoder and decoder; block by block under FSDP2, which gathers the weights of a block for its backward."""
+    if parallel == "fsdp":
+        return [*model.encoder.transformer, *model.decoder.transformer]
+    return [model.encoder, model.decoder]
+
+
 @contextmanager
 def recomputed(*modules: nn.Module) -> Iterator[None]:
     """Within, the activations of these modules are computed again in the backward, call by call."""

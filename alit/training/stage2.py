@@ -143,7 +143,9 @@ class Stage2:
         self.modules: dict[str, nn.Module] = {"model": model}
         if self.critics.discriminators is not None:
             judges = self.critics.discriminators
-            self.judges = distributed(DiscriminatorModule(self.critics), [], own, "ddp")
+            shared = len(judges) == 1
+            judging = DiscriminatorModule(self.critics)
+            self.judges = distributed(judging, [], own, "ddp", all_used=shared)
             self.optimisers["discriminators"] = Optimiser(list(judges.named_parameters()), config)
             self.modules["discriminators"] = judges
 

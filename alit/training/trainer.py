@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
+from ..files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
@@ -27,7 +28,7 @@ from .optimisation import schedule
 from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
 from .processes import Processes, processes
 from .shards import ShardBatches, ShardStream, is_shards
-from .stage1 import recomputed
+from .stage1 import recomputed, recomputed_parts
 from .stages import build_stage
 
 
@@ -114,7 +115,7 @@ class _Run:
         stack.enter_context(restoring_flags(self.model))
         self.stage = build_stage(self.model, config, own)
         if config.activation_checkpointing:
-            stack.enter_context(recomputed(self.model.encoder, self.model.decoder))
+            stack.enter_context(recomputed(*recomputed_parts(self.model, config.parallel)))
         self.step, data = 0, None
         if source is not None:
             data = checkpoints.load(source, self.tensors(), own)
@@ -127,7 +128,8 @@ class _Run:
         if self.output is not None and own.first:
             self.log = Log(self.output, self.step, tensorboard=config.tensorboard)
             stack.callback(self.log.close)
-            (self.output / "config.json").write_text(json.dumps(config.asdict(), indent=1) + "\n")
+            with replacing(self.output / "config.json") as file:
+                file.write_text(json.dumps(config.asdict(), indent=1) + "\n")
 
     def _checkpoint(self, resume: bool, allow_changes: bool) -> Path | None:
         """The checkpoint to go on from: the same in all processes."""
@@ -288,6 +290,7 @@ class _Run:
 
     def _result(self) -> Result:
         state = averaged_state(self.stage)
+        del self.stage  # its data-parallel wrapper holds the process group, which ends now
         self.stack.close()
         model = rebuilt(self.model, state, sharded=self.config.parallel == "fsdp")
         return Result(model, self.step, list(self.unreadable))

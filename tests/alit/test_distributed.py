@@ -45,7 +45,7 @@ def launch(folder: Path, output: Path, processes: int, restarts: int = 0, **fiel
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -64,10 +64,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
-@pytest.mark.skipif(
-    os.environ.get("ALIT_TEST_RESTART") != "1",
-    reason="gloo sometimes hangs after the loss of a process; make test-full runs it",
-)
 def test_a_killed_worker_restarts_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """Four steps, a kill, four steps from the checkpoint: the same as eight straight."""
     model = {**SMALL, "ema_decay": 0.9}
@@ -93,10 +89,17 @@ def test_stage_2_on_two_processes(folder: Path, tmp_path: Path) -> None:
     launch(folder, tmp_path / "ddp", 2, **fields)
     launch(folder, tmp_path / "fsdp", 2, parallel="fsdp", **fields)
     expected = weights(tmp_path / "one")
+    # Keys' biases, and biases before a GroupNorm with a channel to a group, change no output: their gradient is
+    # rounding, of which AdamW makes steps.
+    idle = ("in_proj_bias", "upsample.conv.bias")
     for name in ("ddp", "fsdp"):
         got = weights(tmp_path / name)
+        assert got.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+            if not key.endswith(idle):
+                torch.testing.assert_close(
+                    got[key], value, rtol=1e-4, atol=1e-5, msg=f"{name} {key}"
+                )
     for name in ("loss", "discriminator_gradient_norm", "gradient_norm"):
         ddp, fsdp = (logged(tmp_path / run, name)[-1] for run in ("ddp", "fsdp"))
         torch.testing.assert_close(fsdp, ddp, rtol=1e-3, atol=0)
@@ -108,8 +111,10 @@ def test_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
     launch(folder, tmp_path / "one", 1, accumulate=2, **fields)
     launch(folder, tmp_path / "ddp", 2, **fields)
     launch(folder, tmp_path / "fsdp", 2, parallel="fsdp", **fields)
+    recomputing = {"parallel": "fsdp", "activation_checkpointing": True}
+    launch(folder, tmp_path / "recomputing", 2, **recomputing, **fields)
     expected = weights(tmp_path / "one")
-    for name in ("ddp", "fsdp"):
+    for name in ("ddp", "fsdp", "recomputing"):
         got = weights(tmp_path / name)
         assert got.keys() == expected.keys()
         for key, value in expected.items():

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
 from typer.testing import CliRunner
 
 from alit import AdaptiveTokenizer, DCTConfig, FixedLength
 from alit.cli import app
-from alit.evaluation import evaluate, thumbnail, thumbnail_side
+from alit.evaluation import Networks, evaluate, networks, thumbnail, thumbnail_side
 from alit.evaluation.evaluate import eight_bits
+from alit.evaluation.learned import INCEPTION, MISFIT
 from alit.images import load_square
+from alit.losses.perceptual import VGG16
 
 from .models import model
 
@@ -117,6 +122,110 @@ def test_a_perfect_model_beats_the_thumbnail(folder: Path) -> None:
     for row in evaluate(m, sorted(folder.iterdir())).lengths:
         assert row.model.l1 < 1e-3 < row.thumbnail.l1 and row.model.psnr > 60
         assert row.model.ssim > 0.999 > row.thumbnail.ssim
+
+
+class Distance(nn.Module):
+    """In place of LPIPS: a weighted mean squared difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (self.weight * (x - y).square()).mean((1, 2, 3))
+
+
+class Features(nn.Module):
+    """In place of Inception: a random projection of four block means, to as many features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(12, 4, generator=generator))
+
+    def forward(self, levels: torch.Tensor) -> torch.Tensor:
+        assert levels.dtype == torch.uint8
+        means = torch.nn.functional.adaptive_avg_pool2d(levels.float() / 255, 2)
+        return means.flatten(1) @ self.weight
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    difference = a.mean(0) - b.mean(0)
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    return float(difference @ difference + np.trace(covariances[0] + covariances[1] - 2 * root))
+
+
+def torchmetrics_fails() -> bool:
+    """Where a torchvision is installed that does not fit torch, which no package of this project asks for."""
+    try:
+        import torchmetrics.image  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.skipif(torchmetrics_fails(), reason=MISFIT)
+def test_metrics_of_other_networks(folder: Path) -> None:
+    """LPIPS and rFID of every length against their definitions, with small networks in their place."""
+    random = np.random.default_rng(1)
+    for index in range(4, 9):
+        pixels = random.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((16, 16)).save(folder / f"{index}.png")
+    m, files = small(), sorted(folder.iterdir())
+    distance, features = Distance(), Features()
+    result = evaluate(m, files, batch_size=3, networks=Networks(distance, features))
+    plain = evaluate(m, files, batch_size=3)
+    x = torch.stack([load_square(file, 16) for file in files if file.name != "3.png"])
+    with torch.no_grad():
+        real = features((x * 255).round().byte()).double().numpy()
+        for row, without in zip(result.lengths, plain.lengths, strict=True):
+            assert (without.model.lpips, without.model.rfid) == (None, None)
+            assert without.model.l1 == row.model.l1
+            y = (m.decode(m.encode(x, FixedLength(row.tokens))).clamp(0, 1) * 255).round() / 255
+            z = (thumbnail(x, row.bits).clamp(0, 1) * 255).round() / 255
+            for quality, shown in ((row.model, y), (row.thumbnail, z)):
+                assert quality.lpips == pytest.approx(float(distance(x, shown).mean()), abs=1e-4)
+                expected = frechet(real, features((shown * 255).round().byte()).double().numpy())
+                assert quality.rfid == pytest.approx(expected, rel=2e-2, abs=1e-3)
+    with pytest.raises(ValueError, match="rFID is a distance of distributions: expected two"):
+        evaluate(m, files[:1], networks=Networks(None, features))
+
+
+def test_networks_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    found = networks()
+    assert (found.perceptual, found.inception) == (None, None)
+    assert [x.split(":")[0] for x in found.left_out] == ["LPIPS", "rFID"]
+    assert all("--fetch gets them" in x for x in found.left_out)
+    with pytest.raises(ValueError, match=r"weights of VGG16 cannot be had .*no network"):
+        networks(fetch=True)
+    # Files that are there and of no use leave a reason, not a column.
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    for url in (VGG16, INCEPTION):
+        (tmp_path / "hub/checkpoints" / Path(url).name).write_bytes(b"")
+    found = networks()
+    assert (found.perceptual, found.inception) == (None, None)
+    assert "VGG16 cannot be had" in found.left_out[0] and "torch-fidelity" in found.left_out[1]
+    path = tmp_path / "model.safetensors"
+    small().save_pretrained(path)
+    shown = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(folder)])
+    assert shown.exit_code == 0 and "left out LPIPS" in shown.output, shown.output
+    failed = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(folder), "--fetch"])
+    assert failed.exit_code == 1 and "error: perceptual: the weights of VGG16" in failed.output
+    monkeypatch.setattr(
+        "alit.evaluation.command.networks", lambda *a, **k: Networks(Distance(), Features())
+    )
+    shown = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(folder)])
+    assert shown.exit_code == 0 and "LPIPS" in shown.output and "rFID" in shown.output
 
 
 def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:

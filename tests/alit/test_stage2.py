@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from alit import AdaptiveTokenizer, CheckpointError, Quirks
-from alit.losses import Perceptual
+from alit.cli import app
+from alit.losses import PatchDiscriminator, Perceptual
 from alit.losses.stage2 import reconstruct
 from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
 from alit.training.processes import Processes
@@ -36,6 +38,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discriminators of an eighth of the width: less to compute and to write."""
+    monkeypatch.setattr("alit.training.stage2.PatchDiscriminator", lambda: PatchDiscriminator(8))
 
 
 def pictures(count: int = 4) -> Tensor:
@@ -417,6 +425,37 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CheckpointError, match="could not be read"):
         train(stage2(output=plain, steps=2, **fields), resume=True, allow_changes=True)
     assert train(other, resume=True, allow_changes=True).steps == 2
+
+
+def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """The cheap form as documented, then with discriminators, then without a net for LPIPS."""
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    command = ["train", "--stage", "2", "--start-from", started(tmp_path), "--data", str(folder)]
+    command += ["--steps", "1", "--batch-size", "2", "--device", "cpu", "--set", "workers=0"]
+
+    def run(name: str, *options: str) -> Any:
+        return CliRunner().invoke(app, [*command, "--output", str(tmp_path / name), *options])
+
+    cheap = ("--perceptual", "off", "--set", "gan_schedule=[]", "--set", "train_base=false")
+    done = run("cheap", *cheap)
+    assert done.exit_code == 0 and "after 1 steps" in " ".join(done.output.split()), done.output
+    done = run("judged", "--set", "perceptual=off", "--set", "gan_schedule=[[0.0, 0.1]]")
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "judged/log.jsonl").read_text())
+    assert "real_0" in record
+    failed = run("offline")
+    assert failed.exit_code == 1 and "Traceback" not in failed.output
+    assert "or train without it: --perceptual off" in failed.output
+    start, trained = (
+        load_file(tmp_path / "start.safetensors"),
+        load_file(tmp_path / "cheap/model.safetensors"),
+    )
+    frozen = [name for name in start if name.startswith("base_tokenizer.")]
+    assert frozen and all(torch.equal(start[name], trained[name]) for name in frozen)
 
 
 def test_configuration_of_stage_2(tmp_path: Path) -> None:

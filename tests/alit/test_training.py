@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.cpp_extension
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +29,7 @@ from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, t
 from alit.training.optimisation import MovingAverage, Optimiser, schedule
 from alit.training.processes import Processes
 from alit.training.stage1 import Stage1, iterations_of, recomputed
+from alit.training.stages import build_stage
 
 from .models import BASES, VARIANTS, images, model
 
@@ -212,6 +218,30 @@ def test_compiled_blocks_have_no_graph_break() -> None:
     assert 1 <= len(compiled) <= 2 * 4
 
 
+@pytest.mark.skipif(
+    shutil.which(torch.utils.cpp_extension.get_cxx_compiler()) is None,
+    reason="the default backend of torch.compile needs a C++ compiler",
+)
+def test_compiled_run_is_the_plain_one() -> None:
+    """``compile: true`` with the default backend: one graph for all lengths, no graph break, the same losses."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for compiled, seen in losses.items():
+        fields: dict[str, Any] = {"steps": 2, "warmup": 0.0, "compile": compiled}
+
+        def on_log(record: dict[str, float], seen: list[float] = seen) -> None:
+            seen.append(record["loss"])
+
+        train(config(**fields), model=model(), images=images(4), on_log=on_log)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert losses[True][0] != losses[True][1]
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1
+    assert sum(counters["inductor"].values()) > 0
+
+
 def test_iterations_drawn() -> None:
     fields = config(iterations_per_step=2, first_only=0.25)
     assert iterations_of(config(), 8, 0, 0.0) == list(range(8))
@@ -301,7 +331,48 @@ def test_no_synchronisation_in_a_step(base: str, halting: str) -> None:
     assert [x for x in seen.places if x.rpartition(":")[2] not in allowed]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_no_synchronisation_on_a_gpu(stage: str) -> None:
+    device = torch.device("cuda")
+    fields = config(stage=stage, perceptual="off", gan_schedule=((0.0, 0.5),), device="cuda")
+    m = model("vqgan", image_size=(24, 24), iterations=2).to(device)
+    built = build_stage(m, fields, Processes(device))
+    x = torch.rand(2, 3, 24, 24, device=device)
+    built.step(0, 0.5, 1e-3, [x])  # allocations and choices of kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = built.step(0, 0.5, 1e-3, [x])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert float(terms["loss"]) > 0
+
+
 # Stop and go on.
+
+
+def test_ctrl_c_of_a_terminal(folder: Path, tmp_path: Path) -> None:
+    """SIGINT to the command and to its decoding workers: a checkpoint, exit status 130, and --resume goes on."""
+    run = tmp_path / "run"
+    options = config(data=str(folder), output=str(run), steps=100_000, workers=1).asdict()
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    command = [sys.executable, "-m", "alit.cli", "train", str(tmp_path / "config.json")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        log = run / "log.jsonl"
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+            time.sleep(0.1)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 130, said
+    steps = int(checkpoints.saved(run)[-1].name.rpartition("-")[2])
+    assert f"stopped by SIGINT after step {steps}; resume goes on from there" in said
+    assert "Traceback" not in said and steps >= 2
+    shorter = {**options, "steps": steps + 1}
+    resumed = train(TrainingConfig.from_mapping(shorter), resume=True, allow_changes=True)
+    assert resumed.steps == steps + 1
 
 
 @pytest.mark.parametrize(
@@ -320,7 +391,7 @@ def test_resume_bit_for_bit(folder: Path, tmp_path: Path, fields: dict[str, Any]
         if record["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="SIGTERM after step 3"):
+    with pytest.raises(Interrupted, match="SIGTERM after step 3; resume goes on from there"):
         train(config(output=str(stopped), **fields), on_log=stop)
     assert [x.name for x in checkpoints.saved(stopped)] == ["checkpoint-00000003"]
     result = train(config(output=str(stopped), **fields), resume=True)
