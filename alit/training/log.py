@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,16 @@ class Log:
             self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, float]) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        """Append a line.
+
+        Raises:
+            OSError: it could not be written; the message names the file.
+        """
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(f"{self.file.name}: could not be written ({error})") from error
         if self.writer is not None:
             for name, value in record.items():
                 if name != "step":
@@ -90,7 +99,8 @@ class Log:
             self.writer.add_image(name, image.float().clamp(0, 1).cpu().numpy(), step)
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # what could not be written has been reported
+            self.file.close()
         if self.writer is not None:
             self.writer.close()
 

@@ -469,6 +469,26 @@ def test_full_disk(folder: Path, tmp_path: Path) -> None:
     assert train(config(checkpoint_every=1, **fields), resume=True).steps == 2
 
 
+def test_full_disk_at_a_line_of_the_log(folder: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"data": str(folder), "output": str(tmp_path / "run"), "steps": 4}
+    before, size = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "run/log.jsonl"
+
+    def fill(record: dict[str, float]) -> None:
+        if record["step"] == 3:
+            limit = size.stat().st_size + 10
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"log\.jsonl: could not be written"):
+            train(config(checkpoint_every=2, **fields), on_log=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    # The line that was cut short is dropped, and the run goes on from its last checkpoint.
+    assert train(config(checkpoint_every=2, **fields), resume=True).steps == 4
+    lines = [json.loads(line)["step"] for line in size.read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
 def test_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"data": str(folder), "output": str(tmp_path / "run"), "steps": 1}
     train(config(**fields))
