@@ -121,9 +121,17 @@ class AdaptiveTokenizer(nn.Module):
         return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
     def reset_parameters(self) -> None:
-        """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5)."""
+        """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5).
+
+        The linear layers on both sides of the quantizer get weights normal(0, fan-in^-0.5), unless
+        ``Quirks.small_code_initialisation``.
+        """
         for module in (self.patch_embed, self.encoder, self.pre_quantizer_mlp, self.decoder):
             layers.initialise(module)
+        if not self.config.quirks.small_code_initialisation:
+            for layer in (self.pre_quantizer_mlp, getattr(self.decoder, "decoder_embed", None)):
+                if layer is not None:
+                    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         for name, parameter in self.named_parameters():
             if name.endswith(("_embedding", "_token", "_tokens")) and not name.startswith(
                 "base_tokenizer"

@@ -192,3 +192,14 @@ def test_compatibility_option() -> None:
         == Quirks.official()
     )
     assert AdaptiveTokenizerConfig.of_size("tiny").quirks == Quirks()
+
+
+def test_small_code_initialisation() -> None:
+    for small, expected in ((False, (128**-0.5, 12**-0.5)), (True, (0.02, 0.02))):
+        torch.manual_seed(0)
+        quirks = Quirks(small_code_initialisation=small)
+        m = AdaptiveTokenizer.from_size("nano", base="dct", quirks=quirks)
+        for layer, std in zip(
+            (m.pre_quantizer_mlp, m.decoder.decoder_embed), expected, strict=True
+        ):
+            assert abs(float(layer.weight.std()) / std - 1) < 0.15
