@@ -43,13 +43,16 @@ def _contests() -> dict[str, Contest]:
 
 @pytest.fixture
 def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
-    """``race(group, name, make, rounds=9)``: make the contest of ``group`` once, and report its contender ``name``."""
+    """``race(group, name, make, rounds=9, warmup=2)``: make the contest of ``group`` once, and report its contender ``name``."""
 
-    def report(group: str, name: str, make: Callable[[], Contest], rounds: int = 9) -> None:
+    def report(
+        group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 2
+    ) -> None:
         if group not in _contests:
-            _contests.clear()  # inputs of the case before are not needed any more
+            _contests.clear()  # inputs and compiled code of the case before are not needed any more
+            torch._dynamo.reset()
             _contests[group] = make()
-            _contests[group].run(rounds=3 if quick else rounds)
+            _contests[group].run(min(rounds, 3) if quick else rounds, warmup)
         contest = _contests[group]
         failure = contest.failures.get(name)
         if isinstance(failure, Absent):
