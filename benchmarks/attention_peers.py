@@ -1,8 +1,8 @@
 """Attention by others, one small adapter each: packed inputs in the layout that the peer wants -> call.
 
-A call returns ``[out]``, or ``[out, dq, dk, dv]`` where gradients are asked for, each as packed rows (T, H, D) or padded
-(B, N, H, D). Layouts are made outside the call. Where lengths differ, peers that know no packed rows get padded ones and
-a key mask.
+A call returns ``[out]``, or ``[out, dq, dk, dv]`` where gradients are asked for, each as packed rows (T, H, D) or
+padded (B, N, H, D). Layouts are made outside the call. Where lengths differ, peers that know no packed rows get padded
+ones and a key mask.
 """
 
 from __future__ import annotations
@@ -147,9 +147,7 @@ def flex(problem: Problem) -> Call:
         lambda b, h, i, j: sequence[i] == sequence[j], None, None, len(rows), len(rows), DEVICE
     )
     inputs = [x.transpose(0, 1)[None] for x in problem.packed()]
-    return problem.call(
-        partial(function, block_mask=mask), inputs, lambda x: x[0].transpose(0, 1)
-    )
+    return problem.call(partial(function, block_mask=mask), inputs, lambda x: x[0].transpose(0, 1))
 
 
 def xformers(problem: Problem) -> Call:

@@ -16,6 +16,9 @@ THREADS = 2
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="small shapes, few rounds")
+    parser.addoption(
+        "--compiled", action="store_true", help="torch.compile whole models on a CPU too"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,13 +40,18 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
+def with_compiled(request: pytest.FixtureRequest) -> bool:
+    return DEVICE == "cuda" or bool(request.config.getoption("--compiled"))
+
+
+@pytest.fixture(scope="session")
 def _contests() -> dict[str, Contest]:
     return {}
 
 
 @pytest.fixture
 def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
-    """``race(group, name, make, rounds=9, warmup=2)``: make the contest of ``group`` once, and report its contender ``name``."""
+    """``race(group, name, make, rounds=9, warmup=2)``: make the contest of ``group`` once, report contender ``name``."""
 
     def report(
         group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 2

@@ -17,7 +17,15 @@ from .timing import OtherLoad, peak_megabytes, samples_in_turns, take_turns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Distributions whose versions a result notes.
-PEERS = ("torch", "triton", "faiss-cpu", "flash-kmeans", "vector-quantize-pytorch", "xformers", "flash-attn")
+PEERS = (
+    "torch",
+    "triton",
+    "faiss-cpu",
+    "flash-kmeans",
+    "vector-quantize-pytorch",
+    "xformers",
+    "flash-attn",
+)
 
 
 class Absent(Exception):
