@@ -51,7 +51,7 @@ def _contests() -> dict[str, Contest]:
 
 @pytest.fixture
 def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
-    """``race(group, name, make, rounds=9, warmup=2)``: make the contest of ``group`` once, report contender ``name``."""
+    """``race(group, name, make, rounds=9, warmup=2)``: report ``name`` of the contest of ``group``, made once."""
 
     def report(
         group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 2
