@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from .contest import DEVICE, REPLAY, Absent, Contest, ceilings
+from .contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
 from .timing import machine
-
-THREADS = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .timing import OtherLoad, peak_megabytes, samples_in_turns, take_turns
+from alit.files import replacing
+
+from .timing import OtherLoad, machine, peak_megabytes, samples_in_turns, take_turns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: Of torch, on the CPU.
+THREADS = 2
 #: Distributions whose versions a result notes.
 PEERS = (
     "torch",
@@ -145,3 +152,16 @@ class Replay:
 
 
 REPLAY = Replay()
+
+
+def main() -> None:
+    """Write machine, versions and ceilings to a file: ``python -m benchmarks.contest FILE``."""
+    torch.set_num_threads(THREADS)
+    content = {"machine": machine(), "versions": versions(), "ceilings": ceilings()}
+    with replacing(Path(sys.argv[1])) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
+    print(content)
+
+
+if __name__ == "__main__":
+    main()
