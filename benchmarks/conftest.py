@@ -29,7 +29,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info["alit"] = machine() | {"device": DEVICE, "ceilings": ceilings()}
+    del machine_info["node"]
+    arguments = [x for x in config.invocation_params.args if not x.startswith("--benchmark-json")]
+    machine_info["alit"] = machine() | {
+        "command": " ".join(["pytest", *arguments]),
+        "device": DEVICE,
+        "ceilings": ceilings(),
+    }
 
 
 @pytest.fixture(scope="session")

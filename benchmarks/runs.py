@@ -62,7 +62,8 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
         ValueError: no part, or parts of different machines or days.
     """
     runs = list(runs)
-    machines = [{k: v for k, v in run.machine.items() if k != "ceilings"} for run in runs]
+    own = ("ceilings", "command")
+    machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
         raise ValueError(f"--merge: expected parts of one machine and day, got {machines}")
     ceilings = {
