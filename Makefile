@@ -55,7 +55,6 @@ GPU_PYTHON ?= $(if $(REHEARSAL),$(BIN)/python,python3)
 OUT ?= gpu_report
 
 gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
-	$(if $(REHEARSAL),$(BIN)/python -m pip install --quiet --editable ".[bench]")
 	$(GPU_PYTHON) -m benchmarks.gpu $* --out $(OUT) $(if $(REHEARSAL),--rehearsal)
 
 clean:
