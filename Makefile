@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full lint format sanitize bench gpu-test gpu-report clean
+.PHONY: setup demo test test-full lint format sanitize bench gpu-test gpu-report gpu-tune clean
 
 setup: $(READY)
 
@@ -49,25 +49,13 @@ bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json
 
-# On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter. REHEARSAL=1 runs the same on the CPU, small.
-GPU_PYTHON ?= python3
+# On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter, OUT the folder of logs and results. Each
+# goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.
+GPU_PYTHON ?= $(if $(REHEARSAL),$(BIN)/python,python3)
 OUT ?= gpu_report
-ifdef REHEARSAL
-GPU_PYTHON := $(BIN)/python
-GPU_TESTS := tests/alit_kernels/test_soft_codebook.py
-GPU_BENCHMARKS := --quick
-else
-GPU_TESTS := tests/alit_kernels
-endif
 
-gpu-test: $(if $(REHEARSAL),setup)
-	$(if $(REHEARSAL),,$(GPU_PYTHON) setup.py build_ext --inplace)
-	$(GPU_PYTHON) -m pytest $(GPU_TESTS)
-
-gpu-report: $(if $(REHEARSAL),setup)
-	mkdir -p $(OUT)
-	$(GPU_PYTHON) -m pytest benchmarks $(GPU_BENCHMARKS) --benchmark-json=$(OUT)/gpu.json
-	$(GPU_PYTHON) -m benchmarks.report $(OUT)/gpu.json --output $(OUT)
+gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
+	$(GPU_PYTHON) -m benchmarks.gpu $* --out $(OUT) $(if $(REHEARSAL),--rehearsal)
 
 clean:
 	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output

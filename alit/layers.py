@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from alit_kernels.nn import SelfAttention
 
@@ -10,7 +11,10 @@ from .config import TransformerConfig
 
 
 class MLP(nn.Module):
-    """Two linear layers with exact GELU, hidden width 4 C."""
+    """Two linear layers with exact GELU, hidden width 4 C.
+
+    What the GELU returns is a quarter of what a block would keep for its backward; it is computed again there instead.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -18,7 +22,13 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
+        hidden = self.c_fc(x)
+        if not hidden.requires_grad:
+            return self._project(hidden)
+        return checkpoint(self._project, hidden, use_reentrant=False, preserve_rng_state=False)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        return self.c_proj(nn.functional.gelu(hidden))
 
 
 class Block(nn.Module):

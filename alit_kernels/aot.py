@@ -312,7 +312,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         content = {"triton": triton.__version__, "results": [asdict(r) for r in results]}
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        temporary = options.json.with_name(f".{options.json.name}.part")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(options.json)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0

@@ -16,6 +16,9 @@ from torch.nn.functional import cross_entropy, linear, mse_loss, normalize, one_
 from alit import AdaptiveTokenizer
 from alit.base.interface import BaseTokens, Prediction, to_rows
 from alit.losses import stage1_loss
+from alit.losses.stage1 import WEIGHTS
+from alit.training.config import TrainingConfig
+from alit.training.optimisation import Optimiser
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import SelfAttention, VectorQuantizer
 
@@ -93,17 +96,63 @@ def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
     return model
 
 
-def step(model: AdaptiveTokenizer, images: Tensor, *, reads: bool) -> Tensor:
-    """One stage-1 step's loss and gradients; ``reads``: the host waits for every term of every iteration."""
-    model.zero_grad(set_to_none=True)
-    loss = stage1_loss(model, images)
-    if reads:
-        for term in loss.iterations.values():
-            assert all(value is None or value.item() == value.item() for value in term)
-    loss.total.backward()
-    return loss.total.detach()
+class Step:
+    """One stage-1 training step: loss of all iterations, gradients, clipping at 3, AdamW.
 
+    The learning rate is 0, so all of its work is done and every step still sees the same weights: every loss and every
+    gradient norm can be held against the first.
 
-def gradient_norm(model: AdaptiveTokenizer) -> Tensor:
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)
+    Args:
+        model: in training mode, its base tokenizer frozen.
+        images: (B, 3, height, width).
+        published: as the published code goes about it: the host waits for the terms of every iteration, and torch's
+            plain AdamW. Otherwise as ``alit train`` does.
+    """
+
+    def __init__(self, model: AdaptiveTokenizer, images: Tensor, *, published: bool) -> None:
+        self.model, self.images, self.published = model, images, published
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in trained]
+        config = TrainingConfig()
+        self.optimiser = None if published else Optimiser(trained, config)
+        self.adamw = torch.optim.AdamW(
+            self.parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.clip = config.clip
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm."""
+        loss = self.loss()
+        loss.backward()
+        return loss.detach(), self.optimise()
+
+    def loss(self) -> Tensor:
+        if not self.published:
+            return stage1_loss(self.model, self.images).total
+        total = torch.zeros((), device=self.images.device)
+        for iteration in self.model.rollout(self.images):
+            prediction, quantized = iteration.prediction, iteration.bottleneck.quantized
+            assert (
+                prediction is not None and prediction.nll_BN is not None and quantized is not None
+            )
+            weight = WEIGHTS[iteration.index] if iteration.index < len(WEIGHTS) else 1.0
+            nll = prediction.nll_BN.mean()
+            code = mse_loss(prediction.code_BNC, iteration.base.code_BNC)
+            total = total + weight * nll + code + quantized.loss
+            self.logged = [term.item() for term in (nll, code, quantized.loss)]
+        return total
+
+    def optimise(self) -> Tensor:
+        """Clip, step, drop the gradients; the gradient norm before clipping."""
+        if self.optimiser is not None:
+            return self.optimiser.step(0.0)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, and two moments of each that is trained: what is there between steps."""
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return weights + 2 * sum(p.numel() * p.element_size() for p in self.parameters)

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from .contest import DEVICE, REPLAY, Absent, Contest, ceilings
+from .contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
 from .timing import machine
-
-THREADS = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="small shapes, few rounds")
+    parser.addoption(
+        "--compiled", action="store_true", help="torch.compile whole models on a CPU too"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,12 +29,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    machine_info["alit"] = machine() | {"device": DEVICE, "ceilings": ceilings()}
+    del machine_info["node"]
+    arguments = [x for x in config.invocation_params.args if not x.startswith("--benchmark-json")]
+    machine_info["alit"] = machine() | {
+        "command": " ".join(["pytest", *arguments]),
+        "device": DEVICE,
+        "ceilings": ceilings(),
+    }
 
 
 @pytest.fixture(scope="session")
 def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def with_compiled(request: pytest.FixtureRequest) -> bool:
+    return DEVICE == "cuda" or bool(request.config.getoption("--compiled"))
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +55,16 @@ def _contests() -> dict[str, Contest]:
 
 @pytest.fixture
 def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
-    """``race(group, name, make, rounds=9)``: make the contest of ``group`` once, and report its contender ``name``."""
+    """``race(group, name, make, rounds=9, warmup=2)``: report ``name`` of the contest of ``group``, made once."""
 
-    def report(group: str, name: str, make: Callable[[], Contest], rounds: int = 9) -> None:
+    def report(
+        group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 2
+    ) -> None:
         if group not in _contests:
-            _contests.clear()  # inputs of the case before are not needed any more
+            _contests.clear()  # inputs and compiled code of the case before are not needed any more
+            torch._dynamo.reset()
             _contests[group] = make()
-            _contests[group].run(rounds=3 if quick else rounds)
+            _contests[group].run(min(rounds, 3) if quick else rounds, warmup)
         contest = _contests[group]
         failure = contest.failures.get(name)
         if isinstance(failure, Absent):

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
+import json
+import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .timing import peak_megabytes, samples_in_turns, take_turns
+from alit.files import replacing
+
+from .timing import OtherLoad, machine, peak_megabytes, samples_in_turns, take_turns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: Of torch, on the CPU.
+THREADS = 2
+#: Distributions whose versions a result notes.
+PEERS = (
+    "torch",
+    "triton",
+    "faiss-cpu",
+    "flash-kmeans",
+    "vector-quantize-pytorch",
+    "xformers",
+    "flash-attn",
+)
 
 
 class Absent(Exception):
@@ -34,16 +54,21 @@ class Contest:
         prepare: name -> function that returns the call to time, or raises :class:`Absent`.
         verify: takes what a contender returned; raises ``AssertionError`` where it is wrong.
         work: of one call.
+        notes: more for the result file, for all contenders.
+        inspect: takes a contender's name and call after the race; more for the result file.
     """
 
     prepare: Mapping[str, Callable[[], Callable[[], Any]]]
     verify: Callable[[Any], None]
     work: Work
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    inspect: Callable[[str, Callable[[], Any]], Mapping[str, Any]] = lambda name, call: {}
     calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
+    other_load: OtherLoad = field(default_factory=OtherLoad)
 
-    def run(self, rounds: int) -> None:
+    def run(self, rounds: int, warmup: int = 2) -> None:
         """Verify every contender, then time those that are right."""
         for name, prepare in self.prepare.items():
             try:
@@ -53,11 +78,12 @@ class Contest:
                 self.failures[name] = error
             else:
                 self.calls[name] = call
-        self.samples = samples_in_turns(self.calls, rounds=rounds, warmup=2)
+        with self.other_load:
+            self.samples = samples_in_turns(self.calls, rounds=rounds, warmup=warmup)
 
     def info(self, name: str) -> dict[str, Any]:
         """What the report needs beside the times."""
-        seconds = sorted(self.samples[name])[len(self.samples[name]) // 2]
+        seconds = statistics.median(self.samples[name])
         ceiling = ceilings()
         rates = {
             "gigabytes_per_second": self.work.bytes / seconds / 1e9,
@@ -71,7 +97,22 @@ class Contest:
             "percent_of_copy": 100 * rates["gigabytes_per_second"] / ceiling["copy_gigabytes"],
             "percent_of_matmul": 100 * rates["gigaflops"] / ceiling["matmul_gigaflops"],
             "peak_megabytes": peak_megabytes(self.calls[name]),
+            "other_load_percent": self.other_load.percent,
+            "versions": versions(),
+            "gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
+            **self.notes,
+            **self.inspect(name, self.calls[name]),
         }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of torch and of every peer that is installed."""
+    found = {}
+    for name in PEERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache
@@ -111,3 +152,16 @@ class Replay:
 
 
 REPLAY = Replay()
+
+
+def main() -> None:
+    """Write machine, versions and ceilings to a file: ``python -m benchmarks.contest FILE``."""
+    torch.set_num_threads(THREADS)
+    content = {"machine": machine(), "versions": versions(), "ceilings": ceilings()}
+    with replacing(Path(sys.argv[1])) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
+    print(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,8 +20,10 @@ def need(module: str, install: str) -> Any:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` of an eager formulation; compiled in the verifying call, outside the time."""
-    torch._dynamo.reset()
+    """``torch.compile`` of an eager formulation; compiled in the verifying call, outside the time.
+
+    Every contest starts with an empty cache (see ``conftest.py``).
+    """
     return torch.compile(function, dynamic=False)
 
 

@@ -1,9 +1,14 @@
-"""Model paths: stage-1 training step, encoding with a length per picture, decoding. VQGAN base, float32."""
+"""Model paths: stage-1 training step, encoding, decoding. ``tiny`` on the published VQGAN, random weights, float32.
+
+On a GPU the step is that of ``base`` in bfloat16 autocast too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +18,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from alit import AdaptiveTokenizer, FixedLength, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 
-from .baseline import eager_copy, gradient_norm, step
-from .contest import DEVICE, Contest, Work
+from .baseline import Step, eager_copy
+from .breakdown import breakdown
+from .contest import DEVICE, Absent, Contest, Work
+from .timing import peak_megabytes
 
-#: Tokens of eight pictures: 96 on average.
-LENGTHS = (32, 32, 64, 64, 96, 96, 128, 256)
+GPU = DEVICE == "cuda"
+#: Tokens of each picture: 96 on average.
+LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 64, 96, 192)
+ROUNDS = 9 if GPU else 2
+WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
 
 
-def model(quick: bool) -> AdaptiveTokenizer:
-    """``tiny`` on the published VQGAN, random weights; for ``--quick`` two narrow layers and 64 x 64 pixels."""
+def model(quick: bool, size: str = "tiny") -> AdaptiveTokenizer:
+    """For ``--quick`` two narrow layers and 64 x 64 pixels."""
     torch.manual_seed(0)
     if not quick:
-        return AdaptiveTokenizer.from_size("tiny", base="vqgan").to(DEVICE)
+        return AdaptiveTokenizer.from_size(size, base="vqgan").to(DEVICE)
     base = VQGANConfig(latent_channels=32, num_codes=64, channels=32, blocks=1)
     width = TransformerConfig(64, 2, 2)
     config = AdaptiveTokenizerConfig(
@@ -34,39 +44,103 @@ def model(quick: bool) -> AdaptiveTokenizer:
 
 
 def pictures(ours: AdaptiveTokenizer, count: int) -> Tensor:
-    return torch.rand(count, 3, *ours.config.image_size, device=DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, *ours.config.image_size, generator=generator).to(DEVICE)
 
 
-def stage1(quick: bool) -> Contest:
-    ours = model(quick).train()
+class Case:
+    """A step's size, pictures and precision."""
+
+    def __init__(self, size: str, batch: int, dtype: torch.dtype = torch.float32) -> None:
+        self.size, self.batch, self.dtype = size, batch, dtype
+        self.half = dtype != torch.float32
+        self.name = f"stage-1 step {size} {str(dtype).removeprefix('torch.')} batch {batch}"
+
+
+STEPS = (Case("tiny", 32), Case("base", 32, torch.bfloat16)) if GPU else (Case("tiny", 2),)
+
+
+def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
+    """A step on a copy of the model; compiled: its blocks, as ``alit train`` does on request."""
+    eager = name.startswith("eager")
+    copied = eager_copy(model) if eager else copy.deepcopy(model)
+    if name.endswith("compiled"):
+        for block in (*copied.encoder.transformer, *copied.decoder.transformer):
+            block.compile(fullgraph=True, dynamic=True)
+    return Step(copied, images, published=eager)
+
+
+def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
+    ours = model(quick, case.size).train()
     ours.base_tokenizer.requires_grad_(False)
-    eager = eager_copy(ours)
-    images = pictures(ours, 2 if DEVICE == "cpu" else 32)
-    with FlopCounterMode(display=False) as counter:
-        loss = step(eager, images, reads=False)
-    norm = gradient_norm(eager)
+    images = pictures(ours, case.batch)
+    steps: dict[str, Step] = {}
 
-    def run(contender: AdaptiveTokenizer, reads: bool) -> tuple[Tensor, Tensor]:
-        return step(contender, images, reads=reads), gradient_norm(contender)
+    def autocast() -> torch.autocast:
+        return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=case.half)
 
-    calls = {"ours": partial(run, ours, False), "eager baseline": partial(run, eager, True)}
+    def prepare(name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        if name.endswith("compiled") and not with_compiled:
+            raise Absent("compiling takes minutes on the CPU; --compiled runs it")
+        step = steps[name] = contender(name, ours, images)
+
+        def call() -> tuple[Tensor, Tensor]:
+            with autocast():
+                return step()
+
+        return call
+
+    with autocast(), FlopCounterMode(display=False) as counter:
+        expected = contender("eager baseline", ours, images)()
+
+    def verify(result: tuple[Tensor, Tensor]) -> None:
+        tolerance = 2e-2 if case.half else 1e-4
+        torch.testing.assert_close(result, expected, rtol=tolerance, atol=1e-5)
+
+    def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
+        parts: dict[str, float] = {}
+        with autocast():
+            peak = peak_megabytes(lambda: parts.update(breakdown(steps[name])))
+        return {
+            "parts": parts,
+            "peak_megabytes": peak,
+            "state_megabytes": steps[name].state_bytes / 1e6,
+        }
+
     return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
-        lambda result: torch.testing.assert_close(result, (loss, norm), rtol=1e-4, atol=1e-5),
+        {name: partial(prepare, name) for name in CONTENDERS},
+        verify,
         Work(flops=counter.get_total_flops()),
+        notes={"images": case.batch},
+        inspect=inspect,
     )
 
 
-@pytest.mark.parametrize("name", ("ours", "eager baseline"))
-def test_stage1_step(name: str, race: Callable, quick: bool) -> None:
-    race("stage-1 step", name, lambda: stage1(quick), rounds=3)
+CONTENDERS = ("ours", "eager baseline", "ours, compiled", "eager baseline, compiled")
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("case", STEPS, ids=lambda case: case.size)
+def test_stage1_step(
+    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool
+) -> None:
+    race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS, WARMUP)
+
+
+def agreement(found: list[Tensor], expected: list[Tensor]) -> None:
+    """A vector halfway between two codes may fall to either in a batch of another shape."""
+    for indices, right in zip(found, expected, strict=True):
+        share = float((indices == right).float().mean())
+        assert share > 0.99, f"{1 - share:.1%} of the indices differ from those of a picture alone"
 
 
 def encoding(quick: bool) -> Contest:
     """One length per picture: each leaves the batch when it has its tokens, or all run through every iteration."""
     ours = model(quick).eval()
     images = pictures(ours, len(LENGTHS))
-    expected = [ours.encode(images[i : i + 1], FixedLength(n)) for i, n in enumerate(LENGTHS)]
+    expected = [
+        ours.encode(images[i : i + 1], FixedLength(n)).indices for i, n in enumerate(LENGTHS)
+    ]
     step = ours.config.latents_per_iteration
 
     @torch.no_grad()
@@ -86,31 +160,64 @@ def encoding(quick: bool) -> Contest:
         return [tokens[i].indices for i in range(len(LENGTHS))]
 
     calls = {"ours": with_lengths, "every iteration for all": all_iterations}
-
-    def verify(tokens: list[Tensor]) -> None:
-        for found, single in zip(tokens, expected, strict=True):
-            # A vector halfway between two codes may fall to either in a batch of another shape.
-            assert (found == single.indices).float().mean() > 0.99, "unlike a picture alone"
-
-    return Contest({n: lambda call=call: call for n, call in calls.items()}, verify, Work())
+    return Contest(
+        {name: lambda call=call: call for name, call in calls.items()},
+        lambda found: agreement(found, expected),
+        Work(),
+        notes={"images": len(LENGTHS)},
+    )
 
 
 @pytest.mark.parametrize("name", ("ours", "every iteration for all"))
 def test_encode_with_lengths(name: str, race: Callable, quick: bool) -> None:
-    race("encode 8 pictures, 96 tokens on average", name, lambda: encoding(quick), rounds=3)
+    group = f"encode {len(LENGTHS)} pictures, 96 tokens on average"
+    race(group, name, lambda: encoding(quick), ROUNDS, WARMUP)
 
 
-def decoding(quick: bool) -> Contest:
+def encoding_to(tokens: int, quick: bool) -> Contest:
+    """Every picture to the same number of tokens."""
     ours = model(quick).eval()
-    images = pictures(ours, len(LENGTHS))
-    tokens = ours.encode(images, FixedLength(LENGTHS))
-    expected = ours.decode(tokens)
+    eager = eager_copy(ours)
+    images = pictures(ours, 8 if GPU else 1)
+    expected = eager.encode(images, FixedLength(tokens)).indices
+    calls = {
+        "ours": lambda: [ours.encode(images, FixedLength(tokens)).indices],
+        "eager baseline": lambda: [eager.encode(images, FixedLength(tokens)).indices],
+    }
     return Contest(
-        {"ours": lambda: lambda: ours.decode(tokens)},
-        lambda result: torch.testing.assert_close(result, expected),
+        {name: lambda call=call: call for name, call in calls.items()},
+        lambda found: agreement(found, [expected]),
         Work(),
+        notes={"images": len(images), "tokens": tokens},
     )
 
 
-def test_decode(race: Callable, quick: bool) -> None:
-    race("decode 8 pictures, 96 tokens on average", "ours", lambda: decoding(quick), rounds=3)
+@pytest.mark.parametrize("name", ("ours", "eager baseline"))
+@pytest.mark.parametrize("tokens", (32, 64, 128, 256))
+def test_encode_to(tokens: int, name: str, race: Callable, quick: bool) -> None:
+    race(f"encode to {tokens} tokens", name, lambda: encoding_to(tokens, quick), ROUNDS, WARMUP)
+
+
+def decoding(quick: bool) -> Contest:
+    """Tokens of mixed lengths to pixels, as one packed batch or a picture at a time."""
+    ours = model(quick).eval()
+    images = pictures(ours, len(LENGTHS))
+    tokens = ours.encode(images, FixedLength(LENGTHS))
+
+    def alone() -> Tensor:
+        return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])
+
+    expected = alone()
+    calls = {"ours": lambda: ours.decode(tokens), "a picture at a time": alone}
+    return Contest(
+        {name: lambda call=call: call for name, call in calls.items()},
+        lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3),
+        Work(),
+        notes={"images": len(LENGTHS)},
+    )
+
+
+@pytest.mark.parametrize("name", ("ours", "a picture at a time"))
+def test_decode(name: str, race: Callable, quick: bool) -> None:
+    group = f"decode {len(LENGTHS)} pictures, 96 tokens on average"
+    race(group, name, lambda: decoding(quick), ROUNDS, WARMUP)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import functools
 import json
+import logging
+import os
 import platform
 import statistics
 import sys
@@ -15,6 +18,9 @@ from typing import Any
 
 import torch
 
+from alit.files import replacing
+
+_log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,13 +38,16 @@ def samples_in_turns(
     contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each contender; they run one after another in every round, so that drift hits all alike."""
-    clock = _device_seconds if torch.cuda.is_available() else _host_seconds
+    if torch.cuda.is_available():
+        clocks = {name: device_clock(call) for name, call in contenders.items()}
+    else:
+        clocks = {name: functools.partial(_host_seconds, call) for name, call in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
-        for name, call in contenders.items():
-            seconds = clock(call)
+        for name, seconds in clocks.items():
+            elapsed = seconds()
             if turn >= warmup:
-                times[name].append(seconds)
+                times[name].append(elapsed)
     return times
 
 
@@ -55,26 +64,48 @@ def _host_seconds(call: Callable[[], Any]) -> float:
     return seconds
 
 
-#: Calls in one CUDA graph where a single one is too short for two events to time.
-REPLAYS, SHORT = 20, 100e-6
+#: A call shorter than this many seconds is captured: two events cannot time it, and launches would be what is timed.
+SHORT = 100e-6
+#: Calls in one CUDA graph.
+REPLAYS = 20
+#: Bytes that push everything else out of any L2 when they are written.
+FLUSH = 2**28
 
 
-def _device_seconds(call: Callable[[], Any]) -> float:
-    """Time between two events, with a cold L2. Short launches are captured, and the graph's time is divided."""
-    seconds = _between_events(call)
-    if seconds >= SHORT:
-        return seconds
+def device_clock(call: Callable[[], Any]) -> Callable[[], float]:
+    """A function that runs ``call`` with a cold L2 and returns its seconds on the device.
+
+    Short calls are captured into a CUDA graph, each after a write that empties the cache; the time of a graph of the
+    writes alone is taken off. A short call that cannot be captured (it waits for the device) is timed between events.
+    """
+    flush = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
+    call()
+
+    def once() -> float:
+        flush.zero_()
+        return _between_events(call)
+
+    if min(once() for _ in range(3)) >= SHORT:
+        return once
+    writes = _captured(flush.zero_)
+    try:
+        both = _captured(lambda: (flush.zero_(), call()))
+    except RuntimeError as error:
+        _log.warning("not captured, timed with its launches: %s", error)
+        return once
+    return lambda: max(_between_events(both) - _between_events(writes), 0.0) / REPLAYS
+
+
+def _captured(call: Callable[[], Any]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(REPLAYS):
             call()
     graph.replay()
-    return _between_events(graph.replay) / REPLAYS
+    return graph.replay
 
 
 def _between_events(call: Callable[[], Any]) -> float:
-    # Larger than any L2; what it writes pushes everything else out.
-    torch.empty(2**28, dtype=torch.int8, device="cuda").zero_()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
@@ -84,9 +115,38 @@ def _between_events(call: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
+class OtherLoad:
+    """Within the context, how much of the machine's processors other processes used (Linux; None elsewhere)."""
+
+    percent: float | None = None
+
+    def __enter__(self) -> OtherLoad:
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._start and (end := self._now()):
+            total, busy, own = (b - a for a, b in zip(self._start, end, strict=True))
+            if total > 0:
+                self.percent = max(0.0, 100 * (busy - own) / total)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds of all processors, those in which they were busy, and those of this process and its children."""
+        file = Path("/proc/stat")
+        if not file.exists():
+            return None
+        ticks = [int(x) for x in file.read_text().splitlines()[0].split()[1:9]]
+        times, rate = os.times(), os.sysconf("SC_CLK_TCK")
+        own = sum(times[:4])
+        return sum(ticks) / rate, (sum(ticks) - ticks[3] - ticks[4]) / rate, own
+
+
 def peak_megabytes(call: Callable[[], Any]) -> float:
-    """Memory at the peak of ``call`` beyond what was in use before, output included; warmed up. Linux or CUDA."""
-    call()
+    """Memory at the peak of ``call`` beyond what was in use before, output included. Linux or CUDA.
+
+    ``call`` should have run before: what it makes once and keeps would count.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -129,5 +189,6 @@ def write(name: str, results: Mapping[str, Any], part: str = "") -> Path:
     path = RESULTS / (f"{name}-{part}.json" if part else f"{name}.json")
     command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "results": results}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
     return path

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from alit_kernels import _machine_code as machine
-from alit_kernels.aot import Result, compare
+from alit_kernels.aot import Build, Result, _faults, compare
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -101,6 +101,17 @@ def test_planted_faults(tmp_path: Path) -> None:
     assert uncovered == ["planted_kernels.forgotten: no build covers this kernel"]
     entry = next(r for r in json.loads(result.read_text())["results"] if r["label"] == "64 rows")
     assert entry["instructions"]["wgmma"] and entry["shared"] and 0 < entry["occupancy"] <= 1
+
+
+def test_too_much_shared_memory() -> None:
+    """Of what a block may have on each architecture, not of what a multiprocessor has."""
+    limits = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+    for arch, limit in limits.items():
+        fits = Result("m.k", "a", arch, 64, 0, limit, 0.5, {"all": 100}, "fma", {"fma": 9}, [])
+        assert _faults(Build(None, "a", {}), fits, {}) == []
+        over = Result(**{**vars(fits), "shared": limit + 1})
+        (fault,) = _faults(Build(None, "a", {}), over, {})
+        assert fault == f"shared memory: {limit + 1} bytes, at most {limit}"
 
 
 def test_compare() -> None:

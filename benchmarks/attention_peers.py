@@ -1,0 +1,188 @@
+"""Attention by others, one small adapter each: packed inputs in the layout that the peer wants -> call.
+
+A call returns ``[out]``, or ``[out, dq, dk, dv]`` where gradients are asked for, each as packed rows (T, H, D) or
+padded (B, N, H, D). Layouts are made outside the call. Where lengths differ, peers that know no packed rows get padded
+ones and a key mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from alit_kernels import attention, cumulative_offsets, unpack, varlen_attention
+
+from . import peers
+from .contest import DEVICE, Absent
+
+Call = Callable[[], list[Tensor]]
+
+
+class Problem:
+    """Packed queries, keys, values and output gradient (T, H, D) of sequences of the given lengths."""
+
+    def __init__(
+        self, lengths: tuple[int, ...], heads: int, head_dim: int, dtype: torch.dtype, step: bool
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.lengths, self.longest, self.step = lengths, max(lengths), step
+        self.equal = len(set(lengths)) == 1
+        size = (sum(lengths), heads, head_dim)
+        self.q, self.k, self.v, self.grad = (
+            torch.randn(size, generator=generator).to(DEVICE, dtype) for _ in range(4)
+        )
+        self.offsets = cumulative_offsets(torch.tensor(lengths, device=DEVICE))
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """(B, N) bool: positions of padded sequences that hold a row."""
+        lengths = torch.tensor(self.lengths, device=DEVICE)
+        return torch.arange(self.longest, device=DEVICE) < lengths[:, None]
+
+    def padded(self) -> list[Tensor]:
+        """q, k, v, grad as (B, N, H, D), zero beyond each length."""
+        return [
+            unpack(x, self.offsets, max_length=self.longest)
+            for x in (self.q, self.k, self.v, self.grad)
+        ]
+
+    def packed(self) -> list[Tensor]:
+        return [self.q, self.k, self.v, self.grad]
+
+    def call(
+        self, function: Callable[..., Any], inputs: list[Tensor], order: Callable = lambda x: x
+    ) -> Call:
+        """``function(q, k, v)`` and, for a step, its gradients; ``order`` brings results back to (..., H, D)."""
+        *leaves, grad = (x.detach().contiguous() for x in inputs)
+        if not self.step:
+
+            def forward() -> list[Tensor]:
+                with torch.no_grad():
+                    return [order(function(*leaves))]
+
+            return forward
+        leaves = [x.requires_grad_() for x in leaves]
+
+        def step() -> list[Tensor]:
+            out = function(*leaves)
+            return [order(x) for x in (out.detach(), *torch.autograd.grad(out, leaves, grad))]
+
+        return step
+
+
+def ours(problem: Problem) -> Call:
+    if problem.equal:
+        return problem.call(attention, problem.padded())
+    function = partial(varlen_attention, offsets=problem.offsets, max_length=problem.longest)
+    return problem.call(function, problem.packed())
+
+
+def _heads_first(problem: Problem, function: Callable[..., Tensor]) -> Call:
+    """``function`` takes (B, H, N, D) and a mask that broadcasts to (B, H, N, N), or None."""
+    mask = None if problem.equal else problem.inside[:, None, None]
+    inputs = [x.transpose(1, 2) for x in problem.padded()]
+    return problem.call(partial(function, mask=mask), inputs, lambda x: x.transpose(1, 2))
+
+
+def _materialised(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def eager(problem: Problem) -> Call:
+    return _heads_first(problem, _materialised)
+
+
+def compiled(problem: Problem) -> Call:
+    return _heads_first(problem, peers.compiled(_materialised))
+
+
+def sdpa(backend: SDPBackend, problem: Problem) -> Call:
+    """``scaled_dot_product_attention`` held to one backend, which says itself where it cannot run."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    call = _heads_first(problem, function)
+    try:
+        call()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise Absent(f"{backend.name} does not serve this case on {DEVICE}: {reason}") from error
+    return call
+
+
+def torch_varlen(problem: Problem) -> Call:
+    if DEVICE != "cuda":
+        raise Absent("torch.nn.attention.varlen needs a GPU")
+    module = peers.need("torch.nn.attention.varlen", "torch>=2.10")
+    longest, offsets = problem.longest, problem.offsets
+    return problem.call(
+        lambda q, k, v: module.varlen_attn(q, k, v, offsets, offsets, longest, longest),
+        problem.packed(),
+    )
+
+
+def flex(problem: Problem) -> Call:
+    """Compiled FlexAttention over packed rows; its block mask, a function of the lengths, is made outside the call."""
+    if DEVICE != "cuda" and problem.step:
+        raise Absent("FlexAttention has no backward on the CPU")
+    module = peers.need("torch.nn.attention.flex_attention", "torch>=2.5")
+    function = peers.compiled(module.flex_attention)
+    if problem.equal:
+        inputs = [x.transpose(1, 2) for x in problem.padded()]
+        return problem.call(function, inputs, lambda x: x.transpose(1, 2))
+    rows = torch.arange(len(problem.q), device=DEVICE, dtype=torch.int32)
+    sequence = torch.searchsorted(problem.offsets, rows, right=True)
+    mask = module.create_block_mask(
+        lambda b, h, i, j: sequence[i] == sequence[j], None, None, len(rows), len(rows), DEVICE
+    )
+    inputs = [x.transpose(0, 1)[None] for x in problem.packed()]
+    return problem.call(partial(function, block_mask=mask), inputs, lambda x: x[0].transpose(0, 1))
+
+
+def xformers(problem: Problem) -> Call:
+    ops = peers.need("xformers.ops", "xformers")
+    if DEVICE != "cuda":
+        raise Absent("xformers' memory-efficient attention needs a GPU")
+    if problem.equal:
+        return problem.call(ops.memory_efficient_attention, problem.padded())
+    bias = ops.fmha.BlockDiagonalMask.from_seqlens(list(problem.lengths))
+    inputs = [x[None] for x in problem.packed()]
+    function = partial(ops.memory_efficient_attention, attn_bias=bias)
+    return problem.call(function, inputs, lambda x: x[0])
+
+
+def flash_attention(problem: Problem) -> Call:
+    module = peers.need("flash_attn", "flash-attn")
+    if problem.equal:
+        return problem.call(module.flash_attn_func, problem.padded())
+    longest, offsets = problem.longest, problem.offsets
+    return problem.call(
+        lambda q, k, v: module.flash_attn_varlen_func(q, k, v, offsets, offsets, longest, longest),
+        problem.packed(),
+    )
+
+
+CONTENDERS: dict[str, Callable[[Problem], Call]] = {
+    "ours": ours,
+    "eager": eager,
+    "torch.compile": compiled,
+    "SDPA math": partial(sdpa, SDPBackend.MATH),
+    "SDPA flash": partial(sdpa, SDPBackend.FLASH_ATTENTION),
+    "SDPA efficient": partial(sdpa, SDPBackend.EFFICIENT_ATTENTION),
+    "SDPA cuDNN": partial(sdpa, SDPBackend.CUDNN_ATTENTION),
+    "torch varlen_attn": torch_varlen,
+    "FlexAttention": flex,
+    "xFormers": xformers,
+    "flash-attn": flash_attention,
+}

@@ -1,0 +1,207 @@
+"""Everything that needs a GPU, in parts: ``python -m benchmarks.gpu test|report|tune --out DIR``.
+
+Every part is a command with a time limit. Its output goes to ``DIR/PART.log`` and its outcome to ``DIR/parts.json``
+when it ends, so a run that is cut off leaves what it has found; the next one, of the same sources, goes on with what
+is missing or failed. ``report`` writes its tables and plots anew after every part. ``--rehearsal`` runs the same on a
+CPU, small. The exit status is 1 where a part failed; a part whose tool is not installed is reported as absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alit.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS, KERNELS = ROOT / "tests" / "alit_kernels", ROOT / "alit_kernels"
+#: Tests of compilers and emulation, which gain nothing from a GPU.
+WITHOUT_GPU = ("test_aot", "test_cuda", "test_extension")
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command; ``limit`` in seconds; ``tool`` must be on the path, and runs the command."""
+
+    name: str
+    command: tuple[str, ...]
+    limit: int = 120
+    tool: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def test_parts(out: Path, rehearsal: bool) -> list[Part]:
+    """All kernel tests, compute-sanitizer on a small set; the tests of graph capture and determinism are ``device``."""
+    pytest = (PYTHON, "-m", "pytest", "-q")
+    files = [p.stem for p in sorted(TESTS.glob("test_*.py")) if p.stem not in WITHOUT_GPU]
+    if rehearsal:
+        files = ["test_soft_codebook", "test_device"]
+    build = (
+        (PYTHON, "-m", "alit_kernels")
+        if rehearsal
+        else (PYTHON, "setup.py", "build_ext", "--inplace")
+    )
+    parts = [Part("extension", build, 240)]
+    parts += [Part(name, (*pytest, str(TESTS / f"{name}.py"))) for name in files]
+    small = (*pytest, str(TESTS / "test_device.py"), "-k", "test_same_bits_every_time")
+    for tool in ("memcheck", "racecheck"):
+        sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1")
+        parts.append(
+            Part(
+                *(tool, small, 180, () if rehearsal else sanitizer),
+                {"ALIT_TEST_REPEATS": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            )
+        )
+    return parts
+
+
+#: Per kernel: how busy the chip and the memory were, bytes, occupancy, and what it waited for.
+METRICS = (
+    "gpu__time_duration.sum",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__bytes.sum",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "sm__inst_executed_pipe_tensor.sum",
+    "launch__registers_per_thread",
+)
+
+
+def report_parts(out: Path, rehearsal: bool) -> list[Part]:
+    """The machine's ceilings, every suite of benchmarks, and hardware counters of the main kernels."""
+    suites = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
+    if rehearsal:
+        suites = ["test_soft_codebook", "test_models"]
+    parts = [Part("ceilings", (PYTHON, "-m", "benchmarks.contest", str(out / "ceilings.json")))]
+    for suite in suites:
+        arguments = (f"benchmarks/{suite}.py", f"--benchmark-json={out / suite}.json")
+        quick = ("--quick",) if rehearsal else ()
+        parts.append(Part(suite, (PYTHON, "-m", "pytest", "-q", *arguments, *quick), 240))
+    ncu = ("ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS))
+    kernels = (PYTHON, "-m", "benchmarks.kernels", *(("--rehearsal",) if rehearsal else ()))
+    return [*parts, Part("ncu", kernels, 120, () if rehearsal else ncu)]
+
+
+def tune_parts(out: Path, rehearsal: bool) -> list[Part]:
+    """The tuning script of every op that has one."""
+    extra = ("--rehearsal",) if rehearsal else ()
+    modules = sorted(f"alit_kernels.{p.parent.name}.tune" for p in KERNELS.glob("*/tune.py"))
+    return [Part(name, (PYTHON, "-m", name, *extra), 240) for name in modules]
+
+
+def run(part: Part, log: Path) -> dict[str, Any]:
+    """Run a part to its end or its limit."""
+    if part.tool and shutil.which(part.tool[0]) is None:
+        return {"outcome": "absent", "reason": f"{part.tool[0]} is not installed", "seconds": 0}
+    start = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*part.tool, *part.command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, **part.environment},
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(part.limit)
+            outcome = "passed" if status == 0 else f"failed ({status})"
+        except subprocess.TimeoutExpired:
+            outcome = f"cut off after {part.limit} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
+
+
+def revision() -> str:
+    """Of the sources, with what is not committed; outcomes of other ones are not taken over."""
+    commands = (["git", "rev-parse", "HEAD"], ["git", "diff", "HEAD"])
+    try:
+        head, changes = (
+            subprocess.run(c, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            for c in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "no git"
+    return f"{head.strip()}+{hash_of(changes)}" if changes else head.strip()
+
+
+def hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write(path: Path, content: Any) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_report(out: Path, rehearsal: bool) -> bool:
+    """Tables and plots of the suites that have finished; False where that fails."""
+    files = sorted(str(p) for p in out.glob("test_*.json"))
+    name = "rehearsal" if rehearsal else "gpu"
+    command = [PYTHON, "-m", "benchmarks.report", *files, "--merge", name, "--output", str(out)]
+    return not files or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def run_all(kind: str, parts: list[Part], out: Path, rehearsal: bool) -> bool:
+    """Run what is missing, keep the record, print a line for each part; whether nothing failed."""
+    record, now = out / "parts.json", revision()
+    known = json.loads(record.read_text()) if record.exists() else {}
+    good = True
+    for part in parts:
+        key, command = f"{kind} {part.name}", " ".join([*part.tool, *part.command])
+        before = known.get(key, {})
+        if (before.get("outcome"), before.get("command"), before.get("revision")) == (
+            *("passed", command, now),
+        ):
+            print(f"{key}: passed before", flush=True)
+            continue
+        log = out / f"{part.name}.log"
+        found = known[key] = {"command": command, "revision": now, **run(part, log)}
+        write(record, known)
+        print(
+            f"{key}: {found['outcome']} {found.get('reason', '')} {found['seconds']} s", flush=True
+        )
+        if found["outcome"] not in ("passed", "absent"):
+            good = False
+            print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-15:]))
+        if kind == "report":
+            good &= write_report(out, rehearsal)
+    return good
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("kind", choices=("test", "report", "tune"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of logs and results")
+    parser.add_argument("--rehearsal", action="store_true", help="on the CPU, small")
+    options = parser.parse_args(arguments)
+    import torch
+
+    if not options.rehearsal and not torch.cuda.is_available():
+        raise SystemExit("this interpreter's torch finds no GPU; --rehearsal runs without one")
+    out: Path = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
+    good = run_all(options.kind, parts(out, options.rehearsal), out, options.rehearsal)
+    if options.kind == "tune":
+        subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""Result files of ``pytest benchmarks --benchmark-json``, read for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One contender of one group: median and spread in seconds, and what the contest noted."""
+
+    group: str
+    contender: str
+    median: float
+    low: float
+    high: float
+    info: dict[str, Any]
+
+
+class Run(NamedTuple):
+    """One result file."""
+
+    name: str
+    machine: dict[str, Any]
+    rows: list[Row]
+
+    @property
+    def groups(self) -> dict[str, list[Row]]:
+        grouped: dict[str, list[Row]] = {}
+        for row in self.rows:
+            grouped.setdefault(row.group, []).append(row)
+        return grouped
+
+
+def read(path: Path) -> Run:
+    """A file of pytest-benchmark.
+
+    Raises:
+        ValueError: it is no such file, or not one of this suite.
+    """
+    content = json.loads(path.read_text())
+    if "benchmarks" not in content or "alit" not in content.get("machine_info", {}):
+        raise ValueError(f"{path}: expected a result of 'pytest benchmarks --benchmark-json'")
+    rows = [
+        Row(
+            entry["group"],
+            entry["extra_info"]["contender"],
+            *(entry["stats"][name] for name in ("median", "min", "max")),
+            entry["extra_info"],
+        )
+        for entry in content["benchmarks"]
+    ]
+    return Run(path.stem, content["machine_info"]["alit"], rows)
+
+
+def merged(name: str, runs: Iterable[Run]) -> Run:
+    """Parts of one run on one machine; its ceilings are the best that were seen.
+
+    Raises:
+        ValueError: no part, or parts of different machines or days.
+    """
+    runs = list(runs)
+    own = ("ceilings", "command")
+    machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
+    if not runs or any(machine != machines[0] for machine in machines):
+        raise ValueError(f"--merge: expected parts of one machine and day, got {machines}")
+    ceilings = {
+        k: max(run.machine["ceilings"][k] for run in runs) for k in runs[0].machine["ceilings"]
+    }
+    return Run(
+        name, machines[0] | {"ceilings": ceilings}, [row for run in runs for row in run.rows]
+    )
+
+
+def ratios(run: Run) -> list[tuple[str, str, float]]:
+    """(group, contender, its median over ours), best contender of each group first."""
+    result = []
+    for group, rows in run.groups.items():
+        ours = next((row for row in rows if row.contender == "ours"), None)
+        if ours is None:
+            continue
+        others = sorted((row for row in rows if row is not ours), key=lambda row: row.median)
+        result += [(group, row.contender, row.median / ours.median) for row in others]
+    return result

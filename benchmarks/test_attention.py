@@ -1,0 +1,84 @@
+"""Attention: sequences of one length (dense), and of mixed lengths (packed); forward, and forward with backward.
+
+float32 on the CPU, bfloat16 on a GPU, 8 heads of 64 channels, the lengths of the op's cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit_kernels import varlen_attention
+from alit_kernels.attention.cases import BENCHMARK_CASES
+
+from .attention_peers import CONTENDERS, Problem
+from .contest import DEVICE, Contest, Work
+
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+#: Largest error over the largest value, where inputs and probabilities are rounded to the dtype.
+TOLERANCE = 2e-2 if DEVICE == "cuda" else 1e-4
+LENGTHS = tuple(case.lengths[0] for case in BENCHMARK_CASES)
+HEADS, HEAD_DIM = BENCHMARK_CASES[0].heads, BENCHMARK_CASES[0].head_dim
+SEQUENCES = 32 if DEVICE == "cuda" else 8
+MIXED = LENGTHS * (SEQUENCES // len(LENGTHS))
+
+
+def contest(lengths: tuple[int, ...], step: bool) -> Contest:
+    problem = Problem(lengths, HEADS, HEAD_DIM, DTYPE, step)
+    exact = [x.detach().float().requires_grad_() for x in (problem.q, problem.k, problem.v)]
+    out = varlen_attention(
+        *exact, problem.offsets, max_length=problem.longest, implementation="reference"
+    )
+    assert isinstance(out, Tensor)
+    expected = [out.detach()]
+    if step:
+        expected += torch.autograd.grad(out, exact, problem.grad.float())
+
+    def verify(results: list[Tensor]) -> None:
+        for result, right in zip(results, expected, strict=True):
+            rows = (result[problem.inside] if result.ndim == 4 else result).float()
+            error = float((rows - right).abs().max() / right.abs().max())
+            assert error < TOLERANCE, f"wrong by {error:.2g} of the largest value"
+
+    scores = HEADS * sum(length**2 for length in lengths)
+    # Two products forward; backward makes the scores again and four gradients.
+    flops = 2 * HEAD_DIM * scores * (7 if step else 2)
+    # Forward reads three and writes one; backward reads five (with the output) and writes three.
+    traffic = (12 if step else 4) * problem.q.numel() * problem.q.element_size()
+    return Contest(
+        {name: partial(adapter, problem) for name, adapter in CONTENDERS.items()},
+        verify,
+        Work(traffic, flops),
+        notes={"tokens": lengths[0]} if problem.equal else {},
+    )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("step", (False, True), ids=("forward", "step"))
+def test_packed(step: bool, name: str, race: Callable, quick: bool) -> None:
+    lengths = (33, 5, 64, 17) if quick else MIXED
+    race(
+        f"attention {'step' if step else 'forward'} {len(lengths)} x {min(lengths)} to {max(lengths)}",
+        *(name, lambda: contest(lengths, step)),
+    )
+
+
+#: Every length of the cases on a GPU.
+DENSE = LENGTHS if DEVICE == "cuda" else (LENGTHS[0], LENGTHS[3], LENGTHS[-1])
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("length", DENSE)
+@pytest.mark.parametrize("step", (False, True), ids=("forward", "step"))
+def test_dense(step: bool, length: int, name: str, race: Callable, quick: bool) -> None:
+    if length != LENGTHS[-1] and (quick or not step):
+        pytest.skip("only the longest: --quick, or forward alone")
+    lengths = (65,) * 2 if quick else (length,) * SEQUENCES
+    race(
+        f"attention {'step' if step else 'forward'} {len(lengths)} x {lengths[0]}",
+        *(name, lambda: contest(lengths, step)),
+    )

@@ -1,0 +1,47 @@
+"""The transformer's layers."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alit.layers import MLP
+
+
+class Activations(TorchDispatchMode):
+    """Weak references to everything that a GELU returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[weakref.ref[Tensor]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.gelu.default:
+            self.seen.append(weakref.ref(result))
+        return result
+
+
+def test_mlp_keeps_no_activation_for_its_backward() -> None:
+    mlp = MLP(8)
+
+    def plain(x: Tensor) -> Tensor:
+        return mlp.c_proj(gelu(mlp.c_fc(x)))
+
+    results = []
+    for function in (mlp, plain):
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with Activations() as activations:
+            out = function(x)
+        kept = [reference() is not None for reference in activations.seen]
+        assert kept == [function is plain]
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *mlp.parameters()])])
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)

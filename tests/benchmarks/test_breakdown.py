@@ -1,0 +1,55 @@
+"""The stopwatch within a training step: it changes nothing, and its parts add up."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
+
+from benchmarks.breakdown import PARTS, Stopwatch, breakdown
+from benchmarks.test_models import contender, model, pictures
+
+
+@pytest.mark.parametrize("name", ("ours", "eager baseline"))
+def test_parts_add_up(name: str) -> None:
+    ours = model(quick=True).train()
+    ours.base_tokenizer.requires_grad_(False)
+    step = contender(name, ours, pictures(ours, 2))
+    before = step()
+    start = time.perf_counter()
+    parts = breakdown(step)
+    elapsed = time.perf_counter() - start
+    assert set(parts) == set(PARTS) and all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) <= elapsed
+    after = step()
+    assert torch.equal(torch.stack(before), torch.stack(after)), "weights or modules have changed"
+
+
+def test_both_steps_agree() -> None:
+    ours = model(quick=True).train()
+    ours.base_tokenizer.requires_grad_(False)
+    images = pictures(ours, 2)
+    results = [contender(name, ours, images)() for name in ("ours", "eager baseline")]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_time_goes_to_the_innermost() -> None:
+    watch = Stopwatch()
+    watch.events = [
+        *((0.0, "decoder", True), (1.0, "attention", True)),
+        *(
+            (3.0, "attention", False),
+            (3.5, "decoder", False),
+            (9.0, "base", True),
+            (9.25, "base", False),
+        ),
+    ]
+    if torch.cuda.is_available():
+        pytest.skip("moments are events on a GPU")
+    assert watch.seconds() == {"decoder": 1.5, "attention": 2.0, "base": 0.25}
+    watch.events = [(0.0, "decoder", True), (1.0, "attention", False)]
+    with pytest.raises(RuntimeError, match="attention ends"):
+        watch.seconds()

@@ -1,0 +1,144 @@
+"""A benchmark reports what is right, and only that: broken and absent contenders, the clock, the stopwatch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
+
+from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook
+from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
+from benchmarks.timing import OtherLoad, peak_megabytes, samples_in_turns
+
+ROOT = Path(__file__).parents[2]
+SUITE = """
+import pytest
+from benchmarks.contest import Absent, Contest, Work
+from benchmarks.test_nearest_codeword import Case, contest
+
+def broken():
+    race = contest(Case(256, 64, 12))
+    right = race.prepare["ours"]
+    race.prepare = {
+        "ours": lambda: lambda: (right()() + 1) % 64,
+        "eager": race.prepare["eager"],
+        "missing": missing,
+    }
+    return race
+
+def missing():
+    raise Absent("no such library")
+
+@pytest.mark.parametrize("name", ("ours", "eager", "missing"))
+def test_it(name, race):
+    race("broken", name, broken, rounds=3)
+"""
+
+
+def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
+    """Through pytest itself: the wrong contender is a failure, the right one is timed, the absent one is skipped."""
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["benchmarks.conftest"]\n')
+    (tmp_path / "test_planted.py").write_text(SUITE)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_planted.py"),
+            *(f"--rootdir={tmp_path}", "--benchmark-json=out.json"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed, 1 passed, 1 skipped" in done.stdout
+    assert "AssertionError: not the nearest codewords" in done.stdout
+    assert "missing is absent: no such library" in done.stdout
+    (entry,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert entry["extra_info"]["contender"] == "eager"
+    assert len(entry["stats"]["data"]) == 3 and entry["stats"]["median"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    "make",
+    (
+        lambda: test_attention.contest((5, 9), True),
+        lambda: test_soft_codebook.contest(test_soft_codebook.QUICK),
+        lambda: test_nearest_codeword.contest(test_nearest_codeword.QUICK),
+    ),
+    ids=("attention", "soft_codebook", "nearest_codeword"),
+)
+def test_zeros_are_not_timed(make: object) -> None:
+    """A kernel that writes nothing must not win."""
+    contest: Contest = make()  # type: ignore[operator]
+    right = contest.prepare["ours"]
+
+    def zeros() -> object:
+        result = right()()
+        return (
+            torch.zeros_like(result)
+            if isinstance(result, torch.Tensor)
+            else [torch.zeros_like(x) for x in result]
+        )
+
+    contest.prepare = {"ours": right, "zeros": lambda: zeros}
+    contest.run(rounds=1, warmup=0)
+    assert contest.samples.keys() == {"ours"}
+    assert isinstance(contest.failures["zeros"], AssertionError)
+
+
+def test_absent_is_no_failure() -> None:
+    def absent() -> None:
+        raise Absent("not here")
+
+    contest = Contest({"absent": absent, "ours": lambda: lambda: 1}, lambda result: None, Work())
+    contest.run(rounds=2)
+    assert isinstance(contest.failures["absent"], Absent) and len(contest.samples["ours"]) == 2
+
+
+def test_contenders_take_turns() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = samples_in_turns(calls, rounds=2, warmup=1)
+    if not torch.cuda.is_available():
+        assert order == ["a", "b"] * 3
+    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
+
+
+def test_replayed_time_is_what_the_table_shows() -> None:
+    clock = Replay()
+    clock.load(0.25)
+    start = clock()
+    assert clock() - start == 0.25
+    assert isinstance(REPLAY, Replay)
+
+
+def test_peak_memory() -> None:
+    """What is alive at once counts, once."""
+
+    def call() -> None:
+        for _ in range(3):
+            torch.ones(25_000_000, device="cuda" if torch.cuda.is_available() else "cpu")
+
+    call()
+    assert 90 < peak_megabytes(call) < 150
+
+
+def test_other_load_leaves_out_our_own() -> None:
+    load = OtherLoad()
+    with load:
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+    if not Path("/proc/stat").exists():
+        pytest.skip("needs /proc/stat")
+    assert load.percent is not None
+    assert 0 <= load.percent <= 100

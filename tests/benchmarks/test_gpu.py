@@ -1,0 +1,84 @@
+"""The GPU commands: what they run, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu import Part, report_parts, run_all, tune_parts
+from benchmarks.gpu import test_parts as parts_of_tests
+
+
+def script(name: str, code: str, **options: object) -> Part:
+    return Part(name, (sys.executable, "-c", code), **options)  # type: ignore[arg-type]
+
+
+def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran, fixed = tmp_path / "ran", tmp_path / "fixed"
+    count = f"open({str(ran)!r}, 'a').write('x')"
+    fragile = (
+        f"import pathlib, sys; print('why'); sys.exit(not pathlib.Path({str(fixed)!r}).exists())"
+    )
+    parts = [
+        script("good", count),
+        script("fragile", fragile),
+        script("slow", "import time; time.sleep(60)", limit=1),
+        script("sanitized", "", tool=("no-such-tool",)),
+    ]
+    assert not run_all("test", parts, tmp_path, True)
+    record = json.loads((tmp_path / "parts.json").read_text())
+    outcomes = {key: entry["outcome"] for key, entry in record.items()}
+    assert outcomes == {
+        "test good": "passed",
+        "test fragile": "failed (1)",
+        "test slow": "cut off after 1 s",
+        "test sanitized": "absent",
+    }
+    assert "    why" in capsys.readouterr().out
+    fixed.touch()
+    assert run_all("test", parts[:2] + parts[3:], tmp_path, True)
+    assert ran.read_text() == "x", "what passed is not run again"
+    lines = capsys.readouterr().out
+    assert "test good: passed before" in lines and "no-such-tool is not installed" in lines
+
+
+def test_other_sources_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    parts = [script("good", f"open({str(ran)!r}, 'a').write('x')")]
+    for revision in ("a", "a", "b"):
+        monkeypatch.setattr(gpu, "revision", lambda revision=revision: revision)
+        assert run_all("test", parts, tmp_path, True)
+    assert ran.read_text() == "xx"
+
+
+def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
+    tests = {part.name: part for part in parts_of_tests(tmp_path, False)}
+    assert {"test_attention", "test_ragged", "test_device"} <= tests.keys()
+    for tool in ("memcheck", "racecheck"):
+        assert tests[tool].tool[:3] == ("compute-sanitizer", "--tool", tool)
+    names = {part.name for part in report_parts(tmp_path, False)}
+    suites = {p.stem for p in (gpu.ROOT / "benchmarks").glob("test_*.py")}
+    assert suites and names == suites | {"ceilings", "ncu"}
+    for part in (*parts_of_tests(tmp_path, True), *report_parts(tmp_path, True)):
+        assert not part.tool, "a rehearsal needs no tool of CUDA"
+
+
+def test_tuning_scripts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "op").mkdir()
+    (tmp_path / "op" / "tune.py").touch()
+    monkeypatch.setattr(gpu, "KERNELS", tmp_path)
+    (part,) = tune_parts(tmp_path, True)
+    assert part.command[1:] == ("-m", "alit_kernels.op.tune", "--rehearsal")
+    (part,) = tune_parts(tmp_path, False)
+    assert part.command[1:] == ("-m", "alit_kernels.op.tune")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--rehearsal"):
+        gpu.main(["test", "--out", str(tmp_path)])

@@ -1,0 +1,105 @@
+"""The report: what it says of a run, files that are none, parts of a run, the README's section."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="pip install .[bench]")
+
+from benchmarks.report import BEGIN, END, replace_section, write
+from benchmarks.runs import Run, merged, ratios, read
+
+MACHINE = {
+    "cpu": "some CPU", "gpu": None, "threads": 2, "torch": "2.13.0", "date": "2026-01-02",
+    "ceilings": {"copy_gigabytes": 10.0, "matmul_gigaflops": 100.0},
+}  # fmt: skip
+PARTS = {"base": 0.1, "encoder": 0.2, "decoder": 0.1, "attention": 0.3, "quantizer": 0.1}
+PARTS |= {"optimiser": 0.1, "rest": 0.1}
+
+
+def entry(group: str, contender: str, median: float, **more: Any) -> dict[str, Any]:
+    info = {
+        "contender": contender, "flops": 10**9, "bytes": 10**8, "gigaflops": 1 / median,
+        "gigabytes_per_second": 0.1 / median, "peak_megabytes": 12.0, "other_load_percent": 0.0,
+    }  # fmt: skip
+    stats = {"median": median, "min": median / 2, "max": 2 * median}
+    return {"group": group, "extra_info": info | more, "stats": stats}
+
+
+def result(path: Path, entries: list[dict[str, Any]], **machine: Any) -> Path:
+    content = {"machine_info": {"alit": MACHINE | machine}, "benchmarks": entries}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    step = {"parts": PARTS, "images": 2, "state_megabytes": 100.0}
+    entries = [
+        entry("op 8", "ours", 0.1, tokens=8),
+        entry("op 8", "peer", 0.05, tokens=8),
+        entry("op 16", "ours", 0.2, tokens=16),
+        entry("op 16", "peer", 0.3, tokens=16, other_load_percent=50.0),
+        entry("step", "ours", 0.5, **step),
+        entry("step", "eager baseline", 1.0, **{**step, "peak_megabytes": 24.0}),
+    ]
+    return read(result(tmp_path / "cpu.json", entries))
+
+
+def test_report(run: Run, tmp_path: Path) -> None:
+    section = write([run], tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "some CPU, 2 threads; torch 2.13.0; 2026-01-02" in text
+    assert "| op 8 | peer | 50 ms | 25 to 100 | 0.50 |" in text, "a loss is shown"
+    assert r"| op 16 | peer | 300 ms \* |" in text, "a busy machine is shown"
+    assert "| step | ours | 4 | 2.00 | 2% | 12 (0.50) | 112 (0.90) | base 0.1," in text
+    for plot in ("ratios", "roofline", "tokens", "breakdown"):
+        assert f"(cpu-{plot}.svg)" in text
+        assert "<svg" in (tmp_path / "out" / f"cpu-{plot}.svg").read_text()
+    assert "| op 8 | peer | 0.50 |" in section and "| op 16 | peer | 1.50 |" in section
+
+
+def test_nothing_to_plot(run: Run, tmp_path: Path) -> None:
+    alone = Run("alone", run.machine, [row for row in run.rows if row.group == "op 8"][:1])
+    write([alone], tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").glob("*.svg")] == ["alone-roofline.svg"]
+
+
+def test_ratios(run: Run) -> None:
+    assert ratios(run) == [
+        ("op 8", "peer", 0.5),
+        ("op 16", "peer", pytest.approx(1.5)),
+        ("step", "eager baseline", 2.0),
+    ]
+
+
+def test_parts_of_a_run(run: Run, tmp_path: Path) -> None:
+    better = {"copy_gigabytes": 11.0, "matmul_gigaflops": 90.0}
+    other = read(result(tmp_path / "b.json", [entry("op 9", "ours", 1.0)], ceilings=better))
+    whole = merged("both", [run, other])
+    assert len(whole.rows) == 7 and whole.name == "both"
+    assert whole.machine["ceilings"] == {"copy_gigabytes": 11.0, "matmul_gigaflops": 100.0}
+    elsewhere = read(result(tmp_path / "c.json", [], cpu="another"))
+    with pytest.raises(ValueError, match="one machine"):
+        merged("both", [run, elsewhere])
+
+
+def test_no_result_of_this_suite(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"benchmarks": []}')
+    with pytest.raises(ValueError, match=r"other\.json: expected a result"):
+        read(path)
+
+
+def test_section_of_the_readme(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    replace_section(readme, "new")
+    assert readme.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="markers"):
+        replace_section(readme, "new")
