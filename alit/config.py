@@ -123,8 +123,8 @@ class Quirks:
         vae_unit_range: the KL-VAE, trained on images in [-1, 1], gets and gives images in [0, 1].
         vae_scaled_decoding: scaled KL-VAE latents enter the base decoder without division by the scale.
         detached_base_codebook: the expected code passes no gradient to the base codebook.
-        small_code_initialisation: the linear layers on both sides of the quantizer start as small as all others, so that
-            latents of different images hardly differ, and codes hardly enter the decoder.
+        small_code_initialisation: the linear layers on both sides of the quantizer start as small as all others, so
+            that latents of different images hardly differ, and codes hardly enter the decoder.
         raw_codebook_entries: indices are looked up without the normalisation that the decoder was trained on.
         perceptual_unit_range: stage 2: LPIPS, made for images in [-1, 1], gets them in [0, 1].
         perceptual_dropout: stage 2: LPIPS drops features at random.
