@@ -1,9 +1,14 @@
-"""``python -m alit_kernels.attention``: work issued / minimum by length and tile, as the Markdown table of the docs."""
+"""``python -m alit_kernels.attention``: work issued / minimum by length and tile, as the Markdown table of the docs.
+
+``--machine-code``: instructions of one step of the main loop instead, by kernel and chip, compiled ahead of time.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
+import re
 
 import torch
 
@@ -35,5 +40,45 @@ def table() -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def machine_code() -> str:
+    """Instructions of a warp in one turn of the main loop: packed, no mask, bfloat16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from .. import _machine_code as machine
+    from ..aot import _disassemble
+    from .kernels import builds
+
+    rows = [["kernel", "chip", "step", "all", "matrix", "exponentials", "other"]]
+    rows.append(["---"] * 3 + ["---:"] * 4)
+    plain = re.compile(r"d=(64|128) bf16 simple M(\d+) N(\d+)")
+    for build in builds():
+        found = plain.fullmatch(build.label)
+        for architecture in build.architectures if found else ():
+            names = build.kernel.arg_names
+            types = {n: "constexpr" if n in build.constants else build.signature[n] for n in names}
+            aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in build.divisible}
+            compiled = triton.compile(
+                ASTSource(build.kernel, types, dict(build.constants), aligned),
+                target=GPUTarget("cuda", architecture, 32),
+                options={"num_warps": build.num_warps, "num_stages": build.num_stages},
+            )
+            loop = machine.hot_loop(machine.instructions(_disassemble(compiled.asm["cubin"])[2]))
+            count = machine.counts(loop)
+            matrix = sum(count.get(name, 0) for name in ("mma", "wgmma", "tcgen05"))
+            exponentials = count.get("exp2", 0)
+            assert found
+            name = build.kernel.__name__.removesuffix("_kernel").replace("_", " ")
+            rows.append(
+                [f"{name}, D = {found[1]}", f"sm_{architecture}", f"{found[2]} x {found[3]}"]
+            )
+            numbers = (len(loop), matrix, exponentials, len(loop) - matrix - exponentials)
+            rows[-1] += map(str, numbers)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 if __name__ == "__main__":
-    print(table())
+    parser = argparse.ArgumentParser(prog="python -m alit_kernels.attention", description=__doc__)
+    parser.add_argument("--machine-code", action="store_true")
+    print(machine_code() if parser.parse_args().machine_code else table())

@@ -70,18 +70,19 @@ class Tile:
 
 
 #: (kernel, padded head dimension, bytes per element) -> tile on sm_90 and sm_10x, tile elsewhere.
+#: ``python -m alit_kernels.attention.tune`` regenerates it on a GPU.
 TABLE = {
-    ("forward", 16, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 32, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 64, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("forward", 16, 2): (Tile(64, 64, 4, 3),) * 2,
+    ("forward", 32, 2): (Tile(64, 64, 4, 3),) * 2,
+    ("forward", 64, 2): (Tile(64, 64, 4, 3),) * 2,
     ("forward", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, "every")),
     ("forward", 16, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
     ("forward", 32, 4): (Tile(32, 64, 8, 2, "every"),) * 2,
     ("forward", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("forward", 128, 4): (Tile(32, 64, 8, 1, "every"),) * 2,
-    ("backward_queries", 16, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    ("backward_queries", 32, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    ("backward_queries", 64, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("backward_queries", 16, 2): (Tile(64, 64, 4, 2),) * 2,
+    ("backward_queries", 32, 2): (Tile(64, 64, 4, 2),) * 2,
+    ("backward_queries", 64, 2): (Tile(64, 64, 4, 2),) * 2,
     ("backward_queries", 128, 2): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2, "every")),
     ("backward_queries", 16, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_queries", 32, 4): (Tile(32, 32, 8, 2, "every"),) * 2,

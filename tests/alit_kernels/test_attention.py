@@ -120,6 +120,12 @@ def test_varlen_gradients(case: Case, dtype: torch.dtype, target: Target) -> Non
     check_gradients(inputs(case, target, dtype), target, dtype)
 
 
+@pytest.mark.parametrize("target", targets("cpp", "torch"))
+@pytest.mark.parametrize("case", LONG_CASES)
+def test_varlen_gradients_of_long_sequences(case: Case, target: Target) -> None:
+    check_gradients(inputs(case, target), target, torch.float32)
+
+
 @pytest.mark.parametrize("target", targets("triton")[1:])
 @pytest.mark.parametrize("name", configurations.VARIANTS[1:])
 @pytest.mark.parametrize("head_dim", (16, 128))
@@ -156,6 +162,74 @@ def test_a_thousand_sequences(target: Target) -> None:
     lengths = tuple(3 if b % 100 == 99 or b in (0, 255, 256, 257) else 0 for b in range(1000))
     x = inputs(Case(lengths, 1, 16, spare=1), target)
     check_forward(x, target, torch.float32)
+
+
+@pytest.mark.parametrize("target", targets("cpp", "torch")[1:])
+def test_a_thousand_sequences_of_tokens(target: Target) -> None:
+    """Forward and backward, against the reference in float64."""
+    x = inputs(Case(tuple(b * 7 % 6 for b in range(1000)), 2, 8, spare=1), target)
+
+    def run(name: str, dtype: torch.dtype) -> list[Tensor]:
+        def call(y: Inputs) -> tuple[Tensor, Tensor]:
+            return attend(y, Target(name, "cpu"))
+
+        typed = x._replace(q=x.q.to(dtype), k=x.k.to(dtype), v=x.v.to(dtype))
+        return [*call(typed), *gradients(x, dtype, call)]
+
+    ours, eager = (run(name, torch.float32) for name in (target.implementation, "reference"))
+    for a, e, exact in zip(ours, eager, run("reference", torch.float64), strict=True):
+        assert_within_budget(a, e, exact)
+
+
+@pytest.mark.parametrize("target", targets("cpp")[1:])
+def test_threads_do_not_change_the_result(target: Target) -> None:
+    """Bit for bit: many tasks, and too few, which are cut between blocks of queries."""
+    before = torch.get_num_threads()
+    for case in (Case((70, 3, 300, 0, 65), 3, 16, masked=True), Case((400,), 1, 16)):
+        x = inputs(case, target)
+        results = []
+        try:
+            for threads in (1, 2, 3, 16):
+                torch.set_num_threads(threads)
+                run = lambda y: attend(y, target)  # noqa: E731
+                results.append([*run(x), *gradients(x, torch.float32, run)])
+        finally:
+            torch.set_num_threads(before)
+        for other in results[1:]:
+            for a, b in zip(results[0], other, strict=True):
+                assert torch.equal(a, b)
+
+
+@everywhere
+def test_what_is_not_finite_stays_in_its_row(target: Target) -> None:
+    """NaN in a query spoils its own row, NaN in a value the column of its sequence; nothing else changes."""
+    x = inputs(Case((5, 20, 3), 1, 16), target)
+    clean, clean_lse = attend(x, target)
+    x.q[7], x.v[26, 0, 2] = torch.nan, torch.inf
+    out, lse = attend(x, target)
+    spoilt = torch.zeros_like(out, dtype=torch.bool)
+    spoilt[7], spoilt[25:28, 0, 2] = True, True
+    assert not out[spoilt].isfinite().any() and lse[0, 7].isnan()
+    kept = torch.arange(28, device=target.device) != 7
+    assert torch.equal(out[~spoilt], clean[~spoilt]) and torch.equal(
+        lse[:, kept], clean_lse[:, kept]
+    )
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_unaligned_inputs(dtype: torch.dtype, target: Target) -> None:
+    """Memory that begins one element after an aligned address."""
+    x = inputs(Case((5, 20), 2, 16), target, dtype)
+
+    def shifted(t: Tensor) -> Tensor:
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
+        return memory[1:].view(t.shape).copy_(t)
+
+    moved = x._replace(q=shifted(x.q), k=shifted(x.k), v=shifted(x.v))
+    assert moved.q.data_ptr() % 16
+    for a, b in zip(attend(moved, target), attend(x, target), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def dense(target: Target, *shape: int) -> list[Tensor]:

@@ -1,0 +1,207 @@
+"""``python -m alit_kernels.attention.tune``: time launch configurations on this GPU and regenerate their table.
+
+For each entry of ``configurations.TABLE`` and the architecture of this GPU, candidates run on mixed lengths of a
+tokenizer (289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is at least
+2 % faster. The table in ``configurations.py`` is then rewritten, and the difference printed. What the other variants
+use (``REPLACED``) stays. What is written must then pass
+``python -m alit_kernels.aot --module alit_kernels.attention.kernels --check``.
+
+``--rehearsal``, or REHEARSAL=1 in the environment: the same on the CPU, in Triton's interpreter, with a few tokens and
+candidates. Its times mean nothing; no file is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from . import configurations
+from .configurations import KERNELS, TABLE, Tile
+from .op import _varlen_attention, _varlen_attention_backward
+
+Key = tuple[str, int, int]
+Table = dict[Key, tuple[Tile, Tile]]
+
+SOURCE = Path(configurations.__file__)
+BEGIN, END = "TABLE = {\n", "}\n"
+#: What a candidate must be faster by, to replace an entry.
+GAIN = 1.02
+LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
+HEADS, ROUNDS = 8, 5
+
+
+def candidates(key: Key) -> list[Tile]:
+    """Tiles to try for an entry: float32 has no tensor cores and needs small ones."""
+    _, head_dim, size = key
+    rows, columns = ((64, 128), (32, 64)) if size == 2 else ((32, 64), (32, 64))
+    stages = (1, 2) if size == 4 or head_dim > 64 else (2, 3)
+    choices = itertools.product(rows, columns, (4, 8), stages, ("last", "every"))
+    return [Tile(*choice) for choice in choices]
+
+
+def workload(
+    key: Key, lengths: tuple[int, ...], heads: int, device: str
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A call that launches the kernel of ``key``; with the other kernel, for the two of the backward."""
+    kernel, head_dim, size = key
+    dtype, longest = torch.float32 if size == 4 else torch.float16, max(lengths)
+    offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+    shape = (sum(lengths), 4, heads, head_dim)
+    q, k, v, grad_out = torch.randn(shape, device=device, dtype=dtype).unbind(1)
+    sizes, options = (longest, longest), (None, head_dim**-0.5, True)
+
+    def forward() -> tuple[torch.Tensor, ...]:
+        return _varlen_attention(
+            *(q, k, v, offsets, None, *sizes, *options), implementation="triton"
+        )
+
+    if kernel == "forward":
+        return forward
+    out, lse = forward()
+    saved = (grad_out, torch.zeros_like(lse), q, k, v, out, lse, offsets, None, *sizes, *options)
+    return lambda: _varlen_attention_backward(*saved, implementation="triton")
+
+
+@contextmanager
+def entry(key: Key, tile: Tile) -> Iterator[None]:
+    """Within the context, the table holds ``tile`` for all architectures."""
+    before = TABLE[key]
+    TABLE[key] = (tile, tile)
+    try:
+        yield
+    finally:
+        TABLE[key] = before
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Median on the GPU's clock with a cold L2; a single call on the host's clock without a GPU."""
+    if torch.cuda.is_available():
+        from triton.testing import do_bench
+
+        return float(do_bench(call, warmup=5, rep=20, return_mode="median")) / 1e3
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(
+    key: Key, tiles: Iterable[Tile], call: Callable[[], object], rounds: int
+) -> dict[Tile, float]:
+    """Median seconds of each tile, taken in turns; a tile that needs more than the GPU has is left out."""
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    times: dict[Tile, list[float]] = {tile: [] for tile in tiles}
+    for _ in range(rounds):
+        for tile in list(times):
+            try:
+                with entry(key, tile):
+                    times[tile].append(seconds(call))
+            except (OutOfResources, PTXASError):
+                del times[tile]
+    return {tile: statistics.median(values) for tile, values in times.items()}
+
+
+def fastest(current: Tile, times: Mapping[Tile, float]) -> Tile:
+    """The tile with the least time if that beats the current one's by more than ``GAIN``, which may not run here."""
+    best = min(times, key=lambda tile: times[tile])
+    return best if times[best] * GAIN < times.get(current, float("inf")) else current
+
+
+def rendered(table: Mapping[Key, tuple[Tile, Tile]]) -> str:
+    """The table as ``configurations.py`` writes it."""
+
+    def text(tile: Tile) -> str:
+        tail = "" if tile.tail == "last" else f', "{tile.tail}"'
+        return f"Tile({tile.rows}, {tile.columns}, {tile.warps}, {tile.stages}{tail})"
+
+    lines = []
+    for (kernel, head_dim, size), (hopper, other) in table.items():
+        both = f"({text(hopper)},) * 2" if hopper == other else f"({text(hopper)}, {text(other)})"
+        lines.append(f'    ("{kernel}", {head_dim}, {size}): {both},\n')
+    return BEGIN + "".join(lines) + END
+
+
+def regenerated(source: str, table: Mapping[Key, tuple[Tile, Tile]]) -> str:
+    """``source`` with its table replaced."""
+    before, found, rest = source.partition(BEGIN)
+    _, closed, after = rest.partition("\n" + END)
+    if not (found and closed):
+        raise ValueError(f"source: expected a table from {BEGIN!r} to a line {END!r}")
+    return before + rendered(table) + after
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file as a whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(path.stat().st_mode)
+    Path(file.name).replace(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alit_kernels.attention.tune", description=__doc__
+    )
+    rehearsal = os.environ.get("REHEARSAL", "") not in ("", "0")
+    parser.add_argument("--rehearsal", action="store_true", default=rehearsal)
+    parser.add_argument("--kernel", action="append", choices=KERNELS, help="default: all")
+    parser.add_argument("--head-dim", action="append", type=int, help="default: all of the table")
+    options = parser.parse_args(arguments)
+    if not options.rehearsal and not torch.cuda.is_available():
+        parser.error("no GPU: --rehearsal tries the script out on the CPU")
+    if options.rehearsal and os.environ.get("TRITON_INTERPRET") != "1":
+        # Triton, which is imported by now, has read it.
+        command = [
+            sys.executable,
+            "-m",
+            "alit_kernels.attention.tune",
+            *(arguments or sys.argv[1:]),
+        ]
+        os.execve(sys.executable, command, {**os.environ, "TRITON_INTERPRET": "1"})
+    keys = [
+        key
+        for key in TABLE
+        if key[0] in (options.kernel or [key[0]]) and key[1] in (options.head_dim or [key[1]])
+    ]
+    before = SOURCE.read_text()
+    after = regenerated(before, {**TABLE, **tuned(keys, options.rehearsal)})
+    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    print("".join(difflib.unified_diff(old, new, "configurations.py", "tuned")) or "no difference")
+    if options.rehearsal:
+        print("rehearsal: nothing is changed")
+    else:
+        write(SOURCE, after)
+
+
+def tuned(keys: Iterable[Key], rehearsal: bool) -> Table:
+    """The entries of ``keys`` with the fastest tile on this GPU's side of the table."""
+    device, side, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
+    if rehearsal:
+        device, lengths, heads, rounds = "cpu", (5, 17), 1, 1
+    else:
+        side = int(torch.cuda.get_device_capability()[0] not in (9, 10))
+    table: Table = {}
+    for key in keys:
+        current, tried = TABLE[key][side], candidates(key)
+        tried = list(dict.fromkeys([current, *(tried[:1] if rehearsal else tried)]))
+        times = measure(key, tried, workload(key, lengths, heads, device), rounds)
+        chosen = fastest(current, times)
+        print(*key, chosen, f"{times[chosen] * 1e6:.0f} us; {len(times)} of {len(tried)} ran")
+        table[key] = (chosen, TABLE[key][1]) if side == 0 else (TABLE[key][0], chosen)
+    return table
+
+
+if __name__ == "__main__":
+    main()
