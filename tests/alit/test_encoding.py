@@ -176,7 +176,7 @@ def test_token_accuracy() -> None:
 
 def dropping(base: str, **options: Any) -> AdaptiveTokenizer:
     return model(
-        base, halting="drop", halting_threshold=0.06 if base == "vqgan" else 0.5, **options
+        base, halting="drop", halting_threshold=0.06 if base == "vqgan" else 0.45, **options
     )
 
 
@@ -244,7 +244,7 @@ def test_trains_with_every_halting(base: str, halting: str) -> None:
         base,
         bottleneck="continuous",
         halting=halting,
-        halting_threshold=0.0 if base == "vqgan" else 0.5,
+        halting_threshold=0.0 if base == "vqgan" else 0.6,
     ).double()
     m.base_tokenizer.requires_grad_(False)
     parameters = [p for p in m.parameters() if p.requires_grad]
