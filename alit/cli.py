@@ -20,7 +20,8 @@ from .tokenizer import AdaptiveTokenizer
 
 #: Commands that lie elsewhere; their modules are imported when they are asked for.
 ELSEWHERE = {"train": ".training.command", "evaluate": ".evaluation.command"}
-EXTRAS = {"matplotlib": "demo", "skimage": "demo", "omegaconf": "train", "webdataset": "train"}
+#: Libraries that only some commands need: module, and what to install.
+EXTRAS = {"matplotlib": ("matplotlib", "demo"), "skimage": ("scikit-image", "demo")}
 
 
 class Commands(TyperGroup):
@@ -284,7 +285,8 @@ def _errors() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        _fail(f"this needs {package}: pip install 'alit[{EXTRAS[package]}]'")
+        name, extra = EXTRAS[package]
+        _fail(f"this needs {name}: pip install 'alit[{extra}]'")
     except (OSError, ValueError) as error:
         _fail(str(error))
 

@@ -84,7 +84,7 @@ def run(
         OSError: no such file, no picture in a folder, a file that cannot be written.
         ValueError: a criterion that does not fit the model; a target that is one of the photographs.
     """
-    paths = images.find(photos)
+    paths = list(dict.fromkeys(images.find(photos)))
     targets = _targets(paths, output)
     if isinstance(criterion, FixedLength):
         criterion.check(model, 1)

@@ -166,7 +166,7 @@ def _overlay(image: Tensor, attention: Tensor, colours: Any) -> Tensor:
     strength = ((smooth - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     colour = torch.from_numpy(colours(strength.numpy())[..., :3]).permute(2, 0, 1).float()
     grey = image.mean(0, keepdim=True)
-    return 0.5 * grey * (1 - 0.7 * strength) + 0.95 * colour * strength
+    return 0.4 * grey + 0.75 * colour * strength
 
 
 def _spread(values: list[float], *, gap: float) -> list[float]:
@@ -178,7 +178,8 @@ def _spread(values: list[float], *, gap: float) -> list[float]:
     for place, index in enumerate(order):
         blocks.append([values[index] - place * gap])
         while len(blocks) > 1 and _mean(blocks[-2]) >= _mean(blocks[-1]):
-            blocks[-2] += blocks.pop()
+            last = blocks.pop()
+            blocks[-1] += last
     means = [_mean(block) for block in blocks for _ in block]
     placed = list(values)
     for place, index in enumerate(order):

@@ -32,11 +32,12 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
     """
     start = time.monotonic()
     torch.manual_seed(seed)
-    output.mkdir(parents=True, exist_ok=True)
+    pyplot()  # a missing library is reported before any work
     model = AdaptiveTokenizer.from_size(
         "nano", base="dct", bottleneck="continuous", image_size=image_size, latents_per_iteration=8
     )
     photos = dict(list(photographs(image_size).items())[:COUNT])
+    output.mkdir(parents=True, exist_ok=True)
     images = torch.stack(list(photos.values()))
     count = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(

@@ -34,9 +34,10 @@ def run(
     if height != width:
         raise ValueError(f"model: expected one of square pictures, got {width}x{height}")
     figures.pyplot()  # a missing library is reported before any work
+    photos = photographs(height)
     output.mkdir(parents=True, exist_ok=True)
     with console.status("encoding and decoding photographs") as status:
-        measured = measure(model, photographs(height), max_l1=max_l1)
+        measured = measure(model, photos, max_l1=max_l1)
         for figure in (figures.reconstructions, figures.error, figures.tokens, figures.attention):
             status.update(f"drawing {figure.__name__}.png")
             figure(measured, output / f"{figure.__name__}.png")
