@@ -16,7 +16,7 @@ from .measure import Measured
 from .photographs import FEATURED
 
 OURS, THEIRS, GREY, INK = "#1f6feb", "#d9730d", "#b8bec7", "#24292f"
-TILE, GAP, LINE = 176, 4, 20
+TILE, GAP, LINE = 176, 4, 22
 
 
 def pyplot() -> Any:
@@ -91,7 +91,7 @@ def error(measured: Measured, path: Path) -> None:
         axes.plot(lengths, values.mean(1).tolist(), style, color=colour, linewidth=2.5, label=label)
     axes.plot([], [], color=GREY, label="tokenizer, each photograph")
     axes.set(xlabel="tokens", ylabel="mean absolute pixel error (L1)", xticks=lengths)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * float(max(table.max(), measured.thumbnail_l1.mean(1).max())))
     axes.set_xlim(right=lengths[-1] * 1.12)
     axes.grid(axis="y", color="#eaeef2")
     per_token = measured.bits[0] / lengths[0]
@@ -99,7 +99,7 @@ def error(measured: Measured, path: Path) -> None:
         "top", functions=(lambda x: x * per_token, lambda x: x / per_token)
     )
     above.set_xlabel("bits")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     save(figure, path)
 
 
@@ -196,7 +196,7 @@ class _Writer:
 
     def __init__(self, sheet: Image.Image) -> None:
         self.sheet, self.draw = sheet, ImageDraw.Draw(sheet)
-        self.font = ImageFont.load_default(13)
+        self.font = ImageFont.load_default(15)
 
     def __call__(self, x: int, y: int, text: str, colour: str = INK, *, bold: bool = False) -> None:
         stroke = 0.3 if bold else 0

@@ -33,7 +33,7 @@ def page(model: AdaptiveTokenizer, name: str, measured: Measured) -> str:
         ),
         (f"{width} x {height}", f"pixels, a grid of {across} x {down} patches"),
         (
-            f"{min(met)} to {max(met)}" if met else "none",
+            " to ".join(map(str, sorted({min(met), max(met)}))) if met else "none",
             f"tokens met an error of {measured.max_l1:g}",
         ),
     )
