@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from . import checkpoint, token_files
 from .config import SIZES
@@ -18,8 +18,17 @@ from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .devices import choose
 from .tokenizer import AdaptiveTokenizer
 
-#: Commands that lie elsewhere; their modules are imported when they are asked for.
-ELSEWHERE = {"train": ".training.command", "evaluate": ".evaluation.command"}
+#: Commands that lie elsewhere: their module, imported when they are called, and what the list of commands says of them.
+ELSEWHERE = {
+    "train": (
+        ".training.command",
+        "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
+    ),
+    "evaluate": (
+        ".evaluation.command",
+        "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
+    ),
+}
 #: Libraries that only some commands need: module, and what to install.
 EXTRAS = {"matplotlib": ("matplotlib", "demo"), "skimage": ("scikit-image", "demo")}
 
@@ -32,11 +41,16 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in ELSEWHERE and cmd_name not in self.commands:
-            module = importlib.import_module(ELSEWHERE[cmd_name], __package__)
-            alone = typer.Typer(pretty_exceptions_enable=False)
-            alone.command(cmd_name)(getattr(module, cmd_name))
-            self.commands[cmd_name] = typer.main.get_command(alone)
+            return TyperCommand(cmd_name, help=ELSEWHERE[cmd_name][1])
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in ELSEWHERE and args[0] not in self.commands:
+            module = importlib.import_module(ELSEWHERE[args[0]][0], __package__)
+            alone = typer.Typer(pretty_exceptions_enable=False)
+            alone.command(args[0])(getattr(module, args[0]))
+            self.commands[args[0]] = typer.main.get_command(alone)
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -1,6 +1,6 @@
 """Seconds of the command line from the start of the process: ``python -m benchmarks.command_line``.
 
-``alit --help``, ``alit reconstruct`` of one JPEG of 3000x2000 pixels, and ``alit demo``, with the shipped weights. Every
+``alit --help``, ``alit reconstruct`` of a JPEG of 3000x2000 pixels, and ``alit demo``, with the shipped weights. Every
 command runs once unmeasured, so that the files it reads are in the system's cache; then the median of ``--rounds``.
 """
 
