@@ -231,7 +231,18 @@ def demo(
         if train:
             from .demo import live
 
-            live.run(output, seconds=seconds, image_size=image_size, seed=seed, console=console)
+            if model != "nano":
+                raise ValueError(
+                    "--model: expected none with --train, which starts without weights"
+                )
+            live.run(
+                output,
+                seconds=seconds,
+                image_size=image_size,
+                seed=seed,
+                device=str(choose(device)),
+                console=console,
+            )
         else:
             from .demo import show
 

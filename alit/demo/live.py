@@ -23,7 +23,9 @@ from .photographs import photographs
 COUNT = 12
 
 
-def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Console) -> None:
+def run(
+    output: Path, *, seconds: float, image_size: int, seed: int, device: str, console: Console
+) -> None:
     """Train, then write ``reconstructions.png``, ``error.png`` and ``loss.png`` to ``output``.
 
     Raises:
@@ -59,7 +61,7 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
             precision="float32",
             log_every=1,
             seed=seed,
-            device="cpu",
+            device=device,
         ),
         console,
     )
@@ -67,10 +69,10 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
         f"{len(errors)} steps, code error {_mean(errors[:10]):.4f} at first, {_mean(errors[-10:]):.4f} at last"
     )
 
-    rows, l1 = [], []
+    rows, l1, inputs = [], [], images.to(model.latent_tokens.device)
     lengths = [model.config.latents_per_iteration * (i + 1) for i in range(model.config.iterations)]
     for length in lengths:
-        decoded = model.decode(model.encode(images, FixedLength(length)))
+        decoded = model.decode(model.encode(inputs, FixedLength(length))).cpu()
         rows.append(decoded)
         l1.append((decoded - images).abs().mean((1, 2, 3)))
     table = torch.stack(l1, dim=1)

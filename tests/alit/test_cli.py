@@ -148,6 +148,8 @@ def test_reconstruct_skips_what_is_no_picture(folder: Path) -> None:
         ),
         ("encode photos -o x.alit --device gpu", "got 'gpu'"),
         ("demo --device gpu", "got 'gpu'"),
+        ("demo --train --device gpu", "got 'gpu'"),
+        ("demo --train --model photos/a.png", "--model: expected none with --train"),
         ("decode x.alit -o out --device gpu", "got 'gpu'"),
     ],
 )
@@ -179,9 +181,8 @@ def test_missing_library_is_named(
     model(image_size=(16, 16)).save_pretrained(tmp_path / "m.safetensors")
     monkeypatch.setitem(sys.modules, package, None)
     output = tmp_path / "out"
-    done = run(
-        "demo", "-o", output, "--model", tmp_path / "m.safetensors", "--seconds", 1, *options
-    )
+    weights = () if options else ("--model", tmp_path / "m.safetensors")
+    done = run("demo", "-o", output, "--seconds", 1, *weights, *options)
     name = {"skimage": "scikit-image"}.get(package, package)
     assert done.exit_code == 1 and "Traceback" not in done.output
     assert f"error: this needs {name}: pip install 'alit[demo]'" in text(done)
