@@ -2,50 +2,251 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
 from . import checkpoint, token_files
 from .config import SIZES
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
-from .evaluation.command import evaluate
+from .devices import choose
 from .tokenizer import AdaptiveTokenizer
-from .training.command import train
 
-app = typer.Typer(
-    help="Adaptive-length image tokenization.", no_args_is_help=True, pretty_exceptions_enable=False
-)
-app.command()(train)
-app.command()(evaluate)
+#: Commands that lie elsewhere: their module, imported when they are called, and what the list of commands says of them.
+ELSEWHERE = {
+    "train": (
+        ".training.command",
+        "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
+    ),
+    "evaluate": (
+        ".evaluation.command",
+        "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
+    ),
+}
+#: Libraries that only some commands need: module, and what to install.
+EXTRAS = {"matplotlib": ("matplotlib", "demo"), "skimage": ("scikit-image", "demo")}
+
+
+class Commands(TyperGroup):
+    """The commands below and those of ``ELSEWHERE``."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *(x for x in ELSEWHERE if x not in self.commands)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in ELSEWHERE and cmd_name not in self.commands:
+            return TyperCommand(cmd_name, help=ELSEWHERE[cmd_name][1])
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in ELSEWHERE and args[0] not in self.commands:
+            module = importlib.import_module(ELSEWHERE[args[0]][0], __package__)
+            alone = typer.Typer(pretty_exceptions_enable=False)
+            alone.command(args[0])(getattr(module, args[0]))
+            self.commands[args[0]] = typer.main.get_command(alone)
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 
 
 @app.callback()
 def main() -> None:
-    """An image in as few tokens as it needs."""
+    """An image in as few tokens as it needs: 32 when 32 will do, 256 when it takes 256.
+
+    Begin with a photograph of your own. Nothing is downloaded, and no GPU is needed:
+
+        alit reconstruct photo.jpg
+
+    Then keep its tokens in a file, look at that, and make a picture of it again:
+
+        alit encode photo.jpg -o photo.alit
+
+        alit info photo.alit
+
+        alit decode photo.alit -o pictures
+
+    alit demo shows on a page what the tokenizer does. Every command explains itself: alit encode --help
+    """
+
+
+Photos = Annotated[
+    list[Path], typer.Argument(help="Pictures of any kind and orientation, or folders of them.")
+]
+Model = Annotated[
+    str, typer.Option(help="Name of shipped weights, or a model file of alit train or convert.")
+]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or one of several: cuda:1.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--max-l1",
+        help="Stop at this mean pixel error, pixels in [0, 1]. Without any such option: 0.05.",
+    ),
+]
+Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
+
+
+@app.command()
+def reconstruct(
+    photos: Photos,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path(
+        "reconstructed"
+    ),
+    model: Model = "nano",
+    max_l1: Threshold = None,
+    tokens: Tokens = None,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside", help="Original, reconstruction and thumbnail side by side in each picture."
+        ),
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each one cost.
+
+    The table has tokens, bits and errors of every picture (its centre square, at the model's size), and in brackets the
+    errors of a thumbnail of as many bits, enlarged again: what a tokenizer has to beat.
+
+        alit reconstruct photo.jpg
+
+        alit reconstruct photo.jpg --tokens 64 --beside
+
+        alit reconstruct holiday/ -o small --max-l1 0.08
+
+    """
+    with _errors():
+        from .reconstruct import run
+
+        criterion = _criterion(max_l1=max_l1, tokens=tokens)
+        loaded = _load(model, device)
+        unreadable = run(loaded, photos, output, criterion, beside=beside, console=console)
+    if unreadable:
+        _fail("\n       ".join(unreadable))
+
+
+@app.command()
+def encode(
+    photos: Photos,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
+    model: Model = "nano",
+    max_l1: Threshold = None,
+    code_error: Annotated[
+        float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
+    ] = None,
+    tokens: Tokens = None,
+    in_flight: Annotated[
+        int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
+    ] = 8,
+    device: Device = "auto",
+) -> None:
+    """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
+
+        alit encode photo.jpg -o photo.alit
+
+        alit encode holiday/ -o holiday.alit --max-l1 0.08
+
+        alit encode holiday/ -o holiday.alit --tokens 64
+
+    alit decode makes pictures of the file, with the model that wrote it and no other.
+    """
+    with _errors():
+        criterion = _criterion(max_l1=max_l1, code_error=code_error, tokens=tokens)
+        token_files.encode(_load(model, device), photos, output, criterion, in_flight, console)
+
+
+@app.command()
+def decode(
+    source: Annotated[Path, typer.Argument(help="The .alit file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    model: Model = "nano",
+    device: Device = "auto",
+) -> None:
+    """Decode an .alit file to numbered PNG files, in the order in which the pictures were encoded.
+
+    alit decode holiday.alit -o pictures
+
+    """
+    with _errors():
+        token_files.decode(_load(model, device), source, output, console)
+
+
+@app.command()
+def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
+    """Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model.
+
+    alit info holiday.alit
+
+    """
+    with _errors():
+        token_files.show(source, console)
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Directory for the pictures.")] = Path("demo_output"),
-    seconds: Annotated[float, typer.Option(help="Length of the training.", min=1.0)] = 150.0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for page and pictures.")
+    ] = Path("demo_output"),
+    model: Model = "nano",
+    max_l1: Annotated[
+        float, typer.Option("--max-l1", help="Pixel error at which tokens are counted.", min=0.0)
+    ] = 0.08,
+    device: Device = "auto",
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a small tokenizer live instead.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(help="With --train: length of the training.", min=1.0)
+    ] = 150.0,
     image_size: Annotated[
-        int, typer.Option(help="Side of the pictures in pixels, a multiple of 16.")
+        int, typer.Option(help="With --train: side of the pictures, a multiple of 16.")
     ] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --train: seed of weights and batches.")] = 0,
 ) -> None:
-    """Train a small tokenizer live on scikit-image's photographs and show what it does with eight lengths."""
-    try:
-        from .demo import run
-    except ModuleNotFoundError as error:
-        _fail(f"the demo needs {error.name}: pip install 'alit[demo]'")
-    try:
-        run(output, seconds=seconds, image_size=image_size, seed=seed, console=console)
-    except (OSError, ValueError) as error:
-        _fail(str(error))
+    """Show on a page what the tokenizer does with the photographs that come with scikit-image.
+
+    Writes index.html and its pictures: reconstructions at every length, the error against tokens beside a
+    thumbnail's, tokens per photograph at one error, and where latent tokens look.
+
+        alit demo
+
+        alit demo -o page --max-l1 0.06
+
+    With --train a small tokenizer, without any weights to begin with, learns a dozen of the photographs by heart:
+
+        alit demo --train --seconds 60
+
+    """
+    with _errors():
+        if train:
+            from .demo import live
+
+            if model != "nano":
+                raise ValueError(
+                    "--model: expected none with --train, which starts without weights"
+                )
+            live.run(
+                output,
+                seconds=seconds,
+                image_size=image_size,
+                seed=seed,
+                device=str(choose(device)),
+                console=console,
+            )
+        else:
+            from .demo import show
+
+            show.run(_load(model, device), model, output, max_l1=max_l1, console=console)
 
 
 @app.command()
@@ -62,15 +263,17 @@ def convert(
         int | None, typer.Option(help="Attention heads, where the size is not a published one.")
     ] = None,
 ) -> None:
-    """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped."""
-    try:
+    """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.
+
+    alit convert official.pth model.safetensors
+
+    """
+    with _errors():
         state = checkpoint.read_official(source, weights=weights)
         config = checkpoint.infer_config(state, heads=heads, halting=halting)
         model = AdaptiveTokenizer(config)
         checkpoint.load_state(model, state)
         model.save_pretrained(target)
-    except (OSError, ValueError) as error:
-        _fail(str(error))
     shape = config.encoder
     name = next(
         (name for name, size in SIZES.items() if size == (shape.width, shape.layers, shape.heads)),
@@ -81,77 +284,43 @@ def convert(
     )
 
 
-Model = Annotated[
-    str | None,
-    typer.Option(help="Safetensors file or name of shipped weights; by default the shipped ones."),
-]
-
-
-@app.command()
-def encode(
-    photos: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
-    model: Model = None,
-    max_l1: Annotated[
-        float | None, typer.Option(help="Stop at this mean pixel error; 0.05 by default.")
-    ] = None,
-    code_error: Annotated[
-        float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")] = None,
-    in_flight: Annotated[
-        int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
-    ] = 8,
-) -> None:
-    """Encode pictures (centre crops) to one .alit file, each in as few tokens as it needs."""
-    criteria: list[Criterion] = [
+def _criterion(
+    *, max_l1: float | None, tokens: int | None, code_error: float | None = None
+) -> Criterion:
+    given: list[Criterion] = [
         *([MaxL1(max_l1)] if max_l1 is not None else []),
         *([CodeError(code_error)] if code_error is not None else []),
         *([FixedLength(tokens)] if tokens is not None else []),
     ]
-    if len(criteria) > 1:
-        _fail("expected one of --max-l1, --code-error and --tokens, got several")
-    criterion = criteria[0] if criteria else MaxL1(0.05)
+    if len(given) > 1:
+        raise ValueError("expected one of --max-l1, --code-error and --tokens, got several")
+    return given[0] if given else MaxL1(0.05)
+
+
+def _load(model: str, device: str) -> AdaptiveTokenizer:
+    return AdaptiveTokenizer.from_pretrained(model).to(choose(device))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Bad input becomes one line, without a traceback."""
     try:
-        token_files.encode(_load(model), photos, output, criterion, in_flight, console)
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        name, extra = EXTRAS[package]
+        _fail(f"this needs {name}: pip install 'alit[{extra}]'")
     except (OSError, ValueError) as error:
         _fail(str(error))
-
-
-@app.command()
-def decode(
-    source: Annotated[Path, typer.Argument(help="The .alit file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
-    model: Model = None,
-) -> None:
-    """Decode an .alit file to numbered PNG files, in the order in which the pictures were encoded."""
-    try:
-        token_files.decode(_load(model), source, output, console)
-    except (OSError, ValueError) as error:
-        _fail(str(error))
-
-
-@app.command()
-def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
-    """Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model."""
-    try:
-        token_files.show(source, console)
-    except (OSError, ValueError) as error:
-        _fail(str(error))
-
-
-def _load(model: str | None) -> AdaptiveTokenizer:
-    if model is None:
-        shipped = sorted(file.stem for file in checkpoint.SHIPPED.glob("*.safetensors"))
-        if len(shipped) != 1:
-            _fail(f"state --model; shipped weights: {', '.join(shipped) or 'none yet'}")
-        model = shipped[0]
-    return AdaptiveTokenizer.from_pretrained(model)
 
 
 def _fail(message: str) -> NoReturn:
     """Print the message without a traceback and leave with status 1."""
-    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    Console(stderr=True).print(
+        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
     raise typer.Exit(1)
 
 

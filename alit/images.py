@@ -42,9 +42,39 @@ def load(path: str | Path, size: tuple[int, int]) -> Tensor:
         OSError: not a readable image.
     """
     height, width = size
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    return to_tensor(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
+    fitted = ImageOps.fit(upright(path), (width, height), Image.Resampling.BICUBIC)
+    return to_tensor(fitted)
+
+
+def upright(path: str | Path) -> Image.Image:
+    """A picture of any mode as RGB, turned as its EXIF orientation says, transparency on white.
+
+    Integers of more than 8 bits count as 16-bit, floating-point values as [0, 1], or [0, 255] where one exceeds 1.
+
+    Raises:
+        OSError: not a readable image, or truncated.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode == "F" or turned.mode.startswith("I"):
+                return _eight_bits(turned).convert("RGB")
+            if not turned.has_transparency_data:
+                return turned.convert("RGB")
+            layer = turned.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(
+                "RGB"
+            )
+    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise OSError(f"damaged, or too large ({error})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greyscale of mode I, I;16 or F as L."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    top = values.max(initial=0)
+    full = (65535 if top > 255 else 255) if image.mode != "F" else (255 if top > 1 else 1)
+    return Image.fromarray(((values / full).clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def find(paths: Sequence[Path]) -> list[Path]:

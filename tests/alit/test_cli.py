@@ -1,58 +1,212 @@
-"""The command line, the demo and picture files."""
+"""The command line and picture files; alit encode, decode and info are in test_token_files, alit demo in test_demo."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from alit import FixedLength, checkpoint
 from alit.base import DCTBase
-from alit.cli import app
+from alit.cli import ELSEWHERE, app
 from alit.config import DCTConfig
-from alit.demo import PHOTOGRAPHS, photographs
-from alit.images import load_square, save_image, to_image
+from alit.demo import photographs
+from alit.images import load, load_square, save_image, to_image
+
+from .models import images, model
+
+COMMANDS = ("reconstruct", "encode", "decode", "info", "demo", "convert", "train", "evaluate")
+EXTENDED = ("reconstruct", "encode", "decode", "info", "demo", "convert")
 
 
-def test_help_lists_commands() -> None:
-    done = CliRunner().invoke(app, ["--help"])
-    assert done.exit_code == 0 and "demo" in done.output and "convert" in done.output
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_demo_writes_its_pictures(tmp_path: Path) -> None:
-    """Two seconds of training: the pictures are there; that they are good takes minutes."""
-    output = tmp_path / "pictures"
-    done = CliRunner().invoke(
-        app, ["demo", "--output", str(output), "--seconds", "2", "--image-size", "32"]
+def text(done: Result) -> str:
+    return done.output.replace("\n", "")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: photos with three pictures, notes.txt, cut.png, an empty folder; weights "nano"."""
+    for name in ("photos", "empty", "weights"):
+        (tmp_path / name).mkdir()
+    for name, size, image in zip("abc", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
+        to_image(image).resize(size).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
+    model().save_pretrained(tmp_path / "weights" / "nano.safetensors")
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_teaches() -> None:
+    done = run("--help")
+    assert done.exit_code == 0 and "alit reconstruct photo.jpg" in done.output
+    assert all(f" {command} " in done.output for command in COMMANDS)
+    for command in EXTENDED:
+        done = run(command, "--help")
+        assert done.exit_code == 0 and f"alit {command} " in done.output, command
+        assert command in ("info", "convert") or "--device" in done.output, command
+
+
+def test_commands_that_lie_elsewhere_run() -> None:
+    for name, (module, summary) in ELSEWHERE.items():
+        command = getattr(importlib.import_module(module, "alit"), name)
+        assert command.__doc__.startswith(summary), name
+    assert "torchrun --nproc-per-node" in run("train", "--help").output
+    done = run("train", "--set", "steps")
+    assert done.exit_code == 1 and "expected name=value" in done.output
+    assert run("evaluate", "x").exit_code == 2  # --data is missing
+    assert run("recontsruct").exit_code == 2
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    heavy = (
+        "matplotlib skimage webdataset omegaconf lpips torch._dynamo torch.distributed.checkpoint"
     )
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from alit.cli import app
+assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+print([x for x in {heavy.split()} if x in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reconstruct(folder: Path) -> None:
+    done = run("reconstruct", "photos", "photos/a.png", "-o", "deep/out", "--tokens", 6)
     assert done.exit_code == 0, done.output
-    assert sorted(os.listdir(output)) == ["error.png", "loss.png", "reconstructions.png"]
-    assert str(output) in done.output.replace("\n", "")
-    sheet = Image.open(output / "reconstructions.png")
-    assert sheet.width > 9 * 32 and sheet.height > len(PHOTOGRAPHS) * 32
+    assert sorted(os.listdir("deep/out")) == ["a.png", "b.png", "c.png"]  # a.png was given twice
+    m = model()
+    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
+    decoded = m.decode(m.encode(pictures, FixedLength(6)))
+    for name, original, pixels in zip("abc", pictures, decoded, strict=True):
+        with Image.open(f"deep/out/{name}.png") as picture:
+            assert picture.tobytes() == to_image(pixels).tobytes()
+        rounded = (pixels.clamp(0, 1) * 255).round() / 255
+        error = float((rounded - original).abs().mean())
+        row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
+        assert re.search(rf" 6 +30 +{error:.3f} \(", row), row
 
 
-def test_demo_errors_have_no_traceback(tmp_path: Path) -> None:
-    taken = tmp_path / "file"
-    taken.write_text("")
-    for arguments, message in (
-        (["--output", str(taken)], "File exists"),
-        (["--output", str(tmp_path), "--image-size", "100"], "image_size: expected"),
-    ):
-        done = CliRunner().invoke(app, ["demo", "--seconds", "1", *arguments])
-        assert done.exit_code == 1 and "error: " in done.output and message in done.output
-        assert "Traceback" not in done.output
+def test_reconstruct_beside_and_equal_names(folder: Path) -> None:
+    os.mkdir("more")
+    Image.open("photos/a.png").save("more/a.bmp")
+    done = run("reconstruct", "photos/a.png", "more", "-o", "out", "--beside", "--max-l1", 0.5)
+    assert done.exit_code == 0, done.output
+    assert sorted(os.listdir("out")) == ["a-2.png", "a.png"]
+    sheet = Image.open("out/a.png")
+    assert sheet.size == (3 * 24, 16)
+    original = load("photos/a.png", (16, 24))
+    assert sheet.crop((0, 0, 24, 16)).tobytes() == to_image(original).tobytes()
+
+
+def test_reconstruct_skips_what_is_no_picture(folder: Path) -> None:
+    done = run("reconstruct", "notes.txt", "photos", "cut.png", "-o", "out")
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert "notes.txt: not a readable picture (cannot identify" in text(done)
+    assert "cut.png: not a readable picture (" in text(done)
+    assert sorted(os.listdir("out")) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("reconstruct notes.txt -o out", "notes.txt: not a readable picture (cannot identify"),
+        ("reconstruct cut.png -o out", "cut.png: not a readable picture (image file is truncated"),
+        ("encode cut.png -o x.alit", "cut.png: not a readable picture (image file is truncated"),
+        ("reconstruct empty", "empty: no picture found"),
+        ("reconstruct nowhere.jpg", "nowhere.jpg: no such file or folder"),
+        ("reconstruct photos -o notes.txt", "File exists: 'notes.txt'"),
+        ("reconstruct photos -o notes.txt/out", "Not a directory: 'notes.txt/out'"),
+        ("demo -o notes.txt", "expected one of square pictures, got 24x16"),
+        ("reconstruct photos -o photos", "a.png is one of the photographs; choose another folder"),
+        ("reconstruct photos --tokens 4", "tokens: expected multiples of 3"),
+        ("reconstruct photos --tokens 3 --max-l1 1", "expected one of --max-l1"),
+        ("reconstruct photos --model nanno", "weights (nano); did you mean 'nano'?"),
+        ("encode photos -o x.alit --model nan", "weights (nano); did you mean 'nano'?"),
+        ("decode x.alit -o out --model notes.txt", "notes.txt: not a safetensors file"),
+        (
+            "reconstruct photos --device cuda:99",
+            "device: expected auto, cpu or cuda:N that is there",
+        ),
+        ("encode photos -o x.alit --device gpu", "got 'gpu'"),
+        ("demo --device gpu", "got 'gpu'"),
+        ("demo --train --device gpu", "got 'gpu'"),
+        ("demo --train --model photos/a.png", "--model: expected none with --train"),
+        ("decode x.alit -o out --device gpu", "got 'gpu'"),
+    ],
+)
+def test_errors_have_no_traceback(folder: Path, arguments: str, message: str) -> None:
+    done = run(*arguments.split())
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert "error: " in done.output and message in text(done)
+    assert not Path("x.alit").exists() and sorted(os.listdir("photos")) == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_unwritable_folder(folder: Path) -> None:
+    (folder / "empty").chmod(0o500)
+    done = run("reconstruct", "photos", "-o", "empty")
+    assert done.exit_code == 1 and "Permission denied" in done.output
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "skimage"])
+@pytest.mark.parametrize("options", [(), ("--train",)])
+def test_missing_library_is_named(
+    package: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model(image_size=(16, 16)).save_pretrained(tmp_path / "m.safetensors")
+    monkeypatch.setitem(sys.modules, package, None)
+    output = tmp_path / "out"
+    weights = () if options else ("--model", tmp_path / "m.safetensors")
+    done = run("demo", "-o", output, "--seconds", 1, *weights, *options)
+    name = {"skimage": "scikit-image"}.get(package, package)
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert f"error: this needs {name}: pip install 'alit[demo]'" in text(done)
+    assert not output.exists()
 
 
 def test_pictures_of_any_mode_and_orientation(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    for mode in ("RGB", "L", "RGBA", "P", "1", "CMYK", "I;16"):
-        file = path.with_suffix(".tiff") if mode in ("CMYK", "I;16") else path
+    for mode in ("RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"):
+        file = path if mode in ("RGB", "L", "LA", "RGBA", "P", "1") else path.with_suffix(".tiff")
         Image.new(mode, (30, 20)).save(file)
-        assert load_square(file, 16).shape == (3, 16, 16)
+        picture = load_square(file, 16)
+        assert picture.shape == (3, 16, 16) and picture.min() >= 0 and picture.max() <= 1
+    for values in (
+        np.full((20, 20), 32768, np.uint16),
+        np.full((20, 20), 0.5, np.float32),
+        np.full((20, 20), 128, np.float32),
+    ):
+        Image.fromarray(values).save(path.with_suffix(".tiff"))
+        picture = load_square(path.with_suffix(".tiff"), 16)
+        if values.max() > 1:
+            assert picture.mean() == pytest.approx(0.5, abs=0.01)
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(path)  # what is transparent is white
+    assert load_square(path, 16).min() == 1
     sideways = Image.new("RGB", (20, 10), "black")
     sideways.paste("white", (0, 0, 20, 5))
     exif = Image.Exif()
@@ -63,6 +217,16 @@ def test_pictures_of_any_mode_and_orientation(tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(OSError, match="identify"):
         load_square(tmp_path / "no.png", 16)
+
+
+def test_damaged_pictures_are_errors_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.png"
+    Image.new("RGB", (300, 300)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="damaged, or too large"):
+        load_square(path, 16)
 
 
 def test_rounding_and_atomic_pictures(tmp_path: Path) -> None:

@@ -76,7 +76,6 @@ def test_criteria_and_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("encode photos -o x.alit", "state --model; shipped weights"),
         ("encode nowhere -o x.alit --model model.safetensors", "nowhere: no such file or folder"),
         ("encode photos/inner -o x.alit --model model.safetensors", "no picture found"),
         (

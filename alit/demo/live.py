@@ -1,13 +1,10 @@
-"""``alit demo``: a nano tokenizer trained live on the photographs that ship inside scikit-image."""
+"""``alit demo --train``: a nano tokenizer trained live on photographs that come with scikit-image."""
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import Path
 
-import matplotlib
-import skimage
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
@@ -15,34 +12,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from .criteria import FixedLength
-from .images import load_square, save_image, to_image
-from .tokenizer import AdaptiveTokenizer
-from .training import TrainingConfig, train
+from ..criteria import FixedLength
+from ..images import save_image, to_image
+from ..tokenizer import AdaptiveTokenizer
+from ..training import TrainingConfig, train
+from .figures import pyplot, save
+from .photographs import photographs
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-PHOTOGRAPHS = (
-    *(
-        "astronaut.png",
-        "camera.png",
-        "chelsea.png",
-        "coffee.png",
-        "rocket.jpg",
-        "motorcycle_left.png",
-    ),
-    *("coins.png", "moon.png", "brick.png", "retina.jpg", "hubble_deep_field.jpg", "ihc.png"),
-)
+#: It learns these; more would take longer.
+COUNT = 12
 
 
-def photographs(size: int) -> dict[str, Tensor]:
-    """scikit-image's photographs by name, (3, size, size) in [0, 1]."""
-    folder = Path(skimage.__file__).parent / "data"
-    return {Path(name).stem: load_square(folder / name, size) for name in PHOTOGRAPHS}
-
-
-def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Console) -> None:
+def run(
+    output: Path, *, seconds: float, image_size: int, seed: int, device: str, console: Console
+) -> None:
     """Train, then write ``reconstructions.png``, ``error.png`` and ``loss.png`` to ``output``.
 
     Raises:
@@ -51,11 +34,12 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
     """
     start = time.monotonic()
     torch.manual_seed(seed)
-    output.mkdir(parents=True, exist_ok=True)
+    pyplot()  # a missing library is reported before any work
     model = AdaptiveTokenizer.from_size(
         "nano", base="dct", bottleneck="continuous", image_size=image_size, latents_per_iteration=8
     )
-    photos = photographs(image_size)
+    photos = dict(list(photographs(image_size).items())[:COUNT])
+    output.mkdir(parents=True, exist_ok=True)
     images = torch.stack(list(photos.values()))
     count = sum(p.numel() for p in model.parameters()) / 1e6
     console.print(
@@ -77,7 +61,7 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
             precision="float32",
             log_every=1,
             seed=seed,
-            device="cpu",
+            device=device,
         ),
         console,
     )
@@ -85,10 +69,10 @@ def run(output: Path, *, seconds: float, image_size: int, seed: int, console: Co
         f"{len(errors)} steps, code error {_mean(errors[:10]):.4f} at first, {_mean(errors[-10:]):.4f} at last"
     )
 
-    rows, l1 = [], []
+    rows, l1, inputs = [], [], images.to(model.latent_tokens.device)
     lengths = [model.config.latents_per_iteration * (i + 1) for i in range(model.config.iterations)]
     for length in lengths:
-        decoded = model.decode(model.encode(images, FixedLength(length)))
+        decoded = model.decode(model.encode(inputs, FixedLength(length))).cpu()
         rows.append(decoded)
         l1.append((decoded - images).abs().mean((1, 2, 3)))
     table = torch.stack(l1, dim=1)
@@ -158,7 +142,7 @@ def _contact_sheet(
 
 
 def _plot_error(names: list[str], lengths: list[int], table: Tensor, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot().subplots(figsize=(7, 4.5))
     for name, row in zip(names, table.tolist(), strict=True):
         axes.plot(lengths, row, color="0.75", linewidth=1)
         axes.annotate(
@@ -181,22 +165,16 @@ def _plot_error(names: list[str], lengths: list[int], table: Tensor, path: Path)
     axes.margins(x=0.15)
     axes.set_ylim(bottom=0)
     axes.legend()
-    _save(figure, path)
+    figure.tight_layout()
+    save(figure, path)
 
 
 def _plot_loss(errors: list[float], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 3.5))
+    figure, axes = pyplot().subplots(figsize=(7, 3.5))
     axes.plot(range(1, len(errors) + 1), errors, linewidth=1)
     axes.set(xlabel="step", ylabel="code error (mse)", yscale="log", title="Training")
-    _save(figure, path)
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    save_image(Image.open(buffer), path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _mean(values: list[float]) -> float:

@@ -1,0 +1,95 @@
+"""Where latent tokens look: attention of the encoder, recomputed from its queries, keys and log-sum-exp."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alit_kernels import attention_map, cumulative_offsets, varlen_attention
+from alit_kernels.nn import SelfAttention
+
+from .layers import Block
+from .tokenizer import AdaptiveTokenizer
+
+
+@torch.no_grad()
+def latent_attention(
+    model: AdaptiveTokenizer,
+    images: Tensor,
+    *,
+    iteration: int | None = None,
+    layer: int | None = None,
+) -> Tensor:
+    """Attention of every latent token to every image token in the encoder, mean over heads.
+
+    No image leaves the batch: all run up to ``iteration``.
+
+    Args:
+        images: as for :meth:`AdaptiveTokenizer.rollout`.
+        iteration: from 0; the last by default.
+        layer: of the encoder, from 0; the mean over all by default.
+
+    Returns:
+        (B, L, height, width) float32 over the grid of image tokens, L latents in the order in which they were added.
+        The rest of each latent's probability, up to 1, goes to the class token and to latents.
+
+    Raises:
+        ValueError: an iteration or layer that is none; a model that drops image tokens (``halting="drop"``).
+        TypeError, ValueError: images, as :meth:`AdaptiveTokenizer.rollout`.
+    """
+    config = model.config
+    iteration = config.iterations - 1 if iteration is None else iteration
+    for name, value, count in (
+        ("iteration", iteration, config.iterations),
+        ("layer", 0 if layer is None else layer, config.encoder.layers),
+    ):
+        if not 0 <= value < count:
+            raise ValueError(f"{name}: expected one of 0..{count - 1}, got {value}")
+    if config.halting == "drop":
+        raise ValueError("model: expected one that keeps all image tokens, got halting='drop'")
+    layers = range(config.encoder.layers) if layer is None else range(layer, layer + 1)
+    inputs: dict[int, Tensor] = {}
+
+    def remember(index: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs[index] = arguments[0]
+
+    blocks = {index: _block(model, index) for index in layers}
+    hooks = [
+        block.attn.register_forward_pre_hook(partial(remember, index))
+        for index, block in blocks.items()
+    ]
+    try:
+        predict_at = () if config.halting == "off" else None
+        for step in model.rollout(images, predict_at=predict_at):
+            if step.index == iteration:
+                break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = [_map(block.attn, inputs[index], model) for index, block in blocks.items()]
+    return torch.stack(maps).mean(0).unflatten(-1, config.grid)
+
+
+def _block(model: AdaptiveTokenizer, index: int) -> Block:
+    block = model.encoder.transformer[index]
+    assert isinstance(block, Block)
+    return block
+
+
+def _map(layer: SelfAttention, x_BSD: Tensor, model: AdaptiveTokenizer) -> Tensor:
+    """(B, L, N - 1): rows of the attention matrix of latents, columns of image tokens."""
+    batch, length, _ = x_BSD.shape
+    qkv = nn.functional.linear(x_BSD.flatten(0, 1), layer.in_proj_weight, layer.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, layer.heads, -1)).unbind(-3)
+    offsets = cumulative_offsets(torch.full((batch,), length, device=x_BSD.device))
+    _, lse = varlen_attention(q, k, v, offsets, max_length=length, return_lse=True)
+    tokens = model.num_image_tokens
+    return attention_map(
+        *(q, k, lse, offsets),
+        queries=range(tokens, length),
+        keys=range(1, tokens),
+        max_length=length,
+    )

@@ -1,0 +1,94 @@
+"""What the page shows, measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..attention import latent_attention
+from ..evaluation import thumbnail
+from ..evaluation.evaluate import bits_per_token, eight_bits
+from ..tokenizer import AdaptiveTokenizer
+
+#: Photographs together.
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """B photographs at K lengths, from plain to busy: fewer tokens first, then smaller errors.
+
+    Attributes:
+        names, images: the photographs; (B, 3, height, width) in [0, 1].
+        lengths, bits: K numbers of tokens, and their bits. Continuous tokens count 16 bits a channel.
+        pixels, thumbnails: (K, B, 3, height, width), reconstructions and thumbnails of as many bits, in 8 bits.
+        max_l1: the error at which tokens are counted.
+        tokens: (B,) int64, as ``model.encode(images, MaxL1(max_l1))`` gives them.
+        reached: (B,) bool, whether so many tokens meet ``max_l1``; they are all there are where they do not.
+        attention: (B, L, rows, columns) as :func:`alit.attention.latent_attention` gives it; L = ``lengths[-1]``.
+    """
+
+    names: list[str]
+    images: Tensor
+    lengths: list[int]
+    bits: list[float]
+    pixels: Tensor
+    thumbnails: Tensor
+    max_l1: float
+    tokens: Tensor
+    reached: Tensor
+    attention: Tensor
+
+    @property
+    def l1(self) -> Tensor:
+        """(K, B) mean absolute pixel errors."""
+        return (self.pixels - self.images).abs().mean((2, 3, 4))
+
+    @property
+    def thumbnail_l1(self) -> Tensor:
+        """(K, B) those of the thumbnails."""
+        return (self.thumbnails - self.images).abs().mean((2, 3, 4))
+
+
+@torch.no_grad()
+def measure(model: AdaptiveTokenizer, photos: dict[str, Tensor], *, max_l1: float) -> Measured:
+    """Run the model on photographs (3, height, width) by name."""
+    images = torch.stack(list(photos.values()))
+    parts = [_rollout(model, batch) for batch in images.split(BATCH)]
+    pixels, errors, attention = (
+        torch.cat(part, dim) for part, dim in zip(zip(*parts, strict=True), (1, 1, 0), strict=True)
+    )
+    config = model.config
+    lengths = [config.latents_per_iteration * (i + 1) for i in range(config.iterations)]
+    bits = [length * bits_per_token(model) for length in lengths]
+    below = errors < max_l1
+    reached = below.any(0)
+    first = torch.where(reached, below.int().argmax(0), config.iterations - 1)
+    order = sorted(range(len(images)), key=lambda b: (int(first[b]), float(errors[-1, b])))
+    small = torch.stack([eight_bits(thumbnail(images, count), "pinned") for count in bits])
+    return Measured(
+        names=[list(photos)[b] for b in order],
+        images=images[order],
+        lengths=lengths,
+        bits=bits,
+        pixels=pixels[:, order],
+        thumbnails=small[:, order],
+        max_l1=max_l1,
+        tokens=(first + 1)[order] * config.latents_per_iteration,
+        reached=reached[order],
+        attention=attention[order],
+    )
+
+
+def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
+    """Pixels (K, B, 3, height, width), their errors (K, B) as MaxL1 has them, attention; on the CPU."""
+    images = images.to(model.latent_tokens.device)
+    pixels, errors = [], []
+    for iteration in model.rollout(images):
+        assert iteration.prediction is not None
+        decoded = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        pixels.append(eight_bits(decoded, "pinned").cpu())
+        errors.append((decoded - images).float().abs().mean((1, 2, 3)).cpu())
+    return torch.stack(pixels), torch.stack(errors), latent_attention(model, images).cpu()

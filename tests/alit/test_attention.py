@@ -1,0 +1,61 @@
+"""Where latents look, against softmax written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer
+from alit.attention import latent_attention
+
+from .models import images, model
+
+
+def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int) -> Tensor:
+    """Softmax of layer ``layer`` for the encoder's input (B, S, D), latents to image tokens, mean over heads."""
+    for block in list(m.encoder.transformer)[:layer]:
+        x = block(x, None, None)
+    block = m.encoder.transformer[layer]
+    heads = block.attn.heads
+    qkv = torch.nn.functional.linear(
+        block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias
+    )
+    q, k, _ = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(1)
+    n = m.num_image_tokens
+    return weights[:, n:, 1:n].unflatten(-1, m.config.grid)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("iteration", [0, 2])
+def test_equals_softmax(iteration: int) -> None:
+    m, pictures = model(), images()
+    rollout = m.rollout(pictures)
+    for _ in range(iteration):
+        next(rollout)
+    expected = [explicit(m, rollout.tokens_BSD, layer) for layer in (0, 1)]
+    for layer in (0, 1):
+        maps = latent_attention(m, pictures, iteration=iteration, layer=layer)
+        assert maps.shape == (3, 3 * (iteration + 1), 4, 6)
+        torch.testing.assert_close(maps, expected[layer], atol=2e-6, rtol=1e-5)
+    mean = latent_attention(m, pictures, iteration=iteration)
+    torch.testing.assert_close(mean, (expected[0] + expected[1]) / 2, atol=2e-6, rtol=1e-5)
+    assert mean.sum((2, 3)).max() < 1 and (mean > 0).all()
+
+
+def test_leaves_the_model_as_it_was() -> None:
+    m = model()
+    assert latent_attention(m, images()).shape == (3, 12, 4, 6)  # the last iteration by default
+    assert not any(block.attn._forward_pre_hooks for block in m.encoder.transformer)
+
+
+@pytest.mark.parametrize("name, value", [("iteration", 4), ("iteration", -1), ("layer", 2)])
+def test_bad_arguments(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected one of 0.."):
+        latent_attention(model(), images(), **{name: value})
+
+
+def test_dropped_tokens_have_no_place() -> None:
+    with pytest.raises(ValueError, match="halting='drop'"):
+        latent_attention(model("vqgan", halting="drop"), images())

@@ -1,0 +1,108 @@
+"""alit demo: the page, its pictures and its numbers; training live."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from alit import FixedLength, MaxL1
+from alit.cli import app
+from alit.demo import PHOTOGRAPHS, photographs
+from alit.demo.figures import TILE, _spread
+from alit.demo.measure import Measured, measure
+from alit.demo.page import NANO, page
+from alit.demo.photographs import FEATURED
+
+from .models import model
+
+PICTURES = ["attention.png", "error.png", "reconstructions.png", "tokens.png"]
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    """With an error that some photographs meet early, some late, some never."""
+    m, photos = model(image_size=(16, 16)), photographs(16)
+    errors = measure(m, photos, max_l1=0.1).l1
+    return measure(m, photos, max_l1=float(errors.amin(0).median()) + 1e-3)
+
+
+def test_what_is_measured(measured: Measured) -> None:
+    m = model(image_size=(16, 16))
+    assert measured.lengths == [3, 6, 9, 12] and measured.bits == [15, 30, 45, 60]
+    assert sorted(measured.names) == sorted(PHOTOGRAPHS)
+    photos = photographs(16)
+    for name, image in zip(measured.names, measured.images, strict=True):
+        assert torch.equal(image, photos[name])
+    assert torch.equal(measured.tokens, m.encode(measured.images, MaxL1(measured.max_l1)).lengths)
+    assert 0 < measured.reached.sum() < len(photos)
+    assert (measured.tokens[~measured.reached] == 12).all()
+    assert measured.tokens.tolist() == sorted(measured.tokens.tolist())  # from plain to busy
+    for k, length in enumerate(measured.lengths):
+        decoded = m.decode(m.encode(measured.images, FixedLength(length))).clamp(0, 1)
+        torch.testing.assert_close(measured.pixels[k], decoded, atol=0.5 / 255 + 1e-4, rtol=0)
+    assert measured.attention.shape == (len(photos), 12, 4, 4)
+
+
+def test_page_tells_what_was_measured(measured: Measured) -> None:
+    text = page(model(image_size=(16, 16)), "some <model>", measured)
+    assert "some &lt;model&gt;" in text and "$" not in text and NANO not in text
+    cells = re.findall(r"<tr><td>(\d+)<td>(\d+)<td[^>]*>([\d.]+)<td[^>]*>([\d.]+)</tr>", text)
+    ours, theirs = measured.l1.mean(1).tolist(), measured.thumbnail_l1.mean(1).tolist()
+    expected = zip(measured.lengths, measured.bits, ours, theirs, strict=True)
+    assert cells == [(f"{n}", f"{b:.0f}", f"{x:.3f}", f"{y:.3f}") for n, b, x, y in expected]
+    wins = sum(x < y for x, y in zip(ours, theirs, strict=True))
+    assert {0: "at none of the lengths", 4: "at all 4"}.get(wins, f"at {wins} of 4") in text
+    assert f"{int((~measured.reached).sum())} of {len(PHOTOGRAPHS)} do not get there" in text
+    assert sorted(re.findall(r'src="(.*?)"', text)) == PICTURES
+    links = [link for link in re.findall(r'href="(.*?)"', text) if link not in PICTURES]
+    assert links == ["https://arxiv.org/abs/2411.02393"]  # nothing is loaded from elsewhere
+    assert NANO in page(model(image_size=(16, 16)), "nano", measured)
+
+
+def test_demo_writes_page_and_pictures(tmp_path: Path) -> None:
+    weights, output = tmp_path / "m.safetensors", tmp_path / "page"
+    model(image_size=(16, 16)).save_pretrained(weights)
+    arguments = ["demo", "-o", str(output), "--model", str(weights), "--max-l1", "0.3"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "page/index.html" in done.output.replace("\n", "")
+    assert sorted(os.listdir(output)) == [*PICTURES[:2], "index.html", *PICTURES[2:]]
+    assert "an error of 0.3" in (output / "index.html").read_text(encoding="utf-8")
+    for name in PICTURES:
+        assert len(set(Image.open(output / name).convert("L").tobytes())) > 50, name
+    with Image.open(output / "reconstructions.png") as sheet:
+        assert sheet.width > 5 * TILE and sheet.height > 2 * len(FEATURED) * TILE
+
+
+def test_labels_move_apart() -> None:
+    assert _spread([0.3, 0.1], gap=0.1) == pytest.approx([0.3, 0.1])
+    placed = _spread([0.2, 0.2, 0.21, 0.9, 0.0], gap=0.1)
+    assert all(b - a > 0.1 - 1e-9 for a, b in pairwise(sorted(placed)))
+    assert placed[3] == pytest.approx(0.9) and placed[4] == pytest.approx(0.0)
+    assert sum(placed) == pytest.approx(0.2 + 0.2 + 0.21 + 0.9)
+
+
+def test_training_live(tmp_path: Path) -> None:
+    """Two seconds of training: the pictures are there; that they are good takes minutes."""
+    output = tmp_path / "pictures"
+    arguments = ["demo", "--train", "--output", str(output), "--seconds", "2", "--image-size", "32"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert sorted(os.listdir(output)) == ["error.png", "loss.png", "reconstructions.png"]
+    assert str(output) in done.output.replace("\n", "")
+    sheet = Image.open(output / "reconstructions.png")
+    assert sheet.width > 9 * 32 and sheet.height > 12 * 32
+
+
+def test_training_live_takes_multiples_of_16(tmp_path: Path) -> None:
+    arguments = ["demo", "--train", "--output", str(tmp_path), "--image-size", "100"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1 and "image_size: expected" in done.output
+    assert "Traceback" not in done.output

@@ -1,0 +1,81 @@
+"""Weights that come with the package, and files of 16-bit weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from PIL import Image
+
+from alit import AdaptiveTokenizer, FixedLength, MaxL1, TokenSequence
+from alit.checkpoint import SHIPPED
+from alit.demo import photographs
+
+from .models import images, model
+
+WEIGHTS = sorted(SHIPPED.glob("*.safetensors"))
+shipped = pytest.mark.skipif(not WEIGHTS, reason="no weights are shipped yet")
+#: alit's command line on a machine without a network.
+OFFLINE = """
+import socket, sys
+def refuse(*_, **__): raise OSError("no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from alit.cli import app
+app()
+"""
+
+
+def test_16_bit_files_give_float32_models(tmp_path: Path) -> None:
+    """Of one fingerprint, whichever way its weights are stored."""
+    half, single = tmp_path / "half.safetensors", tmp_path / "single.safetensors"
+    model().half().save_pretrained(half)
+    loaded = AdaptiveTokenizer.from_pretrained(half)
+    assert {x.dtype for x in loaded.state_dict().values() if x.is_floating_point()} == {
+        torch.float32
+    }
+    assert loaded.identity() == AdaptiveTokenizer.from_pretrained(half).identity()
+    loaded.save_pretrained(single)
+    assert loaded.identity() == AdaptiveTokenizer.from_pretrained(single).identity()
+    tokens = loaded.encode(images(), FixedLength(6))
+    data = tokens.to_bytes(loaded.identity())
+    again = AdaptiveTokenizer.from_pretrained(half)
+    assert torch.equal(TokenSequence.from_bytes(data, again.identity()).rows, tokens.rows)
+
+
+@shipped
+def test_they_are_small_and_16_bit() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 16e6
+    for file in WEIGHTS:
+        with safetensors.safe_open(str(file), framework="pt") as content:
+            kinds = {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
+        assert not kinds & {"F32", "F64"} and "F16" in kinds, file
+
+
+@shipped
+@pytest.mark.parametrize("name", [file.stem for file in WEIGHTS])
+def test_they_encode_and_decode(name: str) -> None:
+    m = AdaptiveTokenizer.from_pretrained(name)
+    picture = photographs(m.config.image_size[0])["coffee"][None]
+    tokens = m.encode(picture, MaxL1(0.08))
+    data = tokens.to_bytes(m.identity())
+    pixels = m.decode(TokenSequence.from_bytes(data, m.identity()))
+    assert pixels.shape == picture.shape and pixels.isfinite().all()
+    assert (pixels - picture).abs().mean() < (
+        picture.mean((2, 3), keepdim=True) - picture
+    ).abs().mean()
+
+
+@shipped
+@pytest.mark.skipif("nano" not in [file.stem for file in WEIGHTS], reason="nano is not shipped")
+def test_reconstruct_works_offline(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    Image.effect_mandelbrot((320, 200), (-2, -1.5, 1, 1.5), 100).save(photo)
+    arguments = ["reconstruct", str(photo), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-c", OFFLINE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "out" / "photo.png").size == (256, 256)
