@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full lint format sanitize bench gpu-test gpu-report gpu-tune clean
+.PHONY: setup demo test test-full weights lint format sanitize bench gpu-test gpu-report gpu-tune clean
 
 setup: $(READY)
 
@@ -32,6 +32,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The shipped weights, trained again: make weights DATA=folder-of-photographs. Interrupted, it goes on where it was.
+RUN ?= weights_run
+weights: setup
+	test -n "$(DATA)" || { echo "DATA: expected a folder of photographs (make weights DATA=photos)"; exit 1; }
+	$(BIN)/alit train configs/nano-vae/1-base.yaml --data $(DATA) --output $(RUN)/1 --resume
+	$(BIN)/alit train configs/nano-vae/2-tokens.yaml --data $(DATA) --output $(RUN)/2 --resume \
+		--set base_from=$(RUN)/1/model.safetensors
+	$(BIN)/alit train configs/nano-vae/3-pixels.yaml --data $(DATA) --output $(RUN)/3 --resume \
+		--set start_from=$(RUN)/2/model.safetensors
+	$(BIN)/alit export $(RUN)/3/model.safetensors alit/weights/nano.safetensors
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from alit import FixedLength, checkpoint
+from alit import AdaptiveTokenizer, FixedLength, checkpoint
 from alit.base import DCTBase
 from alit.cli import ELSEWHERE, app
 from alit.config import DCTConfig
@@ -24,8 +24,8 @@ from alit.images import load, load_square, save_image, to_image
 
 from .models import images, model
 
-COMMANDS = ("reconstruct", "encode", "decode", "info", "demo", "convert", "train", "evaluate")
-EXTENDED = ("reconstruct", "encode", "decode", "info", "demo", "convert")
+COMMANDS = ("reconstruct", "encode", "decode", "info", "demo", "convert", "export", "train", "evaluate")
+EXTENDED = ("reconstruct", "encode", "decode", "info", "demo", "convert", "export")
 
 
 def run(*arguments: object) -> Result:
@@ -249,3 +249,16 @@ def test_dct_reconstructs() -> None:
     again = few.encode(blurred).code_BNC
     torch.testing.assert_close(again, tokens.code_BNC, atol=1e-4, rtol=0)
     assert 0.5 < tokens.code_BNC[..., 0].std() < 2
+
+
+def test_export_halves_a_model(tmp_path: Path) -> None:
+    source, target = tmp_path / "model.safetensors", tmp_path / "small.safetensors"
+    m = model()
+    m.save_pretrained(source)
+    assert run("export", source, target).exit_code == 0
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    loaded = AdaptiveTokenizer.from_pretrained(target).state_dict()
+    for name, tensor in m.state_dict().items():
+        assert torch.equal(loaded[name], tensor.half().float()), name
+    missing = run("export", tmp_path / "nothing", target)
+    assert missing.exit_code == 1 and "no such file" in text(missing)
