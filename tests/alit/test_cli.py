@@ -24,7 +24,17 @@ from alit.images import load, load_square, save_image, to_image
 
 from .models import images, model
 
-COMMANDS = ("reconstruct", "encode", "decode", "info", "demo", "convert", "export", "train", "evaluate")
+COMMANDS = (
+    "reconstruct",
+    "encode",
+    "decode",
+    "info",
+    "demo",
+    "convert",
+    "export",
+    "train",
+    "evaluate",
+)
 EXTENDED = ("reconstruct", "encode", "decode", "info", "demo", "convert", "export")
 
 
