@@ -99,7 +99,7 @@ def write(runs: list[Run], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     pages, section = ["# Benchmark results\n"], []
     for run in runs:
-        pages.append(f"## {run.name}\n\n{described(run)}\n")
+        pages.append(f"## {run.name}\n\n{described(run)}\n\n`{run.machine.get('command', '')}`\n")
         pages.append(
             "Ratios are of medians, contenders timed in turns; every result was verified first"
             " ([how](../../docs/benchmarks.md)). \\*: other processes used more than"

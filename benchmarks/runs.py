@@ -66,12 +66,12 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
     machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
         raise ValueError(f"--merge: expected parts of one machine and day, got {machines}")
-    ceilings = {
-        k: max(run.machine["ceilings"][k] for run in runs) for k in runs[0].machine["ceilings"]
+    first = runs[0].machine["ceilings"]
+    whole = {
+        "ceilings": {k: max(run.machine["ceilings"][k] for run in runs) for k in first},
+        "command": "; ".join(run.machine.get("command", "") for run in runs),
     }
-    return Run(
-        name, machines[0] | {"ceilings": ceilings}, [row for run in runs for row in run.rows]
-    )
+    return Run(name, machines[0] | whole, [row for run in runs for row in run.rows])
 
 
 def ratios(run: Run) -> list[tuple[str, str, float]]:
