@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+#: Percent of the processors that other processes may use before the report says so, or leaves a breakdown out.
+BUSY = 5.0
+
 
 class Row(NamedTuple):
     """One contender of one group: median and spread in seconds, and what the contest noted."""
@@ -17,6 +20,12 @@ class Row(NamedTuple):
     low: float
     high: float
     info: dict[str, Any]
+
+    @property
+    def parts(self) -> dict[str, float] | None:
+        """Seconds of a training step by part, if it was measured while the machine was ours."""
+        load = self.info.get("parts_other_load_percent", 100.0)
+        return self.info.get("parts") if load is None or load <= BUSY else None
 
 
 class Run(NamedTuple):

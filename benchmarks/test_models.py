@@ -22,7 +22,7 @@ from alit.losses import stage1_loss
 from .baseline import Step, eager_copy
 from .breakdown import breakdown
 from .contest import DEVICE, Absent, Contest, Work
-from .timing import peak_megabytes
+from .timing import OtherLoad, peak_megabytes
 
 GPU = DEVICE == "cuda"
 #: Tokens of each picture: 96 on average.
@@ -105,10 +105,12 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
 
     def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
         parts: dict[str, float] = {}
-        with autocast():
+        load = OtherLoad()
+        with autocast(), load:
             peak = peak_megabytes(lambda: parts.update(breakdown(steps[name])))
         return {
             "parts": parts,
+            "parts_other_load_percent": load.percent,
             "peak_megabytes": peak,
             "state_megabytes": steps[name].state_bytes / 1e6,
         }
