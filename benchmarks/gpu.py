@@ -197,6 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
+    if not parts(out, options.rehearsal):
+        print(f"{options.kind}: no op has a tuning script")
     good = run_all(options.kind, parts(out, options.rehearsal), out, options.rehearsal)
     if options.kind == "tune":
         subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)

@@ -131,21 +131,21 @@ def plot_tokens(run: Run, path: Path) -> bool:
 
 def plot_breakdown(run: Run, path: Path) -> bool:
     """Seconds of a training step by part, forward and backward together."""
-    rows = [row for row in run.rows if row.info.get("parts")][::-1]
+    rows = [row for row in run.rows if row.parts][::-1]
     if not rows:
         return False
     figure, axes = _axes(7, 0.9 + 0.4 * len(rows))
-    for part, colour in zip(rows[0].info["parts"], COLOURS, strict=True):
-        left = [sum(_until(row.info["parts"], part)) for row in rows]
+    for part, colour in zip(rows[0].parts, COLOURS, strict=True):
+        left = [sum(_until(row.parts, part)) for row in rows]
         axes.barh(
             [f"{row.group}: {row.contender}" for row in rows],
-            [row.info["parts"][part] for row in rows],
+            [row.parts[part] for row in rows],
             *(0.6, left),
             color=colour,
             label=part,
         )
     axes.set_xlabel("seconds of one step, by part")
-    _legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].info["parts"]))
+    _legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].parts))
     _save(figure, path)
     return True
 

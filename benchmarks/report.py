@@ -13,13 +13,12 @@ from pathlib import Path
 from alit.files import replacing
 
 from .plots import PLOTS
-from .runs import Run, merged, ratios, read
+from .runs import BUSY, Row, Run, merged, ratios, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+STAR = rf"\*: other processes used more than {BUSY:.0f} % of the processors meanwhile"
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
-#: Part of the machine that other processes may have used before a row says so.
-BUSY = 5.0
 
 
 COLUMNS = ("case", "contender", "median", "min to max", "over ours", "GFLOP/s", "of matmul", "GB/s")
@@ -39,7 +38,7 @@ def table(run: Run) -> str:
             if info["bytes"]:
                 share = info["gigabytes_per_second"] / ceilings["copy_gigabytes"]
                 memory = (f"{info['gigabytes_per_second']:.3g}", f"{share:.0%}")
-            mark = r" \*" if (info.get("other_load_percent") or 0.0) > BUSY else ""
+            mark = _mark(row)
             cells = [
                 *(group, row.contender, f"{1e3 * row.median:.3g} ms{mark}"),
                 f"{1e3 * row.low:.3g} to {1e3 * row.high:.3g}",
@@ -66,12 +65,14 @@ def training(run: Run) -> str:
         eager = next((row for row in rows if row.contender == "eager baseline"), None)
         for row in rows:
             info = row.info
-            if not info.get("parts") or eager is None:
+            if "state_megabytes" not in info or eager is None:
                 continue
             total, published = (
                 r.info["peak_megabytes"] + r.info["state_megabytes"] for r in (row, eager)
             )
-            parts = ", ".join(f"{part} {seconds:.3g}" for part, seconds in info["parts"].items())
+            parts = ", ".join(
+                f"{part} {seconds:.3g}" for part, seconds in (row.parts or {}).items()
+            )
             cells = [
                 *(group, row.contender, f"{info['images'] / row.median:.3g}"),
                 f"{eager.median / row.median:.2f}",
@@ -89,7 +90,8 @@ def training(run: Run) -> str:
     )
     note = (
         "\n\nUtilisation: operations of the eager step, counted, over time and the measured matrix-product ceiling."
-        " The parts come from one further step with a stopwatch in it.\n"
+        " The parts come from one further step with a stopwatch in it, and are left out"
+        " where other processes disturbed it.\n"
     )
     return head + "\n".join(lines) + note
 
@@ -99,7 +101,7 @@ def write(runs: list[Run], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     pages, section = ["# Benchmark results\n"], []
     for run in runs:
-        pages.append(f"## {run.name}\n\n{described(run)}\n")
+        pages.append(f"## {run.name}\n\n{described(run)}\n\n`{run.machine.get('command', '')}`\n")
         pages.append(
             "Ratios are of medians, contenders timed in turns; every result was verified first"
             " ([how](../../docs/benchmarks.md)). \\*: other processes used more than"
@@ -113,13 +115,20 @@ def write(runs: list[Run], folder: Path) -> str:
         best: dict[str, tuple[str, float]] = {}
         for group, contender, ratio in ratios(run):
             best.setdefault(group, (contender, ratio))
-        lines = [f"| {group} | {name} | {ratio:.2f} |" for group, (name, ratio) in best.items()]
+        lines = [
+            f"| {group} | {name} | {ratio:.2f}{_mark(run.groups[group][0])} |"
+            for group, (name, ratio) in best.items()
+        ]
         section.append(
-            f"{described(run)}\n\n| case | fastest other | its time over ours |\n|---|---|--:|\n"
-            + "\n".join(lines)
+            f"{described(run)} {STAR}, so the ratio is rough.\n\n"
+            "| case | fastest other | its time over ours |\n|---|---|--:|\n" + "\n".join(lines)
         )
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
     return "\n\n".join(section)
+
+
+def _mark(row: Row) -> str:
+    return r" \*" if (row.info.get("other_load_percent") or 0.0) > BUSY else ""
 
 
 def _replace(path: Path, text: str) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+#: Percent of the processors that other processes may use before the report says so, or leaves a breakdown out.
+BUSY = 5.0
+
 
 class Row(NamedTuple):
     """One contender of one group: median and spread in seconds, and what the contest noted."""
@@ -17,6 +20,12 @@ class Row(NamedTuple):
     low: float
     high: float
     info: dict[str, Any]
+
+    @property
+    def parts(self) -> dict[str, float] | None:
+        """Seconds of a training step by part, if it was measured while the machine was ours."""
+        load = self.info.get("parts_other_load_percent", 100.0)
+        return self.info.get("parts") if load is None or load <= BUSY else None
 
 
 class Run(NamedTuple):
@@ -66,12 +75,12 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
     machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
         raise ValueError(f"--merge: expected parts of one machine and day, got {machines}")
-    ceilings = {
-        k: max(run.machine["ceilings"][k] for run in runs) for k in runs[0].machine["ceilings"]
+    first = runs[0].machine["ceilings"]
+    whole = {
+        "ceilings": {k: max(run.machine["ceilings"][k] for run in runs) for k in first},
+        "command": "; ".join(run.machine.get("command", "") for run in runs),
     }
-    return Run(
-        name, machines[0] | {"ceilings": ceilings}, [row for run in runs for row in run.rows]
-    )
+    return Run(name, machines[0] | whole, [row for run in runs for row in run.rows])
 
 
 def ratios(run: Run) -> list[tuple[str, str, float]]:

@@ -38,7 +38,7 @@ def result(path: Path, entries: list[dict[str, Any]], **machine: Any) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    step = {"parts": PARTS, "images": 2, "state_megabytes": 100.0}
+    step = {"parts": PARTS, "parts_other_load_percent": 0.0, "images": 2, "state_megabytes": 100.0}
     entries = [
         entry("op 8", "ours", 0.1, tokens=8),
         entry("op 8", "peer", 0.05, tokens=8),
@@ -61,6 +61,15 @@ def test_report(run: Run, tmp_path: Path) -> None:
         assert f"(cpu-{plot}.svg)" in text
         assert "<svg" in (tmp_path / "out" / f"cpu-{plot}.svg").read_text()
     assert "| op 8 | peer | 0.50 |" in section and "| op 16 | peer | 1.50 |" in section
+
+
+def test_breakdown_of_a_busy_machine_is_left_out(run: Run, tmp_path: Path) -> None:
+    busy = [row._replace(info={**row.info, "parts_other_load_percent": 40.0}) for row in run.rows]
+    write([Run("busy", run.machine, busy)], tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "| step | ours | 4 | 2.00 |" in text and "breakdown" not in text and "base 0.1" not in text
+    )
 
 
 def test_nothing_to_plot(run: Run, tmp_path: Path) -> None:
