@@ -4,7 +4,8 @@ Every ``kernels.py`` of an op has ``builds() -> Iterator[Build]``: one :class:`B
 configuration. ``python -m alit_kernels.aot --arch sm_80,sm_90,sm_100`` compiles them all and prints registers, spills,
 shared memory, occupancy, instruction counts and the predicted bound. ``--check`` fails on spills, too much shared
 memory, a missing tensor-core instruction, accesses narrower than declared, or a kernel without a build; ``--compare
-FILE`` on machine code that became worse than a committed result of the same Triton version.
+FILE`` on machine code that became worse than a committed result of the same Triton version. ``--common`` leaves out the
+builds that are declared rare.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Build:
         tensor_core: the kernel declares a tensor-core product: matrix instructions must appear.
         wgmma: on sm_90 that product must be ``wgmma`` (tiles of at least 64 rows and 4 warps).
         wide: pointer arguments whose base and row pitch are divisible: every access must be of 16 bytes.
+        rare: a further case of a kernel that another build covers; ``--common`` leaves it out.
     """
 
     kernel: Any
@@ -60,6 +62,11 @@ class Build:
     tensor_core: bool = False
     wgmma: bool = False
     wide: tuple[str, ...] = ()
+    rare: bool = False
+
+    def key(self, arch: int) -> str:
+        """What names this build for one architecture in a result file."""
+        return f"{self.kernel.__module__}.{self.kernel.__name__} [{self.label}] sm_{arch}"
 
 
 @dataclass
@@ -191,8 +198,13 @@ def _faults(build: Build, result: Result, widths: dict[str, set[int]]) -> list[s
     return faults
 
 
-def compare(results: list[Result], committed: Mapping[str, Any]) -> list[str]:
-    """What became worse: registers that cost occupancy, spills, or instructions by more than 5 %."""
+def compare(
+    results: list[Result], committed: Mapping[str, Any], left_out: Iterable[str] = ()
+) -> list[str]:
+    """What became worse: registers that cost occupancy, spills, or instructions by more than 5 %.
+
+    A build must be in both, but for those of the keys ``left_out``, which were not compiled.
+    """
     old = {Result(**entry).key: Result(**entry) for entry in committed["results"]}
     worse = []
     for new in results:
@@ -213,6 +225,7 @@ def compare(results: list[Result], committed: Mapping[str, Any]) -> list[str]:
             )
     arches = {new.arch for new in results}
     gone = {key for key, entry in old.items() if entry.arch in arches} - {n.key for n in results}
+    gone -= set(left_out)
     return worse + [f"{key}: committed, but no longer built" for key in sorted(gone)]
 
 
@@ -224,14 +237,16 @@ def _job(module: str, position: int, arch: int) -> Result:
         raise RuntimeError(f"{module} [{build.label}] does not compile for sm_{arch}") from error
 
 
-def compile_all(names: list[str], architectures: tuple[int, ...], jobs: int) -> list[Result]:
-    """Every build of the named modules for every architecture, in parallel processes."""
+def compile_all(
+    names: list[str], architectures: tuple[int, ...], jobs: int, common: bool = False
+) -> list[Result]:
+    """Every build, or every common one, of the named modules for every architecture, in parallel processes."""
     tasks = [
         (name, position, arch)
         for name in names
         for position, build in enumerate(importlib.import_module(name).builds())
         for arch in architectures
-        if arch in build.architectures
+        if arch in build.architectures and not (common and build.rare)
     ]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
@@ -276,6 +291,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arch", default="sm_80,sm_90,sm_100", help="comma-separated")
     parser.add_argument("--module", action="append", help="a kernels module; default: all")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--common", action="store_true", help="leave out the rare builds")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--check", action="store_true", help="fail on spills and the like")
     parser.add_argument("--compare", type=Path, help="fail on code worse than this result")
@@ -294,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         raise SystemExit(f"--arch: expected some of {ARCHITECTURES}, got {sorted(unknown)}")
     names: list[str] = options.module or modules()
-    results = compile_all(names, architectures, options.jobs)
+    results = compile_all(names, architectures, options.jobs, options.common)
     show(results)
     failures = []
     if options.check:
@@ -308,7 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit(
                 f"{options.compare} is of Triton {committed['triton']}, this is {triton.__version__}"
             )
-        failures += compare(results, committed)
+        rare = [b for n in names for b in importlib.import_module(n).builds() if b.rare]
+        left_out = [b.key(arch) for b in rare for arch in architectures] if options.common else []
+        failures += compare(results, committed, left_out)
     if options.json:
         content = {"triton": triton.__version__, "results": [asdict(r) for r in results]}
         options.json.parent.mkdir(parents=True, exist_ok=True)

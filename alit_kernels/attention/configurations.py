@@ -102,6 +102,25 @@ REPLACED = {
     ("forward", 128, 2): (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
     ("backward_keys", 128, 2): (Tile(64, 32, 8, 2), Tile(64, 64, 8, 2, "every")),
 }
+#: Cases that take another tile because the usual one spills there: (kernel, padded head dimension, bytes per element, 80
+#: or 90 or 100 for the chip, case) -> tile. The case says what holds: dense, masked, and the variant unless ``simple``.
+EXCEPTIONS: dict[tuple[str, int, int, int, str], Tile] = {
+    ("forward", 16, 4, 80, "dense"): Tile(32, 32, 8, 2, "every"),
+    ("forward", 32, 2, 100, "dense"): Tile(64, 64, 4, 3, "every"),
+    ("forward", 32, 4, 90, "dense masked"): Tile(32, 64, 8, 3, "every"),
+    ("forward", 32, 4, 100, "masked"): Tile(32, 64, 8, 3, "every"),
+    ("forward", 64, 2, 80, "masked lean"): Tile(32, 64, 4, 3, "fine", 16),
+    ("forward", 64, 2, 100, "masked"): Tile(64, 64, 4, 2),
+    ("forward", 64, 4, 80, "dense masked"): Tile(32, 32, 8, 3, "every"),
+    ("forward", 128, 4, 80, "masked"): Tile(32, 32, 8, 1, "every"),
+    ("backward_queries", 32, 2, 80, "masked tail"): Tile(64, 64, 4, 3, "fine"),
+    ("backward_queries", 32, 2, 80, "dense masked"): Tile(64, 32, 4, 2),
+    ("backward_queries", 128, 4, 80, "masked"): Tile(32, 16, 8, 2, "every"),
+    ("backward_queries", 128, 4, 80, "dense masked"): Tile(32, 16, 8, 2, "every"),
+    ("backward_keys", 16, 4, 80, "dense masked"): Tile(32, 32, 8, 3, "every"),
+    ("backward_keys", 64, 2, 90, "masked tail"): Tile(64, 32, 4, 2, "fine"),
+    ("backward_keys", 128, 2, 90, "masked"): Tile(64, 32, 8, 2),
+}
 
 _variant = "simple"
 
@@ -124,7 +143,14 @@ def variant(name: str) -> Iterator[None]:
 
 
 def tile(
-    kernel: str, head_dim: int, dtype: torch.dtype, architecture: int, name: str | None = None
+    kernel: str,
+    head_dim: int,
+    dtype: torch.dtype,
+    architecture: int,
+    name: str | None = None,
+    *,
+    dense: bool = False,
+    masked: bool = False,
 ) -> Tile:
     """The launch configuration of one kernel.
 
@@ -133,10 +159,20 @@ def tile(
         head_dim: up to ``MAX_HEAD_DIM``.
         architecture: 10 times the compute capability, 80 for sm_80.
         name: a variant; the current one by default. It changes nothing where every step is masked.
+        dense: a dense batch, not packed sequences.
+        masked: with a key mask.
     """
-    name = name or _variant
-    key, side = (kernel, padded(head_dim), dtype.itemsize), int(architecture // 10 not in (9, 10))
-    entry = TABLE[key][side]
+    chip = architecture // 10 * 10 if architecture // 10 in (9, 10) else 80
+    key = (kernel, padded(head_dim), dtype.itemsize)
+    usual = _usual(key, int(chip == 80), name or _variant)
+    finer = "lean" if usual.fold else "tail" if usual.tail == "fine" else ""
+    case = " ".join(word for word in ("dense" * dense, "masked" * masked, finer) if word)
+    return EXCEPTIONS.get((*key, chip, case), usual)
+
+
+def _usual(key: tuple[str, int, int], side: int, name: str) -> Tile:
+    """The entry of the tables, with the tail of the variant."""
+    kernel, entry = key[0], TABLE[key][side]
     if name == "simple":
         return entry
     folds = name == "lean" and kernel == "forward"

@@ -120,7 +120,7 @@ def _forward(
     q, k, v = _rows(q), _rows(k), _rows(v)
     out, lse = empty_rows(q), _empty_sums(q)
     q, _, scale = _with_positive_scale(q, scale)
-    launch = _tile("forward", q)
+    launch = _tile("forward", q, key_mask)
     _launch(
         kernels.forward_kernel,
         _grid(launch, q, offsets),
@@ -154,7 +154,7 @@ def _backward(
     delta, mask = torch.empty_like(lse), _bytes(key_mask)
     both, scales = _both(offsets, key_offsets), _scales(scale)
     shared_strides = (*_sum_strides(lse), _mask_stride(key_mask))
-    launch = _tile("backward_queries", q)
+    launch = _tile("backward_queries", q, key_mask)
     _launch(
         kernels.backward_queries_kernel,
         _grid(launch, q, offsets),
@@ -163,7 +163,7 @@ def _backward(
         *(*_strides(grad_q), *shared_strides, *_sizes(q, k, offsets), *scales),
         **_options(launch, q),
     )
-    launch = _tile("backward_keys", q)
+    launch = _tile("backward_keys", q, key_mask)
     _launch(
         kernels.backward_keys_kernel,
         _grid(launch, k, offsets),
@@ -241,10 +241,17 @@ def _grid(launch: Tile, tiled: Tensor, offsets: Tensor | None) -> tuple[int, int
     return cdiv(tiled.shape[0], launch.rows) + offsets.shape[0] - 1, heads
 
 
-def _tile(kernel: str, q: Tensor) -> Tile:
+def _tile(kernel: str, q: Tensor, key_mask: Tensor | None) -> Tile:
     # In the interpreter there is no GPU to ask; any entry serves.
     major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    return tile(kernel, q.shape[-1], q.dtype, 10 * major + minor)
+    return tile(
+        kernel,
+        q.shape[-1],
+        q.dtype,
+        10 * major + minor,
+        dense=q.ndim == 4,
+        masked=key_mask is not None,
+    )
 
 
 def _widths(q: Tensor) -> dict[str, Any]:

@@ -139,6 +139,49 @@ def test_variants(name: str, head_dim: int, target: Target) -> None:
             check_gradients(x, target, torch.float16)
 
 
+@pytest.mark.parametrize("target", targets("triton")[1:])
+@pytest.mark.parametrize("masked", (False, True))
+@pytest.mark.parametrize("is_dense", (False, True))
+def test_the_case_decides_the_tile(
+    is_dense: bool, masked: bool, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher asks for the tile of its own case, so that an exception is what runs."""
+    from alit_kernels.attention import launch
+
+    asked = []
+
+    def tile(*arguments: Any, **case: bool) -> configurations.Tile:
+        asked.append((arguments[0], case))
+        return configurations.tile(*arguments, **case)
+
+    monkeypatch.setattr(launch, "tile", tile)
+    shape = (1, 3, 1, 16) if is_dense else (3, 1, 16)
+    q, k, v = (torch.randn(shape, device=target.device, requires_grad=True) for _ in range(3))
+    mask = torch.ones(shape[: len(shape) - 2], device=target.device) > 0 if masked else None
+    options = {"key_mask": mask, "implementation": target.implementation}
+    if is_dense:
+        attention(q, k, v, **options).sum().backward()
+    else:
+        offsets = torch.tensor([0, 3], dtype=torch.int32, device=target.device)
+        varlen_attention(q, k, v, offsets, max_length=3, **options).sum().backward()
+    assert asked == [
+        (name, {"dense": is_dense, "masked": masked}) for name in configurations.KERNELS
+    ]
+
+
+def test_exceptions_are_of_existing_cases() -> None:
+    """Each is what its case gets and differs from the usual tile; packed sequences without a mask have none."""
+    for (kernel, head_dim, size, architecture, case), launch in configurations.EXCEPTIONS.items():
+        words = case.split()
+        dense, masked = "dense" in words, "masked" in words
+        assert dense or masked
+        name = next((word for word in words if word in configurations.VARIANTS), "simple")
+        dtype = torch.float32 if size == 4 else torch.bfloat16
+        arguments = (kernel, head_dim, dtype, architecture, name)
+        assert configurations.tile(*arguments, dense=dense, masked=masked) == launch
+        assert configurations.tile(*arguments) != launch
+
+
 @pytest.mark.parametrize("instruction_set", ("avx512", "avx2", "baseline"))
 @pytest.mark.parametrize("case", TEST_CASES)
 def test_every_instruction_set(
