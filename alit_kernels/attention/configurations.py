@@ -102,8 +102,8 @@ REPLACED = {
     ("forward", 128, 2): (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
     ("backward_keys", 128, 2): (Tile(64, 32, 8, 2), Tile(64, 64, 8, 2, "every")),
 }
-#: Cases that take another tile because the usual one spills there: (kernel, padded head dimension, bytes per element, 80
-#: or 90 or 100 for the chip, case) -> tile. The case says what holds: dense, masked, and the variant unless ``simple``.
+#: Cases that take another tile because the usual one spills there: (kernel, padded head dimension, bytes per element,
+#: 80, 90 or 100 for the chip, case) -> tile. The case: dense, masked, and the variant unless it is ``simple``.
 EXCEPTIONS: dict[tuple[str, int, int, int, str], Tile] = {
     ("forward", 16, 4, 80, "dense"): Tile(32, 32, 8, 2, "every"),
     ("forward", 32, 2, 100, "dense"): Tile(64, 64, 4, 3, "every"),
