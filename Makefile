@@ -27,6 +27,7 @@ test: setup
 # Everything, at full length.
 test-full: setup
 	ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest
+	$(BIN)/python -m alit_kernels.aot --check
 
 lint: setup
 	$(BIN)/ruff check .
