@@ -70,7 +70,7 @@ def test_help_teaches() -> None:
     for command in EXTENDED:
         done = run(command, "--help")
         assert done.exit_code == 0 and f"alit {command} " in done.output, command
-        assert command in ("info", "convert") or "--device" in done.output, command
+        assert command in ("info", "convert", "export") or "--device" in done.output, command
 
 
 def test_commands_that_lie_elsewhere_run() -> None:

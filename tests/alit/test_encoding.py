@@ -240,19 +240,16 @@ def test_everything_may_be_dropped() -> None:
 @every_base
 def test_trains_with_every_halting(base: str, halting: str) -> None:
     """The gradient is the slope of the loss, with tokens halting on the way."""
-    m = model(
-        base,
-        bottleneck="continuous",
-        halting=halting,
-        halting_threshold=0.0 if base == "vqgan" else 0.6,
-    ).double()
+    m = model(base, bottleneck="continuous", halting=halting).double()
     m.base_tokenizer.requires_grad_(False)
     parameters = [p for p in m.parameters() if p.requires_grad]
     x = images().double()
     halts = torch.rand(3, 24) < 0.3
+    # A threshold would make the loss jump where a step takes a token over it.
+    m.halted = lambda *_: halts  # type: ignore[method-assign, assignment]
 
     def loss() -> Tensor:
-        return stage1_loss(m, x, halting_draw=lambda p: halts).total
+        return stage1_loss(m, x).total
 
     loss().backward()
     used = [p for p in parameters if p.grad is not None]
