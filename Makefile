@@ -43,6 +43,7 @@ weights: setup
 		--set base_from=$(RUN)/1/model.safetensors
 	$(BIN)/alit train configs/nano-vae/3-pixels.yaml --data $(DATA) --output $(RUN)/3 --resume \
 		--set start_from=$(RUN)/2/model.safetensors
+	mkdir -p alit/weights
 	$(BIN)/alit export $(RUN)/3/model.safetensors alit/weights/nano.safetensors
 
 format: setup

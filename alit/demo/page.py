@@ -10,13 +10,7 @@ from string import Template
 from ..tokenizer import AdaptiveTokenizer
 from .measure import Measured
 
-NANO = (
-    "Nano is a small model, made for the size of a download and for laptops, and trained by this project on two CPU "
-    "cores and few photographs, none of them among these. It shows the whole system at work. It is not a tokenizer for "
-    "the best pictures: fine texture, faces and text are beyond it. Its data, recipe and measured quality are in its "
-    "model card, alit/weights/README.md in the package."
-)
-OTHER = "What this model has been trained on, and how well it does on pictures new to it, this page does not know."
+ABOUT = "What this model has been trained on, and how well it does on pictures new to it, this page does not know."
 
 
 def page(model: AdaptiveTokenizer, name: str, measured: Measured) -> str:
@@ -50,7 +44,7 @@ def page(model: AdaptiveTokenizer, name: str, measured: Measured) -> str:
         layers=config.encoder.layers,
         heads=config.encoder.heads,
         grid=f"{across} x {down}",
-        about=NANO if name == "nano" else OTHER,
+        about=ABOUT,
     )
 
 

@@ -1,4 +1,4 @@
-"""``alit demo``: a page about what the shipped weights do with the photographs that come with scikit-image."""
+"""``alit demo``: a page about what a model does with the photographs that come with scikit-image."""
 
 from __future__ import annotations
 
