@@ -81,7 +81,7 @@ def error(measured: Measured, path: Path) -> None:
     lengths, table = measured.lengths, measured.l1
     for row in table.t().tolist():
         axes.plot(lengths, row, color=GREY, linewidth=1)
-    ends = _spread(table[-1].tolist(), gap=float(table.max()) / 30)
+    ends = spread(table[-1].tolist(), gap=float(table.max()) / 30)
     for name, height in zip(measured.names, ends, strict=True):
         axes.text(lengths[-1] * 1.015, height, name, fontsize=8, color="#6e7781", va="center")
     for values, style, colour, label in (
@@ -169,7 +169,7 @@ def _overlay(image: Tensor, attention: Tensor, colours: Any) -> Tensor:
     return 0.4 * grey + 0.75 * colour * strength
 
 
-def _spread(values: list[float], *, gap: float) -> list[float]:
+def spread(values: list[float], *, gap: float) -> list[float]:
     """The values moved apart to at least ``gap``, in their order, as little as can be (least squares)."""
     order = sorted(range(len(values)), key=values.__getitem__)
     blocks: list[

@@ -16,7 +16,7 @@ from ..criteria import FixedLength
 from ..images import save_image, to_image
 from ..tokenizer import AdaptiveTokenizer
 from ..training import TrainingConfig, train
-from .figures import pyplot, save
+from .figures import pyplot, save, spread
 from .photographs import photographs
 
 #: It learns these; more would take longer.
@@ -143,16 +143,10 @@ def _contact_sheet(
 
 def _plot_error(names: list[str], lengths: list[int], table: Tensor, path: Path) -> None:
     figure, axes = pyplot().subplots(figsize=(7, 4.5))
-    for name, row in zip(names, table.tolist(), strict=True):
+    ends = spread(table[:, -1].tolist(), gap=float(table.max()) / 30)
+    for name, row, height in zip(names, table.tolist(), ends, strict=True):
         axes.plot(lengths, row, color="0.75", linewidth=1)
-        axes.annotate(
-            name,
-            (lengths[-1], row[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
-        )
+        axes.text(lengths[-1] * 1.015, height, name, fontsize=7, va="center")
     axes.plot(
         lengths, table.mean(0).tolist(), color="tab:blue", linewidth=2.5, marker="o", label="mean"
     )

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from alit import FixedLength, MaxL1
 from alit.cli import app
 from alit.demo import PHOTOGRAPHS, photographs
-from alit.demo.figures import TILE, _spread
+from alit.demo.figures import TILE, spread
 from alit.demo.measure import Measured, measure
 from alit.demo.page import ABOUT, page
 from alit.demo.photographs import FEATURED
@@ -82,8 +82,8 @@ def test_demo_writes_page_and_pictures(tmp_path: Path) -> None:
 
 
 def test_labels_move_apart() -> None:
-    assert _spread([0.3, 0.1], gap=0.1) == pytest.approx([0.3, 0.1])
-    placed = _spread([0.2, 0.2, 0.21, 0.9, 0.0], gap=0.1)
+    assert spread([0.3, 0.1], gap=0.1) == pytest.approx([0.3, 0.1])
+    placed = spread([0.2, 0.2, 0.21, 0.9, 0.0], gap=0.1)
     assert all(b - a > 0.1 - 1e-9 for a, b in pairwise(sorted(placed)))
     assert placed[3] == pytest.approx(0.9) and placed[4] == pytest.approx(0.0)
     assert sum(placed) == pytest.approx(0.2 + 0.2 + 0.21 + 0.9)
