@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 SIZES: dict[str, tuple[int, int, int]] = {
-    "nano": (128, 4, 2),
+    "nano": (128, 4, 4),
     "tiny": (512, 8, 8),
     "small": (1024, 8, 8),
     "base": (768, 12, 12),

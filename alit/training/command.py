@@ -37,7 +37,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Any field of alit.training.TrainingConfig, such as --set precision=float32.",
+            help="Any field of alit.training.TrainingConfig, such as --set precision=float32 or model.code_dim=8.",
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
@@ -72,7 +72,9 @@ def train(
     }
     model = {k: v for k, v in (("size", size), ("base", base), ("image_size", image_size)) if v}
     try:
-        fields |= dict(_assignment(text) for text in option or ())
+        chosen = _assignments(option or [])
+        model = {**chosen.pop("model", {}), **model}
+        fields |= chosen
         if model:
             before = TrainingConfig.read(config).model if config else TrainingConfig().model
             fields["model"] = {**before, **model}
@@ -98,18 +100,24 @@ def train(
         )
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    """``name=value``, the value as YAML."""
+def _assignments(texts: list[str]) -> dict[str, Any]:
+    """``name=value``, the values as YAML; ``model.name=value`` is an option of the model."""
     try:
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
     except ModuleNotFoundError as error:
         raise ValueError("--set needs omegaconf: pip install 'alit[train]'") from error
-    if "=" not in text:
-        raise ValueError(f"--set: expected name=value, got {text!r}")
-    name = text.partition("=")[0]
-    values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"--set: expected name=value, got {text!r}")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(texts))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"--set: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
-    return name, values[name]
+    if not isinstance(values.get("model", {}), dict):
+        raise ValueError(f"model: expected options by name, got {values['model']!r}")
+    return {str(name): value for name, value in values.items()}
 
 
 def _run_with_progress(

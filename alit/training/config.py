@@ -13,6 +13,7 @@ CHOICES = {
     "stage": ("base", "1", "2"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
+    "initialisation": ("published", "transform_coder"),
     "perceptual": ("lpips", "off"),
     "discriminators": ("each", "shared"),
 }
@@ -46,6 +47,8 @@ class TrainingConfig:
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
             ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
+        initialisation: of the weights that come from no file: "published", or "transform_coder" (see
+            :func:`alit.initialisation.as_transform_coder`), which needs a folder of pictures.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
         steps: optimiser steps. The learning rate follows their fraction.
@@ -97,6 +100,7 @@ class TrainingConfig:
     data: str | None = None
     output: str | None = None
     model: dict[str, Any] = field(default_factory=lambda: {"size": "nano", "base": "dct"})
+    initialisation: str = "published"
     start_from: str | None = None
     base_from: str | None = None
     steps: int = 10_000
@@ -165,6 +169,13 @@ class TrainingConfig:
             _check("iterations_per_step", count >= 1, "at least 1", count)
         if self.first_only is not None:
             _check("first_only", 0 <= self.first_only < 0.75, "in [0, 0.75)", self.first_only)
+        if self.initialisation != "published" and self.start_from is not None:
+            _check(
+                "initialisation",
+                False,
+                "published where start_from gives the weights",
+                self.initialisation,
+            )
 
     @property
     def peak_learning_rate(self) -> float:

@@ -8,18 +8,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..initialisation import as_transform_coder
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
+from .pictures import ImageFolder
 from .processes import whole
 
 if TYPE_CHECKING:
     from .stages import Stage
+
+#: Pictures from which the transform coder's statistics are taken.
+INITIAL_SAMPLE = 64
 
 
 def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
@@ -48,7 +54,19 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
             f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
             " file to take them from, or base dct, which has none"
         )
+    if config.initialisation == "transform_coder":
+        as_transform_coder(model, _sample(config, model.config.image_size))
     return model
+
+
+def _sample(config: TrainingConfig, size: tuple[int, int]) -> Tensor:
+    """Pictures from all over the folder, neither cropped nor flipped: (B, 3, height, width) in [0, 1]."""
+    if config.data is None or not Path(config.data).is_dir():
+        raise ValueError(f"data: transform_coder needs a folder of pictures, got {config.data!r}")
+    folder = ImageFolder(config.data, size, crop=1.0, flip=False)
+    chosen = torch.linspace(0, len(folder) - 1, min(len(folder), INITIAL_SAMPLE)).long().tolist()
+    random = np.random.default_rng(config.seed)
+    return torch.stack([folder.load(index, random) for index in chosen]).float() / 255
 
 
 def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:

@@ -1,0 +1,240 @@
+"""A start for training: weights with which a tokenizer is a local transform coder, crude but at every length.
+
+From random weights a small tokenizer spends most of a short run finding out that a latent should look at some place and
+say what is there. Here that is written into the weights, and everything else is left to training:
+
+- Channels of the residual stream have roles: the base tokens' channels; positions; one that is 1 in the class tokens
+  only; one that is 1 in image tokens and queries only.
+- Two heads of encoder layer l send the latents of iteration l (and l plus the number of layers, ...) to a pair of
+  neighbouring image tokens, one head to each, and copy channels: layer 0 those of most variance, layer 1 the next, ...
+  Whoever has nothing to fetch in a layer attends to the class token, which holds nothing.
+- The code is the fetched channels beside a constant, so that the unit sphere of a cosine codebook looks flat.
+- The same heads of decoder layer l send the queries to the latents that describe them, and copy back.
+- Other heads and the MLPs add nothing at first: their last layers are zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from alit_kernels.nn import SelfAttention
+
+from .base.interface import to_rows
+from .layers import Block
+from .tokenizer import AdaptiveTokenizer
+
+#: Where a match, and the class token, stand in the softmax: logits of encoder and decoder layers, against about 0.
+MATCH = {"encoder": 14.0, "decoder": 24.0}
+SINK = {"encoder": 10.5, "decoder": 10.8}
+#: Heads that fetch: one for each image token of a pair.
+FETCHING = 2
+#: Norms that follow from the initial values: of a token after LayerNorm, and of its position.
+POSITION_NORM = 8.0
+
+
+@torch.no_grad()
+def as_transform_coder(model: AdaptiveTokenizer, images: Tensor) -> None:
+    """Give all but the base tokenizer the weights of a local transform coder.
+
+    Args:
+        model: with a continuous base tokenizer, an even grid, two latents for four image tokens, and heads that can
+            hold half of the positions' channels: (width - base channels - 2) / 2 < width / heads.
+        images: (B, 3, height, width) in [0, 1], from which the channels' variances and the codebook are taken.
+
+    Raises:
+        ValueError: a model of another shape.
+    """
+    config = model.config
+    height, across = config.grid
+    channels, width = config.base.latent_channels, config.encoder.width
+    positions = width - channels - 2
+    copied = (config.code_dim - 1) // FETCHING
+    layers = min(config.encoder.layers, config.decoder.layers)
+    for argument, fits, expected in (
+        ("model", config.encoder == config.decoder, "encoder and decoder of one shape"),
+        ("base", config.base.kind != "vqgan", "a continuous base tokenizer"),
+        ("bottleneck", config.bottleneck == "quantized", "quantized"),
+        ("image_size", across % 2 == 0, "an even number of image tokens in a row"),
+        (
+            "latents_per_iteration",
+            2 * config.latents_per_iteration == height * across,
+            "half the image tokens",
+        ),
+        (
+            "code_dim",
+            copied >= 1 and config.code_dim < channels,
+            "at least 3, fewer than base channels",
+        ),
+        ("heads", config.encoder.heads >= FETCHING, f"at least {FETCHING}"),
+        (
+            "width",
+            0 < positions // FETCHING < width // config.encoder.heads,
+            "room for positions in a head",
+        ),
+        ("layers", (layers + 1) * copied + FETCHING * copied <= channels, "fewer"),
+    ):
+        if not fits:
+            raise ValueError(f"{argument}: a transform coder needs {expected}")
+
+    base = model.base_tokenizer.encode(images)
+    rows_TC = to_rows(base.tokens_BCHW).flatten(0, 1)
+    deviation, mean = rows_TC.std(0), rows_TC.mean(0)
+    order = deviation.argsort(descending=True)
+    groups = order[: layers * copied].view(layers, copied)
+    #: Channels of the stream in which latents carry what they fetched: those of least variance.
+    carried = order[-FETCHING * copied :].view(FETCHING, copied)
+    place = slice(channels, channels + positions)
+    is_class, is_token = channels + positions, channels + positions + 1
+
+    encoder_ND = _positions(model.encoder_positional_embedding, place)
+    decoder_ND = _positions(model.decoder_positional_embedding, place)
+    for token in (model.encoder_class_embedding, model.decoder_class_embedding):
+        token.zero_()[..., is_class] = 1
+    model.decoder_mask_token.zero_()[..., is_token] = 1
+    # Image tokens are normalised over channels; beside a constant they keep their magnitudes, nearly.
+    constant = 2.0
+    model.patch_embed.weight.mul_(0.05)
+    model.patch_embed.get_parameter("bias").zero_()[-1] = constant
+    scale = POSITION_NORM / math.hypot(constant, rows_TC.square().sum(1).mean().sqrt().item())
+    for embedding in (
+        model.latent_tokens,
+        model.latent_token_positional_embedding,
+        model.timestep_embedding,
+        model.decoder.latent_token_positional_embedding,
+    ):
+        embedding.mul_(0.05)
+
+    reading = 3.5
+    for layer in range(layers):
+        group = groups[layer]
+        for name, transformer in (("encoder", model.encoder), ("decoder", model.decoder)):
+            block = transformer.transformer[layer]
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.mlp.c_proj.weight)
+            nn.init.zeros_(block.attn.out_proj.weight)
+            queries, keys = _orthogonal(positions), _orthogonal(positions)
+            fetch = _Fetch(block.attn, queries, keys, place, is_class, MATCH[name], SINK[name])
+            for head in range(FETCHING):
+                fetch.route(head)
+                for i, channel in enumerate(group.tolist()):
+                    carrier = int(carried[head, i])
+                    if name == "encoder":
+                        fetch.copy(
+                            head, i, channel, carrier, reading / scale / deviation[group].max()
+                        )
+                    else:
+                        fetch.copy(head, i, carrier, channel, 1.5)
+            for iteration in range(layer, config.iterations, layers):
+                pair = _pairs(height, across, iteration // layers)
+                if name == "encoder":
+                    model.timestep_embedding[iteration, :, place] += fetch.asking(encoder_ND, pair)
+                else:
+                    count = config.latents_per_iteration
+                    own = slice(iteration * count, (iteration + 1) * count)
+                    latents = model.decoder.latent_token_positional_embedding
+                    latents[own, place] += fetch.answering(decoder_ND, pair)
+
+    read, decoder = model.pre_quantizer_mlp, model.decoder
+    first, last = decoder.ffn.get_submodule("0"), decoder.ffn.get_submodule("2")
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    read.weight.mul_(0.1)
+    decoder.decoder_embed.weight.mul_(0.05)
+    for i, channel in enumerate(carried.flatten().tolist()):
+        read.weight[i, channel] += 1
+        decoder.decoder_embed.weight[channel, i] += 1.5
+    read.bias.zero_()[-1] = 6.0
+    last.bias.copy_(mean)
+    for group in groups:
+        for channel in group.tolist():
+            first.weight[channel, channel] += 1 / 8
+            last.weight[channel, channel] += deviation[group].max() / 0.6
+    _start_codebook(model, images)
+
+
+class _Fetch:
+    """Two heads of one layer that attend by position: half of the position's channels in each.
+
+    A query q asks head h for position p where queries[h] q = keys[h] p, both (positions / 2, positions) with
+    orthonormal rows. The head's last row compares a constant query with the class token.
+    """
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        queries: Tensor,
+        keys: Tensor,
+        place: slice,
+        is_class: int,
+        match: float,
+        sink: float,
+    ) -> None:
+        self.attention, self.place, self.is_class, self.sink = attention, place, is_class, sink
+        self.rows = queries.shape[0] // FETCHING
+        self.queries = queries.split(self.rows)[:FETCHING]
+        self.keys = keys.split(self.rows)[:FETCHING]
+        self.width = attention.out_proj.in_features
+        self.head_dim = self.width // attention.heads
+        # Of norms 8 (keys) and 10 (queries), half of each squared within a head.
+        self.gain = math.sqrt(match * math.sqrt(self.head_dim) / (POSITION_NORM * 10 * 0.5))
+
+    def route(self, head: int) -> None:
+        start, width, rows = head * self.head_dim, self.width, self.rows
+        weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias
+        assert bias is not None
+        for part in range(3):
+            weight[part * width + start : part * width + start + self.head_dim] = 0
+        weight[start : start + rows, self.place] = self.gain * self.queries[head]
+        weight[width + start : width + start + rows, self.place] = self.gain * self.keys[head]
+        weight[width + start + rows, self.is_class] = self.gain
+        bias[start + rows] = self.sink * math.sqrt(self.head_dim) / (11 * self.gain)
+
+    def copy(self, head: int, i: int, source: int, target: int, gain: float | Tensor) -> None:
+        """Of what the head attends to, channel ``source`` is added to channel ``target`` of the one that attends."""
+        row = head * self.head_dim + i
+        self.attention.in_proj_weight[2 * self.width + row, source] = gain
+        self.attention.out_proj.weight[target, row] = 1.0
+
+    def asking(self, positions_ND: Tensor, pair: Tensor) -> Tensor:
+        """Positions from which head h attends to image token pair[h]: (latents, positions)."""
+        heads = zip(pair, self.queries, self.keys, strict=True)
+        return torch.stack([positions_ND[p] @ k.T @ q for p, q, k in heads]).sum(0)
+
+    def answering(self, positions_ND: Tensor, pair: Tensor) -> Tensor:
+        """Positions that image token pair[h] attends to with head h: (latents, positions)."""
+        heads = zip(pair, self.queries, self.keys, strict=True)
+        return torch.stack([positions_ND[p] @ q.T @ k for p, q, k in heads]).sum(0)
+
+
+def _positions(embedding: nn.Parameter, place: slice) -> Tensor:
+    """Unit vectors, orthogonal as far as there is room, in their channels; returned without the class token."""
+    embedding.zero_()
+    count, room = embedding.shape[0] - 1, place.stop - place.start
+    vectors = torch.cat([_orthogonal(room) for _ in range(-(-count // room))])[:count]
+    embedding[1:, place] = vectors
+    return vectors
+
+
+def _orthogonal(size: int) -> Tensor:
+    return nn.init.orthogonal_(torch.empty(size, size))
+
+
+def _pairs(height: int, across: int, turn: int) -> Tensor:
+    """Image tokens in even columns, beside each its right or, in every other turn, left neighbour: (2, latents)."""
+    grid = torch.arange(height * across).view(height, across)
+    return torch.stack([grid.roll(-2 * (turn % 2), 1)[:, 0::2].flatten(), grid[:, 1::2].flatten()])
+
+
+def _start_codebook(model: AdaptiveTokenizer, images: Tensor, samples: int = 32_768) -> None:
+    """k-means of what the encoder gives for all lengths."""
+    model.eval()
+    latents = [
+        x.bottleneck.continuous_BLC.flatten(0, 1) for x in model.rollout(images, predict_at=[])
+    ]
+    vectors = torch.cat(latents)
+    model.quantize.initialize(vectors[torch.randperm(len(vectors))[:samples]], iterations=6)
+    if model.quantize.ema_decay is not None:
+        model.quantize.cluster_size.fill_(1.0)
+        model.quantize.embed_avg.copy_(model.quantize.embedding.weight)
