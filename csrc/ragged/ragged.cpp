@@ -11,6 +11,10 @@
 #include "../huge_pages.h"
 #include "../parallel.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace alit::ragged {
 namespace {
 
@@ -21,21 +25,48 @@ constexpr Size kSumRows = 64;
 
 Size grain(Size row_bytes) { return std::max<Size>(1, kGrainBytes / std::max<Size>(row_bytes, 1)); }
 
-void copy(std::byte* out, const std::byte* from, Size bytes) {
+// Outputs from this size on leave the caches before anyone reads them, so their lines are written past the caches: an
+// ordinary store would read each line first. memcpy does that for single large pieces, but rows come in small ones.
+constexpr Size kStreamBytes = Size{1} << 24;
+
+void copy(std::byte* out, const std::byte* from, Size bytes, bool stream = false) {
   if (bytes <= 0) return;
-  std::memcpy(out, from, static_cast<std::size_t>(bytes));
   COUNT_BYTES(2 * bytes);
+#ifdef __SSE2__
+  if (stream) {
+    const Size head = std::min<Size>(bytes, static_cast<Size>(-reinterpret_cast<std::uintptr_t>(out) % 64));
+    std::memcpy(out, from, static_cast<std::size_t>(head));
+    Size i = head;
+    for (; i + 64 <= bytes; i += 64) {
+      __m128i line[4];
+      for (int k = 0; k < 4; ++k) line[k] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i) + k);
+      for (int k = 0; k < 4; ++k) _mm_stream_si128(reinterpret_cast<__m128i*>(out + i) + k, line[k]);
+    }
+    if (i < bytes) std::memcpy(out + i, from + i, static_cast<std::size_t>(bytes - i));
+    return;
+  }
+#endif
+  (void)stream;
+  std::memcpy(out, from, static_cast<std::size_t>(bytes));
 }
 
-void write_rows(std::byte* out, Rows rows, Size first, Size count, Size row_bytes) {
+// To be called by whoever streamed, before others may read.
+void fence() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
+void write_rows(std::byte* out, Rows rows, Size first, Size count, Size row_bytes, bool stream) {
   if (count <= 0 || row_bytes == 0) return;
   if (rows.data == nullptr) {
     std::memset(out, 0, static_cast<std::size_t>(count * row_bytes));
     COUNT_BYTES(count * row_bytes);
   } else if (rows.stride == row_bytes) {
-    copy(out, rows.data + first * row_bytes, count * row_bytes);
+    copy(out, rows.data + first * row_bytes, count * row_bytes, stream);
   } else {
-    for (Size i = 0; i < count; ++i) copy(out + i * row_bytes, rows.data + (first + i) * rows.stride, row_bytes);
+    for (Size i = 0; i < count; ++i)
+      copy(out + i * row_bytes, rows.data + (first + i) * rows.stride, row_bytes, stream);
   }
 }
 
@@ -52,6 +83,7 @@ template <typename Start, typename Describe>
 void write_sequences(std::byte* out, Size total, Size row_bytes, Size sequences, const Start& start,
                      const Describe& sequence, int threads) {
   prefer_huge_pages(out, total * row_bytes);
+  const bool stream = total * row_bytes >= kStreamBytes;
   parallel_for(total, grain(row_bytes), threads, [&](Size begin, Size end) {
     Size low = 0, high = sequences;  // the first sequence that ends behind `begin`
     while (low < high) {
@@ -68,25 +100,28 @@ void write_sequences(std::byte* out, Size total, Size row_bytes, Size sequences,
       if (row >= stop) continue;
       const Sequence s = sequence(b);
       const Size middle = std::clamp(first + s.split, row, stop);
-      write_rows(out + row * row_bytes, s.head, row - first, middle - row, row_bytes);
-      write_rows(out + middle * row_bytes, s.tail, middle - first - s.split, stop - middle, row_bytes);
+      write_rows(out + row * row_bytes, s.head, row - first, middle - row, row_bytes, stream);
+      write_rows(out + middle * row_bytes, s.tail, middle - first - s.split, stop - middle, row_bytes, stream);
       row = stop;
     }
-    write_rows(out + row * row_bytes, Rows{}, 0, end - row, row_bytes);
+    write_rows(out + row * row_bytes, Rows{}, 0, end - row, row_bytes, stream);
+    fence();
   });
 }
 
 // Output row i is row source[i] of `rows`, or zero where that is -1; runs of neighbours move in one piece.
 void gather(Rows rows, const Offset* source, std::byte* out, Size total, Size row_bytes, int threads) {
   prefer_huge_pages(out, total * row_bytes);
+  const bool stream = total * row_bytes >= kStreamBytes;
   parallel_for(total, grain(row_bytes), threads, [&](Size begin, Size end) {
     for (Size row = begin; row < end;) {
       const Offset from = source[row];
       Size stop = row + 1;
       while (stop < end && source[stop] == (from < 0 ? from : from + static_cast<Offset>(stop - row))) ++stop;
-      write_rows(out + row * row_bytes, from < 0 ? Rows{} : rows, from, stop - row, row_bytes);
+      write_rows(out + row * row_bytes, from < 0 ? Rows{} : rows, from, stop - row, row_bytes, stream);
       row = stop;
     }
+    fence();
   });
 }
 
@@ -146,8 +181,8 @@ void mask_gradients(Padded grad, const Size* lengths, Size sequences, Size lengt
       const Size middle = std::clamp(lengths[b], first, stop);
       const Rows rows = at(grad, b);
       std::byte* const out = grad_tokens + b * length * row_bytes;
-      write_rows(out + first * row_bytes, rows, first, middle - first, row_bytes);
-      write_rows(out + middle * row_bytes, Rows{}, 0, stop - middle, row_bytes);
+      write_rows(out + first * row_bytes, rows, first, middle - first, row_bytes, false);
+      write_rows(out + middle * row_bytes, Rows{}, 0, stop - middle, row_bytes, false);
       float* const sum = partial.data() + block * width;
       for (Size row = middle; row < stop; ++row) add_row<T>(sum, at(rows, row).data, width);
     }
