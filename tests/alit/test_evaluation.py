@@ -233,10 +233,13 @@ def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
     arguments = ["train", "--size", "nano", "--data", str(folder), "--output", str(run)]
     arguments += ["--image-size", "32", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
     arguments += ["--set", "workers=0", "--set", "log_every=1", "--set", "picture_every=2"]
+    arguments += ["--set", "model.code_dim=6"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "after 2 steps" in done.output and "1 files could not be read" in done.output
     assert any((run / "tensorboard").iterdir())
+    described = json.loads((run / "config.json").read_text())["model"]
+    assert described == {"size": "nano", "base": "dct", "image_size": 32, "code_dim": 6}
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1 and "resume it" in again.output and "Traceback" not in again.output
     resumed = CliRunner().invoke(app, ["train", str(run / "config.json"), "--resume"])
@@ -256,6 +259,7 @@ def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
         ),
         (["train", "--data", str(folder)], "output: expected a folder"),
         (["train", "--output", str(tmp_path / "x"), "--set", "stepps=1"], "did you mean"),
+        (["train", "--output", str(tmp_path / "x"), "--set", "model=3"], "options by name"),
     ):
         failed = CliRunner().invoke(app, arguments)
         assert failed.exit_code == 1 and message in failed.output, failed.output
