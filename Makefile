@@ -19,7 +19,7 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	touch $@
 
 demo: setup
-	$(BIN)/alit demo --train --output demo_output
+	$(BIN)/alit demo --output demo_output
 
 test: setup
 	$(BIN)/python -m pytest

@@ -17,6 +17,7 @@ RANKS = {
     "alit.training": 8,
     "alit.evaluation": 8,
     "alit.attention": 7,
+    "alit.initialisation": 7,
     "alit.losses": 7,
     "alit.tokenizer": 6,
     "alit.encoding": 5,

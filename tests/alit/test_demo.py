@@ -17,7 +17,7 @@ from alit.cli import app
 from alit.demo import PHOTOGRAPHS, photographs
 from alit.demo.figures import TILE, spread
 from alit.demo.measure import Measured, measure
-from alit.demo.page import ABOUT, page
+from alit.demo.page import UNKNOWN, page
 from alit.demo.photographs import FEATURED
 
 from .models import model
@@ -63,7 +63,7 @@ def test_page_tells_what_was_measured(measured: Measured) -> None:
     assert sorted(re.findall(r'src="(.*?)"', text)) == PICTURES
     links = [link for link in re.findall(r'href="(.*?)"', text) if link not in PICTURES]
     assert links == ["https://arxiv.org/abs/2411.02393"]  # nothing is loaded from elsewhere
-    assert ABOUT in text
+    assert UNKNOWN in text
 
 
 def test_demo_writes_page_and_pictures(tmp_path: Path) -> None:
