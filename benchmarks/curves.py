@@ -1,0 +1,68 @@
+"""Curves of training runs: ``python -m benchmarks.curves OUT.png RUN/log.jsonl ...``, a panel for each run.
+
+Drawn are the terms that have an iteration (``code_0``, ``l1_7``), the first, second, fourth and last of them; of a run
+without iterations its ``l1``. Values are means over a fiftieth of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ITERATIONS = (0, 1, 3, 7)
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def terms(records: list[dict[str, float]]) -> list[str]:
+    """What is drawn of a run."""
+    names = {name for record in records for name in record}
+    wanted = [f"{kind}_{i}" for kind in ("code", "l1") for i in ITERATIONS]
+    return [name for name in wanted if name in names] or ["l1"]
+
+
+def smooth(records: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and means of a term over a fiftieth of the run."""
+    found = [(record["step"], record[name]) for record in records if name in record]
+    size = max(1, len(found) // 50)
+    parts = [found[i : i + size] for i in range(0, len(found), size)]
+    steps, values = ([sum(x[k] for x in part) / len(part) for part in parts] for k in (0, 1))
+    return steps, values
+
+
+def draw(axes: Any, path: Path) -> None:
+    records = read(path)
+    for name in terms(records):
+        kind, _, iteration = name.partition("_")
+        label = f"iteration {int(iteration) + 1}" if iteration else "L1"
+        axes.plot(*smooth(records, name), label=label)
+        axes.set_ylabel(
+            {"code": "squared error of base tokens", "l1": "L1, pixels in [0, 1]"}[kind]
+        )
+    axes.set(xlabel="step", title=path.parent.name, yscale="log")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3, which="both")
+
+
+def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    out, logs = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+    figure, panels = pyplot.subplots(1, len(logs), figsize=(4.6 * len(logs), 3.6), squeeze=False)
+    for axes, path in zip(panels[0], logs, strict=True):
+        draw(axes, path)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
