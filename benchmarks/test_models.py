@@ -137,8 +137,10 @@ CONTENDERS = ("ours", "eager baseline", "ours, compiled", "eager baseline, compi
 @pytest.mark.parametrize("name", CONTENDERS)
 @pytest.mark.parametrize("case", STEPS, ids=lambda case: case.id)
 def test_stage1_step(
-    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool
+    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool, with_bfloat16: bool
 ) -> None:
+    if case.half and not with_bfloat16:
+        pytest.skip("two more minutes on the CPU; --bfloat16 runs it")
     race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS, WARMUP)
 
 
