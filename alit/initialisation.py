@@ -16,6 +16,7 @@ say what is there. Here that is written into the weights, and everything else is
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from alit_kernels.nn import SelfAttention
 
 from .base.interface import to_rows
+from .config import AdaptiveTokenizerConfig
 from .layers import Block
 from .tokenizer import AdaptiveTokenizer
 
@@ -31,8 +33,14 @@ MATCH = {"encoder": 14.0, "decoder": 24.0}
 SINK = {"encoder": 10.5, "decoder": 10.8}
 #: Heads that fetch: one for each image token of a pair.
 FETCHING = 2
-#: Norms that follow from the initial values: of a token after LayerNorm, and of its position.
+#: Norm of the position in an image token after LayerNorm, which follows from the initial values.
 POSITION_NORM = 8.0
+#: In an image token beside its base channels: it is normalised, and so they nearly keep their magnitudes.
+CONSTANT = 2.0
+#: Deviation of the first channel that a latent fetched, and the constant beside it in the code.
+FETCHED, CODE_CONSTANT = 3.5, 6.0
+#: Gain of codes where they enter the decoder, and of what its queries fetch.
+EMBEDDED = 1.5
 
 
 @torch.no_grad()
@@ -40,65 +48,113 @@ def as_transform_coder(model: AdaptiveTokenizer, images: Tensor) -> None:
     """Give all but the base tokenizer the weights of a local transform coder.
 
     Args:
-        model: with a continuous base tokenizer, an even grid, two latents for four image tokens, and heads that can
+        model: with a continuous base tokenizer, a grid of even width, a latent for two image tokens, and heads that can
             hold half of the positions' channels: (width - base channels - 2) / 2 < width / heads.
         images: (B, 3, height, width) in [0, 1], from which the channels' variances and the codebook are taken.
 
     Raises:
         ValueError: a model of another shape.
     """
-    config = model.config
+    _check(model.config)
+    roles = _roles(model, images)
+    encoder_ND = _positions(model.encoder_positional_embedding, roles.place)
+    decoder_ND = _positions(model.decoder_positional_embedding, roles.place)
+    _make_tokens(model, roles)
+    for layer in range(len(roles.groups)):
+        _route(model, roles, layer, encoder_ND, decoder_ND)
+    _read_and_write(model, roles)
+    _start_codebook(model, images)
+
+
+def _check(config: AdaptiveTokenizerConfig) -> None:
     height, across = config.grid
-    channels, width = config.base.latent_channels, config.encoder.width
-    positions = width - channels - 2
-    copied = (config.code_dim - 1) // FETCHING
-    layers = min(config.encoder.layers, config.decoder.layers)
+    channels, shape = config.base.latent_channels, config.encoder
+    copied = _copied(config)
+    room = shape.width // shape.heads
     for argument, fits, expected in (
-        ("model", config.encoder == config.decoder, "encoder and decoder of one shape"),
+        ("model", shape == config.decoder, "encoder and decoder of one shape"),
         ("base", config.base.kind != "vqgan", "a continuous base tokenizer"),
-        ("bottleneck", config.bottleneck == "quantized", "quantized"),
+        ("bottleneck", config.bottleneck == "quantized", "a quantizer"),
         ("image_size", across % 2 == 0, "an even number of image tokens in a row"),
         (
             "latents_per_iteration",
             2 * config.latents_per_iteration == height * across,
-            "half the image tokens",
+            f"half as many as image tokens, {height * across // 2}",
         ),
-        (
-            "code_dim",
-            copied >= 1 and config.code_dim < channels,
-            "at least 3, fewer than base channels",
-        ),
-        ("heads", config.encoder.heads >= FETCHING, f"at least {FETCHING}"),
+        ("code_dim", copied >= 1, "at least 3"),
+        ("heads", shape.heads >= FETCHING, f"at least {FETCHING}"),
         (
             "width",
-            0 < positions // FETCHING < width // config.encoder.heads,
-            "room for positions in a head",
+            0 < (shape.width - channels - 2) // FETCHING < room,
+            f"(width - {channels} - 2) / {FETCHING} channels for positions in a head of {room}",
         ),
-        ("layers", (layers + 1) * copied + FETCHING * copied <= channels, "fewer"),
+        (
+            "layers",
+            (shape.layers + FETCHING) * copied <= channels,
+            f"(layers + {FETCHING}) x {copied} base channels, of which there are {channels}",
+        ),
     ):
         if not fits:
             raise ValueError(f"{argument}: a transform coder needs {expected}")
 
-    base = model.base_tokenizer.encode(images)
-    rows_TC = to_rows(base.tokens_BCHW).flatten(0, 1)
-    deviation, mean = rows_TC.std(0), rows_TC.mean(0)
-    order = deviation.argsort(descending=True)
-    groups = order[: layers * copied].view(layers, copied)
-    #: Channels of the stream in which latents carry what they fetched: those of least variance.
-    carried = order[-FETCHING * copied :].view(FETCHING, copied)
-    place = slice(channels, channels + positions)
-    is_class, is_token = channels + positions, channels + positions + 1
 
-    encoder_ND = _positions(model.encoder_positional_embedding, place)
-    decoder_ND = _positions(model.decoder_positional_embedding, place)
+def _copied(config: AdaptiveTokenizerConfig) -> int:
+    """Channels that a latent copies from each of its image tokens; the code's last one is a constant."""
+    return (config.code_dim - 1) // FETCHING
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Channels of the residual stream.
+
+    Attributes:
+        groups: (layers, copied) base channels that a layer copies, by falling variance.
+        carried: (2, copied) channels in which latents carry what each head fetched: those of least variance.
+        place: of positions.
+        is_class, is_token: 1 in class tokens, and in image tokens and queries.
+        deviation, mean: (base channels,) of the base tokens.
+        norm: root mean square of a base token's norm.
+    """
+
+    groups: Tensor
+    carried: Tensor
+    place: slice
+    is_class: int
+    is_token: int
+    deviation: Tensor
+    mean: Tensor
+    norm: float
+
+    def largest(self, layer: int) -> Tensor:
+        """Deviation of the first channel that the layer copies."""
+        return self.deviation[self.groups[layer]].max()
+
+
+def _roles(model: AdaptiveTokenizer, images: Tensor) -> _Roles:
+    rows_TC = to_rows(model.base_tokenizer.encode(images).tokens_BCHW).flatten(0, 1)
+    deviation = rows_TC.std(0)
+    order = deviation.argsort(descending=True)
+    copied, layers = _copied(model.config), model.config.encoder.layers
+    width = model.config.encoder.width
+    return _Roles(
+        groups=order[: layers * copied].view(layers, copied),
+        carried=order[-FETCHING * copied :].view(FETCHING, copied),
+        place=slice(len(order), width - 2),
+        is_class=width - 2,
+        is_token=width - 1,
+        deviation=deviation,
+        mean=rows_TC.mean(0),
+        norm=rows_TC.square().sum(1).mean().sqrt().item(),
+    )
+
+
+def _make_tokens(model: AdaptiveTokenizer, roles: _Roles) -> None:
+    """Everything that enters encoder and decoder, but for positions."""
     for token in (model.encoder_class_embedding, model.decoder_class_embedding):
-        token.zero_()[..., is_class] = 1
-    model.decoder_mask_token.zero_()[..., is_token] = 1
-    # Image tokens are normalised over channels; beside a constant they keep their magnitudes, nearly.
-    constant = 2.0
+        token.zero_()[..., roles.is_class] = 1
+    model.decoder_mask_token.zero_()[..., roles.is_token] = 1
     model.patch_embed.weight.mul_(0.05)
-    model.patch_embed.get_parameter("bias").zero_()[-1] = constant
-    scale = POSITION_NORM / math.hypot(constant, rows_TC.square().sum(1).mean().sqrt().item())
+    model.patch_embed.get_parameter("bias").zero_()[-1] = CONSTANT
     for embedding in (
         model.latent_tokens,
         model.latent_token_positional_embedding,
@@ -107,51 +163,58 @@ def as_transform_coder(model: AdaptiveTokenizer, images: Tensor) -> None:
     ):
         embedding.mul_(0.05)
 
-    reading = 3.5
-    for layer in range(layers):
-        group = groups[layer]
-        for name, transformer in (("encoder", model.encoder), ("decoder", model.decoder)):
-            block = transformer.transformer[layer]
-            assert isinstance(block, Block)
-            nn.init.zeros_(block.mlp.c_proj.weight)
-            nn.init.zeros_(block.attn.out_proj.weight)
-            queries, keys = _orthogonal(positions), _orthogonal(positions)
-            fetch = _Fetch(block.attn, queries, keys, place, is_class, MATCH[name], SINK[name])
-            for head in range(FETCHING):
-                fetch.route(head)
-                for i, channel in enumerate(group.tolist()):
-                    carrier = int(carried[head, i])
-                    if name == "encoder":
-                        fetch.copy(
-                            head, i, channel, carrier, reading / scale / deviation[group].max()
-                        )
-                    else:
-                        fetch.copy(head, i, carrier, channel, 1.5)
-            for iteration in range(layer, config.iterations, layers):
-                pair = _pairs(height, across, iteration // layers)
-                if name == "encoder":
-                    model.timestep_embedding[iteration, :, place] += fetch.asking(encoder_ND, pair)
-                else:
-                    count = config.latents_per_iteration
-                    own = slice(iteration * count, (iteration + 1) * count)
-                    latents = model.decoder.latent_token_positional_embedding
-                    latents[own, place] += fetch.answering(decoder_ND, pair)
 
+def _route(
+    model: AdaptiveTokenizer, roles: _Roles, layer: int, encoder_ND: Tensor, decoder_ND: Tensor
+) -> None:
+    """One layer of the encoder, then of the decoder, and the positions of the latents that use it."""
+    config, positions = model.config, roles.place.stop - roles.place.start
+    count = config.latents_per_iteration
+    scale = POSITION_NORM / math.hypot(CONSTANT, roles.norm)
+    latents = model.decoder.latent_token_positional_embedding
+    for name, transformer in (("encoder", model.encoder), ("decoder", model.decoder)):
+        block = transformer.transformer[layer]
+        assert isinstance(block, Block)
+        nn.init.zeros_(block.mlp.c_proj.weight)
+        nn.init.zeros_(block.attn.out_proj.weight)
+        queries, keys = _orthogonal(positions), _orthogonal(positions)
+        fetch = _Fetch(block.attn, queries, keys, roles, MATCH[name], SINK[name])
+        for head in range(FETCHING):
+            fetch.route(head)
+            pairs = zip(roles.groups[layer].tolist(), roles.carried[head].tolist(), strict=True)
+            for i, (channel, carrier) in enumerate(pairs):
+                if name == "encoder":
+                    fetch.copy(head, i, channel, carrier, FETCHED / scale / roles.largest(layer))
+                else:
+                    fetch.copy(head, i, carrier, channel, EMBEDDED)
+        for iteration in range(layer, config.iterations, config.encoder.layers):
+            pair = _pairs(*config.grid, iteration // config.encoder.layers)
+            if name == "encoder":
+                model.timestep_embedding[iteration, :, roles.place] += fetch.asking(
+                    encoder_ND, pair
+                )
+            else:
+                own = slice(iteration * count, (iteration + 1) * count)
+                latents[own, roles.place] += fetch.answering(decoder_ND, pair)
+
+
+def _read_and_write(model: AdaptiveTokenizer, roles: _Roles) -> None:
+    """Latents to codes, codes to the decoder's latents, and its stream to base tokens."""
     read, decoder = model.pre_quantizer_mlp, model.decoder
     first, last = decoder.ffn.get_submodule("0"), decoder.ffn.get_submodule("2")
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
     read.weight.mul_(0.1)
     decoder.decoder_embed.weight.mul_(0.05)
-    for i, channel in enumerate(carried.flatten().tolist()):
+    for i, channel in enumerate(roles.carried.flatten().tolist()):
         read.weight[i, channel] += 1
-        decoder.decoder_embed.weight[channel, i] += 1.5
-    read.bias.zero_()[-1] = 6.0
-    last.bias.copy_(mean)
-    for group in groups:
-        for channel in group.tolist():
+        decoder.decoder_embed.weight[channel, i] += EMBEDDED
+    read.bias.zero_()[-1] = CODE_CONSTANT
+    last.bias.copy_(roles.mean)
+    # Small enough for the tanh between them to be nearly linear; 0.6 is about what then arrives.
+    for layer, group in enumerate(roles.groups.tolist()):
+        for channel in group:
             first.weight[channel, channel] += 1 / 8
-            last.weight[channel, channel] += deviation[group].max() / 0.6
-    _start_codebook(model, images)
+            last.weight[channel, channel] += roles.largest(layer) / 0.6
 
 
 class _Fetch:
@@ -166,12 +229,11 @@ class _Fetch:
         attention: SelfAttention,
         queries: Tensor,
         keys: Tensor,
-        place: slice,
-        is_class: int,
+        roles: _Roles,
         match: float,
         sink: float,
     ) -> None:
-        self.attention, self.place, self.is_class, self.sink = attention, place, is_class, sink
+        self.attention, self.roles, self.sink = attention, roles, sink
         self.rows = queries.shape[0] // FETCHING
         self.queries = queries.split(self.rows)[:FETCHING]
         self.keys = keys.split(self.rows)[:FETCHING]
@@ -182,13 +244,14 @@ class _Fetch:
 
     def route(self, head: int) -> None:
         start, width, rows = head * self.head_dim, self.width, self.rows
+        place = self.roles.place
         weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias
         assert bias is not None
         for part in range(3):
             weight[part * width + start : part * width + start + self.head_dim] = 0
-        weight[start : start + rows, self.place] = self.gain * self.queries[head]
-        weight[width + start : width + start + rows, self.place] = self.gain * self.keys[head]
-        weight[width + start + rows, self.is_class] = self.gain
+        weight[start : start + rows, place] = self.gain * self.queries[head]
+        weight[width + start : width + start + rows, place] = self.gain * self.keys[head]
+        weight[width + start + rows, self.roles.is_class] = self.gain
         bias[start + rows] = self.sink * math.sqrt(self.head_dim) / (11 * self.gain)
 
     def copy(self, head: int, i: int, source: int, target: int, gain: float | Tensor) -> None:
@@ -229,11 +292,11 @@ def _pairs(height: int, across: int, turn: int) -> Tensor:
 
 def _start_codebook(model: AdaptiveTokenizer, images: Tensor, samples: int = 32_768) -> None:
     """k-means of what the encoder gives for all lengths."""
+    training = model.training
     model.eval()
-    latents = [
-        x.bottleneck.continuous_BLC.flatten(0, 1) for x in model.rollout(images, predict_at=[])
-    ]
-    vectors = torch.cat(latents)
+    rollout = model.rollout(images, predict_at=[])
+    vectors = torch.cat([x.bottleneck.continuous_BLC.flatten(0, 1) for x in rollout])
+    model.train(training)
     model.quantize.initialize(vectors[torch.randperm(len(vectors))[:samples]], iterations=6)
     if model.quantize.ema_decay is not None:
         model.quantize.cluster_size.fill_(1.0)

@@ -13,7 +13,7 @@ from .measure import Measured
 UNKNOWN = "What this model has been trained on, and how well it does on pictures new to it, this page does not know."
 #: Of shipped weights, by name.
 ABOUT = {
-    "nano": "nano is small, and was trained by this project in about an hour on two processor cores, on a thousand"
+    "nano": "nano is small, and was trained by this project in 73 minutes on two processor cores, on a thousand"
     " photographs, none of them among these. Its pictures keep places and colours, and lose what is fine. Its terms and"
     " its measured quality are in alit/weights/README.md."
 }

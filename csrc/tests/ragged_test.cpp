@@ -219,6 +219,14 @@ void test_offsets_that_do_not_fit() {
     throws([&] { cumulative_offsets(lengths.data(), 2, offsets.data.get()); });
 }
 
+void test_all(const Batch& batch, int threads) {
+  test_pack_and_unpack(batch, threads);
+  test_compact_and_scatter(batch, threads);
+  test_append(batch, true, threads);
+  test_append(batch, false, threads);
+  test_tail_mask(batch, threads);
+}
+
 }  // namespace
 
 int main() {
@@ -226,13 +234,9 @@ int main() {
       {{3, 1, 4}, 5, 0}, {{0, 2, 0, 3, 0}, 4, 3}, {{1}, 1, 0}, {{0, 0}, 3, 2}, {{}, 3, 1}, {{17, 31, 2, 66}, 2000, 9}, {{2, 1}, 0, 1},
   };
   for (const Batch& batch : batches)
-    for (const int threads : {1, 2, 5}) {
-      test_pack_and_unpack(batch, threads);
-      test_compact_and_scatter(batch, threads);
-      test_append(batch, true, threads);
-      test_append(batch, false, threads);
-      test_tail_mask(batch, threads);
-    }
+    for (const int threads : {1, 2, 5}) test_all(batch, threads);
+  // Outputs of more than 16 MB, which are written past the caches, in rows that begin anywhere in a line.
+  test_all({{500, 1, 600, 0, 550, 549}, 3001, 5}, 3);
   test_offsets_that_do_not_fit();
   return 0;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig
 from alit.config import TransformerConfig
+from alit.images import save_image, to_image
 from alit.initialisation import as_transform_coder
-from alit.training import TrainingConfig
+from alit.training import TrainingConfig, models, train
 from alit.training.models import build
 
 SHAPE = TransformerConfig(128, 3, 2)
@@ -105,6 +107,36 @@ def test_unfit_models(options: dict[str, Any], named: str) -> None:
     config = AdaptiveTokenizerConfig.of_size("nano", **{**OPTIONS, **options})
     with pytest.raises(ValueError, match=f"^{named}: a transform coder needs"):
         as_transform_coder(AdaptiveTokenizer(config), pictures(4))
+
+
+def test_a_run_starts_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made from the run's own pictures, by its seed, and not made again where the run goes on."""
+    (tmp_path / "photos").mkdir()
+    for i, picture in enumerate(pictures(20)):
+        save_image(to_image(picture), tmp_path / "photos" / f"{i}.png")
+    options = {
+        **OPTIONS,
+        "encoder": dataclasses.asdict(SHAPE),
+        "decoder": dataclasses.asdict(SHAPE),
+    }
+    described = TrainingConfig(
+        **{"model": {"size": "nano", **options}, "initialisation": "transform_coder"},
+        **{
+            "data": str(tmp_path / "photos"),
+            "output": str(tmp_path / "run"),
+            "learning_rate": 1e-9,
+        },
+        **{"steps": 2, "batch_size": 2, "workers": 0, "device": "cpu", "tensorboard": False},
+    )
+    torch.manual_seed(described.seed)
+    start = build(described, None)
+    train(described)
+    after = AdaptiveTokenizer.from_pretrained(tmp_path / "run" / "model.safetensors")
+    for name, weight in start.named_parameters():
+        torch.testing.assert_close(after.get_parameter(name), weight, atol=1e-6, rtol=0)
+    monkeypatch.setattr(models, "as_transform_coder", lambda *_: pytest.fail("made again"))
+    longer = dataclasses.replace(described, steps=3)
+    assert train(longer, resume=True, allow_changes=True).steps == 3
 
 
 def test_unfit_runs() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from alit import AdaptiveTokenizer, FixedLength, MaxL1, TokenSequence
 from alit.checkpoint import SHIPPED
 from alit.demo import photographs
+from alit.demo.measure import measure
 
 from .models import images, model
 
@@ -67,6 +68,17 @@ def test_they_encode_and_decode(name: str) -> None:
     assert (pixels - picture).abs().mean() < (
         picture.mean((2, 3), keepdim=True) - picture
     ).abs().mean()
+
+
+@shipped
+@pytest.mark.parametrize("name", [file.stem for file in WEIGHTS])
+def test_they_beat_a_thumbnail_and_more_tokens_do_not_hurt(name: str) -> None:
+    """On photographs that they were not trained on."""
+    m = AdaptiveTokenizer.from_pretrained(name)
+    measured = measure(m, photographs(m.config.image_size[0]), max_l1=0.08)
+    ours, theirs = measured.l1.mean(1), measured.thumbnail_l1.mean(1)
+    assert (ours < theirs).all(), (ours, theirs)
+    assert (ours[1:] < 1.01 * ours[:-1]).all(), ours
 
 
 @shipped

@@ -239,6 +239,34 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
 
 
 @pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_large_outputs(dtype: torch.dtype) -> None:
+    """Outputs of more than 16 MB are written past the caches; odd widths put rows anywhere in a line."""
+    width = 2501 if dtype == torch.float32 else 5001
+    lengths = torch.tensor([700, 0, 650, 1, 699])
+    padded = torch.randn(5, 700, width, dtype=dtype)
+    rows, offsets = int(lengths.sum()), cumulative_offsets(lengths)
+    packed, _ = pack(padded, lengths, capacity=rows, implementation="reference")
+    keep = torch.arange(rows) % 7 != 3
+    fresh = torch.randn(5, 3, width, dtype=dtype)
+    calls: dict[str, Callable[[str], Any]] = {
+        "pack": lambda how: pack(padded, lengths, capacity=rows + 2, implementation=how),
+        "strided": lambda how: pack(padded[..., 1:], lengths, capacity=rows, implementation=how),
+        "unpack": lambda how: unpack(packed, offsets, max_length=701, implementation=how),
+        "compact": lambda how: compact(packed, offsets, keep, capacity=rows, implementation=how),
+        "append": lambda how: append(
+            packed, offsets, fresh, capacity=rows + 17, implementation=how
+        ),
+        "tail_mask": lambda how: tail_mask(padded, lengths, fresh[0, 0], implementation=how),
+    }
+    for name, call in calls.items():
+        found, expected = call("cpp"), call("reference")
+        found, expected = ((x,) if isinstance(x, Tensor) else x for x in (found, expected))
+        assert found[0].nbytes > 1 << 24, name
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
+
+
+@pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
 def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     """Backward ops have no check of their own before them: the core refuses what would lead out of bounds."""
     rows, select = torch.randn(4, 2), torch.ones(2, dtype=torch.bool)
