@@ -57,6 +57,8 @@ def plot_ratios(run: Run, path: Path) -> bool:
         color=[OURS if value >= 1 else PEER for value in values],
     )
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.5), max(high, 2))  # a small difference looks small
     axes.axvline(1, color=GREY, linewidth=1)
     for place, value in enumerate(values):
         axes.annotate(f" {value:.2g}", (max(value, 1), place), va="center", fontsize=7, color=GREY)
