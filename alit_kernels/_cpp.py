@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +19,23 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SET_VARIABLE = "ALIT_KERNELS_INSTRUCTION_SET"
 
 
+@functools.cache
 def core() -> Any:
     """The compiled extension; C++ implementations are chosen only where it is installed."""
     module = extension()
     assert module is not None
+    module.use_team(openmp_team())
     return module
+
+
+def openmp_team() -> int:
+    """Address of GOMP_parallel in the OpenMP library that torch is linked to; 0 where there is none."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not library.exists():  # not Linux
+        return 0
+    # Looked up in the library and in what it is linked to.
+    team = getattr(ctypes.CDLL(str(library)), "GOMP_parallel", None)
+    return 0 if team is None else ctypes.cast(team, ctypes.c_void_p).value or 0
 
 
 def instruction_set() -> str:

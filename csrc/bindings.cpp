@@ -69,6 +69,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
+  module.def("use_team", [](std::uintptr_t team) { alit::ThreadPool::use_team(reinterpret_cast<alit::ThreadPool::Team>(team)); },
+             py::arg("team"), "Borrow the threads of an OpenMP library, given the address of its GOMP_parallel; 0: not any more.");
   bind_attention(module);
   bind_codebooks(module);
   bind_ragged(module);

@@ -5,6 +5,9 @@
 // worker whose core is busy elsewhere (with the spinning threads of an OpenMP library, say) delays little.
 // Workers are started on first use and sleep between jobs. A call from inside a piece, or while another caller has the
 // pool, runs its pieces on the calling thread. After fork() the child starts workers of its own.
+//
+// Beside an OpenMP library that has the cores already, the pool borrows its threads instead (use_team): such threads wait
+// for their next job by spinning, up to tens of milliseconds, and would take the core from workers of ours.
 #pragma once
 
 #ifndef _WIN32
@@ -12,6 +15,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -31,15 +35,36 @@ class ThreadPool {
       current() = new ThreadPool;
 #ifndef _WIN32
       // Threads do not survive fork(); the parent's pool is left as it is.
-      pthread_atfork(nullptr, nullptr, [] { current() = new ThreadPool; });
+      pthread_atfork(nullptr, nullptr, [] {
+        current() = new ThreadPool;
+        borrowed() = nullptr;
+      });
 #endif
     });
     return *current();
   }
 
+  // Runs body(data) on `threads` threads or fewer, the calling one among them, and returns when all have: GOMP_parallel,
+  // the entry that GCC's, LLVM's and Intel's OpenMP libraries share.
+  using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+  // From now on, jobs run on threads of `team`; on workers of the pool again with null, and in a child after fork(),
+  // where the team's threads are gone.
+  static void use_team(Team team) {
+    instance();
+    borrowed() = team;
+  }
+
   // Runs piece(0) ... piece(count - 1) on at most `threads` threads, the calling one among them; rethrows the first
   // exception after all have ended.
   void run(int count, int threads, const std::function<void(int)>& piece) {
+    if (const Team team = borrowed(); team != nullptr && count > 1 && threads > 1 && !inside()) {
+      Shared job{piece, count};
+      // Always all threads, also for fewer pieces: the libraries end and start threads when the number changes.
+      team([](void* data) { static_cast<Shared*>(data)->work(); }, &job, static_cast<unsigned>(threads), 0);
+      if (job.error) std::rethrow_exception(job.error);
+      return;
+    }
     // Asked for only where it is needed: a small or nested call must not keep others from the workers.
     std::unique_lock<std::mutex> caller(callers_, std::defer_lock);
     if (count <= 1 || threads <= 1 || inside() || !caller.try_lock()) {
@@ -66,6 +91,11 @@ class ThreadPool {
     return pool;
   }
 
+  static std::atomic<Team>& borrowed() {
+    static std::atomic<Team> team{nullptr};
+    return team;
+  }
+
   static bool& inside() {
     thread_local bool value = false;
     return value;
@@ -75,6 +105,27 @@ class ThreadPool {
   struct Inside {
     const bool before = std::exchange(inside(), true);
     ~Inside() { inside() = before; }
+  };
+
+  // A job of a borrowed team: whoever is free takes the next piece.
+  struct Shared {
+    void work() {
+      const Inside guard;
+      for (int index = next++; index < count; index = next++) {
+        try {
+          piece(index);
+        } catch (...) {
+          const std::lock_guard<std::mutex> lock(mutex);
+          if (!error) error = std::current_exception();
+        }
+      }
+    }
+
+    const std::function<void(int)>& piece;
+    const int count;
+    std::atomic<int> next{0};
+    std::mutex mutex;  // guards error
+    std::exception_ptr error{};
   };
 
   // Runs the next piece with the lock released.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
+import torch
 
+from alit_kernels import _cpp
 from alit_kernels._library import extension
 
 core = extension()
@@ -15,6 +19,22 @@ if core is None:
         "the compiled core is not installed (no C++ compiler at installation)",
         allow_module_level=True,
     )
+
+
+@pytest.fixture(autouse=True, params=("own threads", "threads of torch"))
+def team(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Address of the team that the pool borrows; 0 for workers of its own."""
+    address = _cpp.openmp_team() if request.param == "threads of torch" else 0
+    if request.param == "threads of torch" and not address:
+        pytest.skip("torch is not linked to an OpenMP library here")
+    core.use_team(address)
+    yield address
+    core.use_team(_cpp.openmp_team())
+
+
+def test_team_of_torch_is_found() -> None:
+    if sys.platform == "linux" and torch.backends.openmp.is_available():
+        assert _cpp.openmp_team()
 
 
 def test_build_info() -> None:
@@ -63,7 +83,7 @@ def test_concurrent_callers() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_pool_after_fork() -> None:
-    """A forked worker (a data loader's) gets threads of its own."""
+    """A forked worker (a data loader's) gets threads of its own: OpenMP's do not survive in it, and it would wait."""
     core.parallel_ranges(100, 1, 4)
     child = os.fork()
     if child == 0:
