@@ -1,7 +1,8 @@
 """The published model as it is commonly written, with the weights of one of ours: what a training step is held against.
 
-Attention builds its scores, the quantizers build distance matrices and one-hots, the decoder's logits go through three
-softmaxes, and losses are read by the host in every iteration. Written from the description of the published system.
+Attention builds its scores, every layer keeps its input for the backward, the quantizers build distance matrices and
+one-hots, the decoder's logits go through three softmaxes, and losses are read by the host in every iteration. Written
+from the description of the published system.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy, linear, mse_loss, normalize, one_
 
 from alit import AdaptiveTokenizer
 from alit.base.interface import BaseTokens, Prediction, to_rows
+from alit.layers import MLP
 from alit.losses import stage1_loss
 from alit.losses.stage1 import WEIGHTS
 from alit.training.config import TrainingConfig
@@ -38,6 +40,17 @@ class EagerAttention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         return self.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2))
+
+
+class EagerMLP(nn.Module):
+    """Linear, GELU, linear, each of which keeps its input for the backward."""
+
+    def __init__(self, other: MLP) -> None:
+        super().__init__()
+        self.c_fc, self.gelu, self.c_proj = other.c_fc, nn.GELU(), other.c_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
 def dense_index(z: Tensor, codebook: Tensor) -> Tensor:
@@ -73,12 +86,15 @@ class EagerQuantizer(nn.Module):
 def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
     """A copy of a model on a VQGAN whose modules are the eager ones above."""
     model = copy.deepcopy(model)
+    eager: dict[type, Any] = {
+        SelfAttention: EagerAttention,
+        MLP: EagerMLP,
+        VectorQuantizer: EagerQuantizer,
+    }
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, SelfAttention):
-                setattr(parent, name, EagerAttention(child))
-            elif isinstance(child, VectorQuantizer):
-                setattr(parent, name, EagerQuantizer(child))
+            if type(child) in eager:
+                setattr(parent, name, eager[type(child)](child))
     base: Any = model.base_tokenizer
 
     def tokens(z_BCHW: Tensor) -> BaseTokens:

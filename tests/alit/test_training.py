@@ -28,7 +28,7 @@ from alit import AdaptiveTokenizer, CheckpointError, stage1_loss
 from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
 from alit.training.optimisation import MovingAverage, Optimiser, schedule
 from alit.training.processes import Processes
-from alit.training.stage1 import Stage1, iterations_of, recomputed
+from alit.training.stage1 import Stage1, iterations_of, precision, recomputed
 from alit.training.stages import build_stage
 
 from .models import BASES, VARIANTS, images, model
@@ -313,6 +313,26 @@ class Synchronisations(TorchDispatchMode):
             frames = [f"{f.filename}:{f.name}" for f in traceback.extract_stack()]
             self.places.append(next((f for f in reversed(frames[:-1]) if "/alit" in f), frames[-2]))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({}, False),
+        ({"avx512_bf16": True}, False),
+        ({"avx512_bf16": True, "sse4a": True}, True),
+        ({"avx512_bf16": True, "amx_bf16": True}, True),
+        ({"avx512_bf16": False, "sse4a": True}, False),
+    ],
+)
+def test_automatic_precision(
+    capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 only on processors that multiply faster in it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    for name, enabled in (("auto", expected), ("float32", False), ("bfloat16", True)):
+        with precision(name, torch.device("cpu"))():
+            assert torch.is_autocast_enabled("cpu") == enabled
 
 
 @pytest.mark.parametrize("halting", ["off", "mask"])
