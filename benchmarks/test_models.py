@@ -6,7 +6,9 @@ The step also in bfloat16 autocast: on a GPU that of ``base``; on a CPU where ``
 from __future__ import annotations
 
 import copy
+import multiprocessing
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from alit.training.stage1 import precision
 
 from .baseline import Step, eager_copy
 from .breakdown import breakdown
-from .contest import DEVICE, Absent, Contest, Work
+from .contest import DEVICE, THREADS, Absent, Contest, Work
 from .timing import OtherLoad, peak_megabytes
 
 GPU = DEVICE == "cuda"
@@ -60,6 +62,15 @@ class Case:
         self.id = f"{size}-{str(dtype).removeprefix('torch.')}"
         self.name = f"stage-1 step {size} {str(dtype).removeprefix('torch.')} batch {batch}"
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.half)
+
+    def prepared(self, quick: bool) -> tuple[AdaptiveTokenizer, Tensor]:
+        """The model, its base tokenizer frozen, and the pictures."""
+        ours = model(quick, self.size).train()
+        ours.base_tokenizer.requires_grad_(False)
+        return ours, pictures(ours, self.batch)
+
 
 STEPS = (
     (Case("tiny", 32), Case("base", 32, torch.bfloat16))
@@ -78,14 +89,27 @@ def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
     return Step(copied, images, published=eager)
 
 
-def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
-    ours = model(quick, case.size).train()
-    ours.base_tokenizer.requires_grad_(False)
-    images = pictures(ours, case.batch)
-    steps: dict[str, Step] = {}
+def peak_alone(case: Case, name: str, quick: bool) -> float:
+    """Peak memory of a step without its optimiser, which needs its own when the activations are gone."""
+    torch.set_num_threads(THREADS)
+    step = contender(name, *case.prepared(quick))
+    with case.autocast():
+        if name.endswith("compiled"):
+            step.loss().backward()  # the compiler's memory is not the step's
+        return peak_megabytes(lambda: step.loss().backward())
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=case.half)
+
+def peak_of_step(case: Case, name: str, quick: bool) -> dict[str, float]:
+    """On a CPU in a process of its own: what others have left of the heap would count."""
+    if GPU:
+        return {}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return {"peak_megabytes": process.submit(peak_alone, case, name, quick).result()}
+
+
+def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
+    ours, images = case.prepared(quick)
+    steps: dict[str, Step] = {}
 
     def prepare(name: str) -> Callable[[], tuple[Tensor, Tensor]]:
         if name.endswith("compiled") and not with_compiled:
@@ -93,7 +117,7 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
         step = steps[name] = contender(name, ours, images)
 
         def call() -> tuple[Tensor, Tensor]:
-            with autocast():
+            with case.autocast():
                 return step()
 
         return call
@@ -113,13 +137,13 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
     def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
         parts: dict[str, float] = {}
         load = OtherLoad()
-        with autocast(), load:
-            peak = peak_megabytes(lambda: parts.update(breakdown(steps[name])))
+        with case.autocast(), load:
+            parts.update(breakdown(steps[name]))
         return {
             "parts": parts,
             "parts_other_load_percent": load.percent,
-            "peak_megabytes": peak,
             "state_megabytes": steps[name].state_bytes / 1e6,
+            **peak_of_step(case, name, quick),
         }
 
     return Contest(

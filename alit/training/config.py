@@ -79,7 +79,7 @@ class TrainingConfig:
         discriminators: stage 2: "each" iteration has one, or one is "shared" by all.
         discriminator_learning_rate: at its peak; None: the generator's.
         train_base: stage 2: train the base tokenizer too.
-        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device multiplies matrices in it faster.
+        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device multiplies faster in it.
         compile: ``torch.compile`` the blocks of encoder and decoder.
         activation_checkpointing: compute the activations of each iteration's encoder and decoder again in the
             backward, instead of keeping them; under FSDP2 block by block.

@@ -145,7 +145,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     has = torch.cpu.get_capabilities().get
-    # The AVX-512 instruction has twice the rate of float32 on AMD's processors (SSE4a is theirs alone), half on Intel's.
+    # In AVX-512 it has twice the rate of float32 on AMD's processors (SSE4a is theirs alone), half on Intel's.
     return bool(has("amx_bf16") or (has("avx512_bf16") and has("sse4a")))
 
 
