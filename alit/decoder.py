@@ -54,7 +54,7 @@ class Decoder(Transformer):
         x = torch.cat([query_QD.expand(latents.shape[0], -1, -1).to(latents.dtype), latents], dim=1)
         queries, longest = query_QD.shape[0], x.shape[1]
         if lengths_B is None:
-            x = self(self.ln_pre(x))[:, 1:queries]
+            x = self(self.ln_pre(x), wanted=slice(1, queries))
         else:
             packed, offsets = pack(x, lengths_B + queries, capacity=longest * x.shape[0])
             packed = self(self.ln_pre(packed), offsets, max_length=longest)

@@ -41,13 +41,23 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
-    def forward(self, x: Tensor, offsets: Tensor | None, max_length: int | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), offsets, max_length=max_length)
+    def forward(
+        self,
+        x: Tensor,
+        offsets: Tensor | None = None,
+        max_length: int | None = None,
+        wanted: slice | None = None,
+    ) -> Tensor:
+        attended = self.attn(self.ln_1(x), offsets, max_length=max_length, queries=wanted)
+        x = (x if wanted is None else x[:, wanted]) + attended
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """Blocks over (B, N, C), or over packed rows (T, C) with ``offsets`` and a static ``max_length``."""
+    """Blocks over (B, N, C), or over packed rows (T, C) with ``offsets`` and a static ``max_length``.
+
+    ``wanted`` are the positions of dense sequences that are asked for: the last block computes no others.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -56,11 +66,17 @@ class Transformer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, offsets: Tensor | None = None, *, max_length: int | None = None
+        self,
+        x: Tensor,
+        offsets: Tensor | None = None,
+        *,
+        max_length: int | None = None,
+        wanted: slice | None = None,
     ) -> Tensor:
-        for block in self.transformer:
+        *blocks, last = self.transformer
+        for block in blocks:
             x = block(x, offsets, max_length)
-        return x
+        return last(x, offsets, max_length, wanted)
 
 
 def initialise(module: nn.Module) -> None:

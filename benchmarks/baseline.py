@@ -1,8 +1,8 @@
 """The published model as it is commonly written, with the weights of one of ours: what a training step is held against.
 
-Attention builds its scores, every layer keeps its input for the backward, the quantizers build distance matrices and
-one-hots, the decoder's logits go through three softmaxes, and losses are read by the host in every iteration. Written
-from the description of the published system.
+Every position runs through every layer, attention builds its scores, every layer keeps its input for the backward, the
+quantizers build distance matrices and one-hots, the decoder's logits go through three softmaxes, and losses are read by
+the host in every iteration. Written from the description of the published system.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, linear, mse_loss, normalize, one_
 
 from alit import AdaptiveTokenizer
 from alit.base.interface import BaseTokens, Prediction, to_rows
-from alit.layers import MLP
+from alit.layers import MLP, Transformer
 from alit.losses import stage1_loss
 from alit.losses.stage1 import WEIGHTS
 from alit.training.config import TrainingConfig
@@ -34,8 +34,15 @@ class EagerAttention(nn.Module):
         self.in_proj_weight, self.in_proj_bias = other.in_proj_weight, other.in_proj_bias
         self.out_proj = other.out_proj
 
-    def forward(self, x: Tensor, offsets: None = None, *, max_length: int | None = None) -> Tensor:
-        assert offsets is None, "the published code has no packed sequences"
+    def forward(
+        self,
+        x: Tensor,
+        offsets: None = None,
+        *,
+        max_length: int | None = None,
+        queries: None = None,
+    ) -> Tensor:
+        assert offsets is None and queries is None, "the published code always attends to all"
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -96,6 +103,10 @@ def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
             if type(child) in eager:
                 setattr(parent, name, eager[type(child)](child))
     base: Any = model.base_tokenizer
+    decoder: Any = model.decoder
+
+    def whole(x: Tensor, *, wanted: slice) -> Tensor:
+        return Transformer.forward(decoder, x)[:, wanted]
 
     def tokens(z_BCHW: Tensor) -> BaseTokens:
         rows = to_rows(z_BCHW)
@@ -108,7 +119,7 @@ def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
         p_target = decoded_BNV.softmax(-1).gather(-1, target_BN[..., None])[..., 0]
         return Prediction(decoded_BNV, code, nll.view(target_BN.shape), p_target)
 
-    base.tokens, base.predict = tokens, predict
+    base.tokens, base.predict, decoder.forward = tokens, predict, whole
     return model
 
 

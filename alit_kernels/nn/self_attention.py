@@ -52,6 +52,7 @@ class SelfAttention(nn.Module):
         *,
         max_length: int | None = None,
         lengths: Tensor | None = None,
+        queries: slice | None = None,
     ) -> Tensor:
         """Attend within each sequence.
 
@@ -61,13 +62,17 @@ class SelfAttention(nn.Module):
             max_length: static bound for the longest packed sequence; T by default.
             lengths: (B,) tokens of each sequence of a padded dense ``x``. The rows beyond are not read and are zero in
                 the result; attention computes none of them.
+            queries: positions of a dense ``x`` whose result is wanted, the others being keys and values alone; all by
+                default.
 
         Returns:
-            The shape of ``x``.
+            The shape of ``x``, of the positions ``queries`` alone where these are given.
 
         Raises:
-            ValueError: both ``offsets`` and ``lengths``.
+            ValueError: both ``offsets`` and ``lengths``, or ``queries`` with either.
         """
+        if queries is not None and not (offsets is None and lengths is None):
+            raise ValueError("queries: expected None with packed or padded input, got a slice")
         if offsets is not None:
             if lengths is not None:
                 raise ValueError("lengths: expected None with packed input (offsets), got a tensor")
@@ -78,7 +83,7 @@ class SelfAttention(nn.Module):
             rows, offsets = pack(padded, lengths, capacity=batch * length)
             padded = unpack(self._packed(rows, offsets, length), offsets, max_length=length)
             return padded if self.batch_first else padded.transpose(0, 1)
-        q, k, v = self._project(x)
+        q, k, v = self._project(x) if queries is None else self._project_some(x, queries)
         if not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         out = attention(q, k, v)
@@ -94,3 +99,13 @@ class SelfAttention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         return qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
+
+    def _project_some(self, x: Tensor, queries: slice) -> tuple[Tensor, ...]:
+        """Queries of some positions, keys and values of all."""
+        width, bias = x.shape[-1], self.in_proj_bias
+        wanted = x[:, queries] if self.batch_first else x[queries]
+        q_bias, kv_bias = (None, None) if bias is None else bias.split((width, 2 * width))
+        q_weight, kv_weight = self.in_proj_weight.split((width, 2 * width))
+        q = nn.functional.linear(wanted, q_weight, q_bias).unflatten(-1, (self.heads, -1))
+        kv = nn.functional.linear(x, kv_weight, kv_bias)
+        return q, *kv.unflatten(-1, (2, self.heads, -1)).unbind(-3)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import gelu
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alit.layers import MLP
+from alit import TransformerConfig
+from alit.layers import MLP, Transformer
 
 
 class Activations(TorchDispatchMode):
@@ -45,3 +46,22 @@ def test_mlp_keeps_no_activation_for_its_backward() -> None:
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, *mlp.parameters()])])
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_last_block_computes_what_is_wanted() -> None:
+    """The same results and gradients, and nothing beyond in what follows its keys and values."""
+    transformer = Transformer(TransformerConfig(width=16, layers=2, heads=2))
+    rows: list[tuple[int, ...]] = []
+    last: Any = transformer.transformer[1]
+    last.mlp.c_fc.register_forward_hook(lambda module, inputs, out: rows.append(tuple(out.shape)))
+    results = []
+    for wanted in (slice(1, 4), None):
+        x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = transformer(x, wanted=wanted)
+        out = out if wanted is not None else out[:, 1:4]
+        results.append(
+            [out, *torch.autograd.grad(out.square().sum(), [x, *transformer.parameters()])]
+        )
+    assert rows == [(2, 3, 64), (2, 9, 64)]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)

@@ -45,6 +45,24 @@ def test_dense(bias: bool, batch_first: bool) -> None:
     compare(ours, theirs, ours(x), theirs(x, x, x, need_weights=False)[0])
 
 
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("batch_first", (True, False))
+def test_some_queries(bias: bool, batch_first: bool) -> None:
+    """The others are keys and values alone."""
+    ours, theirs = pair(bias, batch_first)
+    x = torch.randn(3, 7, 16) if batch_first else torch.randn(7, 3, 16)
+    for wanted in (slice(1, 5), slice(6, None), slice(0, 0)):
+        part = x[:, wanted] if batch_first else x[wanted]
+        expected = theirs(part, x, x, need_weights=False)[0]
+        out = ours(x, queries=wanted)
+        assert out.shape == part.shape
+        if part.numel():
+            compare(ours, theirs, out, expected)
+    for layout in ({"lengths": LENGTHS}, {"offsets": torch.tensor([0, 7], dtype=torch.int32)}):
+        with pytest.raises(ValueError, match="queries: expected None with packed or padded input"):
+            ours(x, queries=slice(1, 5), **layout)
+
+
 @pytest.mark.parametrize("batch_first", (True, False))
 def test_lengths(batch_first: bool) -> None:
     """Padded input: what lies beyond a length is not read and gives zeros."""
@@ -130,6 +148,7 @@ def test_compiles_in_every_layout() -> None:
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
     torch.testing.assert_close(compiled(x, lengths=LENGTHS), module(x, lengths=LENGTHS))
+    torch.testing.assert_close(compiled(x, queries=slice(2, 5)), module(x, queries=slice(2, 5)))
     rows = x.flatten(0, 1)
     torch.testing.assert_close(
         compiled(rows, offsets, max_length=7), module(rows, offsets, max_length=7)
