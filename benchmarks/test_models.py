@@ -32,6 +32,7 @@ NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
 #: Tokens of each picture: 96 on average.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 64, 96, 192)
 ROUNDS = 9 if GPU else 2
+ROUNDS_OF_STEP = 9 if GPU else 3
 WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
 
 
@@ -165,7 +166,7 @@ def test_stage1_step(
 ) -> None:
     if case.half and not with_bfloat16:
         pytest.skip("two more minutes on the CPU; --bfloat16 runs it")
-    race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS, WARMUP)
+    race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS_OF_STEP, WARMUP)
 
 
 def agreement(found: list[Tensor], expected: list[Tensor]) -> None:

@@ -124,7 +124,7 @@ class ThreadPool {
     const std::function<void(int)>& piece;
     const int count;
     std::atomic<int> next{0};
-    std::mutex mutex;  // guards error
+    std::mutex mutex{};  // guards error
     std::exception_ptr error{};
   };
 

@@ -1,12 +1,27 @@
 #include "statistics.h"
 
-#include <algorithm>
-#include <vector>
-
 #include "../parallel.h"
 #include "assignment.h"
 
 namespace alit {
+
+namespace {
+
+// Sums of some rows, Width columns at a time (in registers), as long as so many are left. Returns the first column not done.
+template <int Width, typename T>
+std::int64_t sum_columns(const Rows& z, const std::int64_t* row, std::int64_t rows, std::int64_t column, float* total) {
+  for (; column + Width <= z.dim; column += Width) {
+    double sum[Width] = {};
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const T* values = z.row<T>(row[i]) + column;
+      for (int d = 0; d < Width; ++d) sum[d] += static_cast<double>(load(values[d]));
+    }
+    for (int d = 0; d < Width; ++d) total[column + d] = static_cast<float>(sum[d]);
+  }
+  return column;
+}
+
+}  // namespace
 
 template <typename Index>
 void codebook_statistics(const Index* index, const Rows& z, const bool* mask, std::int64_t codes, float* count,
@@ -15,16 +30,14 @@ void codebook_statistics(const Index* index, const Rows& z, const bool* mask, st
   dispatch(z.type, [&](auto element) {
     using T = decltype(element);
     parallel_for(codes, 64, threads, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<double> sum(static_cast<std::size_t>(z.dim));
       for (std::int64_t k = begin; k < end; ++k) {
-        const std::int64_t first = assignment.start[k], last = assignment.start[k + 1];
-        count[k] = static_cast<float>(last - first);
-        std::fill(sum.begin(), sum.end(), 0.0);
-        for (std::int64_t i = first; i < last; ++i) {
-          const T* row = z.row<T>(assignment.row[i]);
-          for (std::int64_t d = 0; d < z.dim; ++d) sum[d] += static_cast<double>(load(row[d]));
-        }
-        std::copy(sum.begin(), sum.end(), total + k * z.dim);
+        const std::int64_t first = assignment.start[k], rows = assignment.start[k + 1] - first;
+        const std::int64_t* row = assignment.row.data() + first;
+        float* out = total + k * z.dim;
+        count[k] = static_cast<float>(rows);
+        std::int64_t column = sum_columns<8, T>(z, row, rows, 0, out);
+        column = sum_columns<4, T>(z, row, rows, column, out);
+        sum_columns<1, T>(z, row, rows, column, out);
       }
     });
   });

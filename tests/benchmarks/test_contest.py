@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
-from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook
+from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook, timing
 from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
 from benchmarks.timing import OtherLoad, peak_megabytes, samples_in_turns
 
@@ -109,8 +109,16 @@ def test_contenders_take_turns() -> None:
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
     samples = samples_in_turns(calls, rounds=2, warmup=1)
     if not torch.cuda.is_available():
-        assert order == ["a", "b"] * 3
+        assert order == ["a", "a", "b", "b"] * 3  # short calls: the first wakes the threads
     assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="times the host's clock")
+def test_a_long_call_is_timed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SHORT_ON_HOST", 0.0)
+    order: list[str] = []
+    samples_in_turns({"a": lambda: order.append("a")}, rounds=2, warmup=1)
+    assert order == ["a"] * 3
 
 
 def test_replayed_time_is_what_the_table_shows() -> None:
