@@ -61,7 +61,8 @@ def plot_ratios(run: Run, path: Path) -> bool:
     axes.set_xlim(min(low, 0.5), max(high, 2))  # a small difference looks small
     axes.axvline(1, color=GREY, linewidth=1)
     for place, value in enumerate(values):
-        axes.annotate(f" {value:.2g}", (max(value, 1), place), va="center", fontsize=7, color=GREY)
+        text = f" {value:.0f}" if value >= 100 else f" {value:.2g}"
+        axes.annotate(text, (max(value, 1), place), va="center", fontsize=7, color=GREY)
     axes.set_xlabel("time of the contender / time of ours (left of 1: the contender is faster)")
     _save(figure, path)
     return True
