@@ -1,9 +1,12 @@
 // The loops over all codes, once for each instruction set.
 //
 // A block of queries is transposed: coordinate d of query i lies at queries[d * width + i]. Codes come in groups of eight:
-// coordinate d of code c of group g at codes[(g * dim + d) * 8 + c]. All values are finite, so no distance is NaN; it may
-// overflow to infinity. Distances are sums of squared differences, never the expanded square: the relative error of
-// each is at most (dim + 2) 2^-24 wherever nothing underflows, with a fused multiply-add or without.
+// coordinate d of code c of group g at codes[(g * dim + d) * 8 + c]. All values are finite.
+//
+// Differences: sums of squared differences. None is NaN; they may overflow to infinity. The relative error of each is at
+// most (dim + 2) 2^-24 wherever nothing underflows, with a fused multiply-add or without.
+// Products: |c|^2 / 2 - q c; the squared distance but for a constant of the query and a factor of two, for half the
+// arithmetic. The absolute error is at most (dim + 2) 2^-24 (|c|^2 / 2 + |q| |c|) where that is far from overflow.
 #pragma once
 
 #include <cstdint>
@@ -15,19 +18,31 @@ constexpr int kGroup = 8;
 // Called with a group and a bit for each lane whose least distance in the group is within its limit.
 using Visit = void (*)(void* context, std::int64_t group, std::uint32_t lanes);
 
+struct Codes {
+  const float* values;
+  const float* start;  // for each code what the sum starts from, |c|^2 / 2 or 0; infinity keeps a code from being the nearest
+  std::int64_t groups, dim;
+};
+
+// For each query of a block: the least value, where it is (the first of several), the least value elsewhere; and, with
+// products, the square of the query's norm.
+struct Least {
+  float *best, *second, *square;
+  std::int32_t* place;
+};
+
 struct Scan {
   int lanes;  // queries in a vector
   int width;  // queries in a block, a multiple of lanes
-  // For each query of a block: the least distance, the group that has it (the first of several), and the least distance
-  // among the other groups. And the same by codes: for few dimensions twice the work, for many no group to look through.
-  using Nearest = void (*)(const float* queries, const float* codes, std::int64_t groups, std::int64_t dim, float* best,
-                           float* second, std::int32_t* place);
-  Nearest nearest_group, nearest_code;
-  // Visits, in order, the groups with a distance of at most limit[i] to query i of one vector of the block.
-  void (*within)(const float* queries, const float* codes, std::int64_t groups, std::int64_t dim, const float* limit,
-                 Visit visit, void* context);
+  // Places are groups, or codes: for few dimensions twice the work, for many no group to look through.
+  using Nearest = void (*)(const float* queries, const Codes& codes, const Least& least);
+  struct {
+    Nearest group, code;
+  } differences, products;
+  // Visits, in order, the groups with a distance of at most limit[i], by differences, to query i of one vector of the block.
+  void (*within)(const float* queries, const Codes& codes, const float* limit, Visit visit, void* context);
   // Distances in float64 of one query, whose coordinates are adjacent, to the codes of one group.
-  void (*exact)(const float* query, const float* group, std::int64_t dim, double* distance);
+  void (*exact)(const float* query, const Codes& codes, std::int64_t group, double* distance);
 };
 
 extern const Scan scan_baseline;

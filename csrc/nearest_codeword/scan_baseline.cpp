@@ -6,7 +6,7 @@ namespace {
 struct Simd {
   typedef float F __attribute__((vector_size(16)));
   typedef std::int32_t I __attribute__((vector_size(16)));
-  static constexpr int lanes = 4, vectors = 2;
+  static constexpr int lanes = 4, vectors = 2, codes = 4;
   static F load(const float* p) {
     F x;
     __builtin_memcpy(&x, p, sizeof x);
@@ -16,10 +16,9 @@ struct Simd {
   static void store(std::int32_t* p, I x) { __builtin_memcpy(p, &x, sizeof x); }
   static F broadcast(float x) { return F{x, x, x, x}; }
   static I broadcast(std::int32_t x) { return I{x, x, x, x}; }
-  using Code = F;
-  static Code code(const float* p, int c) { return broadcast(p[c]); }
-  static F subtract(F a, Code b) { return a - b; }
+  static F subtract(F a, F b) { return a - b; }
   static F add_square(F x, F sum) { return sum + x * x; }
+  static F subtract_product(F a, F b, F sum) { return sum - a * b; }
   static F min(F a, F b) { return a < b ? a : b; }
   static F max(F a, F b) { return a > b ? a : b; }
   static I where_less(F a, F b, I yes, I no) { return a < b ? yes : no; }
@@ -33,4 +32,4 @@ struct Simd {
 
 #include "scan_loops.h"
 
-const alit::Scan alit::scan_baseline = {Simd::lanes, kWidth, nearest<false>, nearest<true>, within, exact};
+const alit::Scan alit::scan_baseline = kScan;

@@ -50,6 +50,10 @@ void test_case(Type type, std::int64_t rows, std::int64_t codes, std::int64_t di
   std::mt19937 random(static_cast<unsigned>(rows * 7919 + codes * 31 + dim));
   auto z = random_values<T>(rows * dim, random, offset), codebook = random_values<T>(codes * dim, random, offset);
   if (rows > 2) z[dim] = store<T>(std::numeric_limits<float>::quiet_NaN());
+  for (std::int64_t d = 0; rows > 4 && d < dim; ++d) {
+    z[3 * dim + d] = store<T>(d == 0 ? std::numeric_limits<float>::max() : 0.0f);  // rounds to infinity in half precision
+    z[4 * dim + d] = codebook[(codes - 1) * dim + d];
+  }
   if (codes > 3) codebook[3 * dim] = store<T>(std::numeric_limits<float>::infinity());
   std::unique_ptr<bool[]> mask(masked ? new bool[rows] : nullptr);
   for (std::int64_t i = 0; masked && i < rows; ++i) mask[i] = random() % 3 != 0;

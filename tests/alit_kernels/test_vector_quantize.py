@@ -61,12 +61,42 @@ def test_search_where_float32_errs(target: Target) -> None:
                 z.to(target.device), codes, implementation=target.implementation
             )
             assert_exact_nearest(index, z.to(target.device), codes)
+    # Codes of very different magnitude, of which the small ones are nothing beside the large.
+    far_apart = torch.tensor([2e-16, 1e-16, 0, 3e-16, *[1e30 * (2 + i) for i in range(14)]])
+    near = torch.tensor([1.1e-16, 1.9e-16, 5e-16, 0.0, 2e30])
+    far_apart, near = far_apart.to(target.device)[:, None], near.to(target.device)[:, None]
+    index = nearest_codeword(near, far_apart, implementation=target.implementation)
+    assert index.tolist() == [1, 0, 3, 2, 4]
     small = torch.randint(-2, 3, (60, 4), device=target.device).float()
     lattice = torch.randint(-2, 3, (50, 4), device=target.device).float()
     index = nearest_codeword(small, lattice, implementation=target.implementation)
     assert_exact_nearest(index, small, lattice)
     same = torch.ones(40, 4, device=target.device)
     assert not nearest_codeword(small, same, implementation=target.implementation).any()
+
+
+def doubtful(dim: int) -> tuple[Tensor, Tensor]:
+    """Vectors with an obvious nearest code, and such between two codes, far outside, at the end of the range, equal to a
+    code or to two; first a run of the former, then one of the others, then mixed."""
+    generator = torch.Generator().manual_seed(dim)
+    codebook = torch.randn(101, dim, generator=generator)
+    codebook[90:] = codebook[:11]
+    between = (codebook[20:50] + codebook[50:80]) / 2 * (1 + 1e-7)
+    far = 3e7 * torch.randn(30, dim, generator=generator)
+    last = torch.full((2, dim), torch.finfo(torch.float32).max)
+    last[1, 1:] = 0
+    obvious = torch.randn(150, dim, generator=generator)
+    hard = torch.cat([between, far, last, codebook])
+    z = torch.cat([obvious, hard, hard])
+    return torch.cat([z, z[torch.randperm(len(z), generator=generator)]]), codebook
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("dim", (3, 12, 64))
+def test_search_of_vectors_in_doubt(dim: int, target: Target) -> None:
+    z, codebook = (x.to(target.device) for x in doubtful(dim))
+    index = nearest_codeword(z, codebook, implementation=target.implementation)
+    assert_exact_nearest(index, z, codebook)
 
 
 @pytest.mark.parametrize("instruction_set", ("avx512", "avx2", "baseline"))
@@ -86,6 +116,9 @@ def test_search_with_every_instruction_set(
         for dtype in DTYPES:
             z, codebook, _ = make(case, dtype=dtype)
             assert_exact_nearest(nearest_codeword(z, codebook, implementation="cpp"), z, codebook)
+    for dim in (1, 3, 12, 64):
+        z, codebook = doubtful(dim)
+        assert_exact_nearest(nearest_codeword(z, codebook, implementation="cpp"), z, codebook)
 
 
 def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
