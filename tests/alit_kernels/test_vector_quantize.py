@@ -76,8 +76,8 @@ def test_search_where_float32_errs(target: Target) -> None:
 
 
 def doubtful(dim: int) -> tuple[Tensor, Tensor]:
-    """Vectors with an obvious nearest code, and such between two codes, far outside, at the end of the range, equal to a
-    code or to two; first a run of the former, then one of the others, then mixed."""
+    """Vectors with an obvious nearest code, and such between two codes, far outside, at the end of the range, equal to
+    a code or to two; first a run of the former, then one of the others, then mixed."""
     generator = torch.Generator().manual_seed(dim)
     codebook = torch.randn(101, dim, generator=generator)
     codebook[90:] = codebook[:11]
