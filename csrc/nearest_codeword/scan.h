@@ -20,7 +20,7 @@ using Visit = void (*)(void* context, std::int64_t group, std::uint32_t lanes);
 
 struct Codes {
   const float* values;
-  const float* start;  // for each code what the sum starts from, |c|^2 / 2 or 0; infinity keeps a code from being the nearest
+  const float* start;  // what the sum of each code starts from: |c|^2 / 2 or 0; infinity if it can never be the nearest
   std::int64_t groups, dim;
 };
 
@@ -39,7 +39,7 @@ struct Scan {
   struct {
     Nearest group, code;
   } differences, products;
-  // Visits, in order, the groups with a distance of at most limit[i], by differences, to query i of one vector of the block.
+  // Visits, in order, the groups with a distance, by differences, of at most limit[i] to query i of one vector of a block.
   void (*within)(const float* queries, const Codes& codes, const float* limit, Visit visit, void* context);
   // Distances in float64 of one query, whose coordinates are adjacent, to the codes of one group.
   void (*exact)(const float* query, const Codes& codes, std::int64_t group, double* distance);

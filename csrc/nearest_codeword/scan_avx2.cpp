@@ -1,4 +1,4 @@
-// AVX2 with FMA: 2 vectors of 8 queries by 4 codes are 8 sums, 2 queries, a code and (by differences) a difference of 16 registers.
+// AVX2 with FMA: 2 vectors of 8 queries by 4 codes are 8 sums, 2 queries, a code and perhaps a difference of 16 registers.
 #include <immintrin.h>
 
 #include <cstdint>

@@ -13,48 +13,33 @@ using I = Simd::I;
 
 constexpr int kWidth = Simd::vectors * Simd::lanes;
 
-template <int V, int C>
-inline void begin(const float* start, F (&sum)[V][C]) {
-  for (int c = 0; c < C; ++c)
-    for (int v = 0; v < V; ++v) sum[v][c] = Simd::broadcast(start[c]);
-}
-
-// What is computed of V vectors of queries and `codes` codes of a group at a time: as many as keep the sums in registers.
+// What is summed over the coordinates, for `codes` codes of a group at a time: as many as keep the sums in registers.
 struct Differences {
   static constexpr int codes = 4;
-
-  template <int V>
-  static void sums(const float* queries, const float* code, const float* start, std::int64_t dim, F (&sum)[V][codes]) {
-    begin(start, sum);
-#pragma GCC unroll 4
-    for (std::int64_t d = 0; d < dim; ++d, queries += kWidth, code += kGroup) {
-      F query[V];
-      for (int v = 0; v < V; ++v) query[v] = Simd::load(queries + v * Simd::lanes);
-      for (int c = 0; c < codes; ++c) {
-        const F value = Simd::broadcast(code[c]);
-        for (int v = 0; v < V; ++v) sum[v][c] = Simd::add_square(Simd::subtract(query[v], value), sum[v][c]);
-      }
-    }
-  }
+  static F add(F query, F code, F sum) { return Simd::add_square(Simd::subtract(query, code), sum); }
 };
 
 struct Products {
   static constexpr int codes = Simd::codes;
+  static F add(F query, F code, F sum) { return Simd::subtract_product(query, code, sum); }
+};
 
-  template <int V>
-  static void sums(const float* queries, const float* code, const float* start, std::int64_t dim, F (&sum)[V][codes]) {
-    begin(start, sum);
+// Sums of V vectors of queries with the codes from `code` on.
+template <typename Values, int V>
+inline void sums(const float* queries, const float* code, const float* start, std::int64_t dim,
+                 F (&sum)[V][Values::codes]) {
+  for (int c = 0; c < Values::codes; ++c)
+    for (int v = 0; v < V; ++v) sum[v][c] = Simd::broadcast(start[c]);
 #pragma GCC unroll 4
-    for (std::int64_t d = 0; d < dim; ++d, queries += kWidth, code += kGroup) {
-      F query[V];
-      for (int v = 0; v < V; ++v) query[v] = Simd::load(queries + v * Simd::lanes);
-      for (int c = 0; c < codes; ++c) {
-        const F value = Simd::broadcast(code[c]);
-        for (int v = 0; v < V; ++v) sum[v][c] = Simd::subtract_product(query[v], value, sum[v][c]);
-      }
+  for (std::int64_t d = 0; d < dim; ++d, queries += kWidth, code += kGroup) {
+    F query[V];
+    for (int v = 0; v < V; ++v) query[v] = Simd::load(queries + v * Simd::lanes);
+    for (int c = 0; c < Values::codes; ++c) {
+      const F value = Simd::broadcast(code[c]);
+      for (int v = 0; v < V; ++v) sum[v][c] = Values::add(query[v], value, sum[v][c]);
     }
   }
-};
+}
 
 template <int N>
 inline F least_of(const F* values) {
@@ -71,7 +56,7 @@ inline void least_of_group(const float* queries, const float* group, const float
                            F (&least)[V]) {
   for (int first = 0; first < kGroup; first += Values::codes) {
     F sum[V][Values::codes];
-    Values::sums(queries, group + first, start + first, dim, sum);
+    sums<Values>(queries, group + first, start + first, dim, sum);
     for (int v = 0; v < V; ++v) {
       const F here = least_of<Values::codes>(sum[v]);
       least[v] = first == 0 ? here : Simd::min(least[v], here);
@@ -102,7 +87,7 @@ void nearest(const float* queries, const alit::Codes& codes, const alit::Least& 
     if constexpr (ByCode) {
       for (int first = 0; first < kGroup; first += Values::codes) {
         F sum[V][Values::codes];
-        Values::sums(queries, group + first, start + first, dim, sum);
+        sums<Values>(queries, group + first, start + first, dim, sum);
         for (int v = 0; v < V; ++v)
           for (int c = 0; c < Values::codes; ++c) result[v].take(sum[v][c], g * kGroup + first + c);
       }
