@@ -127,7 +127,13 @@ class VectorQuantizer(nn.Module):
         if updates:
             self.update_codebook(z, result.index, mask)
         loss = result.loss if self.ema_decay is None else result.commitment_loss
-        return result._replace(quantized=result.quantized.movedim(-1, self.channel_dim), loss=loss)
+        return VectorQuantized(  # not _replace, which torch 2.11 does not compile
+            result.quantized.movedim(-1, self.channel_dim),
+            result.index,
+            loss,
+            result.commitment_loss,
+            result.codebook_loss,
+        )
 
     @torch.no_grad()
     def update_codebook(self, z: Tensor, index: Tensor, mask: Tensor | None = None) -> None:

@@ -130,14 +130,14 @@ def test_replayed_time_is_what_the_table_shows() -> None:
 
 
 def test_peak_memory() -> None:
-    """What is alive at once counts, once."""
+    """What is alive at once counts, once; on a CPU other threads of this process may add to a single measurement."""
 
     def call() -> None:
         for _ in range(3):
             torch.ones(25_000_000, device="cuda" if torch.cuda.is_available() else "cpu")
 
     call()
-    assert 90 < peak_megabytes(call) < 150
+    assert 90 < min(peak_megabytes(call) for _ in range(5)) < 150
 
 
 def test_other_load_leaves_out_our_own() -> None:
