@@ -266,5 +266,7 @@ def _options(launch: Tile, q: Tensor) -> dict[str, Any]:
         "TAIL": launch.tail,
         "num_warps": launch.warps,
         "num_stages": launch.stages,
+        # A fused scale s - lse would not round its product as the log-sum-exp was rounded: P of large scores errs.
+        "enable_fp_fusion": q.dtype != torch.float32,
         **_widths(q),
     }

@@ -96,7 +96,8 @@ def _sum_chunks(
             p_tile = p_z + o_row[:, None] * z_pitch + o_dim[None, :]
             b_z = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
             if NORMALISED:
-                b_z /= tl.load(p_norm + o_row, mask=m_row, other=1.0)[:, None]
+                b_norm = tl.load(p_norm + o_row, mask=m_row, other=1.0)[:, None]
+                b_z = tl.div_rn(b_z, tl.broadcast_to(b_norm, b_z.shape))
             if DIFFERENCE:
                 b_z = tl.where(m_tile, b_code - b_z, 0.0)
             b_sum += tl.sum(b_z.to(tl.float64), 0)

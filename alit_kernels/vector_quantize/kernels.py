@@ -148,7 +148,7 @@ def _grad_z(
     scale *= commitment * (tl.load(p_grad_loss) + tl.load(p_grad_commitment))
     if COSINE:
         b_norm = tl.sqrt_rn(tl.sum(b_z * b_z, 1))
-        b_u = b_z / tl.maximum(b_norm, EPSILON)[:, None]
+        b_u = tl.div_rn(b_z, tl.broadcast_to(tl.maximum(b_norm, EPSILON)[:, None], b_z.shape))
         b_grad = _through_unit(b_grad + scale * (b_u - b_q), b_z, b_norm)
         tl.store(p_norm + o_row, tl.maximum(b_norm, EPSILON), mask=m_stored)
     else:

@@ -52,7 +52,8 @@ def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Oracle: one sequence and head at a time, softmax spelled out."""
     q, k, v, offsets, key_offsets, key_mask, *_ = x
     key_offsets = offsets if key_offsets is None else key_offsets
-    out, lse = torch.zeros(q.shape, dtype=dtype), torch.zeros(q.shape[1], q.shape[0], dtype=dtype)
+    out = torch.zeros(q.shape, dtype=dtype, device=q.device)
+    lse = torch.zeros(q.shape[1], q.shape[0], dtype=dtype, device=q.device)
     for b in range(len(offsets) - 1):
         rows, keys = slice(*offsets[b : b + 2].tolist()), slice(*key_offsets[b : b + 2].tolist())
         for h in range(q.shape[1]):
