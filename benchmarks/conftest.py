@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(THREADS)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -71,6 +73,8 @@ def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable
         if group not in _contests:
             _contests.clear()  # inputs and compiled code of the case before are not needed any more
             torch._dynamo.reset()
+            gc.collect()
+            torch.cuda.empty_cache()
             _contests[group] = make()
             _contests[group].run(min(rounds, 3) if quick else rounds, warmup)
         contest = _contests[group]

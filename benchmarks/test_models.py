@@ -74,7 +74,7 @@ class Case:
 
 
 STEPS = (
-    (Case("base", 16, torch.bfloat16),)  # the eager step keeps about 4.5 GB for each picture
+    (Case("base", 12, torch.bfloat16),)  # the eager step keeps about 5 GB for each picture
     if GPU
     else (Case("tiny", 2), *([Case("tiny", 2, torch.bfloat16)] if NATIVE_BFLOAT16 else []))
 )

@@ -92,8 +92,8 @@ def _losses(
 @triton.jit
 def _through_unit(b_grad, b_x, b_norm):
     """Gradient through x / max(norm, eps) of rows: (g - u (u . g)) / norm, and g / eps where the norm is below eps."""
-    b_safe = tl.maximum(b_norm, EPSILON)[:, None]
-    b_u = b_x / b_safe
+    b_safe = tl.broadcast_to(tl.maximum(b_norm, EPSILON)[:, None], b_x.shape)
+    b_u = tl.div_rn(b_x, b_safe)  # in one dimension exactly 1 or -1, and the gradient exactly 0
     b_along = tl.where(b_norm > EPSILON, tl.sum(b_u * b_grad, 1), 0.0)[:, None]
     return (b_grad - b_u * b_along) / b_safe
 
