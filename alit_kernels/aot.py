@@ -43,7 +43,7 @@ class Build:
         signature: argument -> Triton type ("*bf16", "*fp32", "i32", "fp32"); constants are left out.
         constants: ``tl.constexpr`` argument -> value.
         divisible: arguments that are multiples of 16 at a real launch (pointers of fresh tensors, row pitches).
-        num_warps, num_stages: launch options.
+        num_warps, num_stages, fp_fusion: launch options.
         architectures: those it is shipped for.
         tensor_core: the kernel declares a tensor-core product: matrix instructions must appear.
         wgmma: on sm_90 that product must be ``wgmma`` (tiles of at least 64 rows and 4 warps).
@@ -58,6 +58,7 @@ class Build:
     divisible: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 2
+    fp_fusion: bool = True
     architectures: tuple[int, ...] = ARCHITECTURES
     tensor_core: bool = False
     wgmma: bool = False
@@ -135,7 +136,11 @@ def compile_build(build: Build, arch: int) -> Result:
     compiled = triton.compile(
         ASTSource(build.kernel, types, dict(build.constants), attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": build.num_warps, "num_stages": build.num_stages},
+        options={
+            "num_warps": build.num_warps,
+            "num_stages": build.num_stages,
+            "enable_fp_fusion": build.fp_fusion,
+        },
     )
     meta = compiled.metadata
     registers, stack, sass = _disassemble(compiled.asm["cubin"])

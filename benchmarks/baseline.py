@@ -189,10 +189,12 @@ class CapturedStep(Step):
     """Loss and gradients as one CUDA graph, captured in the first call: the host launches them all at once.
 
     Nothing in a step of ours waits for the device, so this needs no other code than the capture; ``alit train`` does
-    not do it. ``peak_megabytes`` is what the graph keeps for itself and the peak of its gradients.
+    not do it. The optimiser's step follows outside. ``peak_megabytes`` is memory at the peak of the capture, all of
+    which the graph keeps.
     """
 
     graph: torch.cuda.CUDAGraph | None = None
+    peak_megabytes: float
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         if self.graph is None:

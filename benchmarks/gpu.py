@@ -149,15 +149,14 @@ def write(path: Path, content: Any) -> None:
         file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def write_report(out: Path, rehearsal: bool) -> bool:
+def write_report(out: Path) -> bool:
     """Tables and plots of the suites that have finished; False where that fails."""
-    files = sorted(str(p) for p in out.glob("test_*.json"))
-    name = "rehearsal" if rehearsal else "gpu"
-    command = [PYTHON, "-m", "benchmarks.report", *files, "--merge", name, "--output", str(out)]
-    return not files or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    command = [PYTHON, "-m", "benchmarks.report", str(out), "--output", str(out)]
+    finished = any(out.glob("test_*.json"))
+    return not finished or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def run_all(kind: str, parts: list[Part], out: Path, rehearsal: bool) -> bool:
+def run_all(kind: str, parts: list[Part], out: Path) -> bool:
     """Run what is missing, keep the record, print a line for each part; whether nothing failed."""
     record, now = out / "parts.json", revision()
     known = json.loads(record.read_text()) if record.exists() else {}
@@ -180,7 +179,7 @@ def run_all(kind: str, parts: list[Part], out: Path, rehearsal: bool) -> bool:
             good = False
             print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-15:]))
         if kind == "report":
-            good &= write_report(out, rehearsal)
+            good &= write_report(out)
     return good
 
 
@@ -199,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
     if not parts(out, options.rehearsal):
         print(f"{options.kind}: no op has a tuning script")
-    good = run_all(options.kind, parts(out, options.rehearsal), out, options.rehearsal)
+    good = run_all(options.kind, parts(out, options.rehearsal), out)
     if options.kind == "tune":
         subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)
     return 0 if good else 1

@@ -1,8 +1,8 @@
-"""Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.report FILE...``.
+"""Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.report RESULT...``.
 
 Writes ``benchmarks/results/README.md`` and the plots it shows, and replaces the performance section of the project's
-README. Losses are shown like wins: a ratio below 1 means that the contender was faster than ours. ``--merge NAME``
-takes the files as parts of one run on one machine.
+README. Losses are shown like wins: a ratio below 1 means that the contender was faster than ours. A folder is one
+run on one machine, its files ``test_*.json`` are the parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from alit.files import replacing
 
 from .plots import PLOTS
-from .runs import BUSY, Row, Run, merged, ratios, read
+from .runs import BUSY, Row, Run, ratios, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -63,13 +63,12 @@ def training(run: Run) -> str:
     lines = []
     for group, rows in run.groups.items():
         eager = next((row for row in rows if row.contender == "eager baseline"), None)
+        if eager is None or "state_megabytes" not in eager.info:
+            continue
+        state = eager.info["state_megabytes"]  # the same weights and moments in all
         for row in rows:
             info = row.info
-            if "state_megabytes" not in info or eager is None:
-                continue
-            total, published = (
-                r.info["peak_megabytes"] + r.info["state_megabytes"] for r in (row, eager)
-            )
+            total, published = (r.info["peak_megabytes"] + state for r in (row, eager))
             parts = ", ".join(
                 f"{part} {seconds:.3g}" for part, seconds in (row.parts or {}).items()
             )
@@ -152,16 +151,10 @@ def replace_section(readme: Path, section: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("results", nargs="+", type=Path, help="files, or folders of one run each")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--merge", metavar="NAME", help="the files are parts of one run of this name"
-    )
     arguments = parser.parse_args()
-    runs = [read(path) for path in arguments.files]
-    if arguments.merge:
-        runs = [merged(arguments.merge, runs)]
-    section = write(runs, arguments.output)
+    section = write([read(path) for path in arguments.results], arguments.output)
     if arguments.output == RESULTS:
         replace_section(ROOT / "README.md", section)
 

@@ -44,11 +44,13 @@ class Run(NamedTuple):
 
 
 def read(path: Path) -> Run:
-    """A file of pytest-benchmark.
+    """A file of pytest-benchmark, or a folder whose ``test_*.json`` are the parts of one run.
 
     Raises:
         ValueError: it is no such file, or not one of this suite.
     """
+    if path.is_dir():
+        return merged(path.name, map(read, sorted(path.glob("test_*.json"))))
     content = json.loads(path.read_text())
     if "benchmarks" not in content or "alit" not in content.get("machine_info", {}):
         raise ValueError(f"{path}: expected a result of 'pytest benchmarks --benchmark-json'")
@@ -74,7 +76,7 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
     own = ("ceilings", "command")
     machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
-        raise ValueError(f"--merge: expected parts of one machine and day, got {machines}")
+        raise ValueError(f"{name}: expected parts of one machine and day, got {machines}")
     first = runs[0].machine["ceilings"]
     whole = {
         "ceilings": {k: max(run.machine["ceilings"][k] for run in runs) for k in first},
@@ -84,12 +86,13 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
 
 
 def ratios(run: Run) -> list[tuple[str, str, float]]:
-    """(group, contender, its median over ours), best contender of each group first."""
+    """(group, contender, its median over ours), best contender of each group first; without further ones of ours."""
     result = []
     for group, rows in run.groups.items():
         ours = next((row for row in rows if row.contender == "ours"), None)
         if ours is None:
             continue
-        others = sorted((row for row in rows if row is not ours), key=lambda row: row.median)
+        others = [row for row in rows if not row.contender.startswith("ours")]
+        others.sort(key=lambda row: row.median)
         result += [(group, row.contender, row.median / ours.median) for row in others]
     return result

@@ -72,8 +72,8 @@ def _elapsed(call: Callable[[], Any]) -> float:
     return seconds
 
 
-#: A call shorter than this many seconds is captured: two events cannot time it, and launches would be what is timed.
-SHORT = 100e-6
+#: A call of less than this many seconds between events is captured: they may be those of its launches by the host.
+SHORT = 5e-3
 #: Calls in one CUDA graph.
 REPLAYS = 20
 #: Bytes that push everything else out of any L2 when they are written.

@@ -53,9 +53,7 @@ class Stage1:
             check_shardable(model)
         blocks = [*model.encoder.transformer, *model.decoder.transformer]
         if config.compile:
-            # Not the decoder's last, whose slice of positions Inductor of torch 2.11 does not compile.
-            for block in blocks[:-1]:
-                block.compile(fullgraph=True, dynamic=True)
+            compile_blocks(model)
         self.module = distributed(
             Stage1Module(model, through_time=config.through_time), blocks, own, config.parallel
         )
@@ -111,6 +109,12 @@ def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
     predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
     codes = [x.code_BNC.float() for x in predictions if x is not None]
     return [model.base_tokenizer.pixels(code_BNC, model.config.grid) for code_BNC in codes]
+
+
+def compile_blocks(model: AdaptiveTokenizer) -> None:
+    """``torch.compile`` of every block but the decoder's last, whose slice of positions torch 2.11 cannot compile."""
+    for block in (*model.encoder.transformer, *model.decoder.transformer[:-1]):
+        block.compile(fullgraph=True, dynamic=True)
 
 
 def frozen_tokens(model: AdaptiveTokenizer, images: Tensor) -> BaseTokens:

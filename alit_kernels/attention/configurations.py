@@ -8,7 +8,7 @@ variants deal with them; they differ in the work they issue, never in the result
 * ``lean``: ``tail``, and in the forward up to 16 remainder rows are folded into the last main program, which shares
   its keys with them: they cost arithmetic and no traffic.
 
-No entry has been timed on a GPU; each compiles without spills for the architectures it serves
+No entry has been tuned on a GPU; each compiles without spills for the architectures it serves
 (``python -m alit_kernels.aot --module alit_kernels.attention.kernels --check``).
 """
 
@@ -186,6 +186,13 @@ def _usual(key: tuple[str, int, int], side: int, name: str) -> Tile:
 def map_tile(dtype: torch.dtype) -> tuple[int, int]:
     """Rows and columns, and warps, of one program of the attention map."""
     return (64, 4) if dtype.itemsize == 2 else (32, 8)
+
+
+def fuses(dtype: torch.dtype) -> bool:
+    """Whether the compiler may fuse products with sums. Not in float32, where scale s - lse must round its product as
+    the log-sum-exp of the forward did: P of large scores is wrong otherwise.
+    """
+    return dtype != torch.float32
 
 
 def padded(head_dim: int) -> int:

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from .._triton import TYPES
 from ..aot import ARCHITECTURES, Build
-from .configurations import Tile, map_tile, padded, tile
+from .configurations import Tile, fuses, map_tile, padded, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -599,5 +599,6 @@ def _build(
         divisible=tuple(divisible),
         tensor_core=dtype.itemsize == 2,
         wide=tuple(rows) if head_dim >= 64 and dtype.itemsize == 2 else (),
+        fp_fusion=fuses(dtype),
         **options,
     )

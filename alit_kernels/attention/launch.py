@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._triton import cdiv, device_of
 from . import kernels
-from .configurations import Tile, map_tile, padded, tile
+from .configurations import Tile, fuses, map_tile, padded, tile
 from .layout import empty_rows
 
 #: Row pitch, in elements, up to which offsets within a tile fit 32 bits.
@@ -256,7 +256,12 @@ def _tile(kernel: str, q: Tensor, key_mask: Tensor | None) -> Tile:
 
 def _widths(q: Tensor) -> dict[str, Any]:
     width = q.shape[-1]
-    return {"HEAD_DIM": width, "BLOCK_D": padded(width), "PRECISION": "ieee"}
+    return {
+        "HEAD_DIM": width,
+        "BLOCK_D": padded(width),
+        "PRECISION": "ieee",
+        "enable_fp_fusion": fuses(q.dtype),
+    }
 
 
 def _options(launch: Tile, q: Tensor) -> dict[str, Any]:
@@ -266,7 +271,5 @@ def _options(launch: Tile, q: Tensor) -> dict[str, Any]:
         "TAIL": launch.tail,
         "num_warps": launch.warps,
         "num_stages": launch.stages,
-        # A fused scale s - lse would not round its product as the log-sum-exp was rounded: P of large scores errs.
-        "enable_fp_fusion": q.dtype != torch.float32,
         **_widths(q),
     }

@@ -30,21 +30,25 @@ def broken():
     race.prepare = {
         "ours": lambda: lambda: (right()() + 1) % 64,
         "eager": race.prepare["eager"],
+        "crashing": crashing,
         "missing": missing,
     }
     return race
 
+def crashing():
+    raise RuntimeError("no compiler")
+
 def missing():
     raise Absent("no such library")
 
-@pytest.mark.parametrize("name", ("ours", "eager", "missing"))
+@pytest.mark.parametrize("name", ("ours", "crashing", "eager", "missing"))
 def test_it(name, race):
     race("broken", name, broken, rounds=3)
 """
 
 
 def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
-    """Through pytest itself: the wrong contender is a failure, the right one is timed, the absent one is skipped."""
+    """Through pytest itself: wrong and crashing ones are failures, the right one is timed, the absent one skipped."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["benchmarks.conftest"]\n')
     (tmp_path / "test_planted.py").write_text(SUITE)
     done = subprocess.run(
@@ -59,7 +63,8 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 failed, 1 passed, 1 skipped" in done.stdout
+    assert "2 failed, 1 passed, 1 skipped" in done.stdout
+    assert "RuntimeError: no compiler" in done.stdout
     assert "AssertionError: not the nearest codewords" in done.stdout
     assert "missing is absent: no such library" in done.stdout
     (entry,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]

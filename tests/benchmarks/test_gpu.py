@@ -30,7 +30,7 @@ def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixt
         script("slow", "import time; time.sleep(60)", limit=1),
         script("sanitized", "", tool=("no-such-tool",)),
     ]
-    assert not run_all("test", parts, tmp_path, True)
+    assert not run_all("test", parts, tmp_path)
     record = json.loads((tmp_path / "parts.json").read_text())
     outcomes = {key: entry["outcome"] for key, entry in record.items()}
     assert outcomes == {
@@ -41,7 +41,7 @@ def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixt
     }
     assert "    why" in capsys.readouterr().out
     fixed.touch()
-    assert run_all("test", parts[:2] + parts[3:], tmp_path, True)
+    assert run_all("test", parts[:2] + parts[3:], tmp_path)
     assert ran.read_text() == "x", "what passed is not run again"
     lines = capsys.readouterr().out
     assert "test good: passed before" in lines and "no-such-tool is not installed" in lines
@@ -52,7 +52,7 @@ def test_other_sources_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     parts = [script("good", f"open({str(ran)!r}, 'a').write('x')")]
     for revision in ("a", "a", "b"):
         monkeypatch.setattr(gpu, "revision", lambda revision=revision: revision)
-        assert run_all("test", parts, tmp_path, True)
+        assert run_all("test", parts, tmp_path)
     assert ran.read_text() == "xx"
 
 

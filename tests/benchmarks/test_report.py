@@ -92,6 +92,12 @@ def test_parts_of_a_run(run: Run, tmp_path: Path) -> None:
     whole = merged("both", [run, other])
     assert len(whole.rows) == 7 and whole.name == "both"
     assert whole.machine["ceilings"] == {"copy_gigabytes": 11.0, "matmul_gigaflops": 100.0}
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    for name in ("test_op", "test_step", "ceilings"):
+        result(folder / f"{name}.json", [entry(name, "ours", 1.0)])
+    whole = read(folder)
+    assert whole.name == "machine" and [row.group for row in whole.rows] == ["test_op", "test_step"]
     elsewhere = read(result(tmp_path / "c.json", [], cpu="another"))
     with pytest.raises(ValueError, match="one machine"):
         merged("both", [run, elsewhere])
