@@ -20,6 +20,7 @@ from alit.layers import MLP, Transformer
 from alit.losses import stage1_loss
 from alit.losses.stage1 import WEIGHTS
 from alit.training.config import TrainingConfig
+from alit.training.cuda_graph import GradientGraph
 from alit.training.optimisation import Optimiser
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import SelfAttention, VectorQuantizer
@@ -186,41 +187,25 @@ class Step:
 
 
 class CapturedStep(Step):
-    """Loss and gradients as one CUDA graph, captured in the first call: the host launches them all at once.
+    """Loss and gradients as one CUDA graph, as ``alit train`` does with ``cuda_graph``; captured in the first call.
 
-    Nothing in a step of ours waits for the device, so this needs no other code than the capture; ``alit train`` does
-    not do it. The optimiser's step follows outside. ``peak_megabytes`` is memory at the peak of the capture, all of
-    which the graph keeps.
+    ``peak_megabytes`` is memory at the peak of the capture, all of which the graph keeps.
     """
 
-    graph: torch.cuda.CUDAGraph | None = None
+    graph: GradientGraph | None = None
     peak_megabytes: float
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         if self.graph is None:
-            self._capture()
-        assert self.graph is not None
-        self.graph.replay()
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient
-        return self.result.detach().clone(), self.optimise()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.graph = GradientGraph(self.model, self._gradients, self.images)
+            self.peak_megabytes = (torch.cuda.max_memory_allocated() - before) / 1e6
+        self.graph.zero_gradients()
+        loss = self.graph(self.images)["loss"].clone()
+        return loss, self.optimise()
 
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.loss().backward()
-                for parameter in self.parameters:
-                    parameter.grad = None
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.clear_autocast_cache()  # the graph casts the weights itself
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = self.loss()
-            self.result.backward()
-        torch.clear_autocast_cache()
-        self.peak_megabytes = (torch.cuda.max_memory_allocated() - before) / 1e6
-        self.gradients = [parameter.grad for parameter in self.parameters]
+    def _gradients(self, images: Tensor) -> dict[str, Tensor]:
+        loss = stage1_loss(self.model, images).total
+        loss.backward()
+        return {"loss": loss.detach()}

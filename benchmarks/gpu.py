@@ -43,7 +43,10 @@ class Part:
 
 
 def test_parts(out: Path, rehearsal: bool) -> list[Part]:
-    """All kernel tests, compute-sanitizer on a small set; the tests of graph capture and determinism are ``device``."""
+    """All kernel tests, those of training steps on a GPU, compute-sanitizer on a small set.
+
+    The kernels' tests of graph capture and determinism are ``test_device``.
+    """
     pytest = (PYTHON, "-m", "pytest", "-q")
     files = [p.stem for p in sorted(TESTS.glob("test_*.py")) if p.stem not in WITHOUT_GPU]
     if rehearsal:
@@ -55,6 +58,8 @@ def test_parts(out: Path, rehearsal: bool) -> list[Part]:
     )
     parts = [Part("extension", build, 240)]
     parts += [Part(name, (*pytest, str(TESTS / f"{name}.py"))) for name in files]
+    training = (str(ROOT / "tests" / "alit" / f"test_{x}.py") for x in ("cuda_graph", "training"))
+    parts.append(Part("training", (*pytest, *training, "-k", "cuda or gpu")))
     small = (*pytest, str(TESTS / "test_device.py"), "-k", "test_same_bits_every_time")
     for tool in ("memcheck", "racecheck"):
         sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1")

@@ -81,6 +81,9 @@ class TrainingConfig:
         train_base: stage 2: train the base tokenizer too.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device multiplies faster in it.
         compile: ``torch.compile`` the blocks of encoder and decoder.
+        cuda_graph: stage 1 on one GPU: replay loss and gradients as one CUDA graph, captured in the first step and
+            where ``first_only`` brings another iteration. The host then launches a step at once, but the memory of the
+            step's activations stays taken.
         activation_checkpointing: compute the activations of each iteration's encoder and decoder again in the
             backward, instead of keeping them; under FSDP2 block by block.
         parallel: under torchrun "ddp", or "fsdp" (FSDP2), which shards weights and optimiser.
@@ -129,6 +132,7 @@ class TrainingConfig:
     train_base: bool = True
     precision: str = "auto"
     compile: bool = False
+    cuda_graph: bool = False
     activation_checkpointing: bool = False
     parallel: str = "ddp"
     seed: int = 0
@@ -169,6 +173,10 @@ class TrainingConfig:
             _check("iterations_per_step", count >= 1, "at least 1", count)
         if self.first_only is not None:
             _check("first_only", 0 <= self.first_only < 0.75, "in [0, 0.75)", self.first_only)
+        if self.cuda_graph:
+            _check("stage", self.stage == "1", "'1' with cuda_graph", self.stage)
+            drawn = self.iterations_per_step
+            _check("iterations_per_step", drawn is None, "None with cuda_graph", drawn)
         if self.initialisation != "published" and self.start_from is not None:
             _check(
                 "initialisation",

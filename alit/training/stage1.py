@@ -16,6 +16,7 @@ from ..base import BaseTokens
 from ..losses import stage1_loss
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
+from .cuda_graph import GradientGraph
 from .optimisation import MovingAverage, Optimiser
 from .processes import Processes, distributed, synchronised
 
@@ -51,6 +52,8 @@ class Stage1:
         model.base_tokenizer.eval().requires_grad_(False)
         if config.parallel == "fsdp":
             check_shardable(model)
+        if config.cuda_graph:
+            check_capturable(model, config, own)
         blocks = [*model.encoder.transformer, *model.decoder.transformer]
         if config.compile:
             compile_blocks(model)
@@ -61,23 +64,44 @@ class Stage1:
         self.average = MovingAverage(trained, config.ema)
         self.optimisers = {"model": Optimiser(trained, config)}
         self.modules: dict[str, nn.Module] = {"model": model}
+        self.graph: GradientGraph | None = None
+        self.graph_at: list[int] = []
 
     def step(
         self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """One optimiser step on a batch in parts; returns the terms, on the device."""
         at = iterations_of(self.config, self.model.config.iterations, step, done)
+        compute: Callable[[Tensor], dict[str, Tensor]]
+        compute = functools.partial(self._gradients, at=at, parts=len(parts))
+        if self.config.cuda_graph:
+            compute = self._captured(compute, at, parts[0])
         sums: dict[str, Tensor] = {}
         for number, images in enumerate(parts, 1):
             with synchronised(self.module, last=number == len(parts)):
-                with self.autocast():
-                    loss, terms = self.module(images, frozen_tokens(self.model, images), at)
-                (loss / len(parts)).backward()
+                terms = compute(images)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0) + value / len(parts)
         sums["gradient_norm"] = self.optimisers["model"].step(learning_rate)
         self.average.update(step + 1)
         return sums
+
+    def _gradients(self, images: Tensor, *, at: list[int], parts: int) -> dict[str, Tensor]:
+        """Forward and backward of one of a batch's parts."""
+        with self.autocast():
+            loss, terms = self.module(images, frozen_tokens(self.model, images), at)
+        (loss / parts).backward()
+        return terms
+
+    def _captured(
+        self, compute: Callable[[Tensor], dict[str, Tensor]], at: list[int], images: Tensor
+    ) -> GradientGraph:
+        """``compute`` as a CUDA graph, made anew where the iterations change; gradients are 0."""
+        if self.graph is None or self.graph_at != at:
+            self.graph = None  # its memory goes before the next one takes its own
+            self.graph, self.graph_at = GradientGraph(self.model, compute, images), at
+        self.graph.zero_gradients()
+        return self.graph
 
     def reconstructions(self, images: Tensor) -> list[Tensor]:
         """The images at four lengths, from the shortest to the longest."""
@@ -166,7 +190,10 @@ def recomputed(*modules: nn.Module) -> Iterator[None]:
     """Within, the activations of these modules are computed again in the backward, call by call."""
     for module in modules:
         plain = module.forward
-        module.forward = functools.partial(checkpoint, plain, use_reentrant=False)
+        # They draw no random numbers, and a CUDA graph must not read the generator.
+        module.forward = functools.partial(
+            checkpoint, plain, use_reentrant=False, preserve_rng_state=False
+        )
     try:
         yield
     finally:
@@ -180,4 +207,16 @@ def check_shardable(model: AdaptiveTokenizer) -> None:
         raise ValueError(
             "parallel: fsdp shards a learned codebook, whose rows dead_code_threshold replaces in place; expected"
             " dead_code_threshold 0, or a codebook with ema_decay"
+        )
+
+
+def check_capturable(model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
+    """That a step of this run can be one CUDA graph."""
+    if own.device.type != "cuda":
+        raise ValueError(f"cuda_graph: expected a CUDA device, got {own.device}")
+    if own.count > 1 or config.parallel == "fsdp":
+        raise ValueError(f"cuda_graph: expected one process, got {own.count} ({config.parallel})")
+    if model.config.halting == "drop":
+        raise ValueError(
+            'cuda_graph: halting "drop" asks the device for lengths; expected "mask" or "off"'
         )
