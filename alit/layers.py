@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu, linear
 
 from alit_kernels.nn import SelfAttention
 
 from .config import TransformerConfig
 
 
-class MLP(nn.Module):
-    """Two linear layers with exact GELU, hidden width 4 C.
+class _GELULinear(torch.autograd.Function):
+    """``linear(gelu(x))``; keeps x, and computes gelu(x) again in the backward."""
 
-    What the GELU returns is a quarter of what a block would keep for its backward; it is computed again there instead.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), x) if wants_x else None,
+            rows.t() @ gelu(x).flatten(0, -2) if wants_weight else None,
+            rows.sum(0) if wants_bias else None,
+        )
+
+
+class GELULinear(nn.Linear):
+    """Linear layer after an exact GELU.
+
+    What the GELU returns, a quarter of what a transformer block would keep for its backward, is computed again there.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            return _GELULinear.apply(x, self.weight, self.bias)
+        return super().forward(gelu(x))
+
+
+class MLP(nn.Module):
+    """Two linear layers with exact GELU between them, hidden width 4 C."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_proj = GELULinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.c_fc(x)
-        if not hidden.requires_grad:
-            return self._project(hidden)
-        return checkpoint(self._project, hidden, use_reentrant=False, preserve_rng_state=False)
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        return self.c_proj(nn.functional.gelu(hidden))
+        return self.c_proj(self.c_fc(x))
 
 
 class Block(nn.Module):

@@ -92,6 +92,6 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype autocast uses on this device type, or None outside autocast."""
-    if torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None

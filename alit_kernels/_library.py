@@ -4,6 +4,9 @@ Every op is one ``torch.library`` schema whose last argument is the string ``imp
 all devices and looks the implementation up in the op's table; nothing is registered under CPU or CUDA keys, so the
 reference stays reachable everywhere. A backward is an op built the same way. An op without one raises when a gradient
 is asked for: autograd never looks into a reference.
+
+Short sequences make short kernels, so the host has to be quick too. A call that nothing traces, transforms or profiles
+goes around torch's dispatcher, whose way through Python takes longer than many of the kernels.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._checks import autocast_dtype
 
 logger = logging.getLogger("alit_kernels")
 
@@ -60,6 +65,7 @@ class Op:
         }
         self._check = check
         self._limits = limits or {}
+        self._function: type[torch.autograd.Function] | None = None
         self._op = torch.library.custom_op(
             self.qualified_name,
             self._run,
@@ -74,11 +80,20 @@ class Op:
         self, backward: Callable[..., Any], setup_context: Callable[..., None]
     ) -> None:
         """Make the op differentiable; ``backward`` calls backward ops; ``implementation`` gets no gradient."""
+
+        def whole_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+            return (*backward(ctx, *grads), None)
+
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            outputs = self._run(*arguments)
+            setup_context(ctx, arguments, outputs)
+            return outputs
+
         torch.library.register_autograd(
-            self.qualified_name,
-            lambda ctx, *grads: (*backward(ctx, *grads), None),
-            setup_context=setup_context,
+            self.qualified_name, whole_backward, setup_context=setup_context
         )
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(whole_backward)}
+        self._function = type(f"alit_kernels.{self.name}", (torch.autograd.Function,), methods)
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -87,7 +102,12 @@ class Op:
 
     def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
         _refuse_forward_mode(self.name, arguments)
-        return self._op(*arguments, _requested(implementation))
+        arguments = (*arguments, _requested(implementation))
+        if torch.compiler.is_compiling() or _observed(arguments):
+            return self._op(*arguments)
+        if not torch.is_grad_enabled() or not _any_requires_grad(arguments):
+            return self._run(*arguments)
+        return self._op(*arguments) if self._function is None else self._function.apply(*arguments)
 
     def _run(self, *arguments: Any) -> Any:
         *values, requested = arguments
@@ -97,12 +117,11 @@ class Op:
         device = tensors[0].device.type
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
         name = self.choose(requested, device, torch.float64 if double else tensors[0].dtype, values)
-        # Dtypes are settled by the public function: autocast must not change products inside the op.
-        with (
-            torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"),
-            torch.autocast(device, enabled=False),
-        ):
-            return self._load(name)(*values)
+        function = self._load(name)
+        if torch.autograd._profiler_enabled():
+            with torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"):
+                return _without_autocast(device, function, values)
+        return _without_autocast(device, function, values)
 
     def choose(
         self, requested: str, device: str, dtype: torch.dtype, values: Sequence[Any] = ()
@@ -207,6 +226,38 @@ def extension() -> Any:
 @functools.cache
 def _log_once(op: str, implementation: str, device: str) -> None:
     logger.info("alit_kernels.%s runs its %s implementation on %s", op, implementation, device)
+
+
+def _observed(arguments: tuple[Any, ...]) -> bool:
+    """Whether something looks at the call that has to see an op of torch's: a mode, a transform, a tensor of
+    another type or without data, the profiler.
+    """
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+        or torch.autograd._profiler_enabled()
+        or any(isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta) for x in arguments)
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+
+
+def _without_autocast(device: str, function: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Dtypes are settled by the public function: autocast must not change products inside the op."""
+    if autocast_dtype(device) is None:
+        return function(*values)
+    torch.set_autocast_enabled(device, False)
+    try:
+        return function(*values)
+    finally:
+        torch.set_autocast_enabled(device, True)
 
 
 def _requested(implementation: str) -> str:

@@ -55,7 +55,9 @@ class EagerMLP(nn.Module):
 
     def __init__(self, other: MLP) -> None:
         super().__init__()
-        self.c_fc, self.gelu, self.c_proj = other.c_fc, nn.GELU(), other.c_proj
+        self.c_fc, self.gelu = other.c_fc, nn.GELU()
+        self.c_proj = nn.Linear(other.c_proj.in_features, other.c_proj.out_features, device="meta")
+        self.c_proj.weight, self.c_proj.bias = other.c_proj.weight, other.c_proj.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.gelu(self.c_fc(x)))

@@ -9,6 +9,7 @@ import copy
 import multiprocessing
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -172,6 +173,31 @@ def test_stage1_step(
     if case.half and not with_bfloat16:
         pytest.skip("two more minutes on the CPU; --bfloat16 runs it")
     race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS_OF_STEP, WARMUP)
+
+
+def launches(quick: bool) -> Contest:
+    """A step of ``base`` so narrow that what the host does for each of its kernels is all it takes."""
+    torch.manual_seed(0)
+    base = VQGANConfig(latent_channels=16, channels=32, blocks=1)
+    size = AdaptiveTokenizerConfig.of_size("tiny" if quick else "base", base="vqgan")
+    narrow = TransformerConfig(64, size.encoder.layers, 2)
+    config = replace(size, base=base, image_size=(64, 64), encoder=narrow, decoder=narrow)
+    ours = AdaptiveTokenizer(config).to(DEVICE).train()
+    ours.base_tokenizer.requires_grad_(False)
+    images = pictures(ours, 1)
+    steps = {name: contender(name, ours, images) for name in ("eager baseline", "ours")}
+    expected = steps["eager baseline"]()
+    return Contest(
+        {name: lambda step=step: step for name, step in steps.items()},
+        lambda found: torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5),
+        Work(),
+        notes={"images": 1},
+    )
+
+
+@pytest.mark.parametrize("name", ("ours", "eager baseline"))
+def test_launches_of_a_step(name: str, race: Callable, quick: bool) -> None:
+    race("stage-1 step, base's depth, width 64", name, lambda: launches(quick), ROUNDS_OF_STEP, 2)
 
 
 def agreement(found: list[Tensor], expected: list[Tensor]) -> None:

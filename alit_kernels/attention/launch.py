@@ -7,6 +7,7 @@ float32 traffic to dQ for each block of keys; it is not offered.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -200,9 +201,10 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and x.stride(-3) < MAX_PITCH else x.contiguous()
 
 
-def _strides(x: Tensor) -> tuple[int, int, int]:
+def _strides(x: Tensor) -> tuple[int, ...]:
     """Of batch, row and head; packed rows have no batch."""
-    return (0, x.stride(0), x.stride(1)) if x.ndim == 3 else (x.stride(0), x.stride(1), x.stride(2))
+    *batch, row, head, _ = x.stride()
+    return (*batch, row, head) if batch else (0, row, head)
 
 
 def _empty_sums(q: Tensor) -> Tensor:
@@ -243,15 +245,15 @@ def _grid(launch: Tile, tiled: Tensor, offsets: Tensor | None) -> tuple[int, int
 
 def _tile(kernel: str, q: Tensor, key_mask: Tensor | None) -> Tile:
     # In the interpreter there is no GPU to ask; any entry serves.
-    major, minor = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-    return tile(
-        kernel,
-        q.shape[-1],
-        q.dtype,
-        10 * major + minor,
-        dense=q.ndim == 4,
-        masked=key_mask is not None,
-    )
+    architecture = _architecture(q.device) if q.is_cuda else 90
+    dense, masked = q.ndim == 4, key_mask is not None
+    return tile(kernel, q.shape[-1], q.dtype, architecture, dense=dense, masked=masked)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _widths(q: Tensor) -> dict[str, Any]:

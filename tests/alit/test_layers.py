@@ -5,13 +5,14 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alit import TransformerConfig
-from alit.layers import MLP, Transformer
+from alit.layers import MLP, GELULinear, Transformer
 
 
 class Activations(TorchDispatchMode):
@@ -34,7 +35,7 @@ def test_mlp_keeps_no_activation_for_its_backward() -> None:
     mlp = MLP(8)
 
     def plain(x: Tensor) -> Tensor:
-        return mlp.c_proj(gelu(mlp.c_fc(x)))
+        return linear(gelu(mlp.c_fc(x)), mlp.c_proj.weight, mlp.c_proj.bias)
 
     results = []
     for function in (mlp, plain):
@@ -64,4 +65,23 @@ def test_last_block_computes_what_is_wanted() -> None:
         )
     assert rows == [(2, 3, 64), (2, 9, 64)]
     for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("frozen", ["", "weight", "bias", "x"])
+def test_gelu_linear_is_both(frozen: str) -> None:
+    """Gradients of what asks for one, in the dtypes of autocast."""
+    layer = GELULinear(8, 3)
+    results = []
+    for function in (layer, lambda x: linear(gelu(x), layer.weight, layer.bias)):
+        x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name != frozen)
+        wanted = [tensor for name, tensor in tensors.items() if name != frozen]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = function(x.bfloat16())
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), wanted)])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
         torch.testing.assert_close(ours, expected)

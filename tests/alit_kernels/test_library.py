@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import alit_kernels as ak
 from alit_kernels import _library
@@ -130,6 +133,68 @@ def test_shows_in_the_profiler(name: str) -> None:
     assert f"alit_kernels::{name}" in names and any(
         name_.startswith(f"alit_kernels::{name}[") for name_ in names
     )
+
+
+@pytest.mark.parametrize("name", sorted(samples()))
+def test_a_direct_call_is_the_dispatched_one(name: str) -> None:
+    """Results, what requires a gradient, and gradients; one goes through torch's dispatcher, the other does not."""
+    seen, sample = [], samples()[name]
+    for call in (ops()[name], getattr(torch.ops.alit_kernels, name)):
+        arguments = [
+            x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+            for x in sample
+        ]
+        dispatched = () if isinstance(call, Op) else ("auto",)
+        results = call(*arguments, *dispatched)
+        results = list(results) if isinstance(results, tuple) else [results]
+        wanted = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+        differentiable = [x for x in results if x.requires_grad]
+        total = sum((x * x.detach().cos()).sum() for x in differentiable)
+        gradients = torch.autograd.grad(total, wanted, allow_unused=True) if wanted else ()
+        flags = [(x.requires_grad, x.is_leaf, x.dtype) for x in results]
+        seen.append((flags, [x.detach() for x in results], list(gradients)))
+    assert seen[0][0] == seen[1][0]
+    for direct, dispatched in zip(seen[0][1] + seen[0][2], seen[1][1] + seen[1][2], strict=True):
+        assert (direct is None) == (dispatched is None)
+        if direct is not None:
+            torch.testing.assert_close(direct, dispatched, rtol=0, atol=0, equal_nan=True)
+
+
+def test_who_looks_at_a_call_sees_an_op() -> None:
+    """Modes, transforms and tensors of other types get what the dispatcher would give them."""
+    q = torch.randn(1, 3, 1, 4)
+
+    seen = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with Names():
+        ak.attention(q, q, q)
+    assert "alit_kernels::attention" in seen
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(q)
+        assert isinstance(ak.attention(fake, fake, fake), FakeTensor)
+    graph = make_fx(lambda x: ak.attention(x, x, x))(q).graph
+    assert any("alit_kernels.attention" in str(node.target) for node in graph.nodes)
+    assert ak.attention(q.to("meta"), q.to("meta"), q.to("meta")).is_meta
+
+
+def test_autocast_outside_an_op_stays() -> None:
+    op = Op(
+        "test_autocast(Tensor x) -> Tensor",
+        reference=lambda x: x @ x,
+        fake=torch.empty_like,
+    )
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert op(x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+        with pytest.raises(RuntimeError):
+            op(torch.ones(2, 3))
+        assert (x @ x).dtype == torch.bfloat16
 
 
 PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
