@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, linear
 
 from alit_kernels.nn import SelfAttention
+from alit_kernels.nn.self_attention import positions
 
 from .config import TransformerConfig
 
@@ -77,14 +78,16 @@ class Block(nn.Module):
         wanted: slice | None = None,
     ) -> Tensor:
         attended = self.attn(self.ln_1(x), offsets, max_length=max_length, queries=wanted)
-        x = (x if wanted is None else x[:, wanted]) + attended
+        if wanted is not None:
+            x = x[:, wanted] if offsets is None else positions(x, offsets, wanted)
+        x = x + attended
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
     """Blocks over (B, N, C), or over packed rows (T, C) with ``offsets`` and a static ``max_length``.
 
-    ``wanted`` are the positions of dense sequences that are asked for: the last block computes no others.
+    ``wanted`` are the positions of each sequence that are asked for, (B, n, C): the last block computes no others.
     """
 
     def __init__(self, config: TransformerConfig) -> None:

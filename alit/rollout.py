@@ -87,10 +87,11 @@ class Rollout(Iterator[Iteration]):
         predict_at: Collection[int] | None = None,
         halting_draw: HaltingDraw,
         through_time: bool = True,
+        predict_later: bool = False,
     ) -> None:
         self.model, self.images, self.base = model, images, base
         self.predict_at, self.halting_draw = predict_at, halting_draw
-        self.through_time = through_time
+        self.through_time, self.predict_later = through_time, predict_later
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(0)):
@@ -137,7 +138,7 @@ class Rollout(Iterator[Iteration]):
         model, index = self.model, self.index
         image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
         bottleneck = model.read_out(latents_BLD)
-        wanted = self.predict_at is None or index in self.predict_at
+        wanted = not self.predict_later and (self.predict_at is None or index in self.predict_at)
         halts = self._halts(index, wanted)
         prediction = (
             model.predict(bottleneck.codes_BLC, self.base.target_BN) if wanted or halts else None

@@ -6,7 +6,7 @@ class and image tokens, L latent tokens, S = N + L, D width, C channels, V decod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,17 @@ class AdaptiveTokenizer(nn.Module):
         decoded_BNV = self.decoder.decode(codes_BLC, self.decoder_query_ND, lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)
 
+    def predict_together(
+        self, codes: Sequence[Tensor], target_BN: Tensor | None = None
+    ) -> list[Prediction]:
+        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder."""
+        decoded_BNV = self.decoder.decode_together(codes, self.decoder_query_ND)
+        targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
+        whole = self.base_tokenizer.predict(decoded_BNV, targets)
+        sizes = [x.shape[0] for x in codes]
+        fields = [[None] * len(sizes) if x is None else x.split(sizes) for x in whole]
+        return [Prediction(*parts) for parts in zip(*fields, strict=True)]
+
     def halted(self, prediction: Prediction, base: BaseTokens, draw: HaltingDraw) -> Tensor:
         """Image tokens that are described well enough to be masked. (B, N - 1) bool"""
         threshold = self.config.halting_threshold
@@ -227,6 +238,7 @@ class AdaptiveTokenizer(nn.Module):
         generator: torch.Generator | None = None,
         halting_draw: HaltingDraw | None = None,
         through_time: bool = True,
+        predict_later: bool = False,
     ) -> Rollout:
         """Run the recurrent encoder, one :class:`alit.rollout.Iteration` at a time.
 
@@ -238,6 +250,8 @@ class AdaptiveTokenizer(nn.Module):
             halting_draw: replaces the Bernoulli draw of halting.
             through_time: gradients flow back through the iterations, as published. False: they end where an iteration
                 begins, and iterations that are not in ``predict_at`` record none (truncated backpropagation).
+            predict_later: leave the decoder to :meth:`predict_together`: no iteration has a prediction. Without halting
+                alone, which needs each iteration's at once.
 
         Raises:
             TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
@@ -248,6 +262,10 @@ class AdaptiveTokenizer(nn.Module):
                 raise ValueError(
                     f"predict_at: expected iterations in 0..{self.config.iterations - 1}, got {index}"
                 )
+        if predict_later and self.config.halting != "off":
+            raise ValueError(
+                f"predict_later: halting {self.config.halting!r} needs predictions at once; expected 'off'"
+            )
         quirks = self.config.quirks
         if base is None:
             sample = self.training or quirks.random_posterior_in_evaluation or generator is not None
@@ -269,6 +287,7 @@ class AdaptiveTokenizer(nn.Module):
             predict_at=predict_at,
             halting_draw=halting_draw,
             through_time=through_time,
+            predict_later=predict_later,
         )
 
     def encode(

@@ -137,7 +137,11 @@ class Step:
         images: (B, 3, height, width).
         published: as the published code goes about it: the host waits for the terms of every iteration, and torch's
             plain AdamW. Otherwise as ``alit train`` does.
+
+    ``together`` is that of :func:`alit.stage1_loss`.
     """
+
+    together: bool | None = None
 
     def __init__(self, model: AdaptiveTokenizer, images: Tensor, *, published: bool) -> None:
         self.model, self.images, self.published = model, images, published
@@ -158,7 +162,7 @@ class Step:
 
     def loss(self) -> Tensor:
         if not self.published:
-            return stage1_loss(self.model, self.images).total
+            return stage1_loss(self.model, self.images, together=self.together).total
         total = torch.zeros((), device=self.images.device)
         for iteration in self.model.rollout(self.images):
             prediction, quantized = iteration.prediction, iteration.bottleneck.quantized
@@ -208,6 +212,6 @@ class CapturedStep(Step):
         return loss, self.optimise()
 
     def _gradients(self, images: Tensor) -> dict[str, Tensor]:
-        loss = stage1_loss(self.model, images).total
+        loss = stage1_loss(self.model, images, together=self.together).total
         loss.backward()
         return {"loss": loss.detach()}

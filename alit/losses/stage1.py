@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from ..base import Prediction
 from ..rollout import Iteration
 from ..tokenizer import AdaptiveTokenizer
 
@@ -37,6 +38,7 @@ def stage1_loss(
     *,
     at: Collection[int] | None = None,
     weights: Sequence[float] = WEIGHTS,
+    together: bool | None = None,
     **rollout_options: Any,
 ) -> Stage1Loss:
     """Published stage-1 loss, summed over iterations.
@@ -48,6 +50,9 @@ def stage1_loss(
         images: (B, 3, height, width) in [0, 1].
         at: iterations (from 0) whose loss counts; all by default. The rollout ends with the last of them.
         weights: by iteration number; 1 beyond its end.
+        together: where nothing halts, one run of the decoder for all iterations after the last: the same numbers up
+            to rounding, from half as many kernels. False: one run in each iteration, whose activations fit the caches
+            of a CPU. None: together on a GPU.
         rollout_options: passed to :meth:`alit.AdaptiveTokenizer.rollout`.
 
     Raises:
@@ -56,24 +61,33 @@ def stage1_loss(
     at = range(model.config.iterations) if at is None else at
     if not at:
         raise ValueError("at: expected at least one iteration, got none")
-    terms: dict[int, IterationLoss] = {}
-    total = torch.zeros((), device=images.device)
-    for iteration in model.rollout(images, predict_at=at, **rollout_options):
+    together = images.is_cuda if together is None else together
+    later = together and model.config.halting == "off"
+    iterations: list[Iteration] = []
+    for iteration in model.rollout(images, predict_at=at, predict_later=later, **rollout_options):
         if iteration.index in at:
-            weight = weights[iteration.index] if iteration.index < len(weights) else 1.0
-            terms[iteration.index] = term = _terms(iteration)
-            if term.nll is None:
-                total = total + weight * term.code + term.quantization
-            else:
-                total = total + weight * term.nll + term.code + term.quantization
+            iterations.append(iteration)
         if iteration.index == max(at):
             break
+    predictions: Sequence[Prediction | None] = [x.prediction for x in iterations]
+    if later:
+        codes = [x.bottleneck.codes_BLC for x in iterations]
+        predictions = model.predict_together(codes, iterations[0].base.target_BN)
+    terms: dict[int, IterationLoss] = {}
+    total = torch.zeros((), device=images.device)
+    for iteration, prediction in zip(iterations, predictions, strict=True):
+        assert prediction is not None
+        weight = weights[iteration.index] if iteration.index < len(weights) else 1.0
+        terms[iteration.index] = term = _terms(iteration, prediction)
+        if term.nll is None:
+            total = total + weight * term.code + term.quantization
+        else:
+            total = total + weight * term.nll + term.code + term.quantization
     return Stage1Loss(total, terms)
 
 
-def _terms(iteration: Iteration) -> IterationLoss:
-    prediction, quantized = iteration.prediction, iteration.bottleneck.quantized
-    assert prediction is not None
+def _terms(iteration: Iteration, prediction: Prediction) -> IterationLoss:
+    quantized = iteration.bottleneck.quantized
     nll = None if prediction.nll_BN is None else prediction.nll_BN.mean()
     code = mse_loss(prediction.code_BNC.float(), iteration.base.code_BNC.float())
     return IterationLoss(nll, code, code.new_zeros(()) if quantized is None else quantized.loss)

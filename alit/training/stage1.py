@@ -24,16 +24,18 @@ from .processes import Processes, distributed, synchronised
 class Stage1Module(nn.Module):
     """Model and loss as one module, as data-parallel wrappers want it."""
 
-    def __init__(self, model: AdaptiveTokenizer, *, through_time: bool) -> None:
+    def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig) -> None:
         super().__init__()
-        self.model, self.through_time = model, through_time
+        self.model = model
+        # Recomputed in the backward, all iterations' activations of the decoder at once would be too many.
+        together = False if config.activation_checkpointing else None
+        self.options: dict[str, Any] = {"through_time": config.through_time, "together": together}
 
     def forward(
         self, images: Tensor, base: BaseTokens, at: Sequence[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its terms by name."""
-        options: dict[str, Any] = {"base": base, "through_time": self.through_time}
-        loss = stage1_loss(self.model, images, at=at, **options)
+        loss = stage1_loss(self.model, images, at=at, base=base, **self.options)
         terms = {"loss": loss.total.detach()}
         for index, iteration in loss.iterations.items():
             for name, value in iteration._asdict().items():
@@ -57,9 +59,7 @@ class Stage1:
         blocks = [*model.encoder.transformer, *model.decoder.transformer]
         if config.compile:
             compile_blocks(model)
-        self.module = distributed(
-            Stage1Module(model, through_time=config.through_time), blocks, own, config.parallel
-        )
+        self.module = distributed(Stage1Module(model, config), blocks, own, config.parallel)
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.average = MovingAverage(trained, config.ema)
         self.optimisers = {"model": Optimiser(trained, config)}

@@ -62,28 +62,35 @@ class SelfAttention(nn.Module):
             max_length: static bound for the longest packed sequence; T by default.
             lengths: (B,) tokens of each sequence of a padded dense ``x``. The rows beyond are not read and are zero in
                 the result; attention computes none of them.
-            queries: positions of a dense ``x`` whose result is wanted, the others being keys and values alone; all by
-                default.
+            queries: positions of each sequence whose result is wanted, the others being keys and values alone; all by
+                default. With packed rows a slice of start and stop, and no sequence may end before its stop.
 
         Returns:
-            The shape of ``x``, of the positions ``queries`` alone where these are given.
+            The shape of ``x``; with ``queries`` of these positions alone, (B, n, C) for packed sequences too.
 
         Raises:
-            ValueError: both ``offsets`` and ``lengths``, or ``queries`` with either.
+            ValueError: both ``offsets`` and ``lengths``, or ``queries`` with ``lengths``; a slice without its ends.
         """
-        if queries is not None and not (offsets is None and lengths is None):
-            raise ValueError("queries: expected None with packed or padded input, got a slice")
+        if queries is not None and lengths is not None:
+            raise ValueError("queries: expected None with padded input (lengths), got a slice")
         if offsets is not None:
             if lengths is not None:
                 raise ValueError("lengths: expected None with packed input (offsets), got a tensor")
-            return self._packed(x, offsets, x.shape[0] if max_length is None else max_length)
+            longest = x.shape[0] if max_length is None else max_length
+            if queries is not None:
+                return self._some_of_packed(x, offsets, longest, queries)
+            return self._packed(x, offsets, longest)
         if lengths is not None:
             padded = x if self.batch_first else x.transpose(0, 1)
             batch, length = padded.shape[:2]
             rows, offsets = pack(padded, lengths, capacity=batch * length)
             padded = unpack(self._packed(rows, offsets, length), offsets, max_length=length)
             return padded if self.batch_first else padded.transpose(0, 1)
-        q, k, v = self._project(x) if queries is None else self._project_some(x, queries)
+        if queries is None:
+            q, k, v = self._project(x)
+        else:
+            wanted = x[:, queries] if self.batch_first else x[queries]
+            q, k, v = self._project_apart(wanted, x)
         if not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         out = attention(q, k, v)
@@ -96,16 +103,40 @@ class SelfAttention(nn.Module):
         assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2))
 
+    def _some_of_packed(
+        self, x: Tensor, offsets: Tensor, max_length: int, queries: slice
+    ) -> Tensor:
+        wanted = positions(x, offsets, queries)
+        batch, count = wanted.shape[:2]
+        own = torch.arange(batch + 1, dtype=torch.int32, device=x.device) * count
+        q, k, v = self._project_apart(wanted.flatten(0, 1), x)
+        out = varlen_attention(
+            *(q, k, v, own), key_offsets=offsets, max_length=count, max_key_length=max_length
+        )
+        assert isinstance(out, Tensor)
+        return self.out_proj(out.flatten(-2)).view(wanted.shape)
+
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         return qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
 
-    def _project_some(self, x: Tensor, queries: slice) -> tuple[Tensor, ...]:
-        """Queries of some positions, keys and values of all."""
+    def _project_apart(self, queries: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries of some rows, keys and values of all."""
         width, bias = x.shape[-1], self.in_proj_bias
-        wanted = x[:, queries] if self.batch_first else x[queries]
         q_bias, kv_bias = (None, None) if bias is None else bias.split((width, 2 * width))
         q_weight, kv_weight = self.in_proj_weight.split((width, 2 * width))
-        q = nn.functional.linear(wanted, q_weight, q_bias).unflatten(-1, (self.heads, -1))
+        q = nn.functional.linear(queries, q_weight, q_bias).unflatten(-1, (self.heads, -1))
         kv = nn.functional.linear(x, kv_weight, kv_bias)
         return q, *kv.unflatten(-1, (2, self.heads, -1)).unbind(-3)
+
+
+def positions(x: Tensor, offsets: Tensor, wanted: slice) -> Tensor:
+    """These positions of every sequence of packed rows ``x`` (T, C), none of which is shorter: (B, n, C)."""
+    start, stop = wanted.start, wanted.stop
+    if start is None or stop is None or not 0 <= start <= stop or wanted.step not in (None, 1):
+        raise ValueError(
+            f"queries: expected start <= stop, of step 1, with packed rows, got {wanted}"
+        )
+    within = torch.arange(start, stop, device=x.device)
+    rows = offsets[:-1, None] + within
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)

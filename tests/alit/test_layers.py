@@ -68,6 +68,21 @@ def test_last_block_computes_what_is_wanted() -> None:
         torch.testing.assert_close(ours, expected)
 
 
+def test_last_block_of_packed_rows_computes_what_is_wanted() -> None:
+    transformer = Transformer(TransformerConfig(width=16, layers=2, heads=2))
+    offsets, wanted, results = torch.tensor([0, 4, 9], dtype=torch.int32), slice(1, 4), []
+    for some in (True, False):
+        x = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        if some:
+            out = transformer(x, offsets, max_length=5, wanted=wanted)
+        else:
+            out = torch.stack([transformer(each[None])[0, wanted] for each in x.split([4, 5])])
+        leaves = [x, *transformer.parameters()]
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 @pytest.mark.parametrize("frozen", ["", "weight", "bias", "x"])
 def test_gelu_linear_is_both(frozen: str) -> None:
     """Gradients of what asks for one, in the dtypes of autocast."""

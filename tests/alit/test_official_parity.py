@@ -265,16 +265,19 @@ def subsets(scalars: dict[str, Any]) -> list[tuple[str, list[int]]]:
     ]
 
 
+@pytest.mark.parametrize("together", (False, True))
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("base", BASES)
-def test_training(base: str, variant: str) -> None:
+def test_training(base: str, variant: str, together: bool) -> None:
     scalars = GOLDEN.json(f"{base}_{variant}")
     for key, at in [("train_stage1", None), *subsets(scalars)]:
         model = training_model(base, variant)
         with torch.no_grad():
             tokens = GOLDEN.base_tokens(model, base)
         weights = scalars["train_stage1"]["lambda_loss_weight"]
-        loss = stage1_loss(model, GOLDEN.images, at=at, base=tokens, weights=weights)
+        loss = stage1_loss(
+            model, GOLDEN.images, at=at, base=tokens, weights=weights, together=together
+        )
         check_training(model, loss, scalars[key], key)
         if at is None and (GOLDEN.folder / f"{base}_{variant}_train.safetensors").exists():
             check_gradients(model, GOLDEN.tensors(f"{base}_{variant}_train"))

@@ -130,6 +130,40 @@ def test_rollout_ends_with_the_last_iteration_needed() -> None:
         stage1_loss(m, images(), at=[])
 
 
+@pytest.mark.parametrize("at", [None, [2], [0, 3]])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("base", BASES)
+def test_one_run_of_the_decoder_for_all_iterations(
+    base: str, variant: str, at: list[int] | None
+) -> None:
+    """The loss, its terms and all gradients are those of a run in every iteration."""
+    m, x, calls, results = model(base, bottleneck=variant).train(), images(), [], []
+    m.base_tokenizer.requires_grad_(False)
+    m.decoder.ln_post.register_forward_hook(lambda *_: calls.append(1))
+    for together in (True, False):
+        calls.clear()
+        tokens = m.base_tokenizer.encode(x)
+        loss = stage1_loss(m, x, at=at, base=tokens, together=together, through_time=at is None)
+        assert len(calls) == (1 if together else len(at or range(4)))
+        m.zero_grad()
+        loss.total.backward()
+        terms = [value for term in loss.iterations.values() for value in term if value is not None]
+        gradients = [p.grad for p in m.parameters() if p.grad is not None]
+        results.append([loss.total.detach(), *(t.detach() for t in terms), *gradients])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_halting_needs_each_prediction_at_once() -> None:
+    m = model("vqgan", halting="mask")
+    with pytest.raises(ValueError, match="predict_later: halting 'mask' needs predictions"):
+        m.rollout(images(), predict_later=True)
+    calls: list[int] = []
+    m.decoder.ln_post.register_forward_hook(lambda *_: calls.append(1))
+    stage1_loss(m, images(), together=True)
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("base", BASES)
 def test_bfloat16_autocast(base: str, variant: str) -> None:
@@ -201,7 +235,8 @@ def test_recomputed_activations_give_the_same_gradient() -> None:
     assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
 
 
-def test_compiled_blocks_have_no_graph_break() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_compiled_blocks_have_no_graph_break(together: bool) -> None:
     """``fullgraph`` raises at a graph break; one backend graph serves all lengths."""
     torch._dynamo.reset()
     compiled = []
@@ -211,10 +246,10 @@ def test_compiled_blocks_have_no_graph_break() -> None:
         return graph.forward
 
     m, x = model(), images(2)
-    plain = stage1_loss(m, x).total
+    plain = stage1_loss(m, x, together=together).total
     for block in (*m.encoder.transformer, *m.decoder.transformer):
         block.compile(backend=backend, fullgraph=True, dynamic=True)
-    torch.testing.assert_close(stage1_loss(m, x).total, plain)
+    torch.testing.assert_close(stage1_loss(m, x, together=together).total, plain)
     assert 1 <= len(compiled) <= 2 * 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from pathlib import Path
 
@@ -58,9 +59,25 @@ def test_some_queries(bias: bool, batch_first: bool) -> None:
         assert out.shape == part.shape
         if part.numel():
             compare(ours, theirs, out, expected)
-    for layout in ({"lengths": LENGTHS}, {"offsets": torch.tensor([0, 7], dtype=torch.int32)}):
-        with pytest.raises(ValueError, match="queries: expected None with packed or padded input"):
-            ours(x, queries=slice(1, 5), **layout)
+    with pytest.raises(ValueError, match="queries: expected None with padded input"):
+        ours(x, queries=slice(1, 5), lengths=LENGTHS)
+
+
+@pytest.mark.parametrize("bias", (True, False))
+def test_some_queries_of_packed_rows(bias: bool) -> None:
+    ours, theirs = pair(bias)
+    x, ends = torch.randn(16, 16), [0, 5, 8, 14]  # the last two rows belong to no sequence
+    offsets = torch.tensor(ends, dtype=torch.int32)
+    wanted = slice(1, 3)
+    alone = [x[None, a:b] for a, b in itertools.pairwise(ends)]
+    expected = [theirs(each[:, wanted], each, each, need_weights=False)[0] for each in alone]
+    out = ours(x, offsets, max_length=6, queries=wanted)
+    assert out.shape == (3, 2, 16)
+    compare(ours, theirs, out, torch.cat(expected))
+    assert ours(x, offsets, max_length=6, queries=slice(2, 2)).shape == (3, 0, 16)
+    for bad in (slice(1, None), slice(None, 2), slice(3, 1), slice(-2, 3), slice(0, 3, 2)):
+        with pytest.raises(ValueError, match="queries: expected start <= stop"):
+            ours(x, offsets, max_length=6, queries=bad)
 
 
 @pytest.mark.parametrize("batch_first", (True, False))
@@ -153,6 +170,8 @@ def test_compiles_in_every_layout() -> None:
     torch.testing.assert_close(
         compiled(rows, offsets, max_length=7), module(rows, offsets, max_length=7)
     )
+    some = {"max_length": 7, "queries": slice(0, 0)}
+    torch.testing.assert_close(compiled(rows, offsets, **some), module(rows, offsets, **some))
 
 
 def _train(rank: int, folder: str) -> None:
