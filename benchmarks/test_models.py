@@ -33,7 +33,7 @@ NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
 #: Tokens of each picture: 96 on average.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 64, 96, 192)
 ROUNDS = 9 if GPU else 2
-ROUNDS_OF_STEP = 9 if GPU else 3
+ROUNDS_OF_STEP = 9 if GPU else 5
 WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
 
 

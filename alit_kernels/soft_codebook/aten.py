@@ -22,16 +22,19 @@ def soft_codebook(
     code = torch.empty(rows, codebook.shape[1], dtype=codebook.dtype)
     nll = torch.empty(0 if target is None else rows, dtype=torch.float32)
     normaliser = torch.empty(2, rows, dtype=torch.float32)
+    largest, total = normaliser
     weights = codebook.float()
     for block in _blocks(rows, codes):
         values = logits[block].float()
-        log_p = values.log_softmax(-1)
-        normaliser[0, block] = values.amax(-1)
-        # The largest logarithm of a probability is minus that of the sum.
-        normaliser[1, block] = log_p.amax(-1).neg_().exp_()
+        torch.amax(values, -1, out=largest[block])
+        shifted = values - largest[block, None]
         if target is not None:
-            nll[block] = log_p.gather(1, target[block, None])[:, 0].neg_()
-        code[block] = log_p.exp_() @ weights
+            nll[block] = shifted.gather(1, target[block, None])[:, 0]
+        exponentials = shifted.exp_()
+        torch.sum(exponentials, -1, out=total[block])
+        code[block] = (exponentials @ weights).div_(total[block, None])
+    if target is not None:
+        nll = total.log().sub_(nll)
     return code, nll, nll.neg().exp_(), normaliser
 
 
