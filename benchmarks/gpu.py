@@ -106,7 +106,7 @@ def tune_parts(out: Path, rehearsal: bool) -> list[Part]:
     """The tuning script of every op that has one."""
     extra = ("--rehearsal",) if rehearsal else ()
     modules = sorted(f"alit_kernels.{p.parent.name}.tune" for p in KERNELS.glob("*/tune.py"))
-    return [Part(name, (PYTHON, "-m", name, *extra), 240) for name in modules]
+    return [Part(name, (PYTHON, "-m", name, *extra), 450) for name in modules]
 
 
 #: What NVIDIA's tools say where the machine lets nobody profile or check.

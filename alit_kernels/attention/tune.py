@@ -2,9 +2,10 @@
 
 For each entry of ``configurations.TABLE`` and the architecture of this GPU, candidates run on mixed lengths of a
 tokenizer (289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is at least
-2 % faster. The table in ``configurations.py`` is then rewritten, and the difference printed. What the other variants
-use (``REPLACED``) stays. What is written must then pass
-``python -m alit_kernels.aot --module alit_kernels.attention.kernels --check``.
+2 % faster, and where all that the entry serves passes ``alit_kernels.aot --check`` with it. The table in
+``configurations.py`` is then rewritten, and the difference printed. ``REPLACED`` and ``EXCEPTIONS`` stay.
+
+All processors compile, before anything is timed.
 
 ``--rehearsal``, or REHEARSAL=1 in the environment: the same on the CPU, in Triton's interpreter, with a few tokens and
 candidates. Its times mean nothing; no file is changed.
@@ -15,17 +16,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
+from ..aot import Build, compile_build
 from . import configurations
 from .configurations import KERNELS, TABLE, Tile
 from .op import _varlen_attention, _varlen_attention_backward
@@ -37,16 +41,20 @@ SOURCE = Path(configurations.__file__)
 BEGIN, END = "TABLE = {\n", "}\n"
 #: What a candidate must be faster by, to replace an entry.
 GAIN = 1.02
+#: A candidate that takes so many times as long as the fastest in the first round is out.
+HOPELESS = 1.25
 LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
 HEADS, ROUNDS = 8, 5
 
 
 def candidates(key: Key) -> list[Tile]:
-    """Tiles to try for an entry: float32 has no tensor cores and needs small ones."""
+    """Tiles to try for an entry: float32 has no tensor cores, and larger ones do not fit its registers."""
     _, head_dim, size = key
-    rows, columns = ((64, 128), (32, 64)) if size == 2 else ((32, 64), (32, 64))
-    stages = (1, 2) if size == 4 or head_dim > 64 else (2, 3)
-    choices = itertools.product(rows, columns, (4, 8), stages, ("last", "every"))
+    if size == 4:
+        choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), ("every",))
+    else:
+        stages = (1, 2, 3) if head_dim > 64 else (2, 3)
+        choices = itertools.product((64, 128), (32, 64), (4, 8), stages, ("last", "every"))
     return [Tile(*choice) for choice in choices]
 
 
@@ -98,24 +106,65 @@ def seconds(call: Callable[[], object]) -> float:
 def measure(
     key: Key, tiles: Iterable[Tile], call: Callable[[], object], rounds: int
 ) -> dict[Tile, float]:
-    """Median seconds of each tile, taken in turns; a tile that needs more than the GPU has is left out."""
-    from triton.runtime.errors import OutOfResources, PTXASError
-
+    """Median seconds of each tile, taken in turns, without tiles that need more than the GPU has or far longer."""
     times: dict[Tile, list[float]] = {tile: [] for tile in tiles}
-    for _ in range(rounds):
+    for turn in range(rounds):
+        if turn == 1:
+            limit = HOPELESS * min(values[0] for values in times.values())
+            times = {tile: values for tile, values in times.items() if values[0] <= limit}
         for tile in list(times):
             try:
                 with entry(key, tile):
                     times[tile].append(seconds(call))
-            except (OutOfResources, PTXASError):
+            except _too_large():
                 del times[tile]
     return {tile: statistics.median(values) for tile, values in times.items()}
 
 
-def fastest(current: Tile, times: Mapping[Tile, float]) -> Tile:
-    """The tile with the least time if that beats the current one's by more than ``GAIN``, which may not run here."""
-    best = min(times, key=lambda tile: times[tile])
-    return best if times[best] * GAIN < times.get(current, float("inf")) else current
+def _too_large() -> tuple[type[Exception], ...]:
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return OutOfResources, PTXASError
+
+
+def faster(current: Tile, times: Mapping[Tile, float]) -> list[Tile]:
+    """Tiles that beat the current one, which may not run here, by more than ``GAIN``; the fastest first."""
+    limit = times.get(current, float("inf")) / GAIN
+    return sorted((tile for tile, time in times.items() if time < limit), key=times.__getitem__)
+
+
+def compile_once(key: Key, tile: Tile, lengths: tuple[int, ...], heads: int, device: str) -> None:
+    """Fill Triton's cache, whose folder the processes share: compiling takes far longer than timing."""
+    with entry(key, tile), suppress(*_too_large()):
+        workload(key, lengths, heads, device)()
+
+
+def served(key: Key, tile: Tile, architecture: int) -> list[Build]:
+    """All builds for an architecture that take ``tile`` where it is the entry of ``key``."""
+    from .kernels import builds
+
+    kernel, head_dim, size = key
+    with entry(key, tile):
+        return [
+            build
+            for build in builds()
+            if build.kernel.__name__ == f"{kernel}_kernel"
+            and build.constants["BLOCK_D"] == head_dim
+            and (build.signature["p_q"] == "*fp32") == (size == 4)
+            and architecture in build.architectures
+        ]
+
+
+def faults(key: Key, tile: Tile, architecture: int, index: int) -> list[str]:
+    """What ``alit_kernels.aot --check`` says of one of the builds that ``tile`` serves."""
+    return compile_build(served(key, tile, architecture)[index], architecture).faults
+
+
+def sound(key: Key, tile: Tile, architecture: int, pool: Executor) -> bool:
+    """Whether ``alit_kernels.aot --check`` would pass with ``tile`` as the entry."""
+    count = len(served(key, tile, architecture))
+    tasks = [(key, tile, architecture, index) for index in range(count)]
+    return not any(pool.map(faults, *zip(*tasks, strict=True)))
 
 
 def rendered(table: Mapping[Key, tuple[Tile, Tile]]) -> str:
@@ -187,19 +236,36 @@ def main(arguments: list[str] | None = None) -> None:
 
 def tuned(keys: Iterable[Key], rehearsal: bool) -> Table:
     """The entries of ``keys`` with the fastest tile on this GPU's side of the table."""
-    device, side, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
+    device, architecture, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
     if rehearsal:
         device, lengths, heads, rounds = "cpu", (5, 17), 1, 1
     else:
-        side = int(torch.cuda.get_device_capability()[0] not in (9, 10))
-    table: Table = {}
-    for key in keys:
-        current, tried = TABLE[key][side], candidates(key)
-        tried = list(dict.fromkeys([current, *(tried[:1] if rehearsal else tried)]))
-        times = measure(key, tried, workload(key, lengths, heads, device), rounds)
-        chosen = fastest(current, times)
-        print(*key, chosen, f"{times[chosen] * 1e6:.0f} us; {len(times)} of {len(tried)} ran")
-        table[key] = (chosen, TABLE[key][1]) if side == 0 else (TABLE[key][0], chosen)
+        major, _ = torch.cuda.get_device_capability()
+        architecture = 10 * major if major in (9, 10) else 80
+    side = int(architecture == 80)
+    tried = {key: list(dict.fromkeys([TABLE[key][side], *candidates(key)])) for key in keys}
+    if rehearsal:
+        tried = {key: tiles[:2] for key, tiles in tried.items()}
+    workers = 1 if rehearsal else min(14, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        tasks = [(key, tile, lengths, heads, device) for key in tried for tile in tried[key]]
+        list(pool.map(compile_once, *zip(*tasks, strict=True)))
+        table: Table = {}
+        for key, tiles in tried.items():
+            times = measure(key, tiles, workload(key, lengths, heads, device), rounds)
+            better = (
+                tile
+                for tile in faster(tiles[0], times)
+                if rehearsal or sound(key, tile, architecture, pool)
+            )
+            chosen = next(better, tiles[0])
+            print(
+                *key,
+                chosen,
+                *(f"{times[t] * 1e6:.0f} us" for t in (chosen, tiles[0]) if t in times),
+                flush=True,
+            )
+            table[key] = (chosen, TABLE[key][1]) if side == 0 else (TABLE[key][0], chosen)
     return table
 
 

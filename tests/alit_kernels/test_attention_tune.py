@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,9 +34,48 @@ def test_the_table_is_as_the_script_writes_it() -> None:
 
 def test_an_entry_gives_way_to_what_is_clearly_faster() -> None:
     a, b = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)
-    assert tune.fastest(a, {a: 1.0, b: 0.9}) == b
-    assert tune.fastest(a, {a: 1.0, b: 0.99}) == a
-    assert tune.fastest(a, {b: 3.0}) == b, "the current one needs more than this GPU has"
+    assert tune.faster(a, {a: 1.0, b: 0.9}) == [b]
+    assert tune.faster(a, {a: 1.0, b: 0.99}) == []
+    c = Tile(32, 64, 4, 2)
+    assert tune.faster(a, {b: 3.0, c: 2.0}) == [c, b], (
+        "the current one needs more than this GPU has"
+    )
+
+
+def test_hopeless_candidates_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, slow = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)
+    timed = []
+
+    def seconds(call: object) -> float:
+        tile = TABLE[KEY][0]
+        timed.append(tile)
+        return 1.0 if tile == quick else 2.0
+
+    monkeypatch.setattr(tune, "seconds", seconds)
+    assert tune.measure(KEY, [quick, slow], lambda: None, 3) == {quick: 1.0}
+    assert timed == [quick, slow, quick, quick]
+
+
+SOUND = """
+from alit_kernels.attention import tune
+from alit_kernels.attention.configurations import TABLE, Tile
+
+spills = Tile(128, 64, 4, 2)
+for key, tile in ((("forward", 16, 4), Tile(64, 64, 4, 1)), (("backward_keys", 64, 2), spills)):
+    current = TABLE[key][0]
+    builds = tune.served(key, current, 90)
+    assert builds and all(90 in build.architectures for build in builds)
+    plain = [i for i, b in enumerate(builds) if not b.rare]
+    assert not any(tune.faults(key, current, 90, i) for i in plain[:1])
+    assert any("spills" in fault for fault in tune.faults(key, tile, 90, plain[0])), key
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_a_tile_that_spills_is_found() -> None:
+    """By the machine code of what it would serve, compiled in a process without the interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", SOUND], check=True, env=environment)
 
 
 def test_write_replaces_the_file(tmp_path: Path) -> None:
