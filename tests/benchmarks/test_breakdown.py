@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from benchmarks.breakdown import PARTS, Stopwatch, breakdown
-from benchmarks.test_models import contender, model, pictures
+from benchmarks.models import model, pictures
+from benchmarks.test_stage1_step import contender
 
 
 @pytest.mark.parametrize("name", ("ours", "eager baseline"))

@@ -1,6 +1,6 @@
-"""Model paths: stage-1 training step, encoding, decoding. ``tiny`` on the published VQGAN, random weights, float32.
+"""The stage-1 training step: ``base`` in bfloat16 autocast on a GPU.
 
-On a GPU the step is that of ``base`` in bfloat16 autocast; on a CPU also bfloat16 where ``alit train`` would choose it.
+On a CPU ``tiny`` in float32, also in bfloat16 where ``alit train`` would choose it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from alit import AdaptiveTokenizer, FixedLength, TransformerConfig, VQGANConfig
+from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
 from alit.training.stage1 import compile_blocks, precision
@@ -26,33 +26,11 @@ from alit.training.stage1 import compile_blocks, precision
 from .baseline import CapturedStep, Step, eager_copy
 from .breakdown import breakdown
 from .contest import DEVICE, THREADS, Absent, Contest, Work
+from .models import GPU, WARMUP, model, pictures
 from .timing import OtherLoad, peak_megabytes
 
-GPU = DEVICE == "cuda"
 NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
-#: Tokens of each picture: 96 on average.
-LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 64, 96, 192)
-ROUNDS = 9 if GPU else 2
-ROUNDS_OF_STEP = 9 if GPU else 5
-WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
-
-
-def model(quick: bool, size: str = "tiny") -> AdaptiveTokenizer:
-    """For ``--quick`` two narrow layers and 64 x 64 pixels."""
-    torch.manual_seed(0)
-    if not quick:
-        return AdaptiveTokenizer.from_size(size, base="vqgan").to(DEVICE)
-    base = VQGANConfig(latent_channels=32, num_codes=64, channels=32, blocks=1)
-    width = TransformerConfig(64, 2, 2)
-    config = AdaptiveTokenizerConfig(
-        base=base, encoder=width, decoder=width, image_size=(64, 64), codebook_size=256
-    )
-    return AdaptiveTokenizer(config).to(DEVICE)
-
-
-def pictures(ours: AdaptiveTokenizer, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(count, 3, *ours.config.image_size, generator=generator).to(DEVICE)
+ROUNDS = 9 if GPU else 5
 
 
 CAPTURED = ("ours, captured", "ours, compiled and captured")
@@ -184,7 +162,7 @@ def test_stage1_step(
 ) -> None:
     if case.half and not with_bfloat16:
         pytest.skip("two more minutes on the CPU; --bfloat16 runs it")
-    race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS_OF_STEP, WARMUP)
+    race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS, WARMUP)
 
 
 def launches(quick: bool) -> Contest:
@@ -211,99 +189,3 @@ def launches(quick: bool) -> Contest:
 @pytest.mark.parametrize("name", ("ours", "eager baseline"))
 def test_launches_of_a_step(name: str, race: Callable, quick: bool) -> None:
     race("stage-1 step, base's depth, width 64", name, lambda: launches(quick), 9, WARMUP)
-
-
-def agreement(found: list[Tensor], expected: list[Tensor]) -> None:
-    """A vector halfway between two codes may fall to either in a batch of another shape."""
-    for indices, right in zip(found, expected, strict=True):
-        share = float((indices == right).float().mean())
-        assert share > 0.99, f"{1 - share:.1%} of the indices differ from those of a picture alone"
-
-
-def encoding(quick: bool) -> Contest:
-    """One length per picture: each leaves the batch when it has its tokens, or all run through every iteration."""
-    ours = model(quick).eval()
-    images = pictures(ours, len(LENGTHS))
-    expected = [
-        ours.encode(images[i : i + 1], FixedLength(n)).indices for i, n in enumerate(LENGTHS)
-    ]
-    step = ours.config.latents_per_iteration
-
-    @torch.no_grad()
-    def all_iterations() -> list[Tensor]:
-        """The batch as it is through every iteration; each picture's tokens are those of its own one."""
-        found: dict[int, Tensor] = {}
-        for iteration in ours.rollout(images, predict_at=()):
-            for i, length in enumerate(LENGTHS):
-                if iteration.index == length // step - 1:
-                    quantized = iteration.bottleneck.quantized
-                    assert quantized is not None
-                    found[i] = quantized.index[i]
-        return [found[i] for i in range(len(LENGTHS))]
-
-    def with_lengths() -> list[Tensor]:
-        tokens = ours.encode(images, FixedLength(LENGTHS))
-        return [tokens[i].indices for i in range(len(LENGTHS))]
-
-    calls = {"ours": with_lengths, "every iteration for all": all_iterations}
-    return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
-        lambda found: agreement(found, expected),
-        Work(),
-        notes={"images": len(LENGTHS)},
-    )
-
-
-@pytest.mark.parametrize("name", ("ours", "every iteration for all"))
-def test_encode_with_lengths(name: str, race: Callable, quick: bool) -> None:
-    group = f"encode {len(LENGTHS)} pictures, 96 tokens on average"
-    race(group, name, lambda: encoding(quick), ROUNDS, WARMUP)
-
-
-def encoding_to(tokens: int, quick: bool) -> Contest:
-    """Every picture to the same number of tokens."""
-    ours = model(quick).eval()
-    eager = eager_copy(ours)
-    images = pictures(ours, 8 if GPU else 1)
-    expected = eager.encode(images, FixedLength(tokens)).indices
-    calls = {
-        "ours": lambda: [ours.encode(images, FixedLength(tokens)).indices],
-        "eager baseline": lambda: [eager.encode(images, FixedLength(tokens)).indices],
-    }
-    return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
-        lambda found: agreement(found, [expected]),
-        Work(),
-        notes={"images": len(images), "tokens": tokens},
-    )
-
-
-@pytest.mark.parametrize("name", ("ours", "eager baseline"))
-@pytest.mark.parametrize("tokens", (32, 64, 128, 256))
-def test_encode_to(tokens: int, name: str, race: Callable, quick: bool) -> None:
-    race(f"encode to {tokens} tokens", name, lambda: encoding_to(tokens, quick), ROUNDS, WARMUP)
-
-
-def decoding(quick: bool) -> Contest:
-    """Tokens of mixed lengths to pixels, as one packed batch or a picture at a time."""
-    ours = model(quick).eval()
-    images = pictures(ours, len(LENGTHS))
-    tokens = ours.encode(images, FixedLength(LENGTHS))
-
-    def alone() -> Tensor:
-        return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])
-
-    expected = alone()
-    calls = {"ours": lambda: ours.decode(tokens), "a picture at a time": alone}
-    return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
-        lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3),
-        Work(),
-        notes={"images": len(LENGTHS)},
-    )
-
-
-@pytest.mark.parametrize("name", ("ours", "a picture at a time"))
-def test_decode(name: str, race: Callable, quick: bool) -> None:
-    group = f"decode {len(LENGTHS)} pictures, 96 tokens on average"
-    race(group, name, lambda: decoding(quick), ROUNDS, WARMUP)

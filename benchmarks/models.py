@@ -1,0 +1,35 @@
+"""What the benchmarks of model paths share: ``tiny`` on the published VQGAN, random weights, and pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
+from alit.config import AdaptiveTokenizerConfig
+
+from .contest import DEVICE
+
+GPU = DEVICE == "cuda"
+#: Tokens of each picture: 96 on average.
+LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 64, 96, 192)
+ROUNDS = 9 if GPU else 2
+WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
+
+
+def model(quick: bool, size: str = "tiny") -> AdaptiveTokenizer:
+    """For ``--quick`` two narrow layers and 64 x 64 pixels."""
+    torch.manual_seed(0)
+    if not quick:
+        return AdaptiveTokenizer.from_size(size, base="vqgan").to(DEVICE)
+    base = VQGANConfig(latent_channels=32, num_codes=64, channels=32, blocks=1)
+    width = TransformerConfig(64, 2, 2)
+    config = AdaptiveTokenizerConfig(
+        base=base, encoder=width, decoder=width, image_size=(64, 64), codebook_size=256
+    )
+    return AdaptiveTokenizer(config).to(DEVICE)
+
+
+def pictures(ours: AdaptiveTokenizer, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, *ours.config.image_size, generator=generator).to(DEVICE)

@@ -1,0 +1,39 @@
+"""Decoding tokens of mixed lengths with ``tiny``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import FixedLength
+
+from .contest import Contest, Work
+from .models import LENGTHS, ROUNDS, WARMUP, model, pictures
+
+
+def decoding(quick: bool) -> Contest:
+    """Tokens of mixed lengths to pixels, as one packed batch or a picture at a time."""
+    ours = model(quick).eval()
+    images = pictures(ours, len(LENGTHS))
+    tokens = ours.encode(images, FixedLength(LENGTHS))
+
+    def alone() -> Tensor:
+        return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])
+
+    expected = alone()
+    calls = {"ours": lambda: ours.decode(tokens), "a picture at a time": alone}
+    return Contest(
+        {name: lambda call=call: call for name, call in calls.items()},
+        lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3),
+        Work(),
+        notes={"images": len(LENGTHS)},
+    )
+
+
+@pytest.mark.parametrize("name", ("ours", "a picture at a time"))
+def test_decode(name: str, race: Callable, quick: bool) -> None:
+    group = f"decode {len(LENGTHS)} pictures, 96 tokens on average"
+    race(group, name, lambda: decoding(quick), ROUNDS, WARMUP)
