@@ -19,21 +19,26 @@ class _GELULinear(torch.autograd.Function):
     """``linear(gelu(x))``; keeps x, and computes gelu(x) again in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear(gelu(x), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
-        return (
-            torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), x) if wants_x else None,
-            rows.t() @ gelu(x).flatten(0, -2) if wants_weight else None,
-            rows.sum(0) if wants_bias else None,
-        )
+        # Under autocast the product is of another type than x and the weight.
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_weight = None
+        if wants_x:
+            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+        if wants_weight:
+            grad_weight = rows.t() @ gelu(x).reshape(-1, x.shape[-1]).to(grad.dtype)
+        return grad_x, grad_weight, rows.sum(0) if wants_bias else None
 
 
 class GELULinear(nn.Linear):

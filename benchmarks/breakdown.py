@@ -91,45 +91,48 @@ def _watched(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Calla
     return run
 
 
+def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which has no backward, charged."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        watch.enter(part)
+        result = function(*args, **options)
+        watch.leave(part)
+        return result
+
+    return run
+
+
 def breakdown(step: Step) -> dict[str, float]:
     """Seconds of one step by ``PARTS``.
 
     ``attention`` holds the attention modules of encoder and decoder with their projections, ``encoder`` and ``decoder``
-    what else is in these; ``rest`` is embeddings, losses and everything between.
+    what else is in their blocks and in the decoder's last layers; ``rest`` is embeddings, losses and all between.
     """
     watch, model = Stopwatch(), step.model
-    replaced: list[tuple[Any, str]] = []
+    replaced: list[tuple[Any, str, Any]] = []
 
-    def replace(owner: Any, name: str, part: str) -> None:
-        replaced.append((owner, name))
-        setattr(owner, name, _watched(watch, part, getattr(owner, name)))
-
-    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **options: Any) -> Any:
-            watch.enter(part)
-            result = function(*args, **options)
-            watch.leave(part)
-            return result
-
-        return run
+    def replace(owner: Any, name: str, part: str, how: Callable[..., Any] = _watched) -> None:
+        replaced.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, how(watch, part, getattr(owner, name)))
 
     replace(model.encoder, "forward", "encoder")
-    replace(model.decoder, "decode", "decoder")
+    for module in (model.decoder, model.decoder.ffn):
+        replace(module, "forward", "decoder")
     replace(model.quantize, "forward", "quantizer")
     for module in model.modules():
         if isinstance(module, (SelfAttention, EagerAttention)):
             replace(module, "forward", "attention")
     assert isinstance(model.quantize, (VectorQuantizer, EagerQuantizer))
-    for owner, name, part in (
-        (model.base_tokenizer, "encode", "base"),
-        (step, "optimise", "optimiser"),
-    ):
-        replaced.append((owner, name))
-        setattr(owner, name, timed(part, getattr(owner, name)))
+    replace(model.base_tokenizer, "encode", "base", _timed)
+    replace(step, "optimise", "optimiser", _timed)
     try:
-        timed("rest", step)()
+        _timed(watch, "rest", step)()
     finally:
-        for owner, name in replaced:
-            delattr(owner, name)
+        for owner, name, before in reversed(replaced):
+            if before is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
     seconds = watch.seconds()
     return {part: seconds.get(part, 0.0) for part in PARTS}

@@ -83,20 +83,30 @@ def test_last_block_of_packed_rows_computes_what_is_wanted() -> None:
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 5, 8), (8,)])
 @pytest.mark.parametrize("frozen", ["", "weight", "bias", "x"])
-def test_gelu_linear_is_both(frozen: str) -> None:
+def test_gelu_linear_is_both(frozen: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Gradients of what asks for one, in the dtypes of autocast."""
     layer = GELULinear(8, 3)
     results = []
     for function in (layer, lambda x: linear(gelu(x), layer.weight, layer.bias)):
-        x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
         tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
         for name, tensor in tensors.items():
             tensor.requires_grad_(name != frozen)
         wanted = [tensor for name, tensor in tensors.items() if name != frozen]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = function(x.bfloat16())
+            out = function(x.to(dtype))
         results.append([out, *torch.autograd.grad(out.float().square().sum(), wanted)])
     for ours, expected in zip(*results, strict=True):
         assert ours.dtype == expected.dtype
         torch.testing.assert_close(ours, expected)
+
+
+def test_transforms_of_an_mlp() -> None:
+    mlp, x = MLP(8), torch.randn(3, 8)
+    grad = torch.func.grad(lambda x: mlp(x).square().sum())(x)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(mlp(leaf).square().sum(), leaf)
+    torch.testing.assert_close(grad, expected)

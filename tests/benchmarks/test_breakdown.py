@@ -14,11 +14,15 @@ from benchmarks.models import model, pictures
 from benchmarks.test_stage1_step import contender
 
 
-@pytest.mark.parametrize("name", ("ours", "eager baseline"))
-def test_parts_add_up(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "together"), [("ours", False), ("ours", True), ("eager baseline", None)]
+)
+def test_parts_add_up(name: str, together: bool | None) -> None:
     ours = model(quick=True).train()
     ours.base_tokenizer.requires_grad_(False)
     step = contender(name, ours, pictures(ours, 2))
+    step.together = together
+    forward = step.model.decoder.forward
     before = step()
     start = time.perf_counter()
     parts = breakdown(step)
@@ -26,6 +30,7 @@ def test_parts_add_up(name: str) -> None:
     assert set(parts) == set(PARTS) and all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= elapsed
     after = step()
+    assert step.model.decoder.forward == forward
     assert torch.equal(torch.stack(before), torch.stack(after)), "weights or modules have changed"
 
 
