@@ -90,7 +90,7 @@ def training(run: Run) -> str:
     note = (
         "\n\nUtilisation: operations of the eager step, counted, over time and the measured matrix-product ceiling."
         " The parts come from one further step with a stopwatch in it, and are left out"
-        " where other processes disturbed it.\n"
+        " where it was disturbed.\n"
     )
     return head + "\n".join(lines) + note
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 #: Percent of the processors that other processes may use before the report says so, or leaves a breakdown out.
 BUSY = 5.0
+#: A breakdown is left out too where its step took so many times as long as the slowest timed one.
+SLOWER = 1.25
 
 
 class Row(NamedTuple):
@@ -24,8 +26,11 @@ class Row(NamedTuple):
     @property
     def parts(self) -> dict[str, float] | None:
         """Seconds of a training step by part, if it was measured while the machine was ours."""
-        load = self.info.get("parts_other_load_percent", 100.0)
-        return self.info.get("parts") if load is None or load <= BUSY else None
+        load, parts = self.info.get("parts_other_load_percent", 100.0), self.info.get("parts")
+        disturbed = load is not None and load > BUSY
+        if disturbed or parts is None or sum(parts.values()) > SLOWER * self.high:
+            return None
+        return parts
 
 
 class Run(NamedTuple):

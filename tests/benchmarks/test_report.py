@@ -63,8 +63,13 @@ def test_report(run: Run, tmp_path: Path) -> None:
     assert "| op 8 | peer | 0.50 |" in section and "| op 16 | peer | 1.50 |" in section
 
 
-def test_breakdown_of_a_busy_machine_is_left_out(run: Run, tmp_path: Path) -> None:
-    busy = [row._replace(info={**row.info, "parts_other_load_percent": 40.0}) for row in run.rows]
+@pytest.mark.parametrize(
+    "change", [{"parts_other_load_percent": 40.0}, {"parts": {**PARTS, "rest": 2.0}}]
+)
+def test_breakdown_of_a_disturbed_step_is_left_out(
+    change: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    busy = [row._replace(info=row.info | change) for row in run.rows]
     write([Run("busy", run.machine, busy)], tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert (
