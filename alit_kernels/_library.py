@@ -230,7 +230,7 @@ def _log_once(op: str, implementation: str, device: str) -> None:
 
 def _observed(arguments: tuple[Any, ...]) -> bool:
     """Whether something looks at the call that has to see an op of torch's: a mode, a transform, a tensor of
-    another type or without data, the profiler.
+    another type, without data or with a sign still to be applied, the profiler.
     """
     return bool(
         torch._C._len_torch_dispatch_stack()
@@ -238,7 +238,10 @@ def _observed(arguments: tuple[Any, ...]) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
         or torch.autograd._profiler_enabled()
-        or any(isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta) for x in arguments)
+        or any(
+            isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or x.is_neg())
+            for x in arguments
+        )
     )
 
 

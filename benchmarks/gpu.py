@@ -121,6 +121,9 @@ def run(part: Part, log: Path) -> dict[str, Any]:
     """Run a part to its end or its limit."""
     if part.tool and shutil.which(part.tool[0]) is None:
         return {"outcome": "absent", "reason": f"{part.tool[0]} is not installed", "seconds": 0}
+    for option in part.command:
+        if option.startswith("--benchmark-json="):  # an old one must not pass for this run's
+            Path(option.partition("=")[2]).unlink(missing_ok=True)
     start = time.monotonic()
     outcome: dict[str, Any]
     with log.open("w") as file:
@@ -142,7 +145,7 @@ def run(part: Part, log: Path) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     refused = FORBIDDEN.search(log.read_text(errors="replace")) if part.tool else None
-    if refused and outcome["outcome"] != "passed":
+    if refused and not outcome["outcome"].startswith("cut off"):
         outcome = {"outcome": "absent", "reason": f"not allowed here: {refused[0]}"}
     return {**outcome, "seconds": round(time.monotonic() - start, 1)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ class GradientGraph:
         self._images = images.clone()
         for parameter in module.parameters():
             parameter.grad = None
-        with _unchanged(module, images.device):
+        # Streams and captures are those of the current device.
+        own = torch.cuda.device(images.device) if images.is_cuda else nullcontext()
+        with own, _unchanged(module, images.device):
             _warm_up(lambda: work(self._images))
             found = [(p, p.grad) for p in module.parameters()]
             #: Added to in place by every replay; a parameter that gets no gradient has none here either.
@@ -78,11 +80,17 @@ def _capture(work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
 
 @contextmanager
 def _unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put parameters, buffers and generators back to what they were."""
+    """Put parameters, buffers and generators back to what they were; after an error there are no gradients either."""
     tensors = [*module.parameters(), *module.buffers()]
     before = [x.detach().to("cpu", copy=True) for x in tensors]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-    with torch.no_grad():
-        for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    except BaseException:
+        for parameter in module.parameters():
+            parameter.grad = None
+        raise
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)

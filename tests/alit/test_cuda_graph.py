@@ -136,6 +136,21 @@ def test_another_shape_is_refused(device: str) -> None:
         graph(torch.ones(1, 3, device=device))
 
 
+def test_a_failed_capture_changes_nothing(device: str) -> None:
+    layer = torch.nn.BatchNorm1d(3).to(device)
+
+    def work(x: Tensor) -> Terms:
+        layer(x).sum().backward()
+        raise RuntimeError("as if it could not be captured")
+
+    before = {name: x.clone() for name, x in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match="as if"):
+        GradientGraph(layer, work, torch.randn(4, 3, device=device))
+    for name, x in layer.state_dict().items():
+        assert torch.equal(x, before[name]), name
+    assert all(parameter.grad is None for parameter in layer.parameters())
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

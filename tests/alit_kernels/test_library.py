@@ -301,6 +301,12 @@ def test_double_backward_vmap_and_forward_mode_raise_by_name() -> None:
         torch.func.jvp(lambda x: ak.attention(x, x, x), (q.detach(),), (torch.ones_like(q),))
 
 
+def test_a_sign_that_is_still_to_be_applied() -> None:
+    """A tensor with the lazy negative bit, whose memory holds the opposite."""
+    q, v = torch.randn(2, 1, 3, 1, 4)
+    torch.testing.assert_close(ak.attention(q, q, torch._neg_view(v)), ak.attention(q, q, -v))
+
+
 def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

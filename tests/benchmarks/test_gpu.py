@@ -47,13 +47,23 @@ def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "test good: passed before" in lines and "no-such-tool is not installed" in lines
 
 
-def test_a_tool_that_the_machine_forbids_is_absent(tmp_path: Path) -> None:
-    says = "print('==ERROR== ERR_NVGPUCTRPERM: no permission'); raise SystemExit(1)"
+@pytest.mark.parametrize("status", (0, 1))
+def test_a_tool_that_the_machine_forbids_is_absent(status: int, tmp_path: Path) -> None:
+    says = f"print('==ERROR== ERR_NVGPUCTRPERM: no permission'); raise SystemExit({status})"
     tool = (sys.executable, "-c", says)
     found = gpu.run(Part("ncu", (), tool=tool), tmp_path / "log")
     assert found["outcome"] == "absent" and "ERR_NVGPUCTRPERM: no permission" in found["reason"]
     own = gpu.run(Part("own", tool), tmp_path / "log")
-    assert own["outcome"] == "failed (1)", "of a command of ours it is an error"
+    expected = "failed (1)" if status else "passed"
+    assert own["outcome"] == expected, "of a command of ours it is an error"
+
+
+def test_an_old_result_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    old = tmp_path / "test_op.json"
+    old.write_text("{}")
+    command = (sys.executable, "-c", "raise SystemExit(1)", f"--benchmark-json={old}")
+    assert gpu.run(Part("test_op", command), tmp_path / "log")["outcome"] == "failed (1)"
+    assert not old.exists()
 
 
 def test_other_sources_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
