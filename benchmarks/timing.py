@@ -153,7 +153,8 @@ class OtherLoad:
 def peak_megabytes(call: Callable[[], Any]) -> float:
     """Memory at the peak of ``call`` beyond what was in use before, output included. Linux or CUDA.
 
-    ``call`` should have run before: what it makes once and keeps would count.
+    ``call`` should have run before: what it makes once and keeps would count. On a CPU it is the process's resident set,
+    and so includes what the C library's heap cannot use again.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -165,11 +166,11 @@ def peak_megabytes(call: Callable[[], Any]) -> float:
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     call()
-    return (_resident("VmHWM") - before) / 1e3
+    return (_resident("VmHWM") - before) * 1024 / 1e6
 
 
 def _resident(field: str) -> int:
-    """Kilobytes."""
+    """Of 1024 bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 

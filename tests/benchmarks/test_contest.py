@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,15 +136,23 @@ def test_replayed_time_is_what_the_table_shows() -> None:
     assert isinstance(REPLAY, Replay)
 
 
-def test_peak_memory() -> None:
-    """What is alive at once counts, once; on a CPU other threads of this process may add to a single measurement."""
+def peak_of_three_tensors() -> float:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def call() -> None:
         for _ in range(3):
-            torch.ones(25_000_000, device="cuda" if torch.cuda.is_available() else "cpu")
+            torch.ones(25_000_000, device=device)
 
     call()
-    assert 90 < min(peak_megabytes(call) for _ in range(5)) < 150
+    return peak_megabytes(call)
+
+
+def test_peak_memory() -> None:
+    """What is alive at once counts, once. In a process of its own: where an old heap has a hole, the C library puts the
+    second tensor beside the first, of which an aligned one does not fit into the place.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        assert 95 < process.submit(peak_of_three_tensors).result() < 110
 
 
 def test_other_load_leaves_out_our_own() -> None:
