@@ -2,8 +2,9 @@
 
 Every part is a command with a time limit. Its output goes to ``DIR/PART.log`` and its outcome to ``DIR/parts.json``
 when it ends, so a run that is cut off leaves what it has found; the next one, of the same sources, goes on with what
-is missing or failed. ``report`` writes its tables and plots anew after every part. ``--rehearsal`` runs the same on a
-CPU, small. The exit status is 1 where a part failed; a part whose tool is not installed is reported as absent.
+is missing or failed. After ``--minutes`` a run stops by itself. ``report`` writes its tables and plots anew after every
+part. ``--rehearsal`` runs the same on a CPU, small. The exit status is 1 where a part failed or was left for the next
+run; a part whose tool is not installed is reported as absent.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from alit.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS, KERNELS = ROOT / "tests" / "alit_kernels", ROOT / "alit_kernels"
+#: What the outcomes of a run depend on.
+SOURCES = ("alit", "alit_kernels", "benchmarks", "csrc", "tests", "setup.py")
+CODE = (".py", ".cpp", ".cu", ".h")
+#: Seconds without which a part is not worth a start.
+LEAST = 20
 #: Tests of compilers and emulation, which gain nothing from a GPU.
 WITHOUT_GPU = ("test_aot", "test_cuda", "test_extension")
 PYTHON = sys.executable
@@ -89,16 +95,16 @@ METRICS = (
 
 def report_parts(out: Path, rehearsal: bool) -> list[Part]:
     """The machine's ceilings, every suite of benchmarks, and hardware counters of the main kernels."""
-    first, found = "test_stage1_step", (ROOT / "benchmarks").glob("test_*.py")
-    suites = [first, *sorted({path.stem for path in found} - {first})]
-    if rehearsal:
-        suites = [first, "test_soft_codebook"]
+    # The training step first, in three: it compiles models, and a large batch may not fit.
+    step = "test_stage1_step"
+    files = {x: f"{step}.py::{x}" for x in (step, "test_large_batch", "test_launches_of_a_step")}
+    suites = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
+    files |= {x: f"{x}.py" for x in (["test_soft_codebook"] if rehearsal else suites) if x != step}
     parts = [Part("ceilings", (PYTHON, "-m", "benchmarks.contest", str(out / "ceilings.json")))]
-    for suite in suites:
-        arguments = (f"benchmarks/{suite}.py", f"--benchmark-json={out / suite}.json")
-        quick = ("--quick",) if rehearsal else ()
-        limit = 300 if suite == first else 120  # it compiles models
-        parts.append(Part(suite, (PYTHON, "-m", "pytest", "-q", *arguments, *quick), limit))
+    for name, file in files.items():
+        options = (f"--benchmark-json={out / name}.json", *(("--quick",) if rehearsal else ()))
+        command = (PYTHON, "-m", "pytest", "-q", f"benchmarks/{file}", *options)
+        parts.append(Part(name, command, 300 if name == step else 120))
     ncu = ("ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS))
     kernels = (PYTHON, "-m", "benchmarks.kernels", *(("--rehearsal",) if rehearsal else ()))
     return [*parts, Part("ncu", kernels, 120, () if rehearsal else ncu)]
@@ -117,13 +123,13 @@ FORBIDDEN = re.compile(
 )
 
 
-def run(part: Part, log: Path) -> dict[str, Any]:
-    """Run a part to its end or its limit."""
+def run(part: Part, log: Path, left: float) -> dict[str, Any]:
+    """Run a part to its end or its limit, or until the seconds that are left have passed."""
     if part.tool and shutil.which(part.tool[0]) is None:
         return {"outcome": "absent", "reason": f"{part.tool[0]} is not installed", "seconds": 0}
-    for option in part.command:
-        if option.startswith("--benchmark-json="):  # an old one must not pass for this run's
-            Path(option.partition("=")[2]).unlink(missing_ok=True)
+    limit = min(part.limit, round(left))
+    if limit < min(part.limit, LEAST):
+        return {"outcome": "left for the next run", "seconds": 0}
     start = time.monotonic()
     outcome: dict[str, Any]
     with log.open("w") as file:
@@ -136,10 +142,10 @@ def run(part: Part, log: Path) -> dict[str, Any]:
             start_new_session=True,
         )
         try:
-            status = process.wait(part.limit)
+            status = process.wait(limit)
             outcome = {"outcome": "passed" if status == 0 else f"failed ({status})"}
         except subprocess.TimeoutExpired:
-            outcome = {"outcome": f"cut off after {part.limit} s"}
+            outcome = {"outcome": f"cut off after {limit} s"}
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -151,20 +157,12 @@ def run(part: Part, log: Path) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """Of the sources, with what is not committed; outcomes of other ones are not taken over."""
-    commands = (["git", "rev-parse", "HEAD"], ["git", "diff", "HEAD"])
-    try:
-        head, changes = (
-            subprocess.run(c, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-            for c in commands
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "no git"
-    return f"{head.strip()}+{hash_of(changes)}" if changes else head.strip()
-
-
-def hash_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """A hash of the sources; outcomes of other ones are not taken over."""
+    digest = hashlib.sha256()
+    for root in (ROOT / name for name in SOURCES):
+        for path in sorted(x for x in (root, *root.rglob("*")) if x.suffix in CODE):
+            digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def write(path: Path, content: Any) -> None:
@@ -179,28 +177,42 @@ def write_report(out: Path) -> bool:
     return not finished or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def run_all(kind: str, parts: list[Part], out: Path) -> bool:
-    """Run what is missing, keep the record, print a line for each part; whether nothing failed."""
+def run_all(kind: str, parts: list[Part], out: Path, seconds: float = 3600) -> bool:
+    """Run what is missing, keep the record, print a line for each part; whether nothing failed or was left."""
+    end = time.monotonic() + seconds
     record, now = out / "parts.json", revision()
     known = json.loads(record.read_text()) if record.exists() else {}
-    good = True
+    good, done = True, {"outcome": "passed", "revision": now}
+    commands = {f"{kind} {x.name}": " ".join([*x.tool, *x.command]) for x in parts}
+    missing = {
+        k
+        for k, command in commands.items()
+        if not (done | {"command": command}).items() <= known.get(k, {}).items()
+    }
+    if kind == "report":  # results of other sources must not pass for those of this run
+        kept = {f"{x.name}.json" for x in parts if f"{kind} {x.name}" not in missing}
+        for file in out.glob("test_*.json"):
+            if file.name not in kept:
+                file.unlink()
     for part in parts:
-        key, command = f"{kind} {part.name}", " ".join([*part.tool, *part.command])
-        before = known.get(key, {})
-        if (before.get("outcome"), before.get("command"), before.get("revision")) == (
-            *("passed", command, now),
-        ):
+        key = f"{kind} {part.name}"
+        if key not in missing:
             print(f"{key}: passed before", flush=True)
             continue
         log = out / f"{part.name}.log"
-        found = known[key] = {"command": command, "revision": now, **run(part, log)}
+        found = known[key] = {
+            "command": commands[key],
+            "revision": now,
+            **run(part, log, end - time.monotonic()),
+        }
         write(record, known)
         print(
             f"{key}: {found['outcome']} {found.get('reason', '')} {found['seconds']} s", flush=True
         )
         if found["outcome"] not in ("passed", "absent"):
             good = False
-            print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-15:]))
+            if found["seconds"]:
+                print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-15:]))
         if kind == "report":
             good &= write_report(out)
     return good
@@ -210,6 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("kind", choices=("test", "report", "tune"))
     parser.add_argument("--out", type=Path, required=True, help="folder of logs and results")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which it stops")
     parser.add_argument("--rehearsal", action="store_true", help="on the CPU, small")
     options = parser.parse_args(arguments)
     import torch
@@ -221,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
     if not parts(out, options.rehearsal):
         print(f"{options.kind}: no op has a tuning script")
-    good = run_all(options.kind, parts(out, options.rehearsal), out)
+    good = run_all(options.kind, parts(out, options.rehearsal), out, 60 * options.minutes - 10)
     if options.kind == "tune":
         subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)
     return 0 if good else 1

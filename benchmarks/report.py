@@ -63,21 +63,18 @@ def training(run: Run) -> str:
     lines = []
     for group, rows in run.groups.items():
         eager = next((row for row in rows if row.contender == "eager baseline"), None)
-        if eager is None or "state_megabytes" not in eager.info:
-            continue
-        state = eager.info["state_megabytes"]  # the same weights and moments in all
         for row in rows:
             info = row.info
-            total, published = (r.info["peak_megabytes"] + state for r in (row, eager))
+            if "state_megabytes" not in info:
+                continue
             parts = ", ".join(
                 f"{part} {seconds:.3g}" for part, seconds in (row.parts or {}).items()
             )
             cells = [
                 *(group, row.contender, f"{info['images'] / row.median:.3g}"),
-                f"{eager.median / row.median:.2f}",
+                "" if eager is None else f"{eager.median / row.median:.2f}",
                 f"{info['gigaflops'] / run.machine['ceilings']['matmul_gigaflops']:.0%}",
-                f"{info['peak_megabytes']:.0f} ({info['peak_megabytes'] / eager.info['peak_megabytes']:.2f})",
-                f"{total:.0f} ({total / published:.2f})",
+                *(_beside(row, eager, state) for state in (0.0, info["state_megabytes"])),
                 parts,
             ]
             lines.append("| " + " | ".join(cells) + " |")
@@ -93,6 +90,14 @@ def training(run: Run) -> str:
         " where it was disturbed.\n"
     )
     return head + "\n".join(lines) + note
+
+
+def _beside(row: Row, eager: Row | None, state: float) -> str:
+    """Peak memory and ``state``, the same in all, in MB; of the eager step's."""
+    own = row.info["peak_megabytes"] + state
+    return f"{own:.0f}" + (
+        f" ({own / (eager.info['peak_megabytes'] + state):.2f})" if eager else ""
+    )
 
 
 def write(runs: list[Run], folder: Path) -> str:

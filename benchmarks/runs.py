@@ -72,19 +72,20 @@ def read(path: Path) -> Run:
 
 
 def merged(name: str, runs: Iterable[Run]) -> Run:
-    """Parts of one run on one machine; its ceilings are the best that were seen.
+    """Parts of one run on one machine; its ceilings are the best that were seen, its date is the last part's.
 
     Raises:
-        ValueError: no part, or parts of different machines or days.
+        ValueError: no part, or parts of different machines.
     """
     runs = list(runs)
-    own = ("ceilings", "command")
+    own = ("ceilings", "command", "date")
     machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
-        raise ValueError(f"{name}: expected parts of one machine and day, got {machines}")
+        raise ValueError(f"{name}: expected parts of one machine, got {machines}")
     first = runs[0].machine["ceilings"]
     whole = {
         "ceilings": {k: max(run.machine["ceilings"][k] for run in runs) for k in first},
+        "date": max(run.machine["date"] for run in runs),
         "command": "; ".join(run.machine.get("command", "") for run in runs),
     }
     return Run(name, machines[0] | whole, [row for run in runs for row in run.rows])

@@ -153,8 +153,8 @@ class OtherLoad:
 def peak_megabytes(call: Callable[[], Any]) -> float:
     """Memory at the peak of ``call`` beyond what was in use before, output included. Linux or CUDA.
 
-    ``call`` should have run before: what it makes once and keeps would count. On a CPU it is the process's resident set,
-    and so includes what the C library's heap cannot use again.
+    ``call`` should have run before: what it makes once and keeps would count. On a CPU it is the process's resident
+    set, and so includes what the C library's heap cannot use again.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
