@@ -160,7 +160,8 @@ def revision() -> str:
     """A hash of the sources; outcomes of other ones are not taken over."""
     digest = hashlib.sha256()
     for root in (ROOT / name for name in SOURCES):
-        for path in sorted(x for x in (root, *root.rglob("*")) if x.suffix in CODE):
+        files = (x for x in (root, *root.rglob("*")) if x.suffix in CODE and x.is_file())
+        for path in sorted(files):
             digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -51,19 +52,56 @@ def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_tool_that_the_machine_forbids_is_absent(status: int, tmp_path: Path) -> None:
     says = f"print('==ERROR== ERR_NVGPUCTRPERM: no permission'); raise SystemExit({status})"
     tool = (sys.executable, "-c", says)
-    found = gpu.run(Part("ncu", (), tool=tool), tmp_path / "log")
+    found = gpu.run(Part("ncu", (), tool=tool), tmp_path / "log", 60)
     assert found["outcome"] == "absent" and "ERR_NVGPUCTRPERM: no permission" in found["reason"]
-    own = gpu.run(Part("own", tool), tmp_path / "log")
+    own = gpu.run(Part("own", tool), tmp_path / "log", 60)
     expected = "failed (1)" if status else "passed"
     assert own["outcome"] == expected, "of a command of ours it is an error"
 
 
-def test_an_old_result_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
-    old = tmp_path / "test_op.json"
-    old.write_text("{}")
-    command = (sys.executable, "-c", "raise SystemExit(1)", f"--benchmark-json={old}")
-    assert gpu.run(Part("test_op", command), tmp_path / "log")["outcome"] == "failed (1)"
-    assert not old.exists()
+def test_a_run_stops_in_its_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LEAST", 1)
+    parts = [script("long", "import time; time.sleep(60)"), script("next", "")]
+    assert not run_all("test", parts, tmp_path, 2)
+    record = json.loads((tmp_path / "parts.json").read_text())
+    assert record["test long"]["outcome"] == "cut off after 2 s"
+    assert record["test next"]["outcome"] == "left for the next run"
+    assert "test next: left for the next run" in capsys.readouterr().out
+    assert run_all("test", parts[1:], tmp_path), "and the next run does it"
+
+
+def test_results_of_other_sources_are_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "write_report", lambda out: True)
+    results = {name: tmp_path / f"{name}.json" for name in ("test_a", "test_b")}
+    parts = [
+        script("test_a", f"open({str(results['test_a'])!r}, 'w').write('new')"),
+        script("test_b", "raise SystemExit(1)"),
+    ]
+    for path in results.values():
+        path.write_text("old")
+    assert not run_all("report", parts, tmp_path)
+    assert results["test_a"].read_text() == "new" and not results["test_b"].exists()
+    parts[1] = script("test_b", f"open({str(results['test_b'])!r}, 'w').write('fixed')")
+    assert run_all("report", parts, tmp_path)
+    assert [path.read_text() for path in results.values()] == ["new", "fixed"]
+    monkeypatch.setattr(gpu, "revision", lambda: "other")
+    assert not run_all("report", parts, tmp_path, gpu.LEAST - 1)
+    assert not any(path.exists() for path in results.values())
+
+
+def test_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    (tmp_path / "alit").mkdir()
+    found = {gpu.revision()}
+    for content in ("a = 1", "a = 2"):
+        (tmp_path / "alit" / "module.py").write_text(content)
+        found.add(gpu.revision())
+    (tmp_path / "alit" / "notes.txt").touch()
+    assert len(found | {gpu.revision()}) == 3
 
 
 def test_other_sources_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +114,7 @@ def test_other_sources_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
+    step_file = gpu.ROOT / "benchmarks" / "test_stage1_step.py"
     tests = {part.name: part for part in parts_of_tests(tmp_path, False)}
     assert {"extension", "kernels", "training"} <= tests.keys()
     ignored = [x for x in tests["kernels"].command if x.startswith("--ignore=")]
@@ -84,7 +123,8 @@ def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
         assert tests[tool].tool[:3] == ("compute-sanitizer", "--tool", tool)
     names = {part.name for part in report_parts(tmp_path, False)}
     suites = {p.stem for p in (gpu.ROOT / "benchmarks").glob("test_*.py")}
-    assert suites and names == suites | {"ceilings", "ncu"}
+    steps = set(re.findall(r"^def (test_\w+)", step_file.read_text(), re.MULTILINE))
+    assert len(suites) > 5 and names == suites | steps | {"ceilings", "ncu"}
     for part in (*parts_of_tests(tmp_path, True), *report_parts(tmp_path, True)):
         assert not part.tool, "a rehearsal needs no tool of CUDA"
 

@@ -77,6 +77,13 @@ def test_breakdown_of_a_disturbed_step_is_left_out(
     )
 
 
+def test_step_without_the_eager_one(run: Run, tmp_path: Path) -> None:
+    alone = [row for row in run.rows if (row.group, row.contender) == ("step", "ours")]
+    write([Run("alone", run.machine, alone)], tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| step | ours | 4 |  | 2% | 12 | 112 | base 0.1," in text
+
+
 def test_nothing_to_plot(run: Run, tmp_path: Path) -> None:
     alone = Run("alone", run.machine, [row for row in run.rows if row.group == "op 8"][:1])
     write([alone], tmp_path / "out")
@@ -103,6 +110,8 @@ def test_parts_of_a_run(run: Run, tmp_path: Path) -> None:
         result(folder / f"{name}.json", [entry(name, "ours", 1.0)])
     whole = read(folder)
     assert whole.name == "machine" and [row.group for row in whole.rows] == ["test_op", "test_step"]
+    later = read(result(tmp_path / "d.json", [], date="2026-01-03"))
+    assert merged("both", [later, run]).machine["date"] == "2026-01-03"
     elsewhere = read(result(tmp_path / "c.json", [], cpu="another"))
     with pytest.raises(ValueError, match="one machine"):
         merged("both", [run, elsewhere])
