@@ -67,7 +67,7 @@ def test_parts(out: Path, rehearsal: bool) -> list[Part]:
     parts = [
         Part("extension", build, 240),
         Part("kernels", (*pytest, *together, *kernels), 300),
-        Part("training", (*pytest, "-q", *training, "-k", "cuda or gpu")),
+        Part("training", (*pytest, "-q", *training, "-k", "[cuda or -cuda or on_a_gpu")),
     ]
     small = (*pytest, "-q", str(TESTS / "test_device.py"), "-k", "test_same_bits_every_time")
     for tool in ("memcheck", "racecheck"):

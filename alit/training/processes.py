@@ -57,27 +57,28 @@ class Processes:
 def processes(device: str) -> Iterator[Processes]:
     """The processes that torchrun started (the process group ends with the block), or this one alone.
 
+    Within the block the device is the current one.
+
     Raises:
         ValueError: a device that is not there.
     """
     grouped = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     own = _device(device, int(os.environ.get("LOCAL_RANK", 0)) if grouped else 0)
-    if not grouped or dist.is_initialized():
-        count = dist.get_world_size() if dist.is_initialized() else 1
-        yield Processes(own, dist.get_rank() if dist.is_initialized() else 0, count)
-        return
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    store, rank, count = next(dist.rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun keeps its store when it restarts workers: what they left there must not be found again.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
-    try:
-        yield Processes(own, dist.get_rank(), dist.get_world_size())
-    finally:
-        leave_group()
+    with torch.cuda.device(own) if own.type == "cuda" else nullcontext():
+        if not grouped or dist.is_initialized():
+            count = dist.get_world_size() if dist.is_initialized() else 1
+            yield Processes(own, dist.get_rank() if dist.is_initialized() else 0, count)
+            return
+        backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+        store, rank, count = next(dist.rendezvous("env://"))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # torchrun keeps its store when it restarts workers: what they left there must not be found again.
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+        try:
+            yield Processes(own, dist.get_rank(), dist.get_world_size())
+        finally:
+            leave_group()
 
 
 def leave_group() -> None:

@@ -42,6 +42,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(cuda_graph, "_warm_up", lambda work: [work(), work()])
         monkeypatch.setattr(cuda_graph, "_capture", capture)
         monkeypatch.setattr(stage1, "check_capturable", lambda *_: None)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     return request.param
 
 
@@ -78,9 +79,11 @@ def test_a_captured_run_is_the_plain_one(case: str, device: str) -> None:
     for one, other in zip(captured, records, strict=True):
         assert one == (other if exactly else pytest.approx(other, rel=1e-4))
     for name, value in weights.items():
-        torch.testing.assert_close(
-            found[name], value, **({"rtol": 0, "atol": 0} if exactly else {})
-        )
+        if exactly:
+            assert torch.equal(found[name], value), name
+        else:  # AdamW moves a weight whose gradient is noise as far as the others
+            difference = (found[name].double() - value.double()).norm()
+            assert difference <= 1e-3 * value.double().norm() + 1e-6, name
 
 
 def test_a_stopped_captured_run_goes_on_as_if_it_had_not(device: str, tmp_path: Path) -> None:
