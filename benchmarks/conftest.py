@@ -65,10 +65,10 @@ def _contests() -> dict[str, Contest]:
 
 @pytest.fixture
 def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
-    """``race(group, name, make, rounds=9, warmup=2)``: report ``name`` of the contest of ``group``, made once."""
+    """``race(group, name, make, rounds=9, warmup=1)``: report ``name`` of the contest of ``group``, made once."""
 
     def report(
-        group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 2
+        group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 1
     ) -> None:
         if group not in _contests:
             _contests.clear()  # inputs and compiled code of the case before are not needed any more

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import math
 import statistics
 import sys
 import time
@@ -23,6 +24,8 @@ from .timing import OtherLoad, machine, peak_megabytes, samples_in_turns
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of torch, on the CPU.
 THREADS = 2
+#: Of the rounds of a contest on the CPU, unless the fewest take longer.
+SECONDS = 5.0
 #: Distributions whose versions a result notes.
 PEERS = (
     "torch",
@@ -69,7 +72,7 @@ class Contest:
     samples: dict[str, list[float]] = field(default_factory=dict)
     other_load: OtherLoad = field(default_factory=OtherLoad)
 
-    def run(self, rounds: int, warmup: int = 2) -> None:
+    def run(self, rounds: int, warmup: int = 1) -> None:
         """Verify every contender, then time those that are right."""
         for name, prepare in self.prepare.items():
             try:
@@ -80,7 +83,8 @@ class Contest:
             else:
                 self.calls[name] = call
         with self.other_load:
-            self.samples = samples_in_turns(self.calls, rounds=rounds, warmup=warmup)
+            limit = SECONDS if DEVICE == "cpu" else math.inf
+            self.samples = samples_in_turns(self.calls, rounds=rounds, warmup=warmup, limit=limit)
 
     def info(self, name: str) -> dict[str, Any]:
         """What the report needs beside the times."""
@@ -105,6 +109,16 @@ class Contest:
             **self.notes,
             **found,
         }
+
+
+def against_first(compare: Callable[[Any, Any], None]) -> Callable[[Any], None]:
+    """A ``verify`` for contests whose first contender is the reference: ``compare(found, expected)``."""
+    first: list[Any] = []
+
+    def verify(found: Any) -> None:
+        first.append(found) if not first else compare(found, first[0])
+
+    return verify
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from alit import FixedLength
 
-from .contest import Contest, Work
+from .contest import Contest, Work, against_first
 from .models import LENGTHS, ROUNDS, WARMUP, model, pictures
 
 
@@ -23,11 +24,10 @@ def decoding(quick: bool) -> Contest:
     def alone() -> Tensor:
         return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])
 
-    expected = alone()
-    calls = {"ours": lambda: ours.decode(tokens), "a picture at a time": alone}
+    calls = {"a picture at a time": alone, "ours": lambda: ours.decode(tokens)}
     return Contest(
         {name: lambda call=call: call for name, call in calls.items()},
-        lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3),
+        against_first(partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)),
         Work(),
         notes={"images": len(LENGTHS)},
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from alit import FixedLength
 
 from .baseline import eager_copy
-from .contest import Contest, Work
+from .contest import Contest, Work, against_first
 from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, pictures
 
 
@@ -67,20 +67,19 @@ def encoding_to(tokens: int, quick: bool) -> Contest:
     ours = model(quick).eval()
     eager = eager_copy(ours)
     images = pictures(ours, 8 if GPU else 1)
-    expected = eager.encode(images, FixedLength(tokens)).indices
     calls = {
-        "ours": lambda: [ours.encode(images, FixedLength(tokens)).indices],
         "eager baseline": lambda: [eager.encode(images, FixedLength(tokens)).indices],
+        "ours": lambda: [ours.encode(images, FixedLength(tokens)).indices],
     }
     return Contest(
         {name: lambda call=call: call for name, call in calls.items()},
-        lambda found: agreement(found, [expected]),
+        against_first(agreement),
         Work(),
         notes={"images": len(images), "tokens": tokens},
     )
 
 
 @pytest.mark.parametrize("name", ("ours", "eager baseline"))
-@pytest.mark.parametrize("tokens", (32, 64, 128, 256))
+@pytest.mark.parametrize("tokens", (32, 64, 128, 256) if GPU else (32, 128, 256))
 def test_encode_to(tokens: int, name: str, race: Callable, quick: bool) -> None:
     race(f"encode to {tokens} tokens", name, lambda: encoding_to(tokens, quick), ROUNDS, WARMUP)

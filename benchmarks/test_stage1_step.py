@@ -25,14 +25,11 @@ from alit.training.stage1 import compile_blocks, precision
 
 from .baseline import CapturedStep, Step, eager_copy
 from .breakdown import breakdown
-from .contest import DEVICE, THREADS, Absent, Contest, Work
-from .models import GPU, WARMUP, model, pictures
+from .contest import DEVICE, THREADS, Absent, Contest, Work, against_first
+from .models import GPU, ROUNDS, WARMUP, model, pictures
 from .timing import OtherLoad, peak_megabytes
 
 NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
-ROUNDS = 9 if GPU else 5
-
-
 CAPTURED = ("ours, captured", "ours, compiled and captured")
 CONTENDERS = (
     *("eager baseline", "ours", "ours, compiled", "eager baseline, compiled"),
@@ -85,22 +82,30 @@ def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
     return kind(copied, images, published=eager)
 
 
-def peak_alone(case: Case, name: str, quick: bool) -> float:
-    """Peak memory of a step without its optimiser, which needs its own when the activations are gone."""
+def inspected(case: Case, step: Step, name: str) -> dict[str, Any]:
+    """Peak memory of one more step, and its breakdown by part: a stopwatch cannot look into compiled blocks."""
+    found: dict[str, Any] = {}
+    load = OtherLoad()
+
+    def once() -> None:
+        with case.autocast(), load:
+            if "compiled" in name:
+                step()
+            else:
+                found["parts"] = breakdown(step)
+
+    found["peak_megabytes"] = peak_megabytes(once)
+    return found | {"parts_other_load_percent": load.percent}
+
+
+def inspected_alone(case: Case, name: str, quick: bool) -> dict[str, Any]:
+    """On the CPU in a process of its own: what other contenders have left of the heap would count."""
     torch.set_num_threads(THREADS)
     step = contender(name, *case.prepared(quick))
-    with case.autocast():
-        if name.endswith("compiled"):
-            step.loss().backward()  # the compiler's memory is not the step's
-        return peak_megabytes(lambda: step.loss().backward())
-
-
-def peak_of_step(case: Case, name: str, quick: bool) -> dict[str, float]:
-    """On a CPU in a process of its own: what others have left of the heap would count."""
-    if GPU:
-        return {}
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return {"peak_megabytes": process.submit(peak_alone, case, name, quick).result()}
+    if "compiled" in name:  # the compiler's memory is not the step's
+        with case.autocast():
+            step()
+    return inspected(case, step, name)
 
 
 def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
@@ -124,29 +129,21 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
         counted = contender("eager baseline", ours, images)
         counted.model.to("meta")
         stage1_loss(counted.model, images.to("meta"), together=False).total.backward()
-    expected: list[tuple[Tensor, Tensor]] = []
-
-    def verify(result: tuple[Tensor, Tensor]) -> None:
-        """Against the first contender's."""
-        expected.append(result)
-        tolerance = 2e-2 if case.half else 1e-4
-        torch.testing.assert_close(result, expected[0], rtol=tolerance, atol=1e-5)
+    tolerance = 2e-2 if case.half else 1e-4
 
     def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
         step = steps[name]
         found: dict[str, Any] = {"state_megabytes": step.state_bytes / 1e6}
         if isinstance(step, CapturedStep):
             return found | {"peak_megabytes": step.peak_megabytes}
-        if "compiled" not in name:  # a stopwatch cannot look into compiled blocks
-            load = OtherLoad()
-            with case.autocast(), load:
-                found["parts"] = breakdown(step)
-            found["parts_other_load_percent"] = load.percent
-        return found | peak_of_step(case, name, quick)
+        if GPU:
+            return found | inspected(case, step, name)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return found | process.submit(inspected_alone, case, name, quick).result()
 
     return Contest(
         {name: partial(prepare, name) for name in case.contenders},
-        verify,
+        against_first(partial(torch.testing.assert_close, rtol=tolerance, atol=1e-5)),
         Work(flops=counter.get_total_flops()),
         notes={"images": case.batch},
         inspect=inspect,

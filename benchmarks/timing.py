@@ -7,6 +7,7 @@ import datetime
 import functools
 import json
 import logging
+import math
 import os
 import platform
 import statistics
@@ -34,16 +35,30 @@ def take_turns(
     }
 
 
+#: Rounds that a time limit leaves.
+FEWEST = 3
+
+
 def samples_in_turns(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    limit: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender; they run one after another in every round, so that drift hits all alike."""
+    """Seconds of each contender; they run one after another in every round, so that drift hits all alike.
+
+    After ``limit`` seconds no round but the first ``FEWEST`` starts.
+    """
+    end = time.monotonic() + limit
     if torch.cuda.is_available():
         clocks = {name: device_clock(call) for name, call in contenders.items()}
     else:
         clocks = {name: functools.partial(_host_seconds, call) for name, call in contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
+        if turn >= warmup + FEWEST and time.monotonic() > end:
+            break
         for name, seconds in clocks.items():
             elapsed = seconds()
             if turn >= warmup:

@@ -17,8 +17,8 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook, timing
-from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
-from benchmarks.timing import OtherLoad, peak_megabytes, samples_in_turns
+from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work, against_first
+from benchmarks.timing import FEWEST, OtherLoad, peak_megabytes, samples_in_turns
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
@@ -126,6 +126,26 @@ def test_a_long_call_is_timed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     samples_in_turns({"a": lambda: order.append("a")}, rounds=2, warmup=1)
     assert order == ["a"] * 3
+
+
+def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
+    samples = samples_in_turns({"a": lambda: None, "b": lambda: None}, rounds=9, limit=0.0)
+    assert {name: len(values) for name, values in samples.items()} == {"a": FEWEST, "b": FEWEST}
+
+
+def test_the_first_contender_is_the_reference() -> None:
+    contest = Contest(
+        {name: lambda x=x: lambda: x for name, x in {"eager": 1, "ours": 1, "wrong": 2}.items()},
+        against_first(assert_equal),
+        Work(),
+    )
+    contest.run(rounds=1, warmup=0)
+    assert contest.samples.keys() == {"eager", "ours"}
+    assert isinstance(contest.failures["wrong"], AssertionError)
+
+
+def assert_equal(found: int, expected: int) -> None:
+    assert found == expected
 
 
 def test_replayed_time_is_what_the_table_shows() -> None:
