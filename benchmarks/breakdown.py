@@ -103,8 +103,8 @@ def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callabl
     return run
 
 
-def breakdown(step: Step) -> dict[str, float]:
-    """Seconds of one step by ``PARTS``.
+def breakdown(step: Step) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+    """Seconds of one step by ``PARTS``, and what it returned.
 
     ``attention`` holds the attention modules of encoder and decoder with their projections, ``encoder`` and ``decoder``
     what else is in their blocks and in the decoder's last layers; ``rest`` is embeddings, losses and all between.
@@ -127,7 +127,7 @@ def breakdown(step: Step) -> dict[str, float]:
     replace(model.base_tokenizer, "encode", "base", _timed)
     replace(step, "optimise", "optimiser", _timed)
     try:
-        _timed(watch, "rest", step)()
+        result = _timed(watch, "rest", step)()
     finally:
         for owner, name, before in reversed(replaced):
             if before is None:
@@ -135,4 +135,4 @@ def breakdown(step: Step) -> dict[str, float]:
             else:
                 setattr(owner, name, before)
     seconds = watch.seconds()
-    return {part: seconds.get(part, 0.0) for part in PARTS}
+    return {part: seconds.get(part, 0.0) for part in PARTS}, result

@@ -30,6 +30,8 @@ from .models import GPU, ROUNDS, WARMUP, model, pictures
 from .timing import OtherLoad, peak_megabytes
 
 NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
+#: Loss and gradient norm.
+Result = tuple[Tensor, Tensor]
 CAPTURED = ("ours, captured", "ours, compiled and captured")
 CONTENDERS = (
     *("eager baseline", "ours", "ours, compiled", "eager baseline, compiled"),
@@ -82,44 +84,81 @@ def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
     return kind(copied, images, published=eager)
 
 
-def inspected(case: Case, step: Step, name: str) -> dict[str, Any]:
-    """Peak memory of one more step, and its breakdown by part: a stopwatch cannot look into compiled blocks."""
-    found: dict[str, Any] = {}
+def inspected(case: Case, step: Step, name: str) -> tuple[Result, dict[str, Any]]:
+    """One step, its peak memory and its breakdown by part: a stopwatch cannot look into compiled blocks."""
+    found: dict[str, Any] = {"state_megabytes": step.state_bytes / 1e6}
+    results: list[Result] = []
     load = OtherLoad()
 
     def once() -> None:
         with case.autocast(), load:
             if "compiled" in name:
-                step()
+                results.append(step())
             else:
-                found["parts"] = breakdown(step)
+                found["parts"], result = breakdown(step)
+                results.append(result)
 
     found["peak_megabytes"] = peak_megabytes(once)
-    return found | {"parts_other_load_percent": load.percent}
+    found["parts_other_load_percent"] = load.percent
+    return results[0], found
 
 
-def inspected_alone(case: Case, name: str, quick: bool) -> dict[str, Any]:
-    """On the CPU in a process of its own: what other contenders have left of the heap would count."""
+class Apart:
+    """A step in a process of its own: what other contenders have left of the heap would count as free.
+
+    ``found`` is what :func:`inspected` has seen in the first call.
+    """
+
+    found: dict[str, Any] | None = None
+
+    def __init__(self, case: Case, name: str, quick: bool) -> None:
+        self._arguments = case, name, quick
+        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def __call__(self) -> Result:
+        if self.found is not None:
+            return self._process.submit(_again).result()
+        result, self.found = self._process.submit(_first, *self._arguments).result()
+        return result
+
+
+def _first(case: Case, name: str, quick: bool) -> tuple[Result, dict[str, Any]]:
+    """In the step's own process."""
     torch.set_num_threads(THREADS)
     step = contender(name, *case.prepared(quick))
-    if "compiled" in name:  # the compiler's memory is not the step's
+
+    def again() -> Result:
         with case.autocast():
-            step()
+            return step()
+
+    _steps.append(again)
+    if "compiled" in name:  # the compiler's memory is not the step's
+        again()
     return inspected(case, step, name)
+
+
+#: Of this process, if it is one step's own.
+_steps: list[Callable[[], Result]] = []
+
+
+def _again() -> Result:
+    return _steps[0]()
 
 
 def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
     ours, images = case.prepared(quick)
     steps: dict[str, Step] = {}
 
-    def prepare(name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+    def prepare(name: str) -> Callable[[], Result]:
         if name.endswith("captured") and not GPU:
             raise Absent("CUDA graphs need a GPU")
         if "compiled" in name and not with_compiled:
             raise Absent("compiling takes minutes on the CPU; --compiled runs it")
+        if not GPU:
+            return Apart(case, name, quick)
         step = steps[name] = contender(name, ours, images)
 
-        def call() -> tuple[Tensor, Tensor]:
+        def call() -> Result:
             with case.autocast():
                 return step()
 
@@ -132,14 +171,14 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
     tolerance = 2e-2 if case.half else 1e-4
 
     def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
+        if isinstance(call, Apart):
+            assert call.found is not None
+            return call.found
         step = steps[name]
-        found: dict[str, Any] = {"state_megabytes": step.state_bytes / 1e6}
         if isinstance(step, CapturedStep):
-            return found | {"peak_megabytes": step.peak_megabytes}
-        if GPU:
-            return found | inspected(case, step, name)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return found | process.submit(inspected_alone, case, name, quick).result()
+            state = step.state_bytes / 1e6
+            return {"state_megabytes": state, "peak_megabytes": step.peak_megabytes}
+        return inspected(case, step, name)[1]
 
     return Contest(
         {name: partial(prepare, name) for name in case.contenders},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import functools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import platform
 import statistics
@@ -162,6 +164,10 @@ class OtherLoad:
         ticks = [int(x) for x in file.read_text().splitlines()[0].split()[1:9]]
         times, rate = os.times(), os.sysconf("SC_CLK_TCK")
         own = sum(times[:4])
+        for child in multiprocessing.active_children():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # just ended: in times
+                fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+                own += (int(fields[11]) + int(fields[12])) / rate
         return sum(ticks) / rate, (sum(ticks) - ticks[3] - ticks[4]) / rate, own
 
 

@@ -53,13 +53,14 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
     """Through pytest itself: wrong and crashing ones are failures, the right one is timed, the absent one skipped."""
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["benchmarks.conftest"]\n')
     (tmp_path / "test_planted.py").write_text(SUITE)
+    serial = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_planted.py"),
             *(f"--rootdir={tmp_path}", "--benchmark-json=out.json"),
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**serial, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -175,13 +176,26 @@ def test_peak_memory() -> None:
         assert 95 < process.submit(peak_of_three_tensors).result() < 110
 
 
+def busy() -> None:
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
 def test_other_load_leaves_out_our_own() -> None:
     load = OtherLoad()
     with load:
-        end = time.perf_counter() + 0.3
-        while time.perf_counter() < end:
-            pass
-    if not Path("/proc/stat").exists():
-        pytest.skip("needs /proc/stat")
+        busy()
     assert load.percent is not None
     assert 0 <= load.percent <= 100
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
+def test_a_contender_in_another_process_is_no_other_load() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(time.time).result()
+        before = OtherLoad._now()
+        process.submit(busy).result()
+        after = OtherLoad._now()
+    assert before and after and after[2] - before[2] > 0.25
