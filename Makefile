@@ -22,11 +22,11 @@ demo: setup
 	$(BIN)/alit demo --output demo_output
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Everything, at full length.
 test-full: setup
-	ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest
+	ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m alit_kernels.aot --check
 
 lint: setup

@@ -279,7 +279,7 @@ def convert(
         (name for name, size in SIZES.items() if size == (shape.width, shape.layers, shape.heads)),
         "custom size",
     )
-    console.print(
+    console.out(
         f"{target}: {name}, {config.base.kind} base, {config.bottleneck}, up to {config.max_tokens} tokens"
     )
 
@@ -297,7 +297,7 @@ def export(
     with _errors():
         model = AdaptiveTokenizer.from_pretrained(source).half()
         model.save_pretrained(target)
-    console.print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    console.out(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 
 def _criterion(

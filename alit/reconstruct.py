@@ -103,7 +103,7 @@ def run(
                 table.add_row(targets[path].name, *_row(result))
     if table.row_count:
         console.print(table)
-        console.print(f"{output}: {table.row_count} pictures")
+        console.out(f"{output}: {table.row_count} pictures")
     return unreadable
 
 

@@ -63,7 +63,7 @@ def encode(
     data = tokens.to_bytes(model.identity())
     with replacing(output) as temporary:
         temporary.write_bytes(data)
-    console.print(f"{output}: {_summary(tokens, len(data), config.image_size)}")
+    console.out(f"{output}: {_summary(tokens, len(data), config.image_size)}")
 
 
 def _loaded(model: AdaptiveTokenizer, paths: list[Path]) -> Iterator[Tensor]:
@@ -90,7 +90,7 @@ def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Consol
             for b, pixels in enumerate(model.decode(TokenSequence.concatenate(batch)), first):
                 images.save_image(images.to_image(pixels), output / f"{b:05}.png")
             bar.update(task, advance=len(batch))
-    console.print(f"{output}: {len(tokens)} pictures")
+    console.out(f"{output}: {len(tokens)} pictures")
 
 
 def show(source: Path, console: Console) -> None:
@@ -104,7 +104,7 @@ def show(source: Path, console: Console) -> None:
     identity = parse(data).identity
     tokens = TokenSequence.from_bytes(data)
     height, width = identity.image_size
-    console.print(f"{source}: {_summary(tokens, len(data), identity.image_size)}")
+    console.out(f"{source}: {_summary(tokens, len(data), identity.image_size)}")
     console.print(
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
         f"pictures of {width}x{height}"

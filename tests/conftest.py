@@ -1,4 +1,4 @@
-"""Fixtures of every test: two threads, NaN in every uninitialised tensor, a fixed seed; Triton's interpreter."""
+"""Fixtures of every test: two threads in all, NaN in every uninitialised tensor, a fixed seed; Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ if not torch.cuda.is_available():
 
 from alit_kernels.testing import nan_filled_empty
 
+#: Of each process of pytest-xdist. Processes that the tests start take the number from the environment.
+THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)

@@ -92,10 +92,10 @@ def train(
         text = f"error: {error}"
         Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    console.print(f"{Path(described.output) / 'model.safetensors'}: after {result.steps} steps")
+    console.out(f"{Path(described.output) / 'model.safetensors'}: after {result.steps} steps")
     if result.unreadable:
         shown = "\n  ".join(result.unreadable[:10])
-        console.print(
+        console.out(
             f"{len(result.unreadable)} files could not be read and were skipped:\n  {shown}"
         )
 
