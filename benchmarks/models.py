@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,9 @@ ROUNDS = 9 if GPU else 3
 WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
 
 
+@functools.cache
 def model(quick: bool, size: str = "tiny") -> AdaptiveTokenizer:
-    """For ``--quick`` two narrow layers and 64 x 64 pixels."""
+    """Made once: who needs another mode sets it. For ``--quick`` two narrow layers and 64 x 64 pixels."""
     torch.manual_seed(0)
     if not quick:
         return AdaptiveTokenizer.from_size(size, base="vqgan").to(DEVICE)
