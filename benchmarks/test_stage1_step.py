@@ -84,65 +84,55 @@ def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
     return kind(copied, images, published=eager)
 
 
-def inspected(case: Case, step: Step, name: str) -> tuple[Result, dict[str, Any]]:
-    """One step, its peak memory and its breakdown by part: a stopwatch cannot look into compiled blocks."""
-    found: dict[str, Any] = {"state_megabytes": step.state_bytes / 1e6}
-    results: list[Result] = []
+def watched(case: Case, step: Step, name: str, found: dict[str, Any]) -> Result:
+    """One step; its breakdown by part goes to ``found``: a stopwatch cannot look into compiled blocks."""
     load = OtherLoad()
-
-    def once() -> None:
-        with case.autocast(), load:
-            if "compiled" in name:
-                results.append(step())
-            else:
-                found["parts"], result = breakdown(step)
-                results.append(result)
-
-    found["peak_megabytes"] = peak_megabytes(once)
+    with case.autocast(), load:
+        if "compiled" in name:
+            return step()
+        found["parts"], result = breakdown(step)
     found["parts_other_load_percent"] = load.percent
-    return results[0], found
+    return result
 
 
 class Apart:
-    """A step in a process of its own: what other contenders have left of the heap would count as free.
-
-    ``found`` is what :func:`inspected` has seen in the first call.
-    """
-
-    found: dict[str, Any] | None = None
+    """A step in a process of its own: what other contenders have left of the heap would count as free."""
 
     def __init__(self, case: Case, name: str, quick: bool) -> None:
         self._arguments = case, name, quick
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def __call__(self) -> Result:
-        if self.found is not None:
-            return self._process.submit(_again).result()
-        result, self.found = self._process.submit(_first, *self._arguments).result()
-        return result
+        return self._process.submit(_step_alone, *self._arguments).result()
+
+    def found(self) -> dict[str, Any]:
+        """Peak memory of the first call, breakdown of the last."""
+        return self._process.submit(_found_alone).result()
 
 
-def _first(case: Case, name: str, quick: bool) -> tuple[Result, dict[str, Any]]:
-    """In the step's own process."""
+#: In a step's own process: the step, and what is found of it.
+_step: list[Step] = []
+_found: dict[str, Any] = {}
+
+
+def _step_alone(case: Case, name: str, quick: bool) -> Result:
+    if _step:
+        return watched(case, _step[0], name, _found)
     torch.set_num_threads(THREADS)
     step = contender(name, *case.prepared(quick))
-
-    def again() -> Result:
-        with case.autocast():
-            return step()
-
-    _steps.append(again)
+    _step.append(step)
     if "compiled" in name:  # the compiler's memory is not the step's
-        again()
-    return inspected(case, step, name)
+        watched(case, step, name, {})
+    results: list[Result] = []
+    _found["peak_megabytes"] = peak_megabytes(
+        lambda: results.append(watched(case, step, name, _found))
+    )
+    _found["state_megabytes"] = step.state_bytes / 1e6
+    return results[0]
 
 
-#: Of this process, if it is one step's own.
-_steps: list[Callable[[], Result]] = []
-
-
-def _again() -> Result:
-    return _steps[0]()
+def _found_alone() -> dict[str, Any]:
+    return _found
 
 
 def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
@@ -172,13 +162,13 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
 
     def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
         if isinstance(call, Apart):
-            assert call.found is not None
-            return call.found
+            return call.found()
         step = steps[name]
+        found: dict[str, Any] = {"state_megabytes": step.state_bytes / 1e6}
         if isinstance(step, CapturedStep):
-            state = step.state_bytes / 1e6
-            return {"state_megabytes": state, "peak_megabytes": step.peak_megabytes}
-        return inspected(case, step, name)[1]
+            return found | {"peak_megabytes": step.peak_megabytes}
+        peak = peak_megabytes(lambda: watched(case, step, name, found))
+        return found | {"peak_megabytes": peak}
 
     return Contest(
         {name: partial(prepare, name) for name in case.contenders},
