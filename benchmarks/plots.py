@@ -122,7 +122,7 @@ def plot_tokens(run: Run, path: Path) -> bool:
             memory.plot(tokens, [row.info["peak_megabytes"] for _, row in points], **style)
         for axes, label in ((time, "milliseconds"), (memory, "peak megabytes")):
             _grey(axes)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.dataLim.y1)
             axes.set_xlabel("N")
             axes.set_ylabel(label)
             axes.set_title(family, color=GREY, fontsize=9)
