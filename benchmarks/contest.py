@@ -55,7 +55,8 @@ class Contest:
 
     Attributes:
         prepare: name -> function that returns the call to time, or raises :class:`Absent`.
-        verify: takes what a contender returned; raises ``AssertionError`` where it is wrong.
+        verify: takes what a contender returned; raises ``AssertionError`` where it is wrong. With ``against_first``
+            what the first contender returned, too, which is the reference: where that one fails, all do.
         work: of one call.
         notes: more for the result file, for all contenders.
         inspect: takes a contender's name and call after the race; more for the result file, where
@@ -63,8 +64,9 @@ class Contest:
     """
 
     prepare: Mapping[str, Callable[[], Callable[[], Any]]]
-    verify: Callable[[Any], None]
+    verify: Callable[..., None]
     work: Work
+    against_first: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
     inspect: Callable[[str, Callable[[], Any]], Mapping[str, Any]] = lambda name, call: {}
     calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
@@ -74,10 +76,17 @@ class Contest:
 
     def run(self, rounds: int, warmup: int = 1) -> None:
         """Verify every contender, then time those that are right."""
-        for name, prepare in self.prepare.items():
+        reference: tuple[Any, ...] | None = () if not self.against_first else None
+        for index, (name, prepare) in enumerate(self.prepare.items()):
             try:
+                if index > 0 and reference is None:
+                    raise RuntimeError(f"no reference: {next(iter(self.prepare))} has failed")
                 call = prepare()
-                self.verify(call())
+                result = call()
+                if reference is None:
+                    reference = (result,)
+                else:
+                    self.verify(result, *reference)
             except Exception as error:  # raised where its result is asked for; the others run
                 self.failures[name] = error
             else:
@@ -109,16 +118,6 @@ class Contest:
             **self.notes,
             **found,
         }
-
-
-def against_first(compare: Callable[[Any, Any], None]) -> Callable[[Any], None]:
-    """A ``verify`` for contests whose first contender is the reference: ``compare(found, expected)``."""
-    first: list[Any] = []
-
-    def verify(found: Any) -> None:
-        first.append(found) if not first else compare(found, first[0])
-
-    return verify
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alit import FixedLength
 
-from .contest import Contest, Work, against_first
+from .contest import Contest, Work
 from .models import LENGTHS, ROUNDS, WARMUP, model, pictures
 
 
@@ -27,8 +27,9 @@ def decoding(quick: bool) -> Contest:
     calls = {"a picture at a time": alone, "ours": lambda: ours.decode(tokens)}
     return Contest(
         {name: lambda call=call: call for name, call in calls.items()},
-        against_first(partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)),
+        partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3),
         Work(),
+        against_first=True,
         notes={"images": len(LENGTHS)},
     )
 

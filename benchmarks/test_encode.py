@@ -11,7 +11,7 @@ from torch import Tensor
 from alit import FixedLength
 
 from .baseline import eager_copy
-from .contest import Contest, Work, against_first
+from .contest import Contest, Work
 from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, pictures
 
 
@@ -73,8 +73,9 @@ def encoding_to(tokens: int, quick: bool) -> Contest:
     }
     return Contest(
         {name: lambda call=call: call for name, call in calls.items()},
-        against_first(agreement),
+        agreement,
         Work(),
+        against_first=True,
         notes={"images": len(images), "tokens": tokens},
     )
 

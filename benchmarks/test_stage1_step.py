@@ -25,7 +25,7 @@ from alit.training.stage1 import compile_blocks, precision
 
 from .baseline import CapturedStep, Step, eager_copy
 from .breakdown import breakdown
-from .contest import DEVICE, THREADS, Absent, Contest, Work, against_first
+from .contest import DEVICE, THREADS, Absent, Contest, Work
 from .models import GPU, ROUNDS, WARMUP, model, pictures
 from .timing import OtherLoad, peak_megabytes
 
@@ -172,8 +172,9 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
 
     return Contest(
         {name: partial(prepare, name) for name in case.contenders},
-        against_first(partial(torch.testing.assert_close, rtol=tolerance, atol=1e-5)),
+        partial(torch.testing.assert_close, rtol=tolerance, atol=1e-5),
         Work(flops=counter.get_total_flops()),
+        against_first=True,
         notes={"images": case.batch},
         inspect=inspect,
     )

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook, timing
-from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work, against_first
+from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
 from benchmarks.timing import FEWEST, OtherLoad, peak_megabytes, samples_in_turns
 
 ROOT = Path(__file__).parents[2]
@@ -137,12 +137,28 @@ def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
 def test_the_first_contender_is_the_reference() -> None:
     contest = Contest(
         {name: lambda x=x: lambda: x for name, x in {"eager": 1, "ours": 1, "wrong": 2}.items()},
-        against_first(assert_equal),
+        assert_equal,
         Work(),
+        against_first=True,
     )
     contest.run(rounds=1, warmup=0)
     assert contest.samples.keys() == {"eager", "ours"}
     assert isinstance(contest.failures["wrong"], AssertionError)
+
+
+def test_without_its_reference_nothing_is_timed() -> None:
+    def crashing() -> None:
+        raise RuntimeError("out of memory")
+
+    contest = Contest(
+        {"eager": lambda: crashing, "ours": lambda: lambda: 1},
+        assert_equal,
+        Work(),
+        against_first=True,
+    )
+    contest.run(rounds=1, warmup=0)
+    assert not contest.samples
+    assert "no reference: eager has failed" in str(contest.failures["ours"])
 
 
 def assert_equal(found: int, expected: int) -> None:
