@@ -33,6 +33,8 @@ SOURCES = ("alit", "alit_kernels", "benchmarks", "csrc", "tests", "setup.py")
 CODE = (".py", ".cpp", ".cu", ".h")
 #: Seconds without which a part is not worth a start.
 LEAST = 20
+#: Outcome of a part for which no time is left.
+LEFT = "left for the next run"
 #: Tests of compilers and emulation, which gain nothing from a GPU.
 WITHOUT_GPU = ("test_aot", "test_cuda", "test_extension")
 PYTHON = sys.executable
@@ -129,7 +131,7 @@ def run(part: Part, log: Path, left: float) -> dict[str, Any]:
         return {"outcome": "absent", "reason": f"{part.tool[0]} is not installed", "seconds": 0}
     limit = min(part.limit, round(left))
     if limit < min(part.limit, LEAST):
-        return {"outcome": "left for the next run", "seconds": 0}
+        return {"outcome": LEFT, "seconds": 0}
     start = time.monotonic()
     outcome: dict[str, Any]
     with log.open("w") as file:
@@ -212,7 +214,7 @@ def run_all(kind: str, parts: list[Part], out: Path, seconds: float = 3600) -> b
         )
         if found["outcome"] not in ("passed", "absent"):
             good = False
-            if found["seconds"]:
+            if found["outcome"] != LEFT:
                 print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-15:]))
         if kind == "report":
             good &= write_report(out)

@@ -19,6 +19,14 @@ def script(name: str, code: str, **options: object) -> Part:
     return Part(name, (sys.executable, "-c", code), **options)  # type: ignore[arg-type]
 
 
+def test_a_failure_in_no_time_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: 0.0)
+    assert not run_all("test", [script("broken", "raise SystemExit('why')")], tmp_path)
+    assert "failed (1)  0.0 s\n    why\n" in capsys.readouterr().out
+
+
 def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran, fixed = tmp_path / "ran", tmp_path / "fixed"
     count = f"open({str(ran)!r}, 'a').write('x')"
