@@ -19,7 +19,7 @@ import torch
 
 from alit.files import replacing
 
-from .timing import OtherLoad, machine, peak_megabytes, samples_in_turns
+from .timing import Clock, OtherLoad, clock, machine, peak_megabytes, samples_in_turns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of torch, on the CPU.
@@ -71,6 +71,7 @@ class Contest:
     inspect: Callable[[str, Callable[[], Any]], Mapping[str, Any]] = lambda name, call: {}
     calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
+    clocks: dict[str, Clock] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     other_load: OtherLoad = field(default_factory=OtherLoad)
 
@@ -93,7 +94,8 @@ class Contest:
                 self.calls[name] = call
         with self.other_load:
             limit = SECONDS if DEVICE == "cpu" else math.inf
-            self.samples = samples_in_turns(self.calls, rounds=rounds, warmup=warmup, limit=limit)
+            self.clocks = {name: clock(call) for name, call in self.calls.items()}
+            self.samples = samples_in_turns(self.clocks, rounds=rounds, warmup=warmup, limit=limit)
 
     def info(self, name: str) -> dict[str, Any]:
         """What the report needs beside the times."""
@@ -106,6 +108,7 @@ class Contest:
         found = self.inspect(name, self.calls[name])
         return {
             "contender": name,
+            "clock": self.clocks[name].kind,
             "bytes": self.work.bytes,
             "flops": self.work.flops,
             **rates,
@@ -138,9 +141,9 @@ def ceilings() -> dict[str, float]:
     size = 8192 if gpu else 1024
     factor = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16 if gpu else torch.float32)
     target = torch.empty_like(source)
-    samples = samples_in_turns(
-        {"copy": lambda: target.copy_(source), "matmul": lambda: factor @ factor}, rounds=30
-    )
+    calls = {"copy": lambda: target.copy_(source), "matmul": lambda: factor @ factor}
+    clocks = {name: clock(call) for name, call in calls.items()}
+    samples = samples_in_turns(clocks, rounds=30)
     return {  # of the fastest round: a slow one is no ceiling
         "copy_gigabytes": 2 * source.numel() / min(samples["copy"]) / 1e9,
         "matmul_gigaflops": 2 * size**3 / min(samples["matmul"]) / 1e9,

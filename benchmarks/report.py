@@ -8,6 +8,7 @@ run on one machine, its files ``test_*.json`` are the parts.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from alit.files import replacing
@@ -17,7 +18,17 @@ from .runs import BUSY, Row, Run, ratios, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-STAR = rf"\*: other processes used more than {BUSY:.0f} % of the processors meanwhile"
+#: Mark of a time -> what it means, and whether a row has it.
+MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
+    r"\*": (
+        f"other processes used more than {BUSY:.0f} % of the processors meanwhile",
+        lambda row: (row.info.get("other_load_percent") or 0.0) > BUSY,
+    ),
+    "†": (
+        "with the host's launches, which count where they take longer than the kernels",
+        lambda row: row.info.get("clock") == "events",
+    ),
+}
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
 
@@ -108,8 +119,7 @@ def write(runs: list[Run], folder: Path) -> str:
         pages.append(f"## {run.name}\n\n{described(run)}\n\n`{run.machine.get('command', '')}`\n")
         pages.append(
             "Ratios are of medians, contenders timed in turns; every result was verified first"
-            " ([how](../../docs/benchmarks.md)). \\*: other processes used more than"
-            f" {BUSY:.0f} % of the processors meanwhile.\n"
+            f" ([how](../../docs/benchmarks.md)).{_legend(run)}\n"
         )
         for kind, (title, plot) in PLOTS.items():
             file = f"{run.name}-{kind}.svg"
@@ -119,20 +129,25 @@ def write(runs: list[Run], folder: Path) -> str:
         best: dict[str, tuple[str, float]] = {}
         for group, contender, ratio in ratios(run):
             best.setdefault(group, (contender, ratio))
-        lines = [
-            f"| {group} | {name} | {ratio:.2f}{_mark(run.groups[group][0])} |"
-            for group, (name, ratio) in best.items()
-        ]
+        lines = []
+        for group, (name, ratio) in best.items():
+            pair = [row for row in run.groups[group] if row.contender in ("ours", name)]
+            lines.append(f"| {group} | {name} | {ratio:.2f}{_mark(*pair)} |")
         section.append(
-            f"{described(run)} {STAR}, so the ratio is rough.\n\n"
+            f"{described(run)}{_legend(run)}\n\n"
             "| case | fastest other | its time over ours |\n|---|---|--:|\n" + "\n".join(lines)
         )
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
     return "\n\n".join(section)
 
 
-def _mark(row: Row) -> str:
-    return r" \*" if (row.info.get("other_load_percent") or 0.0) > BUSY else ""
+def _mark(*rows: Row) -> str:
+    return "".join(f" {mark}" for mark, (_, has) in MARKS.items() if any(map(has, rows)))
+
+
+def _legend(run: Run) -> str:
+    used = ((mark, meaning) for mark, (meaning, has) in MARKS.items() if any(map(has, run.rows)))
+    return "".join(f" {mark}: {meaning}." for mark, meaning in used)
 
 
 def _replace(path: Path, text: str) -> None:

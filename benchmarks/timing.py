@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,14 +27,33 @@ _log = logging.getLogger(__name__)
 RESULTS = Path(__file__).parent / "results"
 
 
+class Clock(NamedTuple):
+    """Times one call.
+
+    Attributes:
+        kind: "host": wall clock. "graph": the device's clock, kernels alone. "events": the device's clock too, but the
+            host's launches count where they take longer than the kernels.
+        seconds: calls and times it.
+    """
+
+    kind: str
+    seconds: Callable[[], float]
+
+
 def take_turns(
     contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
 ) -> dict[str, float]:
     """Median seconds of each contender."""
-    return {
-        name: statistics.median(values)
-        for name, values in samples_in_turns(contenders, rounds=rounds, warmup=warmup).items()
-    }
+    clocks = {name: clock(call) for name, call in contenders.items()}
+    samples = samples_in_turns(clocks, rounds=rounds, warmup=warmup)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def clock(call: Callable[[], Any]) -> Clock:
+    """The machine's clock for this call; a GPU's calls it first."""
+    if torch.cuda.is_available():
+        return _device_clock(call)
+    return Clock("host", functools.partial(_host_seconds, call))
 
 
 #: Rounds that a time limit leaves.
@@ -42,27 +61,19 @@ FEWEST = 3
 
 
 def samples_in_turns(
-    contenders: Mapping[str, Callable[[], Any]],
-    *,
-    rounds: int,
-    warmup: int = 1,
-    limit: float = math.inf,
+    clocks: Mapping[str, Clock], *, rounds: int, warmup: int = 1, limit: float = math.inf
 ) -> dict[str, list[float]]:
     """Seconds of each contender; they run one after another in every round, so that drift hits all alike.
 
     After ``limit`` seconds no round but the first ``FEWEST`` starts.
     """
     end = time.monotonic() + limit
-    if torch.cuda.is_available():
-        clocks = {name: device_clock(call) for name, call in contenders.items()}
-    else:
-        clocks = {name: functools.partial(_host_seconds, call) for name, call in contenders.items()}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in clocks}
     for turn in range(warmup + rounds):
         if turn >= warmup + FEWEST and time.monotonic() > end:
             break
-        for name, seconds in clocks.items():
-            elapsed = seconds()
+        for name, own in clocks.items():
+            elapsed = own.seconds()
             if turn >= warmup:
                 times[name].append(elapsed)
     return times
@@ -97,8 +108,8 @@ REPLAYS = 20
 FLUSH = 2**28
 
 
-def device_clock(call: Callable[[], Any]) -> Callable[[], float]:
-    """A function that runs ``call`` with a cold L2 and returns its seconds on the device.
+def _device_clock(call: Callable[[], Any]) -> Clock:
+    """Seconds of ``call`` on the device, with a cold L2.
 
     Short calls are captured into a CUDA graph, each after a write that empties the cache; the time of a graph of the
     writes alone is taken off. A short call that cannot be captured (it waits for the device) is timed between events.
@@ -111,14 +122,16 @@ def device_clock(call: Callable[[], Any]) -> Callable[[], float]:
         return _between_events(call)
 
     if min(once() for _ in range(3)) >= SHORT:
-        return once
+        return Clock("events", once)
     writes = _captured(flush.zero_)
     try:
         both = _captured(lambda: (flush.zero_(), call()))
     except RuntimeError as error:
         _log.warning("not captured, timed with its launches: %s", error)
-        return once
-    return lambda: max(_between_events(both) - _between_events(writes), 0.0) / REPLAYS
+        return Clock("events", once)
+    return Clock(
+        "graph", lambda: max(_between_events(both) - _between_events(writes), 0.0) / REPLAYS
+    )
 
 
 def _captured(call: Callable[[], Any]) -> Callable[[], None]:

@@ -18,7 +18,7 @@ pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook, timing
 from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
-from benchmarks.timing import FEWEST, OtherLoad, peak_megabytes, samples_in_turns
+from benchmarks.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
@@ -72,6 +72,7 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
     assert "missing is absent: no such library" in done.stdout
     (entry,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
     assert entry["extra_info"]["contender"] == "eager"
+    assert entry["extra_info"]["clock"] == ("graph" if torch.cuda.is_available() else "host")
     assert len(entry["stats"]["data"]) == 3 and entry["stats"]["median"] > 1e-6
 
 
@@ -114,8 +115,8 @@ def test_absent_is_no_failure() -> None:
 
 def test_contenders_take_turns() -> None:
     order: list[str] = []
-    calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    samples = samples_in_turns(calls, rounds=2, warmup=1)
+    clocks = {name: clock(lambda name=name: order.append(name)) for name in "ab"}
+    samples = samples_in_turns(clocks, rounds=2, warmup=1)
     if not torch.cuda.is_available():
         assert order == ["a", "a", "b", "b"] * 3  # short calls: the first wakes the threads
     assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
@@ -125,12 +126,13 @@ def test_contenders_take_turns() -> None:
 def test_a_long_call_is_timed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SHORT_ON_HOST", 0.0)
     order: list[str] = []
-    samples_in_turns({"a": lambda: order.append("a")}, rounds=2, warmup=1)
+    samples_in_turns({"a": clock(lambda: order.append("a"))}, rounds=2, warmup=1)
     assert order == ["a"] * 3
 
 
 def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
-    samples = samples_in_turns({"a": lambda: None, "b": lambda: None}, rounds=9, limit=0.0)
+    clocks = {name: clock(lambda: None) for name in "ab"}
+    samples = samples_in_turns(clocks, rounds=9, limit=0.0)
     assert {name: len(values) for name, values in samples.items()} == {"a": FEWEST, "b": FEWEST}
 
 

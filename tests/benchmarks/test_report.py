@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Run:
         entry("op 8", "ours", 0.1, tokens=8),
         entry("op 8", "peer", 0.05, tokens=8),
         entry("op 16", "ours", 0.2, tokens=16),
-        entry("op 16", "peer", 0.3, tokens=16, other_load_percent=50.0),
+        entry("op 16", "peer", 0.3, tokens=16, other_load_percent=50.0, clock="events"),
         entry("step", "ours", 0.5, **step),
         entry("step", "eager baseline", 1.0, **{**step, "peak_megabytes": 24.0}),
     ]
@@ -55,12 +55,22 @@ def test_report(run: Run, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "README.md").read_text()
     assert "some CPU, 2 threads; torch 2.13.0; 2026-01-02" in text
     assert "| op 8 | peer | 50 ms | 25 to 100 | 0.50 |" in text, "a loss is shown"
-    assert r"| op 16 | peer | 300 ms \* |" in text, "a busy machine is shown"
+    assert r"| op 16 | peer | 300 ms \* † |" in text, "a busy machine, launches in the time"
+    assert r"\*: other processes" in text and "†: with the host's launches" in text
     assert "| step | ours | 4 | 2.00 | 2% | 12 (0.50) | 112 (0.90) | base 0.1," in text
     for plot in ("ratios", "roofline", "tokens", "breakdown"):
         assert f"(cpu-{plot}.svg)" in text
         assert "<svg" in (tmp_path / "out" / f"cpu-{plot}.svg").read_text()
-    assert "| op 8 | peer | 0.50 |" in section and "| op 16 | peer | 1.50 |" in section
+    assert "| op 8 | peer | 0.50 |" in section and r"| op 16 | peer | 1.50 \* † |" in section
+
+
+def test_the_same_results_give_the_same_files(run: Run, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write([run], tmp_path / folder)
+    files = sorted(x.name for x in (tmp_path / "a").iterdir())
+    assert len(files) == 5
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +98,7 @@ def test_nothing_to_plot(run: Run, tmp_path: Path) -> None:
     alone = Run("alone", run.machine, [row for row in run.rows if row.group == "op 8"][:1])
     write([alone], tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").glob("*.svg")] == ["alone-roofline.svg"]
+    assert "†" not in (tmp_path / "out" / "README.md").read_text(), "no mark, no legend"
 
 
 def test_ratios(run: Run) -> None:
