@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alit_kernels import cumulative_offsets, pack
+from alit_kernels.nn import Linear
 
 from .config import TransformerConfig
 from .layers import Transformer
@@ -30,12 +31,10 @@ class Decoder(Transformer):
         width = config.width
         self.latent_token_positional_embedding = nn.Parameter(torch.empty(max_tokens, width))
         if code_dim is not None:
-            self.decoder_embed = nn.Linear(code_dim, width)
+            self.decoder_embed = Linear(code_dim, width)
         self.ln_pre = nn.LayerNorm(width)
         self.ln_post = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, outputs)
-        )
+        self.ffn = nn.Sequential(Linear(width, 2 * width), nn.Tanh(), Linear(2 * width, outputs))
 
     def decode(
         self, codes_BLC: Tensor, query_QD: Tensor, lengths_B: Tensor | None = None

@@ -2,55 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import gelu, linear
 
-from alit_kernels.nn import SelfAttention
+from alit_kernels.nn import GELULinear, Linear, SelfAttention
 from alit_kernels.nn.self_attention import positions
 
 from .config import TransformerConfig
-
-
-class _GELULinear(torch.autograd.Function):
-    """``linear(gelu(x))``; keeps x, and computes gelu(x) again in the backward."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return linear(gelu(x), weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        # Under autocast the product is of another type than x and the weight.
-        rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_weight = None
-        if wants_x:
-            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
-        if wants_weight:
-            grad_weight = rows.t() @ gelu(x).reshape(-1, x.shape[-1]).to(grad.dtype)
-        return grad_x, grad_weight, rows.sum(0) if wants_bias else None
-
-
-class GELULinear(nn.Linear):
-    """Linear layer after an exact GELU.
-
-    What the GELU returns, a quarter of what a transformer block would keep for its backward, is computed again there.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
-            return _GELULinear.apply(x, self.weight, self.bias)
-        return super().forward(gelu(x))
 
 
 class MLP(nn.Module):
@@ -58,7 +15,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_fc = Linear(width, 4 * width)
         self.c_proj = GELULinear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:

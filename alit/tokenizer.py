@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from alit_kernels.nn import VectorQuantizer
+from alit_kernels.nn import Linear, VectorQuantizer
 
 from . import checkpoint, encoding, layers
 from .alit_format import ModelIdentity
@@ -62,7 +62,7 @@ class AdaptiveTokenizer(nn.Module):
         self.encoder = Transformer(config.encoder)
 
         # The unfactorised published model keeps this layer, unused.
-        self.pre_quantizer_mlp = nn.Linear(width, config.code_dim)
+        self.pre_quantizer_mlp = Linear(width, config.code_dim)
         if config.bottleneck == "quantized":
             self.quantize = VectorQuantizer(
                 config.codebook_size,

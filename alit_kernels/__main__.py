@@ -10,6 +10,7 @@ from rich.table import Table
 
 from . import __version__
 from ._library import PREFERENCE, available, extension, ops
+from .nn.linear import onednn_is_faster
 
 
 def main() -> None:
@@ -29,6 +30,9 @@ def main() -> None:
     console.print("triton: " + ("installed" if triton else "not installed; pip install '.[dev]'"))
     console.print(
         f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}"
+    )
+    console.print(
+        f"float32 linear layers on the CPU: {'oneDNN' if onednn_is_faster() else 'torch'}"
     )
     table = Table("op", "cpu", "cuda", title="what implementation='auto' runs")
     for name, op in sorted(ops().items()):

@@ -229,15 +229,20 @@ def _log_once(op: str, implementation: str, device: str) -> None:
 
 
 def _observed(arguments: tuple[Any, ...]) -> bool:
-    """Whether something looks at the call that has to see an op of torch's: a mode, a transform, a tensor of
-    another type, without data or with a sign still to be applied, the profiler.
+    """Whether something looks at the call that has to see an op of torch's."""
+    return torch.autograd._profiler_enabled() or transformed(arguments)
+
+
+def transformed(arguments: tuple[Any, ...]) -> bool:
+    """Whether a call has to be one of torch's operators: under a mode or a transform, or with a tensor of another type,
+    without data or with a sign still to be applied.
     """
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
         or torch._C._get_tracing_state()
-        or torch.autograd._profiler_enabled()
         or any(
             isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or x.is_neg())
             for x in arguments

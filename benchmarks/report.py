@@ -62,7 +62,10 @@ def table(run: Run) -> str:
 
 def described(run: Run) -> str:
     machine, ceilings = run.machine, run.machine["ceilings"]
-    device = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    device = machine["gpu"]
+    if device is None:
+        instructions = f" ({machine['instructions']})" if "instructions" in machine else ""
+        device = f"{machine['cpu']}{instructions}, {machine['threads']} threads"
     return (
         f"{device}; torch {machine['torch']}; {machine['date']}. Measured ceilings: copy "
         f"{ceilings['copy_gigabytes']:.3g} GB/s, matrix product {ceilings['matmul_gigaflops']:.4g} GFLOP/s."

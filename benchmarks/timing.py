@@ -217,6 +217,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..attention import attention, varlen_attention
 from ..ragged import pack, unpack
+from .linear import Linear, linear
 
 
 class SelfAttention(nn.Module):
@@ -35,7 +36,7 @@ class SelfAttention(nn.Module):
         self.batch_first = batch_first
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width)) if bias else None
-        self.out_proj = nn.Linear(width, width, bias=bias)
+        self.out_proj = Linear(width, width, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -117,7 +118,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(out.flatten(-2)).view(wanted.shape)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
-        qkv = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         return qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
 
     def _project_apart(self, queries: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -125,8 +126,8 @@ class SelfAttention(nn.Module):
         width, bias = x.shape[-1], self.in_proj_bias
         q_bias, kv_bias = (None, None) if bias is None else bias.split((width, 2 * width))
         q_weight, kv_weight = self.in_proj_weight.split((width, 2 * width))
-        q = nn.functional.linear(queries, q_weight, q_bias).unflatten(-1, (self.heads, -1))
-        kv = nn.functional.linear(x, kv_weight, kv_bias)
+        q = linear(queries, q_weight, q_bias).unflatten(-1, (self.heads, -1))
+        kv = linear(x, kv_weight, kv_bias)
         return q, *kv.unflatten(-1, (2, self.heads, -1)).unbind(-3)
 
 

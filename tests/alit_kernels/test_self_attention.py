@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alit_kernels.nn import SelfAttention, self_attention
+from alit_kernels.nn import linear as linear_layers
 
 LENGTHS = torch.tensor([5, 0, 7])
 
@@ -115,7 +116,7 @@ def test_packed() -> None:
 def test_nothing_is_copied(batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention reads the projection's memory, and the output projection reads attention's."""
     memory: list[int] = []
-    linear, attend = nn.functional.linear, self_attention.attention
+    linear, attend = self_attention.linear, self_attention.attention
 
     def recorded_linear(x: Tensor, *parameters: Tensor) -> Tensor:
         assert x.is_contiguous()
@@ -128,7 +129,8 @@ def test_nothing_is_copied(batch_first: bool, monkeypatch: pytest.MonkeyPatch) -
         memory.extend(t.untyped_storage().data_ptr() for t in (*qkv, out))
         return out
 
-    monkeypatch.setattr(nn.functional, "linear", recorded_linear)
+    for module in (self_attention, linear_layers):
+        monkeypatch.setattr(module, "linear", recorded_linear)
     monkeypatch.setattr(self_attention, "attention", recorded_attention)
     SelfAttention(16, 4, batch_first=batch_first)(torch.randn(5, 2, 16))
     _, projection, q, k, v, out, read, _ = memory

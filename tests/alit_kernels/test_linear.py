@@ -1,0 +1,175 @@
+"""Linear layers: through oneDNN the same results and gradients as torch's own, and only where nothing looks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from torch.utils.flop_counter import FlopCounterMode
+
+import alit_kernels.nn.linear as module
+from alit_kernels.nn.linear import GELULinear, Linear, linear, onednn_is_faster
+
+
+@pytest.fixture(params=("torch", "oneDNN"))
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the two libraries, whatever this machine prefers."""
+    if request.param == "oneDNN" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr(module, "onednn_is_faster", lambda: request.param == "oneDNN")
+    return str(request.param)
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one entry for every product through oneDNN."""
+    seen: list[int] = []
+    product = module._onednn
+
+    def watched(*arguments: Tensor) -> Tensor:
+        seen.append(1)
+        return product(*arguments)
+
+    monkeypatch.setattr(module, "_onednn", watched)
+    return seen
+
+
+def inputs(case: str, rows: int, width: int) -> Tensor:
+    """Rows as they come in a model, and as they should not."""
+    x = torch.randn(rows, 2 * width + 1)
+    return {
+        "contiguous": x[:, :width].contiguous(),
+        "every second": x[:, : 2 * width : 2],
+        "unaligned": x.flatten()[1 : 1 + rows * width].view(rows, width),
+        "transposed": x[:, :width].t().contiguous().t(),
+        "expanded": x[:1, :width].expand(rows, width),
+        "batched": x[:, :width].contiguous()[None].expand(2, rows, width),
+    }[case]
+
+
+CASES = ("contiguous", "every second", "unaligned", "transposed", "expanded", "batched")
+
+
+@pytest.mark.parametrize("gelu_first", (False, True), ids=("linear", "gelu"))
+@pytest.mark.parametrize("bias", (True, False), ids=("bias", "plain"))
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("rows, width, outputs", ((37, 24, 8), (5, 8, 40), (1, 3, 1), (0, 8, 8)))
+def test_results_and_gradients(
+    rows: int, width: int, outputs: int, case: str, bias: bool, gelu_first: bool, library: str,
+    products: list[int],
+) -> None:  # fmt: skip
+    """The error against float64 is at most twice that of torch's own, but for roundings of terms of size 1."""
+    if rows == 0 and case == "expanded":
+        pytest.skip("there is no row to expand")
+    x = inputs(case, rows, width)
+    layer = (GELULinear if gelu_first else Linear)(width, outputs, bias=bias)
+    plain = nn.Sequential(nn.GELU(), nn.Linear(width, outputs, bias=bias))[not gelu_first :]
+    plain[-1].load_state_dict(layer.state_dict())
+    grad = torch.randn(*x.shape[:-1], outputs)
+
+    def of(function: nn.Module, dtype: torch.dtype) -> list[Tensor]:
+        leaf = x.detach().to(dtype).requires_grad_()
+        function = function.to(dtype)
+        out = function(leaf)
+        return [out, *torch.autograd.grad(out, [leaf, *function.parameters()], grad.to(dtype))]
+
+    ours = of(layer, torch.float32)
+    assert bool(products) == (library == "oneDNN" and rows > 0)
+    theirs, exact = of(plain, torch.float32), of(plain, torch.float64)
+    for result, other, right in zip(ours, theirs, exact, strict=True):
+        assert result.dtype == torch.float32 and result.shape == right.shape
+        if right.numel():
+            errors = [float((x - right).detach().abs().max()) for x in (result, other)]
+            largest = max(1.0, float(right.detach().abs().max()))
+            assert errors[0] <= 2 * errors[1] + 4 * torch.finfo(torch.float32).eps * largest
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32))
+@pytest.mark.parametrize("shape", ((2, 5, 8), (8,)))
+@pytest.mark.parametrize("frozen", ("", "weight", "bias", "x"))
+@pytest.mark.parametrize("kind", (Linear, GELULinear))
+def test_gradients_of_what_asks_for_one(
+    kind: type[nn.Linear], frozen: str, shape: tuple[int, ...], dtype: torch.dtype, library: str
+) -> None:
+    """In the dtypes of autocast, which the products follow."""
+    layer = kind(8, 3)
+    before = gelu if kind is GELULinear else nn.Identity()
+    results = []
+    for function in (
+        layer,
+        lambda x: torch.nn.functional.linear(before(x), layer.weight, layer.bias),
+    ):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(name != frozen)
+        wanted = [tensor for name, tensor in tensors.items() if name != frozen]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = function(x.to(dtype))
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), wanted)])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("kind", (Linear, GELULinear))
+def test_nan_and_infinity_stay_in_their_rows(kind: type[nn.Linear], library: str) -> None:
+    layer, x = kind(8, 3), torch.randn(4, 8)
+    x[1, 2], x[2, 3] = torch.nan, torch.inf
+    finite = layer(x).isfinite().all(1)
+    assert finite.tolist() == [True, False, False, True]
+
+
+def test_what_looks_sees_a_linear_layer_of_torch(
+    monkeypatch: pytest.MonkeyPatch, products: list[int]
+) -> None:
+    monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
+    layer, x = Linear(8, 3), torch.randn(5, 8)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 5 * 8 * 3
+    torch.func.vmap(lambda row: linear(row, layer.weight, layer.bias))(x)
+    torch.func.jvp(layer, (x,), (x,))
+    torch.func.jacrev(layer)(x)
+    with torch.autograd.forward_ad.dual_level():
+        layer(torch.autograd.forward_ad.make_dual(x, x))
+    with torch.device("meta"):
+        assert Linear(8, 3)(torch.empty(5, 8)).shape == (5, 3)
+    torch.compile(layer, fullgraph=True, backend="eager")(x)
+    layer.double()(x.double())
+    with torch.backends.mkldnn.flags(enabled=False):
+        layer.float()(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x)
+    assert not products
+    if torch.backends.mkldnn.is_available():
+        layer(x)
+        assert products
+
+
+def test_a_second_derivative_is_refused(library: str) -> None:
+    x = torch.randn(3, 8, requires_grad=True)
+    (grad,) = torch.autograd.grad(GELULinear(8, 3)(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_a_wrong_width_is_refused(library: str) -> None:
+    with pytest.raises(RuntimeError):
+        Linear(8, 3)(torch.randn(5, 7))
+
+
+def test_the_choice_is_made_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch was built without oneDNN")
+    for flags, expected in (
+        ({"avx512_f": True, "sse4a": True}, True),
+        ({"avx512_f": True, "sse4a": False}, False),
+        ({"avx2": True, "sse4a": True}, False),
+        ({}, False),
+    ):
+        onednn_is_faster.cache_clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        assert onednn_is_faster() is expected
+    onednn_is_faster.cache_clear()
