@@ -15,7 +15,9 @@ from ._library import extension
 
 #: Codes of ``alit::Type`` in csrc/types.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-#: "avx512", "avx2" or "baseline": a lesser instruction set than the machine's best, for tests and comparisons.
+#: Of alit::InstructionSet in csrc/instruction_set.h; each has what those before it have.
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
+#: One of them: a lesser instruction set than the machine's best, for tests and comparisons.
 INSTRUCTION_SET_VARIABLE = "ALIT_KERNELS_INSTRUCTION_SET"
 
 

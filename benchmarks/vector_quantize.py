@@ -21,14 +21,15 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize, one_hot
 
 from alit_kernels import nearest_codeword
-from alit_kernels._cpp import INSTRUCTION_SET_VARIABLE, core
+from alit_kernels._cpp import INSTRUCTION_SET_VARIABLE, INSTRUCTION_SETS, core
 from alit_kernels.nn import VectorQuantizer
 from alit_kernels.testing import assert_exact_nearest
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
 from .timing import peak_megabytes, take_turns, write
 
-INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+#: Those with a search of their own, the best first.
+SEARCHES = ("avx512", "avx2", "baseline")
 #: Tokens, codes and dimension of the training step: 32 pictures of 256 tokens.
 STEP = Case(32 * 256, 4096, 12)
 
@@ -47,9 +48,10 @@ def distance_matrix(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def search_contenders(z: Tensor, codebook: Tensor) -> dict[str, Callable[[], Any]]:
-    best = INSTRUCTION_SETS.index(core().build_info()["instruction_set"])
+    order = INSTRUCTION_SETS.index
+    best = order(core().build_info()["instruction_set"])
     contenders: dict[str, Callable[[], Any]] = {
-        name: lambda name=name: ours(z, codebook, name) for name in INSTRUCTION_SETS[best:]
+        name: lambda name=name: ours(z, codebook, name) for name in SEARCHES if order(name) <= best
     }
     contenders["eager"] = lambda: distance_matrix(z, codebook).argmin(1)
     if importlib.util.find_spec("faiss") is not None:
@@ -69,7 +71,7 @@ def search(rounds: int, threads: int) -> list[dict[str, Any]]:
     for case in BENCHMARK_CASES:
         z, codebook, _ = make(case)
         contenders = search_contenders(z, codebook)
-        for name in contenders.keys() & set(INSTRUCTION_SETS):
+        for name in contenders.keys() & set(SEARCHES):
             some = torch.randperm(case.vectors)[:256]
             assert_exact_nearest(contenders[name]()[some], z[some], codebook)
         seconds = take_turns(contenders, rounds=rounds)

@@ -6,17 +6,24 @@
 
 namespace alit {
 
-enum class InstructionSet { baseline, avx2, avx512 };
+// Each has what those before it have.
+enum class InstructionSet { baseline, avx2, avx512, avx512_bf16 };
+
+constexpr InstructionSet kInstructionSets[] = {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512,
+                                               InstructionSet::avx512_bf16};
 
 inline const char* name(InstructionSet set) {
-  return set == InstructionSet::avx512 ? "avx512" : set == InstructionSet::avx2 ? "avx2" : "baseline";
+  constexpr const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+  return names[static_cast<int>(set)];
 }
 
 // The best this machine has.
 inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return InstructionSet::avx512;
+  if (__builtin_cpu_supports("avx512f")) {
+    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::avx512_bf16 : InstructionSet::avx512;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
 #endif
   return InstructionSet::baseline;
@@ -26,12 +33,12 @@ inline InstructionSet best_instruction_set() {
 inline InstructionSet instruction_set(const std::string& requested) {
   const InstructionSet best = best_instruction_set();
   if (requested.empty()) return best;
-  for (const auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+  for (const auto set : kInstructionSets) {
     if (requested != name(set)) continue;
     if (set > best) throw std::invalid_argument("instruction set " + requested + ": this machine has only " + name(best));
     return set;
   }
-  throw std::invalid_argument("instruction set: expected avx512, avx2 or baseline, got " + requested);
+  throw std::invalid_argument("instruction set: expected avx512_bf16, avx512, avx2 or baseline, got " + requested);
 }
 
 }  // namespace alit

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -22,13 +23,22 @@ namespace {
 
 using std::int64_t;
 
-const Blocks& blocks_for(InstructionSet set) {
+const Blocks<float>& blocks_of(float, InstructionSet set) {
 #if defined(__x86_64__)
-  if (set == InstructionSet::avx512) return blocks_avx512;
+  if (set >= InstructionSet::avx512) return blocks_avx512;
   if (set == InstructionSet::avx2) return blocks_avx2;
 #endif
   (void)set;
   return blocks_baseline;
+}
+
+// Calls body(T{}, E{}, blocks) with the C++ type of the rows, the elements that are multiplied, and who multiplies them.
+template <typename Body>
+void dispatch(Type type, InstructionSet set, const Body& body) {
+#if defined(__x86_64__)
+  if (type == Type::bfloat16 && set == InstructionSet::avx512_bf16) return body(bfloat16{}, Pair{}, blocks_avx512_bf16);
+#endif
+  alit::dispatch(type, [&](auto element) { body(element, 0.0f, blocks_of(0.0f, set)); });
 }
 
 int64_t rounded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
@@ -80,11 +90,13 @@ class Workspace {
  public:
   explicit Workspace(int64_t size) : data_(new (std::align_val_t{64}) float[static_cast<std::size_t>(size)]) {}
 
-  // `count` elements; every piece begins at a cache line.
-  float* take(int64_t count) {
+  // `count` numbers or pairs; every piece begins at a cache line.
+  template <typename E = float>
+  E* take(int64_t count) {
+    static_assert(sizeof(E) == sizeof(float));
     float* piece = data_.get() + used_;
     used_ += rounded(count, kUnit);
-    return piece;
+    return reinterpret_cast<E*>(piece);
   }
 
   void reset() { used_ = 0; }
@@ -146,6 +158,35 @@ void gather(const T* data, int64_t stride, const int64_t* index, int64_t count, 
   }
 }
 
+// The same in pairs, without a factor.
+void gather(const bfloat16* data, int64_t stride, const int64_t* index, int64_t count, int64_t dim, float, Pair* out,
+            int64_t pitch) {
+  for (int64_t i = 0; i < count; ++i, out += pitch) {
+    const auto at = [&](int64_t j) { return data + (index == nullptr ? j : index[j]) * stride; };
+    if (i + kAhead < count) prefetch<0>(at(i + kAhead), dim);
+    std::memset(out + dim / 2, 0, static_cast<std::size_t>(pitch - dim / 2) * sizeof *out);
+    std::memcpy(out, at(i), static_cast<std::size_t>(dim) * sizeof *data);
+  }
+}
+
+// Rows as a stack, see block.h; numbers are one as they are.
+const float* stack(const float* rows, int64_t, int64_t, int64_t, float*, int64_t) { return rows; }
+
+const Pair* stack(const Pair* rows, int64_t count, int64_t dim, int64_t row, Pair* out, int64_t pitch) {
+  const int64_t depth = (dim + 1) / 2;
+  for (int64_t i = 0; i < count; i += 2) {
+    const Pair *a = rows + i * row, *b = a + row;
+    Pair* own = out + i / 2 * pitch;
+    for (int64_t e = 0; e < depth; ++e) {
+      const std::uint32_t x = a[e].bits, y = i + 1 < count ? b[e].bits : 0;
+      own[2 * e] = {(x & 0xffffu) | (y << 16)};
+      own[2 * e + 1] = {(x >> 16) | (y & 0xffff0000u)};
+    }
+    std::fill(own + 2 * depth, own + pitch, Pair{});
+  }
+  return out;
+}
+
 // The opposite of gather; row i of the result is row i times factor(i).
 template <typename T, typename Factor>
 void scatter(const float* rows, int64_t pitch, const int64_t* index, int64_t count, int64_t dim, const Factor& factor,
@@ -160,15 +201,14 @@ void scatter(const float* rows, int64_t pitch, const int64_t* index, int64_t cou
 }
 
 // Four rows' elements d to d + 3, transposed. Four rows are `pitch` apart, four columns `panel`.
-inline void transpose_4x4(const float* rows, int64_t pitch, float* out, int64_t panel) {
+template <typename E>
+inline void transpose_4x4(const E* rows, int64_t pitch, E* out, int64_t panel) {
 #ifdef __SSE__
-  __m128 a = _mm_loadu_ps(rows), b = _mm_loadu_ps(rows + pitch);
-  __m128 c = _mm_loadu_ps(rows + 2 * pitch), d = _mm_loadu_ps(rows + 3 * pitch);
+  const auto at = [&](int i) { return _mm_loadu_ps(reinterpret_cast<const float*>(rows + i * pitch)); };
+  __m128 a = at(0), b = at(1), c = at(2), d = at(3);
   _MM_TRANSPOSE4_PS(a, b, c, d);
-  _mm_storeu_ps(out, a);
-  _mm_storeu_ps(out + panel, b);
-  _mm_storeu_ps(out + 2 * panel, c);
-  _mm_storeu_ps(out + 3 * panel, d);
+  const auto to = [&](int i, __m128 x) { _mm_storeu_ps(reinterpret_cast<float*>(out + i * panel), x); };
+  to(0, a), to(1, b), to(2, c), to(3, d);
 #else
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) out[j * panel + i] = rows[i * pitch + j];
@@ -177,7 +217,8 @@ inline void transpose_4x4(const float* rows, int64_t pitch, float* out, int64_t 
 }
 
 // Rows to panels, see block.h.
-void transpose(const float* rows, int64_t count, int64_t dim, int64_t pitch, float* panels, int64_t panel) {
+template <typename E>
+void transpose(const E* rows, int64_t count, int64_t dim, int64_t pitch, E* panels, int64_t panel) {
   for (int64_t first = 0; first < count; first += panel, panels += dim * panel) {
     const int64_t here = std::min(panel, count - first), fours = here / 4 * 4, dims = dim / 4 * 4;
     for (int64_t j = 0; j < fours; j += 4) {
@@ -187,20 +228,20 @@ void transpose(const float* rows, int64_t count, int64_t dim, int64_t pitch, flo
     }
     for (int64_t d = 0; d < dim; ++d) {
       for (int64_t j = d < dims ? fours : 0; j < here; ++j) panels[d * panel + j] = rows[(first + j) * pitch + d];
-      std::fill(panels + d * panel + here, panels + (d + 1) * panel, 0.0f);
+      std::fill(panels + d * panel + here, panels + (d + 1) * panel, E{});
     }
   }
 }
 
 template <typename T>
-float dot(const float* a, const T* b, int64_t count) {
+float dot(const T* a, const T* b, int64_t count) {
   constexpr int kLanes = 8;
   float part[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    for (int l = 0; l < kLanes; ++l) part[l] += a[i + l] * load(b[i + l]);
+    for (int l = 0; l < kLanes; ++l) part[l] += load(a[i + l]) * load(b[i + l]);
   }
-  for (int l = 0; i < count; ++i, ++l) part[l] += a[i] * load(b[i]);
+  for (int l = 0; i < count; ++i, ++l) part[l] += load(a[i]) * load(b[i]);
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
 }
 
@@ -220,31 +261,50 @@ int64_t longest(const Problem& problem, const Side& side) {
 
 }  // namespace
 
+// Rows of one head that are multiplied: elements of each, and between them.
+template <typename E>
+struct Width {
+  explicit Width(int64_t dim)
+      : depth(rounded(dim, kNumbers<E>) / kNumbers<E>), row(rounded(depth, kUnit)), pitch(rounded(dim, kUnit)) {}
+  // Of a stack of so many rows, an even number, beside the rows.
+  int64_t stack(int64_t rows) const { return kNumbers<E> == 1 ? 0 : rows / 2 * pitch; }
+  int64_t depth, row, pitch;
+};
+
 void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse, int threads, InstructionSet set) {
   check(problem.queries, problem.sequences, "offsets");
   check(problem.keys, problem.sequences, "key_offsets");
-  const Blocks& blocks = blocks_for(set);
-  const int64_t dim = problem.dim, pitch = rounded(dim, kUnit), most = rounded(longest(problem, problem.keys), kKeys);
-  const int64_t workspace = most * (2 * pitch + rounded(dim, kUnit)) + kQueries * (2 * pitch + 2) + kScores + 8 * kUnit;
-  dispatch(problem.type, [&](auto element) {
-    using T = decltype(element);
+  const int64_t dim = problem.dim, most = rounded(longest(problem, problem.keys), kKeys);
+  dispatch(problem.type, set, [&](auto number, auto element, const auto& blocks) {
+    using T = decltype(number);
+    using E = decltype(element);
+    const Width<E> width(dim);
+    const int64_t pitch = width.pitch;
+    const int64_t for_keys = most * (2 * width.row + width.depth) + width.stack(most);
+    const int64_t workspace = for_keys + kQueries * (width.row + pitch + 2) + kScores + 8 * kUnit;
     run(tasks_of(problem, true, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
       const Range queries = rows_of(problem.queries, task.sequence), keys = rows_of(problem.keys, task.sequence);
       keep(problem, task, keys, memory.kept);
       const auto count = static_cast<int64_t>(memory.kept.size());
-      float *panels = memory.take(most * dim), *key = memory.take(most * pitch), *value = memory.take(most * pitch);
-      gather(at<const T>(k, task, keys.first), k.row, memory.kept.data(), count, dim, 1.0f, key, pitch);
-      gather(at<const T>(v, task, keys.first), v.row, memory.kept.data(), count, dim, 1.0f, value, pitch);
-      transpose(key, count, dim, pitch, panels, blocks.panel);
-      const Keys packed{count, dim, pitch, panels, value};
+      const auto packed_rows = [&](const Rows& x) {
+        E* rows = memory.take<E>(most * width.row);
+        gather(at<const T>(x, task, keys.first), x.row, memory.kept.data(), count, dim, 1.0f, rows, width.row);
+        return rows;
+      };
+      E* panels = memory.take<E>(most * width.depth);
+      transpose(packed_rows(k), count, width.depth, width.row, panels, blocks.panel);
+      const E* value = packed_rows(v);
+      value = stack(value, count, dim, width.row, memory.take<E>(width.stack(most)), pitch);
+      const Keys<E> packed{count, width.depth, width.row, pitch, panels, value};
 
-      float *query = memory.take(kQueries * pitch), *sums = memory.take(kQueries * pitch);
-      float *largest = memory.take(kQueries), *sum = memory.take(kQueries), *scores = memory.take(kScores);
+      E* query = memory.take<E>(kQueries * width.row);
+      float *sums = memory.take(kQueries * pitch), *largest = memory.take(kQueries), *sum = memory.take(kQueries);
+      float* scores = memory.take(kScores);
       for (int64_t i = 0; i < task.count; i += kQueries) {
         const int64_t rows = std::min(kQueries, task.count - i), first = queries.first + task.first + i;
-        gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, pitch);
+        gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, width.row);
         if (count > 0) {
-          blocks.forward(packed, {rows, query}, sums, largest, sum, scores);
+          blocks.forward(packed, {rows, query, problem.scale}, sums, largest, sum, scores);
         } else {
           std::fill_n(sums, rows * pitch, 0.0f);
           std::fill_n(largest, rows, 0.0f);
@@ -263,55 +323,71 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
               Rows grad_k, Rows grad_v, int threads, InstructionSet set) {
   check(problem.queries, problem.sequences, "offsets");
   check(problem.keys, problem.sequences, "key_offsets");
-  const Blocks& blocks = blocks_for(set);
-  const int64_t dim = problem.dim, pitch = rounded(dim, kUnit), most = rounded(longest(problem, problem.keys), kKeys);
-  const int64_t workspace = most * (4 * pitch + 2 * rounded(dim, kUnit)) + kQueries * (3 * pitch + 2) + 2 * kScores;
-  dispatch(problem.type, [&](auto element) {
-    using T = decltype(element);
+  const int64_t dim = problem.dim, most = rounded(longest(problem, problem.keys), kKeys);
+  dispatch(problem.type, set, [&](auto number, auto element, const auto& blocks) {
+    using T = decltype(number);
+    using E = decltype(element);
+    const Width<E> width(dim);
+    const int64_t pitch = width.pitch;
+    const int64_t for_keys = most * 2 * (width.row + width.depth + pitch) + width.stack(most);
+    const int64_t for_queries = kQueries * (2 * width.row + pitch + 2) + 2 * width.stack(kQueries);
+    const int64_t workspace = for_keys + for_queries + 3 * kScores + 16 * kUnit;
     run(tasks_of(problem, false, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
       const Range queries = rows_of(problem.queries, task.sequence), keys = rows_of(problem.keys, task.sequence);
       keep(problem, task, keys, memory.kept);
       const auto count = static_cast<int64_t>(memory.kept.size());
-      float *key = memory.take(most * pitch), *value = memory.take(most * pitch);
-      float *key_panels = memory.take(most * dim), *value_panels = memory.take(most * dim);
-      gather(at<const T>(k, task, keys.first), k.row, memory.kept.data(), count, dim, 1.0f, key, pitch);
-      gather(at<const T>(v, task, keys.first), v.row, memory.kept.data(), count, dim, 1.0f, value, pitch);
-      transpose(key, count, dim, pitch, key_panels, blocks.panel);
-      transpose(value, count, dim, pitch, value_panels, blocks.panel);
-      const Keys packed{count, dim, pitch, key_panels, nullptr, value_panels, key};
-      float* key_gradient = memory.take(most * pitch);
-      float* value_gradient = value;  // not needed any more
+      const auto panels_of = [&](const E* rows) {
+        E* panels = memory.take<E>(most * width.depth);
+        transpose(rows, count, width.depth, width.row, panels, blocks.panel);
+        return panels;
+      };
+      E *key = memory.take<E>(most * width.row), *value = memory.take<E>(most * width.row);
+      gather(at<const T>(k, task, keys.first), k.row, memory.kept.data(), count, dim, 1.0f, key, width.row);
+      gather(at<const T>(v, task, keys.first), v.row, memory.kept.data(), count, dim, 1.0f, value, width.row);
+      const E *key_panels = panels_of(key), *value_panels = panels_of(value);
+      const E* key_stack = stack(key, count, dim, width.row, memory.take<E>(width.stack(most)), pitch);
+      const Keys<E> packed{count, width.depth, width.row, pitch, key_panels, nullptr, value_panels, key_stack};
+      float *key_gradient = memory.take(most * pitch), *value_gradient = memory.take(most * pitch);
       std::fill_n(key_gradient, count * pitch, 0.0f);
       std::fill_n(value_gradient, count * pitch, 0.0f);
 
-      float *query = memory.take(kQueries * pitch), *gradient = memory.take(kQueries * pitch);
-      float *query_gradient = memory.take(kQueries * pitch), *scores = memory.take(2 * kScores);
+      E *query = memory.take<E>(kQueries * width.row), *gradient = memory.take<E>(kQueries * width.row);
+      const int64_t size = width.stack(kQueries);
+      E *query_memory = memory.take<E>(size), *gradient_memory = memory.take<E>(size);
+      float *query_gradient = memory.take(kQueries * pitch), *scores = memory.take(3 * kScores);
       float *sum = memory.take(kQueries), *delta = memory.take(kQueries);
       for (int64_t i = 0; i < task.count; i += kQueries) {
         const int64_t rows = std::min(kQueries, task.count - i), first = queries.first + i;
-        gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, pitch);
-        gather(at<const T>(grad_out, task, first), grad_out.row, nullptr, rows, dim, 1.0f, gradient, pitch);
-        const float *logarithm = at(lse, task, first), *its_gradient = at(grad_lse, task, first);
+        const T* its_gradient = at<const T>(grad_out, task, first);
+        gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, width.row);
+        gather(its_gradient, grad_out.row, nullptr, rows, dim, 1.0f, gradient, width.row);
+        const float *logarithm = at(lse, task, first), *of_logarithm = at(grad_lse, task, first);
         for (int64_t r = 0; r < rows; ++r) {
           const bool none = logarithm[r] == -INFINITY;  // no key, no gradient, whatever comes in
           sum[r] = none ? INFINITY : logarithm[r];
-          delta[r] = dot(gradient + r * pitch, at<const T>(out, task, first + r), dim) - (none ? 0.0f : its_gradient[r]);
+          const float product = dot(its_gradient + r * grad_out.row, at<const T>(out, task, first + r), dim);
+          delta[r] = product - (none ? 0.0f : of_logarithm[r]);
         }
         if (count > 0) {
-          blocks.backward(packed, {rows, query, gradient, sum, delta}, query_gradient, key_gradient, value_gradient, scores);
+          const E* query_stack = stack(query, rows, dim, width.row, query_memory, pitch);
+          const E* gradient_stack = stack(gradient, rows, dim, width.row, gradient_memory, pitch);
+          const Queries<E> block{rows, query, problem.scale, gradient, query_stack, gradient_stack, sum, delta};
+          blocks.backward(packed, block, query_gradient, key_gradient, value_gradient, scores);
         } else {
           std::fill_n(query_gradient, rows * pitch, 0.0f);
         }
         const auto scale = [&](int64_t) { return problem.scale; };
         scatter(query_gradient, pitch, nullptr, rows, dim, scale, at<T>(grad_q, task, first), grad_q.row);
       }
-      const auto one = [](int64_t) { return 1.0f; };
       T *grad_key = at<T>(grad_k, task, keys.first), *grad_value = at<T>(grad_v, task, keys.first);
       for (int64_t j = 0; count < keys.count && j < keys.count; ++j) {
         std::fill_n(grad_key + j * grad_k.row, dim, store<T>(0.0f));
         std::fill_n(grad_value + j * grad_v.row, dim, store<T>(0.0f));
       }
-      scatter(key_gradient, pitch, memory.kept.data(), count, dim, one, grad_key, grad_k.row);
+      // Queries of numbers were scaled, those of pairs were not.
+      const auto key_factor = [&](int64_t) { return kNumbers<E> == 1 ? 1.0f : problem.scale; };
+      const auto one = [](int64_t) { return 1.0f; };
+      scatter(key_gradient, pitch, memory.kept.data(), count, dim, key_factor, grad_key, grad_k.row);
       scatter(value_gradient, pitch, memory.kept.data(), count, dim, one, grad_value, grad_v.row);
     });
   });

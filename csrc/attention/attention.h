@@ -37,7 +37,8 @@ struct Problem {
   float scale;
 };
 
-// Arithmetic is in float32 whatever the type. Rows at and beyond the last offset are neither read nor written, nor are
+// Arithmetic is in float32 whatever the type, but for products of bfloat16 with avx512_bf16: they have factors in bfloat16,
+// probabilities included, and sums in float32. Rows at and beyond the last offset are neither read nor written, nor are
 // masked keys read. A query without any key gives zeros and a log-sum-exp of -inf. Offsets that do not ascend from 0, or lead
 // beyond `length`, throw std::invalid_argument.
 //
@@ -47,7 +48,7 @@ struct Problem {
 void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse, int threads, InstructionSet set);
 
 // Gradients from those of out and of lse. Parallel over sequences and heads alone; memory for each thread: six times the
-// keys of one head of the longest sequence, and twice the scores.
+// keys of one head of the longest sequence, and three times the scores.
 void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows k, Rows v, Rows out, Sums lse, Rows grad_q,
               Rows grad_k, Rows grad_v, int threads, InstructionSet set);
 

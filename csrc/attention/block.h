@@ -1,8 +1,11 @@
 // Attention of one block of queries, once for each instruction set.
 //
-// Everything is float32, in memory that attention.cpp has packed. Rows of `pitch` elements, the head dimension rounded up
-// to kUnit; elements beyond the head dimension are zero. A panel is the transpose of `panel` successive rows: element d of
-// row j at [d * panel + j]; what fills the last panel is zero. No key is masked here: those that are have been dropped.
+// Sums are float32. What is multiplied are elements E: numbers in float32, or pairs of two successive numbers in bfloat16.
+// attention.cpp has packed it. Rows of `row` elements follow the head dimension, `depth` elements and then zeros. A
+// panel is the transpose of `panel` successive rows: element e of row j at [e * panel + j]; what fills the last panel is zero.
+// A stack is for sums over rows: float32 rows as they are, or in row n, element d the pair of elements d of rows 2 n and
+// 2 n + 1, zero beyond the last row. Its rows and those of sums are `pitch` apart, the head dimension rounded up to
+// kUnit, zeros beyond it. No key is masked here: those that are have been dropped.
 #pragma once
 
 #include <cstdint>
@@ -16,35 +19,53 @@ constexpr std::int64_t kKeys = 256;    // of which scores are held at a time, at
 constexpr std::int64_t kScorePitch = kKeys + kUnit;
 constexpr std::int64_t kScores = kQueries * kScorePitch;
 
-// The keys of one head of one sequence; at least one.
-struct Keys {
-  std::int64_t count, dim, pitch;
-  const float *key_panels, *value;           // forward and backward; forward only
-  const float *value_panels = nullptr, *key = nullptr;  // backward only
+// Two successive numbers in bfloat16, the first in the lower half.
+struct Pair {
+  std::uint32_t bits;
 };
 
-// One block of queries, times the scale, and what the backward knows of it.
+template <typename E>
+constexpr std::int64_t kNumbers = 1;  // in an element
+template <>
+inline constexpr std::int64_t kNumbers<Pair> = 2;
+
+// The keys of one head of one sequence; at least one.
+template <typename E>
+struct Keys {
+  std::int64_t count, depth, row, pitch;
+  const E *key_panels, *value;                          // forward and backward; a stack, forward only
+  const E *value_panels = nullptr, *key = nullptr;      // backward only; the latter a stack
+};
+
+// One block of queries, and what the backward knows of it. Numbers come times the scale; pairs do not, since it would be
+// rounded, but with it.
+template <typename E>
 struct Queries {
   std::int64_t count;
-  const float* query;
-  const float *grad_out = nullptr, *lse = nullptr;  // lse: +inf for a query without any key
-  const float* delta = nullptr;                     // rowsum(out * grad_out) - grad_lse
+  const E* query;                                            // rows
+  float scale = 1.0f;                                        // of pairs
+  const E *grad_out = nullptr;                               // rows
+  const E *query_stack = nullptr, *grad_out_stack = nullptr;
+  const float* lse = nullptr;                                // +inf for a query without any key
+  const float* delta = nullptr;                              // rowsum(out * grad_out) - grad_lse
 };
 
+template <typename E>
 struct Blocks {
   std::int64_t panel;
   // out[i] = sum over j of exp(s_ij - largest[i]) value[j], sum[i] = the same of 1; s the scores, largest their maximum.
   // `scores` has room for kScores.
-  void (*forward)(const Keys& keys, const Queries& queries, float* out, float* largest, float* sum, float* scores);
+  void (*forward)(const Keys<E>& keys, const Queries<E>& queries, float* out, float* largest, float* sum, float* scores);
   // grad_query[i] = sum over j of dS_ij key[j]; adds dS_ij query[i] to grad_key[j] and P_ij grad_out[i] to grad_value[j], with
-  // P = exp(s - lse) and dS = P (grad_out value^T - delta). `scores` has room for 2 kScores.
-  void (*backward)(const Keys& keys, const Queries& queries, float* grad_query, float* grad_key, float* grad_value,
+  // P = exp(s - lse) and dS = P (grad_out value^T - delta). `scores` has room for 3 kScores.
+  void (*backward)(const Keys<E>& keys, const Queries<E>& queries, float* grad_query, float* grad_key, float* grad_value,
                    float* scores);
 };
 
-extern const Blocks blocks_baseline;
+extern const Blocks<float> blocks_baseline;
 #if defined(__x86_64__)
-extern const Blocks blocks_avx2, blocks_avx512;
+extern const Blocks<float> blocks_avx2, blocks_avx512;
+extern const Blocks<Pair> blocks_avx512_bf16;
 #endif
 
 }  // namespace alit::attention

@@ -5,4 +5,4 @@ constexpr int kLanes = 8, kRows = 6, kVectors = 2;
 
 #include "block_loops.h"
 
-const alit::attention::Blocks alit::attention::blocks_avx2 = {kPanel, forward, backward};
+const alit::attention::Blocks<float> alit::attention::blocks_avx2 = {kPanel, forward, backward};

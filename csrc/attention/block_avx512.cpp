@@ -5,4 +5,4 @@ constexpr int kLanes = 16, kRows = 4, kVectors = 4;
 
 #include "block_loops.h"
 
-const alit::attention::Blocks alit::attention::blocks_avx512 = {kPanel, forward, backward};
+const alit::attention::Blocks<float> alit::attention::blocks_avx512 = {kPanel, forward, backward};

@@ -5,4 +5,4 @@ constexpr int kLanes = 4, kRows = 4, kVectors = 2;
 
 #include "block_loops.h"
 
-const alit::attention::Blocks alit::attention::blocks_baseline = {kPanel, forward, backward};
+const alit::attention::Blocks<float> alit::attention::blocks_baseline = {kPanel, forward, backward};

@@ -1,6 +1,6 @@
 // Body of block.h, included by one file for each instruction set, which defines kLanes (float32 in a vector), kRows and
 // kVectors: the products kRows rows by kVectors vectors at a time, whose sums, with kVectors vectors and a number, fill
-// the registers.
+// the registers. Where it defines ALIT_PAIRS, elements are pairs, and it has functions that make and multiply them.
 //
 // Everything here has internal linkage and no inline function of the standard library is called: one compiled for AVX-512
 // must not be the copy that the linker keeps for all. Sums over k are one chain of multiply-adds in the order of k: a
@@ -13,10 +13,8 @@
 
 namespace {
 
-using alit::attention::Keys;
 using alit::attention::kKeys;
 using alit::attention::kScorePitch;
-using alit::attention::Queries;
 using std::int64_t;
 
 typedef float F __attribute__((vector_size(kLanes * sizeof(float))));
@@ -24,24 +22,71 @@ typedef std::uint32_t I __attribute__((vector_size(kLanes * sizeof(float))));
 
 constexpr int64_t kPanel = kVectors * kLanes;
 
-inline F load(const float* p) {
-  F x;
+template <typename T>
+inline T read(const void* p) {
+  T x;
   __builtin_memcpy(&x, p, sizeof x);
   return x;
 }
 
-inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
+inline F load(const float* p) { return read<F>(p); }
+
+template <typename T>
+inline void store(float* p, T x) {
+  __builtin_memcpy(p, &x, sizeof x);
+}
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline int64_t vectors_for(int64_t count) { return (count + kLanes - 1) / kLanes; }
 
+#ifdef ALIT_PAIRS
+
+using Element = alit::attention::Pair;
+typedef I Elements;
+
+inline void multiply_add(F& sum, Element a, I x) { sum = pair_product(sum, a.bits, x); }
+
+// A row of numbers becomes one of pairs, in place.
+inline void pair_up(float* row, int64_t vectors) {
+  for (int64_t v = 0; v < vectors; v += 2) {
+    const F first = load(row + v * kLanes), second = v + 1 < vectors ? load(row + (v + 1) * kLanes) : F{};
+    store(row + v / 2 * kLanes, successive(first, second));
+  }
+}
+
+// Rows i and i + 1 of numbers, or row i alone, become row i / 2 of a stack.
+inline void stack_up(const float* rows, int64_t i, bool alone, int64_t vectors, float* stack) {
+  const float *a = rows + i * kScorePitch, *b = a + kScorePitch;
+  float* out = stack + i / 2 * kScorePitch;
+  for (int64_t v = 0; v < vectors * kLanes; v += kLanes) store(out + v, side_by_side(load(a + v), alone ? F{} : load(b + v)));
+}
+
+#else
+
+using Element = float;
+typedef F Elements;
+
+inline void multiply_add(F& sum, float a, F x) { sum += a * x; }
+
+#endif
+
+using Keys = alit::attention::Keys<Element>;
+using Queries = alit::attention::Queries<Element>;
+
+constexpr int64_t kNumbers = alit::attention::kNumbers<Element>;
+
+// Elements that hold so many numbers.
+inline int64_t elements(int64_t numbers) { return (numbers + kNumbers - 1) / kNumbers; }
+
 struct Matrix {
-  const float* data;
+  const void* data;  // elements
   int64_t pitch;
+
+  const Element* at(int64_t i) const { return static_cast<const Element*>(data) + i; }
 };
 
-// R rows by V vectors of C = A B, or C += A B where `add`. Transposed: element (r, k) of A is a.data[k * a.pitch + r].
+// R rows by V vectors of C = A B, or C += A B where `add`. Transposed: element (r, k) of A is at k * a.pitch + r.
 template <int R, int V, bool Transposed>
 inline void tile(Matrix a, Matrix b, float* c, int64_t pitch, int64_t depth, bool add) {
   F sum[R][V];
@@ -50,14 +95,14 @@ inline void tile(Matrix a, Matrix b, float* c, int64_t pitch, int64_t depth, boo
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[r][v] = add ? load(c + r * pitch + v * kLanes) : F{};
   for (int64_t k = 0; k < depth; ++k) {
-    F x[V];
+    Elements x[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) x[v] = load(b.data + k * b.pitch + v * kLanes);
+    for (int v = 0; v < V; ++v) x[v] = read<Elements>(b.at(k * b.pitch + v * kLanes));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const float factor = Transposed ? a.data[k * a.pitch + r] : a.data[r * a.pitch + k];
+      const Element factor = read<Element>(a.at(Transposed ? k * a.pitch + r : r * a.pitch + k));
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] += factor * x[v];
+      for (int v = 0; v < V; ++v) multiply_add(sum[r][v], factor, x[v]);
     }
   }
 #pragma GCC unroll 8
@@ -80,7 +125,7 @@ template <int V, bool Transposed>
 void columns(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t depth, bool add) {
   for (; rows >= kRows; rows -= kRows) {
     tile<kRows, V, Transposed>(a, b, c, pitch, depth, add);
-    a.data += kRows * (Transposed ? 1 : a.pitch);
+    a.data = a.at(kRows * (Transposed ? 1 : a.pitch));
     c += kRows * pitch;
   }
   last_rows<kRows - 1, V, Transposed>(a, b, c, pitch, rows, depth, add);
@@ -100,17 +145,18 @@ void few_columns(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int6
 template <bool Transposed>
 void multiply(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t vectors, int64_t depth, bool add) {
   for (int64_t v = 0; v < vectors; v += kVectors) {
-    few_columns<kVectors, Transposed>(a, {b.data + v * kLanes, b.pitch}, c + v * kLanes, pitch, rows,
+    few_columns<kVectors, Transposed>(a, {b.at(v * kLanes), b.pitch}, c + v * kLanes, pitch, rows,
                                       smaller(kVectors, vectors - v), depth, add);
   }
 }
 
-// C = A B^T for the rows of B from `first` on, which are given in panels; first is a multiple of kPanel.
-void multiply_panels(Matrix a, const float* panels, int64_t dim, int64_t first, int64_t count, float* c, int64_t rows) {
+// Scores of rows of A and the keys from `first` on, which are given in panels; first is a multiple of kPanel.
+void multiply_panels(const Element* a, const Keys& keys, const Element* panels, int64_t first, int64_t count, float* c,
+                     int64_t rows) {
   for (int64_t j = 0; j < count; j += kPanel) {
-    const float* panel = panels + (first + j) * dim;
-    few_columns<kVectors, false>(a, {panel, kPanel}, c + j, kScorePitch, rows, smaller(kVectors, vectors_for(count - j)),
-                                 dim, false);
+    const Element* panel = panels + (first + j) * keys.depth;
+    few_columns<kVectors, false>({a, keys.row}, {panel, kPanel}, c + j, kScorePitch, rows,
+                                 smaller(kVectors, vectors_for(count - j)), keys.depth, false);
   }
 }
 
@@ -126,12 +172,9 @@ inline F exponential(F x) {
   g = g * r + 0.16666578f;
   g = g * r + 0.5f;
   const F y = g * (r * r) + r + 1.0f;
-  I bits;
-  __builtin_memcpy(&bits, &t, sizeof bits);
+  I bits = read<I>(&t);
   bits = (bits + 127u) << 23;
-  F power;
-  __builtin_memcpy(&power, &bits, sizeof power);
-  return x < -86.6f ? F{} : y * power;
+  return x < -86.6f ? F{} : y * read<F>(&bits);
 }
 
 inline float largest_of(F x) {
@@ -150,9 +193,12 @@ void forward(const Keys& keys, const Queries& queries, float* out, float* larges
   const int64_t wide = vectors_for(keys.pitch);
   for (int64_t first = 0; first < keys.count; first += kKeys) {
     const int64_t count = smaller(kKeys, keys.count - first), vectors = vectors_for(count);
-    multiply_panels({queries.query, keys.pitch}, keys.key_panels, keys.dim, first, count, scores, queries.count);
+    multiply_panels(queries.query, keys, keys.key_panels, first, count, scores, queries.count);
     for (int64_t i = 0; i < queries.count; ++i) {
       float* row = scores + i * kScorePitch;
+#ifdef ALIT_PAIRS
+      for (int64_t v = 0; v < vectors; ++v) store(row + v * kLanes, load(row + v * kLanes) * queries.scale);
+#endif
       for (int64_t j = count; j < vectors * kLanes; ++j) row[j] = -__builtin_inff();
       F most = load(row);
       for (int64_t v = 1; v < vectors; ++v) {
@@ -179,35 +225,53 @@ void forward(const Keys& keys, const Queries& queries, float* out, float* larges
           store(p, load(p) * decay);
         }
       }
+#ifdef ALIT_PAIRS
+      pair_up(row, vectors);
+#endif
     }
-    multiply<false>({scores, kScorePitch}, {keys.value + first * keys.pitch, keys.pitch}, out, keys.pitch, queries.count,
-                    wide, count, first > 0);
+    multiply<false>({scores, kScorePitch}, {keys.value + first / kNumbers * keys.pitch, keys.pitch}, out, keys.pitch,
+                    queries.count, wide, elements(count), first > 0);
   }
 }
 
 void backward(const Keys& keys, const Queries& queries, float* grad_query, float* grad_key, float* grad_value,
               float* scores) {
-  const int64_t wide = vectors_for(keys.pitch), pitch = keys.pitch;
+  const int64_t wide = vectors_for(keys.pitch), pitch = keys.pitch, rows = queries.count;
   float* grad_scores = scores + alit::attention::kScores;
   for (int64_t first = 0; first < keys.count; first += kKeys) {
     const int64_t count = smaller(kKeys, keys.count - first), vectors = vectors_for(count);
-    multiply_panels({queries.query, pitch}, keys.key_panels, keys.dim, first, count, scores, queries.count);
-    multiply_panels({queries.grad_out, pitch}, keys.value_panels, keys.dim, first, count, grad_scores, queries.count);
-    for (int64_t i = 0; i < queries.count; ++i) {
+    multiply_panels(queries.query, keys, keys.key_panels, first, count, scores, rows);
+    multiply_panels(queries.grad_out, keys, keys.value_panels, first, count, grad_scores, rows);
+    const float* stack = grad_scores;
+    for (int64_t i = 0; i < rows; ++i) {
       float *s = scores + i * kScorePitch, *ds = grad_scores + i * kScorePitch;
       for (int64_t v = 0; v < vectors; ++v, s += kLanes, ds += kLanes) {
+#ifdef ALIT_PAIRS
+        const F p = exponential(load(s) * queries.scale - queries.lse[i]);
+#else
         const F p = exponential(load(s) - queries.lse[i]);
+#endif
         store(s, p);
         store(ds, p * (load(ds) - queries.delta[i]));
       }
     }
-    // What lies beyond the last key in a row of scores is arbitrary; no product reads it.
-    multiply<true>({scores, kScorePitch}, {queries.grad_out, pitch}, grad_value + first * pitch, pitch, count, wide,
-                   queries.count, true);
-    multiply<true>({grad_scores, kScorePitch}, {queries.query, pitch}, grad_key + first * pitch, pitch, count, wide,
-                   queries.count, true);
-    multiply<false>({grad_scores, kScorePitch}, {keys.key + first * pitch, pitch}, grad_query, pitch, queries.count, wide,
-                    count, first > 0);
+    // What lies beyond the last key in a row of scores is arbitrary; no product of numbers reads it.
+#ifdef ALIT_PAIRS
+    float* own = grad_scores + alit::attention::kScores;
+    for (int64_t i = 0; i < rows; ++i) grad_scores[i * kScorePitch + count] = 0.0f;
+    for (int64_t i = 0; i < rows; i += 2) {
+      stack_up(scores, i, i + 1 == rows, vectors, scores);
+      stack_up(grad_scores, i, i + 1 == rows, vectors, own);
+    }
+    for (int64_t i = 0; i < rows; ++i) pair_up(grad_scores + i * kScorePitch, vectors);
+    stack = own;
+#endif
+    multiply<true>({scores, kScorePitch}, {queries.grad_out_stack, pitch}, grad_value + first * pitch, pitch, count, wide,
+                   elements(rows), true);
+    multiply<true>({stack, kScorePitch}, {queries.query_stack, pitch}, grad_key + first * pitch, pitch, count, wide,
+                   elements(rows), true);
+    multiply<false>({grad_scores, kScorePitch}, {keys.key + first / kNumbers * pitch, pitch}, grad_query, pitch, rows, wide,
+                    elements(count), first > 0);
   }
 }
 

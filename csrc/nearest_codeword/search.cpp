@@ -23,7 +23,7 @@ constexpr std::int64_t kDoubtful = 4;
 
 const Scan& scan_for(InstructionSet set) {
 #if defined(__x86_64__)
-  if (set == InstructionSet::avx512) return scan_avx512;
+  if (set >= InstructionSet::avx512) return scan_avx512;
   if (set == InstructionSet::avx2) return scan_avx2;
 #endif
   (void)set;

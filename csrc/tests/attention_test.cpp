@@ -171,7 +171,7 @@ void check_case(const Case& c, Type type, double tolerance) {
       }
     }
   }
-  for (const InstructionSet set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+  for (const InstructionSet set : kInstructionSets) {
     if (set > best_instruction_set()) continue;
     const Result<T> one = x.run(1, set), three = x.run(3, set);
     check(one.lse, lse, 1e-5);

@@ -60,7 +60,7 @@ void test_case(Type type, std::int64_t rows, std::int64_t codes, std::int64_t di
   const Rows a{z.data(), type, rows, dim, dim}, b{codebook.data(), type, codes, dim, dim};
 
   std::vector<std::int64_t> index(rows);
-  for (const auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+  for (const auto set : kInstructionSets) {
     if (set > best_instruction_set()) continue;
     for (auto& value : index) value = -1;
     nearest_codeword(a, b, mask.get(), index.data(), 3, set);

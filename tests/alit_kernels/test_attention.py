@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alit_kernels import attention, attention_map, varlen_attention
+from alit_kernels._cpp import INSTRUCTION_SETS
 from alit_kernels._library import extension
 from alit_kernels.attention import configurations, issued_work
 from alit_kernels.attention.__main__ import table as issued_work_table
@@ -183,21 +184,22 @@ def test_exceptions_are_of_existing_cases() -> None:
         assert configurations.tile(*arguments) != launch
 
 
-@pytest.mark.parametrize("instruction_set", ("avx512", "avx2", "baseline"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("case", TEST_CASES)
 def test_every_instruction_set(
-    case: Case, instruction_set: str, monkeypatch: pytest.MonkeyPatch
+    case: Case, instruction_set: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = extension()
     if core is None:
         pytest.skip("the compiled extension is not installed")
-    sets = ("baseline", "avx2", "avx512")
-    if sets.index(instruction_set) > sets.index(core.build_info()["instruction_set"]):
+    best = core.build_info()["instruction_set"]
+    if INSTRUCTION_SETS.index(instruction_set) > INSTRUCTION_SETS.index(best):
         pytest.skip(f"this machine has no {instruction_set}")
     monkeypatch.setenv("ALIT_KERNELS_INSTRUCTION_SET", instruction_set)
     target = Target("cpp", "cpu")
-    check_forward(inputs(case, target), target, torch.float32)
-    check_gradients(inputs(case, target), target, torch.float32)
+    check_forward(inputs(case, target, dtype), target, dtype)
+    check_gradients(inputs(case, target, dtype), target, dtype)
 
 
 @everywhere

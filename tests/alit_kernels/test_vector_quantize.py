@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from alit_kernels import VectorQuantized, codebook_statistics, nearest_codeword, vector_quantize
+from alit_kernels._cpp import INSTRUCTION_SETS
 from alit_kernels._library import extension
 from alit_kernels.testing import assert_exact_nearest, assert_within_budget
 from alit_kernels.vector_quantize.cases import TEST_CASES, Case, make
@@ -99,16 +100,16 @@ def test_search_of_vectors_in_doubt(dim: int, target: Target) -> None:
     assert_exact_nearest(index, z, codebook)
 
 
-@pytest.mark.parametrize("instruction_set", ("avx512", "avx2", "baseline"))
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_search_with_every_instruction_set(
     instruction_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = extension()
     if core is None:
         pytest.skip("the compiled core is not installed (no C++ compiler at installation)")
-    sets = ("baseline", "avx2", "avx512")
+    best = core.build_info()["instruction_set"]
     monkeypatch.setenv("ALIT_KERNELS_INSTRUCTION_SET", instruction_set)
-    if sets.index(instruction_set) > sets.index(core.build_info()["instruction_set"]):
+    if INSTRUCTION_SETS.index(instruction_set) > INSTRUCTION_SETS.index(best):
         with pytest.raises(ValueError, match=f"instruction set {instruction_set}: this machine"):
             nearest_codeword(torch.ones(1, 1), torch.ones(1, 1), implementation="cpp")
         return
@@ -125,7 +126,9 @@ def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     if extension() is None:
         pytest.skip("the compiled core is not installed (no C++ compiler at installation)")
     monkeypatch.setenv("ALIT_KERNELS_INSTRUCTION_SET", "sse9")
-    with pytest.raises(ValueError, match="instruction set: expected avx512, avx2 or baseline"):
+    with pytest.raises(
+        ValueError, match="instruction set: expected avx512_bf16, avx512, avx2 or baseline"
+    ):
         nearest_codeword(torch.ones(1, 1), torch.ones(1, 1), implementation="cpp")
 
 
