@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 
@@ -154,10 +153,10 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(_fast_layout(pixel_unshuffle(x, self.stem), self.conv_in))
+        x = self.conv_in(pixel_unshuffle(x, self.stem))
         for level in self.down:
             x = level(x)
-        return self.conv_out(nn.functional.silu(self.norm_out(self.mid(x)))).contiguous()
+        return self.conv_out(nn.functional.silu(self.norm_out(self.mid(x))))
 
 
 class ConvDecoder(nn.Module):
@@ -192,16 +191,7 @@ class ConvDecoder(nn.Module):
         self.conv_out = nn.Conv2d(width, 3 * stem**2, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(_fast_layout(x, self.conv_in)))
+        x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        x = self.conv_out(nn.functional.silu(self.norm_out(x))).contiguous()
-        return pixel_shuffle(x, self.stem)
-
-
-def _fast_layout(x: Tensor, first: nn.Conv2d) -> Tensor:
-    """Channels last on a CPU, which all layers keep: faster, but slower where gradients are asked for."""
-    learns = torch.is_grad_enabled() and (x.requires_grad or first.weight.requires_grad)
-    if learns or not x.is_cpu:
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
+        return pixel_shuffle(self.conv_out(nn.functional.silu(self.norm_out(x))), self.stem)
