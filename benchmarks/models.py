@@ -9,10 +9,13 @@ from torch import Tensor
 
 from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
+from alit.training.stage1 import precision
 
 from .contest import DEVICE
 
 GPU = DEVICE == "cuda"
+#: Whether ``alit train`` would choose bfloat16 here.
+NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
 #: Tokens of each picture: 96 on average.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 160)
 ROUNDS = 9 if GPU else 3

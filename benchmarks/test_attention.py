@@ -1,6 +1,7 @@
 """Attention: sequences of one length (dense), and of mixed lengths (packed); forward, and forward with backward.
 
-float32 on the CPU, bfloat16 on a GPU, 8 heads of 64 channels, the lengths of the op's cases.
+float32 on the CPU (and bfloat16 where ``alit train`` would choose it), bfloat16 on a GPU; 8 heads of 64 channels, the
+lengths of the op's cases.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from alit_kernels.attention.cases import BENCHMARK_CASES
 
 from .attention_peers import CONTENDERS, Problem
 from .contest import DEVICE, Contest, Work
+from .models import NATIVE_BFLOAT16
 
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 #: Largest error over the largest value, where inputs and probabilities are rounded to the dtype.
-TOLERANCE = 2e-2 if DEVICE == "cuda" else 1e-4
+TOLERANCES = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 LENGTHS = tuple(case.lengths[0] for case in BENCHMARK_CASES)
 HEADS, HEAD_DIM = BENCHMARK_CASES[0].heads, BENCHMARK_CASES[0].head_dim
 SEQUENCES = 32 if DEVICE == "cuda" else 8
 MIXED = LENGTHS * (SEQUENCES // len(LENGTHS))
 
 
-def contest(lengths: tuple[int, ...], step: bool) -> Contest:
-    problem = Problem(lengths, HEADS, HEAD_DIM, DTYPE, step)
+def contest(lengths: tuple[int, ...], step: bool, dtype: torch.dtype = DTYPE) -> Contest:
+    problem = Problem(lengths, HEADS, HEAD_DIM, dtype, step)
     exact = [x.detach().float().requires_grad_() for x in (problem.q, problem.k, problem.v)]
     out = varlen_attention(
         *exact, problem.offsets, max_length=problem.longest, implementation="reference"
@@ -42,7 +44,7 @@ def contest(lengths: tuple[int, ...], step: bool) -> Contest:
         for result, right in zip(results, expected, strict=True):
             rows = (result[problem.inside] if result.ndim == 4 else result).float()
             error = float((rows - right).abs().max() / right.abs().max())
-            assert error < TOLERANCE, f"wrong by {error:.2g} of the largest value"
+            assert error < TOLERANCES[dtype], f"wrong by {error:.2g} of the largest value"
 
     scores = HEADS * sum(length**2 for length in lengths)
     # Two products forward; backward makes the scores again and four gradients.
@@ -81,4 +83,15 @@ def test_dense(step: bool, length: int, name: str, race: Callable, quick: bool) 
     race(
         f"attention {'step' if step else 'forward'} {len(lengths)} x {lengths[0]}",
         *(name, lambda: contest(lengths, step)),
+    )
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="all are in bfloat16 there")
+@pytest.mark.skipif(not NATIVE_BFLOAT16, reason="this processor multiplies no faster in bfloat16")
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_bfloat16(name: str, race: Callable, quick: bool) -> None:
+    lengths = (65,) * 2 if quick else LENGTHS[-1:] * SEQUENCES
+    race(
+        f"attention step bfloat16 {len(lengths)} x {lengths[0]}",
+        *(name, lambda: contest(lengths, True, torch.bfloat16)),
     )

@@ -21,15 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
-from alit.training.stage1 import compile_blocks, precision
+from alit.training.stage1 import compile_blocks
 
 from .baseline import CapturedStep, Step, eager_copy
 from .breakdown import breakdown
 from .contest import DEVICE, THREADS, Absent, Contest, Work
-from .models import GPU, ROUNDS, WARMUP, model, pictures
+from .models import GPU, NATIVE_BFLOAT16, ROUNDS, WARMUP, model, pictures
 from .timing import OtherLoad, peak_megabytes
 
-NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
 #: Loss and gradient norm.
 Result = tuple[Tensor, Tensor]
 CAPTURED = ("ours, captured", "ours, compiled and captured")
