@@ -10,6 +10,16 @@ from alit_kernels import attention
 from .interface import to_grid, to_rows
 
 
+def _silu(x: Tensor) -> Tensor:
+    """In place where nothing is learned: memory of this size costs more than the arithmetic."""
+    return nn.functional.silu(x, inplace=not x.requires_grad)
+
+
+def _sum(own: Tensor, other: Tensor) -> Tensor:
+    """In the memory of the first where nothing is learned."""
+    return own + other if own.requires_grad or other.requires_grad else own.add_(other)
+
+
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
@@ -32,11 +42,11 @@ class ResidualBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(outputs if plain else inputs, outputs, 1, bias=not plain)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(nn.functional.silu(self.norm1(x)))
-        h = self.conv2(nn.functional.silu(self.norm2(h)))
+        h = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(_silu(self.norm2(h)))
         if not hasattr(self, "nin_shortcut"):
-            return x + h
-        return self.nin_shortcut(h if self.plain else x) + h
+            return _sum(h, x)
+        return _sum(self.nin_shortcut(h if self.plain else x), h)
 
 
 class AttentionBlock(nn.Module):
@@ -52,7 +62,7 @@ class AttentionBlock(nn.Module):
         q, k, v = (to_rows(layer(normed))[:, :, None] for layer in (self.q, self.k, self.v))
         out = attention(q, k, v)
         assert isinstance(out, Tensor)
-        return x + self.proj_out(to_grid(out[:, :, 0], (x.shape[2], x.shape[3])))
+        return _sum(self.proj_out(to_grid(out[:, :, 0], (x.shape[2], x.shape[3]))), x)
 
 
 class Level(nn.Module):
@@ -156,7 +166,7 @@ class ConvEncoder(nn.Module):
         x = self.conv_in(pixel_unshuffle(x, self.stem))
         for level in self.down:
             x = level(x)
-        return self.conv_out(nn.functional.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(_silu(self.norm_out(self.mid(x))))
 
 
 class ConvDecoder(nn.Module):
@@ -194,4 +204,4 @@ class ConvDecoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for level in reversed(self.up):
             x = level(x)
-        return pixel_shuffle(self.conv_out(nn.functional.silu(self.norm_out(x))), self.stem)
+        return pixel_shuffle(self.conv_out(_silu(self.norm_out(x))), self.stem)
