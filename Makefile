@@ -60,7 +60,7 @@ sanitize: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json benchmarks/results/h200
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json benchmarks/results/cpu-avx2.json benchmarks/results/h200
 
 # On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter, OUT the folder of logs and results. Each
 # goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.

@@ -18,9 +18,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--compiled", action="store_true", help="torch.compile whole models on a CPU too"
     )
-    parser.addoption(
-        "--bfloat16", action="store_true", help="the training step in bfloat16 on a CPU too"
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,11 +48,6 @@ def quick(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(scope="session")
 def with_compiled(request: pytest.FixtureRequest) -> bool:
     return DEVICE == "cuda" or bool(request.config.getoption("--compiled"))
-
-
-@pytest.fixture(scope="session")
-def with_bfloat16(request: pytest.FixtureRequest) -> bool:
-    return DEVICE == "cuda" or bool(request.config.getoption("--bfloat16"))
 
 
 @pytest.fixture(scope="session")

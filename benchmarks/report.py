@@ -117,39 +117,46 @@ def _beside(row: Row, eager: Row | None, state: float) -> str:
 def write(runs: list[Run], folder: Path) -> str:
     """Plots and ``README.md`` in ``folder``; returns the section for the project's README."""
     folder.mkdir(parents=True, exist_ok=True)
-    pages, section = ["# Benchmark results\n"], []
+    pages = ["# Benchmark results\n"]
     for run in runs:
         pages.append(f"## {run.name}\n\n{described(run)}\n\n`{run.machine.get('command', '')}`\n")
         pages.append(
             "Ratios are of medians, contenders timed in turns; every result was verified first"
-            f" ([how](../../docs/benchmarks.md)).{_legend(run)}\n"
+            f" ([how](../../docs/benchmarks.md)).{_legend([run])}\n"
         )
         for kind, (title, plot) in PLOTS.items():
             file = f"{run.name}-{kind}.svg"
             if plot(run, folder / file):
                 pages.append(f"![{title}]({file})\n")
         pages += [training(run), table(run) + "\n"]
-        best: dict[str, tuple[str, float]] = {}
-        for group, contender, ratio in ratios(run):
-            best.setdefault(group, (contender, ratio))
-        lines = []
-        for group, (name, ratio) in best.items():
-            pair = [row for row in run.groups[group] if row.contender in ("ours", name)]
-            lines.append(f"| {group} | {name} | {ratio:.2f}{_mark(*pair)} |")
-        section.append(
-            f"{described(run)}{_legend(run)}\n\n"
-            "| case | fastest other | its time over ours |\n|---|---|--:|\n" + "\n".join(lines)
-        )
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
-    return "\n\n".join(section)
+    return summary(runs)
+
+
+def summary(runs: list[Run]) -> str:
+    """The fastest other contender of each case: its time over ours, a column for each run."""
+    cells: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for group, name, ratio in ratios(run):
+            if run.name not in cells.setdefault(group, {}):
+                pair = [row for row in run.groups[group] if row.contender in ("ours", name)]
+                cells[group][run.name] = f"{ratio:.2f}{_mark(*pair)} {name}"
+    names = [run.name for run in runs]
+    lines = [f"- **{run.name}**: {described(run)}" for run in runs]
+    lines += ["", f"The fastest other contender's time over ours.{_legend(runs)}", ""]
+    lines += [f"| case | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for group, found in cells.items():
+        lines.append(f"| {group} | " + " | ".join(found.get(name, "") for name in names) + " |")
+    return "\n".join(lines)
 
 
 def _mark(*rows: Row) -> str:
     return "".join(f" {mark}" for mark, (_, has) in MARKS.items() if any(map(has, rows)))
 
 
-def _legend(run: Run) -> str:
-    used = ((mark, meaning) for mark, (meaning, has) in MARKS.items() if any(map(has, run.rows)))
+def _legend(runs: list[Run]) -> str:
+    rows = [row for run in runs for row in run.rows]
+    used = ((mark, meaning) for mark, (meaning, has) in MARKS.items() if any(map(has, rows)))
     return "".join(f" {mark}: {meaning}." for mark, meaning in used)
 
 

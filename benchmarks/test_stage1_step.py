@@ -184,10 +184,8 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
     [pytest.param(x, name, id=f"{x.id}-{name}") for x in STEPS for name in x.contenders],
 )
 def test_stage1_step(
-    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool, with_bfloat16: bool
+    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool
 ) -> None:
-    if case.half and not with_bfloat16:
-        pytest.skip("two more minutes on the CPU; --bfloat16 runs it")
     race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS, WARMUP)
 
 

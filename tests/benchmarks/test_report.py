@@ -61,7 +61,7 @@ def test_report(run: Run, tmp_path: Path) -> None:
     for plot in ("ratios", "roofline", "tokens", "breakdown"):
         assert f"(cpu-{plot}.svg)" in text
         assert "<svg" in (tmp_path / "out" / f"cpu-{plot}.svg").read_text()
-    assert "| op 8 | peer | 0.50 |" in section and r"| op 16 | peer | 1.50 \* † |" in section
+    assert "| op 8 | 0.50 peer |" in section and r"| op 16 | 1.50 \* † peer |" in section
 
 
 def test_the_same_results_give_the_same_files(run: Run, tmp_path: Path) -> None:
@@ -92,6 +92,14 @@ def test_step_without_the_eager_one(run: Run, tmp_path: Path) -> None:
     write([Run("alone", run.machine, alone)], tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| step | ours | 4 |  | 2% | 12 | 112 | base 0.1," in text
+
+
+def test_summary_of_several_runs(run: Run, tmp_path: Path) -> None:
+    other = Run("gpu", run.machine, [row for row in run.rows if row.group == "op 8"])
+    section = write([run, other], tmp_path / "out")
+    assert "| case | cpu | gpu |" in section
+    assert "| op 8 | 0.50 peer | 0.50 peer |" in section
+    assert "| step | 2.00 eager baseline |  |" in section
 
 
 def test_nothing_to_plot(run: Run, tmp_path: Path) -> None:
