@@ -17,13 +17,14 @@ inline const char* name(InstructionSet set) {
   return names[static_cast<int>(set)];
 }
 
-// The best this machine has.
+// The best that this machine and the compiler have.
 inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) {
-    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::avx512_bf16 : InstructionSet::avx512;
-  }
+#ifdef ALIT_AVX512_BF16
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16")) return InstructionSet::avx512_bf16;
+#endif
+  if (__builtin_cpu_supports("avx512f")) return InstructionSet::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
 #endif
   return InstructionSet::baseline;

@@ -35,7 +35,7 @@ const Blocks<float>& blocks_of(float, InstructionSet set) {
 // Calls body(T{}, E{}, blocks) with the C++ type of the rows, the elements that are multiplied, and who multiplies them.
 template <typename Body>
 void dispatch(Type type, InstructionSet set, const Body& body) {
-#if defined(__x86_64__)
+#ifdef ALIT_AVX512_BF16
   if (type == Type::bfloat16 && set == InstructionSet::avx512_bf16) return body(bfloat16{}, Pair{}, blocks_avx512_bf16);
 #endif
   alit::dispatch(type, [&](auto element) { body(element, 0.0f, blocks_of(0.0f, set)); });

@@ -65,6 +65,8 @@ struct Blocks {
 extern const Blocks<float> blocks_baseline;
 #if defined(__x86_64__)
 extern const Blocks<float> blocks_avx2, blocks_avx512;
+#endif
+#ifdef ALIT_AVX512_BF16
 extern const Blocks<Pair> blocks_avx512_bf16;
 #endif
 
