@@ -23,7 +23,14 @@ from alit.training.config import TrainingConfig
 from alit.training.cuda_graph import GradientGraph
 from alit.training.optimisation import Optimiser
 from alit_kernels import VectorQuantized
-from alit_kernels.nn import SelfAttention, VectorQuantizer
+from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
+
+
+def plain(layer: nn.Linear) -> nn.Linear:
+    """torch's own layer with the parameters of one of ours."""
+    own = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    own.weight, own.bias = layer.weight, layer.bias
+    return own
 
 
 class EagerAttention(nn.Module):
@@ -33,7 +40,7 @@ class EagerAttention(nn.Module):
         super().__init__()
         self.heads = other.heads
         self.in_proj_weight, self.in_proj_bias = other.in_proj_weight, other.in_proj_bias
-        self.out_proj = other.out_proj
+        self.out_proj = plain(other.out_proj)
 
     def forward(
         self,
@@ -55,9 +62,7 @@ class EagerMLP(nn.Module):
 
     def __init__(self, other: MLP) -> None:
         super().__init__()
-        self.c_fc, self.gelu = other.c_fc, nn.GELU()
-        self.c_proj = nn.Linear(other.c_proj.in_features, other.c_proj.out_features, device="meta")
-        self.c_proj.weight, self.c_proj.bias = other.c_proj.weight, other.c_proj.bias
+        self.c_fc, self.gelu, self.c_proj = plain(other.c_fc), nn.GELU(), plain(other.c_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.gelu(self.c_fc(x)))
@@ -100,11 +105,13 @@ def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
         SelfAttention: EagerAttention,
         MLP: EagerMLP,
         VectorQuantizer: EagerQuantizer,
+        Linear: plain,
     }
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) in eager:
                 setattr(parent, name, eager[type(child)](child))
+    assert not any(isinstance(x, (Linear, GELULinear)) for x in model.modules())
     base: Any = model.base_tokenizer
     decoder: Any = model.decoder
 

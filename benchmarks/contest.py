@@ -20,7 +20,7 @@ import torch
 from alit.files import replacing
 from alit_kernels.nn.linear import linear
 
-from .timing import Clock, OtherLoad, clock, machine, peak_megabytes, samples_in_turns
+from .timing import OtherLoad, clock, machine, peak_megabytes, samples_in_turns
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of torch, on the CPU.
@@ -72,7 +72,7 @@ class Contest:
     inspect: Callable[[str, Callable[[], Any]], Mapping[str, Any]] = lambda name, call: {}
     calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
-    clocks: dict[str, Clock] = field(default_factory=dict)
+    clock_kinds: dict[str, str] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     other_load: OtherLoad = field(default_factory=OtherLoad)
 
@@ -95,8 +95,9 @@ class Contest:
                 self.calls[name] = call
         with self.other_load:
             limit = SECONDS if DEVICE == "cpu" else math.inf
-            self.clocks = {name: clock(call) for name, call in self.calls.items()}
-            self.samples = samples_in_turns(self.clocks, rounds=rounds, warmup=warmup, limit=limit)
+            clocks = {name: clock(call) for name, call in self.calls.items()}
+            self.samples = samples_in_turns(clocks, rounds=rounds, warmup=warmup, limit=limit)
+            self.clock_kinds = {name: own.kind for name, own in clocks.items()}
 
     def info(self, name: str) -> dict[str, Any]:
         """What the report needs beside the times."""
@@ -109,7 +110,7 @@ class Contest:
         found = self.inspect(name, self.calls[name])
         return {
             "contender": name,
-            "clock": self.clocks[name].kind,
+            "clock": self.clock_kinds[name],
             "bytes": self.work.bytes,
             "flops": self.work.flops,
             **rates,

@@ -22,7 +22,8 @@ inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #ifdef ALIT_AVX512_BF16
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16")) return InstructionSet::avx512_bf16;
+  // Compilers take AVX512-BF16 to bring AVX512-BW.
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw")) return InstructionSet::avx512_bf16;
 #endif
   if (__builtin_cpu_supports("avx512f")) return InstructionSet::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;

@@ -11,13 +11,16 @@ from .interface import to_grid, to_rows
 
 
 def _silu(x: Tensor) -> Tensor:
-    """In place where nothing is learned: memory of this size costs more than the arithmetic."""
+    """In place where nothing is learned: memory of this size costs more than the arithmetic. Who hooks into the layer
+    before sees that.
+    """
     return nn.functional.silu(x, inplace=not x.requires_grad)
 
 
 def _sum(own: Tensor, other: Tensor) -> Tensor:
-    """In the memory of the first where nothing is learned."""
-    return own + other if own.requires_grad or other.requires_grad else own.add_(other)
+    """Likewise, in the memory of the first."""
+    learns = own.requires_grad or other.requires_grad
+    return own + other if learns or own.dtype != other.dtype else own.add_(other)
 
 
 def norm(channels: int) -> nn.GroupNorm:

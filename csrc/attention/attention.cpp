@@ -23,7 +23,7 @@ namespace {
 
 using std::int64_t;
 
-const Blocks<float>& blocks_of(float, InstructionSet set) {
+const Blocks<float>& number_blocks(InstructionSet set) {
 #if defined(__x86_64__)
   if (set >= InstructionSet::avx512) return blocks_avx512;
   if (set == InstructionSet::avx2) return blocks_avx2;
@@ -38,7 +38,7 @@ void dispatch(Type type, InstructionSet set, const Body& body) {
 #ifdef ALIT_AVX512_BF16
   if (type == Type::bfloat16 && set == InstructionSet::avx512_bf16) return body(bfloat16{}, Pair{}, blocks_avx512_bf16);
 #endif
-  alit::dispatch(type, [&](auto element) { body(element, 0.0f, blocks_of(0.0f, set)); });
+  alit::dispatch(type, [&](auto element) { body(element, 0.0f, number_blocks(set)); });
 }
 
 int64_t rounded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }

@@ -38,7 +38,7 @@ struct Problem {
 };
 
 // Arithmetic is in float32 whatever the type, but for products of bfloat16 with avx512_bf16: they have factors in bfloat16,
-// probabilities included, and sums in float32. Rows at and beyond the last offset are neither read nor written, nor are
+// probabilities included, and sums in float32; subnormal numbers count as zero there. Rows at and beyond the last offset are neither read nor written, nor are
 // masked keys read. A query without any key gives zeros and a log-sum-exp of -inf. Offsets that do not ascend from 0, or lead
 // beyond `length`, throw std::invalid_argument.
 //

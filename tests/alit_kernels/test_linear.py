@@ -18,6 +18,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "oneDNN" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
     monkeypatch.setattr(module, "onednn_is_faster", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(module, "LEAST", 1)
     return str(request.param)
 
 
@@ -125,34 +126,98 @@ def test_what_looks_sees_a_linear_layer_of_torch(
     monkeypatch: pytest.MonkeyPatch, products: list[int]
 ) -> None:
     monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
-    layer, x = Linear(8, 3), torch.randn(5, 8)
+    monkeypatch.setattr(module, "LEAST", 2**16)
+    layer, x = Linear(256, 32), torch.randn(8, 256)
     with FlopCounterMode(display=False) as counter:
         layer(x)
-    assert counter.get_total_flops() == 2 * 5 * 8 * 3
+    assert counter.get_total_flops() == 2 * 8 * 256 * 32
     torch.func.vmap(lambda row: linear(row, layer.weight, layer.bias))(x)
     torch.func.jvp(layer, (x,), (x,))
     torch.func.jacrev(layer)(x)
     with torch.autograd.forward_ad.dual_level():
         layer(torch.autograd.forward_ad.make_dual(x, x))
     with torch.device("meta"):
-        assert Linear(8, 3)(torch.empty(5, 8)).shape == (5, 3)
+        assert Linear(256, 32)(torch.empty(8, 256)).shape == (8, 32)
     torch.compile(layer, fullgraph=True, backend="eager")(x)
     layer.double()(x.double())
     with torch.backends.mkldnn.flags(enabled=False):
         layer.float()(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x)
-    assert not products
+    layer(x[:7])
+    assert not products, "few multiply-adds"
     if torch.backends.mkldnn.is_available():
         layer(x)
         assert products
 
 
-def test_a_second_derivative_is_refused(library: str) -> None:
-    x = torch.randn(3, 8, requires_grad=True)
-    (grad,) = torch.autograd.grad(GELULinear(8, 3)(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("kind", (Linear, GELULinear))
+def test_second_derivatives(kind: type[nn.Linear], library: str, products: list[int]) -> None:
+    """Of a sum, whose gradient does not depend on the result, and of squares."""
+    layer, before = kind(8, 4), gelu if kind is GELULinear else nn.Identity()
+    own = [layer.weight, layer.bias]
+    for power in (1, 2):
+        results = []
+        for function in (layer, lambda x: torch.nn.functional.linear(before(x), *own)):
+            x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            (grad,) = torch.autograd.grad(function(x).pow(power).sum(), x, create_graph=True)
+            leaves = [x, layer.weight] if grad.requires_grad else []
+            second = torch.autograd.grad(grad.square().sum(), leaves, allow_unused=True)
+            results.append([torch.zeros_like(x) if g is None else g for g in second])
+        assert len(results[0]) == 2
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected)
+    assert bool(products) == (library == "oneDNN")
+
+
+@pytest.mark.parametrize("weight", ("whole", "every second", "transposed", "part"))
+@pytest.mark.parametrize(
+    "bias", ("whole", "expanded", "every second", "unaligned", "of one", "of rows", "number")
+)
+def test_parameters_of_any_layout(weight: str, bias: str, library: str) -> None:
+    """And biases that broadcast, which torch takes."""
+    w = {
+        "whole": torch.randn(6, 8),
+        "every second": torch.randn(6, 16)[:, ::2],
+        "transposed": torch.randn(8, 6).t(),
+        "part": torch.randn(18, 8)[6:12],
+    }[weight]
+    b = {
+        "whole": torch.randn(6),
+        "expanded": torch.randn(1).expand(6),
+        "every second": torch.randn(12)[::2],
+        "unaligned": torch.randn(7)[1:],
+        "of one": torch.randn(1),
+        "of rows": torch.randn(5, 6),
+        "number": torch.randn(()),
+    }[bias]
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(linear(x, w, b), torch.nn.functional.linear(x, w, b))
+
+
+@pytest.mark.parametrize("frozen", ("weight", "x"))
+def test_what_no_gradient_needs_is_not_kept(frozen: str, library: str) -> None:
+    """It may be changed before the backward."""
+    layer, x = Linear(8, 4), torch.randn(3, 8)
+    (layer.weight if frozen == "weight" else x).requires_grad_(False)
+    h = x.requires_grad_(frozen != "x") * 1
+    out = layer(h)
+    with torch.no_grad():
+        (h if frozen == "weight" else layer.weight).add_(1)
+    out.sum().backward()
+
+
+def test_layouts_other_than_strided(library: str, products: list[int]) -> None:
+    """What torch makes of them is left to torch."""
+    layer, x = Linear(8, 4, bias=False), torch.randn(3, 8)
+    with torch.no_grad():
+        expected = layer(x)
+        products.clear()
+        sparse = linear(x.to_sparse_csr(), layer.weight)
+    torch.testing.assert_close(
+        sparse.to_dense() if sparse.layout != torch.strided else sparse, expected
+    )
+    assert not products
 
 
 def test_a_wrong_width_is_refused(library: str) -> None:
@@ -170,6 +235,6 @@ def test_the_choice_is_made_by_the_processor(monkeypatch: pytest.MonkeyPatch) ->
         ({}, False),
     ):
         onednn_is_faster.cache_clear()
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
         assert onednn_is_faster() is expected
     onednn_is_faster.cache_clear()
