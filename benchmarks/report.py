@@ -100,8 +100,8 @@ def training(run: Run) -> str:
     )
     note = (
         "\n\nUtilisation: operations of the eager step, counted, over time and the measured matrix-product ceiling."
-        " The parts come from one further step with a stopwatch in it, and are left out"
-        " where it was disturbed.\n"
+        " The parts are those of one step with a stopwatch in it, and are left out where it was"
+        " disturbed.\n"
     )
     return head + "\n".join(lines) + note
 

@@ -1,8 +1,9 @@
 """Attention in C++ (csrc/attention): one pass forward, one backward, parallel over sequences and heads.
 
 Deterministic whatever is asked for, and whatever the thread count. Half-precision inputs are converted to float32; the
-scores and probabilities between the products are never rounded to less. Where the processor
-multiplies bfloat16 (AVX512-BF16), products of such inputs do, probabilities and their gradients rounded, as on a GPU.
+scores and probabilities between the products are never rounded to less. One exception: where the processor multiplies
+bfloat16 (AVX512-BF16), such inputs do not become float32, and probabilities and their gradients are rounded to it, as on
+a GPU.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../parallel.h"
@@ -259,11 +260,10 @@ int64_t longest(const Problem& problem, const Side& side) {
   return result;
 }
 
-}  // namespace
-
 // Rows of one head that are multiplied: elements of each, and between them.
 template <typename E>
 struct Width {
+  using Element = E;
   explicit Width(int64_t dim)
       : depth(rounded(dim, kNumbers<E>) / kNumbers<E>), row(rounded(depth, kUnit)), pitch(rounded(dim, kUnit)) {}
   // Of a stack of so many rows, an even number, beside the rows.
@@ -271,15 +271,25 @@ struct Width {
   int64_t depth, row, pitch;
 };
 
-void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse, int threads, InstructionSet set) {
+// Checks the problem; calls body(T{}, blocks, width, most) with the C++ type of the rows, who multiplies them, their
+// width, and room for the keys of the longest sequence.
+template <typename Body>
+void prepared(const Problem& problem, InstructionSet set, const Body& body) {
   check(problem.queries, problem.sequences, "offsets");
   check(problem.keys, problem.sequences, "key_offsets");
-  const int64_t dim = problem.dim, most = rounded(longest(problem, problem.keys), kKeys);
+  const int64_t most = rounded(longest(problem, problem.keys), kKeys);
   dispatch(problem.type, set, [&](auto number, auto element, const auto& blocks) {
+    body(number, blocks, Width<decltype(element)>(problem.dim), most);
+  });
+}
+
+}  // namespace
+
+void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse, int threads, InstructionSet set) {
+  prepared(problem, set, [&](auto number, const auto& blocks, const auto& width, int64_t most) {
     using T = decltype(number);
-    using E = decltype(element);
-    const Width<E> width(dim);
-    const int64_t pitch = width.pitch;
+    using E = typename std::decay_t<decltype(width)>::Element;
+    const int64_t dim = problem.dim, pitch = width.pitch;
     const int64_t for_keys = most * (2 * width.row + width.depth) + width.stack(most);
     const int64_t workspace = for_keys + kQueries * (width.row + pitch + 2) + kScores + 8 * kUnit;
     run(tasks_of(problem, true, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
@@ -321,14 +331,10 @@ void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse,
 
 void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows k, Rows v, Rows out, Sums lse, Rows grad_q,
               Rows grad_k, Rows grad_v, int threads, InstructionSet set) {
-  check(problem.queries, problem.sequences, "offsets");
-  check(problem.keys, problem.sequences, "key_offsets");
-  const int64_t dim = problem.dim, most = rounded(longest(problem, problem.keys), kKeys);
-  dispatch(problem.type, set, [&](auto number, auto element, const auto& blocks) {
+  prepared(problem, set, [&](auto number, const auto& blocks, const auto& width, int64_t most) {
     using T = decltype(number);
-    using E = decltype(element);
-    const Width<E> width(dim);
-    const int64_t pitch = width.pitch;
+    using E = typename std::decay_t<decltype(width)>::Element;
+    const int64_t dim = problem.dim, pitch = width.pitch;
     const int64_t for_keys = most * 2 * (width.row + width.depth + pitch) + width.stack(most);
     const int64_t for_queries = kQueries * (2 * width.row + pitch + 2) + 2 * width.stack(kQueries);
     const int64_t workspace = for_keys + for_queries + 3 * kScores + 16 * kUnit;
