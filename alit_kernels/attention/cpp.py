@@ -2,8 +2,8 @@
 
 Deterministic whatever is asked for, and whatever the thread count. Half-precision inputs are converted to float32; the
 scores and probabilities between the products are never rounded to less. One exception: where the processor multiplies
-bfloat16 (AVX512-BF16), such inputs do not become float32, and probabilities and their gradients are rounded to it, as on
-a GPU.
+bfloat16 (AVX512-BF16), such inputs stay as they are, and probabilities and their gradients are rounded to bfloat16, as
+on a GPU.
 """
 
 from __future__ import annotations

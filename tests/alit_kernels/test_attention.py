@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from alit_kernels import attention, attention_map, varlen_attention
 from alit_kernels._cpp import INSTRUCTION_SETS
@@ -504,7 +505,7 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
 def test_compiles_without_graph_break(target: Target) -> None:
     """With changing offsets, and without compiling again for them."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     x = inputs(Case((3, 0, 5), 2, 16, spare=1), target)
 
     def run(q: Tensor, offsets: Tensor) -> Tensor:

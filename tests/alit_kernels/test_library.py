@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -262,7 +263,7 @@ def test_compiles_without_graph_break(name: str) -> None:
 
 def test_no_recompilation_on_lengths() -> None:
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
 
     @torch.compile(fullgraph=True, backend=counter)
     def run(x: Tensor, offsets: Tensor) -> Tensor:
