@@ -87,10 +87,10 @@ def _forward(
     key_mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = _unit_stride(q, k, v)
-    problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
     *batch, rows, heads, _ = q.shape
     out, lse = empty_rows(q), q.new_empty((*batch, heads, rows), dtype=torch.float32)
+    q, k, v = _unit_stride(q, k, v)
+    problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
     core().attention(
         *(problem, _rows(q), _rows(k), _rows(v), _rows(out), _sums(lse)),
         *(threads(), instruction_set()),
@@ -111,10 +111,10 @@ def _backward(
     key_mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grads = empty_rows(q), empty_rows(k), empty_rows(k)
     grad_out, q, k, v, out = _unit_stride(grad_out, q, k, v, out)
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
     problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
-    grads = empty_rows(q), empty_rows(k), empty_rows(k)
     core().attention_backward(
         *(problem, _rows(grad_out), _sums(grad_lse), _rows(q), _rows(k), _rows(v), _rows(out)),
         *(_sums(lse), *map(_rows, grads), threads(), instruction_set()),

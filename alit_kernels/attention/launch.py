@@ -17,10 +17,7 @@ from torch import Tensor
 from .._triton import cdiv, device_of
 from . import kernels
 from .configurations import Tile, fuses, map_tile, padded, tile
-from .layout import empty_rows
-
-#: Row pitch, in elements, up to which offsets within a tile fit 32 bits.
-MAX_PITCH = 1 << 24
+from .layout import MAX_PITCH, empty_rows
 
 
 def attention(
@@ -118,8 +115,8 @@ def _forward(
     key_mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = _rows(q), _rows(k), _rows(v)
     out, lse = empty_rows(q), _empty_sums(q)
+    q, k, v = _rows(q), _rows(k), _rows(v)
     q, _, scale = _with_positive_scale(q, scale)
     launch = _tile("forward", q, key_mask)
     _launch(
@@ -148,9 +145,9 @@ def _backward(
     key_mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
-    grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
     q, sign, scale = _with_positive_scale(q, scale)
     delta, mask = torch.empty_like(lse), _bytes(key_mask)
     both, scales = _both(offsets, key_offsets), _scales(scale)

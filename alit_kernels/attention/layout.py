@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+#: Row pitch, in elements, below which the Triton kernels' offsets within a tile fit 32 bits.
+MAX_PITCH = 1 << 24
+
 
 def empty_rows(like: Tensor) -> Tensor:
     """Uninitialised, of shape and dtype of ``like``: (T, H, D) contiguous, or (B, N, H, D) contiguous.
 
-    Where the batch runs faster than the rows (a view of sequence-first memory), so does the result's.
+    Where the batch runs faster than the rows (a view of sequence-first memory), so does the result's. ``like`` has to be
+    the input as it was given, not a copy of it: ``torch.compile`` relies on the strides that follow from it.
     """
     if sequence_first(like):
         batch, rows, *rest = like.shape
@@ -17,4 +21,8 @@ def empty_rows(like: Tensor) -> Tensor:
 
 
 def sequence_first(x: Tensor) -> bool:
-    return x.ndim == 4 and x.stride(0) < x.stride(1)
+    """Whether (B, N, H, D) is a view of memory that goes (N, B, H, D), its rows less than ``MAX_PITCH`` apart."""
+    if x.ndim != 4 or x.stride(0) >= x.stride(1):
+        return False
+    batch, _, heads, width = x.shape
+    return batch * heads * width < MAX_PITCH

@@ -494,11 +494,18 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
         (*leaves, x.offsets, None, 6, 6, None, 0.3, True, target.implementation),
     )
     q, k, v = dense(target, 2, 4, 2, 16)
-    sequence_first = q.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    torch.library.opcheck(
-        torch.ops.alit_kernels.attention.default,
-        (sequence_first, k, v, None, 0.3, target.implementation),
-    )
+    for order in ((1, 0, 2, 3), (1, 0, 3, 2)):  # sequence-first, the second with another last dimension
+        layout = q.detach().permute(order).contiguous().permute(order).requires_grad_()
+        torch.library.opcheck(
+            torch.ops.alit_kernels.attention.default,
+            (layout, k, v, None, 0.3, target.implementation),
+        )
+
+
+def test_rows_too_far_apart_for_sequence_first_results() -> None:
+    wide = torch.empty(3, 1 << 14, 16, 64, device="meta").transpose(0, 1)
+    assert attention(wide, wide, wide).is_contiguous()
+    assert attention(wide[1:], wide[1:], wide[1:]).transpose(0, 1).is_contiguous()
 
 
 @everywhere
