@@ -11,8 +11,8 @@ MAX_PITCH = 1 << 24
 def empty_rows(like: Tensor) -> Tensor:
     """Uninitialised, of shape and dtype of ``like``: (T, H, D) contiguous, or (B, N, H, D) contiguous.
 
-    Where the batch runs faster than the rows (a view of sequence-first memory), so does the result's. ``like`` has to be
-    the input as it was given, not a copy of it: ``torch.compile`` relies on the strides that follow from it.
+    Where the batch runs faster than the rows (a view of sequence-first memory), so does the result's. ``like`` has to
+    be the input as it was given, not a copy of it: ``torch.compile`` relies on the strides that follow from it.
     """
     if sequence_first(like):
         batch, rows, *rest = like.shape

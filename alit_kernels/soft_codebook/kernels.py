@@ -61,6 +61,14 @@ def _exp_from(b_x, b_max):
     return tl.exp(b_x - tl.where(b_max == float("-inf"), 0.0, b_max)[:, None])
 
 
+@triton.jit
+def _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes):
+    """Logits of the true codes; NaN where there is no such code."""
+    m_target = m_row & (o_target >= 0) & (o_target < codes)
+    b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_target, other=float("nan"))
+    return b_true.to(tl.float32)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _forward(
     p_logits,
@@ -110,8 +118,8 @@ def _forward(
     tl.store(p_normaliser + rows + o_row, b_sum, mask=m_row)
     if TARGET:
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
-        b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_row, other=0.0)
-        b_nll = tl.log(b_sum) - (b_true.to(tl.float32) - b_max)
+        b_true = _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes)
+        b_nll = tl.log(b_sum) - (b_true - b_max)
         tl.store(p_nll + o_row, b_nll, mask=m_row)
         tl.store(p_p_target + o_row, tl.exp(-b_nll), mask=m_row)
 
@@ -170,10 +178,9 @@ def _grad_logits(
     b_weight = tl.zeros([BM], tl.float32)
     if TARGET:
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
-        b_true = tl.load(p_logits + o_row * logits_pitch + o_target, mask=m_row, other=0.0)
+        b_true = _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes)
         b_weight = tl.load(p_grad_nll + o_row, mask=m_row, other=0.0)
-        b_true = b_true.to(tl.float32)[:, None]
-        b_p_target = tl.sum(_p(b_true, p_normaliser, o_row, m_row, rows), 1)
+        b_p_target = tl.sum(_p(b_true[:, None], p_normaliser, o_row, m_row, rows), 1)
         b_weight -= b_p_target * tl.load(p_grad_p_target + o_row, mask=m_row, other=0.0)
         b_shift -= b_weight
     for start in range(0, codes, BV):

@@ -29,7 +29,8 @@ def soft_codebook(
     Args:
         logits: (N, V) float32, bfloat16 or float16 (float64 in the reference).
         codebook: (V, C), dtype of ``logits``; under autocast any floating dtype, and ``code`` takes that dtype.
-        target: (N,) int64, the true code of each row, in 0..V - 1.
+        target: (N,) int64, the true code of each row, in 0..V - 1. On a GPU, where values are not looked at, another
+            one gives NaN.
 
     Returns:
         :class:`SoftCode` with ``code = softmax(logits) @ codebook`` in the dtype of ``codebook``,

@@ -339,6 +339,17 @@ def test_no_key_gives_zeros(target: Target) -> None:
     assert not q.grad.any() and not k.grad.any() and not v.grad.any()
 
 
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_offsets_that_begin_late(target: Target) -> None:
+    """Wrong, but nobody looks at them on a GPU: nothing outside is read, and the sequences are as they should be."""
+    launch = pytest.importorskip("alit_kernels.attention.launch")
+    q = torch.randn(150, 1, 16, device=target.device)
+    memory = torch.tensor([-(10**6), 100, 150], dtype=torch.int32, device=target.device)
+    out, _ = launch.varlen_attention(q, q, q, memory[1:], None, 50, 50, None, 0.25, True)
+    expected = attention(q[None, 100:], q[None, 100:], q[None, 100:])
+    torch.testing.assert_close(out[None, 100:], expected)
+
+
 @everywhere
 def test_masked_keys_are_not_read(target: Target) -> None:
     q, k, v = (x.detach() for x in dense(target, 1, 4, 2, 8))
