@@ -31,6 +31,9 @@ IMPLEMENTATIONS = ("reference", "cpp", "torch", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_IMPLEMENTATION"
 #: What ``auto`` tries on each device type, in this order; the reference runs anywhere.
 PREFERENCE = {"cpu": ("cpp", "torch", "reference"), "cuda": ("triton", "cuda", "reference")}
+#: Compute capability from which the Triton and CUDA kernels run: older GPUs have no tensor cores for their types, or
+#: less shared memory than they take.
+LEAST_CAPABILITY = (8, 0)
 
 
 class Op:
@@ -196,15 +199,28 @@ def available(name: str, device: str) -> str:
         if device != "cuda":
             return f"'cuda' needs CUDA tensors, got {device}"
         core = extension()
-        return (
-            ""
-            if core is not None and core.build_info()["cuda"]
-            else "alit_kernels._C was built without CUDA"
-        )
+        if core is None or not core.build_info()["cuda"]:
+            return "alit_kernels._C was built without CUDA"
+        return _unfit_gpu()
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device == "cuda":
+        return _unfit_gpu()
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "'triton' needs CUDA tensors, or TRITON_INTERPRET=1 for CPU tensors"
+    return ""
+
+
+def _unfit_gpu() -> str:
+    """Why a GPU that torch sees is not one that the kernels are written for; empty if all are, or there is none."""
+    if torch.version.hip is not None:
+        return "the kernels are for NVIDIA GPUs, and this torch is built for ROCm"
+    for i in range(torch.cuda.device_count()):
+        if torch.cuda.get_device_capability(i) < LEAST_CAPABILITY:
+            return (
+                f"the kernels need GPUs of compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or later,"
+                f" and {torch.cuda.get_device_name(i)} is older"
+            )
     return ""
 
 

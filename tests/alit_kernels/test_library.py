@@ -342,6 +342,22 @@ def test_choice_of_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
         op(torch.ones(2), implementation="cpp")
 
 
+def test_gpus_that_the_kernels_are_not_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    capabilities = [(9, 0), (8, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    available = _library.available.__wrapped__  # without its cache
+    assert available("triton", "cuda") == ""
+    capabilities[1] = (7, 5)
+    assert "8.0 or later, and GPU 1 is older" in available("triton", "cuda")
+    capabilities[1] = (12, 0)
+    assert available("triton", "cuda") == ""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "ROCm" in available("triton", "cuda")
+
+
 BLOCKED = """
 import sys
 sys.modules["triton"] = sys.modules["alit_kernels._C"] = None
