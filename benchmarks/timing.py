@@ -112,7 +112,7 @@ def _device_clock(call: Callable[[], Any]) -> Clock:
     """Seconds of ``call`` on the device, with a cold L2.
 
     Short calls are captured into a CUDA graph, each after a write that empties the cache; the time of a graph of the
-    writes alone is taken off. A short call that cannot be captured (it waits for the device) is timed between events.
+    writes alone is taken off. A short call that waits for the device, or cannot be captured, is timed between events.
     """
     flush = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
     call()
@@ -121,7 +121,7 @@ def _device_clock(call: Callable[[], Any]) -> Clock:
         flush.zero_()
         return _between_events(call)
 
-    if min(once() for _ in range(3)) >= SHORT:
+    if min(once() for _ in range(3)) >= SHORT or _waits(call):
         return Clock("events", once)
     writes = _captured(flush.zero_)
     try:
@@ -134,9 +134,25 @@ def _device_clock(call: Callable[[], Any]) -> Clock:
     )
 
 
+def _waits(call: Callable[[], Any]) -> bool:
+    """Whether a call reads from the device what the host has to wait for. A capture of it would fail, and leave torch's
+    allocator and random generator in the state of a capture.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        _log.warning("timed with its launches: %s", error)
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
 def _captured(call: Callable[[], Any]) -> Callable[[], None]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    # The outer context leaves the stream even where a capture fails.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
         for _ in range(REPLAYS):
             call()
     graph.replay()

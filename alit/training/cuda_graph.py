@@ -70,9 +70,14 @@ def _warm_up(work: Callable[[], Terms]) -> None:
 def _capture(work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
     """What ``work`` returns, and a function that does it again, in the same memory."""
     torch.clear_autocast_cache()  # an enclosing autocast's: weights are cast anew in every replay
-    graph = torch.cuda.CUDAGraph()
+    # A stream of the current device: torch's default one for captures is of the device that captured first. The outer
+    # context leaves it even where the capture cannot be ended.
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     # Other threads, such as those that pin pictures, go on with what is forbidden to the capture.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with (
+        torch.cuda.stream(stream),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         terms = work()
     torch.clear_autocast_cache()
     return terms, graph.replay

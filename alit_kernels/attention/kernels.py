@@ -50,7 +50,8 @@ def _locate(p_offsets, sequences, length, TILE: tl.constexpr):
             o_b = first + tl.arange(0, SEARCH)
             b_offset = tl.load(p_offsets + o_b, mask=o_b <= sequences, other=0)
             below += tl.sum(((o_b <= sequences) & (b_offset // TILE + o_b <= slot)).to(tl.int32), 0)
-        sequence = tl.maximum(below - 1, 0)  # offsets that do not begin with 0 are wrong, but read nothing outside
+        # Offsets that do not begin with 0 are wrong; they read nothing outside all the same.
+        sequence = tl.maximum(below - 1, 0)
         start = tl.load(p_offsets + sequence)
         stop = tl.load(p_offsets + sequence + 1, mask=sequence < sequences, other=length)
         length = tl.minimum(stop, length) - start

@@ -505,7 +505,10 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
         (*leaves, x.offsets, None, 6, 6, None, 0.3, True, target.implementation),
     )
     q, k, v = dense(target, 2, 4, 2, 16)
-    for order in ((1, 0, 2, 3), (1, 0, 3, 2)):  # sequence-first, the second with another last dimension
+    for order in (
+        (1, 0, 2, 3),
+        (1, 0, 3, 2),
+    ):  # sequence-first, the second with another last dimension
         layout = q.detach().permute(order).contiguous().permute(order).requires_grad_()
         torch.library.opcheck(
             torch.ops.alit_kernels.attention.default,

@@ -18,9 +18,9 @@ REPEATS = int(os.environ.get("ALIT_TEST_REPEATS", 1000 if DEVICE == "cuda" else 
 LENGTHS = (65, 0, 130, 17)
 
 
-def leaf(*shape: int, seed: int = 0) -> Tensor:
+def values(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator).to(DEVICE).requires_grad_()
+    return torch.randn(shape, generator=generator)
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -35,27 +35,31 @@ def with_gradients(function: Callable[..., Any], *leaves: Tensor) -> Callable[[]
 
     def run() -> list[Tensor]:
         results = tensors(function(*leaves))
-        total = torch.zeros((), device=DEVICE)
+        total = torch.zeros((), device=leaves[0].device)
         for i, x in enumerate(results):
             if x.requires_grad:
                 if i not in weights:
-                    weights[i] = leaf(*x.shape, seed=1).detach()
+                    weights[i] = values(*x.shape, seed=1).to(x.device)
                 total = total + (x.float() * weights[i]).sum()
         return [*(x.detach() for x in results), *torch.autograd.grad(total, leaves)]
 
     return run
 
 
-def runs() -> dict[str, Callable[[], Iterable[Tensor]]]:
+def runs(device: str = DEVICE) -> dict[str, Callable[[], Iterable[Tensor]]]:
     """Sizes at which many programs add to the same place, if any do."""
-    lengths = torch.tensor(LENGTHS, device=DEVICE)
+
+    def leaf(*shape: int, seed: int = 0) -> Tensor:
+        return values(*shape, seed=seed).to(device).requires_grad_()
+
+    lengths = torch.tensor(LENGTHS, device=device)
     offsets, rows, longest = ak.cumulative_offsets(lengths), sum(LENGTHS), max(LENGTHS)
     q, k, v = (leaf(rows, 2, 64, seed=i) for i in range(3))
     dense = [leaf(2, longest, 2, 64, seed=i) for i in range(3)]
     z, codebook, x = leaf(2048, 12), leaf(16, 12), leaf(rows, 32)
-    index = torch.arange(2048, device=DEVICE) % 16
-    target, keep = torch.arange(512, device=DEVICE) % 64, torch.arange(rows, device=DEVICE) % 3 > 0
-    lse = torch.zeros(2, rows, device=DEVICE)
+    index = torch.arange(2048, device=device) % 16
+    target, keep = torch.arange(512, device=device) % 64, torch.arange(rows, device=device) % 3 > 0
+    lse = torch.zeros(2, rows, device=device)
     return {
         "attention": with_gradients(lambda *qkv: ak.attention(*qkv), *dense),
         "varlen_attention": with_gradients(
@@ -120,3 +124,11 @@ def test_capture(name: str) -> None:
     graph.replay()
     for result, right in zip(results, expected, strict=True):
         assert torch.equal(result, right)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", runs())
+def test_on_a_gpu_that_is_not_the_current_one(name: str) -> None:
+    for result, expected in zip(runs("cuda:1")[name](), runs("cuda:0")[name](), strict=True):
+        assert result.device == torch.device("cuda:1")
+        assert torch.equal(result.cpu(), expected.cpu())
