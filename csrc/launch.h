@@ -2,6 +2,7 @@
 //
 //   LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)    one-dimensional grid and block
 //   DYNAMIC_SHARED(T, name)                                            T* name: the shared memory of the launch
+//   UNROLL for (...)                                                   a loop whose every step is written out
 //
 // The emulation runs blocks in turn and the threads of a block as fibres that change at __syncthreads(), so that a race
 // is not seen but everything else is: every read and write, under a sanitizer too. With ALIT_EMULATE_THREADS the threads
@@ -19,6 +20,7 @@
 #define DYNAMIC_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char alit_shared_memory[]; \
   T* const name = reinterpret_cast<T*>(alit_shared_memory)
+#define UNROLL _Pragma("unroll")
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
   (kernel)<<<static_cast<unsigned>(grid), block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 
@@ -223,6 +225,7 @@ inline void synchronize_block() { Block::current()->wait(); }
 #define __syncthreads() alit::emulation::synchronize_block()
 #endif
 #define DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(alit::emulation::shared_memory().get())
+#define UNROLL
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
   ((void)(stream), alit::emulation::launch(grid, block, shared, [&] { (kernel)(__VA_ARGS__); }))
 

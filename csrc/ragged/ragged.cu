@@ -144,30 +144,38 @@ struct TailMaskPlan {
   }
 };
 
-struct Fill {
+struct alignas(16) Fill {
   std::uint64_t words[2];
 };
 
-// One warp writes one row, in vectors of V, of which each lane has several on their way. A row asks its plan once.
+constexpr int kInFlight = 4;  // loads of a lane before the first of them is waited for
+
+// One warp writes one row, in vectors of V. A row asks its plan once.
 template <typename V, typename Plan>
 __global__ void write_rows(Plan plan, Fill fill, char* out, i64 rows, i64 row_bytes) {
   const i64 vectors = row_bytes / static_cast<i64>(sizeof(V)), lane = threadIdx.x % kWarp;
   const i64 warps = i64{gridDim.x} * (blockDim.x / kWarp);
   for (i64 row = (i64{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp; row < rows; row += warps) {
-    const V* const __restrict__ from = reinterpret_cast<const V*>(plan(row));
-    V* const __restrict__ to = reinterpret_cast<V*>(out + row * row_bytes);
+    const V* const from = reinterpret_cast<const V*>(plan(row));
+    V* const to = reinterpret_cast<V*>(out + row * row_bytes);
     if (from != nullptr) {
-#ifdef __CUDACC__
-#pragma unroll 4
-#endif
-      for (i64 i = lane; i < vectors; i += kWarp) {
-        to[i] = from[i];
-        COUNT_BYTES(2 * sizeof(V));
+      for (i64 first = lane; first < vectors; first += kInFlight * kWarp) {
+        V held[kInFlight];
+        UNROLL for (int n = 0; n < kInFlight; ++n) {
+          if (first + n * kWarp < vectors) held[n] = from[first + n * kWarp];
+        }
+        UNROLL for (int n = 0; n < kInFlight; ++n) {
+          if (first + n * kWarp >= vectors) continue;
+          to[first + n * kWarp] = held[n];
+          COUNT_BYTES(2 * sizeof(V));
+        }
       }
     } else {
       constexpr i64 kPeriod = static_cast<i64>(sizeof(Fill) / sizeof(V));
+      static_assert(kWarp % kPeriod == 0, "a lane's vectors are all the same");
+      const V value = reinterpret_cast<const V*>(&fill)[lane % kPeriod];
       for (i64 i = lane; i < vectors; i += kWarp) {
-        to[i] = reinterpret_cast<const V*>(&fill)[i % kPeriod];
+        to[i] = value;
         COUNT_BYTES(sizeof(V));
       }
     }
@@ -327,19 +335,38 @@ __global__ void invert_rows(const Offset* target_row, i64 count, Offset* source,
   if (error && (target < -1 || target >= rows)) atomicOr(error, kBadTargetRow);
 }
 
+// A block sums kWarp columns, lane by lane: its warps share the `count` terms of each, and the first warp gets the sum.
+template <typename Term>
+__device__ double sum_in_block(i64 count, const Term& term) {
+  DYNAMIC_SHARED(double, shared);
+  const int warps = blockDim.x / kWarp;
+  double sum = 0;
+  for (i64 first = threadIdx.x / kWarp; first < count; first += kInFlight * warps) {
+    float held[kInFlight];
+    UNROLL for (int n = 0; n < kInFlight; ++n) held[n] = first + n * warps < count ? term(first + n * warps) : 0.0f;
+    UNROLL for (int n = 0; n < kInFlight; ++n) sum += held[n];
+  }
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  for (unsigned other = threadIdx.x + kWarp; other < blockDim.x; other += kWarp) sum += shared[other];
+  return sum;
+}
+
+#define LAUNCH_SUM(kernel, columns, stream, ...) \
+  LAUNCH(kernel, divided(columns, kWarp), kThreads, kThreads * sizeof(double), stream, __VA_ARGS__)
+
 template <typename T>
 __global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, const std::uint8_t* select, T* out, i64 added,
                           i64 width) {
-  const i64 i = i64{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= added * width) return;
-  double sum = 0;
-  for (i64 b = 0; b < offsets.sequences; ++b) {
-    if (!select[b]) continue;
-    const char* const row = grad(grown.begin(b) + offsets.length(b) + i / width);
-    if (row == nullptr) continue;
-    sum += alit::load(reinterpret_cast<const T*>(row)[i % width]);
+  const i64 i = i64{blockIdx.x} * kWarp + threadIdx.x % kWarp, position = i / width, column = i % width;
+  const double sum = sum_in_block(offsets.sequences, [&](i64 b) {
+    if (position >= added || !select[b]) return 0.0f;
+    const char* const row = grad(grown.begin(b) + offsets.length(b) + position);
+    if (row == nullptr) return 0.0f;
     COUNT_BYTES(sizeof(T));
-  }
+    return alit::load(reinterpret_cast<const T*>(row)[column]);
+  });
+  if (threadIdx.x >= kWarp || position >= added) return;
   out[i] = alit::store<T>(static_cast<float>(sum));
   COUNT_BYTES(sizeof(T));
 }
@@ -347,16 +374,22 @@ __global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, const std::
 // A block has kSumRows rows of one sequence.
 template <typename T>
 __global__ void mask_gradients(Padded grad, const i64* lengths, i64 blocks, T* grad_tokens, float* partial, i64 width) {
-  const i64 b = blockIdx.x / blocks, first = blockIdx.x % blocks * kSumRows;
+  const i64 b = blockIdx.x / blocks, first = blockIdx.x % blocks * kSumRows, kept = lengths[b];
   const i64 stop = first + kSumRows < grad.length ? first + kSumRows : grad.length;
   for (i64 c = threadIdx.x; c < width; c += blockDim.x) {
     float sum = 0;
-    for (i64 row = first; row < stop; ++row) {
-      const T value = reinterpret_cast<const T*>(grad(b, row))[c];
-      const bool inside = row < lengths[b];
-      grad_tokens[(b * grad.length + row) * width + c] = inside ? value : alit::store<T>(0.0f);
-      if (!inside) sum += alit::load(value);
-      COUNT_BYTES(2 * sizeof(T));
+    for (i64 start = first; start < stop; start += kInFlight) {
+      T held[kInFlight];
+      UNROLL for (int n = 0; n < kInFlight; ++n) {
+        if (start + n < stop) held[n] = reinterpret_cast<const T*>(grad(b, start + n))[c];
+      }
+      UNROLL for (int n = 0; n < kInFlight; ++n) {
+        const i64 row = start + n;
+        if (row >= stop) continue;
+        grad_tokens[(b * grad.length + row) * width + c] = row < kept ? held[n] : alit::store<T>(0.0f);
+        if (row >= kept) sum += alit::load(held[n]);
+        COUNT_BYTES(2 * sizeof(T));
+      }
     }
     partial[i64{blockIdx.x} * width + c] = sum;
     COUNT_BYTES(sizeof(float));
@@ -365,12 +398,15 @@ __global__ void mask_gradients(Padded grad, const i64* lengths, i64 blocks, T* g
 
 template <typename T>
 __global__ void sum_partial(const float* partial, i64 count, T* out, i64 width) {
-  const i64 c = i64{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (c >= width) return;
-  double sum = 0;
-  for (i64 i = 0; i < count; ++i) sum += partial[i * width + c];
+  const i64 c = i64{blockIdx.x} * kWarp + threadIdx.x % kWarp;
+  const float* const column = partial + (c < width ? c : 0);  // a branch would wait for each load
+  const double sum = sum_in_block(count, [&](i64 i) {
+    COUNT_BYTES(c < width ? sizeof(float) : 0);
+    return column[i * width];
+  });
+  if (threadIdx.x >= kWarp || c >= width) return;
   out[c] = alit::store<T>(static_cast<float>(sum));
-  COUNT_BYTES(count * static_cast<i64>(sizeof(float)) + static_cast<i64>(sizeof(T)));
+  COUNT_BYTES(sizeof(T));
 }
 
 Offsets offsets_of(i64 values, i64 sequences) { return {pointer<const Offset>(values), sequences}; }
@@ -481,8 +517,7 @@ int alit_cuda_append_backward(i64 stream, i64 device, i64 error, i64 grad, i64 r
     alit::dispatch(static_cast<alit::Type>(type), [&](auto element) {
       using T = decltype(element);
       const i64 width = row_bytes / static_cast<i64>(sizeof(T));
-      LAUNCH(sum_fresh<T>, divided(added * width, kThreads), kThreads, 0, stream, from, before, grown, chosen,
-             pointer<T>(grad_fresh), added, width);
+      LAUNCH_SUM(sum_fresh<T>, added * width, stream, from, before, grown, chosen, pointer<T>(grad_fresh), added, width);
     });
   }
   ALIT_END;
@@ -515,8 +550,8 @@ int alit_cuda_tail_mask_backward(i64 stream, i64 device, i64 error, i64 grad, i6
              padded_of(grad, sequence_stride, row_stride, length), pointer<const i64>(lengths), blocks,
              pointer<T>(grad_tokens), pointer<float>(scratch), width);
     }
-    LAUNCH(sum_partial<T>, divided(width, kThreads), kThreads, 0, stream, pointer<const float>(scratch),
-           sequences * blocks, pointer<T>(grad_fill), width);
+    LAUNCH_SUM(sum_partial<T>, width, stream, pointer<const float>(scratch), sequences * blocks, pointer<T>(grad_fill),
+               width);
   });
   ALIT_END;
 }
