@@ -44,14 +44,15 @@ def vector_quantize_backward(
     metric: str,
     commitment: float,
     deterministic: bool,
+    codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Deterministic whatever is asked for: atomics would not be faster here."""
     grad_z = torch.empty(z.shape, dtype=z.dtype)
-    grad_codes = torch.empty(codebook.shape, dtype=codebook.dtype)
+    grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)
     index, mask = index.contiguous(), None if mask is None else mask.contiguous()
     core().quantize_backward(
         *(matrix(grad_quantized), float(grad_loss), float(grad_commitment), float(grad_codebook)),
         *(matrix(z), matrix(codebook), pointer(index), pointer(mask), metric == "cosine"),
-        *(commitment, pointer(grad_z), pointer(grad_codes), threads()),
+        *(commitment, pointer(grad_z), pointer(grad_codes if codebook_wanted else None), threads()),
     )
     return grad_z, grad_codes

@@ -162,7 +162,7 @@ def _grad_z(
 @triton.jit
 def _grad_codes(
     p_partial,
-    p_chunk_end,
+    p_bounds,
     p_grad_loss,
     p_grad_codebook,
     p_codebook,
@@ -173,22 +173,24 @@ def _grad_codes(
     D: tl.constexpr,
     COSINE: tl.constexpr,
     MASKED: tl.constexpr,
+    CHUNK: tl.constexpr,
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
     """dq = 2 (q - u) dcodebook / M summed over one code's vectors; under cosine through the normalisation."""
-    code = tl.program_id(0).to(tl.int64)
+    code = tl.program_id(0)
     o_dim = tl.arange(0, BD)
     scale = _slope(p_count, elements, D, MASKED)
     scale *= tl.load(p_grad_loss) + tl.load(p_grad_codebook)
-    b_grad = sum_of_code(p_partial, p_chunk_end, code, D, BR, BD) * scale
+    _, b_sum = sum_of_code(p_partial, p_bounds, code, D, CHUNK, BR, BD)
+    b_grad = b_sum * scale
     if COSINE:
-        p_row = p_codebook + code * codebook_pitch + o_dim
+        p_row = p_codebook + code.to(tl.int64) * codebook_pitch + o_dim
         b_code = tl.load(p_row, mask=o_dim < D, other=0.0).to(tl.float32)[None, :]
         b_norm = tl.sqrt_rn(tl.sum(b_code * b_code, 1))
         b_grad = tl.sum(_through_unit(b_grad[None, :], b_code, b_norm), 0)
     b_grad = b_grad.to(p_result.dtype.element_ty)
-    tl.store(p_result + code * D + o_dim, b_grad, mask=o_dim < D)
+    tl.store(p_result + code.to(tl.int64) * D + o_dim, b_grad, mask=o_dim < D)
 
 
 def tile(dim: int) -> tuple[int, int]:
@@ -241,6 +243,7 @@ def vector_quantize_backward(
     metric: str,
     commitment: float,
     deterministic: bool,
+    codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the reference for the formulas."""
     cosine, masked = metric == "cosine", mask is not None
@@ -253,7 +256,6 @@ def vector_quantize_backward(
     elements = float(max(1, z.numel()))
     height, width = tile(dim)
     grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    grad_codes = torch.empty(codebook.shape, dtype=codebook.dtype, device=z.device)
     norm = torch.empty(rows, dtype=torch.float32, device=z.device) if cosine else None
     with device_of(z):
         count = flat_mask.sum() if flat_mask is not None else None
@@ -263,11 +265,14 @@ def vector_quantize_backward(
                 grad_z, rows, grad.stride(0), flat.stride(0), elements, commitment,
                 dim, cosine, masked, height, width,
             )  # fmt: skip
+        if not codebook_wanted:
+            return grad_z, codebook.new_empty(0)
+        grad_codes = torch.empty(codebook.shape, dtype=codebook.dtype, device=z.device)
         run = statistics.runs(flat_index, num_codes, flat_mask)
-        partial = statistics.chunk_sums(flat, run, num_codes, norm=norm, codes=codes)
+        partial = statistics.chunk_sums(flat, run, norm=norm, codes=codes)
         _grad_codes[(num_codes,)](
-            partial, run.chunk_end, grad_loss, grad_codebook, codebook, count, grad_codes, elements,
-            codebook.stride(0), dim, cosine, masked, *statistics.tile(dim),
+            partial, run.bounds, grad_loss, grad_codebook, codebook, count, grad_codes, elements,
+            codebook.stride(0), dim, cosine, masked, statistics.CHUNK, *statistics.tile(dim),
         )  # fmt: skip
     return grad_z, grad_codes
 
@@ -315,10 +320,11 @@ def _builds(dim: int, dtype: torch.dtype, cosine: bool, masked: bool) -> Iterato
     no_norm = {} if cosine else {"p_norm": None}
     yield build(_grad_z, pointers, sizes, **shape, **absent, **no_norm, COSINE=cosine)
     rows, width = statistics.tile(dim)
-    pointers = {"p_partial": "*fp64", "p_chunk_end": "*i32", "p_grad_loss": "*fp32"}
+    pointers = {"p_partial": "*fp64", "p_bounds": "*i32", "p_grad_loss": "*fp32"}
     pointers |= {"p_grad_codebook": "*fp32", "p_codebook": element, "p_count": "*i64"}
     pointers |= {"p_result": element}
     sizes = {"elements": "fp32", "codebook_pitch": "i32"}
     no_count = {} if masked else {"p_count": None}
-    constants = {"D": dim, "COSINE": cosine, "MASKED": masked, "BR": rows, "BD": width}
+    constants = {"D": dim, "COSINE": cosine, "MASKED": masked}
+    constants |= {"CHUNK": statistics.CHUNK, "BR": rows, "BD": width}
     yield build(_grad_codes, pointers, sizes, **constants, **no_count)

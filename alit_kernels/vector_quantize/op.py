@@ -100,13 +100,14 @@ _vector_quantize = Op(
     },
 )
 _vector_quantize_backward = Op(
+    # Gradients of z and codebook; the latter is empty where it is not wanted: one learned by moving averages has none.
     "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
-    " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment, bool deterministic)"
-    " -> (Tensor, Tensor)",
+    " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment, bool deterministic,"
+    " bool codebook_wanted) -> (Tensor, Tensor)",
     reference=reference.vector_quantize_backward,
     fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
         z.new_empty(z.shape),
-        codebook.new_empty(codebook.shape),
+        codebook.new_empty(codebook.shape if rest[-1] else 0),
     ),
     others={
         "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward",
@@ -121,18 +122,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
-    grads = _vector_quantize_backward(
-        *(
-            grad_quantized,
-            *grad_losses,
-            *ctx.saved_tensors,
-            ctx.metric,
-            ctx.commitment,
-            ctx.deterministic,
-        ),
+    wanted = bool(ctx.needs_input_grad[1])
+    grad_z, grad_codes = _vector_quantize_backward(
+        *(grad_quantized, *grad_losses, *ctx.saved_tensors),
+        *(ctx.metric, ctx.commitment, ctx.deterministic, wanted),
         implementation=ctx.implementation,
     )
-    return (*grads, *[None] * 5)
+    return grad_z, grad_codes if wanted else None, *[None] * 5
 
 
 _vector_quantize.register_autograd(_backward, _setup)

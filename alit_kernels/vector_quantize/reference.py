@@ -48,6 +48,7 @@ def vector_quantize_backward(
     metric: str,
     commitment: float,
     deterministic: bool,
+    codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M.
 
@@ -55,9 +56,12 @@ def vector_quantize_backward(
     """
     u, codes = _prepared(z, metric), _prepared(codebook, metric)
     slope = _masked(codes[index] - u, mask) * (2 / _elements(z, mask))
-    grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * (
-        commitment * (grad_loss + grad_commitment)
-    )
+    to_z = commitment * (grad_loss + grad_commitment)
+    grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * to_z
+    if metric == "cosine":
+        grad_u = _through_unit(grad_u, z, mask)
+    if not codebook_wanted:
+        return grad_u.to(z.dtype), codebook.new_empty(0)
     grad_q = (slope * (grad_loss + grad_codebook)).flatten(0, -2)
     # At float64 the CPU adds in order, at float32 with atomics: only the former is deterministic.
     wide = torch.float32 if z.device.type == "mps" else torch.float64
@@ -66,10 +70,7 @@ def vector_quantize_backward(
     )
     grad_codes = grad_codes.to(codes.dtype)
     if metric == "cosine":
-        grad_u, grad_codes = (
-            _through_unit(grad_u, z, mask),
-            _through_unit(grad_codes, codebook, None),
-        )
+        grad_codes = _through_unit(grad_codes, codebook, None)
     return grad_u.to(z.dtype), grad_codes.to(codebook.dtype)
 
 

@@ -132,6 +132,7 @@ void quantize_backward(const QuantizeGradients& grad, const Rows& z, const Rows&
         for (std::int64_t d = 0; d < dim; ++d) target[d] = store<T>(g[d]);
       }
     });
+    if (grad_codebook == nullptr) return;
     parallel_for(codebook.count, 64, threads, [&](std::int64_t begin, std::int64_t end) {
       std::vector<double> sum(static_cast<std::size_t>(dim));
       std::vector<float> g(static_cast<std::size_t>(dim));

@@ -18,9 +18,9 @@ struct QuantizeGradients {
   float loss, commitment_loss, codebook_loss;
 };
 
-// Gradients of gather_and_losses with straight-through `quantized`, contiguous and of the types of z and codebook. Under
-// `cosine` both are taken through x / max(|x|, 1e-12). Codebook gradients are added in the order of the rows in float64,
-// whatever the thread count.
+// Gradients of gather_and_losses with straight-through `quantized`, contiguous and of the types of z and codebook; the
+// codebook's where grad_codebook is not null. Under `cosine` both are taken through x / max(|x|, 1e-12). Codebook
+// gradients are added in the order of the rows in float64, whatever the thread count.
 void quantize_backward(const QuantizeGradients& grad, const Rows& z, const Rows& codebook, const std::int64_t* index,
                        const bool* mask, bool cosine, float commitment, void* grad_z, void* grad_codebook, int threads);
 

@@ -110,6 +110,7 @@ def samples() -> dict[str, tuple[Any, ...]]:
             "cosine",
             0.25,
             True,
+            True,
         ),
     }
 

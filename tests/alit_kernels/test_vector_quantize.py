@@ -215,6 +215,33 @@ def test_statistics_of_one_code(target: Target) -> None:
     torch.testing.assert_close(total[2], torch.full_like(total[2], 300.0), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
+    """On a GPU nobody checks the values of an index: those outside the codes do not count, and nothing else changes."""
+    kernels = pytest.importorskip("alit_kernels.codebook_statistics.kernels")
+    index = torch.randint(9, (700,))
+    index[::3], index[1::7], index[2::9] = -1, 12, -(10**9)
+    z = torch.randn(700, 6)
+    there = (index >= 0) & (index < 12)
+    found = kernels.codebook_statistics(index.to(target.device), z.to(target.device), 12, None)
+    expected = codebook_statistics(index[there], z[there], 12, implementation="reference")
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e)
+
+
+@pytest.mark.parametrize("num_codes", (5, 2**15 - 2, 2**15 - 1, 2**15, 70000))
+def test_runs_of_many_codes(num_codes: int) -> None:
+    """Sorted as 16-bit integers where the codes and the mark of masked vectors are."""
+    kernels = pytest.importorskip("alit_kernels.codebook_statistics.kernels")
+    index = torch.cat([torch.randint(num_codes, (50,)), torch.tensor([num_codes - 1, 0])])
+    mask = torch.arange(52) % 5 > 0
+    order, bounds = kernels.runs(index, num_codes, mask)
+    counts = index[mask].bincount(minlength=num_codes)
+    assert torch.equal(bounds.diff().long(), counts) and bounds[0] == 0
+    used = order[: bounds[-1]]
+    assert torch.equal(used, torch.where(mask, index, num_codes).sort(stable=True)[1][: len(used)])
+
+
 def written_out(
     z: Tensor, codebook: Tensor, index: Tensor, mask: Tensor | None, metric: str
 ) -> dict[str, Tensor]:
@@ -277,6 +304,31 @@ def test_quantizer_forward_and_gradients(
         assert_within_budget(
             a.detach(), e.detach(), x.detach(), k=3 if "gradient" in name else 2, what=name
         )
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+def test_a_codebook_that_wants_no_gradient(metric: str, target: Target) -> None:
+    """Gets none, is not sorted for, and changes nothing in the gradient of z."""
+    z = torch.randn(7, 5).to(target.device).requires_grad_()
+    codebook = torch.randn(9, 5).to(target.device)
+    mask = torch.arange(7, device=target.device) % 3 > 0
+
+    def gradient(codebook: Tensor) -> Tensor:
+        result = vector_quantize(
+            z, codebook, metric=metric, mask=mask, implementation=target.implementation
+        )
+        (found,) = torch.autograd.grad(result.quantized.square().sum() + result.loss, z)
+        return found
+
+    assert torch.equal(gradient(codebook), gradient(codebook.clone().requires_grad_()))
+    ones = torch.ones((), device=target.device)
+    index = torch.zeros(7, dtype=torch.int64, device=target.device)
+    _, unwanted = torch.ops.alit_kernels.vector_quantize_backward(
+        *(z.detach(), ones, ones, ones, z.detach(), codebook, index, mask, metric, 0.25, True),
+        *(False, target.implementation),
+    )
+    assert unwanted.shape == (0,)
 
 
 @EVERYWHERE
