@@ -59,6 +59,8 @@ def check_count(name: str, value: Any, *, minimum: int = 0) -> None:
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+    if isinstance(value, int) and value >= 2**31:
+        raise ValueError(f"{name}: expected less than 2^31, got {value}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -67,8 +69,18 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_offsets(name: str, offsets: Tensor, rows: int, max_length: int | None = None) -> None:
-    """Check the values of CPU offsets: from 0, ascending, within ``rows``, no sequence above ``max_length``."""
+def check_offsets(
+    name: str,
+    offsets: Tensor,
+    rows: int,
+    max_length: int | None = None,
+    *,
+    bound: str = "max_length",
+) -> None:
+    """Check the values of CPU offsets: from 0, ascending, within ``rows``, no sequence above ``max_length``.
+
+    ``bound``: what that argument is called.
+    """
     values = offsets.long()
     lengths = values.diff()
     if values[0] != 0 or (lengths < 0).any():
@@ -81,7 +93,7 @@ def check_offsets(name: str, offsets: Tensor, rows: int, max_length: int | None 
         )
     if max_length is not None and lengths.numel() and lengths.max() > max_length:
         raise ValueError(
-            f"max_length: expected at least {int(lengths.max())}, the longest of {name}, got {max_length}"
+            f"{bound}: expected at least {int(lengths.max())}, the longest of {name}, got {max_length}"
         )
 
 

@@ -7,6 +7,9 @@ is asked for: autograd never looks into a reference.
 
 Short sequences make short kernels, so the host has to be quick too. A call that nothing traces, transforms or profiles
 goes around torch's dispatcher, whose way through Python takes longer than many of the kernels.
+
+The public functions check shapes, dtypes and devices. The operators in ``torch.ops.alit_kernels``, which compiled and
+exported graphs hold, take what these let through, and check nothing themselves but values on the CPU.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ class Op:
         self._check = check
         self._limits = limits or {}
         self._function: type[torch.autograd.Function] | None = None
+        self._transformable = self._new_transformable(lambda *_: None, self._refuse_gradient)
         self._op = torch.library.custom_op(
             self.qualified_name,
             self._run,
@@ -95,8 +99,8 @@ class Op:
         torch.library.register_autograd(
             self.qualified_name, whole_backward, setup_context=setup_context
         )
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(whole_backward)}
-        self._function = type(f"alit_kernels.{self.name}", (torch.autograd.Function,), methods)
+        self._function = self._new_function(forward=forward, backward=whole_backward)
+        self._transformable = self._new_transformable(setup_context, whole_backward)
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -106,11 +110,20 @@ class Op:
     def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
         _refuse_forward_mode(self.name, arguments)
         arguments = (*arguments, _requested(implementation))
-        if torch.compiler.is_compiling() or _observed(arguments):
+        if torch.compiler.is_compiling():
             return self._op(*arguments)
+        if _observed(arguments):
+            return self._observed_call(arguments)
         if not torch.is_grad_enabled() or not _any_requires_grad(arguments):
             return self._run(*arguments)
         return self._op(*arguments) if self._function is None else self._function.apply(*arguments)
+
+    def _observed_call(self, arguments: tuple[Any, ...]) -> Any:
+        if any(isinstance(x, Tensor) and _is_batched(x) for x in arguments):
+            self._refuse_vmap()
+        if torch._C._are_functorch_transforms_active():
+            return self._transformable.apply(*arguments)
+        return self._op(*arguments)
 
     def _run(self, *arguments: Any) -> Any:
         *values, requested = arguments
@@ -121,6 +134,8 @@ class Op:
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
         name = self.choose(requested, device, torch.float64 if double else tensors[0].dtype, values)
         function = self._load(name)
+        if name != "reference":
+            values = [_aligned(value) if isinstance(value, Tensor) else value for value in values]
         if torch.autograd._profiler_enabled():
             with torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"):
                 return _without_autocast(device, function, values)
@@ -150,7 +165,7 @@ class Op:
     def _obstacle(self, name: str, device: str, dtype: torch.dtype, values: Sequence[Any]) -> str:
         """Why the implementation cannot run here; empty if it can."""
         if name not in IMPLEMENTATIONS:
-            return f"expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}"
+            return f"expected 'auto' or one of {', '.join(self._table)}"
         if name not in self._table:
             return f"this op has only {', '.join(self._table)}"
         if name == "reference":
@@ -167,6 +182,24 @@ class Op:
             module, _, function = entry.partition(":")
             entry = self._table[name] = getattr(importlib.import_module(module), function)
         return entry
+
+    def _new_function(self, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
+        name, bases = f"alit_kernels.{self.name}", (torch.autograd.Function,)
+        return type(name, bases, {name: staticmethod(each) for name, each in methods.items()})
+
+    def _new_transformable(
+        self, setup_context: Callable[..., None], backward: Callable[..., Any]
+    ) -> type[torch.autograd.Function]:
+        """The form that torch.func takes; it costs the host half as much again."""
+        return self._new_function(
+            forward=self._run,
+            setup_context=setup_context,
+            backward=backward,
+            vmap=self._refuse_vmap,
+        )
+
+    def _refuse_gradient(self, *_: Any) -> Any:
+        raise NotImplementedError(f"alit_kernels.{self.name} has no derivative")
 
     def _refuse_vmap(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError(
@@ -260,13 +293,22 @@ def transformed(arguments: tuple[Any, ...]) -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._get_tracing_state()
         or any(
-            isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or x.is_neg())
+            isinstance(x, Tensor)
+            and (
+                type(x) not in _PLAIN
+                or x.is_meta
+                or x.is_neg()
+                or x._is_zerotensor()
+                or _is_batched(x)
+            )
             for x in arguments
         )
     )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+#: Whether a tensor is one of those that ``is_grads_batched`` and the like make of many.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
@@ -282,6 +324,12 @@ def _without_autocast(device: str, function: Callable[..., Any], values: Sequenc
         return function(*values)
     finally:
         torch.set_autocast_enabled(device, True)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Views into bytes may begin in the middle of an element."""
+    size = tensor.element_size()
+    return tensor if size == 1 or tensor.data_ptr() % size == 0 else tensor.clone()
 
 
 def _requested(implementation: str) -> str:

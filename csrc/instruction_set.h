@@ -1,4 +1,5 @@
-// Which vector instructions the kernels may use: chosen at run time, so that one build serves every machine.
+// Which vector instructions the kernels may use: chosen at run time, so that one build serves every machine. The build
+// defines ALIT_X86 where it compiles the files for x86's.
 #pragma once
 
 #include <stdexcept>
@@ -19,7 +20,7 @@ inline const char* name(InstructionSet set) {
 
 // The best that this machine and the compiler have.
 inline InstructionSet best_instruction_set() {
-#if defined(__x86_64__)
+#ifdef ALIT_X86
   __builtin_cpu_init();
 #ifdef ALIT_AVX512_BF16
   // Compilers take AVX512-BF16 to bring AVX512-BW.

@@ -43,9 +43,11 @@ ALIT_ANYWHERE inline float load(bfloat16 value) { return from_bits(static_cast<s
 ALIT_ANYWHERE inline float load(float16 value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = value.bits & 0x7fffu;
-  // Exponent and mantissa in place, then a product with 2^112 mends the bias; exact, subnormal numbers included.
-  const float finite = from_bits(magnitude << 13) * from_bits(0x77800000u);
-  const std::uint32_t bits = magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : to_bits(finite);
+  // Subnormal numbers are multiples of 2^-24; no subnormal float comes up, which a process may have the processor take for 0.
+  const std::uint32_t subnormal = to_bits(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
+  const std::uint32_t normal = (magnitude << 13) + 0x38000000u;  // exponent and mantissa in place, another bias
+  const std::uint32_t finite = magnitude < 0x400u ? subnormal : normal;
+  const std::uint32_t bits = magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : finite;
   return from_bits(sign | bits);
 }
 

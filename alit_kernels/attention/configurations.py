@@ -94,7 +94,7 @@ TABLE = {
     ("backward_keys", 128, 2): (Tile(64, 32, 4, 3), Tile(64, 64, 8, 2, "every")),
     ("backward_keys", 16, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
     ("backward_keys", 32, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
-    ("backward_keys", 64, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
+    ("backward_keys", 64, 4): (Tile(32, 32, 8, 2, "every"), Tile(32, 32, 8, 3, "every")),
     ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, "every"),) * 2,
 }
 #: Entries that take another tile where their tail is finer or rows are folded in, to fit the registers.

@@ -7,8 +7,8 @@ partial tile; the rows beyond the last sequence are one more "sequence", of whic
 T / M + B programs, whatever the lengths. A dense batch is the same with offsets computed from the length.
 
 Softmax: running maximum m of the raw scores and sum l of exp2(c s - c m), c = scale log2(e). The backward recomputes
-P = exp(scale s - lse). A query without any key has log-sum-exp -inf; the backward reads that as +inf, which makes its P
-zero. Queries beyond the end of a sequence are read so too, so that no score needs a mask for them.
+P = exp(scale s - lse). A query without any key has log-sum-exp -inf; the backward takes that as +inf, which makes its P
+zero. Queries beyond the end of a sequence are taken so too, so that no score needs a mask for them.
 """
 
 from __future__ import annotations
@@ -275,17 +275,26 @@ def forward_kernel(
 
 
 @triton.jit
-def _recomputed(b_s, b_lse, scale, scale_log2, PRECISE: tl.constexpr):
-    """P = exp(scale s - lse). PRECISE subtracts in the units of the log-sum-exp, which then costs no accuracy where it
-    is large; otherwise it is one multiply-add. A query without any key has P = 0.
+def _normaliser(b_lse, PRECISE: tl.constexpr):
+    """What ``_recomputed`` subtracts: +inf for a query without any key, whose P is then 0; for powers of two unless
+    PRECISE.
     """
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
-    return tl.exp2((b_s * scale - b_lse) * LOG2E if PRECISE else b_s * scale_log2 - b_lse * LOG2E)
+    return b_lse if PRECISE else b_lse * LOG2E
+
+
+@triton.jit
+def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
+    """P = exp(scale s - lse). PRECISE subtracts in the units of the log-sum-exp, which then costs no accuracy where it
+    is large; otherwise it is one multiply-add.
+    """
+    b_scaled = b_s * (scale if PRECISE else scale_log2)
+    return tl.exp2((b_scaled - b_normaliser) * LOG2E if PRECISE else b_scaled - b_normaliser)
 
 
 @triton.jit
 def _query_gradient_step(
-    b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, first, stop, scale, scale_log2,
+    b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -295,7 +304,7 @@ def _query_gradient_step(
     b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-    b_p = _recomputed(b_s, b_lse[:, None], scale, scale_log2, b_q.dtype == tl.float32)
+    b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     if TAKEN:
         b_p = tl.where(m_n[None, :], b_p, 0.0)
     b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
@@ -305,14 +314,17 @@ def _query_gradient_step(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_queries_kernel(
-    p_q, p_k, p_v, p_mask, p_out, p_do, p_dlse, p_lse, p_delta, p_dq, p_offsets, p_key_offsets,
+    p_q, p_k, p_v, p_mask, p_out, p_do, p_dlse, p_lse, p_delta, p_normaliser, p_dq,
+    p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
     dq_b, dq_r, dq_h, lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of queries of one head; also delta = rowsum(dO O) - dlse, which the dK/dV kernel reads."""
+    """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
+    - dlse, and the log-sum-exp as ``_recomputed`` takes it.
+    """
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
     if first >= stop:
@@ -344,37 +356,44 @@ def backward_queries_kernel(
     b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
     tl.store(p_delta + o_lse, b_delta, mask=m_m)
     b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
+    tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
     whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
     for o_n in range(0, whole, STEP):
         b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
+            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
             TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     rest = key_stop - whole
     if TAIL == "fine" and rest <= 48:
         if rest > 16:
             b_dq = _query_gradient_step(
-                b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
+                b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
                 True, 32, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
             whole += 32
         if whole < key_stop:
             b_dq = _query_gradient_step(
-                b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
+                b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
                 True, 16, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
     elif TAIL != "every" and rest > 0:
         b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_lse, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
+            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     _store(query_gradient, first, stop, b_dq * scale, TILE, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
+def _load_sums(pointers, m_r, other, MASKED: tl.constexpr):
+    return tl.load(pointers, mask=m_r, other=other) if MASKED else tl.load(pointers)
+
+
+@triton.jit
 def _key_gradient_step(
-    b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, first, stop, scale, scale_log2,
+    b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -383,12 +402,13 @@ def _key_gradient_step(
     m_m = o_m < stop
     b_q = _load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
-    b_lse = tl.load(p_lse + o_m, mask=m_m, other=float("-inf"))
-    b_delta = tl.load(p_delta + o_m, mask=m_m, other=0.0)
+    b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
-    b_p = _recomputed(b_s, b_lse[None, :], scale, scale_log2, b_q.dtype == tl.float32)
+    b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, b_q.dtype == tl.float32)
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    # Here, where it is needed: registers are short.
+    b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
     b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
     return b_dk, b_dv
@@ -396,7 +416,7 @@ def _key_gradient_step(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_keys_kernel(
-    p_q, p_k, p_v, p_mask, p_do, p_lse, p_delta, p_dk, p_dv, p_offsets, p_key_offsets,
+    p_q, p_k, p_v, p_mask, p_do, p_delta, p_normaliser, p_dk, p_dv, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
     lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
@@ -422,7 +442,7 @@ def backward_keys_kernel(
     gradient = _base(p_do, sequence, start, head, do_b, do_r, do_h), do_r
     keys = _base(p_k, sequence, key_start, head, k_b, k_r, k_h), k_r
     values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
-    p_lse = _base(p_lse, sequence, start, head, lse_b, 1, lse_h)
+    p_normaliser = _base(p_normaliser, sequence, start, head, lse_b, 1, lse_h)
     p_delta = _base(p_delta, sequence, start, head, lse_b, 1, lse_h)
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
@@ -433,25 +453,25 @@ def backward_keys_kernel(
     whole = stop if TAIL == "every" else stop // STEP * STEP
     for o_m in range(0, whole, STEP):
         b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, o_m, stop, scale, scale_log2,
+            b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, o_m, stop, scale, scale_log2,
             TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     rest = stop - whole
     if TAIL == "fine" and rest <= 48:
         if rest > 16:
             b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
+                b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
                 True, 32, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
             whole += 32
         if whole < stop:
             b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
+                b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
                 True, 16, HEAD_DIM, BLOCK_D, PRECISION,
             )  # fmt: skip
     elif TAIL != "every" and rest > 0:
         b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, b_k, b_v, query, gradient, p_lse, p_delta, whole, stop, scale, scale_log2,
+            b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.
@@ -488,7 +508,8 @@ def map_kernel(
         o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
         b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_map += _recomputed(b_s, b_lse[:, None], scale, scale_log2, b_q.dtype == tl.float32)
+        b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
+        b_map += _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     b_map = tl.where(m_m[:, None] & m_n[None, :], b_map / heads, 0.0)
     width = key_stop - key_start
     o_r = sequence.to(tl.int64) * (query_stop - query_start) + (o_m - query_start)
@@ -579,7 +600,7 @@ def _build(
     **options: Any,
 ) -> Build:
     """What all builds share: types and alignment as in a launch on fresh tensors."""
-    sums = ("p_lse", "p_dlse", "p_delta", "p_map", "scale", "scale_log2")
+    sums = ("p_lse", "p_dlse", "p_delta", "p_normaliser", "p_map", "scale", "scale_log2")
     types = {"p_mask": "*u8", "p_offsets": "*i32", "p_key_offsets": "*i32"}
     types |= {name: "*fp32" if name.startswith("p_") else "fp32" for name in sums}
     signature, rows = {}, []

@@ -149,14 +149,14 @@ def _backward(
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
-    delta, mask = torch.empty_like(lse), _bytes(key_mask)
+    delta, normaliser, mask = torch.empty_like(lse), torch.empty_like(lse), _bytes(key_mask)
     both, scales = _both(offsets, key_offsets), _scales(scale)
     shared_strides = (*_sum_strides(lse), _mask_stride(key_mask))
     launch = _tile("backward_queries", q, key_mask)
     _launch(
         kernels.backward_queries_kernel,
         _grid(launch, q, offsets),
-        *(q, k, v, mask, out, grad_out, grad_lse, lse, delta, grad_q, *both),
+        *(q, k, v, mask, out, grad_out, grad_lse, lse, delta, normaliser, grad_q, *both),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(grad_out)),
         *(*_strides(grad_q), *shared_strides, *_sizes(q, k, offsets), *scales),
         **_options(launch, q),
@@ -165,7 +165,7 @@ def _backward(
     _launch(
         kernels.backward_keys_kernel,
         _grid(launch, k, offsets),
-        *(q, k, v, mask, grad_out, lse, delta, grad_k, grad_v, *both),
+        *(q, k, v, mask, grad_out, delta, normaliser, grad_k, grad_v, *both),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(grad_out), *_strides(grad_k)),
         *(*shared_strides, *_sizes(q, k, offsets), *scales),
         **_options(launch, q),

@@ -184,7 +184,7 @@ def _check_shape_of_offsets(offsets: Tensor) -> None:
 
 
 def _scale(scale: float | None, width: int) -> float:
-    return float(width) ** -0.5 if scale is None else float(scale)
+    return max(width, 1) ** -0.5 if scale is None else float(scale)
 
 
 def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -199,8 +199,8 @@ def _check_varlen(
 ) -> None:
     max_length, max_key_length = rest[:2]
     check_offsets("offsets", offsets, q.shape[0], max_length)
-    keys = offsets if key_offsets is None else key_offsets
-    check_offsets("key_offsets", keys, k.shape[0], max_key_length)
+    name, keys = ("offsets", offsets) if key_offsets is None else ("key_offsets", key_offsets)
+    check_offsets(name, keys, k.shape[0], max_key_length, bound="max_key_length")
 
 
 def _gradients(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:

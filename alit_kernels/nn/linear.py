@@ -54,13 +54,15 @@ class GELULinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
+        if x.requires_grad and torch.autograd.forward_ad._current_level < 0:
             return _Linear.apply(x, self.weight, self.bias, True)
         return linear(gelu(x), self.weight, self.bias)
 
 
 class _Linear(torch.autograd.Function):
     """x W^T + b, or gelu(x) W^T + b where ``activated``; keeps x and W, as far as gradients need them."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activated: bool) -> Tensor:

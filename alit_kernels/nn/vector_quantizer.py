@@ -53,7 +53,8 @@ class VectorQuantizer(nn.Module):
     ``embed_avg`` (K, D). With EMA or a threshold also the buffer ``cluster_size`` (K,).
 
     Raises:
-        TypeError, ValueError: an option out of range.
+        TypeError, ValueError: an option out of range. In training, TypeError where the moving averages are no longer
+            float32: ``module.bfloat16()`` would lose them, autocast does not.
     """
 
     def __init__(
@@ -95,7 +96,8 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("embed_avg", self.embedding.weight.detach().clone())
         if self._counts:
             self.register_buffer("cluster_size", torch.zeros(num_codes))
-        self.register_state_dict_pre_hook(lambda module, *_: module.finish_update())
+        self.register_state_dict_pre_hook(_finish_update)
+        self.register_load_state_dict_pre_hook(_finish_update)
 
     @property
     def num_codes(self) -> int:
@@ -144,6 +146,11 @@ class VectorQuantizer(nn.Module):
         """
         if not self._counts:
             raise RuntimeError("update_codebook: this codebook is learned by gradient alone")
+        if self.cluster_size.dtype != torch.float32:
+            raise TypeError(
+                "update_codebook: moving averages are kept in float32, and the module was cast to"
+                f" {str(self.cluster_size.dtype).removeprefix('torch.')}; use autocast instead"
+            )
         vectors, index, mask = self._vectors(z), index.flatten(), _flat(mask)
         parts = list(codebook_statistics(index, vectors, self.num_codes, mask=mask))
         if self.dead_code_threshold > 0:
@@ -274,6 +281,11 @@ class VectorQuantizer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         self.finish_update()
         return dict(self.__dict__)
+
+
+def _finish_update(module: VectorQuantizer, *_: Any) -> None:
+    """Before its state is read, and before it is replaced: what still travels belongs to the state there was."""
+    module.finish_update()
 
 
 def _flat(mask: Tensor | None) -> Tensor | None:

@@ -101,7 +101,7 @@ def append_backward(
         *(pointer(grad), *strides(grad, 1), grad.shape[0]),
         *(pointer(offsets), pointer(new_offsets), offsets.shape[0] - 1, pointer(select)),
         *(pointer(grad_packed), rows, pointer(grad_rows), added, shared),
-        *(row_bytes(grad, 1), type_code(grad), threads()),
+        *(row_bytes(grad, 1), type_code(grad) if shared else 0, threads()),
     )
     return grad_packed, grad_rows
 

@@ -125,7 +125,7 @@ def append_backward(
         *(pointer(grad), *strides(grad, 1), grad.shape[0]),
         *(pointer(offsets), pointer(new_offsets), offsets.shape[0] - 1, pointer(select)),
         *(pointer(grad_packed), rows, pointer(grad_rows), added, int(shared)),
-        *(row_bytes(grad, 1), TYPES[grad.dtype]),
+        *(row_bytes(grad, 1), TYPES[grad.dtype] if shared else 0),
     )
     return grad_packed, grad_rows
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import FLOATING, INTEGER, check_count, check_offsets, check_same, check_tensor
+from .._cpp import TYPES
 from .._library import Op
 from . import reference
 
@@ -71,7 +72,7 @@ def unpack(
         packed: (T, ...) of any dtype; floating dtypes are differentiable. Rows from ``offsets[-1]`` on are not read.
         offsets: (B + 1,) int32.
         max_length: positions of the output; a static bound for the longest sequence.
-        fill: value of the positions beyond a sequence's end.
+        fill: value of the positions beyond a sequence's end; among integers, one that a float64 holds.
 
     Returns:
         (B, max_length, ...), dtype of ``packed``.
@@ -82,6 +83,8 @@ def unpack(
     _check_packed(packed, offsets)
     check_same("device", packed=packed, offsets=offsets)
     check_count("max_length", max_length)
+    if isinstance(fill, int) and int(float(fill)) != fill:
+        raise ValueError(f"fill: expected a number that a float64 holds, got {fill}")
     return _unpack(packed, offsets, max_length, float(fill), implementation=implementation)
 
 
@@ -190,8 +193,9 @@ def _check_packed(packed: Tensor, offsets: Tensor) -> None:
 def _check_lengths(lengths: Tensor) -> None:
     if lengths.numel() and lengths.min() < 0:
         raise ValueError(f"lengths: expected at least 0, got {int(lengths.min())}")
-    if lengths.sum() >= 2**31:
-        raise ValueError(f"lengths: expected a sum below 2^31, got {int(lengths.sum())}")
+    total = sum(lengths.tolist())  # of Python's integers: a tensor's sum may wrap
+    if total >= 2**31:
+        raise ValueError(f"lengths: expected a sum below 2^31, got {total}")
 
 
 def _check_pack(padded: Tensor, offsets: Tensor, capacity: int) -> None:
@@ -224,6 +228,11 @@ def _check_append(
     _check_capacity(
         capacity, int(offsets[-1]) + int(select.sum()) * rows.shape[rows.ndim - packed.ndim]
     )
+
+
+def _unsummed(grad: Tensor, *rest: Any) -> str:
+    """Rows of any type can be moved; those that sequences share have to be summed."""
+    return f"{grad.dtype} gradients of shared rows" if rest[-1] and grad.dtype not in TYPES else ""
 
 
 def _others(name: str) -> dict[str, str]:
@@ -288,6 +297,7 @@ _append_backward = Op(
     " bool shared) -> (Tensor, Tensor)",
     reference=reference.append_backward,
     others=_others("append_backward"),
+    limits={"cpp": _unsummed, "cuda": _unsummed},
     fake=lambda grad, offsets, new_offsets, select, rows, added, shared: (
         grad.new_empty((rows, *grad.shape[1:])),
         grad.new_empty(

@@ -1,7 +1,7 @@
 """Plain PyTorch definitions of the ragged ops: no host synchronisation, no branch on values.
 
 T rows, B sequences; ``offsets`` (B + 1,) int32: sequence b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``. Rows
-at and beyond ``offsets[-1]`` are never read and are zero in every output.
+at and beyond ``offsets[-1]`` are never read and are zero in every output. Outputs are contiguous, whatever inputs are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def sequence_and_position(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor, T
 
 def _zero_unless(keep: Tensor, values: Tensor, fill: float = 0.0) -> Tensor:
     shape = keep.shape + (1,) * (values.ndim - keep.ndim)
-    return torch.where(
-        keep.view(shape), values, torch.full((), fill, dtype=values.dtype, device=values.device)
-    )
+    filler = torch.full((), fill, dtype=values.dtype, device=values.device)
+    return torch.where(keep.view(shape), values, filler).contiguous()
 
 
 def _take(rows: Tensor, index: Tensor, keep: Tensor, fill: float = 0.0) -> Tensor:
@@ -90,9 +89,8 @@ def append(
     old = _take(packed, offsets.long()[sequence] + position, used & (fresh < 0))
     index = sequence * added + fresh if rows.ndim > packed.ndim else fresh
     flat = rows.flatten(0, 1) if rows.ndim > packed.ndim else rows
-    return torch.where(
-        (fresh < 0).view(-1, *[1] * (packed.ndim - 1)), old, _take(flat, index, used & (fresh >= 0))
-    ), new_offsets
+    kept = (fresh < 0).view(-1, *[1] * (packed.ndim - 1))
+    return torch.where(kept, old, _take(flat, index, used & (fresh >= 0))).contiguous(), new_offsets
 
 
 def append_backward(
@@ -113,7 +111,7 @@ def append_backward(
 
 
 def tail_mask(tokens: Tensor, lengths: Tensor, fill: Tensor) -> Tensor:
-    return torch.where(_inside(tokens, lengths), tokens, fill)
+    return torch.where(_inside(tokens, lengths), tokens, fill).contiguous()
 
 
 def tail_mask_backward(grad: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +119,7 @@ def tail_mask_backward(grad: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
     accumulate = torch.float64 if grad.dtype == torch.float64 else torch.float32
     grad_fill = torch.where(inside, zero, grad).sum((0, 1), dtype=accumulate).to(grad.dtype)
-    return torch.where(inside, grad, zero), grad_fill
+    return torch.where(inside, grad, zero).contiguous(), grad_fill.contiguous()
 
 
 def _inside(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ def vector_quantize_backward(
     grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * to_z
     if metric == "cosine":
         grad_u = _through_unit(grad_u, z, mask)
+    grad_z = grad_u.to(z.dtype).contiguous()
     if not codebook_wanted:
-        return grad_u.to(z.dtype), codebook.new_empty(0)
+        return grad_z, codebook.new_empty(0)
     grad_q = (slope * (grad_loss + grad_codebook)).flatten(0, -2)
     # At float64 the CPU adds in order, at float32 with atomics: only the former is deterministic.
     wide = torch.float32 if z.device.type == "mps" else torch.float64
@@ -71,7 +72,7 @@ def vector_quantize_backward(
     grad_codes = grad_codes.to(codes.dtype)
     if metric == "cosine":
         grad_codes = _through_unit(grad_codes, codebook, None)
-    return grad_u.to(z.dtype), grad_codes.to(codebook.dtype)
+    return grad_z, grad_codes.to(codebook.dtype).contiguous()
 
 
 def _prepared(x: Tensor, metric: str) -> Tensor:

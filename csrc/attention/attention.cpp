@@ -25,7 +25,7 @@ namespace {
 using std::int64_t;
 
 const Blocks<float>& number_blocks(InstructionSet set) {
-#if defined(__x86_64__)
+#ifdef ALIT_X86
   if (set >= InstructionSet::avx512) return blocks_avx512;
   if (set == InstructionSet::avx2) return blocks_avx2;
 #endif

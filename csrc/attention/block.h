@@ -63,7 +63,7 @@ struct Blocks {
 };
 
 extern const Blocks<float> blocks_baseline;
-#if defined(__x86_64__)
+#ifdef ALIT_X86
 extern const Blocks<float> blocks_avx2, blocks_avx512;
 #endif
 #ifdef ALIT_AVX512_BF16

@@ -46,7 +46,7 @@ struct Scan {
 };
 
 extern const Scan scan_baseline;
-#if defined(__x86_64__)
+#ifdef ALIT_X86
 extern const Scan scan_avx2, scan_avx512;
 #endif
 

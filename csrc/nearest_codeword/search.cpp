@@ -22,7 +22,7 @@ constexpr std::int64_t kManyDimensions = 48;
 constexpr std::int64_t kDoubtful = 4;
 
 const Scan& scan_for(InstructionSet set) {
-#if defined(__x86_64__)
+#ifdef ALIT_X86
   if (set >= InstructionSet::avx512) return scan_avx512;
   if (set == InstructionSet::avx2) return scan_avx2;
 #endif
@@ -146,7 +146,8 @@ class Searcher {
   void add(std::int64_t row) {
     const T* values = z_.row<T>(row);
     if (!all_finite(values, z_.dim)) {
-      index_[row] = exhaustive(row);
+      const bool no_number = std::any_of(values, values + z_.dim, [](T x) { return std::isnan(load(x)); });
+      index_[row] = no_number ? 0 : exhaustive(row);  // every distance is NaN: the first of equals
       return;
     }
     ++taken_;

@@ -612,6 +612,11 @@ def test_no_key_takes_no_gradient_from_its_log_sum_exp() -> None:
     assert not q.grad.isnan().any()
 
 
+def test_heads_without_width() -> None:
+    out = attention(*[torch.empty(1, 3, 2, 0)] * 3)
+    assert out.shape == (1, 3, 2, 0)
+
+
 def test_autocast() -> None:
     q, k, v = (torch.randn(1, 4, 2, 8, requires_grad=True) for _ in range(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -641,6 +646,12 @@ def test_autocast() -> None:
         ),
         ({"max_length": 2}, ValueError, "max_length: expected at least 3"),
         ({"max_length": 2.0}, TypeError, "max_length: expected an int"),
+        ({"max_length": 2**31}, ValueError, r"max_length: expected less than 2\^31"),
+        (
+            {"max_key_length": 2},
+            ValueError,
+            "max_key_length: expected at least 3, the longest of offsets",
+        ),
         ({"key_mask": torch.ones(5, dtype=torch.bool)}, ValueError, "key_mask: expected shape"),
         (
             {"implementation": "fast"},

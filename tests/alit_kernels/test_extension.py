@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -79,6 +80,30 @@ def test_concurrent_callers() -> None:
         caller.join(60)
         assert not caller.is_alive(), "deadlock"
     assert not failures
+
+
+BORROWED_BEFORE_FORK = """
+import os, signal, torch, alit_kernels
+torch.set_num_threads(2)
+torch.randn(300, 300) @ torch.randn(300, 300)  # torch's threads are there now
+torch.randn(10**6).exp()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    z = torch.arange(4096.0 * 8).view(4096, 8)
+    alit_kernels.nearest_codeword(z, z[:64])
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
+def test_first_call_in_a_forked_child() -> None:
+    """Torch's threads, which calls borrow, are not there in the child of a process that never called."""
+    done = subprocess.run(
+        [sys.executable, "-c", BORROWED_BEFORE_FORK], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "0", done.stdout + done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")

@@ -262,6 +262,40 @@ def test_compiles_without_graph_break(name: str) -> None:
         torch.testing.assert_close(ours, expected)
 
 
+def in_another_order(x: Any) -> Any:
+    """The same values, with dimensions in memory the other way round."""
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        return x
+    dims = tuple(reversed(range(x.ndim)))
+    return x.detach().permute(dims).contiguous().permute(dims)
+
+
+def with_gaps(x: Any) -> Any:
+    """The same values, every other element of the memory."""
+    if not isinstance(x, Tensor) or x.ndim < 1:
+        return x
+    return x.detach().repeat_interleave(2, -1)[..., ::2]
+
+
+@pytest.mark.parametrize("implementation", ("reference", "auto"))
+@pytest.mark.parametrize("layout", (in_another_order, with_gaps))
+@pytest.mark.parametrize("name", sorted(samples()))
+def test_strides_are_those_that_compiled_code_expects(
+    name: str, layout: Callable[[Any], Any], implementation: str
+) -> None:
+    arguments = tuple(map(layout, samples()[name]))
+    op = getattr(torch.ops.alit_kernels, name)
+    found = op(*arguments, implementation)
+    with FakeTensorMode() as mode:
+        fake = (mode.from_tensor(x) if isinstance(x, Tensor) else x for x in arguments)
+        expected = op(*fake, implementation)
+    alone = isinstance(found, Tensor)
+    for a, e in zip(*((found,), (expected,)) if alone else (found, expected), strict=True):
+        assert (a.shape, a.dtype) == (e.shape, e.dtype)
+        where = [i for i, size in enumerate(a.shape) if size > 1 and a.numel()]
+        assert [a.stride(i) for i in where] == [e.stride(i) for i in where]
+
+
 def test_no_recompilation_on_lengths() -> None:
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -301,6 +335,53 @@ def test_double_backward_vmap_and_forward_mode_raise_by_name() -> None:
         NotImplementedError, match=r"alit_kernels.attention does not support forward-mode"
     ):
         torch.func.jvp(lambda x: ak.attention(x, x, x), (q.detach(),), (torch.ones_like(q),))
+
+
+@pytest.mark.parametrize(
+    "gradients_of_many",
+    (
+        lambda f, x: torch.autograd.functional.jacobian(f, x, vectorize=True),
+        lambda f, x: torch.func.jacrev(f)(x),
+        lambda f, x: torch.vmap(torch.func.grad(lambda y: f(y).sum()))(x[None]),
+    ),
+)
+def test_batched_gradients_are_refused_by_name(gradients_of_many: Callable[..., Any]) -> None:
+    with pytest.raises(NotImplementedError, match=r"alit_kernels.attention.* torch.vmap"):
+        gradients_of_many(lambda x: ak.attention(x, x, x), torch.randn(1, 3, 1, 4))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in sorted(samples()) if any(isinstance(x, Tensor) and x.requires_grad for x in samples()[n])]
+)  # fmt: skip
+def test_functional_gradients_are_the_usual_ones(name: str) -> None:
+    arguments = list(samples()[name])
+    places = [i for i, x in enumerate(arguments) if isinstance(x, Tensor) and x.requires_grad]
+
+    def loss(*leaves: Tensor) -> Tensor:
+        for place, value in zip(places, leaves, strict=True):
+            arguments[place] = value
+        results = ops()[name](*arguments)
+        results = (results,) if isinstance(results, Tensor) else results
+        return sum(x.float().square().sum() for x in results if x.is_floating_point())
+
+    leaves = [arguments[place] for place in places]
+    expected = torch.autograd.grad(loss(*leaves), leaves, materialize_grads=True)
+    found = torch.func.grad(loss, tuple(range(len(leaves))))(*(x.detach() for x in leaves))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_zeros_without_memory() -> None:
+    """Which torch's forward-mode differentiation makes."""
+    zeros, q = torch._efficientzerotensor((2, 4, 2, 8)), torch.randn(2, 4, 2, 8)
+    torch.testing.assert_close(ak.attention(q, q, zeros), torch.zeros_like(q))
+
+
+def test_elements_that_begin_between_addresses() -> None:
+    data = torch.randn(32).numpy().tobytes()
+    odd = torch.frombuffer(bytearray(b"x" + data), dtype=torch.float32, offset=1).view(1, 2, 2, 8)
+    even = odd.clone()
+    torch.testing.assert_close(ak.attention(odd, odd, odd), ak.attention(even, even, even))
 
 
 def test_a_sign_that_is_still_to_be_applied() -> None:

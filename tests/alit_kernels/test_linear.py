@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,6 +170,27 @@ def test_second_derivatives(kind: type[nn.Linear], library: str, products: list[
         for ours, expected in zip(*results, strict=True):
             torch.testing.assert_close(ours, expected)
     assert bool(products) == (library == "oneDNN")
+
+
+@pytest.mark.parametrize("kind", (Linear, GELULinear))
+def test_transforms(kind: type[nn.Linear], library: str) -> None:
+    """Of torch.func, also of an input that requires a gradient."""
+    layer, before = kind(8, 4), gelu if kind is GELULinear else nn.Identity()
+    own, x = [layer.weight, layer.bias], torch.randn(3, 8).requires_grad_()
+
+    def results(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        def loss(x: Tensor) -> Tensor:
+            return function(x).square().sum()
+
+        return [
+            torch.func.vmap(torch.func.grad(loss))(x),
+            torch.func.hessian(loss)(x[0]),
+            *torch.func.jvp(function, (x,), (torch.ones_like(x),)),
+        ]
+
+    expected = results(lambda x: torch.nn.functional.linear(before(x), *own))
+    for a, e in zip(results(layer), expected, strict=True):
+        torch.testing.assert_close(a, e)
 
 
 @pytest.mark.parametrize("weight", ("whole", "every second", "transposed", "part"))

@@ -369,6 +369,16 @@ def test_values_no_check_can_see() -> None:
         ),
         (lambda x, o: unpack(x[0], o, max_length=1), ValueError, "max_length: expected at least 2"),
         (
+            lambda x, o: unpack(x[0], o, max_length=3, fill=2**53 + 1),
+            ValueError,
+            "fill: expected a number that a float64 holds",
+        ),
+        (
+            lambda x, o: cumulative_offsets(torch.tensor([2**62] * 4)),
+            ValueError,
+            r"lengths: expected a sum below 2\^31, got 18446744073709551616",
+        ),
+        (
             lambda x, o: unpack(x[0], o[1:], max_length=3),
             ValueError,
             "offsets: expected an ascending",
@@ -410,3 +420,18 @@ def test_values_no_check_can_see() -> None:
 def test_wrong_arguments(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(torch.randn(2, 3, 4), torch.tensor([0, 2, 3], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("shared", (False, True))
+@pytest.mark.parametrize("dtype", (torch.complex64, torch.float8_e4m3fn))
+def test_gradients_of_other_types(dtype: torch.dtype, shared: bool) -> None:
+    """Moved like all others; where they have to be summed, as far as torch can."""
+    if shared and dtype == torch.float8_e4m3fn:
+        pytest.skip("torch does not add float8 numbers")
+    offsets = torch.tensor([0, 2, 3], dtype=torch.int32)
+    packed, rows = torch.ones(3, 2), torch.ones(*(() if shared else (2,)), 1, 2)
+    leaves = [x.to(dtype).requires_grad_() for x in (packed, rows)]
+    out, _ = append(leaves[0], offsets, leaves[1], capacity=5)
+    found = torch.autograd.grad(out, leaves, torch.full((5, 2), 3.0).to(dtype))
+    for gradient, leaf, value in zip(found, leaves, (3.0, 6.0 if shared else 3.0), strict=True):
+        assert gradient.shape == leaf.shape and (gradient.to(torch.complex64) == value).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -46,6 +47,17 @@ def test_search_with_nan_and_inf(target: Target) -> None:
     # Ties take the lowest index; NaN never wins; all NaN gives 0; an infinite distance beats a NaN one.
     assert index.tolist() == [1, 0, 1, 1]
     assert_exact_nearest(index, z, codebook)
+
+
+@pytest.mark.parametrize("target", targets("cpp")[1:])
+def test_search_of_many_rows_that_are_not_numbers(target: Target) -> None:
+    """Takes the first code, which is as far as all others, without a look at them."""
+    z, codebook = torch.randn(20000, 16), torch.randn(4096, 16)
+    z[torch.arange(20000), torch.arange(20000) % 16] = torch.nan
+    start = time.perf_counter()
+    index = nearest_codeword(z, codebook, implementation=target.implementation)
+    assert not index.any()
+    assert time.perf_counter() - start < 1.0, "as slow as a search of all codes in float64"
 
 
 @EVERYWHERE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
 from pathlib import Path
 
@@ -203,6 +204,21 @@ def test_training_step_in_a_cuda_graph() -> None:
     assert not torch.equal(module.embedding.weight, before)
 
 
+def test_a_module_can_be_pickled() -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9)
+    module(torch.randn(5, 4))
+    copy = pickle.loads(pickle.dumps(module))
+    for name, value in module.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], value)
+
+
+def test_moving_averages_stay_in_float32() -> None:
+    module = VectorQuantizer(8, 4, ema_decay=0.9).bfloat16()
+    with pytest.raises(TypeError, match=r"update_codebook: .* cast to bfloat16; use autocast"):
+        module(torch.randn(5, 4, dtype=torch.bfloat16))
+    assert module.eval()(torch.randn(5, 4, dtype=torch.bfloat16)).index.shape == (5,)
+
+
 def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> None:
     """Two steps on this process's share of the vectors; the first process writes its state."""
     dist.init_process_group(
@@ -219,6 +235,11 @@ def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> No
         step(batch[rank::processes])
         assert compiled or module._pending is not None, "the statistics did not travel"
     torch.save(module.state_dict(), f"{path}/state{rank}")
+    module(z[1])
+    loaded = {name: value + 1 for name, value in torch.load(f"{path}/state{rank}").items()}
+    module.load_state_dict(loaded)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, loaded[name]), "statistics of the state before were added"
     time.sleep(
         0.5
     )  # gloo's thread needs the interpreter's lock, which the next line holds, to drop its last work
