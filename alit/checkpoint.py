@@ -158,13 +158,17 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # What torch says goes on with how to load it all the same.
+        match = re.search(r"GLOBAL ([\w.]+)|Unsupported \w+: ([\w.]+)", str(error))
+        named = f" ({match[1] or match[2]})" if match else ""
         raise CheckpointError(
-            f"{path}: refused, holds more than tensors and argparse.Namespace ({error})"
+            f"{path}: refused, no torch checkpoint of tensors and argparse.Namespace alone{named}"
         ) from error
     except FileNotFoundError:
         raise
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not a torch checkpoint, or truncated ({error})") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a torch checkpoint, or truncated ({reason})") from error
     if not isinstance(content, dict) or weights not in content:
         found = (
             ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__

@@ -16,6 +16,7 @@ from . import checkpoint, token_files
 from .config import SIZES
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .devices import choose
+from .files import check_replaceable
 from .tokenizer import AdaptiveTokenizer
 
 #: Commands that lie elsewhere: their module, imported when they are called, and what the list of commands says of them.
@@ -158,11 +159,15 @@ def encode(
 
         alit encode holiday/ -o holiday.alit --tokens 64
 
-    alit decode makes pictures of the file, with the model that wrote it and no other.
+    alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
+    named at the end; the others are encoded all the same.
     """
     with _errors():
         criterion = _criterion(max_l1=max_l1, code_error=code_error, tokens=tokens)
-        token_files.encode(_load(model, device), photos, output, criterion, in_flight, console)
+        loaded = _load(model, device)
+        unreadable = token_files.encode(loaded, photos, output, criterion, in_flight, console)
+    if unreadable:
+        _fail("\n       ".join(unreadable))
 
 
 @app.command()
@@ -269,6 +274,8 @@ def convert(
 
     """
     with _errors():
+        _check_another(source, target)
+        check_replaceable(target)
         state = checkpoint.read_official(source, weights=weights)
         config = checkpoint.infer_config(state, heads=heads, halting=halting)
         model = AdaptiveTokenizer(config)
@@ -295,9 +302,15 @@ def export(
 
     """
     with _errors():
+        _check_another(Path(source), target)
         model = AdaptiveTokenizer.from_pretrained(source).half()
         model.save_pretrained(target)
     console.out(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+def _check_another(source: Path, target: Path) -> None:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"target: {target} is the source; choose another file")
 
 
 def _criterion(

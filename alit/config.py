@@ -207,8 +207,8 @@ class AdaptiveTokenizerConfig:
             )
         if self.encoder.width <= self.base.latent_channels:
             raise ValueError(
-                f"encoder.width: expected more than the base's {self.base.latent_channels} channels, "
-                f"got {self.encoder.width}"
+                f"encoder.width: expected more than the {self.base.latent_channels} channels of the "
+                f"{self.base.kind} base, got {self.encoder.width}; choose a larger size, or another base"
             )
         if self.bottleneck == "unfactorised" and self.encoder.width != self.decoder.width:
             raise ValueError("decoder.width: expected the encoder's width in an unfactorised model")

@@ -59,12 +59,26 @@ class FixedLength:
         return (iteration.num_tokens >= wanted).expand(iteration.batch_size)
 
 
+def _check_threshold(threshold: float) -> None:
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+        raise TypeError(f"threshold: expected a number, got {type(threshold).__name__}")
+    if not threshold >= 0:  # NaN neither
+        raise ValueError(f"threshold: expected at least 0, got {threshold}")
+
+
 @dataclass(frozen=True)
 class MaxL1:
-    """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration."""
+    """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
+
+    Raises:
+        TypeError, ValueError: a threshold that is no number, or below 0.
+    """
 
     threshold: float
     needs_prediction = True
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
 
     def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
         """(B,) float32."""
@@ -80,10 +94,17 @@ class MaxL1:
 
 @dataclass(frozen=True)
 class CodeError:
-    """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels."""
+    """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
+
+    Raises:
+        TypeError, ValueError: a threshold that is no number, or below 0.
+    """
 
     threshold: float
     needs_prediction = True
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
 
     def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
         """(B,) float32."""
@@ -99,11 +120,15 @@ class TokenAccuracy:
     """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
 
     Raises:
-        ValueError: when called with a model whose base tokenizer has no codebook.
+        TypeError, ValueError: a threshold that is no number, or below 0; when called with a model whose base tokenizer
+            has no codebook.
     """
 
     threshold: float
     needs_prediction = True
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
 
     def accuracy(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
         """(B,) float32."""

@@ -89,6 +89,14 @@ def tokens_of(model: AdaptiveTokenizer, iteration: Iteration, row: int) -> Token
     return TokenSequence(length, indices=bottleneck.quantized.index[row].clone())
 
 
+def _predict_at(criterion: Criterion) -> tuple[()] | None:
+    """All iterations, or none."""
+    if not callable(criterion) or not hasattr(criterion, "needs_prediction"):
+        expected = "FixedLength, MaxL1, CodeError, TokenAccuracy or the like"
+        raise TypeError(f"criterion: expected {expected}, got {type(criterion).__name__}")
+    return None if criterion.needs_prediction else ()
+
+
 @torch.no_grad()
 def encode(
     model: AdaptiveTokenizer,
@@ -101,7 +109,7 @@ def encode(
     """See :meth:`alit.AdaptiveTokenizer.encode`."""
     if isinstance(criterion, FixedLength):
         criterion.check(model, images.shape[0])
-    predict_at = None if criterion.needs_prediction else ()
+    predict_at = _predict_at(criterion)
     rollout = model.rollout(images, base=base, predict_at=predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
         return _encode_by_batch_mean(model, rollout, criterion)
@@ -163,7 +171,7 @@ def _stream(
     generator: torch.Generator | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
-    predict_at = None if criterion.needs_prediction else ()
+    predict_at = _predict_at(criterion)
     select = Selection(model, criterion)
     live: list[Rollout] = []
     steps = started = done = emitted = 0

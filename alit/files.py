@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not."""
+    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+
+    A link stays one: what it points to is replaced.
+
+    Raises:
+        OSError: as :func:`check_replaceable`, or what could not be written, by its name.
+    """
+    check_replaceable(path)
+    path = Path(os.path.realpath(path))
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(descriptor)
     temporary = Path(name)
@@ -23,6 +35,41 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and error.filename in (None, name)
+        ):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within the context no other process of this machine enters it for the same folder (not on Windows).
+
+    Raises:
+        BlockingIOError: another one is there.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        fcntl.lockf(
+            file, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # processes that fork from this one do not hold it
+        yield
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise ``OSError`` where no file can be put: something that is no file is there, or there is no such folder."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: expected a file or nothing there, found {_kind(path)}")
+    if not Path(os.path.realpath(path)).parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "something that is no file"

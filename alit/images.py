@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .files import replacing
+
+#: What Pillow and its decoders raise on files that are damaged, truncated, or no pictures.
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    IndexError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -65,7 +78,9 @@ def upright(path: str | Path) -> Image.Image:
             return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(
                 "RGB"
             )
-    except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except OSError:
+        raise
+    except UNREADABLE as error:
         raise OSError(f"damaged, or too large ({error})") from error
 
 
@@ -88,7 +103,8 @@ def find(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+            inside = (x for x in path.iterdir() if x.suffix.lower() in suffixes and x.is_file())
+            found += sorted(inside)
         elif path.is_file():
             found.append(path)
         else:

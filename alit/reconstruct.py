@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from . import images
@@ -100,7 +101,8 @@ def run(
                 shown = (result.original, result.pixels, result.thumbnail)
                 picture = torch.cat(shown, dim=2) if beside else result.pixels
                 images.save_image(images.to_image(picture), targets[path])
-                table.add_row(targets[path].name, *_row(result))
+                name = Text(targets[path].name.replace("\n", "?"))  # no markup in it
+                table.add_row(name, *_row(result))
     if table.row_count:
         console.print(table)
         console.out(f"{output}: {table.row_count} pictures")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from . import images
 from .alit_format import MAX_LENGTH, parse
-from .criteria import Criterion
+from .criteria import Criterion, FixedLength
 from .encoding import Progress
-from .files import replacing
+from .files import check_replaceable, replacing
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
 
@@ -31,47 +31,62 @@ def encode(
     criterion: Criterion,
     in_flight: int,
     console: Console,
-) -> None:
+) -> list[str]:
     """Encode the pictures and write one file; an old file is replaced only when all is written.
 
     Args:
         in_flight: images at their longest that the encoder sees at once.
 
+    Returns:
+        A line for every file that is no readable picture; the others are in the file all the same.
+
     Raises:
-        OSError: a picture that is none (named), a file that cannot be written.
-        ValueError: a model without a codebook, a criterion that does not fit it.
+        OSError: no such file, no picture that can be read, a file that cannot be written.
+        ValueError: a model without a codebook, a criterion that does not fit it, an output that is one of the pictures.
     """
     config = model.config
     if config.bottleneck != "quantized" or config.quirks.unquantized_tokens:
         raise ValueError(f"model: expected one that gives indices, got a {config.bottleneck} one")
     if config.max_tokens > MAX_LENGTH:
         raise ValueError(f"model: expected at most {MAX_LENGTH} tokens an image for .alit files")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output.parent}: no such folder")
+    check_replaceable(output)
     paths = images.find(photos)
+    if output.resolve() in {path.resolve() for path in paths}:
+        raise ValueError(f"output: {output} is one of the pictures; choose another file")
+    if isinstance(criterion, FixedLength):
+        criterion.check(model, 1)
+    unreadable: list[str] = []
     rows = in_flight * (model.num_image_tokens + config.max_tokens)
     with _bar(console) as bar:
         task = bar.add_task("encoding", total=len(paths))
 
         def on_progress(progress: Progress) -> None:
-            bar.update(task, completed=progress.images_done)
+            bar.update(task, completed=progress.images_done, total=len(paths) - len(unreadable))
 
-        stream = model.encode_stream(
-            _loaded(model, paths), criterion, max_tokens_in_flight=rows, on_progress=on_progress
+        readable = _loaded(model, paths, unreadable)
+        stream = list(
+            model.encode_stream(
+                readable, criterion, max_tokens_in_flight=rows, on_progress=on_progress
+            )
         )
-        tokens = TokenSequence.concatenate(list(stream))
+    if not stream:
+        raise OSError("\n".join(unreadable))
+    tokens = TokenSequence.concatenate(stream)
     data = tokens.to_bytes(model.identity())
     with replacing(output) as temporary:
         temporary.write_bytes(data)
     console.out(f"{output}: {_summary(tokens, len(data), config.image_size)}")
+    return unreadable
 
 
-def _loaded(model: AdaptiveTokenizer, paths: list[Path]) -> Iterator[Tensor]:
+def _loaded(model: AdaptiveTokenizer, paths: list[Path], unreadable: list[str]) -> Iterator[Tensor]:
     for path in paths:
         try:
-            yield images.load(path, model.config.image_size).to(model.latent_tokens)
+            picture = images.load(path, model.config.image_size)
         except OSError as error:
-            raise OSError(f"{path}: not a readable picture ({error})") from error
+            unreadable.append(f"{path}: not a readable picture ({error})")
+        else:
+            yield picture.to(model.latent_tokens)
 
 
 def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Console) -> None:

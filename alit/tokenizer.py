@@ -356,7 +356,8 @@ class AdaptiveTokenizer(nn.Module):
         """Images (B, 3, height, width), about [0, 1], not clamped.
 
         Raises:
-            ValueError: tokens that do not fit the model: kind, channels, index or length out of range.
+            TypeError, ValueError: no tokens, or some that do not fit the model: kind, channels, index or length out of
+                range.
         """
         self._check_tokens(tokens)
         tokens = tokens.to(self.encoder_mask_token.device)
@@ -407,6 +408,8 @@ class AdaptiveTokenizer(nn.Module):
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config
+        if not isinstance(tokens, TokenSequence):
+            raise TypeError(f"tokens: expected a TokenSequence, got {type(tokens).__name__}")
         if len(tokens) == 0:
             raise ValueError("tokens: expected at least one sequence, got none")
         if int(tokens.lengths.max()) > config.max_tokens:

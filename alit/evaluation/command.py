@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..devices import choose
 from ..files import replacing
 from ..images import list_images
 from ..tokenizer import AdaptiveTokenizer
@@ -36,12 +37,16 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="pinned, or official: as the published evaluation crops and rounds.")
     ] = "pinned",
-    limit: Annotated[int | None, typer.Option(help="So many pictures, the first by name.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="So many pictures, the first by name.", min=1)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download the weights that LPIPS and rFID need.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1.")
+    ] = "auto",
 ) -> None:
     """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
 
@@ -52,8 +57,9 @@ def evaluate(
     console = Console()
     try:
         files = list_images(data)[:limit]
-        others = networks(device, fetch=fetch)
-        loaded = AdaptiveTokenizer.from_pretrained(model).to(device)
+        chosen = choose(device)
+        others = networks(str(chosen), fetch=fetch)
+        loaded = AdaptiveTokenizer.from_pretrained(model).to(chosen)
         with console.status("evaluating") as status:
 
             def on_batch(done: int) -> None:

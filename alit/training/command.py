@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import Interrupted, Result, TrainingConfig
+from . import Interrupted, Result, TrainingConfig, checkpoints
 from . import train as run
 
 
@@ -70,7 +70,8 @@ def train(
         "start_from": start_from,
         "perceptual": perceptual,
     }
-    model = {k: v for k, v in (("size", size), ("base", base), ("image_size", image_size)) if v}
+    model = {"size": size, "base": base, "image_size": image_size}
+    model = {name: value for name, value in model.items() if value is not None}
     try:
         chosen = _assignments(option or [])
         model = {**chosen.pop("model", {}), **model}
@@ -84,6 +85,8 @@ def train(
         )
         if described.output is None:
             raise ValueError("output: expected a folder for the run (--output)")
+        if resume and not checkpoints.saved(Path(described.output)):
+            console.out(f"{described.output}: no checkpoint there; from the beginning")
         result = _run_with_progress(described, resume, allow_changes, console)
     except Interrupted as error:
         console.print(str(error))
@@ -102,6 +105,8 @@ def train(
 
 def _assignments(texts: list[str]) -> dict[str, Any]:
     """``name=value``, the values as YAML; ``model.name=value`` is an option of the model."""
+    if not texts:
+        return {}
     try:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
@@ -126,19 +131,17 @@ def _run_with_progress(
     columns = (
         TextColumn("step {task.fields[step]}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}, {task.fields[speed]:.1f} pictures/s"),
+        TextColumn("{task.fields[latest]}"),
     )
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        nothing = float("nan")
-        task = progress.add_task("training", total=1.0, step=0, loss=nothing, speed=nothing)
+        task = progress.add_task("training", total=1.0, step=0, latest="")
 
         def on_log(record: dict[str, float]) -> None:
             progress.update(
                 task,
                 completed=min(record["done"], 1.0),
                 step=int(record["step"]),
-                loss=record["loss"],
-                speed=record["pictures_per_second"],
+                latest=f"loss {record['loss']:.4f}, {record['pictures_per_second']:.1f} pictures/s",
             )
 
         return run(config, resume=resume, allow_changes=allow_changes, on_log=on_log)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .shards import is_shards
+
 CHOICES = {
     "stage": ("base", "1", "2"),
     "precision": ("auto", "float32", "bfloat16"),
@@ -242,8 +244,10 @@ class TrainingConfig:
         OmegaConf = _omegaconf()
         try:
             content = OmegaConf.to_container(OmegaConf.load(path))
-        except (OSError, UnicodeDecodeError):
+        except OSError:
             raise
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a configuration in YAML, nor any text") from error
         except Exception as error:  # the YAML library's own classes
             reason = " ".join(str(error).split())
             raise ValueError(f"{path}: not a configuration in YAML ({reason})") from error
@@ -256,13 +260,15 @@ class TrainingConfig:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Where a stored configuration (of :meth:`asdict`) differs in more than places and intervals.
 
-        A field that it lacks, since it was added later, is at its default there.
+        A field that it lacks, since it was added later, is at its default there. The number of workers makes a
+        difference to shards alone, whose order depends on it.
         """
         own, there = self.asdict(), {**TrainingConfig().asdict(), **other}
+        free = FREE if self.data is not None and is_shards(self.data) else FREE | {"workers"}
         return [
             f"{name}: {there[name]!r} there, {own[name]!r} here"
             for name in own
-            if name not in FREE and own[name] != there[name]
+            if name not in free and own[name] != there[name]
         ]
 
     def asdict(self) -> dict[str, Any]:

@@ -18,10 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import list_images
-
-#: What PIL raises on files that are damaged, truncated, or no pictures.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from ..images import UNREADABLE, list_images
 
 
 class Batch(NamedTuple):
@@ -80,7 +77,7 @@ class Pictures(Protocol):
     def name(self, index: int) -> str: ...
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        """(3, height, width), augmented; raises what :data:`UNREADABLE` lists."""
+        """(3, height, width), augmented; raises what :data:`alit.images.UNREADABLE` lists."""
         ...
 
 
@@ -243,6 +240,6 @@ def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the training process may act on it."""
+    """Signals reach every process of a group; only the training process may act on them, and it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

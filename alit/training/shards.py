@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .pictures import UNREADABLE, Batch, Share, augmented, leave_signals
+from ..images import UNREADABLE
+from .pictures import Batch, Share, augmented, leave_signals
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 

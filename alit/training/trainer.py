@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
-from ..files import replacing
+from ..files import alone, replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
@@ -74,7 +74,8 @@ def train(
             the run), ``learning_rate``, ``pictures_per_second``, and the means of the loss terms and the gradient norm.
 
     Raises:
-        ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed).
+        ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed); an output
+            to which another run is writing.
         alit.training.NotFinite: NaN in the loss; what came before is in the last checkpoint.
         alit.training.Interrupted: SIGINT or SIGTERM; a checkpoint was written.
         OSError: what cannot be read or written; checkpoints are written whole or not at all.
@@ -139,6 +140,10 @@ class _Run:
             return None
         if self.own.first:
             self.output.mkdir(parents=True, exist_ok=True)
+            try:
+                self.stack.enter_context(alone(self.output))
+            except BlockingIOError as error:
+                raise ValueError(f"output: another run is writing to {self.output}") from error
         found = checkpoints.saved(self.output) if self.own.first else []
         name = self.own.broadcast(found[-1].name if found else "")
         if not name:

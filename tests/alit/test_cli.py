@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner, Result
 
-from alit import AdaptiveTokenizer, FixedLength, checkpoint
+from alit import AdaptiveTokenizer, FixedLength, TokenSequence, checkpoint
 from alit.base import DCTBase
 from alit.cli import ELSEWHERE, app
 from alit.config import DCTConfig
 from alit.demo import photographs
+from alit.files import replacing
 from alit.images import load, load_square, save_image, to_image
+from alit.training.pictures import ImageFolder, Shuffled
 
 from .models import images, model
 
@@ -135,12 +139,61 @@ def test_reconstruct_skips_what_is_no_picture(folder: Path) -> None:
     assert sorted(os.listdir("out")) == ["a.png", "b.png", "c.png"]
 
 
+def test_encode_skips_what_is_no_picture(folder: Path) -> None:
+    os.mkdir("photos/folder.png")
+    Path("photos/bb.png").write_bytes(Path("cut.png").read_bytes())
+    done = run("encode", "photos", "-o", "x.alit", "--tokens", 3)
+    assert done.exit_code == 1 and "Traceback" not in done.output
+    assert "3 images, 9 tokens" in text(done)
+    assert "bb.png: not a readable picture (" in text(done) and "folder.png" not in done.output
+    assert len(TokenSequence.from_bytes(Path("x.alit").read_bytes())) == 3
+
+
+def test_names_are_shown_as_they_are(folder: Path) -> None:
+    name = "[red]m:cat:.png"
+    Image.open("photos/a.png").save(name)
+    done = run("reconstruct", name, "-o", "out")
+    assert done.exit_code == 0 and name in done.output
+
+
+def test_what_files_replace(tmp_path: Path) -> None:
+    """A link stays one, what is no file stays, and an error names the file."""
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "link").symlink_to("there")
+    with replacing(tmp_path / "link") as file:
+        file.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(OSError, match="pipe: expected a file or nothing there"),
+        replacing(tmp_path / "pipe"),
+    ):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*there'") as raised,
+        replacing(tmp_path / "there"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.errno == errno.ENOSPC
+    assert (tmp_path / "there").read_text() == "new" and len(os.listdir(tmp_path)) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("reconstruct notes.txt -o out", "notes.txt: not a readable picture (cannot identify"),
         ("reconstruct cut.png -o out", "cut.png: not a readable picture (image file is truncated"),
         ("encode cut.png -o x.alit", "cut.png: not a readable picture (image file is truncated"),
+        ("encode photos -o photos", "photos: expected a file or nothing there, found a folder"),
+        ("encode photos/a.png -o photos/a.png", "photos/a.png is one of the pictures; choose"),
+        ("encode photos -o x.alit --max-l1 nan", "threshold: expected at least 0, got nan"),
+        ("encode photos -o x.alit --device meta", "got 'meta' (it computes nothing)"),
+        ("export weights/nano.safetensors weights/nano.safetensors", "is the source; choose"),
+        ("convert whole.png whole.png", "target: whole.png is the source; choose another file"),
+        ("convert whole.png x.safetensors", "whole.png: refused, no torch checkpoint of tensors"),
+        ("train whole.png --output out", "whole.png: not a configuration in YAML, nor any text"),
+        ("train --data photos --output out --image-size 0", "image_size: expected"),
         ("reconstruct empty", "empty: no picture found"),
         ("reconstruct nowhere.jpg", "nowhere.jpg: no such file or folder"),
         ("reconstruct photos -o notes.txt", "File exists: 'notes.txt'"),
@@ -237,6 +290,25 @@ def test_damaged_pictures_are_errors_of_the_file(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match="damaged, or too large"):
         load_square(path, 16)
+
+
+@pytest.mark.parametrize("error", (RuntimeError, IndexError, struct.error, OSError))
+def test_whatever_a_decoder_raises(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pillow's for AVIF does on damaged files: those are skipped."""
+
+    def broken(*_: object) -> Image.Image:
+        raise error("Failed to decode image")
+
+    for name in "ab":
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    with pytest.raises(OSError, match="Failed to decode image"):
+        load_square(tmp_path / "a.png", 16)
+    pictures = Shuffled(ImageFolder(tmp_path, (16, 16), crop=1.0, flip=False), seed=0)
+    image, unreadable = pictures[0]
+    assert image.numel() == 0 and len(unreadable) == 2
 
 
 def test_rounding_and_atomic_pictures(tmp_path: Path) -> None:

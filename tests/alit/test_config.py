@@ -37,7 +37,7 @@ def test_wrong_json(text: str) -> None:
         ({"halting": "soft"}, "halting: expected one of"),
         (
             {"size": "nano", "base": "vqgan"},
-            "encoder.width: expected more than the base's 256 channels, got 128",
+            "encoder.width: expected more than the 256 channels of the vqgan base, got 128; choose a",
         ),
         ({"base": DCTConfig, "luma": 300}, "luma: expected at most 256"),
     ],

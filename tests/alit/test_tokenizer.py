@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -356,3 +357,20 @@ def test_truncated_backpropagation_changes_no_value() -> None:
         assert torch.equal(a.latents_BLD, b.latents_BLD)
     with torch.no_grad():
         assert not any(i.latents_BLD.requires_grad for i in m.rollout(x, through_time=False))
+
+
+def test_what_is_no_criterion_and_no_tokens() -> None:
+    m = model()
+    with pytest.raises(TypeError, match=r"criterion: expected FixedLength, .* got float"):
+        m.encode(images(), 0.05)
+    with pytest.raises(TypeError, match="tokens: expected a TokenSequence, got Tensor"):
+        m.decode(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="threshold: expected a number, got str"):
+        MaxL1("a")
+
+
+def test_a_model_can_be_pickled() -> None:
+    m = model()
+    copied = pickle.loads(pickle.dumps(m))
+    x = images()
+    assert torch.equal(copied.encode(x, FixedLength(3)).rows, m.encode(x, FixedLength(3)).rows)

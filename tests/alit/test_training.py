@@ -406,8 +406,11 @@ def test_no_synchronisation_on_a_gpu(stage: str) -> None:
 # Stop and go on.
 
 
-def test_ctrl_c_of_a_terminal(folder: Path, tmp_path: Path) -> None:
-    """SIGINT to the command and to its decoding workers: a checkpoint, exit status 130, and --resume goes on."""
+@pytest.mark.parametrize("sent", (signal.SIGINT, signal.SIGTERM))
+def test_signals_to_the_whole_group(sent: signal.Signals, folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C, or a batch system's end, to the command and to its decoding workers: a checkpoint, exit status 130, and
+    --resume goes on.
+    """
     run = tmp_path / "run"
     options = config(data=str(folder), output=str(run), steps=100_000, workers=1).asdict()
     (tmp_path / "config.json").write_text(json.dumps(options))
@@ -419,11 +422,11 @@ def test_ctrl_c_of_a_terminal(folder: Path, tmp_path: Path) -> None:
         while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
             time.sleep(0.1)
         assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, sent)
         said = process.communicate(timeout=300)[0]
     assert process.returncode == 130, said
     steps = int(checkpoints.saved(run)[-1].name.rpartition("-")[2])
-    assert f"stopped by SIGINT after step {steps}; resume goes on from there" in said
+    assert f"stopped by {sent.name} after step {steps}; resume goes on from there" in said
     assert "Traceback" not in said and steps >= 2
     shorter = {**options, "steps": steps + 1}
     resumed = train(TrainingConfig.from_mapping(shorter), resume=True, allow_changes=True)
@@ -468,6 +471,30 @@ def test_resume_bit_for_bit(folder: Path, tmp_path: Path, fields: dict[str, Any]
     again = AdaptiveTokenizer.from_pretrained(stopped / "model.safetensors")
     for name, value in result.model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+
+
+def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
+    """The second is refused, as long as the first goes on."""
+    code = "import sys, time; from pathlib import Path; from alit.files import alone\n"
+    code += f"with alone(Path({str(tmp_path)!r})): print(1, flush=True); sys.stdin.read()"
+    fields = config(data=str(folder), output=str(tmp_path), steps=1)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"1\n"
+        with pytest.raises(ValueError, match="output: another run is writing to"):
+            train(fields)
+        other.communicate()
+    assert train(fields).steps == 1
+
+
+def test_resume_with_other_workers(folder: Path, tmp_path: Path) -> None:
+    """Which change nothing with folders, and the order of shards."""
+    train(config(data=str(folder), output=str(tmp_path), steps=1))
+    more = config(data=str(folder), output=str(tmp_path), steps=1, workers=1)
+    assert train(more, resume=True).steps == 1
+    shards = TrainingConfig(data="{0..1}.tar", workers=1)
+    assert shards.differences(TrainingConfig(data="{0..1}.tar", workers=2).asdict())
 
 
 def test_resume_says_what_differs(folder: Path, tmp_path: Path) -> None:
