@@ -25,8 +25,9 @@ from torch import Tensor
 from .._triton import TYPES, as_rows, cdiv, device_of
 from ..aot import Build
 
-#: Programs wanted for the gradient of the codebook: rows are split to have as many, about two per multiprocessor.
-PROGRAMS = 256
+#: Programs wanted of the gradients: codes (of the logits' gradient) and rows (of the codebook's) are split to have as
+#: many, about four and two per multiprocessor.
+LOGITS_PROGRAMS, CODEBOOK_PROGRAMS = 512, 256
 
 
 class Tile(NamedTuple):
@@ -165,12 +166,15 @@ def _grad_logits(
     logits_pitch,
     codebook_pitch,
     grad_pitch,
+    split,
     TARGET: tl.constexpr,
     BM: tl.constexpr,
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """p (g - p . g + w) - w onehot, with g = grad_code @ codebook^T and w = dnll - p_target dp_target."""
+    """p (g - p . g + w) - w onehot, with g = grad_code @ codebook^T and w = dnll - p_target dp_target, for BM rows and
+    ``split`` codes (a multiple of BV).
+    """
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
     b_shift = _mean_grad(p_code, p_grad_code, o_row, m_row, channels, grad_pitch, BM, BC)
@@ -183,7 +187,8 @@ def _grad_logits(
         b_p_target = tl.sum(_p(b_true[:, None], p_normaliser, o_row, m_row, rows), 1)
         b_weight -= b_p_target * tl.load(p_grad_p_target + o_row, mask=m_row, other=0.0)
         b_shift -= b_weight
-    for start in range(0, codes, BV):
+    first_code = tl.program_id(1) * split
+    for start in range(first_code, tl.minimum(first_code + split, codes), BV):
         o_code = start + tl.arange(0, BV)
         m_code = o_code < codes
         b_grad_p = tl.zeros([BM, BV], tl.float32)
@@ -288,18 +293,18 @@ def soft_codebook_backward(
     code, normaliser = code.contiguous(), normaliser.contiguous()
     with device_of(logits):
         bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "logits")
-        _grad_logits[(cdiv(rows, bm),)](
+        split = _split(codes, LOGITS_PROGRAMS // cdiv(rows, bm), bv)
+        _grad_logits[(cdiv(rows, bm), cdiv(codes, split))](
             logits, codebook, None if target is None else target.contiguous(), code, grad_code,
             grad_nll.contiguous(), grad_p_target.contiguous(), normaliser, grad_logits,
-            rows, codes, channels, logits.stride(0), codebook.stride(0), grad_code.stride(0),
+            rows, codes, channels, logits.stride(0), codebook.stride(0), grad_code.stride(0), split,
             target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         if not codebook_wanted:
             return grad_logits, codebook.new_empty(0)
         bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "codebook")
         tiles = (cdiv(codes, bv), max(1, cdiv(channels, bc)))
-        wanted = max(1, PROGRAMS // (tiles[0] * tiles[1]))
-        split = cdiv(cdiv(rows, wanted), bm) * bm
+        split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), bm)
         parts = cdiv(rows, split)
         partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
         _grad_codebook[(*tiles, parts)](
@@ -307,6 +312,11 @@ def soft_codebook_backward(
             grad_code.stride(0), split, bm, bv, bc, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return grad_logits, partial.sum(0).to(codebook.dtype)
+
+
+def _split(size: int, parts: int, step: int) -> int:
+    """How many of ``size`` a program takes, for about so many parts: a multiple of its step."""
+    return cdiv(cdiv(size, max(1, parts)), step) * step
 
 
 def builds() -> Iterator[Build]:
@@ -333,13 +343,13 @@ def _builds(channels: int, dtype: torch.dtype) -> Iterator[Build]:
     codebook |= dict.fromkeys(("p_normaliser", "p_partial"), "*fp32")
     for kernel, name, pointers, more in (
         (_forward, "forward", forward, ("codebook_pitch",)),
-        (_grad_logits, "logits", logits, ("codebook_pitch", "grad_pitch")),
+        (_grad_logits, "logits", logits, ("codebook_pitch", "grad_pitch", "split")),
         (_grad_codebook, "codebook", codebook, ("grad_pitch", "split")),
     ):
         size = tile(channels, dtype, name)
         constants = {"BM": size.rows, "BV": size.codes, "BC": size.channels}
         signature = pointers | sizes | dict.fromkeys(more, "i32")
-        unknown = ("rows", "split")
+        unknown = ("rows", "split" if name == "codebook" else "")
         yield Build(
             kernel,
             f"{label} M{size.rows} N{size.codes} C{size.channels}",
