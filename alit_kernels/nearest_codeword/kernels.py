@@ -1,20 +1,23 @@
 """Triton search for the nearest codeword. No N x K matrix: a program keeps the best codes of its rows in registers.
 
-```precision="ieee"`` takes direct differences, two float32 operations per element, no tensor core. A tensor core gives
-the expanded square |c|^2 - 2 z c, whose error grows with |z| |c| and not with the distance: at a common offset it can
-certify nothing, and everything would have to be searched again directly. At the small D this op is made for (12: 24
-operations per pair; comparing and remembering are five more) one direct pass is simple, and rounding analysis says how
-good it is: each term (z - c)^2 carries at most 3 roundings, a fused sum D, so a distance has relative error
-(D + 2) 2^-24.
+``precision="ieee"`` takes direct differences, two float32 operations per element, no tensor core. At the small D this
+op is made for (12: 24 operations per pair; comparing and remembering are five more) one direct pass is simple, and
+rounding analysis says how good it is: each term (z - c)^2 carries at most 3 roundings, a fused sum D, so a distance has
+relative error (D + 2) 2^-24.
 
-The pass also keeps the second least distance of each lane. A row is searched again in float64, where no square of a
-float32 over- or underflows, if another code is within twice that error (so exact ties take the lowest index), or if its
-least distance is infinite or below 2^-90 (unless it is 0 because z = c). On other data that is about one row in 10^5.
+From D = 17 on, tensor cores go first, with |c|^2 / 2 - z c, whose error is bounded too, but grows with |z| |c| and not
+with the distance. Where the best score is ahead of the second by more than twice that bound, its code is the nearest.
+All other rows, a few in a thousand of ordinary data, all of them at a large common offset, take the direct pass.
+
+The direct pass also keeps the second least distance of each lane. A row is searched again in float64, where no square
+of a float32 over- or underflows, if another code is within twice that error (so exact ties take the lowest index), or
+if its least distance is infinite or below 2^-90 (unless it is 0 because z = c). On other data that is about one row in
+10^5.
 
 Distances are compared as unsigned integers: they are not negative, so bits order as values do, and NaN of either
 sign is larger than infinity and never wins.
 
-``precision="tf32"`` and ``"bf16"`` take the expanded square on tensor cores.
+``precision="tf32"`` and ``"bf16"`` take the scores of tensor cores alone.
 """
 
 from __future__ import annotations
@@ -31,9 +34,14 @@ from .._triton import TYPES, as_rows, cdiv, device_of
 from ..aot import Build
 from .reference import unit
 
+UNROLLED = (
+    16  # the largest D whose rows stay in registers, and that is searched by differences alone
+)
+NORMS = 64  # codes of a program of norms
 LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
 INFINITE, INFINITE_64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
 TINY = tl.constexpr(37 << 23)  # bits of 2^-90
+LEAST_HALF_NORM = tl.constexpr(2.0**-100)
 
 
 class Tile(NamedTuple):
@@ -48,7 +56,7 @@ def tile(dim: int) -> Tile:
     """Launch table of the direct search. Up to D = 16 all of z stays in registers; beyond, it streams through L1."""
     if dim <= 4:
         return Tile(4, 1, True)  # eight rows spill on sm_80
-    return Tile(8, 1, True) if dim <= 16 else Tile(8, 2, False)
+    return Tile(8, 1, True) if dim <= UNROLLED else Tile(8, 2, False)
 
 
 @triton.jit
@@ -151,11 +159,12 @@ def _search(
     D: tl.constexpr,
     UNROLLED: tl.constexpr,
     MASKED: tl.constexpr,
+    KEEP: tl.constexpr,
     BM: tl.constexpr,
     BJ: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Index of the nearest code of BM rows.
+    """Index of the nearest code of BM rows. Where masked it is 0, or with KEEP what is there.
 
     p_codes is (D, code_pitch) float32, padded with NaN. ``step`` is 1, which the compiler must not know: it would load
     codes four at a time and pass them through shared memory, with a barrier for each d.
@@ -186,33 +195,64 @@ def _search(
         b_exact = _scan_exactly(p_z, p_codes, step, code_pitch, end, D, BM, BK)
         b_index = tl.where(m_again, b_exact, b_index)
     b_index = tl.where(m_row, b_index, 0)
-    tl.store(p_index + o_row, b_index.to(tl.int64), mask=o_row < rows)
+    m_stored = m_row if KEEP else o_row < rows
+    tl.store(p_index + o_row, b_index.to(tl.int64), mask=m_stored)
+
+
+@triton.jit(do_not_specialize=["codes"])
+def _half_norms(p_codes, p_half_norm, p_largest, codes, dim, BK: tl.constexpr, BD: tl.constexpr):
+    """|c|^2 / 2 of BK codes, infinite for those that are not finite; and the bits of the largest one of finite codes,
+    which is infinite where a square overflows.
+    """
+    o_code = tl.program_id(0) * BK + tl.arange(0, BK)
+    o_dim = tl.arange(0, BD)
+    b_sum = tl.zeros([BK], tl.float32)
+    b_finite = o_code < codes
+    for first in range(0, dim, BD):
+        m_tile = (o_code < codes)[:, None] & (first + o_dim < dim)[None, :]
+        p_tile = p_codes + o_code[:, None].to(tl.int64) * dim + first + o_dim[None, :]
+        b_codes = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
+        b_sum += tl.sum(b_codes * b_codes, 1)
+        b_finite &= tl.max(tl.where(tl.abs(b_codes) < float("inf"), 0, 1), 1) == 0
+    b_half = 0.5 * b_sum
+    tl.store(p_half_norm + o_code, tl.where(b_finite, b_half, float("inf")), mask=o_code < codes)
+    b_largest = tl.max(tl.where(b_finite, b_half, 0.0), 0)
+    tl.atomic_max(p_largest, b_largest.to(tl.int32, bitcast=True))
 
 
 @triton.jit(do_not_specialize=["rows", "codes"])
-def _search_fast(
+def _search_by_products(
     p_z,
     p_codes,
     p_half_norm,
+    p_largest,
     p_mask,
     p_index,
+    p_doubt,
     rows,
     codes,
     dim,
     z_pitch,
+    error,
     PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
+    CERTIFIED: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The same with |c|^2 / 2 - z c on tensor cores. p_codes is (K, D), contiguous, dtype of z."""
+    """The code of the least |c|^2 / 2 - z c, on tensor cores. p_codes is (K, D), contiguous, dtype of z.
+
+    With CERTIFIED also which rows are in doubt: those whose second score is not ahead of the first by more than both
+    may err, ``error`` times |z| R + R^2 / 2 each, with R the largest norm of a code.
+    """
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
     if MASKED:
         m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
     o_dim, o_lane = tl.arange(0, BD), tl.arange(0, BK)
     b_least = tl.full([BM], float("inf"), tl.float32)
+    b_second = b_least
     b_index = tl.zeros([BM], tl.int32)
     for start in range(0, codes * tl.max(m_row.to(tl.int32), 0), BK):
         o_code = start + o_lane
@@ -231,9 +271,27 @@ def _search_fast(
         b_tile_least = tl.min(b_score, 1)
         b_tile_index = tl.min(tl.where(b_score == b_tile_least[:, None], o_code[None, :], codes), 1)
         m_better = b_tile_least < b_least
+        if CERTIFIED:
+            m_first = o_code[None, :] == b_tile_index[:, None]
+            b_tile_second = tl.min(tl.where(m_first, float("inf"), b_score), 1)
+            b_other = tl.where(m_better, b_least, b_tile_least)
+            b_second = tl.minimum(b_second, tl.minimum(b_tile_second, b_other))
         b_least = tl.where(m_better, b_tile_least, b_least)
         b_index = tl.where(m_better, b_tile_index, b_index)
     tl.store(p_index + o_row, b_index.to(tl.int64), mask=o_row < rows)
+    if CERTIFIED:
+        b_square = tl.zeros([BM], tl.float32)
+        for first in range(0, dim, BD):
+            p_tile = p_z + o_row[:, None] * z_pitch + first + o_dim[None, :]
+            m_tile = m_row[:, None] & (first + o_dim < dim)[None, :]
+            b_z = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
+            b_square += tl.sum(b_z * b_z, 1)
+        half = tl.load(p_largest).to(tl.float32, bitcast=True)
+        b_error = error * (tl.sqrt(2 * half) * tl.sqrt(b_square) + half)
+        # Products of codes as small as that may underflow.
+        b_error = tl.where(half > LEAST_HALF_NORM, b_error, float("inf"))
+        m_certain = b_second - b_least > 2 * b_error  # not where anything is NaN or overflows
+        tl.store(p_doubt + o_row, tl.where(m_certain, False, m_row), mask=o_row < rows)
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
@@ -246,7 +304,8 @@ def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -
 def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = None) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
-    Neighbours in eights (D up to 4: fours; "tf32" and "bf16": 128) that are all masked are not searched.
+    Neighbours in eights (D up to 4: fours; above 16, and "tf32" and "bf16": 64 or 128) that are all masked are not
+    searched.
     """
     z = as_rows(z)
     rows, dim = z.shape
@@ -255,28 +314,76 @@ def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = No
         return index
     mask = None if mask is None else mask.contiguous()
     with device_of(z):
-        if precision == "ieee":
-            bm, bj, unrolled = tile(dim)
-            codes = _transposed(codebook, bj * LANES)
-            _search[(cdiv(rows, bm),)](
-                z, codes, mask, index, rows, z.stride(0), codes.shape[1], 1,
-                dim, unrolled, mask is not None, bm, bj, LANES, num_warps=4, num_stages=1,
-            )  # fmt: skip
-            return index
-        if precision == "bf16" and z.dtype == torch.float32:
-            z, codebook = z.bfloat16(), codebook.bfloat16()
-        codebook = codebook.contiguous()
-        half_norm = codebook.float().square().sum(-1) / 2
-        _search_fast[(cdiv(rows, 128),)](
-            z, codebook, half_norm, mask, index, rows, len(codebook), dim,
-            z.stride(0), "tf32", mask is not None, 128, 64, fast_depth(dim), num_warps=8, num_stages=3,
-        )  # fmt: skip
+        if precision != "ieee":
+            if precision == "bf16" and z.dtype == torch.float32:
+                z, codebook = z.bfloat16(), codebook.bfloat16()
+            _by_products(z, codebook, mask, index, None)
+        elif dim <= UNROLLED:
+            _by_differences(z, codebook, mask, index, keep=False)
+        else:
+            doubt = torch.empty(rows, dtype=torch.bool, device=z.device)
+            _by_products(z, codebook, mask, index, doubt)
+            _by_differences(z, codebook, doubt, index, keep=True)
     return index
 
 
-def fast_depth(dim: int) -> int:
-    """Channels a tensor-core step takes; at least 16, at most 32 (64 spill)."""
-    return max(16, min(32, triton.next_power_of_2(dim)))
+def _by_differences(
+    z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, *, keep: bool
+) -> None:
+    (rows, dim), masked = z.shape, mask is not None
+    bm, bj, unrolled = tile(dim)
+    codes = _transposed(codebook, bj * LANES)
+    _search[(cdiv(rows, bm),)](
+        z, codes, mask, index, rows, z.stride(0), codes.shape[1], 1,
+        dim, unrolled, masked, keep, bm, bj, LANES, num_warps=4, num_stages=1,
+    )  # fmt: skip
+
+
+def _by_products(
+    z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, doubt: Tensor | None
+) -> None:
+    (rows, dim), codes = z.shape, len(codebook)
+    if z.dtype == torch.bfloat16 and not z.is_cuda:  # Triton's interpreter has no bfloat16 product
+        z, codebook = z.float(), codebook.float()
+    codebook = codebook.contiguous()
+    half_norm = torch.empty(codes, dtype=torch.float32, device=z.device)
+    largest = torch.zeros((), dtype=torch.int32, device=z.device)
+    _half_norms[(cdiv(codes, NORMS),)](codebook, half_norm, largest, codes, dim, NORMS, 64)
+    certified = doubt is not None
+    bm, bk, bd, warps, stages = products_tile(dim, z.dtype, certified)
+    _search_by_products[(cdiv(rows, bm),)](
+        z, codebook, half_norm, largest, mask, index, doubt, rows, codes, dim, z.stride(0),
+        products_error(dim), "tf32x3" if certified else "tf32", mask is not None, certified,
+        bm, bk, bd, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
+def products_error(dim: int) -> float:
+    """Bound of the error of |c|^2 / 2 - z c by tensor cores, over |z| |c| + |c|^2 / 2.
+
+    float32 factors are split in two parts of 11 bits, of which the lower is cut off after 11 more, and the product of
+    the lower parts is left out: 3 2^-20. Each instruction adds at least 8 products to a float32 sum and cuts off below
+    the last bit of the largest, at most three times for each product: less than D 2^-22. The norms' sum: D 2^-24.
+    """
+    return 2.0**-18 + (dim + 16) * 2.0**-22 + dim * 2.0**-24
+
+
+class ProductsTile(NamedTuple):
+    """Rows and codes of a step, channels of a product, warps, pipeline stages."""
+
+    rows: int
+    codes: int
+    channels: int
+    warps: int
+    stages: int
+
+
+def products_tile(dim: int, dtype: torch.dtype, certified: bool) -> ProductsTile:
+    """Launch table of the search by products."""
+    channels = max(16, min(32, triton.next_power_of_2(dim)))  # 64 spill
+    if certified and dtype == torch.float32:
+        return ProductsTile(64, 64, channels, 4, 2)
+    return ProductsTile(128, 64, channels, 8, 3)
 
 
 def _transposed(codebook: Tensor, multiple: int) -> Tensor:
@@ -294,32 +401,49 @@ def builds() -> Iterator[Build]:
     for dim in (4, 8, 12, 16, 64, 256):
         for dtype, masked in ((torch.float32, False), (torch.bfloat16, True)):
             bm, bj, unrolled = tile(dim)
-            constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "BM": bm, "BJ": bj}
+            masked, keep = masked or not unrolled, not unrolled
+            constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "KEEP": keep}
+            constants |= {"BM": bm, "BJ": bj, "BK": LANES}
             types = (f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
             yield Build(
                 _search,
                 f"d={dim} {TYPES[dtype]}{' masked' if masked else ''} M{bm} N{bj * LANES}",
                 dict(zip(pointers, types, strict=True)) | sizes,
-                constants | {"BK": LANES} | ({} if masked else {"p_mask": None}),
+                constants | ({} if masked else {"p_mask": None}),
                 divisible=("p_z", "p_codes", "p_index", "code_pitch")
                 + (("p_mask",) if masked else ()),
                 num_stages=1,
             )
-    fast = ("p_z", "p_codes", "p_half_norm", "p_mask", "p_index")
-    for dim in (12, 64, 256):
-        for dtype in (torch.float32, torch.bfloat16):
-            elements = (f"*{TYPES[dtype]}", f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
-            choices = {"PRECISION": "tf32", "MASKED": False, "BM": 128, "BK": 64}
-            yield Build(
-                _search_fast,
-                f"d={dim} {TYPES[dtype]} M128 N64",
-                dict(zip(fast, elements, strict=True))
-                | dict.fromkeys(("rows", "codes", "dim", "z_pitch"), "i32"),
-                choices | {"BD": fast_depth(dim), "p_mask": None},
-                divisible=tuple(n for n in fast if n != "p_mask")
-                + (("dim", "z_pitch") if dim % 16 == 0 else ()),
-                num_warps=8,
-                num_stages=3,
-                tensor_core=True,
-                wgmma=True,
-            )
+    for dtype in (torch.float32, torch.bfloat16):
+        yield Build(
+            _half_norms,
+            TYPES[dtype],
+            {"p_codes": f"*{TYPES[dtype]}", "p_half_norm": "*fp32", "p_largest": "*i32"}
+            | {"codes": "i32", "dim": "i32"},
+            {"BK": NORMS, "BD": 64},
+            divisible=("p_codes", "p_half_norm", "p_largest", "dim"),
+        )
+        for certified, dims in ((True, (64, 256)), (False, (12, 64, 256))):
+            for dim in dims:
+                yield _products_build(dim, dtype, certified)
+
+
+def _products_build(dim: int, dtype: torch.dtype, certified: bool) -> Build:
+    launch, element = products_tile(dim, dtype, certified), f"*{TYPES[dtype]}"
+    pointers = {"p_z": element, "p_codes": element, "p_half_norm": "*fp32", "p_largest": "*i32"}
+    pointers |= {"p_mask": "*i1", "p_index": "*i64", "p_doubt": "*i1"}
+    absent = {"p_mask": None} if certified else {"p_mask": None, "p_doubt": None}
+    return Build(
+        _search_by_products,
+        f"d={dim} {TYPES[dtype]}{' certified' * certified} M{launch.rows} N{launch.codes}",
+        pointers | dict.fromkeys(("rows", "codes", "dim", "z_pitch"), "i32") | {"error": "fp32"},
+        {"PRECISION": "tf32x3" if certified else "tf32", "MASKED": False, "CERTIFIED": certified}
+        | {"BM": launch.rows, "BK": launch.codes, "BD": launch.channels}
+        | absent,
+        divisible=tuple(name for name in pointers if name not in absent)
+        + (("dim", "z_pitch") if dim % 16 == 0 else ()),
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+        tensor_core=True,
+        wgmma=not certified or dtype != torch.float32,
+    )

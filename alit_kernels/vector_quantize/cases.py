@@ -38,6 +38,14 @@ TEST_CASES = (
     Case(31, 17, 5, layout="huge"),
     Case(20, 30, 256),
     Case(5, 7, 512),
+    # Above 16 dimensions kernels may search by products first.
+    Case(70, 150, 20, masked=True),
+    Case(17, 70, 24, offset=1000.0),
+    Case(17, 70, 17, layout="duplicates"),
+    Case(17, 70, 20, layout="two clusters"),
+    Case(13, 17, 24, layout="equal"),
+    Case(13, 17, 24, layout="tiny"),
+    Case(13, 17, 24, layout="huge"),
 )
 BENCHMARK_CASES = (Case(8192, 4096, 12), Case(32768, 4096, 12), Case(8192, 1024, 256))
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from alit_kernels import VectorQuantized, codebook_statistics, nearest_codeword, vector_quantize
 from alit_kernels._cpp import INSTRUCTION_SETS
@@ -38,15 +38,50 @@ def test_search_is_exact(case: Case, dtype: torch.dtype, metric: str, target: Ta
 
 
 @EVERYWHERE
-def test_search_with_nan_and_inf(target: Target) -> None:
+@pytest.mark.parametrize("more", (0, 20))
+def test_search_with_nan_and_inf(more: int, target: Target) -> None:
     nan, inf = torch.nan, torch.inf
     codebook = torch.tensor([[nan, 0.0], [5.0, 0.0], [inf, 0.0], [5.0, 0.0]])
     z = torch.tensor([[4.0, 0.0], [nan, 0.0], [inf, 0.0], [-inf, 1.0]])
-    z, codebook = z.to(target.device), codebook.to(target.device)
+    z, codebook = (pad(x, (0, more)).to(target.device) for x in (z, codebook))
     index = nearest_codeword(z, codebook, implementation=target.implementation)
     # Ties take the lowest index; NaN never wins; all NaN gives 0; an infinite distance beats a NaN one.
     assert index.tolist() == [1, 0, 1, 1]
     assert_exact_nearest(index, z, codebook)
+    # Codes beyond the range of squares of float32 are still codes.
+    far = torch.tensor([[0.0], [2.7e19], [nan], [-2.6e19]]).expand(-1, 1 + more)
+    near = torch.tensor([[1.8e19], [1.0], [-1.7e19]]).expand(-1, 1 + more)
+    far, near = (pad(x[:, :1], (0, more)).to(target.device) for x in (far, near))
+    index = nearest_codeword(near, far, implementation=target.implementation)
+    assert index.tolist() == [1, 0, 3]
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_products_say_which_rows_are_in_doubt(target: Target) -> None:
+    """Few of ordinary data, and every row whose index is wrong; all where rounding may decide, or nothing is known."""
+    kernels = pytest.importorskip("alit_kernels.nearest_codeword.kernels")
+    z, codebook, _ = make(Case(200, 150, 24), device=target.device)
+
+    def search(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.full((len(z),), -1, device=target.device)
+        doubt = torch.zeros(len(z), dtype=torch.bool, device=target.device)
+        kernels._by_products(z, codebook, None, index, doubt)
+        return index, doubt
+
+    index, doubt = search(z, codebook)
+    assert 0 <= doubt.sum() < 20
+    assert_exact_nearest(index[~doubt], z[~doubt], codebook)
+    twice = torch.cat([codebook, codebook])
+    assert search(z, twice)[1].all(), "ties"
+    assert search(1e6 + z, 1e6 + codebook)[1].all(), "a common offset"
+    assert search(1e-25 * z, 1e-25 * codebook)[1].all(), "underflow"
+    assert search(1e25 * z, codebook)[1].all() and search(z, 1e25 * codebook)[1].all(), "overflow"
+    z[::2, 3] = torch.nan
+    assert torch.equal(
+        search(z, codebook)[1] | doubt, doubt | (torch.arange(200, device=z.device) % 2 == 0)
+    )
+    one, doubt = search(z[1::2], codebook[:1])
+    assert not one.any() and not doubt.any()
 
 
 @pytest.mark.parametrize("target", targets("cpp")[1:])
