@@ -35,7 +35,7 @@ void codebook_statistics(const Index* index, const Rows& z, const bool* mask, st
         const std::int64_t* row = assignment.row.data() + first;
         float* out = total + k * z.dim;
         count[k] = static_cast<float>(rows);
-        std::int64_t column = sum_columns<8, T>(z, row, rows, 0, out);
+        std::int64_t column = sum_columns<16, T>(z, row, rows, 0, out);
         column = sum_columns<4, T>(z, row, rows, column, out);
         sum_columns<1, T>(z, row, rows, column, out);
       }
