@@ -22,9 +22,11 @@ def launches(small: bool) -> dict[str, Callable[[], object]]:
         attention_cases.Case((33, 7), 2, 64) if small else attention_cases.BENCHMARK_CASES[-1]
     )
     codes = codebook_cases.Case(64, 32, 12) if small else codebook_cases.BENCHMARK_CASES[0]
+    wide = codebook_cases.Case(64, 32, 24) if small else codebook_cases.BENCHMARK_CASES[-1]
     soft = soft_cases.Case(32, 16, 8) if small else soft_cases.BENCHMARK_CASES[0]
     q, k, v, offsets, *_ = attention_cases.make(attention, dtype=dtype, device=DEVICE)
     z, codebook, _ = codebook_cases.make(codes, device=DEVICE)
+    wide_z, wide_codebook, _ = codebook_cases.make(wide, device=DEVICE)
     logits, base, target = soft_cases.make(soft, device=DEVICE)
     lengths = offsets.diff()
     for leaf in (q, k, v, z, codebook, logits, base):
@@ -49,6 +51,7 @@ def launches(small: bool) -> dict[str, Callable[[], object]]:
     return {
         "varlen_attention": varlen_attention,
         "vector_quantize": vector_quantize,
+        "nearest_codeword": lambda: ak.nearest_codeword(wide_z, wide_codebook),
         "soft_codebook": soft_codebook,
         "ragged": ragged,
     }

@@ -491,10 +491,10 @@ def map_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of one sequence's attention map; the heads are summed in turn."""
-    sequence = tl.program_id(2)
+    sequence = tl.program_id(0)
     start, stop = _other_length(p_offsets, sequence, length)
-    first_query = query_start + tl.program_id(0) * ROWS
-    first_key = key_start + tl.program_id(1) * COLUMNS
+    first_query = query_start + tl.program_id(1) * ROWS
+    first_key = key_start + tl.program_id(2) * COLUMNS
     o_m = first_query + tl.arange(0, ROWS)
     o_n = first_key + tl.arange(0, COLUMNS)
     m_m = o_m < tl.minimum(stop, query_stop)

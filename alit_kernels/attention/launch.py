@@ -91,7 +91,7 @@ def attention_map(
     batch, queries, keys = offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start
     result = q.new_empty((batch, queries, keys), dtype=torch.float32)
     size, warps = map_tile(q.dtype)
-    grid = (cdiv(queries, size), cdiv(keys, size), batch)
+    grid = (batch, cdiv(queries, size), cdiv(keys, size))  # only the first may exceed 65535
     _launch(
         kernels.map_kernel,
         grid,
