@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from . import checkpoint, token_files
+from . import __version__, checkpoint, token_files
 from .config import SIZES
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .devices import choose
@@ -58,8 +58,19 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
 console = Console()
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.out(f"alit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say it and leave."),
+    ] = False,
+) -> None:
     """An image in as few tokens as it needs: 32 when 32 will do, 256 when it takes 256.
 
     Begin with a photograph of your own. Nothing is downloaded, and no GPU is needed:
@@ -91,7 +102,7 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         "--max-l1",
-        help="Stop at this mean pixel error, pixels in [0, 1]. Without any such option: 0.05.",
+        help="Stop at this mean pixel error, pixels in [0, 1]. Without any such option: 0.08.",
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
@@ -323,7 +334,7 @@ def _criterion(
     ]
     if len(given) > 1:
         raise ValueError("expected one of --max-l1, --code-error and --tokens, got several")
-    return given[0] if given else MaxL1(0.05)
+    return given[0] if given else MaxL1(0.08)
 
 
 def _load(model: str, device: str) -> AdaptiveTokenizer:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from typer.testing import CliRunner, Result
 
+import alit
 from alit import AdaptiveTokenizer, FixedLength, TokenSequence, checkpoint
 from alit.base import DCTBase
 from alit.cli import ELSEWHERE, app
@@ -75,6 +76,11 @@ def test_help_teaches() -> None:
         done = run(command, "--help")
         assert done.exit_code == 0 and f"alit {command} " in done.output, command
         assert command in ("info", "convert", "export") or "--device" in done.output, command
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert done.exit_code == 0 and done.output == f"alit {alit.__version__}\n"
 
 
 def test_commands_that_lie_elsewhere_run() -> None:
