@@ -134,7 +134,7 @@ def reconstruct(
 
         alit reconstruct photo.jpg --tokens 64 --beside
 
-        alit reconstruct holiday/ -o small --max-l1 0.08
+        alit reconstruct holiday/ -o small --max-l1 0.06
 
     """
     with _errors():
@@ -166,7 +166,7 @@ def encode(
 
         alit encode photo.jpg -o photo.alit
 
-        alit encode holiday/ -o holiday.alit --max-l1 0.08
+        alit encode holiday/ -o holiday.alit --max-l1 0.06
 
         alit encode holiday/ -o holiday.alit --tokens 64
 
