@@ -60,9 +60,9 @@ class FixedLength:
 
 
 def _check_threshold(threshold: float) -> None:
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+    if isinstance(threshold, (bool, str)) or not hasattr(threshold, "__float__"):
         raise TypeError(f"threshold: expected a number, got {type(threshold).__name__}")
-    if not threshold >= 0:  # NaN neither
+    if not float(threshold) >= 0:  # NaN neither
         raise ValueError(f"threshold: expected at least 0, got {threshold}")
 
 

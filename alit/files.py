@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,21 +48,35 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+_held: set[Path] = set()
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within the context no other process of this machine enters it for the same folder (not on Windows).
+    """Within the context no other one of this machine enters it for the same folder (other processes: not on Windows).
+
+    Where the file system has no locks there is a warning instead.
 
     Raises:
         BlockingIOError: another one is there.
     """
-    if fcntl is None:
-        yield
-        return
+    folder = folder.resolve()
+    if folder in _held:
+        raise BlockingIOError(f"{folder}: held by this process")
     with (folder / ".lock").open("w") as file:
-        fcntl.lockf(
-            file, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # processes that fork from this one do not hold it
-        yield
+        try:
+            if fcntl is not None:
+                # Of this process alone: those that fork from it do not hold it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(f"{folder}: held by another process") from error
+            warnings.warn(f"{folder}: cannot be locked ({error})", stacklevel=3)
+        _held.add(folder)
+        try:
+            yield
+        finally:
+            _held.remove(folder)
 
 
 def check_replaceable(path: Path) -> None:

@@ -4,7 +4,6 @@ Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", 
 variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
 """
 
-from ._library import extension
 from .attention import attention, attention_map, varlen_attention
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
@@ -13,8 +12,6 @@ from .soft_codebook import SoftCode, soft_codebook
 from .vector_quantize import VectorQuantized, vector_quantize
 
 __version__ = "0.1.0"
-
-extension()  # before the process forks: only then its children know that torch's threads are not theirs
 
 __all__ = [
     "SoftCode",

@@ -26,8 +26,21 @@ def core() -> Any:
     """The compiled extension; C++ implementations are chosen only where it is installed."""
     module = extension()
     assert module is not None
-    module.use_team(openmp_team())
+    module.use_team(0 if _forked else openmp_team())
     return module
+
+
+#: Whether this process came of a fork. The threads that torch had before are not there in it.
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def openmp_team() -> int:

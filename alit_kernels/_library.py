@@ -121,9 +121,14 @@ class Op:
     def _observed_call(self, arguments: tuple[Any, ...]) -> Any:
         if any(isinstance(x, Tensor) and _is_batched(x) for x in arguments):
             self._refuse_vmap()
-        if torch._C._are_functorch_transforms_active():
+        transform = torch._C._functorch.peek_interpreter_stack()
+        if transform is not None and transform.key() == torch._C._functorch.TransformType.Grad:
             return self._transformable.apply(*arguments)
         return self._op(*arguments)
+
+    def _below_transforms(self, *arguments: Any) -> Any:
+        """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
+        return self._op(*arguments) if transformed(arguments) else self._run(*arguments)
 
     def _run(self, *arguments: Any) -> Any:
         *values, requested = arguments
@@ -192,7 +197,7 @@ class Op:
     ) -> type[torch.autograd.Function]:
         """The form that torch.func takes; it costs the host half as much again."""
         return self._new_function(
-            forward=self._run,
+            forward=self._below_transforms,
             setup_context=setup_context,
             backward=backward,
             vmap=self._refuse_vmap,

@@ -65,7 +65,6 @@ std::vector<std::pair<std::int64_t, std::int64_t>> parallel_ranges(std::int64_t 
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled core of alit_kernels.";
-  alit::ThreadPool::instance();  // from here on a child after fork() knows that it is one
   module.def("build_info", &build_info, "Version, compiler, instruction set chosen at run time, hardware threads.");
   module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),

@@ -4,8 +4,7 @@
 // grain and the thread count alone. There are several pieces for each thread, and whoever is free takes the next: a
 // worker whose core is busy elsewhere (with the spinning threads of an OpenMP library, say) delays little.
 // Workers are started on first use and sleep between jobs. A call from inside a piece, or while another caller has the
-// pool, runs its pieces on the calling thread. After fork() the child starts workers of its own, if the pool was there
-// before it.
+// pool, runs its pieces on the calling thread. After fork() the child starts workers of its own.
 //
 // Beside an OpenMP library that has the cores already, the pool borrows its threads instead (use_team): such threads wait
 // for their next job by spinning, up to tens of milliseconds, and would take the core from workers of ours.
@@ -40,7 +39,6 @@ class ThreadPool {
       pthread_atfork(nullptr, nullptr, [] {
         current() = new ThreadPool;
         borrowed() = nullptr;
-        forked() = true;
       });
 #endif
     });
@@ -51,11 +49,11 @@ class ThreadPool {
   // the entry that GCC's, LLVM's and Intel's OpenMP libraries share.
   using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-  // From now on, jobs run on threads of `team`; on workers of the pool again with null, and always in a child after
-  // fork(), where the team's threads are gone.
+  // From now on, jobs run on threads of `team`; on workers of the pool again with null, and in a child after fork(),
+  // where the team's threads are gone.
   static void use_team(Team team) {
     instance();
-    borrowed() = forked() ? nullptr : team;
+    borrowed() = team;
   }
 
   // Runs piece(0) ... piece(count - 1) on at most `threads` threads, the calling one among them; rethrows the first
@@ -101,12 +99,6 @@ class ThreadPool {
   static std::atomic<Team>& borrowed() {
     static std::atomic<Team> team{nullptr};
     return team;
-  }
-
-  // Whether this process came of a fork() after the pool was made.
-  static std::atomic<bool>& forked() {
-    static std::atomic<bool> value{false};
-    return value;
   }
 
   static bool& inside() {

@@ -240,6 +240,9 @@ def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:
 
 
 def leave_signals(worker: int) -> None:
-    """Signals reach every process of a group; only the training process may act on them, and it ends its workers."""
+    """Signals reach every process of a group: the training process acts on them, and needs its workers until then.
+
+    A second SIGTERM is for the worker itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -41,7 +41,7 @@ NORMS = 64  # codes of a program of norms
 LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
 INFINITE, INFINITE_64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
 TINY = tl.constexpr(37 << 23)  # bits of 2^-90
-LEAST_HALF_NORM = tl.constexpr(2.0**-100)
+SMALL, LARGE = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)
 
 
 class Tile(NamedTuple):
@@ -278,6 +278,7 @@ def _search_by_products(
             b_second = tl.minimum(b_second, tl.minimum(b_tile_second, b_other))
         b_least = tl.where(m_better, b_tile_least, b_least)
         b_index = tl.where(m_better, b_tile_index, b_index)
+    b_index = tl.where(m_row, b_index, 0)
     tl.store(p_index + o_row, b_index.to(tl.int64), mask=o_row < rows)
     if CERTIFIED:
         b_square = tl.zeros([BM], tl.float32)
@@ -288,8 +289,9 @@ def _search_by_products(
             b_square += tl.sum(b_z * b_z, 1)
         half = tl.load(p_largest).to(tl.float32, bitcast=True)
         b_error = error * (tl.sqrt(2 * half) * tl.sqrt(b_square) + half)
-        # Products of codes as small as that may underflow.
-        b_error = tl.where(half > LEAST_HALF_NORM, b_error, float("inf"))
+        # Products of codes so small may underflow, those of codes and vectors so large overflow.
+        half = tl.where(half > SMALL, half, float("inf"))
+        b_error = tl.where(tl.maximum(half, b_square) < LARGE, b_error, float("inf"))
         m_certain = b_second - b_least > 2 * b_error  # not where anything is NaN or overflows
         tl.store(p_doubt + o_row, tl.where(m_certain, False, m_row), mask=o_row < rows)
 

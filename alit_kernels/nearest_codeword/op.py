@@ -24,8 +24,9 @@ def nearest_codeword(
     """Index of the codebook row nearest to each vector.
 
     With ``precision="ieee"`` index i is exact up to rounding of direct differences: with d the squared distance in
-    float64, ``d(i) <= (1 + 2 (D + 2) 2^-24) min d``. Exact ties take the lowest index; a NaN distance never wins; a row
-    of NaN distances gives 0. "cosine" normalises both sides in float32 and searches the result.
+    float64, ``d(i) <= (1 + 2 (D + 2) 2^-24) min d``. Exact ties (not those that rounding alone makes) take the lowest
+    index; a NaN distance never wins; a row of NaN distances gives 0. "cosine" normalises both sides in float32 and
+    searches the result.
 
     Args:
         z: (N, D) float32, bfloat16 or float16 (float64 in the reference).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -367,6 +368,7 @@ def test_what_is_no_criterion_and_no_tokens() -> None:
         m.decode(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="threshold: expected a number, got str"):
         MaxL1("a")
+    assert MaxL1(np.float32(0.5)).threshold == 0.5
 
 
 def test_a_model_can_be_pickled() -> None:

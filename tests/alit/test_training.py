@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alit import AdaptiveTokenizer, CheckpointError, stage1_loss
+from alit.files import alone
 from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
 from alit.training.optimisation import MovingAverage, Optimiser, schedule
 from alit.training.processes import Processes
@@ -485,6 +486,8 @@ def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="output: another run is writing to"):
             train(fields)
         other.communicate()
+    with alone(tmp_path), pytest.raises(ValueError, match="output: another run is writing to"):
+        train(fields)
     assert train(fields).steps == 1
 
 

@@ -371,6 +371,24 @@ def test_functional_gradients_are_the_usual_ones(name: str) -> None:
         torch.testing.assert_close(a, e)
 
 
+def test_transforms_within_other_modes() -> None:
+    """Of fake tensors there is nothing to compute; a trace sees the op; functionalize has nothing to do."""
+
+    def loss(z: Tensor, codebook: Tensor) -> Tensor:
+        return ak.vector_quantize(z, codebook).loss
+
+    real = torch.randn(5, 4), torch.randn(6, 4)
+    expected = torch.func.grad(loss)(*real)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) for x in real]
+        assert torch.func.grad(loss)(*fake).shape == (5, 4)
+        assert torch.vmap(lambda x: x + loss(*fake))(fake[0]).shape == (5, 4)
+    graph = make_fx(torch.func.grad(loss), tracing_mode="fake")(*real)
+    torch.testing.assert_close(graph(*real), expected)
+    assert "vector_quantize_backward" in graph.code
+    torch.testing.assert_close(torch.func.functionalize(loss)(*real), loss(*real))
+
+
 def test_zeros_without_memory() -> None:
     """Which torch's forward-mode differentiation makes."""
     zeros, q = torch._efficientzerotensor((2, 4, 2, 8)), torch.randn(2, 4, 2, 8)
