@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from . import __version__, checkpoint, token_files
+from . import checkpoint, token_files
 from .config import SIZES
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .devices import choose
@@ -60,7 +61,7 @@ console = Console()
 
 def _show_version(asked: bool) -> None:
     if asked:
-        console.out(f"alit {__version__}")
+        console.out(f"alit {metadata.version('alit')}")
         raise typer.Exit
 
 
