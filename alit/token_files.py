@@ -94,10 +94,16 @@ def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Consol
 
     Raises:
         OSError: the file cannot be read, a picture cannot be written.
+        ValueError: a folder with higher numbers, of another file, which would seem to belong to this one.
         FormatError: no ``.alit`` file, a damaged one, or one that another model wrote.
     """
     tokens = TokenSequence.from_bytes(source.read_bytes(), model.identity())
     output.mkdir(parents=True, exist_ok=True)
+    others = [x for x in output.glob("*.png") if x.stem.isdecimal() and int(x.stem) >= len(tokens)]
+    if others:
+        raise ValueError(
+            f"output: {output} holds {min(others).name} of another file; choose another folder"
+        )
     with _bar(console) as bar:
         task = bar.add_task("decoding", total=len(tokens))
         for first in range(0, len(tokens), BATCH):

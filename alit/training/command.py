@@ -85,6 +85,8 @@ def train(
         )
         if described.output is None:
             raise ValueError("output: expected a folder for the run (--output)")
+        if described.stage == "2" and described.start_from is None and not resume:
+            console.out("stage 2 without --start-from: from random weights")
         if resume and not checkpoints.saved(Path(described.output)):
             console.out(f"{described.output}: no checkpoint there; from the beginning")
         result = _run_with_progress(described, resume, allow_changes, console)

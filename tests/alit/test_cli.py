@@ -78,6 +78,16 @@ def test_help_teaches() -> None:
         assert command in ("info", "convert", "export") or "--device" in done.output, command
 
 
+def test_train_says_where_it_starts(folder: Path) -> None:
+    """Not from where one may think: no checkpoint, no stage 1. (Three pictures are too few to go on.)"""
+    options = ("--data", "photos", "--output", "out", "--perceptual", "off", "--image-size", 64)
+    done = run("train", "--stage", 2, "--base", "dct", *options)
+    assert done.exit_code == 1 and "data: expected at least a batch" in text(done)
+    assert "stage 2 without --start-from: from random weights" in text(done)
+    done = run("train", "--base", "dct", *options, "--resume")
+    assert "out: no checkpoint there; from the beginning" in text(done)
+
+
 def test_version() -> None:
     done = run("--version")
     assert done.exit_code == 0 and done.output == f"alit {alit.__version__}\n"

@@ -61,6 +61,16 @@ def test_encode_decode_info(folder: Path) -> None:
             assert picture.tobytes() == to_image(pixels).tobytes()
 
 
+def test_decode_beside_pictures_of_another_file(folder: Path) -> None:
+    m = model()
+    file, weights, out = folder / "x.alit", folder / "model.safetensors", folder / "out"
+    for count, code in ((2, 0), (2, 0), (3, 0), (2, 1)):
+        file.write_bytes(m.encode(images()[:count], FixedLength(3)).to_bytes(m.identity()))
+        done = run("decode", file, "-o", out, "--model", weights)
+        assert done.exit_code == code, done.output
+    assert "00002.png of another file" in done.output.replace("\n", "")
+
+
 def test_criteria_and_files(folder: Path) -> None:
     file, weights = folder / "x.alit", folder / "model.safetensors"
     photo = folder / "photos" / "b.png"
