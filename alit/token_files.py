@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import images
 from .alit_format import MAX_LENGTH, parse
-from .criteria import Criterion, FixedLength
+from .criteria import Criterion
 from .encoding import Progress
 from .files import check_replaceable, replacing
 from .sequence import TokenSequence
@@ -53,8 +53,6 @@ def encode(
     paths = images.find(photos)
     if output.resolve() in {path.resolve() for path in paths}:
         raise ValueError(f"output: {output} is one of the pictures; choose another file")
-    if isinstance(criterion, FixedLength):
-        criterion.check(model, 1)
     unreadable: list[str] = []
     rows = in_flight * (model.num_image_tokens + config.max_tokens)
     with _bar(console) as bar:
@@ -94,15 +92,15 @@ def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Consol
 
     Raises:
         OSError: the file cannot be read, a picture cannot be written.
-        ValueError: a folder with higher numbers, of another file, which would seem to belong to this one.
+        ValueError: a folder with higher numbers of that kind, of another file, which would seem to belong to this one.
         FormatError: no ``.alit`` file, a damaged one, or one that another model wrote.
     """
     tokens = TokenSequence.from_bytes(source.read_bytes(), model.identity())
     output.mkdir(parents=True, exist_ok=True)
-    others = [x for x in output.glob("*.png") if x.stem.isdecimal() and int(x.stem) >= len(tokens)]
-    if others:
+    later = [x for x in output.glob("[0-9]" * 5 + "*.png") if x.stem.isdecimal()]
+    if later and int(max(later, key=lambda x: int(x.stem)).stem) >= len(tokens):
         raise ValueError(
-            f"output: {output} holds {min(others).name} of another file; choose another folder"
+            f"output: {output} holds more pictures, of another file; choose another folder"
         )
     with _bar(console) as bar:
         task = bar.add_task("decoding", total=len(tokens))

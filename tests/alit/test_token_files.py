@@ -64,11 +64,14 @@ def test_encode_decode_info(folder: Path) -> None:
 def test_decode_beside_pictures_of_another_file(folder: Path) -> None:
     m = model()
     file, weights, out = folder / "x.alit", folder / "model.safetensors", folder / "out"
+    out.mkdir()
+    for name in ("2024.png", "123456a.png"):  # of nobody's file
+        (out / name).touch()
     for count, code in ((2, 0), (2, 0), (3, 0), (2, 1)):
         file.write_bytes(m.encode(images()[:count], FixedLength(3)).to_bytes(m.identity()))
         done = run("decode", file, "-o", out, "--model", weights)
         assert done.exit_code == code, done.output
-    assert "00002.png of another file" in done.output.replace("\n", "")
+    assert "holds more pictures, of another file" in done.output.replace("\n", "")
 
 
 def test_criteria_and_files(folder: Path) -> None:

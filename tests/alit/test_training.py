@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alit import AdaptiveTokenizer, CheckpointError, stage1_loss
+from alit import AdaptiveTokenizer, CheckpointError, files, stage1_loss
 from alit.files import alone
 from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
 from alit.training.optimisation import MovingAverage, Optimiser, schedule
@@ -489,6 +490,15 @@ def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
     with alone(tmp_path), pytest.raises(ValueError, match="output: another run is writing to"):
         train(fields)
     assert train(fields).steps == 1
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
+    with pytest.warns(UserWarning, match="cannot be locked"), alone(tmp_path):
+        pass
 
 
 def test_resume_with_other_workers(folder: Path, tmp_path: Path) -> None:
