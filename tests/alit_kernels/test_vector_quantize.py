@@ -122,6 +122,31 @@ def test_products_are_believed_from_twice_their_error_on(
     assert bool(doubt) is not certain
 
 
+@pytest.mark.parametrize("target", targets("triton")[1:])
+@pytest.mark.parametrize("dim", (24, 256))
+def test_no_wrong_index_is_believed(dim: int, target: Target) -> None:
+    """Of two codes whose scores differ by 2^-28 to 2^-10 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
+    kernels = pytest.importorskip("alit_kernels.nearest_codeword.kernels")
+    generator = torch.Generator().manual_seed(dim)
+    z, first = torch.randn(2, 150, dim, generator=generator, dtype=torch.float64)
+    radius = first.norm(dim=1)
+    gaps = torch.logspace(-28, -10, 150, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
+    wrong, believed = 0, 0
+    for one, code, gap in zip(z, first, gaps, strict=True):
+        away = (code - one) / (code - one).norm()
+        pair = [code + gap / (code - one).norm() * away, code]
+        codebook, vector = torch.stack(pair).float(), one[None].float()
+        index = torch.zeros(1, dtype=torch.int64, device=target.device)
+        doubt = torch.zeros(1, dtype=torch.bool, device=target.device)
+        kernels._by_products(
+            vector.to(target.device), codebook.to(target.device), None, index, doubt
+        )
+        distance = (codebook.double() - vector.double()).square().sum(1)
+        believed += not doubt
+        wrong += not doubt and int(index) != int(distance.argmin())
+    assert wrong == 0 and believed > 5
+
+
 @EVERYWHERE
 @pytest.mark.parametrize("dim", (12, 24))
 @pytest.mark.parametrize("precision", ("ieee", "tf32"))
