@@ -7,7 +7,7 @@ relative error (D + 2) 2^-24.
 
 From D = 17 on, tensor cores go first, with |c|^2 / 2 - z c, whose error is bounded too, but grows with |z| |c| and not
 with the distance. Where the best score is ahead of the second by more than twice that bound, its code is the nearest.
-All other rows, a few in a thousand of ordinary data, all of them at a large common offset, take the direct pass.
+All other rows, few of ordinary data, all of them at a large common offset, take the direct pass.
 
 The direct pass also keeps the second least distance of each lane. A row is searched again in float64, where no square
 of a float32 over- or underflows, if another code is within twice that error (so exact ties take the lowest index), or

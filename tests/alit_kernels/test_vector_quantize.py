@@ -98,8 +98,8 @@ def test_search_of_many_rows_that_are_not_numbers(target: Target) -> None:
 
     usual = min(seconds(z.nan_to_num()) for _ in range(3))
     assert not nearest_codeword(z, codebook, implementation=target.implementation).any()
-    # A search of all codes in float64 takes two hundred times as long.
-    assert min(seconds(z) for _ in range(3)) < 30 * usual
+    # A search of all codes in float64 takes dozens of times as long.
+    assert min(seconds(z) for _ in range(3)) < 10 * usual
 
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
