@@ -193,6 +193,7 @@ def _check_packed(packed: Tensor, offsets: Tensor) -> None:
 def _check_lengths(lengths: Tensor) -> None:
     if lengths.numel() and lengths.min() < 0:
         raise ValueError(f"lengths: expected at least 0, got {int(lengths.min())}")
+    lengths = lengths.long()  # an int32 tensor compares with 2^31 as with -2^31
     # Only of numbers below 2^31 a tensor's sum does not wrap.
     if lengths.numel() and (lengths.max() >= 2**31 or lengths.sum() >= 2**31):
         raise ValueError(f"lengths: expected a sum below 2^31, got {sum(lengths.tolist())}")

@@ -422,6 +422,15 @@ def test_wrong_arguments(call: object, error: type[Exception], message: str) -> 
         call(torch.randn(2, 3, 4), torch.tensor([0, 2, 3], dtype=torch.int32))
 
 
+@pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
+def test_lengths_of_either_type(dtype: torch.dtype) -> None:
+    assert cumulative_offsets(torch.tensor([3, 0, 2], dtype=dtype)).tolist() == [0, 3, 3, 5]
+    with pytest.raises(ValueError, match=r"lengths: expected a sum below 2\^31, got 2147483648"):
+        cumulative_offsets(torch.tensor([2**30, 2**30], dtype=dtype))
+    with pytest.raises(ValueError, match="lengths: expected at least 0, got -1"):
+        cumulative_offsets(torch.tensor([3, -1], dtype=dtype))
+
+
 @pytest.mark.parametrize(
     ("dtype", "shared"),
     ((torch.complex64, False), (torch.complex64, True), (torch.float8_e4m3fn, False)),
