@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
-from alit.training.stage1 import compile_blocks
+from alit.training.stage1 import compile_parts
 
 from .baseline import CapturedStep, Step, eager_copy
 from .breakdown import breakdown
@@ -74,11 +74,11 @@ LARGE = Case("base", 32 if ROOMY else 16, torch.bfloat16, CAPTURED)
 
 
 def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
-    """A step on a copy of the model; compiled: its blocks, as ``alit train`` does on request."""
+    """A step on a copy of the model; compiled: in parts, as ``alit train`` does on request."""
     eager = name.startswith("eager")
     copied = eager_copy(model) if eager else copy.deepcopy(model)
     if "compiled" in name:
-        compile_blocks(copied)
+        compile_parts(copied)
     kind = CapturedStep if name.endswith("captured") else Step
     return kind(copied, images, published=eager)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..base import BaseTokens
+from ..base.convolution import ConvEncoder
 from ..losses import stage1_loss
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
@@ -58,7 +59,7 @@ class Stage1:
             check_capturable(model, config, own)
         blocks = [*model.encoder.transformer, *model.decoder.transformer]
         if config.compile:
-            compile_blocks(model)
+            compile_parts(model)
         self.module = distributed(Stage1Module(model, config), blocks, own, config.parallel)
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.average = MovingAverage(trained, config.ema)
@@ -135,10 +136,15 @@ def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
     return [model.base_tokenizer.pixels(code_BNC, model.config.grid) for code_BNC in codes]
 
 
-def compile_blocks(model: AdaptiveTokenizer) -> None:
-    """``torch.compile`` of every block but the decoder's last, whose slice of positions torch 2.11 cannot compile."""
+def compile_parts(model: AdaptiveTokenizer) -> None:
+    """``torch.compile`` of every block but the decoder's last, whose slice of positions torch 2.11 cannot compile, and of
+    a frozen base tokenizer's convolutional encoder.
+    """
     for block in (*model.encoder.transformer, *model.decoder.transformer[:-1]):
         block.compile(fullgraph=True, dynamic=True)
+    for part in model.base_tokenizer.modules():
+        if isinstance(part, ConvEncoder) and not any(p.requires_grad for p in part.parameters()):
+            part.compile(fullgraph=True)
 
 
 def frozen_tokens(model: AdaptiveTokenizer, images: Tensor) -> BaseTokens:

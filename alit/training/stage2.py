@@ -19,7 +19,7 @@ from .processes import Processes, distributed, synchronised
 from .stage1 import (
     at_four_lengths,
     check_shardable,
-    compile_blocks,
+    compile_parts,
     evaluating,
     frozen_tokens,
     iterations_of,
@@ -132,7 +132,7 @@ class Stage2:
             check_shardable(model)
         blocks = [*model.encoder.transformer, *model.decoder.transformer]
         if config.compile:
-            compile_blocks(model)
+            compile_parts(model)
         weights = Weights(config.perceptual_weight, config.l2_weight, config.ssim_weight)
         self.critics = Critics(_perceptual(model, config, own), _discriminators(model, config, own))
         generator = GeneratorModule(model, self.critics, weights, through_time=config.through_time)
