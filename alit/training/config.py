@@ -82,7 +82,8 @@ class TrainingConfig:
         discriminator_learning_rate: at its peak; None: the generator's.
         train_base: stage 2: train the base tokenizer too.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device multiplies faster in it.
-        compile: ``torch.compile`` the blocks of encoder and decoder, and a frozen base tokenizer's encoder.
+        compile: ``torch.compile`` the blocks of encoder and decoder, but for the decoder's last, and a frozen base
+            tokenizer's encoder.
         cuda_graph: stage 1 on one GPU: replay loss and gradients as one CUDA graph, captured in the first step and
             where ``first_only`` brings another iteration. The host then launches a step at once, but the memory of the
             step's activations stays taken.

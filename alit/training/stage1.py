@@ -137,8 +137,8 @@ def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
 
 
 def compile_parts(model: AdaptiveTokenizer) -> None:
-    """``torch.compile`` of every block but the decoder's last, whose slice of positions torch 2.11 cannot compile, and of
-    a frozen base tokenizer's convolutional encoder.
+    """``torch.compile`` of every block but the decoder's last, whose slice of positions torch 2.11 cannot compile, and
+    of a frozen base tokenizer's convolutional encoder.
     """
     for block in (*model.encoder.transformer, *model.decoder.transformer[:-1]):
         block.compile(fullgraph=True, dynamic=True)
