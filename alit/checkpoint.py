@@ -55,9 +55,8 @@ def resolve(path_or_name: str | Path) -> Path:
         return SHIPPED / f"{path_or_name}.safetensors"
     near = difflib.get_close_matches(str(path_or_name), shipped, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(shipped) if shipped else "none yet"
     raise FileNotFoundError(
-        f"{path_or_name}: no such file, nor the name of shipped weights ({names}){hint}"
+        f"{path_or_name}: no such file, nor the name of shipped weights ({', '.join(shipped)}){hint}"
     )
 
 

@@ -32,11 +32,16 @@ def list_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise OSError(f"{folder}: not a folder")
     next(folder.iterdir(), None)  # rglob passes over a folder that cannot be read; this raises
-    suffixes = Image.registered_extensions()
-    files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in suffixes and x.is_file())
+    files = sorted(filter(_is_picture, folder.rglob("*")))
     if not files:
         raise ValueError(f"{folder}: no pictures in it")
     return files
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether Pillow reads what such a file name promises."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind in Image.OPEN and path.is_file()
 
 
 def load_square(path: str | Path, size: int) -> Tensor:
@@ -55,33 +60,38 @@ def load(path: str | Path, size: tuple[int, int]) -> Tensor:
         OSError: not a readable image.
     """
     height, width = size
-    fitted = ImageOps.fit(upright(path), (width, height), Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(open_upright(path), (width, height), Image.Resampling.BICUBIC)
     return to_tensor(fitted)
 
 
-def upright(path: str | Path) -> Image.Image:
-    """A picture of any mode as RGB, turned as its EXIF orientation says, transparency on white.
-
-    Integers of more than 8 bits count as 16-bit, floating-point values as [0, 1], or [0, 255] where one exceeds 1.
+def open_upright(path: str | Path) -> Image.Image:
+    """The picture in a file, see :func:`upright`.
 
     Raises:
         OSError: not a readable image, or truncated.
     """
     try:
         with Image.open(path) as image:
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode == "F" or turned.mode.startswith("I"):
-                return _eight_bits(turned).convert("RGB")
-            if not turned.has_transparency_data:
-                return turned.convert("RGB")
-            layer = turned.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(
-                "RGB"
-            )
+            return upright(image)
     except OSError:
         raise
     except UNREADABLE as error:
         raise OSError(f"damaged, or too large ({error})") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, turned as its EXIF orientation says, transparency on white.
+
+    Integers of more than 8 bits count as 16-bit, floating-point values as [0, 1], or [0, 255] where one exceeds 1.
+    Raises what ``UNREADABLE`` lists where its file is damaged.
+    """
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode == "F" or turned.mode.startswith("I"):
+        return _eight_bits(turned).convert("RGB")
+    if not turned.has_transparency_data:
+        return turned.convert("RGB")
+    layer = turned.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -98,13 +108,10 @@ def find(paths: Sequence[Path]) -> list[Path]:
     Raises:
         FileNotFoundError: no such file or folder; no picture at all.
     """
-    known = Image.registered_extensions()
-    suffixes = {suffix for suffix, kind in known.items() if kind in Image.OPEN}
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = (x for x in path.iterdir() if x.suffix.lower() in suffixes and x.is_file())
-            found += sorted(inside)
+            found += sorted(filter(_is_picture, path.iterdir()))
         elif path.is_file():
             found.append(path)
         else:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from ._library import PREFERENCE, available, extension, ops
+from ._library import extension, ops
 from .nn.linear import onednn_is_faster
 
 
@@ -36,20 +36,9 @@ def main() -> None:
     )
     table = Table("op", "cpu", "cuda", title="what implementation='auto' runs")
     for name, op in sorted(ops().items()):
-        choices = []
-        for device in ("cpu", "cuda"):
-            usable = [
-                n
-                for n in PREFERENCE[device]
-                if n in op.implementations and not _obstacle(n, device)
-            ]
-            choices.append(usable[0])
+        choices = (op.choose("auto", device, torch.float32) for device in ("cpu", "cuda"))
         table.add_row(name, *choices)
     console.print(table)
-
-
-def _obstacle(name: str, device: str) -> str:
-    return "" if name == "reference" else available(name, device)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import alit_kernels as ak
+from alit_kernels.ragged.cases import BENCHMARK_CASES
 
 from .contest import DEVICE, Contest, Work
 
 NAMES = ("ours", "eager", "copy")
-SEQUENCES, LONGEST, WIDTH, ADDED = 64, 513, 1024, 32
-LENGTHS = [257 + 32 * (i % 8 + 1) for i in range(SEQUENCES)]
+CASE, ADDED = BENCHMARK_CASES[0], 32
+LONGEST, WIDTH = max(CASE.lengths), CASE.width
 
 
 def contenders(
@@ -81,5 +82,5 @@ def contest(op: str, lengths: list[int]) -> Contest:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("op", ("pack", "unpack", "compact", "append", "tail_mask"))
 def test_ragged(op: str, name: str, race: Callable, quick: bool) -> None:
-    lengths = LENGTHS[: 4 if quick else None]
+    lengths = list(CASE.lengths[: 4 if quick else None])
     race(f"{op} {len(lengths)} sequences of 289 to 513", name, lambda: contest(op, lengths))

@@ -25,6 +25,15 @@ def _threads() -> None:
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models this small lose more to waking a second thread than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _nan_filled_empty() -> Iterator[None]:
     """An output that an op leaves unwritten is NaN, not whatever was there."""

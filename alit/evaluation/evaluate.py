@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..images import load_square, to_tensor
+from ..images import load_square, open_upright, to_tensor
 from ..tokenizer import AdaptiveTokenizer
 from .learned import Frechet, Networks
 from .thumbnail import thumbnail, thumbnail_side
@@ -209,7 +208,7 @@ def _batches(
     for file in files:
         try:
             kept.append(load_square(file, size) if protocol == "pinned" else _cropped(file, size))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             unreadable.append(f"{file}: {error}")
         if len(kept) == batch_size:
             yield torch.stack(kept)
@@ -219,10 +218,9 @@ def _batches(
 
 
 def _cropped(file: Path, size: int) -> Tensor:
-    with Image.open(file) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    width, height = upright.size
+    picture = open_upright(file)
+    width, height = picture.size
     if min(width, height) < size:
         raise ValueError(f"expected at least {size} x {size} pixels, got {width} x {height}")
     left, top = (width - size) // 2, (height - size) // 2
-    return to_tensor(upright.crop((left, top, left + size, top + size)))
+    return to_tensor(picture.crop((left, top, left + size, top + size)))

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import UNREADABLE, list_images
+from ..images import UNREADABLE, list_images, upright
 
 
 class Batch(NamedTuple):
@@ -135,7 +135,7 @@ def augmented(
     The crop of torchvision's RandomResizedCrop; ``crop`` 1 takes the largest centred box of the target's aspect.
     """
     height, width = size
-    picture = ImageOps.exif_transpose(image).convert("RGB")
+    picture = upright(image)
     if crop < 1:
         box = _random_box(picture.size, crop, random)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)

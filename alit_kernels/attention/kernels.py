@@ -125,10 +125,10 @@ def _taken(p_mask, first, stop, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
     b_acc, b_m, b_l = state
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
     if MASKED:
         b_s = tl.where(m_n[None, :], b_s, float("-inf"))
     b_largest = tl.maximum(b_m, tl.max(b_s, 1))
@@ -140,7 +140,7 @@ def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr, PRECISION: t
     else:  # One multiply-add per score. The rounding of c m is the same in all of a row, so it cancels.
         b_p = tl.exp2(b_s * scale - (b_finite * scale)[:, None])
         b_decay = tl.exp2(b_m * scale - b_finite * scale)
-    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision=PRECISION)
+    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision="ieee")
     return b_acc, b_largest, b_l * b_decay + tl.sum(b_p, 1)
 
 
@@ -148,16 +148,16 @@ def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr, PRECISION: t
 def _forward_step(
     state, folded, b_q, b_q_folded, keys, values, p_mask, first, stop, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, FOLD: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """SIZE keys from ``first`` on, for the rows of the tile and for the rows folded into it."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
     b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    state = _attend(state, b_q, b_k, b_v, m_n, scale_log2, TAKEN, PRECISION)
+    state = _attend(state, b_q, b_k, b_v, m_n, scale_log2, TAKEN)
     if FOLD > 0:
-        folded = _attend(folded, b_q_folded, b_k, b_v, m_n, scale_log2, TAKEN, PRECISION)
+        folded = _attend(folded, b_q_folded, b_k, b_v, m_n, scale_log2, TAKEN)
     return state, folded
 
 
@@ -187,7 +187,7 @@ def _write_state(
 def _forward_tile(
     query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """TILE rows from ``first`` on, and the FOLD rows after them."""
     m_q = first + tl.arange(0, TILE) < stop
@@ -203,25 +203,25 @@ def _forward_tile(
     for o_n in range(0, whole, STEP):
         state, folded = _forward_step(
             state, folded, b_q, b_q_folded, keys, values, p_mask, o_n, key_stop, scale_log2,
-            TAIL == "every", STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+            TAIL == "every", STEP, FOLD, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     rest = key_stop - whole
     if TAIL == "fine" and rest <= 48:
         if rest > 16:
             state, folded = _forward_step(
                 state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
-                True, 32, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+                True, 32, FOLD, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
             whole += 32
         if whole < key_stop:
             state, folded = _forward_step(
                 state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
-                True, 16, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+                True, 16, FOLD, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif TAIL != "every" and rest > 0:
         state, folded = _forward_step(
             state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
-            True, STEP, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+            True, STEP, FOLD, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     _write_state(state, out, p_lse, first, stop, scale, TILE, HEAD_DIM, BLOCK_D)
     if FOLD > 0:
@@ -237,7 +237,7 @@ def forward_kernel(
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of one tile of queries of one head."""
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
@@ -265,12 +265,12 @@ def forward_kernel(
     if FOLD > 0 and rest > 0 and rest <= FOLD:
         _forward_tile(
             query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
-            TILE, STEP, TAIL, FOLD, HEAD_DIM, BLOCK_D, PRECISION,
+            TILE, STEP, TAIL, FOLD, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     else:
         _forward_tile(
             query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
-            TILE, STEP, TAIL, 0, HEAD_DIM, BLOCK_D, PRECISION,
+            TILE, STEP, TAIL, 0, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
 
 
@@ -296,20 +296,19 @@ def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
 def _query_gradient_step(
     b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K for SIZE keys from ``first`` on."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
     b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
     b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     if TAKEN:
         b_p = tl.where(m_n[None, :], b_p, 0.0)
-    b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+    b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
     b_ds = b_p * (b_dp - b_delta[:, None])
-    return tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
+    return tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -320,7 +319,7 @@ def backward_queries_kernel(
     dq_b, dq_r, dq_h, lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
     - dlse, and the log-sum-exp as ``_recomputed`` takes it.
@@ -363,25 +362,25 @@ def backward_queries_kernel(
     for o_n in range(0, whole, STEP):
         b_dq = _query_gradient_step(
             b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
-            TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
+            TAIL == "every", STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     rest = key_stop - whole
     if TAIL == "fine" and rest <= 48:
         if rest > 16:
             b_dq = _query_gradient_step(
                 b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
-                True, 32, HEAD_DIM, BLOCK_D, PRECISION,
+                True, 32, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
             whole += 32
         if whole < key_stop:
             b_dq = _query_gradient_step(
                 b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
-                True, 16, HEAD_DIM, BLOCK_D, PRECISION,
+                True, 16, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif TAIL != "every" and rest > 0:
         b_dq = _query_gradient_step(
             b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
-            True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
+            True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     _store(query_gradient, first, stop, b_dq * scale, TILE, HEAD_DIM, BLOCK_D)
 
@@ -395,7 +394,6 @@ def _load_sums(pointers, m_r, other, MASKED: tl.constexpr):
 def _key_gradient_step(
     b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys are their rows."""
     o_m = first + tl.arange(0, SIZE)
@@ -403,14 +401,14 @@ def _key_gradient_step(
     b_q = _load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
-    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
     b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, b_q.dtype == tl.float32)
-    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
+    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
     # Here, where it is needed: registers are short.
     b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
-    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
+    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
     return b_dk, b_dv
 
 
@@ -421,7 +419,7 @@ def backward_keys_kernel(
     lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys of one head."""
     sequence, key_start, key_stop, tile = _locate(p_key_offsets, sequences, key_length, TILE)
@@ -454,25 +452,25 @@ def backward_keys_kernel(
     for o_m in range(0, whole, STEP):
         b_dk, b_dv = _key_gradient_step(
             b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, o_m, stop, scale, scale_log2,
-            TAIL == "every", STEP, HEAD_DIM, BLOCK_D, PRECISION,
+            TAIL == "every", STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     rest = stop - whole
     if TAIL == "fine" and rest <= 48:
         if rest > 16:
             b_dk, b_dv = _key_gradient_step(
                 b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
-                True, 32, HEAD_DIM, BLOCK_D, PRECISION,
+                True, 32, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
             whole += 32
         if whole < stop:
             b_dk, b_dv = _key_gradient_step(
                 b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
-                True, 16, HEAD_DIM, BLOCK_D, PRECISION,
+                True, 16, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif TAIL != "every" and rest > 0:
         b_dk, b_dv = _key_gradient_step(
             b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
-            True, STEP, HEAD_DIM, BLOCK_D, PRECISION,
+            True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.
     b_dk = tl.where(m_n[:, None], b_dk * scale, 0.0)
@@ -488,7 +486,7 @@ def map_kernel(
     p_q, p_k, p_lse, p_map, p_offsets, q_r, q_h, k_r, k_h, lse_h,
     length, query_start, query_stop, key_start, key_stop, heads, scale, scale_log2,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of one sequence's attention map; the heads are summed in turn."""
     sequence = tl.program_id(0)
@@ -507,7 +505,7 @@ def map_kernel(
         b_k = _load(keys, first_key, m_n, COLUMNS, True, HEAD_DIM, BLOCK_D)
         o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
         b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
         b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
         b_map += _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     b_map = tl.where(m_m[:, None] & m_n[None, :], b_map / heads, 0.0)
@@ -612,7 +610,7 @@ def _build(
     strides = [n for n in kernel.arg_names if n[-2:] in ("_b", "_r", "_h")]
     divisible = [n for n in kernel.arg_names if n.startswith("p_") and n not in constants]
     divisible += [n for n in strides if n not in UNSPECIALIZED]
-    widths = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "PRECISION": "ieee"}
+    widths = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim)}
     return Build(
         kernel,
         label,

@@ -258,7 +258,6 @@ def _widths(q: Tensor) -> dict[str, Any]:
     return {
         "HEAD_DIM": width,
         "BLOCK_D": padded(width),
-        "PRECISION": "ieee",
         "enable_fp_fusion": fuses(q.dtype),
     }
 

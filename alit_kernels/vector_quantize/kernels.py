@@ -2,7 +2,7 @@
 the codebook (see codebook_statistics/kernels.py).
 
 Losses are summed in two stages of fixed order, block sums and their sum. The codebook's gradient uses no atomics under
-``deterministic=False`` either: the sort is the price of four-byte keys, and nothing has shown atomics to be faster.
+``deterministic=False`` either: the sort is the price of short keys, and nothing has shown atomics to be faster.
 Under "cosine" vectors and codes are normalised by torch before the search, bit for bit as in the reference, since the
 exactness bound speaks of the normalised vectors.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from .._triton import TYPES, as_rows, cdiv, device_of
 from ..aot import Build
 from ..codebook_statistics import kernels as statistics
-from ..codebook_statistics.kernels import sum_of_code
+from ..codebook_statistics.kernels import sum_of_code, tile
 from ..nearest_codeword.kernels import search
 from ..nearest_codeword.reference import unit
 
@@ -193,12 +193,6 @@ def _grad_codes(
     tl.store(p_result + code.to(tl.int64) * D + o_dim, b_grad, mask=o_dim < D)
 
 
-def tile(dim: int) -> tuple[int, int]:
-    """Rows and channels of a program: whole vectors, about 2048 elements."""
-    width = triton.next_power_of_2(max(1, dim))
-    return max(1, min(128, 2048 // width)), width
-
-
 def vector_quantize(
     z: Tensor,
     codebook: Tensor,
@@ -272,7 +266,7 @@ def vector_quantize_backward(
         partial = statistics.chunk_sums(flat, run, norm=norm, codes=codes)
         _grad_codes[(num_codes,)](
             partial, run.bounds, grad_loss, grad_codebook, codebook, count, grad_codes, elements,
-            codebook.stride(0), dim, cosine, masked, statistics.CHUNK, *statistics.tile(dim),
+            codebook.stride(0), dim, cosine, masked, statistics.CHUNK, *tile(dim),
         )  # fmt: skip
     return grad_z, grad_codes
 
@@ -319,7 +313,7 @@ def _builds(dim: int, dtype: torch.dtype, cosine: bool, masked: bool) -> Iterato
     sizes |= {"grad_pitch": "i32", "elements": "fp32", "commitment": "fp32"}
     no_norm = {} if cosine else {"p_norm": None}
     yield build(_grad_z, pointers, sizes, **shape, **absent, **no_norm, COSINE=cosine)
-    rows, width = statistics.tile(dim)
+    rows, width = tile(dim)
     pointers = {"p_partial": "*fp64", "p_bounds": "*i32", "p_grad_loss": "*fp32"}
     pointers |= {"p_grad_codebook": "*fp32", "p_codebook": element, "p_count": "*i64"}
     pointers |= {"p_result": element}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from alit.base import build_base
 from alit.base.convolution import ConvDecoder, ConvEncoder
 from alit.config import DCTConfig, KLVAEConfig, Quirks
 from alit.training import TrainingConfig, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VAE: dict[str, Any] = {
     "kind": "vae",
@@ -39,15 +40,6 @@ SMALL: dict[str, Any] = {
     "iterations": 2,
     "codebook_size": 16,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small lose more to waking a second thread than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(base: dict[str, Any], **fields: Any) -> TrainingConfig:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,11 @@ from alit.training.stage2 import Stage2
 
 from .models import BASES, model
 from .models import config as model_config
-from .test_training import Synchronisations, config, folder, state_of  # noqa: F401
+from .test_training import Synchronisations, config, state_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = Processes(torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -298,7 +291,7 @@ def started(tmp_path: Path, base: str = "vqgan") -> str:
     return str(path)
 
 
-def test_resume_bit_for_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_resume_bit_for_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """3 + resume + 3 = 6, across the beginning of the adversarial loss."""
     random_perceptual(monkeypatch)
     fields: dict[str, Any] = {
@@ -335,7 +328,7 @@ def test_resume_bit_for_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     AdaptiveTokenizer.from_pretrained(straight / "model.safetensors")
 
 
-def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:
     """After one step it lies between the weights before and after, for the base tokenizer too."""
     m = model("vqgan", image_size=(32, 32), iterations=2)
     before = _copy(m)
@@ -351,7 +344,7 @@ def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:  # noqa
     assert not torch.equal(after, before[name].flatten())
 
 
-def test_pictures_of_a_run(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_pictures_of_a_run(folder: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"
@@ -367,7 +360,7 @@ def test_pictures_of_a_run(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     assert "real_0" in events.Tags()["scalars"]
 
 
-def test_a_term_that_is_not_finite_stops(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_term_that_is_not_finite_stops(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fields: dict[str, Any] = {
         **{"data": str(folder), "output": str(run), "model": TINY, "steps": 6},
@@ -391,7 +384,7 @@ def test_a_term_that_is_not_finite_stops(folder: Path, tmp_path: Path) -> None: 
     assert train(stage2(**fields), resume=True).steps == 6
 
 
-def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no network")
 
@@ -427,7 +420,7 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert train(other, resume=True, allow_changes=True).steps == 2
 
 
-def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cheap form as documented, then with discriminators, then without a net for LPIPS."""
 
     def offline(*args: object, **kwargs: object) -> None:

@@ -11,16 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.utils.cpp_extension
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +31,8 @@ from alit.training.stage1 import Stage1, iterations_of, precision, recomputed
 from alit.training.stages import build_stage
 
 from .models import BASES, VARIANTS, images, model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL: dict[str, Any] = {
     "size": "nano",
@@ -63,28 +62,6 @@ def config(**fields: Any) -> TrainingConfig:
         "model": SMALL,
     }
     return TrainingConfig(**{**values, **fields})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small lose more to waking a second thread than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Seven pictures of several shapes and modes."""
-    path = tmp_path / "pictures"
-    (path / "more").mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for index in range(7):
-        pixels = random.integers(0, 255, (40 + index, 60 - index, 3), dtype=np.uint8)
-        place = path / "more" if index % 2 else path
-        Image.fromarray(pixels).save(place / f"{index}.png")
-    return path
 
 
 def state_of(run: Path) -> dict[str, bytes]:

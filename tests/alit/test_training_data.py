@@ -6,7 +6,6 @@ import io
 import itertools
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alit.evaluation.evaluate import _cropped
+from alit.images import find, load_square
 from alit.training import TrainingConfig, train
 from alit.training.pictures import (
     ImageFolder,
@@ -29,18 +30,29 @@ from alit.training.shards import ShardBatches, ShardStream
 
 from .models import model
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small lose more to waking a second thread than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def grey(level: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
+
+
+def test_pictures_are_those_of_every_command(tmp_path: Path) -> None:
+    """Whatever their mode; a file that Pillow only writes is none."""
+    (tmp_path / "x.pdf").write_bytes(b"%PDF")
+    ramp = np.linspace(0, 65535, 400).reshape(20, 20)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16 bits.png")
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    pictures = ImageFolder(tmp_path, (16, 16), crop=1.0, flip=False)
+    assert (
+        [file.suffix for file in pictures.files]
+        == [".png", ".png"]
+        == [x.suffix for x in find([tmp_path])]
+    )
+    for index, file in enumerate(pictures.files):
+        loaded, expected = pictures.load(index, np.random.default_rng(0)), load_square(file, 16)
+        assert torch.equal(loaded.float() / 255, expected)
+        assert torch.equal(_cropped(file, 20), load_square(file, 20))
 
 
 def levels(images: Tensor) -> list[int]:

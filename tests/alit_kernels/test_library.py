@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -296,19 +295,6 @@ def test_strides_are_those_that_compiled_code_expects(
         assert [a.stride(i) for i in where] == [e.stride(i) for i in where]
 
 
-def test_no_recompilation_on_lengths() -> None:
-    torch._dynamo.reset()
-    counter = CompileCounter()
-
-    @torch.compile(fullgraph=True, backend=counter)
-    def run(x: Tensor, offsets: Tensor) -> Tensor:
-        return ak.varlen_attention(x, x, x, offsets, max_length=9)
-
-    for first in (1, 4, 9):
-        run(torch.randn(9, 2, 8), torch.tensor([0, first, 9], dtype=torch.int32))
-    assert counter.frame_count == 1
-
-
 def test_missing_backward_fails() -> None:
     """An op without a backward must not be differentiated through its reference."""
     op = Op(
@@ -523,15 +509,3 @@ def test_budget_can_fail() -> None:
         assert_within_budget(eager + 1e-5, eager, exact)
     with pytest.raises(AssertionError, match="finite in other places"):
         assert_within_budget(torch.where(eager > 0, eager, torch.nan), eager, exact)
-
-
-def test_self_attention_matches_torch() -> None:
-    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
-    ours = SelfAttention(16, 4)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 5, 16)
-    torch.testing.assert_close(ours(x), theirs(x, x, x, need_weights=False)[0])
-    packed = ours(x.flatten(0, 1), torch.tensor([0, 5, 10], dtype=torch.int32), max_length=5)
-    torch.testing.assert_close(packed.view_as(x), ours(x))
-    with pytest.raises(ValueError, match="heads"):
-        SelfAttention(16, 3)
