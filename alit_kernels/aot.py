@@ -120,8 +120,8 @@ def _is_kernel(value: Any, module: ModuleType) -> bool:
     return type(value).__name__ == "JITFunction" and value.__module__ == module.__name__
 
 
-def compile_build(build: Build, arch: int) -> Result:
-    """Compile one build for one architecture and read its machine code.
+def compiled(build: Build, arch: int) -> Any:
+    """What Triton makes of a build for one architecture.
 
     Raises:
         what Triton raises where the kernel does not compile.
@@ -133,7 +133,7 @@ def compile_build(build: Build, arch: int) -> Result:
     names = build.kernel.arg_names
     types = {n: "constexpr" if n in build.constants else build.signature[n] for n in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in build.divisible}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(build.kernel, types, dict(build.constants), attributes),
         target=GPUTarget("cuda", arch, 32),
         options={
@@ -142,15 +142,19 @@ def compile_build(build: Build, arch: int) -> Result:
             "enable_fp_fusion": build.fp_fusion,
         },
     )
-    meta = compiled.metadata
-    registers, stack, sass = _disassemble(compiled.asm["cubin"])
+
+
+def compile_build(build: Build, arch: int) -> Result:
+    """Compile one build for one architecture and read its machine code; raises as :func:`compiled`."""
+    found = compiled(build, arch)
+    meta = found.metadata
+    registers, stack, sass = disassemble(found.asm["cubin"])
     code = machine.instructions(sass)
     columns = getattr(meta, "tmem_size", None) or 0
     bound, cycles = machine.predicted_bound(machine.hot_loop(code), arch)
-    pointers = [
-        n if kind.startswith("*") else "" for n, kind in types.items() if kind != "constexpr"
-    ]
-    widths = machine.access_widths(compiled.asm["ptx"], pointers)
+    types = {n: build.signature[n] for n in build.kernel.arg_names if n not in build.constants}
+    pointers = [name if kind.startswith("*") else "" for name, kind in types.items()]
+    widths = machine.access_widths(found.asm["ptx"], pointers)
     result = Result(
         kernel=f"{build.kernel.__module__}.{build.kernel.__name__}",
         label=build.label,
@@ -168,7 +172,7 @@ def compile_build(build: Build, arch: int) -> Result:
     return result
 
 
-def _disassemble(cubin: bytes) -> tuple[int, int, str]:
+def disassemble(cubin: bytes) -> tuple[int, int, str]:
     """Registers, stack bytes and listing, from the cuobjdump that ships inside Triton."""
     import triton
 

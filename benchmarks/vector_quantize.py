@@ -3,7 +3,7 @@
 Search: ours with each instruction set, the distance matrix in eager PyTorch, and FAISS (``pip install faiss-cpu``), at
 the shapes of the op's cases. Rates count 2 N K D floating-point operations. Training step: the module beside eager
 PyTorch as it is commonly written, with a one-hot matrix and without. Everything is verified before it is timed, runs in
-turns, and is repeated three times; the file holds all runs.
+turns, and is repeated ``--runs`` times; the file holds all runs.
 """
 
 from __future__ import annotations

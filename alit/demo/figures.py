@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -177,18 +178,14 @@ def spread(values: list[float], *, gap: float) -> list[float]:
     ] = []  # runs that touch, their places taken out: the mean of each is where it lies
     for place, index in enumerate(order):
         blocks.append([values[index] - place * gap])
-        while len(blocks) > 1 and _mean(blocks[-2]) >= _mean(blocks[-1]):
+        while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
             last = blocks.pop()
             blocks[-1] += last
-    means = [_mean(block) for block in blocks for _ in block]
+    means = [fmean(block) for block in blocks for _ in block]
     placed = list(values)
     for place, index in enumerate(order):
         placed[index] = means[place] + place * gap
     return placed
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 class _Writer:

@@ -14,7 +14,7 @@ from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .optimisation import MovingAverage, Optimiser
 from .processes import Processes, distributed, synchronised
-from .stage1 import precision
+from .stage1 import add_terms, precision
 
 
 class BaseModule(nn.Module):
@@ -61,8 +61,7 @@ class BaseStage:
                 with self.autocast():
                     loss, terms = self.module(images)
                 (loss / len(parts)).backward()
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value / len(parts)
+            add_terms(sums, terms, len(parts))
         sums["gradient_norm"] = self.optimisers["base"].step(learning_rate)
         self.average.update(step + 1)
         return sums

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .config import TrainingConfig
+from .processes import whole
 
 NamedParameters = list[tuple[str, Parameter]]
 
@@ -52,7 +53,7 @@ class Optimiser:
         norm = nn.utils.clip_grad_norm_([p for _, p in self.parameters], self.clip)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole(norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """The live state by name."""

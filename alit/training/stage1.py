@@ -81,8 +81,7 @@ class Stage1:
         for number, images in enumerate(parts, 1):
             with synchronised(self.module, last=number == len(parts)):
                 terms = compute(images)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value / len(parts)
+            add_terms(sums, terms, len(parts))
         sums["gradient_norm"] = self.optimisers["model"].step(learning_rate)
         self.average.update(step + 1)
         return sums
@@ -111,6 +110,12 @@ class Stage1:
     def evaluating(self) -> AbstractContextManager[Any]:
         """Evaluation mode and this run's precision, for a look at the model within a run."""
         return evaluating(self.model, self.autocast)
+
+
+def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
+    """Add the terms of one of a batch's parts to those of the batch, means over the parts."""
+    for name, value in terms.items():
+        sums[name] = sums.get(name, 0) + value / parts
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from .config import TrainingConfig
 from .optimisation import MovingAverage, Optimiser
 from .processes import Processes, distributed, synchronised
 from .stage1 import (
+    add_terms,
     at_four_lengths,
     check_shardable,
     compile_parts,
@@ -164,7 +165,7 @@ class Stage2:
                     loss, terms, pixels = self.module(images, base, at, gan_weight)
                 (loss / len(parts)).backward()
             decoded.append(pixels)
-            _add(sums, terms, len(parts))
+            add_terms(sums, terms, len(parts))
         sums["gradient_norm"] = self.optimisers["model"].step(learning_rate)
         self.average.update(step + 1)
         if gan_weight > 0:
@@ -187,7 +188,7 @@ class Stage2:
                 with self.autocast():
                     loss, terms = self.judges(images, pixels, gan_weight)
                 (loss / len(parts)).backward()
-            _add(sums, terms, len(parts))
+            add_terms(sums, terms, len(parts))
 
     @contextmanager
     def _fixed_critics(self) -> Iterator[None]:
@@ -208,11 +209,6 @@ class Stage2:
     def evaluating(self) -> AbstractContextManager[Any]:
         """Evaluation mode and this run's precision, for a look at the model within a run."""
         return evaluating(self.model, self.autocast)
-
-
-def _add(sums: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
-    for name, value in terms.items():
-        sums[name] = sums.get(name, 0) + value / parts
 
 
 def _perceptual(

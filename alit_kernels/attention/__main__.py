@@ -42,12 +42,8 @@ def table() -> str:
 
 def machine_code() -> str:
     """Instructions of a warp in one turn of the main loop: packed, no mask, bfloat16."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from .. import _machine_code as machine
-    from ..aot import _disassemble
+    from ..aot import compiled, disassemble
     from .kernels import builds
 
     rows = [["kernel", "chip", "step", "all", "matrix", "exponentials", "other"]]
@@ -56,15 +52,8 @@ def machine_code() -> str:
     for build in builds():
         found = plain.fullmatch(build.label)
         for architecture in build.architectures if found else ():
-            names = build.kernel.arg_names
-            types = {n: "constexpr" if n in build.constants else build.signature[n] for n in names}
-            aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in build.divisible}
-            compiled = triton.compile(
-                ASTSource(build.kernel, types, dict(build.constants), aligned),
-                target=GPUTarget("cuda", architecture, 32),
-                options={"num_warps": build.num_warps, "num_stages": build.num_stages},
-            )
-            loop = machine.hot_loop(machine.instructions(_disassemble(compiled.asm["cubin"])[2]))
+            _, _, listing = disassemble(compiled(build, architecture).asm["cubin"])
+            loop = machine.hot_loop(machine.instructions(listing))
             count = machine.counts(loop)
             matrix = sum(count.get(name, 0) for name in ("mma", "wgmma", "tcgen05"))
             exponentials = count.get("exp2", 0)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .layout import empty_rows, sequence_first
+from .layout import empty_rows, sequence_first, unit_stride
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -69,7 +69,7 @@ def varlen_attention(
     if key_mask is not None:
         kept, key_offsets = _kept_keys(key_mask, key_offsets)
         k, v = k[kept], v[kept]
-    q, k, v = _unit_stride(q, k, v)
+    q, k, v = unit_stride(q, k, v)
     out = q.new_empty(q.shape)
     lse = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     out[int(offsets[-1]) :], lse[:, int(offsets[-1]) :] = 0.0, 0.0
@@ -114,7 +114,7 @@ def varlen_attention_backward(
     grad_q[int(offsets[-1]) :] = 0.0
     for gradient in (grad_k, grad_v):
         gradient[int(key_offsets[-1]) :] = 0.0
-    grad_out, q, k, v, out = _unit_stride(grad_out, q, k, v, out)
+    grad_out, q, k, v, out = unit_stride(grad_out, q, k, v, out)
     for run in _runs(offsets, key_offsets):
         if run.empty:
             grad_q[run.rows], grad_k[run.key_rows], grad_v[run.key_rows] = 0.0, 0.0, 0.0
@@ -183,7 +183,3 @@ def _in_order_of(dense: Tensor, packed: Tensor) -> Tensor:
 
 def _equal_offsets(batch: int, length: int) -> Tensor:
     return torch.arange(batch + 1) * length
-
-
-def _unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)

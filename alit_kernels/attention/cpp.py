@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._cpp import core, instruction_set, pointer, threads, type_code
-from .layout import empty_rows
+from .layout import empty_rows, unit_stride
 
 
 def attention(
@@ -89,7 +89,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     *batch, rows, heads, _ = q.shape
     out, lse = empty_rows(q), q.new_empty((*batch, heads, rows), dtype=torch.float32)
-    q, k, v = _unit_stride(q, k, v)
+    q, k, v = unit_stride(q, k, v)
     problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
     core().attention(
         *(problem, _rows(q), _rows(k), _rows(v), _rows(out), _sums(lse)),
@@ -112,7 +112,7 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = empty_rows(q), empty_rows(k), empty_rows(k)
-    grad_out, q, k, v, out = _unit_stride(grad_out, q, k, v, out)
+    grad_out, q, k, v, out = unit_stride(grad_out, q, k, v, out)
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
     problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
     core().attention_backward(
@@ -158,7 +158,3 @@ def _rows(x: Tensor) -> Any:
 
 def _sums(x: Tensor) -> Any:
     return core().AttentionSums(pointer(x), 0 if x.ndim == 2 else x.stride(0), x.stride(-2))
-
-
-def _unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)

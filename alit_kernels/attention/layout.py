@@ -26,3 +26,8 @@ def sequence_first(x: Tensor) -> bool:
         return False
     batch, _, heads, width = x.shape
     return batch * heads * width < MAX_PITCH
+
+
+def unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Those whose last dimension is not contiguous, copied."""
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)

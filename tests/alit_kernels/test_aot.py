@@ -77,7 +77,7 @@ def aot(*arguments: str, path: Path | None = None) -> subprocess.CompletedProces
 def test_shipped_kernels() -> None:
     """No fault on sm_90, every kernel covered, and machine code no worse than the committed result.
 
-    All but the rare builds (attention on dense batches or with a key mask), which .ci/run compiles too.
+    All but the rare builds (attention on dense batches or with a key mask), which ``make test-full`` compiles too.
     """
     committed = ROOT / "benchmarks" / "results" / f"aot-triton-{version('triton')}.json"
     if not committed.exists():
