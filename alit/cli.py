@@ -49,7 +49,7 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in ELSEWHERE and args[0] not in self.commands:
             module = importlib.import_module(ELSEWHERE[args[0]][0], __package__)
-            alone = typer.Typer(pretty_exceptions_enable=False)
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
             alone.command(args[0])(getattr(module, args[0]))
             self.commands[args[0]] = typer.main.get_command(alone)
         return super().resolve_command(ctx, args)

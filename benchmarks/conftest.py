@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    del machine_info["node"]
+    for private in ("node", "release"):
+        del machine_info[private]
     arguments = [x for x in config.invocation_params.args if not x.startswith("--benchmark-json")]
     machine_info["alit"] = machine() | {
         "command": " ".join(["pytest", *arguments]),

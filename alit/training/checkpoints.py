@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def save(
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         own.barrier()
-        dcp.save(dict(tensors), storage_writer=FileSystemWriter(part), no_dist=own.count == 1)
+        with _alone_without_warning():
+            dcp.save(dict(tensors), storage_writer=FileSystemWriter(part), no_dist=own.count == 1)
         (part / f"data-{own.rank}.json").write_text(json.dumps(own_data))
         if own.first:
             (part / "run.json").write_text(json.dumps({**about, "step": step}, indent=1))
@@ -93,6 +96,14 @@ def about(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint}: not a checkpoint of a run ({error})") from error
 
 
+@contextmanager
+def _alone_without_warning() -> Iterator[None]:
+    """torch warns where one process saves for itself, even when told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
 def load(checkpoint: Path, tensors: dict[str, Tensor], own: Processes) -> dict[str, Any] | None:
     """Fill the tensors in place; returns where this process's data stood.
 
@@ -101,7 +112,8 @@ def load(checkpoint: Path, tensors: dict[str, Tensor], own: Processes) -> dict[s
         ValueError: another number of processes, with data of which each has its own stream.
     """
     try:
-        dcp.load(tensors, checkpoint_id=checkpoint, no_dist=own.count == 1)
+        with _alone_without_warning():
+            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=own.count == 1)
         before = len(list(checkpoint.glob("data-*.json")))
         file = checkpoint / f"data-{own.rank if before == own.count else 0}.json"
         data = json.loads(file.read_text())
