@@ -116,9 +116,32 @@ def sdpa(backend: SDPBackend, problem: Problem) -> Call:
     try:
         call()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition(".")[0]
         raise Absent(f"{backend.name} does not serve this case on {DEVICE}: {reason}") from error
     return call
+
+
+def sdpa_by_sequence(problem: Problem) -> Call:
+    """One call of ``scaled_dot_product_attention`` for each sequence of the packed rows: no padding, many calls."""
+    if DEVICE != "cpu":
+        raise Absent(
+            "a call for each sequence leaves a GPU idle; its packed kernels are there instead"
+        )
+    if problem.equal:
+        raise Absent("the sequences are of one length: a single call serves all")
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pieces = zip(*(x.split(problem.lengths) for x in (q, k, v)), strict=True)
+        return torch.cat(
+            [
+                scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in each))[0].transpose(
+                    0, 1
+                )
+                for each in pieces
+            ]
+        )
+
+    return problem.call(function, problem.packed())
 
 
 def torch_varlen(problem: Problem) -> Call:
@@ -181,6 +204,7 @@ CONTENDERS: dict[str, Callable[[Problem], Call]] = {
     "SDPA flash": partial(sdpa, SDPBackend.FLASH_ATTENTION),
     "SDPA efficient": partial(sdpa, SDPBackend.EFFICIENT_ATTENTION),
     "SDPA cuDNN": partial(sdpa, SDPBackend.CUDNN_ATTENTION),
+    "SDPA by sequence": sdpa_by_sequence,
     "torch varlen_attn": torch_varlen,
     "FlexAttention": flex,
     "xFormers": xformers,

@@ -8,11 +8,19 @@ the host in every iteration. Written from the description of the published syste
 from __future__ import annotations
 
 import copy
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, mse_loss, normalize, one_hot
+from torch.nn.functional import (
+    cross_entropy,
+    linear,
+    mse_loss,
+    normalize,
+    one_hot,
+    scaled_dot_product_attention,
+)
 
 from alit import AdaptiveTokenizer
 from alit.base.interface import BaseTokens, Prediction, to_rows
@@ -34,11 +42,11 @@ def plain(layer: nn.Linear) -> nn.Linear:
 
 
 class EagerAttention(nn.Module):
-    """Multi-head attention that keeps scores and probabilities for its backward."""
+    """Multi-head attention that keeps scores and probabilities for its backward; ``fused``: torch's fused attention."""
 
-    def __init__(self, other: SelfAttention) -> None:
+    def __init__(self, other: SelfAttention, fused: bool) -> None:
         super().__init__()
-        self.heads = other.heads
+        self.heads, self.fused = other.heads, fused
         self.in_proj_weight, self.in_proj_bias = other.in_proj_weight, other.in_proj_bias
         self.out_proj = plain(other.out_proj)
 
@@ -53,8 +61,12 @@ class EagerAttention(nn.Module):
         assert offsets is None and queries is None, "the published code always attends to all"
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return self.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2))
+        if self.fused:
+            out = scaled_dot_product_attention(q, k, v)
+        else:
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            out = scores.softmax(-1) @ v
+        return self.out_proj(out.transpose(1, 2).flatten(-2))
 
 
 class EagerMLP(nn.Module):
@@ -98,11 +110,11 @@ class EagerQuantizer(nn.Module):
         )
 
 
-def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
+def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> AdaptiveTokenizer:
     """A copy of a model on a VQGAN whose modules are the eager ones above."""
     model = copy.deepcopy(model)
     eager: dict[type, Any] = {
-        SelfAttention: EagerAttention,
+        SelfAttention: partial(EagerAttention, fused=fused_attention),
         MLP: EagerMLP,
         VectorQuantizer: EagerQuantizer,
         Linear: plain,
@@ -133,11 +145,34 @@ def eager_copy(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
     return model
 
 
+def _stacked(terms: list[tuple[Any, ...]]) -> Tensor:
+    return torch.stack([torch.stack([x.detach().float() for x in each]) for each in terms])
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+class Outcome(NamedTuple):
+    """What a step can be held against another by.
+
+    Attributes:
+        loss: scalar.
+        terms: (iterations, 3), cross-entropy, error of the expected code and quantizer loss.
+        gradients: (parameters,) norms before clipping, one for each of a parameter's rows in three parts (of queries,
+            keys and values, where it makes these).
+    """
+
+    loss: Tensor
+    terms: Tensor
+    gradients: Tensor
+
+
 class Step:
     """One stage-1 training step: loss of all iterations, gradients, clipping at 3, AdamW.
 
-    The learning rate is 0, so all of its work is done and every step still sees the same weights: every loss and every
-    gradient norm can be held against the first.
+    The learning rate is 0, so all of its work is done and every step still sees the same weights: every outcome can be
+    held against the first.
 
     Args:
         model: in training mode, its base tokenizer frozen.
@@ -161,15 +196,23 @@ class Step:
         )
         self.clip = config.clip
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        """Loss and gradient norm."""
-        loss = self.loss()
+    def __call__(self) -> Outcome:
+        loss, terms = self.loss()
         loss.backward()
-        return loss.detach(), self.optimise()
+        gradients = self.gradient_norms()
+        self.optimise()
+        return Outcome(loss.detach(), terms, gradients)
 
-    def loss(self) -> Tensor:
+    def gradient_norms(self) -> Tensor:
+        parts = [part for p in self.parameters for part in _gradient(p).tensor_split(3)]
+        return torch.stack(torch._foreach_norm(parts))
+
+    def loss(self) -> tuple[Tensor, Tensor]:
+        """Total, and its terms."""
         if not self.published:
-            return stage1_loss(self.model, self.images, together=self.together).total
+            loss = stage1_loss(self.model, self.images, together=self.together)
+            return loss.total, _stacked([tuple(x) for x in loss.iterations.values()])
+        terms: list[tuple[Tensor, ...]] = []
         total = torch.zeros((), device=self.images.device)
         for iteration in self.model.rollout(self.images):
             prediction, quantized = iteration.prediction, iteration.bottleneck.quantized
@@ -180,8 +223,9 @@ class Step:
             nll = prediction.nll_BN.mean()
             code = mse_loss(prediction.code_BNC, iteration.base.code_BNC)
             total = total + weight * nll + code + quantized.loss
-            self.logged = [term.item() for term in (nll, code, quantized.loss)]
-        return total
+            terms.append((nll, code, quantized.loss))
+            self.logged = [term.item() for term in terms[-1]]
+        return total, _stacked(terms)
 
     def optimise(self) -> Tensor:
         """Clip, step, drop the gradients; the gradient norm before clipping."""
@@ -208,17 +252,20 @@ class CapturedStep(Step):
     graph: GradientGraph | None = None
     peak_megabytes: float
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
+    def __call__(self) -> Outcome:
         if self.graph is None:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.graph = GradientGraph(self.model, self._gradients, self.images)
             self.peak_megabytes = (torch.cuda.max_memory_allocated() - before) / 1e6
         self.graph.zero_gradients()
-        loss = self.graph(self.images)["loss"].clone()
-        return loss, self.optimise()
+        found = {name: term.clone() for name, term in self.graph(self.images).items()}
+        gradients = self.gradient_norms()
+        self.optimise()
+        return Outcome(found["loss"], found["terms"], gradients)
 
     def _gradients(self, images: Tensor) -> dict[str, Tensor]:
-        loss = stage1_loss(self.model, images, together=self.together).total
-        loss.backward()
-        return {"loss": loss.detach()}
+        loss = stage1_loss(self.model, images, together=self.together)
+        loss.total.backward()
+        terms = _stacked([tuple(x) for x in loss.iterations.values()])
+        return {"loss": loss.total.detach(), "terms": terms}

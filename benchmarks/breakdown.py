@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alit_kernels.nn import SelfAttention, VectorQuantizer
 
-from .baseline import EagerAttention, EagerQuantizer, Step
+from .baseline import EagerAttention, EagerQuantizer, Outcome, Step
 from .contest import DEVICE
 
 PARTS = ("base", "encoder", "decoder", "attention", "quantizer", "optimiser", "rest")
@@ -103,7 +103,7 @@ def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callabl
     return run
 
 
-def breakdown(step: Step) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+def breakdown(step: Step) -> tuple[dict[str, float], Outcome]:
     """Seconds of one step by ``PARTS``, and what it returned.
 
     ``attention`` holds the attention modules of encoder and decoder with their projections, ``encoder`` and ``decoder``

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from alit_kernels._library import ops
+
 from .contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
 from .timing import machine
 
@@ -37,8 +39,19 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["alit"] = machine() | {
         "command": " ".join(["pytest", *arguments]),
         "device": DEVICE,
+        "implementations": {
+            name: op.choose("auto", DEVICE, torch.float32) for name, op in sorted(ops().items())
+        },
         "ceilings": ceilings(),
     }
+
+
+#: Case -> contender -> why it has no time.
+LEFT_OUT = pytest.StashKey[dict[str, dict[str, str]]]()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict) -> None:
+    output_json["left_out"] = config.stash.get(LEFT_OUT, {})
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +69,16 @@ def _contests() -> dict[str, Contest]:
     return {}
 
 
+def failure_kind(failure: Exception) -> str:
+    if isinstance(failure, Absent):
+        return "absent"
+    return "wrong" if isinstance(failure, AssertionError) else "failed"
+
+
 @pytest.fixture
-def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable[..., None]:
+def race(
+    benchmark: Any, quick: bool, _contests: dict[str, Contest], pytestconfig: pytest.Config
+) -> Callable[..., None]:
     """``race(group, name, make, rounds=9, warmup=1)``: report ``name`` of the contest of ``group``, made once."""
 
     def report(
@@ -72,6 +93,9 @@ def race(benchmark: Any, quick: bool, _contests: dict[str, Contest]) -> Callable
             _contests[group].run(min(rounds, 3) if quick else rounds, warmup)
         contest = _contests[group]
         failure = contest.failures.get(name)
+        if failure is not None:
+            left_out = pytestconfig.stash.setdefault(LEFT_OUT, {}).setdefault(group, {})
+            left_out[name] = f"{failure_kind(failure)}: {str(failure).strip().splitlines()[0]}"
         if isinstance(failure, Absent):
             pytest.skip(f"{name} is absent: {failure}")
         if failure is not None:

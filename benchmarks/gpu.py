@@ -51,6 +51,12 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def extension(rehearsal: bool) -> Part:
+    """The compiled core, without which the ragged ops would be their references."""
+    build = ("-m", "alit_kernels") if rehearsal else ("setup.py", "build_ext", "--inplace")
+    return Part("extension", (PYTHON, *build), 240)
+
+
 def test_parts(out: Path, rehearsal: bool) -> list[Part]:
     """All kernel tests, those of training steps on a GPU, compute-sanitizer on a small set.
 
@@ -59,15 +65,13 @@ def test_parts(out: Path, rehearsal: bool) -> list[Part]:
     pytest = (PYTHON, "-m", "pytest")
     if rehearsal:
         kernels = [str(TESTS / f"test_{name}.py") for name in ("soft_codebook", "device")]
-        build = (PYTHON, "-m", "alit_kernels")
     else:
         kernels = [str(TESTS), *(f"--ignore={TESTS / name}.py" for name in WITHOUT_GPU)]
-        build = (PYTHON, "setup.py", "build_ext", "--inplace")
     # Minutes of compiling, on all processors; -vv: a run that is cut off has said which tests passed.
     together = ("-vv", "--tb=short", "-n", str(min(14, os.cpu_count() or 1)))
     training = (str(ROOT / "tests" / "alit" / f"test_{x}.py") for x in ("cuda_graph", "training"))
     parts = [
-        Part("extension", build, 240),
+        extension(rehearsal),
         Part("kernels", (*pytest, *together, *kernels), 300),
         Part("training", (*pytest, "-q", *training, "-k", "[cuda or -cuda or on_a_gpu")),
     ]
@@ -97,16 +101,22 @@ METRICS = (
 
 def report_parts(out: Path, rehearsal: bool) -> list[Part]:
     """The machine's ceilings, every suite of benchmarks, and hardware counters of the main kernels."""
-    # The training step first, in three: it compiles models, and a large batch may not fit.
+    # The training step first, what compiles models and may not fit last: a result is whole or not there.
     step = "test_stage1_step"
-    files = {x: f"{step}.py::{x}" for x in (step, "test_large_batch", "test_launches_of_a_step")}
     suites = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
+    files = {step: f"{step}.py::{step}"}
     files |= {x: f"{x}.py" for x in (["test_soft_codebook"] if rehearsal else suites) if x != step}
-    parts = [Part("ceilings", (PYTHON, "-m", "benchmarks.contest", str(out / "ceilings.json")))]
+    last = ("test_launches_of_a_step", "test_compiled_step", "test_large_batch")
+    files |= {x: f"{step}.py::{x}" for x in last}
+    parts = [
+        extension(rehearsal),
+        Part("ceilings", (PYTHON, "-m", "benchmarks.contest", str(out / "ceilings.json"))),
+    ]
+    limits = {step: 240, "test_attention": 240, "test_compiled_step": 400, "test_large_batch": 240}
     for name, file in files.items():
         options = (f"--benchmark-json={out / name}.json", *(("--quick",) if rehearsal else ()))
         command = (PYTHON, "-m", "pytest", "-q", f"benchmarks/{file}", *options)
-        parts.append(Part(name, command, 300 if name == step else 120))
+        parts.append(Part(name, command, limits.get(name, 120)))
     ncu = ("ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS))
     kernels = (PYTHON, "-m", "benchmarks.kernels", *(("--rehearsal",) if rehearsal else ()))
     return [*parts, Part("ncu", kernels, 120, () if rehearsal else ncu)]
@@ -159,8 +169,11 @@ def run(part: Part, log: Path, left: float) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """A hash of the sources; outcomes of other ones are not taken over."""
-    digest = hashlib.sha256()
+    """A hash of the sources, the GPU and torch; outcomes of other ones are not taken over."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    digest = hashlib.sha256(f"{gpu} {torch.__version__}\n".encode())
     for root in (ROOT / name for name in SOURCES):
         files = (x for x in (root, *root.rglob("*")) if x.suffix in CODE and x.is_file())
         for path in sorted(files):
@@ -235,8 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
-    if not parts(out, options.rehearsal):
-        print(f"{options.kind}: no op has a tuning script")
     good = run_all(options.kind, parts(out, options.rehearsal), out, 60 * options.minutes - 10)
     if options.kind == "tune":
         subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)

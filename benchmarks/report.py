@@ -60,14 +60,30 @@ def table(run: Run) -> str:
     return "\n".join(lines)
 
 
+def left_out(run: Run) -> str:
+    """Contenders without a time, by reason; empty without any."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for group, found in run.left_out.items():
+        for name, reason in found.items():
+            cases.setdefault((name, reason), []).append(group)
+    if not cases:
+        return ""
+    lines = [
+        f"| {name} | {reason.replace('|', '/')} | {'; '.join(groups)} |"
+        for (name, reason), groups in cases.items()
+    ]
+    return "\n".join(["| without a time | why | case |", "|---|---|---|", *lines, ""])
+
+
 def described(run: Run) -> str:
     machine, ceilings = run.machine, run.machine["ceilings"]
     device = machine["gpu"]
     if device is None:
         instructions = f" ({machine['instructions']})" if "instructions" in machine else ""
         device = f"{machine['cpu']}{instructions}, {machine['threads']} threads"
+    revision = f"; commit {machine['revision']}" if machine.get("revision") else ""
     return (
-        f"{device}; torch {machine['torch']}; {machine['date']}. Measured ceilings: copy "
+        f"{device}; torch {machine['torch']}; {machine['date']}{revision}. Measured ceilings: copy "
         f"{ceilings['copy_gigabytes']:.3g} GB/s, matrix product {ceilings['matmul_gigaflops']:.4g} GFLOP/s."
     )
 
@@ -128,7 +144,7 @@ def write(runs: list[Run], folder: Path) -> str:
             file = f"{run.name}-{kind}.svg"
             if plot(run, folder / file):
                 pages.append(f"![{title}]({file})\n")
-        pages += [training(run), table(run) + "\n"]
+        pages += [training(run), table(run) + "\n", left_out(run)]
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
     return summary(runs)
 

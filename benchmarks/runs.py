@@ -39,6 +39,7 @@ class Run(NamedTuple):
     name: str
     machine: dict[str, Any]
     rows: list[Row]
+    left_out: dict[str, dict[str, str]] = {}  # noqa: RUF012 (immutable): case -> contender -> why
 
     @property
     def groups(self) -> dict[str, list[Row]]:
@@ -68,7 +69,15 @@ def read(path: Path) -> Run:
         )
         for entry in content["benchmarks"]
     ]
-    return Run(path.stem, content["machine_info"]["alit"], rows)
+    machine = content["machine_info"]["alit"] | {"revision": _revision(content)}
+    return Run(path.stem, machine, rows, content.get("left_out", {}))
+
+
+def _revision(content: dict[str, Any]) -> str:
+    """The commit that pytest-benchmark noted, and whether files differed from it; empty where it noted none."""
+    noted = content.get("commit_info", {})
+    commit = (noted.get("id") or "")[:7]
+    return f"{commit} with changes" if commit and noted.get("dirty") else commit
 
 
 def merged(name: str, runs: Iterable[Run]) -> Run:
@@ -78,7 +87,7 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
         ValueError: no part, or parts of different machines.
     """
     runs = list(runs)
-    own = ("ceilings", "command", "date")
+    own = ("ceilings", "command", "date", "revision")
     machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
         raise ValueError(f"{name}: expected parts of one machine, got {machines}")
@@ -87,8 +96,10 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
         "ceilings": {k: max(run.machine["ceilings"][k] for run in runs) for k in first},
         "date": max(run.machine["date"] for run in runs),
         "command": "; ".join(run.machine.get("command", "") for run in runs),
+        "revision": ", ".join(sorted({run.machine["revision"] for run in runs} - {""})),
     }
-    return Run(name, machines[0] | whole, [row for run in runs for row in run.rows])
+    left_out = {group: found for run in runs for group, found in run.left_out.items()}
+    return Run(name, machines[0] | whole, [row for run in runs for row in run.rows], left_out)
 
 
 def ratios(run: Run) -> list[tuple[str, str, float]]:

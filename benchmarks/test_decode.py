@@ -18,8 +18,7 @@ from .models import LENGTHS, ROUNDS, WARMUP, model, pictures
 def decoding(quick: bool) -> Contest:
     """Tokens of mixed lengths to pixels, as one packed batch or a picture at a time."""
     ours = model(quick).eval()
-    images = pictures(ours, len(LENGTHS))
-    tokens = ours.encode(images, FixedLength(LENGTHS))
+    tokens = ours.encode(pictures(ours, len(LENGTHS)), FixedLength(LENGTHS))
 
     def alone() -> Tensor:
         return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])

@@ -24,8 +24,8 @@ LONGEST, WIDTH = max(CASE.lengths), CASE.width
 
 def contenders(
     lengths: list[int], device: str
-) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
-    """Op -> (ours, eager), both without arguments."""
+) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor], int]]:
+    """Op -> (ours, eager), both without arguments, and the rows that have to be read."""
     padded = torch.randn(len(lengths), LONGEST, WIDTH, device=device)
     lengths_B = torch.tensor(lengths, device=device)
     total = sum(lengths)
@@ -46,25 +46,29 @@ def contenders(
         "pack": (
             lambda: ak.pack(padded, lengths_B, capacity=total)[0],
             lambda: padded[inside],
+            total,
         ),
         "unpack": (
             lambda: ak.unpack(packed, offsets, max_length=max(lengths)),
             lambda: pad_sequence(packed.split(lengths), batch_first=True),
+            total,
         ),
         "compact": (
             lambda: ak.compact(packed, offsets, keep, capacity=kept)[0],
             lambda: packed[keep],
+            kept,
         ),
-        "append": (lambda: ak.append(packed, offsets, fresh, capacity=capacity)[0], grown),
+        "append": (lambda: ak.append(packed, offsets, fresh, capacity=capacity)[0], grown, total),
         "tail_mask": (
             lambda: ak.tail_mask(padded, half, fill),
             lambda: torch.where(tail, fill, padded),
+            int(half.sum()),
         ),
     }
 
 
 def contest(op: str, lengths: list[int]) -> Contest:
-    ours, eager = contenders(lengths, DEVICE)[op]
+    ours, eager, rows = contenders(lengths, DEVICE)[op]
     expected = eager()
     source = expected.clone()
 
@@ -75,7 +79,7 @@ def contest(op: str, lengths: list[int]) -> Contest:
     return Contest(
         {name: lambda call=call: call for name, call in calls.items()},
         verify,
-        Work(2 * expected.numel() * 4),
+        Work(4 * (rows * WIDTH + expected.numel())),
     )
 
 

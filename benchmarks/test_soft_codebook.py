@@ -42,7 +42,8 @@ def contest(case: Case) -> Contest:
     def step(function: Callable[..., Parts]) -> Parts:
         code, nll, p_target = function(*leaves, target)
         loss = (code * weights).sum() + nll.sum()
-        return (*torch.autograd.grad(loss, leaves), p_target.detach())
+        forward = code.detach(), nll.detach(), p_target.detach()
+        return (*torch.autograd.grad(loss, leaves), *forward)
 
     expected = step(eager)
     return Contest(

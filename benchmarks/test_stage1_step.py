@@ -23,18 +23,17 @@ from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
 from alit.training.stage1 import compile_parts
 
-from .baseline import CapturedStep, Step, eager_copy
+from .baseline import CapturedStep, Outcome, Step, eager_copy
 from .breakdown import breakdown
 from .contest import DEVICE, THREADS, Absent, Contest, Work
 from .models import GPU, NATIVE_BFLOAT16, ROUNDS, WARMUP, model, pictures
 from .timing import OtherLoad, peak_megabytes
 
-#: Loss and gradient norm.
-Result = tuple[Tensor, Tensor]
 CAPTURED = ("ours, captured", "ours, compiled and captured")
-CONTENDERS = (
-    *("eager baseline", "ours", "ours, compiled", "eager baseline, compiled"),
-    *CAPTURED,
+CONTENDERS = ("eager baseline", "eager baseline, fused attention", "ours", "ours, captured")
+COMPILED = (
+    *("eager baseline", "ours", "eager baseline, compiled"),
+    *("ours, compiled", "ours, compiled and captured"),
 )
 
 
@@ -70,20 +69,21 @@ STEPS = (
     if GPU
     else (Case("tiny", 2), *([Case("tiny", 2, torch.bfloat16)] if NATIVE_BFLOAT16 else []))
 )
+COMPILED_STEPS = tuple(Case(x.size, x.batch, x.dtype, COMPILED) for x in STEPS)
 LARGE = Case("base", 32 if ROOMY else 16, torch.bfloat16, CAPTURED)
 
 
 def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
     """A step on a copy of the model; compiled: in parts, as ``alit train`` does on request."""
     eager = name.startswith("eager")
-    copied = eager_copy(model) if eager else copy.deepcopy(model)
+    copied = eager_copy(model, "fused" in name) if eager else copy.deepcopy(model)
     if "compiled" in name:
         compile_parts(copied)
     kind = CapturedStep if name.endswith("captured") else Step
     return kind(copied, images, published=eager)
 
 
-def watched(case: Case, step: Step, name: str, found: dict[str, Any]) -> Result:
+def watched(case: Case, step: Step, name: str, found: dict[str, Any]) -> Outcome:
     """One step; its breakdown by part goes to ``found``: a stopwatch cannot look into compiled blocks."""
     load = OtherLoad()
     with case.autocast(), load:
@@ -101,7 +101,7 @@ class Apart:
         self._arguments = case, name, quick
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
-    def __call__(self) -> Result:
+    def __call__(self) -> Outcome:
         return self._process.submit(_step_alone, *self._arguments).result()
 
     def found(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ _step: list[Step] = []
 _found: dict[str, Any] = {}
 
 
-def _step_alone(case: Case, name: str, quick: bool) -> Result:
+def _step_alone(case: Case, name: str, quick: bool) -> Outcome:
     if _step:
         return watched(case, _step[0], name, _found)
     torch.set_num_threads(THREADS)
@@ -122,7 +122,7 @@ def _step_alone(case: Case, name: str, quick: bool) -> Result:
     _step.append(step)
     if "compiled" in name:  # the compiler's memory is not the step's
         watched(case, step, name, {})
-    results: list[Result] = []
+    results: list[Outcome] = []
     _found["peak_megabytes"] = peak_megabytes(
         lambda: results.append(watched(case, step, name, _found))
     )
@@ -134,20 +134,30 @@ def _found_alone() -> dict[str, Any]:
     return _found
 
 
-def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
+def agree(found: Outcome, expected: Outcome, half: bool = False) -> None:
+    """The loss, every term of every iteration, every parameter's gradient.
+
+    In bfloat16 rounding gives about one base token in a hundred another target. What rounding alone makes, the gradient
+    of the keys' bias, counts as none.
+    """
+    tolerance, of_gradients = (2e-2, 0.1) if half else (1e-4, 1e-3)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=tolerance, atol=0)
+    nothing = 1e-5 * float(expected.gradients.max())
+    torch.testing.assert_close(found.gradients, expected.gradients, rtol=of_gradients, atol=nothing)
+
+
+def stage1(case: Case, quick: bool) -> Contest:
     ours, images = case.prepared(quick)
     steps: dict[str, Step] = {}
 
-    def prepare(name: str) -> Callable[[], Result]:
+    def prepare(name: str) -> Callable[[], Outcome]:
         if name.endswith("captured") and not GPU:
             raise Absent("CUDA graphs need a GPU")
-        if "compiled" in name and not with_compiled:
-            raise Absent("compiling takes minutes on the CPU; --compiled runs it")
         if not GPU:
             return Apart(case, name, quick)
         step = steps[name] = contender(name, ours, images)
 
-        def call() -> Result:
+        def call() -> Outcome:
             with case.autocast():
                 return step()
 
@@ -157,7 +167,6 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
         counted = contender("eager baseline", ours, images)
         counted.model.to("meta")
         stage1_loss(counted.model, images.to("meta"), together=False).total.backward()
-    tolerance = 2e-2 if case.half else 1e-4
 
     def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
         if isinstance(call, Apart):
@@ -171,7 +180,7 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
 
     return Contest(
         {name: partial(prepare, name) for name in case.contenders},
-        partial(torch.testing.assert_close, rtol=tolerance, atol=1e-5),
+        partial(agree, half=case.half),
         Work(flops=counter.get_total_flops()),
         against_first=True,
         notes={"images": case.batch},
@@ -183,17 +192,27 @@ def stage1(case: Case, quick: bool, with_compiled: bool) -> Contest:
     ("case", "name"),
     [pytest.param(x, name, id=f"{x.id}-{name}") for x in STEPS for name in x.contenders],
 )
-def test_stage1_step(
+def test_stage1_step(case: Case, name: str, race: Callable, quick: bool) -> None:
+    race(case.name, name, lambda: stage1(case, quick), ROUNDS, WARMUP)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [pytest.param(x, name, id=f"{x.id}-{name}") for x in COMPILED_STEPS for name in COMPILED],
+)
+def test_compiled_step(
     case: Case, name: str, race: Callable, quick: bool, with_compiled: bool
 ) -> None:
-    race(case.name, name, lambda: stage1(case, quick, with_compiled), ROUNDS, WARMUP)
+    if not with_compiled:
+        pytest.skip("compiling takes minutes on the CPU; --compiled runs it")
+    race(f"{case.name}, compiled", name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
 @pytest.mark.skipif(not GPU, reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("name", CAPTURED)
 def test_large_batch(name: str, race: Callable, quick: bool) -> None:
     """How busy ours keeps a GPU: more pictures than the eager step has memory for."""
-    race(LARGE.name, name, lambda: stage1(LARGE, quick, with_compiled=True), ROUNDS, WARMUP)
+    race(LARGE.name, name, lambda: stage1(LARGE, quick), ROUNDS, WARMUP)
 
 
 def launches(quick: bool) -> Contest:
@@ -211,7 +230,7 @@ def launches(quick: bool) -> Contest:
     expected = steps["eager baseline"]()
     return Contest(
         {name: lambda step=step: step for name, step in steps.items()},
-        lambda found: torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5),
+        lambda found: agree(found, expected),
         Work(),
         notes={"images": 1},
     )

@@ -26,18 +26,22 @@ def ours(z: Tensor, codebook: Tensor) -> Step:
     def step() -> tuple[Tensor, ...]:
         result = module(z)
         loss = result.loss + result.quantized.square().mean()
-        return torch.autograd.grad(loss, (z, module.embedding.weight))
+        return with_gradients(loss, z, module.embedding.weight)
 
     return step
 
 
+def with_gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
 def eager(z: Tensor, codebook: Tensor, with_one_hot: bool) -> Step:
-    return lambda: torch.autograd.grad(eager_step(z, codebook, with_one_hot), (z, codebook))
+    return lambda: with_gradients(eager_step(z, codebook, with_one_hot), z, codebook)
 
 
 def compiled(z: Tensor, codebook: Tensor) -> Step:
     step = peers.compiled(eager_step)
-    return lambda: torch.autograd.grad(step(z, codebook, False), (z, codebook))
+    return lambda: with_gradients(step(z, codebook, False), z, codebook)
 
 
 def library(z: Tensor, codebook: Tensor) -> Step:
@@ -65,12 +69,12 @@ def contest(case: Case) -> Contest:
     codebook.requires_grad_()
     expected = eager(z, codebook, False)()
 
-    def verify(gradients: tuple[Tensor, ...]) -> None:
+    def verify(found: tuple[Tensor, ...]) -> None:
         # The library weighs its losses otherwise: of its gradient only the shape and that it is finite can be held.
-        if len(gradients) == 1:
-            assert gradients[0].shape == z.shape and bool(gradients[0].isfinite().all())
+        if len(found) == 1:
+            assert found[0].shape == z.shape and bool(found[0].isfinite().all())
             return
-        torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
 
     return Contest(
         {n: lambda prepare=prepare: prepare(z, codebook) for n, prepare in CONTENDERS.items()},

@@ -17,13 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from alit.files import replacing
 
 _log = logging.getLogger(__name__)
+Name = TypeVar("Name")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,11 +50,13 @@ def take_turns(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def clock(call: Callable[[], Any]) -> Clock:
-    """The machine's clock for this call; a GPU's calls it first."""
+def clock(call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None) -> Clock:
+    """The machine's clock for this call; a GPU's calls it first. ``seen`` gets what timed calls return, outside the
+    time; of those in a CUDA graph the tensors of the last, which every replay writes anew.
+    """
     if torch.cuda.is_available():
-        return _device_clock(call)
-    return Clock("host", functools.partial(_host_seconds, call))
+        return _device_clock(call, seen)
+    return Clock("host", functools.partial(_host_seconds, call, seen))
 
 
 #: Rounds that a time limit leaves.
@@ -61,14 +64,14 @@ FEWEST = 3
 
 
 def samples_in_turns(
-    clocks: Mapping[str, Clock], *, rounds: int, warmup: int = 1, limit: float = math.inf
-) -> dict[str, list[float]]:
+    clocks: Mapping[Name, Clock], *, rounds: int, warmup: int = 1, limit: float = math.inf
+) -> dict[Name, list[float]]:
     """Seconds of each contender; they run one after another in every round, so that drift hits all alike.
 
     After ``limit`` seconds no round but the first ``FEWEST`` starts.
     """
     end = time.monotonic() + limit
-    times: dict[str, list[float]] = {name: [] for name in clocks}
+    times: dict[Name, list[float]] = {name: [] for name in clocks}
     for turn in range(warmup + rounds):
         if turn >= warmup + FEWEST and time.monotonic() > end:
             break
@@ -86,17 +89,18 @@ PAUSE = 0.02
 SHORT_ON_HOST = 0.2
 
 
-def _host_seconds(call: Callable[[], Any]) -> float:
+def _host_seconds(call: Callable[[], Any], seen: Callable[[Any], Any]) -> float:
     time.sleep(PAUSE)
-    seconds = _elapsed(call)
-    return _elapsed(call) if seconds < SHORT_ON_HOST else seconds
+    seconds = _elapsed(call, seen)
+    return _elapsed(call, seen) if seconds < SHORT_ON_HOST else seconds
 
 
-def _elapsed(call: Callable[[], Any]) -> float:
+def _elapsed(call: Callable[[], Any], seen: Callable[[Any], Any]) -> float:
+    seen(None)  # what the call before returned is freed outside the time
     start = time.perf_counter()
     result = call()
     seconds = time.perf_counter() - start
-    del result  # freed outside the time
+    seen(result)
     return seconds
 
 
@@ -108,7 +112,7 @@ REPLAYS = 20
 FLUSH = 2**28
 
 
-def _device_clock(call: Callable[[], Any]) -> Clock:
+def _device_clock(call: Callable[[], Any], seen: Callable[[Any], Any]) -> Clock:
     """Seconds of ``call`` on the device, with a cold L2.
 
     Short calls are captured into a CUDA graph, each after a write that empties the cache; the time of a graph of the
@@ -119,13 +123,18 @@ def _device_clock(call: Callable[[], Any]) -> Clock:
 
     def once() -> float:
         flush.zero_()
-        return _between_events(call)
+        return _between_events(call, seen)
 
     if min(once() for _ in range(3)) >= SHORT or _waits(call):
         return Clock("events", once)
     writes = _captured(flush.zero_)
+
+    def flushed() -> Any:
+        flush.zero_()
+        return call()
+
     try:
-        both = _captured(lambda: (flush.zero_(), call()))
+        both = _captured(flushed, seen)
     except RuntimeError as error:
         _log.warning("not captured, timed with its launches: %s", error)
         return Clock("events", once)
@@ -149,23 +158,30 @@ def _waits(call: Callable[[], Any]) -> bool:
     return False
 
 
-def _captured(call: Callable[[], Any]) -> Callable[[], None]:
+def _captured(
+    call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None
+) -> Callable[[], None]:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     # The outer context leaves the stream even where a capture fails.
     with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
         for _ in range(REPLAYS):
-            call()
+            result = call()
+    seen(result)
     graph.replay()
     return graph.replay
 
 
-def _between_events(call: Callable[[], Any]) -> float:
+def _between_events(
+    call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None
+) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    seen(None)
     torch.cuda.synchronize()
     start.record()
-    call()
+    result = call()
     end.record()
     end.synchronize()
+    seen(result)
     return start.elapsed_time(end) / 1e3
 
 

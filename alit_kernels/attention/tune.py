@@ -35,7 +35,6 @@ from .configurations import KERNELS, TABLE, Tile
 from .op import _varlen_attention, _varlen_attention_backward
 
 Key = tuple[str, int, int]
-Table = dict[Key, tuple[Tile, Tile]]
 
 SOURCE = Path(configurations.__file__)
 BEGIN, END = "TABLE = {\n", "}\n"
@@ -224,18 +223,21 @@ def main(arguments: list[str] | None = None) -> None:
         for key in TABLE
         if key[0] in (options.kernel or [key[0]]) and key[1] in (options.head_dim or [key[1]])
     ]
-    before = SOURCE.read_text()
-    after = regenerated(before, {**TABLE, **tuned(keys, options.rehearsal)})
+    before = after = SOURCE.read_text()
+    table = dict(TABLE)
+    for key, entry in tuned(keys, options.rehearsal):
+        table[key] = entry
+        after = regenerated(before, table)
+        if not options.rehearsal:  # at once: a run may be cut off
+            write(SOURCE, after)
     old, new = (text.splitlines(keepends=True) for text in (before, after))
     print("".join(difflib.unified_diff(old, new, "configurations.py", "tuned")) or "no difference")
     if options.rehearsal:
         print("rehearsal: nothing is changed")
-    else:
-        write(SOURCE, after)
 
 
-def tuned(keys: Iterable[Key], rehearsal: bool) -> Table:
-    """The entries of ``keys`` with the fastest tile on this GPU's side of the table."""
+def tuned(keys: Iterable[Key], rehearsal: bool) -> Iterator[tuple[Key, tuple[Tile, Tile]]]:
+    """``keys``, one after another, with the fastest tile on this GPU's side of their entries."""
     device, architecture, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
     if rehearsal:
         device, lengths, heads, rounds = "cpu", (5, 17), 1, 1
@@ -248,10 +250,9 @@ def tuned(keys: Iterable[Key], rehearsal: bool) -> Table:
         tried = {key: tiles[:2] for key, tiles in tried.items()}
     workers = 1 if rehearsal else min(14, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        tasks = [(key, tile, lengths, heads, device) for key in tried for tile in tried[key]]
-        list(pool.map(compile_once, *zip(*tasks, strict=True)))
-        table: Table = {}
         for key, tiles in tried.items():
+            tasks = [(key, tile, lengths, heads, device) for tile in tiles]
+            list(pool.map(compile_once, *zip(*tasks, strict=True)))
             times = measure(key, tiles, workload(key, lengths, heads, device), rounds)
             better = (
                 tile
@@ -265,8 +266,7 @@ def tuned(keys: Iterable[Key], rehearsal: bool) -> Table:
                 *(f"{times[t] * 1e6:.0f} us" for t in (chosen, tiles[0]) if t in times),
                 flush=True,
             )
-            table[key] = (chosen, TABLE[key][1]) if side == 0 else (TABLE[key][0], chosen)
-    return table
+            yield key, (chosen, TABLE[key][1]) if side == 0 else (TABLE[key][0], chosen)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from benchmarks.breakdown import PARTS, Stopwatch, breakdown
 from benchmarks.models import model, pictures
-from benchmarks.test_stage1_step import contender
+from benchmarks.test_stage1_step import agree, contender
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,44 @@ def test_parts_add_up(name: str, together: bool | None) -> None:
     assert sum(parts.values()) <= elapsed
     assert step.model.decoder.forward == forward
     for after in (result, step()):
-        assert torch.equal(torch.stack(before), torch.stack(after)), "weights or modules changed"
+        assert all(map(torch.equal, before, after)), "weights or modules changed"
 
 
 def test_both_steps_agree() -> None:
     ours = model(quick=True).train()
     ours.base_tokenizer.requires_grad_(False)
     images = pictures(ours, 2)
-    results = [contender(name, ours, images)() for name in ("ours", "eager baseline")]
-    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+    ours_found, *others = (
+        contender(name, ours, images)()
+        for name in ("ours", "eager baseline", "eager baseline, fused attention")
+    )
+    for other in others:
+        agree(ours_found, other)
+
+
+@pytest.mark.parametrize("half", (False, True))
+def test_wrong_steps_do_not_agree(half: bool) -> None:
+    """Other pictures, a wrong term, a parameter whose gradient is left out."""
+    ours = model(quick=True).train()
+    ours.base_tokenizer.requires_grad_(False)
+    step = contender("ours", ours, pictures(ours, 2))
+    right = step()
+    agree(step(), right, half)
+    wrong = []
+    for where in range(len(right.gradients)):
+        if right.gradients[where] > 1e-5 * right.gradients.max():
+            wrong.append(right._replace(gradients=right.gradients.clone()))
+            wrong[-1].gradients[where] = 0
+    assert len(wrong) > 50
+    for term in range(3):
+        wrong.append(right._replace(terms=right.terms.clone()))
+        wrong[-1].terms[:, term] *= 0.9
+    if not half:
+        step.images = 1 - step.images
+        wrong.append(step())
+    for found in wrong:
+        with pytest.raises(AssertionError):
+            agree(found, right, half)
 
 
 def test_time_goes_to_the_innermost() -> None:

@@ -16,8 +16,20 @@ import torch
 
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
-from benchmarks import test_attention, test_nearest_codeword, test_soft_codebook, timing
+from alit import FixedLength
+from benchmarks import (
+    test_attention,
+    test_codebook_statistics,
+    test_decode,
+    test_mlp,
+    test_nearest_codeword,
+    test_ragged,
+    test_soft_codebook,
+    test_vector_quantize,
+    timing,
+)
 from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
+from benchmarks.models import LENGTHS, model
 from benchmarks.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +82,15 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
     assert "RuntimeError: no compiler" in done.stdout
     assert "AssertionError: not the nearest codewords" in done.stdout
     assert "missing is absent: no such library" in done.stdout
-    (entry,) = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["left_out"] == {
+        "broken": {
+            "ours": "wrong: not the nearest codewords",
+            "crashing": "failed: no compiler",
+            "missing": "absent: no such library",
+        }
+    }
+    (entry,) = written["benchmarks"]
     assert entry["extra_info"]["contender"] == "eager"
     assert entry["extra_info"]["clock"] == ("graph" if torch.cuda.is_available() else "host")
     assert len(entry["stats"]["data"]) == 3 and entry["stats"]["median"] > 1e-6
@@ -82,26 +102,57 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
         lambda: test_attention.contest((5, 9), True),
         lambda: test_soft_codebook.contest(test_soft_codebook.QUICK),
         lambda: test_nearest_codeword.contest(test_nearest_codeword.QUICK),
+        lambda: test_vector_quantize.contest(test_vector_quantize.QUICK),
+        lambda: test_codebook_statistics.contest(test_codebook_statistics.QUICK),
+        lambda: test_mlp.contest(8),
+        lambda: test_ragged.contest("unpack", [289, 3]),
+        lambda: test_decode.decoding(quick=True),
     ),
-    ids=("attention", "soft_codebook", "nearest_codeword"),
+    ids=(
+        *("attention", "soft_codebook", "nearest_codeword", "vector_quantize"),
+        *("codebook_statistics", "mlp", "ragged", "decode"),
+    ),
 )
 def test_zeros_are_not_timed(make: object) -> None:
-    """A kernel that writes nothing must not win."""
+    """A kernel that leaves any of its results unwritten must not win."""
     contest: Contest = make()  # type: ignore[operator]
     right = contest.prepare["ours"]
+    found = right()()
+    count = 1 if isinstance(found, torch.Tensor) else len(found)
 
-    def zeros() -> object:
+    def zeros(where: int) -> object:
         result = right()()
-        return (
-            torch.zeros_like(result)
-            if isinstance(result, torch.Tensor)
-            else [torch.zeros_like(x) for x in result]
-        )
+        if isinstance(result, torch.Tensor):
+            return torch.zeros_like(result)
+        return type(result)(torch.zeros_like(x) if i == where else x for i, x in enumerate(result))
 
-    contest.prepare = {"ours": right, "zeros": lambda: zeros}
+    planted = {f"zeros {where}": lambda where=where: lambda: zeros(where) for where in range(count)}
+    contest.prepare = {"ours": right, **planted}
     contest.run(rounds=1, warmup=0)
     assert contest.samples.keys() == {"ours"}
-    assert isinstance(contest.failures["zeros"], AssertionError)
+    assert all(isinstance(contest.failures[name], AssertionError) for name in planted)
+
+
+def test_other_tokens_are_no_decode() -> None:
+    contest = test_decode.decoding(quick=True)
+    ours = model(quick=True).eval()
+    black = torch.zeros(len(LENGTHS), 3, *ours.config.image_size)
+    other = ours.encode(black, FixedLength(LENGTHS))
+    contest.prepare = {**contest.prepare, "black": lambda: lambda: ours.decode(other)}
+    contest.run(rounds=1, warmup=0)
+    assert contest.failures.keys() == {"black"}
+
+
+def test_what_is_wrong_only_when_it_is_timed_is_not_reported() -> None:
+    calls = iter((1, *[0] * 20))
+    contest = Contest(
+        {"tiring": lambda: lambda: next(calls), "ours": lambda: lambda: 1},
+        lambda result: assert_equal(result, 1),
+        Work(),
+    )
+    contest.run(rounds=3)
+    assert contest.samples.keys() == {"ours"} == contest.calls.keys()
+    assert isinstance(contest.failures["tiring"], AssertionError)
 
 
 def test_absent_is_no_failure() -> None:

@@ -132,7 +132,7 @@ def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
     names = {part.name for part in report_parts(tmp_path, False)}
     suites = {p.stem for p in (gpu.ROOT / "benchmarks").glob("test_*.py")}
     steps = set(re.findall(r"^def (test_\w+)", step_file.read_text(), re.MULTILINE))
-    assert len(suites) > 5 and names == suites | steps | {"ceilings", "ncu"}
+    assert len(suites) > 5 and names == suites | steps | {"extension", "ceilings", "ncu"}
     for part in (*parts_of_tests(tmp_path, True), *report_parts(tmp_path, True)):
         assert not part.tool, "a rehearsal needs no tool of CUDA"
 

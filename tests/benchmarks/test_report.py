@@ -31,7 +31,12 @@ def entry(group: str, contender: str, median: float, **more: Any) -> dict[str, A
 
 
 def result(path: Path, entries: list[dict[str, Any]], **machine: Any) -> Path:
-    content = {"machine_info": {"alit": MACHINE | machine}, "benchmarks": entries}
+    content: dict[str, Any] = {"machine_info": {"alit": MACHINE | machine}, "benchmarks": entries}
+    content["commit_info"] = {"id": "0123456789", "dirty": True}
+    content["left_out"] = {
+        "op 8": {"loser": "wrong: off by |1|"},
+        "op 9": {"loser": "wrong: off by |1|"},
+    }
     path.write_text(json.dumps(content))
     return path
 
@@ -53,7 +58,8 @@ def run(tmp_path: Path) -> Run:
 def test_report(run: Run, tmp_path: Path) -> None:
     section = write([run], tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "some CPU, 2 threads; torch 2.13.0; 2026-01-02" in text
+    assert "some CPU, 2 threads; torch 2.13.0; 2026-01-02; commit 0123456 with changes" in text
+    assert "| loser | wrong: off by /1/ | op 8; op 9 |" in text
     assert "| op 8 | peer | 50 ms | 25 to 100 | 0.50 |" in text, "a loss is shown"
     assert r"| op 16 | peer | 300 ms \* † |" in text, "a busy machine, launches in the time"
     assert r"\*: other processes" in text and "†: with the host's launches" in text
