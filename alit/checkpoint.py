@@ -121,7 +121,13 @@ def _stated(config: Any) -> dict[str, Any]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict.
+    """Load a state dict; raises as :func:`check_state`."""
+    check_state(model, state)
+    model.load_state_dict(dict(state))
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """That a state dict is one of this model, which may be on the meta device.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen keys; the message lists them.
@@ -141,7 +147,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"checkpoint does not fit the model, {len(problems)} problems:\n  {shown}"
         )
-    model.load_state_dict(dict(state))
 
 
 def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor]:
@@ -226,6 +231,10 @@ def infer_config(
         raise CheckpointError(
             f"not the state of an adaptive tokenizer: {error} is missing"
         ) from error
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:  # keys or shapes of another kind
+        raise CheckpointError(f"not the state of an adaptive tokenizer ({error})") from error
     return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
 
 

@@ -290,9 +290,7 @@ def convert(
         check_replaceable(target)
         state = checkpoint.read_official(source, weights=weights)
         config = checkpoint.infer_config(state, heads=heads, halting=halting)
-        model = AdaptiveTokenizer(config)
-        checkpoint.load_state(model, state)
-        model.save_pretrained(target)
+        AdaptiveTokenizer.from_state(config, state).save_pretrained(target)
     shape = config.encoder
     name = next(
         (name for name, size in SIZES.items() if size == (shape.width, shape.layers, shape.heads)),

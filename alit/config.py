@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,9 @@ class VQGANConfig:
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
 
+    def __post_init__(self) -> None:
+        _check_convolutions(self, "latent_channels", "num_codes", "channels", "blocks")
+
     @property
     def patch_size(self) -> int:
         return 2 ** (len(self.multipliers) - 1)
@@ -68,6 +72,9 @@ class KLVAEConfig:
     attention_levels: tuple[int, ...] = (4,)
     stem: int = 1
     transform: bool = False
+
+    def __post_init__(self) -> None:
+        _check_convolutions(self, "latent_channels", "channels", "blocks", "stem")
 
     @property
     def patch_size(self) -> int:
@@ -194,10 +201,13 @@ class AdaptiveTokenizerConfig:
         _check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
         _check_choice("halting", self.halting, ("off", "mask", "drop"))
         _check_choice("metric", self.metric, ("cosine", "euclidean"))
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"ema_decay: expected None or a number in [0, 1), got {self.ema_decay}"
-            )
+        _check_number("commitment", self.commitment, 0, math.inf)
+        _check_number("dead_code_threshold", self.dead_code_threshold, 0, 1)
+        if self.ema_decay is not None:
+            _check_number("ema_decay", self.ema_decay, 0, 1)
+        if self.halting_threshold is not None:
+            _check_number("halting_threshold", self.halting_threshold, 0, math.inf)
+        object.__setattr__(self, "image_size", tuple(self.image_size))  # a list hashes otherwise
         if len(self.image_size) != 2 or any(
             size < 1 or size % self.base.patch_size for size in self.image_size
         ):
@@ -276,7 +286,7 @@ class AdaptiveTokenizerConfig:
             ):
                 fields[name] = kind(**fields[name])
             return cls(**_tuples(fields))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"configuration: not one of an adaptive tokenizer ({error!r})"
             ) from error
@@ -291,6 +301,20 @@ def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
 def _check_positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+
+
+def _check_convolutions(config: Any, *positive: str) -> None:
+    for name in positive:
+        _check_positive(name, getattr(config, name))
+    if not config.multipliers:
+        raise ValueError("multipliers: expected at least one level, got none")
+    for multiplier in config.multipliers:
+        _check_positive("multipliers", multiplier)
+
+
+def _check_number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {value!r}")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -179,6 +179,7 @@ def _stream(
         fresh = _admit(model, source, live, max_rows)
         if fresh:
             _check_lengths(criterion, started + len(fresh))
+            _check_shapes(fresh, started)
             batch = torch.stack(fresh)
             live.append(model.rollout(batch, predict_at=predict_at, generator=generator))
             live[-1].image_index_B += started
@@ -228,6 +229,13 @@ def _peak(model: AdaptiveTokenizer, ages: Counter[int]) -> int:
         )
 
     return max(rows(ahead) for ahead in range(config.iterations))
+
+
+def _check_shapes(images: list[Tensor], first: int) -> None:
+    for number, image in enumerate(images, first):
+        if image.shape != images[0].shape:
+            expected, found = tuple(images[0].shape), tuple(image.shape)
+            raise ValueError(f"images: expected shape {expected}, got {found} for image {number}")
 
 
 def _check_lengths(criterion: Criterion, images: int) -> None:

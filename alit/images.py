@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,16 +14,10 @@ from torch import Tensor
 
 from .files import replacing
 
-#: What Pillow and its decoders raise on files that are damaged, truncated, or no pictures.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    IndexError,
-    struct.error,
-    Image.DecompressionBombError,
+#: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no pictures.
+_DAMAGED = (
+    *(SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
+    *(EOFError, RuntimeError, struct.error, Image.DecompressionBombError),
 )
 
 
@@ -60,31 +55,28 @@ def load(path: str | Path, size: tuple[int, int]) -> Tensor:
         OSError: not a readable image.
     """
     height, width = size
-    fitted = ImageOps.fit(open_upright(path), (width, height), Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(upright(path), (width, height), Image.Resampling.BICUBIC)
     return to_tensor(fitted)
 
 
-def open_upright(path: str | Path) -> Image.Image:
-    """The picture in a file, see :func:`upright`.
+def upright(source: str | Path | BinaryIO) -> Image.Image:
+    """A picture of any mode as RGB, turned as its EXIF orientation says, transparency on white.
+
+    Integers of more than 8 bits count as 16-bit, floating-point values as [0, 1], or [0, 255] where one exceeds 1.
 
     Raises:
         OSError: not a readable image, or truncated.
     """
     try:
-        with Image.open(path) as image:
-            return upright(image)
+        with Image.open(source) as image:
+            return _as_rgb(image)
     except OSError:
         raise
-    except UNREADABLE as error:
+    except _DAMAGED as error:
         raise OSError(f"damaged, or too large ({error})") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, turned as its EXIF orientation says, transparency on white.
-
-    Integers of more than 8 bits count as 16-bit, floating-point values as [0, 1], or [0, 255] where one exceeds 1.
-    Raises what ``UNREADABLE`` lists where its file is damaged.
-    """
+def _as_rgb(image: Image.Image) -> Image.Image:
     turned = ImageOps.exif_transpose(image)
     if turned.mode == "F" or turned.mode.startswith("I"):
         return _eight_bits(turned).convert("RGB")

@@ -6,7 +6,7 @@ class and image tokens, L latent tokens, S = N + L, D width, C channels, V decod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,24 @@ class AdaptiveTokenizer(nn.Module):
             FileNotFoundError, alit.CheckpointError: no such file or name (the nearest name is suggested), a corrupt
                 file, or keys that do not fit (listed).
         """
-        config, state = checkpoint.read(checkpoint.resolve(path_or_name))
+        return cls.from_state(*checkpoint.read(checkpoint.resolve(path_or_name))).eval()
+
+    @classmethod
+    def from_state(
+        cls, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]
+    ) -> AdaptiveTokenizer:
+        """A model with these weights, on the CPU.
+
+        Raises:
+            alit.CheckpointError: missing, unexpected or misshapen keys (listed).
+        """
         with torch.device("meta"):
             model = cls(config)
+        checkpoint.check_state(model, state)  # before there is memory for it
         model.to_empty(device="cpu")
         model.base_tokenizer = build_base(config.base, config.quirks)
         checkpoint.load_state(model, state)
-        return model.eval()
+        return model
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write one safetensors file, configuration in its metadata; an old file is replaced only when all is written.

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..images import load_square, open_upright, to_tensor
+from ..images import load_square, to_tensor, upright
 from ..tokenizer import AdaptiveTokenizer
 from .learned import Frechet, Networks
 from .thumbnail import thumbnail, thumbnail_side
@@ -122,7 +122,7 @@ def evaluate(
     if done == 0:
         raise ValueError(f"data: none of {len(files)} pictures can be read")
     rfid: list[float | None] = [None] * (2 * config.iterations)
-    if frechet is not None:
+    if frechet is not None and done > 1:  # a distance of distributions
         rfid = list(frechet.distances())
     lengths = [total.result(done, rfid[2 * i], rfid[2 * i + 1]) for i, total in enumerate(sums)]
     return Evaluation(protocol, done, config.image_size, lengths, unreadable)
@@ -180,7 +180,8 @@ class _Sums:
             for sums, distance in ((self.model, rfid), (self.thumbnail, thumbnail_rfid))
         )
         return LengthQuality(
-            *(self.tokens, bits, ours, theirs, thumbnail_side(bits), fraction, perplexity)
+            *(self.tokens, bits, ours, theirs, min(thumbnail_side(bits), *self.size)),
+            *(fraction, perplexity),
         )
 
     def _means(self, means: NDArray[np.float64], rfid: float | None) -> Quality:
@@ -218,7 +219,7 @@ def _batches(
 
 
 def _cropped(file: Path, size: int) -> Tensor:
-    picture = open_upright(file)
+    picture = upright(file)
     width, height = picture.size
     if min(width, height) < size:
         raise ValueError(f"expected at least {size} x {size} pixels, got {width} x {height}")

@@ -15,12 +15,13 @@ def thumbnail_side(bits: float, depth: int = 4) -> int:
 
 
 def thumbnail(images: Tensor, bits: float, *, depth: int = 4) -> Tensor:
-    """Block means, rounded to ``depth`` bits per channel, enlarged (bilinear) to the size of the images.
+    """Block means, rounded to ``depth`` bits per channel, enlarged (bilinear) to the size of the images; never larger.
 
     Args:
         images: (B, 3, height, width) in [0, 1].
         bits: per picture; n tokens of a codebook of K have n log2 K.
     """
     side, levels = thumbnail_side(bits, depth), 2**depth - 1
-    small = torch.round(adaptive_avg_pool2d(images, (side, side)) * levels) / levels
+    height, width = (min(side, size) for size in images.shape[2:])
+    small = torch.round(adaptive_avg_pool2d(images, (height, width)) * levels) / levels
     return interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)

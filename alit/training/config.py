@@ -161,6 +161,7 @@ class TrainingConfig:
             _check(name, 0 <= getattr(self, name) < 1, "in [0, 1)", getattr(self, name))
         _check("crop", 0 < self.crop <= 1, "in (0, 1]", self.crop)
         _check("workers", self.workers >= 0, "at least 0", self.workers)
+        _check("seed", self.seed >= 0, "at least 0", self.seed)
         _check("clip", self.clip > 0, "more than 0", self.clip)
         _check("regulariser", self.regulariser >= 0, "at least 0", self.regulariser)
         if self.seconds is not None:
@@ -180,6 +181,9 @@ class TrainingConfig:
             _check("stage", self.stage == "1", "'1' with cuda_graph", self.stage)
             drawn = self.iterations_per_step
             _check("iterations_per_step", drawn is None, "None with cuda_graph", drawn)
+        if self.start_from is not None:
+            expected = "None where start_from gives the weights"
+            _check("base_from", self.base_from is None, expected, self.base_from)
         if self.initialisation != "published" and self.start_from is not None:
             _check(
                 "initialisation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,13 @@ def _sample(config: TrainingConfig, size: tuple[int, int]) -> Tensor:
     folder = ImageFolder(config.data, size, crop=1.0, flip=False)
     chosen = torch.linspace(0, len(folder) - 1, min(len(folder), INITIAL_SAMPLE)).long().tolist()
     random = np.random.default_rng(config.seed)
-    return torch.stack([folder.load(index, random) for index in chosen]).float() / 255
+    found: list[Tensor] = []
+    for index in chosen:
+        with suppress(OSError):  # training skips and names it
+            found.append(folder.load(index, random))
+    if not found:
+        raise ValueError(f"data: none of {len(chosen)} pictures can be read")
+    return torch.stack(found).float() / 255
 
 
 def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
@@ -84,6 +90,16 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
         return AdaptiveTokenizerConfig.of_size(values.pop("size"), **values)
     except (TypeError, KeyError) as error:
         raise ValueError(f"model: {error}") from error
+
+
+def check_same_model(model: AdaptiveTokenizer, checkpoint: Path) -> None:
+    """That a model which was given is the one whose run is resumed."""
+    own, there = json.loads(model.config.to_json()), checkpoints.about(checkpoint)["model"]
+    differ = sorted(name for name in own | there if own.get(name) != there.get(name))
+    if differ:
+        raise ValueError(
+            f"model: {', '.join(differ)} differ from those of {checkpoint.name}, from which the run goes on"
+        )
 
 
 def averaged_state(stage: Stage) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import UNREADABLE, list_images, upright
+from ..images import list_images, upright
 
 
 class Batch(NamedTuple):
@@ -77,7 +77,7 @@ class Pictures(Protocol):
     def name(self, index: int) -> str: ...
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        """(3, height, width), augmented; raises what :data:`alit.images.UNREADABLE` lists."""
+        """(3, height, width), augmented; OSError where it cannot be read."""
         ...
 
 
@@ -102,8 +102,8 @@ class ImageFolder:
         return str(self.files[index])
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        with Image.open(self.files[index]) as image:
-            return augmented(image, self.size, self.crop, self.flip, random)
+        picture = upright(self.files[index])
+        return augmented(picture, self.size, self.crop, self.flip, random)
 
 
 class ImageTensor:
@@ -124,20 +124,20 @@ class ImageTensor:
 
 
 def augmented(
-    image: Image.Image,
+    picture: Image.Image,
     size: tuple[int, int],
     crop: float,
     flip: bool,
     random: np.random.Generator,
 ) -> Tensor:
-    """Random resized crop (share of the area in [crop, 1], aspect 3/4 to 4/3) and flip: (3, height, width) uint8.
+    """Random resized crop and flip of an RGB picture: (3, height, width) uint8.
 
-    The crop of torchvision's RandomResizedCrop; ``crop`` 1 takes the largest centred box of the target's aspect.
+    The crop of torchvision's RandomResizedCrop, a share of the area in [crop, 1], of an aspect of 3/4 to 4/3 times the
+    target's; ``crop`` 1 takes the largest centred box of the target's aspect.
     """
     height, width = size
-    picture = upright(image)
     if crop < 1:
-        box = _random_box(picture.size, crop, random)
+        box = _random_box(picture.size, crop, width / height, random)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
     else:
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
@@ -147,20 +147,21 @@ def augmented(
 
 
 def _random_box(
-    size: tuple[int, int], crop: float, random: np.random.Generator
+    size: tuple[int, int], crop: float, target: float, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom; ``target`` is the aspect around which its own is drawn."""
     width, height = size
     for _ in range(10):
         area = width * height * random.uniform(crop, 1)
-        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        aspect = target * math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < across <= width and 0 < down <= height:
             left = int(random.integers(0, width - across + 1))
             top = int(random.integers(0, height - down + 1))
             return left, top, left + across, top + down
-    # A picture far from square: its centre, at the nearest aspect allowed.
-    across = min(width, round(height * 4 / 3))
-    down = min(height, round(width * 4 / 3))
+    # A picture of quite another aspect: its centre, at the nearest one allowed.
+    across = max(1, min(width, round(height * target * 4 / 3)))
+    down = max(1, min(height, round(width / target * 4 / 3)))
     left, top = (width - across) // 2, (height - down) // 2
     return left, top, left + across, top + down
 
@@ -190,7 +191,7 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
             try:
                 random = np.random.default_rng((self.seed, 1, position))
                 return self.pictures.load(index, random), unreadable
-            except UNREADABLE:
+            except OSError:
                 self._broken.add(index)
                 unreadable.append(self.pictures.name(index))
         return torch.empty(

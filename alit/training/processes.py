@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import inspect
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -44,6 +45,14 @@ class Processes:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value)
 
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the processes, which have the same names."""
+        if self.count == 1:
+            return values
+        sums = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(sums)
+        return dict(zip(values, (sums / self.count).tolist(), strict=True))
+
     def broadcast(self, value: str) -> str:
         """The first process's value."""
         if self.count == 1:
@@ -51,6 +60,10 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
+
+
+#: Numbers the groups that this process has been in.
+_groups = itertools.count()
 
 
 @contextmanager
@@ -71,9 +84,11 @@ def processes(device: str) -> Iterator[Processes]:
             return
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         store, rank, count = next(dist.rendezvous("env://"))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            # torchrun keeps its store when it restarts workers: what they left there must not be found again.
-            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        # What an earlier group of these workers left in the store must not be found again, nor, since torchrun keeps
+        # the store on one machine, what workers left there before they were restarted.
+        alone = os.environ.get("GROUP_WORLD_SIZE") == "1"
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else ""
+        store = dist.PrefixStore(f"{restart}.{next(_groups)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         try:
             yield Processes(own, dist.get_rank(), dist.get_world_size())

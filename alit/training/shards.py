@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..images import UNREADABLE
+from ..images import upright
 from .pictures import Batch, Share, augmented, leave_signals
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -128,10 +127,10 @@ class ShardStream(IterableDataset[Batch]):
         name = f"{sample.get('__url__')}: {sample.get('__key__')}"
         try:
             if suffix is None:
-                raise ValueError(f"no picture ({', '.join(SUFFIXES)})")
-            with Image.open(io.BytesIO(sample[suffix])) as image:
-                return augmented(image, self.size, self.crop, self.flip, chance)
-        except UNREADABLE:
+                raise OSError(f"no picture ({', '.join(SUFFIXES)})")
+            picture = upright(io.BytesIO(sample[suffix]))
+            return augmented(picture, self.size, self.crop, self.flip, chance)
+        except OSError:
             unreadable.append(name)
             return None
 

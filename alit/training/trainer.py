@@ -23,7 +23,7 @@ from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
-from .models import averaged_state, build, rebuilt, restoring_flags
+from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
 from .optimisation import schedule
 from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
 from .processes import Processes, processes
@@ -106,21 +106,31 @@ class _Run:
             raise ValueError(
                 "seconds: the clocks of several processes differ; expected steps alone"
             )
+        if config.parallel == "fsdp" and not torch.distributed.is_initialized():
+            raise ValueError(
+                "parallel: fsdp needs processes that torchrun started, got one without"
+            )
         self.config, self.own, self.on_log, self.stack = config, own, on_log, stack
         self.output = None if config.output is None else Path(config.output)
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        if restarted and self.output is None:
+            raise ValueError("output: a restarted worker has no checkpoint without it, got none")
         source = self._checkpoint(resume or restarted, allow_changes)
         torch.manual_seed(config.seed)
         self.model = build(config, source) if model is None else model
+        if source is not None and model is not None:
+            check_same_model(model, source)
         self.model.to(own.device)
         stack.enter_context(restoring_flags(self.model))
         self.stage = build_stage(self.model, config, own)
         if config.activation_checkpointing:
             stack.enter_context(recomputed(*recomputed_parts(self.model, config.parallel)))
-        self.step, data = 0, None
+        self.step, data, seconds = 0, None, 0.0
         if source is not None:
+            about = checkpoints.about(source)
             data = checkpoints.load(source, self.tensors(), own)
-            self.step = checkpoints.about(source)["step"]
+            self.step, seconds = about["step"], about.get("seconds", 0.0)
+        self.start = time.monotonic() - seconds
         self.batches = self._batches(images, data)
         self.data_state: dict[str, Any] | None = data
         self.unreadable: dict[str, None] = {}
@@ -199,10 +209,11 @@ class _Run:
         return tensors
 
     def go(self) -> Result:
-        start = logged = time.monotonic()
+        logged = time.monotonic()
         config, first = self.config, self.step
+        done = self._done()
         with _signals() as received:
-            while (done := self._done(time.monotonic() - start)) < 1:
+            while done < 1:
                 rate = config.peak_learning_rate * schedule(done, config.warmup)
                 parts = [self._next() for _ in range(config.accumulate)]
                 place = (config.seed, self.step, self.own.rank)
@@ -212,12 +223,13 @@ class _Run:
                 terms = self.stage.step(self.step, done, rate, parts)
                 self.step += 1
                 self.terms.add(self.step, terms)
-                last = self._done(time.monotonic() - start) >= 1
+                done = self._done()  # the only look at the clock: what ends the run is saved
+                last = done >= 1
                 if self.step % config.log_every == 0 or last:
                     now, steps = time.monotonic(), (self.step - 1) % config.log_every + 1
                     speed = min(steps, self.step - first) * config.batch_size / (now - logged)
                     logged = now
-                    self._write_log(rate, self._done(now - start), speed)
+                    self._write_log(rate, done, speed)
                 if self.step % config.picture_every == 0:
                     self._write_pictures(parts[0])
                 stop = self.own.any(bool(received))
@@ -229,8 +241,10 @@ class _Run:
             self._save()
         return self._result()
 
-    def _done(self, seconds: float) -> float:
-        by_time = seconds / self.config.seconds if self.config.seconds else 0.0
+    def _done(self) -> float:
+        """The fraction of the run that is behind it."""
+        seconds = self.config.seconds
+        by_time = (time.monotonic() - self.start) / seconds if seconds else 0.0
         return max(by_time, self.step / self.config.steps)
 
     def _next(self) -> Tensor:
@@ -254,7 +268,7 @@ class _Run:
             raise NotFinite(f"{error}; {last}") from error
 
     def _write_log(self, rate: float, done: float, speed: float) -> None:
-        means = self._checked(self.terms.means)
+        means = self.own.mean(self._checked(self.terms.means))
         record = {"step": self.step, "done": done, "learning_rate": rate}
         record |= {"pictures_per_second": speed, **means}
         if self.log is not None:
@@ -279,6 +293,7 @@ class _Run:
         about = {
             "config": self.config.asdict(),
             "model": json.loads(self.model.config.to_json()),
+            "seconds": time.monotonic() - self.start,
             "torch": str(torch.__version__),
         }
         state = (self.tensors(), about, self.data_state, self.own)

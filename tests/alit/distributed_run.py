@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from alit.training import TrainingConfig, train
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    kill_at = options.pop("kill_at", None)
+    kill_at, runs = options.pop("kill_at", None), options.pop("runs", 1)
     torch.set_num_threads(1)
     config = TrainingConfig.from_mapping(options)
 
@@ -30,7 +31,8 @@ def main() -> None:
             return step(self, number, *arguments)  # type: ignore[arg-type]
 
         Stage1.step = dying  # type: ignore[assignment, method-assign]
-    train(config)
+    for run in range(runs):
+        train(dataclasses.replace(config, output=f"{config.output}{run or ''}"))
 
 
 if __name__ == "__main__":

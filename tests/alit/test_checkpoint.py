@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,33 @@ def test_keys_are_listed(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "missing patch_embed.bias" in message and "unexpected surplus" in message
     assert "latent_tokens has shape (2, 2), expected (3, 32)" in message and "3 problems" in message
+
+
+def test_a_model_too_large_for_its_file_takes_no_memory() -> None:
+    """In a process of its own: what fills memory with NaN for the tests does not look at the device."""
+    huge = replace(model().config, iterations=2**40).to_json()
+    code = (
+        "import sys; from alit import *; config = AdaptiveTokenizerConfig.from_json(sys.argv[1])\n"
+    )
+    code += "try: AdaptiveTokenizer.from_state(config, {})\n"
+    code += "except CheckpointError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code, huge], capture_output=True, text=True)
+    assert "missing timestep_embedding" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoder_positional_embedding": torch.zeros(0, 32)},
+        {"latent_tokens": torch.zeros(3)},
+        {"base_tokenizer.vqgan.encoder.down.x.y": torch.zeros(1)},
+        {"base_tokenizer.vqgan.encoder.conv_in.weight": torch.zeros(0, 3, 3, 3)},
+    ],
+    ids=range(4),
+)
+def test_shapes_that_are_no_model(change: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"not the state of an adaptive tokenizer|expected a"):
+        infer_config({**model("vqgan").state_dict(), **change}, heads=2)
 
 
 def test_damaged_files(tmp_path: Path) -> None:

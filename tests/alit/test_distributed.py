@@ -75,6 +75,14 @@ def test_a_killed_worker_restarts_bit_for_bit(folder: Path, tmp_path: Path) -> N
     assert len(losses(tmp_path / "killed")) == 8
 
 
+def test_runs_one_after_another(folder: Path, tmp_path: Path) -> None:
+    """In the same workers, each in a process group of its own."""
+    launch(folder, tmp_path / "run", 2, runs=3, steps=2)
+    first, *others = (weights(tmp_path / f"run{n}") for n in ("", "1", "2"))
+    for other in others:
+        assert all(torch.equal(x, other[name]) for name, x in first.items())
+
+
 def test_stage_2_on_two_processes(folder: Path, tmp_path: Path) -> None:
     """The same for generator and discriminators, base tokenizer trained."""
     start = tmp_path / "start.safetensors"

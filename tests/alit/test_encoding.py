@@ -83,6 +83,12 @@ def test_stream_equals_single(base: str, kind: type[MaxL1] | type[CodeError], ha
             same_indices(m, tokens.indices, rows, latents.rows)
 
 
+def test_stream_of_different_shapes() -> None:
+    m, x = model(), images(2)
+    with pytest.raises(ValueError, match=r"images: expected shape \(3, 16, 24\), got .* image 1"):
+        list(m.encode_stream([x[0], x[1].mT], FixedLength(3), max_tokens_in_flight=2 * LONGEST))
+
+
 def test_stream_of_continuous_tokens() -> None:
     m, x = model(bottleneck="continuous"), images(5)
     lengths = FixedLength([3, 12, 6, 9, 3])

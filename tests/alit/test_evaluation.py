@@ -83,6 +83,10 @@ def test_thumbnail() -> None:
     assert row[0] == 0 and row[-1] == 1 and bool((row.diff() >= 0).all())
     levels = thumbnail(torch.rand(1, 3, 64, 64), 12 * 64 * 64).unique()
     assert len(levels) == 16  # a side of 64: no interpolation, 4 bits
+    picture = torch.rand(1, 3, 16, 24)
+    most = thumbnail(picture, 12 * 24 * 24)
+    assert (most - picture).abs().max() <= 0.5 / 15 + 1e-6
+    assert torch.equal(thumbnail(picture, 1e9), most), "never larger than the picture"
 
 
 def test_protocols(tmp_path: Path) -> None:
@@ -190,8 +194,8 @@ def test_metrics_of_other_networks(folder: Path) -> None:
                 assert quality.lpips == pytest.approx(float(distance(x, shown).mean()), abs=1e-4)
                 expected = frechet(real, features((shown * 255).round().byte()).double().numpy())
                 assert quality.rfid == pytest.approx(expected, rel=2e-2, abs=1e-3)
-    with pytest.raises(ValueError, match="rFID is a distance of distributions: expected two"):
-        evaluate(m, files[:1], networks=Networks(None, features))
+    alone = evaluate(m, files[:1], networks=Networks(distance, features)).lengths[0].model
+    assert alone.rfid is None and alone.lpips is not None, "one picture has no distribution"
 
 
 def test_networks_that_are_not_there(

@@ -114,6 +114,7 @@ def test_a_run_starts_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "photos").mkdir()
     for i, picture in enumerate(pictures(20)):
         save_image(to_image(picture), tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
     options = {
         **OPTIONS,
         "encoder": dataclasses.asdict(SHAPE),

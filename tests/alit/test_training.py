@@ -455,6 +455,45 @@ def test_resume_bit_for_bit(folder: Path, tmp_path: Path, fields: dict[str, Any]
         assert torch.equal(value, again.state_dict()[name])
 
 
+def test_a_run_that_ends_by_the_clock_is_saved(tmp_path: Path) -> None:
+    """Also where the time is up between the last step and a look at the pictures."""
+
+    def slow(record: dict[str, float]) -> None:
+        time.sleep(1.2 if record["step"] == 2 else 0)
+
+    fields = config(steps=1000, seconds=1.0, output=str(tmp_path / "run"))
+    result = train(fields, model=model(), images=images(4), on_log=slow)
+    assert checkpoints.about(checkpoints.saved(tmp_path / "run")[-1])["step"] == result.steps
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_clock_goes_on_where_a_run_is_resumed(tmp_path: Path) -> None:
+    shares: list[float] = []
+
+    def interrupting(record: dict[str, float]) -> None:
+        shares.append(record["done"])
+        time.sleep(0.2)
+        if len(shares) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    fields = config(steps=1000, seconds=2.0, output=str(tmp_path / "run"))
+    with pytest.raises(Interrupted):
+        train(fields, model=model(), images=images(4), on_log=interrupting)
+    train(fields, model=model(), images=images(4), resume=True, on_log=interrupting)
+    assert shares == sorted(shares) and shares[3] > 0.3
+
+
+def test_a_given_model_is_that_of_the_run(tmp_path: Path) -> None:
+    fields = {"output": str(tmp_path / "run"), "checkpoint_every": 2}
+    train(config(steps=2, **fields), model=model(), images=images(4))
+    with pytest.raises(ValueError, match="model: commitment, halting differ from those of checkpo"):
+        train(
+            config(steps=4, **fields),
+            **{"model": model(commitment=9.0, halting="mask"), "images": images(4)},
+            **{"resume": True, "allow_changes": True},
+        )
+
+
 def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
     """The second is refused, as long as the first goes on."""
     code = "import sys, time; from pathlib import Path; from alit.files import alone\n"
@@ -609,6 +648,8 @@ def test_wrong_configurations() -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"first_only": 0.9}, "first_only"),
         ({"seconds": 0.0}, "seconds"),
+        ({"seed": -1}, "seed: expected at least 0"),
+        ({"start_from": "a", "base_from": "b"}, "base_from: expected None where start_from"),
         ({"precision": "float16"}, "precision"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -619,6 +660,8 @@ def test_wrong_configurations() -> None:
         train(config(accumulate=3), model=model(), images=images(4))
     with pytest.raises(ValueError, match="data: expected a folder"):
         train(config(), model=model())
+    with pytest.raises(ValueError, match="parallel: fsdp needs processes that torchrun started"):
+        train(config(parallel="fsdp"), model=model(), images=images(4))
     with pytest.raises(ValueError, match="vqgan base tokenizer has weights; expected base_from"):
         train(config(model={"size": "nano", "base": VQGAN_OPTIONS}), images=images())
     with pytest.raises(ValueError, match=r"model: .*unexpected keyword argument 'colour'"):

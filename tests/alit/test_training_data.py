@@ -115,8 +115,34 @@ def test_crops() -> None:
     still = augmented(ramp, (16, 8), 1.0, False, random)
     assert still.shape == (3, 16, 8) and still.dtype == torch.uint8
     assert torch.equal(still, augmented(ramp, (16, 8), 1.0, False, random))
+    # Twice as high as wide, and so is what is taken of it, but for the drawn aspect.
+    tall = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[:, None, None], (1, 100, 3)))
+    for _ in range(100):
+        column = augmented(tall, (16, 8), 0.8, False, random)[0, :, 0].float()
+        assert 0.75 < float(column[-1] - column[0]) / 15 * 16 / 200 <= 1.03
     panorama = augmented(grey(7, (500, 20)), (16, 16), 0.8, True, random)
     assert panorama.shape == (3, 16, 16) and int(panorama[0, 0, 0]) == 7
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("a float"), AttributeError("x"), KeyError("y"), OverflowError("z")]
+)
+def test_whatever_a_decoder_raises_is_a_damaged_picture(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Image.open
+
+    def broken(source: Any) -> Image.Image:
+        if str(source).endswith("3.png"):
+            raise error
+        return opened(source)
+
+    monkeypatch.setattr(Image, "open", broken)
+    data = Shuffled(ImageFolder(folder, (16, 16), crop=1.0, flip=False), seed=0)
+    found = [data[p] for p in range(8)]
+    assert [name for _, names in found for name in names] == [str(folder / "3.png")]
+    with pytest.raises(OSError, match="damaged, or too large"):
+        load_square(folder / "3.png", 16)
 
 
 def damage(folder: Path) -> None:
