@@ -54,7 +54,8 @@ class TrainingConfig:
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
         steps: optimiser steps. The learning rate follows their fraction.
-        seconds: end of the run by the clock, if that comes first (one process only; never the same twice).
+        seconds: end of the run by the clock, if that comes first; a resumed run has what was left (one process only;
+            never the same twice).
         batch_size: pictures of an optimiser step, over all processes and accumulated parts.
         accumulate: parts in which each process computes its share of the batch, one after another.
         learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256.
