@@ -74,6 +74,15 @@ def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str,
         ) from error
 
 
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """float32 tensors in float16, but for those with values beyond its range (such as counts of a moving average)."""
+    smaller = {name: x.half() if x.dtype == torch.float32 else x for name, x in state.items()}
+    for name, tensor in state.items():
+        if tensor.isfinite().all() and not smaller[name].isfinite().all():
+            smaller[name] = tensor
+    return smaller
+
+
 def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
     """Configuration and state of a file written by :func:`write`."""
     try:
@@ -233,7 +242,12 @@ def infer_config(
         ) from error
     except CheckpointError:
         raise
-    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:  # keys or shapes of another kind
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        ZeroDivisionError,
+    ) as error:  # keys or shapes of another kind
         raise CheckpointError(f"not the state of an adaptive tokenizer ({error})") from error
     return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
 

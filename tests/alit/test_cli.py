@@ -360,3 +360,13 @@ def test_export_halves_a_model(tmp_path: Path) -> None:
         assert torch.equal(loaded[name], tensor.half().float()), name
     missing = run("export", tmp_path / "nothing", target)
     assert missing.exit_code == 1 and "no such file" in text(missing)
+
+
+def test_export_keeps_what_exceeds_16_bits(tmp_path: Path) -> None:
+    m = model(ema_decay=0.9)
+    m.quantize.cluster_size[0] = 1e5
+    m.save_pretrained(tmp_path / "m.safetensors")
+    assert run("export", tmp_path / "m.safetensors", tmp_path / "s.safetensors").exit_code == 0
+    small = AdaptiveTokenizer.from_pretrained(tmp_path / "s.safetensors")
+    assert small.quantize.cluster_size[0] == 1e5
+    torch.testing.assert_close(small.latent_tokens, m.latent_tokens, rtol=1e-3, atol=1e-4)
