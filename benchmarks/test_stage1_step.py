@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
+from alit.training.processes import keep_memory
 from alit.training.stage1 import compile_parts
 
 from .baseline import CapturedStep, Outcome, Step, eager_copy
@@ -118,6 +119,7 @@ def _step_alone(case: Case, name: str, quick: bool) -> Outcome:
     if _step:
         return watched(case, _step[0], name, _found)
     torch.set_num_threads(THREADS)
+    keep_memory()
     step = contender(name, *case.prepared(quick))
     _step.append(step)
     if "compiled" in name:  # the compiler's memory is not the step's

@@ -26,7 +26,7 @@ from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
 from .optimisation import schedule
 from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
-from .processes import Processes, processes
+from .processes import Processes, keep_memory, processes
 from .shards import ShardBatches, ShardStream, is_shards
 from .stage1 import recomputed, recomputed_parts
 from .stages import build_stage
@@ -82,6 +82,8 @@ def train(
     """
     with ExitStack() as stack:
         own = stack.enter_context(processes(config.device))
+        if own.device.type == "cpu":
+            keep_memory()
         devices = [own.device] if own.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
         run = _Run(config, own, model, images, resume, allow_changes, on_log, stack)

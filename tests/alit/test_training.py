@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -453,6 +454,28 @@ def test_resume_bit_for_bit(folder: Path, tmp_path: Path, fields: dict[str, Any]
     again = AdaptiveTokenizer.from_pretrained(stopped / "model.safetensors")
     for name, value in result.model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+
+
+KEPT = """
+import resource, torch
+from alit.training.processes import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plain = faults(), faults()
+keep_memory()
+print(min(plain), faults() and faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's heap that is told")
+def test_what_a_step_frees_the_next_one_has_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
+    plain, kept = map(int, done.stdout.split())
+    assert plain > 40_000 and kept < 1000, done.stderr
 
 
 def test_a_run_that_ends_by_the_clock_is_saved(tmp_path: Path) -> None:
