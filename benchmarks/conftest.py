@@ -95,7 +95,8 @@ def race(
         failure = contest.failures.get(name)
         if failure is not None:
             left_out = pytestconfig.stash.setdefault(LEFT_OUT, {}).setdefault(group, {})
-            left_out[name] = f"{failure_kind(failure)}: {str(failure).strip().splitlines()[0]}"
+            reason = str(failure).strip() or type(failure).__name__
+            left_out[name] = f"{failure_kind(failure)}: {reason.splitlines()[0]}"
         if isinstance(failure, Absent):
             pytest.skip(f"{name} is absent: {failure}")
         if failure is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,9 @@ def _revision(content: dict[str, Any]) -> str:
     """The commit that pytest-benchmark noted, and whether files differed from it; empty where it noted none."""
     noted = content.get("commit_info", {})
     commit = (noted.get("id") or "")[:7]
-    return f"{commit} with changes" if commit and noted.get("dirty") else commit
+    if not re.fullmatch("[0-9a-f]{7}", commit):  # "unversioned", "unknown"
+        return ""
+    return f"{commit} with changes" if noted.get("dirty") else commit
 
 
 def merged(name: str, runs: Iterable[Run]) -> Run:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..images import list_images, upright
+from .processes import keep_memory
 
 
 class Batch(NamedTuple):
@@ -216,7 +217,7 @@ def shuffled_batches(
         batch_sampler=_Positions(share, steps),
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=leave_signals,
+        worker_init_fn=become_worker,
         pin_memory=pin,
     )
     return iter(loader)
@@ -240,10 +241,12 @@ def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:
     return Batch(images, [name for _, names in samples for name in names])
 
 
-def leave_signals(worker: int) -> None:
-    """Signals reach every process of a group: the training process acts on them, and needs its workers until then.
+def become_worker(worker: int) -> None:
+    """Leave to the training process what is its own: signals, and keeping memory.
 
-    A second SIGTERM is for the worker itself.
+    Signals reach every process of a group; the training process acts on them, and needs its workers until then. A
+    second SIGTERM is for the worker itself.
     """
+    keep_memory(False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -100,16 +100,16 @@ def processes(device: str) -> Iterator[Processes]:
             leave_group()
 
 
-def keep_memory() -> None:
-    """Let the C library's heap keep what is freed, where it is glibc's, as long as this process lives.
+def keep_memory(keep: bool = True) -> None:
+    """Let the C library's heap keep what is freed, where it is glibc's, from now on; or no longer.
 
     A step on a CPU frees gigabytes that the next one wants again. Given back to the system, every page of them would be
     cleared and mapped anew.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(MALLOC_MMAP_MAX, 0)
-        mallopt(MALLOC_TRIM_THRESHOLD, -1)
+        mallopt(MALLOC_MMAP_MAX, 0 if keep else 65536)  # as it is at first
+        mallopt(MALLOC_TRIM_THRESHOLD, -1 if keep else 128 * 1024)
 
 
 def leave_group() -> None:

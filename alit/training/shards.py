@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..images import upright
-from .pictures import Batch, Share, augmented, leave_signals
+from .pictures import Batch, Share, augmented, become_worker
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
@@ -145,7 +145,7 @@ class ShardBatches(Iterator[Batch]):
             stream,
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=leave_signals,
+            worker_init_fn=become_worker,
             pin_memory=pin,
         )
         self.batches = iter(loader)

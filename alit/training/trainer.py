@@ -62,7 +62,8 @@ def train(
     allow_changes: bool = False,
     on_log: OnLog | None = None,
 ) -> Result:
-    """Train an adaptive tokenizer; under torchrun, one process of several.
+    """Train an adaptive tokenizer; under torchrun, one process of several. On a CPU the process keeps the memory that
+    steps free, afterwards too.
 
     Args:
         model: trained in place, instead of one made from ``config``.

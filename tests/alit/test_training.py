@@ -465,9 +465,9 @@ def faults():
     torch.ones(50_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-plain = faults(), faults()
+plain = [faults() for _ in range(4)]
 keep_memory()
-print(min(plain), faults() and faults())
+print(min(plain), min(faults() for _ in range(4)))
 """
 
 
@@ -475,7 +475,9 @@ print(min(plain), faults() and faults())
 def test_what_a_step_frees_the_next_one_has_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
     plain, kept = map(int, done.stdout.split())
-    assert plain > 40_000 and kept < 1000, done.stderr
+    if plain < 1000:
+        pytest.skip("pages are huge here: there are few to map")
+    assert kept < plain / 10, done.stderr
 
 
 def test_a_run_that_ends_by_the_clock_is_saved(tmp_path: Path) -> None:

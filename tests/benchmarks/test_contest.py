@@ -46,8 +46,12 @@ def broken():
         "eager": race.prepare["eager"],
         "crashing": crashing,
         "missing": missing,
+        "silent": silent,
     }
     return race
+
+def silent():
+    raise NotImplementedError
 
 def crashing():
     raise RuntimeError("no compiler")
@@ -55,7 +59,7 @@ def crashing():
 def missing():
     raise Absent("no such library")
 
-@pytest.mark.parametrize("name", ("ours", "crashing", "eager", "missing"))
+@pytest.mark.parametrize("name", ("ours", "crashing", "eager", "missing", "silent"))
 def test_it(name, race):
     race("broken", name, broken, rounds=3)
 """
@@ -78,7 +82,7 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "2 failed, 1 passed, 1 skipped" in done.stdout
+    assert "3 failed, 1 passed, 1 skipped" in done.stdout
     assert "RuntimeError: no compiler" in done.stdout
     assert "AssertionError: not the nearest codewords" in done.stdout
     assert "missing is absent: no such library" in done.stdout
@@ -88,6 +92,7 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
             "ours": "wrong: not the nearest codewords",
             "crashing": "failed: no compiler",
             "missing": "absent: no such library",
+            "silent": "failed: NotImplementedError",
         }
     }
     (entry,) = written["benchmarks"]

@@ -56,6 +56,13 @@ def test_goes_on_where_it_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "test good: passed before" in lines and "no-such-tool is not installed" in lines
 
 
+def test_what_a_bare_machine_lacks_is_made_anew(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    parts = [script("build", f"open({str(ran)!r}, 'a').write('x')", anew=True)]
+    assert run_all("report", parts, tmp_path) and run_all("report", parts, tmp_path)
+    assert ran.read_text() == "xx" and report_parts(tmp_path, False)[0].anew
+
+
 @pytest.mark.parametrize("status", (0, 1))
 def test_a_tool_that_the_machine_forbids_is_absent(status: int, tmp_path: Path) -> None:
     says = f"print('==ERROR== ERR_NVGPUCTRPERM: no permission'); raise SystemExit({status})"

@@ -142,6 +142,13 @@ def test_parts_of_a_run(run: Run, tmp_path: Path) -> None:
         merged("both", [run, elsewhere])
 
 
+@pytest.mark.parametrize("noted", ({}, {"id": "unversioned"}, {"id": "unknown", "dirty": True}))
+def test_results_from_outside_a_repository(noted: dict[str, Any], tmp_path: Path) -> None:
+    path = result(tmp_path / "x.json", [entry("op", "ours", 0.1)])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "commit_info": noted}))
+    assert read(path).machine["revision"] == ""
+
+
 def test_no_result_of_this_suite(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"benchmarks": []}')
