@@ -242,12 +242,8 @@ def infer_config(
         ) from error
     except CheckpointError:
         raise
-    except (
-        TypeError,
-        ValueError,
-        IndexError,
-        ZeroDivisionError,
-    ) as error:  # keys or shapes of another kind
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        # Keys or shapes of another kind.
         raise CheckpointError(f"not the state of an adaptive tokenizer ({error})") from error
     return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
 

@@ -115,7 +115,7 @@ class AdaptiveTokenizer(nn.Module):
         checkpoint.check_state(model, state)  # before there is memory for it
         model.to_empty(device="cpu")
         model.base_tokenizer = build_base(config.base, config.quirks)
-        checkpoint.load_state(model, state)
+        model.load_state_dict(dict(state))
         return model
 
     def save_pretrained(self, path: str | Path) -> None:

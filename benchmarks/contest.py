@@ -105,7 +105,7 @@ class Contest:
         for name, result in last.items():
             try:
                 self.verify(result, *(reference or ()))
-            except AssertionError as error:
+            except Exception as error:
                 self.failures[name] = error
                 del self.calls[name], self.samples[name]
 

@@ -89,8 +89,7 @@ def varlen_attention(
         max_length, max_key_length: static bounds for the longest sequence; the latter defaults to ``max_length``.
         key_mask: (T',) bool, True where a key takes part.
         scale: factor on the scores; 1/sqrt(D) by default.
-        deterministic: False lets the backward add with atomics where that is faster: gradients then differ from run to
-            run in the last bits.
+        deterministic: for kernels that would add with atomics. There is none: False changes nothing today.
         return_lse: also return the log-sum-exp of the scaled scores, which is differentiable.
 
     Returns:

@@ -52,8 +52,7 @@ def vector_quantize(
         commitment: weight of the commitment loss.
         mask: (...) bool, True where a vector takes part; others are outside loss, search and gradient.
         precision: of the search, see :func:`nearest_codeword`.
-        deterministic: False lets the backward add codebook gradients with atomics where that is faster: they then
-            differ from run to run in the last bits.
+        deterministic: for kernels that would add with atomics. There is none: False changes nothing today.
 
     Returns:
         :class:`VectorQuantized`; losses are float32 scalars (float64 for float64), 0 if nothing takes part. Under

@@ -48,7 +48,7 @@ def test_both_steps_agree() -> None:
 
 @pytest.mark.parametrize("half", (False, True))
 def test_wrong_steps_do_not_agree(half: bool) -> None:
-    """Other pictures, a wrong term, a parameter whose gradient is left out."""
+    """Other pictures, a wrong term, a parameter whose gradient is left out, all gradients a little too large."""
     ours = model(quick=True).train()
     ours.base_tokenizer.requires_grad_(False)
     step = contender("ours", ours, pictures(ours, 2))
@@ -63,6 +63,7 @@ def test_wrong_steps_do_not_agree(half: bool) -> None:
     for term in range(3):
         wrong.append(right._replace(terms=right.terms.clone()))
         wrong[-1].terms[:, term] *= 0.9
+    wrong.append(right._replace(gradients=1.03 * right.gradients))
     if not half:
         step.images = 1 - step.images
         wrong.append(step())
