@@ -1,0 +1,65 @@
+"""Damaged inputs for every reader: mutated bytes, and how much memory a call took.
+
+``ALIT_FUZZ_EXAMPLES`` sets the number of mutations of each kind (500 by default; ``make test-full`` takes 20,000).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = int(os.environ.get("ALIT_FUZZ_EXAMPLES", "500"))
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """``data`` with some of it changed, cut off, doubled or inserted; numbers at the ends of their range are likely."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
+        at = rng.randrange(len(changed) + 1)
+        match rng.randrange(6):
+            case 0 if changed:
+                changed[at % len(changed)] = rng.randrange(256)
+            case 1 if changed:
+                changed[at % len(changed)] ^= 1 << rng.randrange(8)
+            case 2:
+                number = rng.choice((0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63))
+                width, order = rng.choice((2, 4, 8)), rng.choice(("little", "big"))
+                changed[at : at + width] = (number % 256**width).to_bytes(width, order)
+            case 3:
+                del changed[at : at + rng.choice((1, 4, 64, len(changed)))]
+            case 4:
+                changed[at:at] = changed[at : at + rng.choice((1, 4, 64))]
+            case _:
+                changed[at:at] = rng.randbytes(rng.choice((1, 4, 64)))
+    return bytes(changed)
+
+
+class Memory:
+    """Of a block of code: ``taken``, the bytes by which this process was larger at its peak than when it began."""
+
+    taken = 0
+
+
+@contextmanager
+def memory() -> Iterator[Memory]:
+    """Measures resident memory at its peak, whoever allocates; skips where the system does not tell (Linux does)."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        pytest.skip("the peak of memory can only be read on Linux")
+
+    def kilobytes(field: str) -> int:
+        line = next(x for x in status.read_text().splitlines() if x.startswith(field))
+        return int(line.split()[1])
+
+    measured = Memory()
+    clear.write_text("5")  # forget the peak so far
+    before = kilobytes("VmRSS:")
+    try:
+        yield measured
+    finally:
+        measured.taken = max(0, kilobytes("VmHWM:") - before) * 1024
