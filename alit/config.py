@@ -28,11 +28,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 #: Upper bounds: far beyond any model, and low enough that a damaged configuration is refused, not built.
 MAX_SIZE = 2**16  # of widths, channels, sides of images, counts of tokens
-MAX_CODES = 2**31  # as .alit files have it
-MAX_LAYERS = 256
+MAX_CODES = 2**31 - 1
+MAX_LAYERS = 128
 MAX_BLOCKS = 16
 MAX_LEVELS = 8
-MAX_PATCH = 256
+MAX_PATCH = 64
 
 
 @dataclass(frozen=True)
