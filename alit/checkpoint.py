@@ -42,6 +42,8 @@ def resolve(path_or_name: str | Path) -> Path:
     shipped = sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
     if str(path_or_name) in shipped:
         return SHIPPED / f"{path_or_name}.safetensors"
+    if path.exists():
+        return path  # no file; who reads it says what it is
     near = difflib.get_close_matches(str(path_or_name), shipped, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
