@@ -54,7 +54,7 @@ def resolve(path_or_name: str | Path) -> Path:
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:
     """Write configuration and state, under the names of the bare model (see :func:`plain`), in place of an old file.
 
-    The file is that of safetensors, which writes by a temporary file of its own: it would stay where it is killed.
+    The layout is that of safetensors. Its own writer makes another temporary file, which stays when it is killed.
 
     Raises:
         TypeError: a tensor that is not float32, float16 or bfloat16.

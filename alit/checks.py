@@ -7,6 +7,7 @@ import difflib
 import json
 import reprlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 #: Characters of a configuration in JSON; those of any model are a twentieth.
@@ -89,7 +90,7 @@ def check_integers(config: Any, **most: int) -> None:
 
 
 def integers(name: str, values: Any, low: int, high: int) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list):
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ValueError(f"{name}: expected a list of integers, got {shown(values)}")
     for value in values:
         check_integer(name, value, low, high)

@@ -31,23 +31,21 @@ from .config import (
 )
 from .files import CheckpointError, reading
 
-#: Instructions of a pickle, and bytes of a zip file's directory: several times those of any published checkpoint.
-#: They bound what reading takes beside the tensors.
+#: Instructions of a pickle, bytes of a zip file's directory, values of a tuple: several times those of any published
+#: checkpoint. They bound what reading takes beside the tensors.
 MAX_INSTRUCTIONS = 2**19
 MAX_DIRECTORY = 2**23
+MAX_TUPLE = 1000
+_MARK = object()
 #: What wraps a module puts its name before those of the parameters: DistributedDataParallel, torch.compile.
 WRAPPERS = {"module", "_orig_mod"}
 
-_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 ALLOWED = {
     *("argparse Namespace", "collections OrderedDict", "__builtin__ set", "builtins set"),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch Size"),
-    *(
-        "torch device",
-        "torch.storage UntypedStorage",
-        *(f"torch {kind}Storage" for kind in _STORAGES),
-    ),
-    *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
+    *("torch device", "torch.storage UntypedStorage", *(f"torch {kind}Storage" for kind in KINDS)),
+    *(f"torch {name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
 }
 
 
@@ -149,14 +147,36 @@ def _directory_size(file: BinaryIO) -> int:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    named = set()
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(pickled)):
+    """That it names nothing but what is allowed, and that its tuples, written out, stay small.
+
+    They may hold one another many times over, and take for ever where they are keys; so the stack of the unpickler
+    is followed here, with the size of each value (1 for all but tuples) in its place.
+    """
+    named: set[str] = set()
+    stack: list[Any] = []
+    memo: dict[Any, int] = {}
+    for count, (step, argument, _) in enumerate(pickletools.genops(pickled)):
         if count > MAX_INSTRUCTIONS:
             raise CheckpointError(f"expected at most {MAX_INSTRUCTIONS} instructions in data.pkl")
-        if instruction.name == "PROTO" and argument != 2:
+        if step.name == "PROTO" and argument != 2:
             raise CheckpointError(f"expected pickle protocol 2, torch.save's own, got {argument}")
-        if instruction.name in ("GLOBAL", "INST"):
+        if step.name in ("GLOBAL", "INST"):
             named.add(str(argument))
+        taken = []
+        for kind in reversed(step.stack_before):
+            if kind is pickletools.stackslice:
+                while (size := stack.pop()) is not _MARK:
+                    taken.append(size)
+            elif kind is not pickletools.markobject:
+                taken.append(stack.pop())
+        size = (
+            1 + sum(taken) if "TUPLE" in step.name else memo[argument] if "GET" in step.name else 1
+        )
+        if size > MAX_TUPLE:
+            raise CheckpointError(f"expected tuples of at most {MAX_TUPLE} values in data.pkl")
+        stack += [_MARK if kind is pickletools.markobject else size for kind in step.stack_after]
+        if "PUT" in step.name:
+            memo[argument] = stack[-1]
     if refused := sorted(named - ALLOWED):
         raise CheckpointError(
             f"refused: it holds {_some(x.replace(' ', '.') for x in refused)}; allowed are tensors, plain containers "
@@ -179,7 +199,7 @@ def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"expected tensors by name{where}, got a {type(state).__name__}")
     wrong = [
-        f"{_some([name])} of type {type(tensor).__name__}"
+        f"{_some([name])}: a {type(tensor).__name__}"
         for name, tensor in dict.items(state)
         if not isinstance(name, str) or not isinstance(tensor, Tensor)
     ]
@@ -199,7 +219,7 @@ def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
 
 def _some(names: Iterable[object]) -> str:
     """The first of some names, and how many more there are."""
-    known = [x if isinstance(x, str) else f"a {type(x).__name__}" for x in names]
+    known = [x if isinstance(x, str) else f"a key of type {type(x).__name__}" for x in names]
     more = f" and {len(known) - 5} more" if len(known) > 5 else ""
     return ", ".join(map(printable, known[:5])) + more
 
