@@ -7,7 +7,7 @@ import difflib
 import json
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 #: Characters of a configuration in JSON; those of any model are a twentieth.
@@ -73,6 +73,13 @@ def printable(name: str) -> str:
     """A name for a message: as it is, or escaped; its beginning, where it is long."""
     short = name[:100]
     return short if short.isprintable() else ascii(short)
+
+
+def some(names: Iterable[object]) -> str:
+    """The first of some names, and how many more there are."""
+    known = [x if isinstance(x, str) else f"a key of type {type(x).__name__}" for x in names]
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    return ", ".join(map(printable, known[:5])) + more
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

@@ -244,10 +244,10 @@ def test_configurations_of_larger_models(
     path = tmp_path / "x.safetensors"
     data = small_file("dct", tmp_path)
     path.write_bytes(with_config(data, lambda text: json.dumps({**json.loads(text), **fields})))
-    start = time.monotonic()
+    start = time.process_time()
     with memory() as measured, pytest.raises(CheckpointError, match=message):
         read(path)
-    assert time.monotonic() - start < 1 and measured.taken < 100 * 2**20
+    assert time.process_time() - start < 1 and measured.taken < 100 * 2**20
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -262,10 +262,10 @@ def test_damaged_headers(base: str, tmp_path: Path) -> None:
             mutated(good, rng) if kind is mutated else kind(good, lambda x: mutated_json(x, rng))
         )
         path.write_bytes(changed)
-        start = time.monotonic()
+        start = time.process_time()
         with memory() as measured, contextlib.suppress(CheckpointError):
             AdaptiveTokenizer.from_pretrained(path)
-        slowest = max(slowest, time.monotonic() - start)
+        slowest = max(slowest, time.process_time() - start)
         most = max(most, measured.taken - len(changed))
     assert slowest < 5 and most <= 100 * 2**20
 

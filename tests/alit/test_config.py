@@ -157,7 +157,7 @@ def test_mutated_json(base: str) -> None:
     rng, text, slowest = random.Random(base), config(base).to_json(), 0.0
     for _ in range(EXAMPLES // 3):
         given = mutated_json(text, rng)
-        start = time.monotonic()
+        start = time.process_time()
         message = ""
         try:
             found = AdaptiveTokenizerConfig.from_json(given)
@@ -167,5 +167,5 @@ def test_mutated_json(base: str) -> None:
             assert message.startswith("configuration") and len(message) < 1000
         else:
             assert AdaptiveTokenizerConfig.from_json(found.to_json()) == found
-        slowest = max(slowest, time.monotonic() - start)
+        slowest = max(slowest, time.process_time() - start)
     assert slowest < 1

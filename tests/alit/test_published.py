@@ -167,11 +167,11 @@ def with_pickle(path: Path, pickled: bytes) -> Path:
 
 def refused(path: Path, message: str) -> None:
     """With little memory, and at once."""
-    start = time.monotonic()
+    start = time.process_time()
     with memory() as measured, pytest.raises(CheckpointError, match=message):
         read_official(path)
     assert measured.taken <= 100 * 2**20 + path.stat().st_size
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ def test_damaged_files_of_all_kinds(tmp_path: Path) -> None:
                 path,
                 lambda name, old: damaged_pickle(old, rng) if name.endswith(".pkl") else old,
             )
-        start = time.monotonic()
+        start = time.process_time()
         with memory() as measured, contextlib.suppress(CheckpointError):
             infer_config(read_official(path), heads=2)
-        slowest, most = max(slowest, time.monotonic() - start), max(most, measured.taken)
+        slowest, most = max(slowest, time.process_time() - start), max(most, measured.taken)
     assert slowest < 5 and most <= 100 * 2**20
