@@ -68,8 +68,10 @@ def _check_archive(file: BinaryIO) -> None:
     Raises:
         CheckpointError: it does, or it is damaged; whatever ``zipfile`` raises.
     """
-    if file.read(4) != b"PK\x03\x04":
-        raise CheckpointError("expected a zip file, as torch.save writes since torch 1.6")
+    if (begin := file.read(4)) != b"PK\x03\x04":
+        raise CheckpointError(
+            f"expected a zip file, as torch.save writes since torch 1.6, got one that begins with {begin!r}"
+        )
     size = file.seek(0, 2)
     if (directory := _directory_size(file)) > min(MAX_DIRECTORY, size):
         raise CheckpointError(
