@@ -202,8 +202,8 @@ class AdaptiveTokenizerConfig:
         quirks: differences from the corrected system.
 
     Raises:
-        ValueError: a field of the wrong kind or out of range, which is named; sizes have upper bounds, ``MAX_SIZE`` and so
-            on in this module.
+        ValueError: a field of the wrong kind or out of range, which is named; sizes have upper bounds (``MAX_SIZE`` and
+            so on in this module).
     """
 
     base: BaseConfig
