@@ -1,116 +1,310 @@
-"""Reading and writing pictures: any mode and orientation in, float tensors in [0, 1] out."""
+"""Reading and writing pictures: any kind and orientation in, float tensors in [0, 1] out.
+
+Every command, evaluation and training read through :func:`upright` or :func:`load`, which are one rule:
+
+- The first frame counts, turned as its orientation tag says; transparency lies on white.
+- An embedded color profile is converted to sRGB (perceptual intent); one that is damaged, or not of the picture's
+  colors, is not there.
+- Integers of more than 8 bits are divided by 65535 and clipped; floating-point values count as [0, 1], or as [0, 255]
+  where one is finite and above 2, and are clipped; NaN is black.
+- Memory: 5 bytes a pixel beyond the file, and some tens of megabytes. ``_BYTES`` names decoders that take more;
+  a picture for which they would exceed 5 bytes times ``max_megapixels`` is refused like one with more pixels, before
+  anything is decoded. What does not fit in memory meanwhile lies in a temporary file, 3 bytes a pixel.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
 import struct
-from collections.abc import Sequence
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .files import replacing
 
+#: Pictures of more are refused unless a caller says otherwise: millions of pixels, by the header.
+MAX_MEGAPIXELS = 250.0
 #: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no pictures.
 _DAMAGED = (
     *(SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(EOFError, RuntimeError, struct.error, Image.DecompressionBombError),
+    *(EOFError, RuntimeError, MemoryError, struct.error),
 )
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+#: Formats of Pillow that are not read: programs (PostScript), videos, measurements.
+_LEFT_OUT = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5")
+#: Bytes a pixel that decoders take at their peak, as measured, where it is more than 5.
+_BYTES = {"WEBP": 20, "AVIF": 16, "HEIF": 16, "JPEG2000": 26, "DDS": 8, "QOI": 8, "SGI": 7}
+#: Bytes a pixel of a decoded picture; 4 where its mode is not named.
+_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+#: Color spaces of ICC profiles, by mode.
+_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+#: Side of the tiles that are converted at a time, and bytes beyond 5 a pixel that a small picture may take.
+_TILE, _SPARE = 1024, 48_000_000
+#: Pillow's limit of pixels and Python's filters of warnings belong to the process: one reading at a time.
+_LOCK = threading.RLock()
+
+Box = tuple[int, int, int, int]
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """Files with the suffix of a picture in a folder and the folders in it, sorted."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise OSError(f"{folder}: not a folder")
-    next(folder.iterdir(), None)  # rglob passes over a folder that cannot be read; this raises
-    files = sorted(filter(_is_picture, folder.rglob("*")))
-    if not files:
-        raise ValueError(f"{folder}: no pictures in it")
-    return files
+class _Turn(NamedTuple):
+    """A transposition, and what becomes of columns and rows: mirrored, then exchanged."""
+
+    method: Image.Transpose
+    columns: bool
+    rows: bool
+    sideways: bool
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether Pillow reads what such a file name promises."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind in Image.OPEN and path.is_file()
+_TURNS = {
+    2: _Turn(Image.Transpose.FLIP_LEFT_RIGHT, True, False, False),
+    3: _Turn(Image.Transpose.ROTATE_180, True, True, False),
+    4: _Turn(Image.Transpose.FLIP_TOP_BOTTOM, False, True, False),
+    5: _Turn(Image.Transpose.TRANSPOSE, False, False, True),
+    6: _Turn(Image.Transpose.ROTATE_270, False, True, True),
+    7: _Turn(Image.Transpose.TRANSVERSE, True, True, True),
+    8: _Turn(Image.Transpose.ROTATE_90, True, False, True),
+}
 
 
-def load_square(path: str | Path, size: int) -> Tensor:
-    """A picture as RGB, its centre square resized (bicubic): (3, size, size) float32 in [0, 1].
-
-    Raises:
-        OSError: not a readable image.
-    """
-    return load(path, (size, size))
+def load_square(path: str | Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+    """:func:`load` of a square: (3, size, size)."""
+    return load(path, (size, size), max_megapixels=max_megapixels)
 
 
-def load(path: str | Path, size: tuple[int, int]) -> Tensor:
+def load(
+    path: str | Path, size: tuple[int, int], *, max_megapixels: float = MAX_MEGAPIXELS
+) -> Tensor:
     """A picture as RGB, its centre, of the shape of ``size``, resized (bicubic): (3, height, width) float32 in [0, 1].
 
     Raises:
-        OSError: not a readable image.
+        OSError: not a readable image, or one of more than ``max_megapixels``.
     """
     height, width = size
-    fitted = ImageOps.fit(upright(path), (width, height), Image.Resampling.BICUBIC)
-    return to_tensor(fitted)
+    with _decoded(path, max_megapixels) as image:
+        turn = _turn(image)
+        if turn is not None and turn.sideways:
+            height, width = width, height
+        whole = _whole(image, None, convert_profiles=True)
+    # Turned when it is small: the same picture, but for rounding.
+    fitted = ImageOps.fit(whole, (width, height), Image.Resampling.BICUBIC)
+    return to_tensor(fitted if turn is None else fitted.transpose(turn.method))
 
 
-def upright(source: str | Path | BinaryIO) -> Image.Image:
-    """A picture of any mode as RGB, turned as its EXIF orientation says, transparency on white.
-
-    Integers of more than 8 bits count as 16-bit, floating-point values as [0, 1], or [0, 255] where one exceeds 1.
+def upright(
+    source: str | Path | BinaryIO,
+    *,
+    convert_profiles: bool = True,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Image.Image:
+    """A picture of any kind as RGB, whole, turned as it says, transparency on white: see above for the rules.
 
     Raises:
-        OSError: not a readable image, or truncated.
+        OSError: not a readable image, or truncated, or one of more than ``max_megapixels``.
     """
+    with _decoded(source, max_megapixels) as image:
+        return _whole(image, _turn(image), convert_profiles=convert_profiles)
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Names of the formats that are read: Pillow's and, where it is installed, pillow-heif's."""
+    Image.init()
     try:
-        with Image.open(source) as image:
-            return _as_rgb(image)
+        import pillow_heif
+    except ModuleNotFoundError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in Image.ID if name not in _LEFT_OUT)
+
+
+@contextmanager
+def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[Image.Image]:
+    """The first frame as it lies in the file; whatever goes wrong within is an OSError."""
+    limit = int(max_megapixels * 1e6)
+    try:
+        with _limit(limit), Image.open(source, formats=formats()) as image:
+            needed = int(image.size[0] * image.size[1] * _decoder_bytes(image))
+            if needed > 5 * limit + _SPARE:
+                size = f"{image.size[0]} x {image.size[1]} pixels of {image.format}"
+                raise OSError(
+                    f"too large: {size} take {needed / 1e9:.2f} GB, more than {limit / 2e8:g} GB"
+                )
+            _scale_transparency(image)
+            image.load()
+            yield image
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError("cannot identify what kind of picture it is") from error
     except OSError:
         raise
+    except _TOO_LARGE as error:
+        raise OSError(f"too large: more than {max_megapixels:g} megapixels ({error})") from error
     except _DAMAGED as error:
         raise OSError(f"damaged, or too large ({error})") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode == "F" or turned.mode.startswith("I"):
-        return _eight_bits(turned).convert("RGB")
-    if not turned.has_transparency_data:
-        return turned.convert("RGB")
-    layer = turned.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+@contextmanager
+def _limit(pixels: int) -> Iterator[None]:
+    """Within, Pillow raises where a picture has more pixels, and warns of nothing else; it is restored afterwards."""
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greyscale of mode I, I;16 or F as L."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    top = values.max(initial=0)
-    full = (65535 if top > 255 else 255) if image.mode != "F" else (255 if top > 1 else 1)
-    return Image.fromarray(((values / full).clip(0, 1) * 255).round().astype(np.uint8))
+def _decoder_bytes(image: Any) -> float:
+    """Bytes a pixel that decoding takes at its peak, the picture's own among them."""
+    if image.info.get("progressive"):  # JPEG: all coefficients at once, 16 bits each
+        across, down = zip(*(layer[1:3] for layer in image.layer), strict=True)
+        samples = sum(a * b for a, b in zip(across, down, strict=True))
+        return 4 + 2 * samples / (max(across) * max(down))
+    if image.format == "TIFF":  # a strip at once, of any height
+        strip = image.tag_v2.get(ExifTags.Base.RowsPerStrip, image.size[1])
+        bits = sum(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
+        turned = 4 if image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1 else 0  # by Pillow itself
+        buffer = 0 if image.tag_v2.get(ExifTags.Base.Compression, 1) == 1 else bits / 8
+        return 4 + max(turned, buffer * min(1, strip / image.size[1]))
+    return _BYTES.get(image.format, 5)
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The given files and the pictures in the given folders (not in folders within them), each folder's by name.
+def _scale_transparency(image: Any) -> None:
+    """A PNG's transparent color in the 8 bits of the decoded pixels; Pillow leaves 2, 4 and 16 bits as in the file."""
+    clear = image.info.get("transparency")
+    if clear is None or image.format != "PNG" or not image.tile:
+        return
+    kind = image.tile[0][3]
+    if kind in ("L;2", "L;4"):
+        image.info["transparency"] = min(255, clear * (85 if kind == "L;2" else 17))
+    elif kind == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
 
-    Raises:
-        FileNotFoundError: no such file or folder; no picture at all.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(filter(_is_picture, path.iterdir()))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    if not found:
-        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no picture found")
-    return found
+
+def _turn(image: Image.Image) -> _Turn | None:
+    """What the orientation tag says. No other tag counts, nor one that is no number from 2 to 8."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, *_DAMAGED):  # no tag can be read
+        return None
+    if isinstance(value, (bytes, tuple)) and value:
+        value = value[0]
+    return _TURNS.get(value) if isinstance(value, int) else None
+
+
+def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) -> Image.Image:
+    """The decoded picture as RGB, turned; the decoded one is given up for it. Tile by tile."""
+    profile = image.info.get("icc_profile") if convert_profiles else None
+    plain = image.mode == "RGB" and not image.has_transparency_data
+    if plain and turn is None and (not profile or _to_srgb(profile, "RGB") is None):
+        return image
+    (width, height), steps = image.size, (range(0, side, _TILE) for side in image.size)
+    boxes = [
+        (x, y, min(x + _TILE, width), min(y + _TILE, height)) for x, y in itertools.product(*steps)
+    ]
+    numbers = image.mode == "F" or image.mode.startswith("I")
+    full = _full_scale(image, boxes) if numbers else None
+
+    def tile(box: Box) -> Image.Image:
+        part = image.crop(box)
+        rgb = _rgb(part if full is None else _eight_bits(part, full), profile)
+        return rgb if turn is None else rgb.transpose(turn.method)
+
+    if image.mode == "RGB" and turn is None:
+        for box in boxes:
+            image.paste(tile(box), box[:2])
+        image.info.clear()
+        return image
+    tiles = (tile(box) for box in boxes)
+    if (_MODES.get(image.mode, 4) - 1) * width * height <= _SPARE:
+        return _pasted(tiles, boxes, image.size, turn)
+    with tempfile.TemporaryFile() as file:
+        sizes = [part.size for part in tiles if file.write(part.tobytes())]
+        Image.Image.close(image)  # its pixels, not its file
+        file.seek(0)
+        tiles = (Image.frombytes("RGB", (w, h), file.read(3 * w * h)) for w, h in sizes)
+        return _pasted(tiles, boxes, (width, height), turn)
+
+
+def _pasted(
+    tiles: Iterator[Image.Image], boxes: list[Box], size: tuple[int, int], turn: _Turn | None
+) -> Image.Image:
+    (width, height), turn = size, turn or _Turn(Image.Transpose.ROTATE_180, False, False, False)
+    whole = Image.new("RGB", (height, width) if turn.sideways else size)
+    for part, (left, top, right, bottom) in zip(tiles, boxes, strict=True):
+        x, y = width - right if turn.columns else left, height - bottom if turn.rows else top
+        whole.paste(part, (y, x) if turn.sideways else (x, y))
+    return whole
+
+
+def _full_scale(image: Image.Image, boxes: list[Box]) -> float:
+    """The number that is white."""
+    if image.mode != "F":
+        return 65535
+    for box in boxes:
+        values = np.asarray(image.crop(box))
+        if values[np.isfinite(values)].max(initial=0) > 2:
+            return 255
+    return 1
+
+
+def _eight_bits(image: Image.Image, full: float) -> Image.Image:
+    """Greyscale of mode I, I;16 or F as L; what is transparent is white."""
+    values = np.asarray(image, dtype=np.float32)
+    levels = ((np.nan_to_num(values) / full).clip(0, 1) * 255).round().astype(np.uint8)
+    if (clear := image.info.get("transparency")) is not None:
+        levels[values == clear] = 255
+    return Image.fromarray(levels)
+
+
+def _rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """A picture of 8 bits, on white, in sRGB."""
+    grey, alpha = image.mode in ("1", "L", "LA"), None
+    if image.has_transparency_data:
+        image = image.convert("LA" if grey else "RGBA")
+        alpha = image.getchannel("A")
+    if image.mode not in _SPACES:
+        image = image.convert("L" if grey else "RGB")
+    transform = _to_srgb(profile, image.mode) if profile else None
+    rgb = image.convert("RGB") if transform is None else transform(image)
+    if alpha is None:
+        return rgb
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb, mask=alpha)
+    return white
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """Conversion of pictures of a mode; None for a profile of others, a damaged one, and one that is sRGB's."""
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if own.profile.xcolor_space.strip() != _SPACES[mode]:
+            return None
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (OSError, ImageCms.PyCMSError, *_DAMAGED):
+        return None
+    if mode in ("L", "RGB"):
+        steps = np.arange(0, 256, 17, dtype=np.uint8)
+        levels = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
+        probe = Image.fromarray(levels).convert(mode)
+        before, after = (np.asarray(x, int) for x in (probe.convert("RGB"), transform.apply(probe)))
+        if abs(before - after).max() <= 1:
+            return None
+    return transform.apply
 
 
 def to_tensor(image: Image.Image) -> Tensor:

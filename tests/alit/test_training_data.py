@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from alit.evaluation.evaluate import _cropped
-from alit.images import find, load_square
+from alit.folders import find
+from alit.images import load_square
 from alit.training import TrainingConfig, train
 from alit.training.pictures import (
     ImageFolder,
@@ -47,7 +48,7 @@ def test_pictures_are_those_of_every_command(tmp_path: Path) -> None:
     assert (
         [file.suffix for file in pictures.files]
         == [".png", ".png"]
-        == [x.suffix for x in find([tmp_path])]
+        == [x.suffix for x in find([tmp_path]).pictures]
     )
     for index, file in enumerate(pictures.files):
         loaded, expected = pictures.load(index, np.random.default_rng(0)), load_square(file, 16)
