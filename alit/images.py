@@ -93,12 +93,13 @@ def load(
     height, width = size
     with _decoded(path, max_megapixels) as image:
         turn = _turn(image)
-        if turn is not None and turn.sideways:
-            height, width = width, height
-        whole = _whole(image, None, convert_profiles=True)
-    # Turned when it is small: the same picture, but for rounding.
-    fitted = ImageOps.fit(whole, (width, height), Image.Resampling.BICUBIC)
-    return to_tensor(fitted if turn is None else fitted.transpose(turn.method))
+        # A large one is turned when it is small: the same, but for rounding and whether rows or columns come first.
+        late = turn if 3 * image.size[0] * image.size[1] > _SPARE else None
+        whole = _whole(image, turn if late is None else None, convert_profiles=True)
+    if late is None:
+        return to_tensor(ImageOps.fit(whole, (width, height), Image.Resampling.BICUBIC))
+    shape = (height, width) if late.sideways else (width, height)
+    return to_tensor(ImageOps.fit(whole, shape, Image.Resampling.BICUBIC).transpose(late.method))
 
 
 def upright(
@@ -132,7 +133,9 @@ def formats() -> tuple[str, ...]:
 @contextmanager
 def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[Image.Image]:
     """The first frame as it lies in the file; whatever goes wrong within is an OSError."""
-    limit = int(max_megapixels * 1e6)
+    if not max_megapixels > 0:
+        raise ValueError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
+    limit = max_megapixels * 1e6
     try:
         with _limit(limit), Image.open(source, formats=formats()) as image:
             needed = int(image.size[0] * image.size[1] * _decoder_bytes(image))
@@ -149,18 +152,18 @@ def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[I
     except OSError:
         raise
     except _TOO_LARGE as error:
-        raise OSError(f"too large: more than {max_megapixels:g} megapixels ({error})") from error
+        raise OSError(f"too large: more than {max_megapixels:g} megapixels") from error
     except _DAMAGED as error:
         raise OSError(f"damaged, or too large ({error})") from error
 
 
 @contextmanager
-def _limit(pixels: int) -> Iterator[None]:
+def _limit(pixels: float) -> Iterator[None]:
     """Within, Pillow raises where a picture has more pixels, and warns of nothing else; it is restored afterwards."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels  # type: ignore[assignment]
         try:
             yield
         finally:
