@@ -101,7 +101,8 @@ def in_folder(folder: Path, *, recursive: bool = True) -> Listing:
 
 
 def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
-    kinds = {x: kind in formats() for x, kind in Image.registered_extensions().items()}
+    known = formats()
+    kinds = {suffix: kind in known for suffix, kind in Image.registered_extensions().items()}
     pictures: list[Path] = []
     seen: set[tuple[int, int]] = set()
     waiting = [folder]

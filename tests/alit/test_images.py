@@ -113,7 +113,9 @@ def test_large_pictures_are_turned_when_they_are_small(
         with monkeypatch.context() as patch:
             patch.setattr(images, "_SPARE", 0)
             patch.setattr(tempfile, "TemporaryFile", None)
-            assert float((load(path, shape) - before).abs().max()) < 3 / 255
+            difference = (load(path, shape) - before).abs()
+            assert difference.mean() < 0.2 / 255, "but for rounding"
+            assert difference.max() < 6 / 255, "and for what is clipped between rows and columns"
 
 
 DAMAGED_EXIF = {
