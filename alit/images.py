@@ -21,7 +21,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -49,6 +49,8 @@ _BYTES = {"WEBP": 20, "AVIF": 16, "HEIF": 16, "JPEG2000": 26, "DDS": 8, "QOI": 8
 _MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 #: Color spaces of ICC profiles, by mode.
 _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+#: Types of EXIF that an orientation may have: byte, short, long.
+_INTEGERS = {1: "B", 3: "H", 4: "I"}
 #: Side of the tiles that are converted at a time, and bytes beyond 5 a pixel that a small picture may take.
 _TILE, _SPARE = 1024, 48_000_000
 #: Pillow's limit of pixels and Python's filters of warnings belong to the process: one reading at a time.
@@ -145,6 +147,8 @@ def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[I
                     f"too large: {size} take {needed / 1e9:.2f} GB, more than {limit / 2e8:g} GB"
                 )
             _scale_transparency(image)
+            if not isinstance(image.info.get("xmp", b""), (bytes, str)):
+                del image.info["xmp"]  # Pillow would look for an orientation in it
             image.load()
             yield image
     except UnidentifiedImageError as error:
@@ -176,12 +180,15 @@ def _decoder_bytes(image: Any) -> float:
         across, down = zip(*(layer[1:3] for layer in image.layer), strict=True)
         samples = sum(a * b for a, b in zip(across, down, strict=True))
         return 4 + 2 * samples / (max(across) * max(down))
-    if image.format == "TIFF":  # a strip at once, of any height
-        strip = image.tag_v2.get(ExifTags.Base.RowsPerStrip, image.size[1])
-        bits = sum(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
-        turned = 4 if image.tag_v2.get(ExifTags.Base.Orientation, 1) != 1 else 0  # by Pillow itself
-        buffer = 0 if image.tag_v2.get(ExifTags.Base.Compression, 1) == 1 else bits / 8
-        return 4 + max(turned, buffer * min(1, strip / image.size[1]))
+    if image.format == "TIFF":  # a strip or tile at once, of any size
+        tag, (width, height), names = image.tag_v2.get, image.size, ExifTags.Base
+        rows = min(height, tag(names.TileLength, tag(names.RowsPerStrip, height)))
+        share = rows * min(width, tag(names.TileWidth, width)) / (width * height)
+        buffer = (
+            0 if tag(names.Compression, 1) == 1 else share * sum(tag(names.BitsPerSample, (1,))) / 8
+        )
+        turned = 0 if tag(names.Orientation, 1) == 1 else 4  # a second picture, by Pillow itself
+        return 4 + max(turned, buffer)
     return _BYTES.get(image.format, 5)
 
 
@@ -199,13 +206,34 @@ def _scale_transparency(image: Any) -> None:
 
 def _turn(image: Image.Image) -> _Turn | None:
     """What the orientation tag says. No other tag counts, nor one that is no number from 2 to 8."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, *_DAMAGED):  # no tag can be read
-        return None
+    for read in (_exif_orientation, _other_orientation):
+        with suppress(OSError, *_DAMAGED):  # no such tag can be read
+            if (value := read(image)) is not None:
+                return _TURNS.get(value)
+    return None
+
+
+def _exif_orientation(image: Image.Image) -> int | None:
+    """The tag in the first directory of an EXIF block, which may be damaged before it, behind it, or cut off."""
+    block = image.info.get("exif", b"")
+    while block.startswith(b"Exif\0\0"):
+        block = block[6:]
+    order = {b"II": "<", b"MM": ">"}[block[:2]]
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    (count,) = struct.unpack_from(order + "H", block, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, number = struct.unpack_from(order + "HHI", block, entry)
+        if tag == ExifTags.Base.Orientation and kind in _INTEGERS and number > 0:
+            return struct.unpack_from(order + _INTEGERS[kind], block, entry + 8)[0]
+    return None
+
+
+def _other_orientation(image: Image.Image) -> int | None:
+    """Where Pillow finds it beside: in XMP, and in text of PNG. (It turns TIFFs itself.)"""
+    value = image.getexif().get(ExifTags.Base.Orientation)
     if isinstance(value, (bytes, tuple)) and value:
         value = value[0]
-    return _TURNS.get(value) if isinstance(value, int) else None
+    return value if isinstance(value, int) else None
 
 
 def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) -> Image.Image:

@@ -123,6 +123,13 @@ DAMAGED_EXIF = {
     "offsets beyond the end": exif(
         (0x10F, 2, 99, b"\xff" * 4), orientation(6), (0x8769, 4, 1, b"\xff" * 4)
     ),
+    "data cut off": exif(
+        (0x10F, 2, 20, b"\x40\0\0\0"), orientation(6), (0x110, 2, 9, b"\x40\0\0\0")
+    ),
+    "one tag far away": exif(
+        (0x10E, 2, 5, b"\xff" * 4), (0x110, 5, 1, b"\xff" * 4), orientation(6)
+    ),
+    "twice the header": b"Exif\0\0" + exif(orientation(6)),
     "no such type": exif((0x11A, 99, 1, b"\0" * 4), orientation(6), (0x11B, 0, 0, b"\0" * 4)),
     "a count of billions": exif(orientation(6), (0x9286, 7, 2**32 - 1, b"\x08\0\0\0")),
     "more entries than there are": exif(orientation(6), (0x11A, 5, 1, b"\x08\0\0\0"), count=500),
