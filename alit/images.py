@@ -198,10 +198,12 @@ def _scale_transparency(image: Any) -> None:
     if clear is None or image.format != "PNG" or not image.tile:
         return
     kind = image.tile[0][3]
-    if kind in ("L;2", "L;4"):
-        image.info["transparency"] = min(255, clear * (85 if kind == "L;2" else 17))
-    elif kind == "RGB;16B":
-        image.info["transparency"] = tuple(level >> 8 for level in clear)
+    if kind in ("L", "L;2", "L;4"):
+        most = {"L": 255, "L;2": 3, "L;4": 15}[kind]
+        image.info["transparency"] = (clear & most) * (255 // most)
+    elif kind in ("RGB", "RGB;16B"):
+        shift = 8 if kind == "RGB;16B" else 0
+        image.info["transparency"] = tuple((level >> shift) & 255 for level in clear)
 
 
 def _turn(image: Image.Image) -> _Turn | None:
@@ -263,7 +265,10 @@ def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) ->
     if (_MODES.get(image.mode, 4) - 1) * width * height <= _SPARE:
         return _pasted(tiles, boxes, image.size, turn)
     with tempfile.TemporaryFile() as file:
-        sizes = [part.size for part in tiles if file.write(part.tobytes())]
+        sizes = []
+        for part in tiles:
+            file.write(part.tobytes())
+            sizes.append(part.size)
         Image.Image.close(image)  # its pixels, not its file
         file.seek(0)
         tiles = (Image.frombytes("RGB", (w, h), file.read(3 * w * h)) for w, h in sizes)
@@ -273,11 +278,11 @@ def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) ->
 def _pasted(
     tiles: Iterator[Image.Image], boxes: list[Box], size: tuple[int, int], turn: _Turn | None
 ) -> Image.Image:
-    (width, height), turn = size, turn or _Turn(Image.Transpose.ROTATE_180, False, False, False)
-    whole = Image.new("RGB", (height, width) if turn.sideways else size)
+    (width, height), (_, columns, rows, sideways) = size, turn or (None, False, False, False)
+    whole = Image.new("RGB", (height, width) if sideways else size)
     for part, (left, top, right, bottom) in zip(tiles, boxes, strict=True):
-        x, y = width - right if turn.columns else left, height - bottom if turn.rows else top
-        whole.paste(part, (y, x) if turn.sideways else (x, y))
+        x, y = width - right if columns else left, height - bottom if rows else top
+        whole.paste(part, (y, x) if sideways else (x, y))
     return whole
 
 

@@ -342,6 +342,9 @@ def test_transparent_color_lies_on_white(depth: int) -> None:
     clear = struct.pack(">3H", *(scale * x for x in colors[0]))
     file = png(depth, 2, [row], 2, (b"tRNS", clear))
     assert pixel(file) == (255, 255, 255) and pixel(file, (1, 0)) == colors[1]
+    high = struct.pack(">3H", *(256 + x for x in colors[0]))  # of which 8 bits count
+    if depth == 8:
+        assert pixel(png(8, 2, [row], 2, (b"tRNS", high))) == (255, 255, 255)
 
 
 def test_transparency_of_every_mode(tmp_path: Path) -> None:
