@@ -269,7 +269,7 @@ def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) ->
         for part in tiles:
             file.write(part.tobytes())
             sizes.append(part.size)
-        Image.Image.close(image)  # its pixels, not its file
+        image.thumbnail((1, 1), Image.Resampling.NEAREST)  # which gives its memory back
         file.seek(0)
         tiles = (Image.frombytes("RGB", (w, h), file.read(3 * w * h)) for w, h in sizes)
         return _pasted(tiles, boxes, (width, height), turn)
