@@ -49,7 +49,7 @@ class Listing:
             try:
                 picture = load(path)
             except OSError as error:
-                reason = _reason(path, error)
+                reason = reason_of(path, error)
                 self.unreadable.append(f"{printable(path)}: not a readable picture ({reason})")
             else:
                 yield path, picture
@@ -138,7 +138,7 @@ def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
     found.pictures += sorted(pictures)
 
 
-def _reason(path: Path, error: OSError) -> str:
+def reason_of(path: Path, error: Exception) -> str:
     """Of what Pillow cannot identify, more than that: its content may be known, or its name says what it is."""
     if not isinstance(error, UnidentifiedImageError):
         return str(error)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..console import printable
+from ..folders import reason_of
 from ..images import MAX_MEGAPIXELS, load_square, to_tensor, upright
 from ..tokenizer import AdaptiveTokenizer
 from .learned import Frechet, Networks
@@ -217,7 +218,7 @@ def _batches(
         try:
             kept.append(load(file))
         except (OSError, ValueError) as error:
-            unreadable.append(f"{printable(file)}: {error}")
+            unreadable.append(f"{printable(file)}: {reason_of(file, error)}")
         if len(kept) == batch_size:
             yield torch.stack(kept)
             kept = []
