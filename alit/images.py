@@ -14,13 +14,12 @@ Every command, evaluation and training read through :func:`upright` or :func:`lo
 
 from __future__ import annotations
 
-import io
 import itertools
 import struct
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -28,18 +27,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .colors import DAMAGED, Box, eight_bits, full_scale, to_rgb, to_srgb
 from .files import replacing
 
 #: Pictures of more are refused unless a caller says otherwise: millions of pixels, by the header.
 MAX_MEGAPIXELS = 250.0
-#: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no pictures.
-_DAMAGED = (
-    *(SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(EOFError, RuntimeError, MemoryError, struct.error),
-)
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Formats of Pillow that are not read: programs (PostScript), videos, measurements.
 _LEFT_OUT = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5")
@@ -47,16 +42,12 @@ _LEFT_OUT = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5")
 _BYTES = {"WEBP": 20, "AVIF": 16, "HEIF": 16, "JPEG2000": 26, "DDS": 8, "QOI": 8, "SGI": 7}
 #: Bytes a pixel of a decoded picture; 4 where its mode is not named.
 _MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-#: Color spaces of ICC profiles, by mode.
-_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 #: Types of EXIF that an orientation may have: byte, short, long.
 _INTEGERS = {1: "B", 3: "H", 4: "I"}
 #: Side of the tiles that are converted at a time, and bytes beyond 5 a pixel that a small picture may take.
 _TILE, _SPARE = 1024, 48_000_000
 #: Pillow's limit of pixels and Python's filters of warnings belong to the process: one reading at a time.
 _LOCK = threading.RLock()
-
-Box = tuple[int, int, int, int]
 
 
 class _Turn(NamedTuple):
@@ -157,7 +148,7 @@ def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[I
         raise
     except _TOO_LARGE as error:
         raise OSError(f"too large: more than {max_megapixels:g} megapixels") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise OSError(f"damaged, or too large ({error})") from error
 
 
@@ -209,7 +200,7 @@ def _scale_transparency(image: Any) -> None:
 def _turn(image: Image.Image) -> _Turn | None:
     """What the orientation tag says. No other tag counts, nor one that is no number from 2 to 8."""
     for read in (_exif_orientation, _other_orientation):
-        with suppress(OSError, *_DAMAGED):  # no such tag can be read
+        with suppress(OSError, *DAMAGED):  # no such tag can be read
             if (value := read(image)) is not None:
                 return _TURNS.get(value)
     return None
@@ -242,18 +233,18 @@ def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) ->
     """The decoded picture as RGB, turned; the decoded one is given up for it. Tile by tile."""
     profile = image.info.get("icc_profile") if convert_profiles else None
     plain = image.mode == "RGB" and not image.has_transparency_data
-    if plain and turn is None and (not profile or _to_srgb(profile, "RGB") is None):
+    if plain and turn is None and (not profile or to_srgb(profile, "RGB") is None):
         return image
     (width, height), steps = image.size, (range(0, side, _TILE) for side in image.size)
     boxes = [
         (x, y, min(x + _TILE, width), min(y + _TILE, height)) for x, y in itertools.product(*steps)
     ]
     numbers = image.mode == "F" or image.mode.startswith("I")
-    full = _full_scale(image, boxes) if numbers else None
+    full = full_scale(image, boxes) if numbers else None
 
     def tile(box: Box) -> Image.Image:
         part = image.crop(box)
-        rgb = _rgb(part if full is None else _eight_bits(part, full), profile)
+        rgb = to_rgb(part if full is None else eight_bits(part, full), profile)
         return rgb if turn is None else rgb.transpose(turn.method)
 
     if image.mode == "RGB" and turn is None:
@@ -284,63 +275,6 @@ def _pasted(
         x, y = width - right if columns else left, height - bottom if rows else top
         whole.paste(part, (y, x) if sideways else (x, y))
     return whole
-
-
-def _full_scale(image: Image.Image, boxes: list[Box]) -> float:
-    """The number that is white."""
-    if image.mode != "F":
-        return 65535
-    for box in boxes:
-        values = np.asarray(image.crop(box))
-        if values[np.isfinite(values)].max(initial=0) > 2:
-            return 255
-    return 1
-
-
-def _eight_bits(image: Image.Image, full: float) -> Image.Image:
-    """Greyscale of mode I, I;16 or F as L; what is transparent is white."""
-    values = np.asarray(image, dtype=np.float32)
-    levels = ((np.nan_to_num(values) / full).clip(0, 1) * 255).round().astype(np.uint8)
-    if (clear := image.info.get("transparency")) is not None:
-        levels[values == clear] = 255
-    return Image.fromarray(levels)
-
-
-def _rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A picture of 8 bits, on white, in sRGB."""
-    grey, alpha = image.mode in ("1", "L", "LA"), None
-    if image.has_transparency_data:
-        image = image.convert("LA" if grey else "RGBA")
-        alpha = image.getchannel("A")
-    if image.mode not in _SPACES:
-        image = image.convert("L" if grey else "RGB")
-    transform = _to_srgb(profile, image.mode) if profile else None
-    rgb = image.convert("RGB") if transform is None else transform(image)
-    if alpha is None:
-        return rgb
-    white = Image.new("RGB", rgb.size, "white")
-    white.paste(rgb, mask=alpha)
-    return white
-
-
-@lru_cache(maxsize=16)
-def _to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """Conversion of pictures of a mode; None for a profile of others, a damaged one, and one that is sRGB's."""
-    try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if own.profile.xcolor_space.strip() != _SPACES[mode]:
-            return None
-        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (OSError, ImageCms.PyCMSError, *_DAMAGED):
-        return None
-    if mode in ("L", "RGB"):
-        steps = np.arange(0, 256, 17, dtype=np.uint8)
-        levels = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
-        probe = Image.fromarray(levels).convert(mode)
-        before, after = (np.asarray(x, int) for x in (probe.convert("RGB"), transform.apply(probe)))
-        if abs(before - after).max() <= 1:
-            return None
-    return transform.apply
 
 
 def to_tensor(image: Image.Image) -> Tensor:

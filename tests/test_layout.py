@@ -33,6 +33,7 @@ RANKS = {
     "alit.config": 1,
     "alit.devices": 0,
     "alit.console": 0,
+    "alit.colors": 0,
     "alit.alit_format": 0,
     "alit.files": 0,
     "alit_kernels": 0,

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps, features
 
-from alit import images
+from alit import colors, images
 from alit.images import load, upright
 
 from ..helpers.hostile import EXAMPLES, memory, mutated
@@ -266,12 +266,12 @@ def test_profiles_that_are_none_are_ignored(mode: str) -> None:
 
 def test_srgb_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     file = saved(Image.new("RGB", (64, 64), (200, 80, 60)), "PNG", icc_profile=SRGB)
-    assert images._to_srgb(SRGB, "RGB") is None
+    assert colors.to_srgb(SRGB, "RGB") is None
     monkeypatch.setattr(ImageCms.ImageCmsTransform, "apply", None)
     assert pixel(file) == (200, 80, 60)
-    calls = images._to_srgb.cache_info().misses
+    calls = colors.to_srgb.cache_info().misses
     upright(file)
-    assert images._to_srgb.cache_info().misses == calls, "a profile is looked at once"
+    assert colors.to_srgb.cache_info().misses == calls, "a profile is looked at once"
 
 
 # Modes and numbers.
