@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from . import checkpoint, token_files
+from . import checkpoint, folders, token_files
 from .config import SIZES
+from .console import errors, escape_what_cannot_be_printed, fail, printable
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .devices import choose
 from .files import check_replaceable
+from .images import MAX_MEGAPIXELS
 from .tokenizer import AdaptiveTokenizer
 
 #: Commands that lie elsewhere: their module, imported when they are called, and what the list of commands says of them.
@@ -31,12 +31,14 @@ ELSEWHERE = {
         "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
     ),
 }
-#: Libraries that only some commands need: module, and what to install.
-EXTRAS = {"matplotlib": ("matplotlib", "demo"), "skimage": ("scikit-image", "demo")}
 
 
 class Commands(TyperGroup):
     """The commands below and those of ``ELSEWHERE``."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        escape_what_cannot_be_printed()
+        return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *(x for x in ELSEWHERE if x not in self.commands)]
@@ -99,6 +101,13 @@ Model = Annotated[
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or one of several: cuda:1.")
 ]
+Recursive = Annotated[
+    bool, typer.Option("--recursive/--no-recursive", help="Look into folders within folders.")
+]
+MaxMegapixels = Annotated[
+    float,
+    typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=0.0),
+]
 Threshold = Annotated[
     float | None,
     typer.Option(
@@ -124,6 +133,8 @@ def reconstruct(
             "--beside", help="Original, reconstruction and thumbnail side by side in each picture."
         ),
     ] = False,
+    recursive: Recursive = True,
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS,
     device: Device = "auto",
 ) -> None:
     """Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each one cost.
@@ -138,14 +149,15 @@ def reconstruct(
         alit reconstruct holiday/ -o small --max-l1 0.06
 
     """
-    with _errors():
+    with errors():
         from .reconstruct import run
 
         criterion = _criterion(max_l1=max_l1, tokens=tokens)
         loaded = _load(model, device)
-        unreadable = run(loaded, photos, output, criterion, beside=beside, console=console)
-    if unreadable:
-        _fail("\n       ".join(unreadable))
+        listing = folders.find(photos, recursive=recursive)
+        options: dict[str, Any] = {"beside": beside, "max_megapixels": max_megapixels}
+        run(loaded, listing, output, criterion, console=console, **options)
+        _say_what_is_missing(listing)
 
 
 @app.command()
@@ -161,6 +173,8 @@ def encode(
     in_flight: Annotated[
         int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
     ] = 8,
+    recursive: Recursive = True,
+    max_megapixels: MaxMegapixels = MAX_MEGAPIXELS,
     device: Device = "auto",
 ) -> None:
     """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
@@ -172,14 +186,15 @@ def encode(
         alit encode holiday/ -o holiday.alit --tokens 64
 
     alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
-    named at the end; the others are encoded all the same.
+    named at the end, and the status is 1; the others are encoded all the same.
     """
-    with _errors():
+    with errors():
         criterion = _criterion(max_l1=max_l1, code_error=code_error, tokens=tokens)
         loaded = _load(model, device)
-        unreadable = token_files.encode(loaded, photos, output, criterion, in_flight, console)
-    if unreadable:
-        _fail("\n       ".join(unreadable))
+        listing = folders.find(photos, recursive=recursive)
+        options = (criterion, in_flight, console)
+        token_files.encode(loaded, listing, output, *options, max_megapixels=max_megapixels)
+        _say_what_is_missing(listing)
 
 
 @app.command()
@@ -194,7 +209,7 @@ def decode(
     alit decode holiday.alit -o pictures
 
     """
-    with _errors():
+    with errors():
         token_files.decode(_load(model, device), source, output, console)
 
 
@@ -205,7 +220,7 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
     alit info holiday.alit
 
     """
-    with _errors():
+    with errors():
         token_files.show(source, console)
 
 
@@ -244,7 +259,7 @@ def demo(
         alit demo --train --seconds 60
 
     """
-    with _errors():
+    with errors():
         if train:
             from .demo import live
 
@@ -268,9 +283,7 @@ def demo(
 
 @app.command()
 def convert(
-    source: Annotated[
-        Path, typer.Argument(help="Published checkpoint (.pth).", exists=True, dir_okay=False)
-    ],
+    source: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).")],
     target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
     weights: Annotated[
         str, typer.Option(help="'ema', as the published evaluation uses, or 'model'.")
@@ -285,7 +298,7 @@ def convert(
     alit convert official.pth model.safetensors
 
     """
-    with _errors():
+    with errors():
         _check_another(source, target)
         check_replaceable(target)
         state = checkpoint.read_official(source, weights=weights)
@@ -297,7 +310,7 @@ def convert(
         "custom size",
     )
     console.out(
-        f"{target}: {name}, {config.base.kind} base, {config.bottleneck}, up to {config.max_tokens} tokens"
+        f"{printable(target)}: {name}, {config.base.kind} base, {config.bottleneck}, up to {config.max_tokens} tokens"
     )
 
 
@@ -312,11 +325,11 @@ def export(
     alit export run/model.safetensors small.safetensors
 
     """
-    with _errors():
+    with errors():
         _check_another(Path(source), target)
         model = AdaptiveTokenizer.from_pretrained(source)
         checkpoint.write(target, model.config, checkpoint.halved(model.state_dict()))
-    console.out(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    console.out(f"{printable(target)}: {target.stat().st_size / 1e6:.1f} MB")
 
 
 def _check_another(source: Path, target: Path) -> None:
@@ -341,27 +354,12 @@ def _load(model: str, device: str) -> AdaptiveTokenizer:
     return AdaptiveTokenizer.from_pretrained(model).to(choose(device))
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Bad input becomes one line, without a traceback."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        name, extra = EXTRAS[package]
-        _fail(f"this needs {name}: pip install 'alit[{extra}]'")
-    except (OSError, ValueError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    """Print the message without a traceback and leave with status 1."""
-    Console(stderr=True).print(
-        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
-    )
-    raise typer.Exit(1)
+def _say_what_is_missing(listing: folders.Listing) -> None:
+    """Files in folders that are no pictures, and those that were skipped, for which the status is 1."""
+    if listing.others:
+        console.out(f"{listing.others} other files are no pictures")
+    if skipped := listing.skipped():
+        fail(skipped)
 
 
 if __name__ == "__main__":

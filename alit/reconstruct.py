@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from rich.text import Text
 from torch import Tensor
 
 from . import images
+from .console import printable
 from .criteria import Criterion, FixedLength
 from .evaluation import thumbnail
 from .evaluation.evaluate import bits_per_token, eight_bits
+from .folders import Listing
 from .tokenizer import AdaptiveTokenizer
 
 #: Pictures together.
@@ -65,48 +68,48 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def run(
     model: AdaptiveTokenizer,
-    photos: list[Path],
+    listing: Listing,
     output: Path,
     criterion: Criterion,
     *,
     beside: bool,
     console: Console,
-) -> list[str]:
+    max_megapixels: float = images.MAX_MEGAPIXELS,
+) -> None:
     """Write each picture's reconstruction to ``NAME.png`` in ``output`` and print a table of costs and errors.
 
     Args:
-        photos: files, and folders of pictures; centre crops of them.
+        listing: pictures, of which the centre is taken; of those that cannot be read it has a line afterwards, and the
+            others are done all the same.
         beside: write original, reconstruction and thumbnail side by side instead of the reconstruction alone.
 
-    Returns:
-        A line for every file that is no readable picture; the others are done all the same.
-
     Raises:
-        OSError: no such file, no picture in a folder, a file that cannot be written.
+        OSError: no picture that can be read, a file that cannot be written.
         ValueError: a criterion that does not fit the model; a target that is one of the photographs.
     """
-    paths = list(dict.fromkeys(images.find(photos)))
-    targets = _targets(paths, output)
+    listing.pictures = list(dict.fromkeys(listing.pictures))
+    targets = _targets(listing.pictures, output)
     if isinstance(criterion, FixedLength):
         criterion.check(model, 1)
     output.mkdir(parents=True, exist_ok=True)
     table = Table("picture", box=None, pad_edge=False)
     for title in ("tokens", "bits", "L1 (thumbnail)", "PSNR, dB (thumbnail)"):
         table.add_column(title, justify="right")
-    unreadable: list[str] = []
-    with console.status(f"reconstructing {len(paths)} pictures"):
-        for batch in _batches(paths, model.config.image_size, unreadable):
+    size = model.config.image_size
+    readable = listing.loaded(lambda path: images.load(path, size, max_megapixels=max_megapixels))
+    with console.status(f"reconstructing {len(targets)} pictures"):
+        while batch := dict(itertools.islice(readable, BATCH)):
             results = reconstruct(model, torch.stack(list(batch.values())), criterion)
             for path, result in zip(batch, results, strict=True):
                 shown = (result.original, result.pixels, result.thumbnail)
                 picture = torch.cat(shown, dim=2) if beside else result.pixels
                 images.save_image(images.to_image(picture), targets[path])
-                name = Text(targets[path].name.replace("\n", "?"))  # no markup in it
+                name = Text(printable(targets[path].name))  # no markup in it
                 table.add_row(name, *_row(result))
-    if table.row_count:
-        console.print(table)
-        console.out(f"{output}: {table.row_count} pictures")
-    return unreadable
+    if not table.row_count:
+        raise OSError(listing.skipped())
+    console.print(table)
+    console.out(f"{printable(output)}: {table.row_count} pictures")
 
 
 def _row(result: Reconstruction) -> tuple[str, ...]:
@@ -120,32 +123,36 @@ def _row(result: Reconstruction) -> tuple[str, ...]:
 
 
 def _targets(paths: list[Path], output: Path) -> dict[Path, Path]:
-    """A PNG file for each picture; pictures of one name get numbers."""
+    """A PNG file for each picture; pictures of one name get numbers.
+
+    Names that differ in case, or in how Unicode composes them, are one: some file systems hold them so.
+    """
     targets: dict[Path, Path] = {}
+    taken: dict[str, int] = {}  # the last number tried
     for path in paths:
-        target, number = output / f"{path.stem}.png", 1
-        while target in targets.values():
-            number += 1
-            target = output / f"{path.stem}-{number}.png"
-        targets[path] = target
-    sources = {path.resolve() for path in paths}
+        name, stem = path.stem, _folded(path.stem)
+        while _folded(name) in taken:
+            taken[stem] += 1
+            name = f"{path.stem}-{taken[stem]}"
+        taken[_folded(name)] = 1
+        targets[path] = output / f"{name}.png"
+    sources = {_identity(path) for path in paths} - {None}
     for target in targets.values():
-        if target.resolve() in sources:
-            raise ValueError(f"output: {target} is one of the photographs; choose another folder")
+        if _identity(target) in sources:
+            raise ValueError(
+                f"output: {printable(target)} is one of the photographs; choose another folder"
+            )
     return targets
 
 
-def _batches(
-    paths: list[Path], size: tuple[int, int], unreadable: list[str]
-) -> Iterator[dict[Path, Tensor]]:
-    batch: dict[Path, Tensor] = {}
-    for path in paths:
-        try:
-            batch[path] = images.load(path, size)
-        except OSError as error:
-            unreadable.append(f"{path}: not a readable picture ({error})")
-        if len(batch) == BATCH:
-            yield batch
-            batch = {}
-    if batch:
-        yield batch
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file, whatever its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

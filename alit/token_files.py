@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +13,11 @@ from torch import Tensor
 
 from . import images
 from .alit_format import MAX_LENGTH, Reader
+from .console import printable
 from .criteria import Criterion
 from .encoding import Progress
 from .files import check_replaceable, reading, replacing
+from .folders import Listing
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
 
@@ -30,22 +31,22 @@ ROWS = 256
 
 def encode(
     model: AdaptiveTokenizer,
-    photos: list[Path],
+    listing: Listing,
     output: Path,
     criterion: Criterion,
     in_flight: int,
     console: Console,
-) -> list[str]:
+    *,
+    max_megapixels: float = images.MAX_MEGAPIXELS,
+) -> None:
     """Encode the pictures and write one file; an old file is replaced only when all is written.
 
     Args:
+        listing: pictures; of those that cannot be read it has a line afterwards, and the others are in the file.
         in_flight: images at their longest that the encoder sees at once.
 
-    Returns:
-        A line for every file that is no readable picture; the others are in the file all the same.
-
     Raises:
-        OSError: no such file, no picture that can be read, a file that cannot be written.
+        OSError: no picture that can be read, a file that cannot be written.
         ValueError: a model without a codebook, a criterion that does not fit it, an output that is one of the pictures.
     """
     config = model.config
@@ -54,42 +55,34 @@ def encode(
     if config.max_tokens > MAX_LENGTH:
         raise ValueError(f"model: expected at most {MAX_LENGTH} tokens an image for .alit files")
     check_replaceable(output)
-    paths = images.find(photos)
-    if output.resolve() in {path.resolve() for path in paths}:
+    if output.resolve() in {path.resolve() for path in listing.pictures}:
         raise ValueError(f"output: {output} is one of the pictures; choose another file")
-    unreadable: list[str] = []
     rows = in_flight * (model.num_image_tokens + config.max_tokens)
     with _bar(console) as bar:
-        task = bar.add_task("encoding", total=len(paths))
+        task = bar.add_task("encoding", total=len(listing.pictures))
 
         def on_progress(progress: Progress) -> None:
-            bar.update(task, completed=progress.images_done, total=len(paths) - len(unreadable))
+            total = len(listing.pictures) - len(listing.unreadable)
+            bar.update(task, completed=progress.images_done, total=total)
 
-        readable = _loaded(model, paths, unreadable)
+        def load(path: Path) -> Tensor:
+            picture = images.load(path, config.image_size, max_megapixels=max_megapixels)
+            return picture.to(model.latent_tokens)
+
+        readable = (picture for _, picture in listing.loaded(load))
         stream = list(
             model.encode_stream(
                 readable, criterion, max_tokens_in_flight=rows, on_progress=on_progress
             )
         )
     if not stream:
-        raise OSError("\n".join(unreadable))
+        raise OSError(listing.skipped())
     tokens = TokenSequence.concatenate(stream)
     data = tokens.to_bytes(model.identity())
     with replacing(output) as temporary:
         temporary.write_bytes(data)
     summary = _summary(len(tokens), len(tokens.rows), len(data), config.image_size)
-    console.out(f"{output}: {summary}")
-    return unreadable
-
-
-def _loaded(model: AdaptiveTokenizer, paths: list[Path], unreadable: list[str]) -> Iterator[Tensor]:
-    for path in paths:
-        try:
-            picture = images.load(path, model.config.image_size)
-        except OSError as error:
-            unreadable.append(f"{path}: not a readable picture ({error})")
-        else:
-            yield picture.to(model.latent_tokens)
+    console.out(f"{printable(output)}: {summary}")
 
 
 def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Console) -> None:
@@ -122,7 +115,7 @@ def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Consol
                     images.save_image(images.to_image(pixels), output / f"{b:05}.png")
                 first, done = first + len(lengths), done + len(indices)
                 bar.update(task, completed=first)
-        console.out(f"{output}: {tokens.images} pictures")
+        console.out(f"{printable(output)}: {tokens.images} pictures")
 
 
 def _check_decodable(tokens: Reader, longest: int) -> None:
@@ -147,7 +140,7 @@ def show(source: Path, console: Console) -> None:
         tokens = Reader(file)
     identity, (height, width) = tokens.identity, tokens.identity.image_size
     summary = _summary(tokens.images, tokens.tokens, tokens.size, identity.image_size)
-    console.out(f"{source}: {summary}")
+    console.out(f"{printable(source)}: {summary}")
     console.print(
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
         f"pictures of {width}x{height}"

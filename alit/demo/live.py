@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
+from ..console import printable
 from ..criteria import FixedLength
 from ..images import save_image, to_image
 from ..tokenizer import AdaptiveTokenizer
@@ -82,7 +83,7 @@ def run(
     _plot_error(list(photos), lengths, table, output / "error.png")
     _plot_loss(errors, output / "loss.png")
     _report(lengths, table, console)
-    console.print(f"pictures in {output.resolve()} after {time.monotonic() - start:.0f} s")
+    console.out(f"pictures in {printable(output.resolve())} after {time.monotonic() - start:.0f} s")
 
 
 def _train(

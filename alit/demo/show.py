@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..console import printable
 from ..files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import figures
@@ -42,6 +43,7 @@ def run(
             status.update(f"drawing {figure.__name__}.png")
             figure(measured, output / f"{figure.__name__}.png")
         with replacing(output / "index.html") as file:
-            file.write_text(page(model, name, measured), encoding="utf-8")
+            file.write_text(page(model, printable(name), measured), encoding="utf-8")
     seconds = time.monotonic() - start
-    console.print(f"{(output / 'index.html').resolve()}: open it in a browser; {seconds:.0f} s")
+    index = printable((output / "index.html").resolve())
+    console.out(f"{index}: open it in a browser; {seconds:.0f} s")

@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..console import errors, printable
 from ..devices import choose
 from ..files import replacing
-from ..images import list_images
+from ..folders import in_folder
+from ..images import MAX_MEGAPIXELS
 from ..tokenizer import AdaptiveTokenizer
 from .evaluate import Evaluation
 from .evaluate import evaluate as run
@@ -41,6 +43,13 @@ def evaluate(
         int | None, typer.Option(help="So many pictures, the first by name.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    recursive: Annotated[
+        bool, typer.Option("--recursive/--no-recursive", help="Look into folders within DATA.")
+    ] = True,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=0.0),
+    ] = MAX_MEGAPIXELS,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download the weights that LPIPS and rFID need.")
     ] = False,
@@ -55,8 +64,9 @@ def evaluate(
     A tokenizer that loses to a thumbnail has learned nothing.
     """
     console = Console()
-    try:
-        files = list_images(data)[:limit]
+    with errors(RuntimeError):
+        listing = in_folder(data, recursive=recursive)
+        files = listing.pictures = listing.pictures[:limit]
         chosen = choose(device)
         others = networks(str(chosen), fetch=fetch)
         loaded = AdaptiveTokenizer.from_pretrained(model).to(chosen)
@@ -70,6 +80,7 @@ def evaluate(
                 files,
                 protocol=protocol,
                 batch_size=batch_size,
+                max_megapixels=max_megapixels,
                 networks=others,
                 on_batch=on_batch,
             )
@@ -78,15 +89,14 @@ def evaluate(
             with replacing(output / "evaluation.json") as file:
                 file.write_text(json.dumps({"model": model, **result.asdict()}, indent=1) + "\n")
             _plot(result, output / "evaluation.png")
-    except (OSError, ValueError, RuntimeError) as error:
-        text = f"error: {error}"
-        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     console.print(_table(result))
     for reason in others.left_out:
-        console.print(f"left out {reason}", markup=False, highlight=False)
-    for name in result.unreadable:
-        console.print(f"skipped {name}", markup=False, highlight=False)
+        console.out(f"left out {printable(reason)}")
+    if listing.others:
+        console.out(f"{listing.others} other files are no pictures")
+    listing.unreadable = result.unreadable
+    if skipped := listing.skipped():
+        console.out(skipped)
 
 
 def _table(result: Evaluation) -> Table:

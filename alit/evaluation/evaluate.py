@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..images import load_square, to_tensor, upright
+from ..console import printable
+from ..folders import reason_of
+from ..images import MAX_MEGAPIXELS, load_square, to_tensor, upright
 from ..tokenizer import AdaptiveTokenizer
 from .learned import Frechet, Networks
 from .thumbnail import thumbnail, thumbnail_side
@@ -81,6 +83,7 @@ def evaluate(
     *,
     protocol: str = "pinned",
     batch_size: int = 8,
+    max_megapixels: float = MAX_MEGAPIXELS,
     networks: Networks = Networks(),  # noqa: B008 (immutable)
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -105,7 +108,12 @@ def evaluate(
     if networks.inception is not None:
         frechet = Frechet(networks.inception, 2 * config.iterations)
     device, done = model.latent_tokens.device, 0
-    for images in _batches(files, config.image_size[0], protocol, batch_size, unreadable):
+
+    def load(file: Path) -> Tensor:
+        read = load_square if protocol == "pinned" else _cropped
+        return read(file, config.image_size[0], max_megapixels=max_megapixels)
+
+    for images in _batches(files, load, batch_size, unreadable):
         shown: list[Tensor] = []
         for iteration, total in zip(model.rollout(images.to(device)), sums, strict=True):
             assert iteration.prediction is not None
@@ -203,14 +211,14 @@ def _quality(picture: Tensor, other: Tensor) -> tuple[float, float, float]:
 
 
 def _batches(
-    files: list[Path], size: int, protocol: str, batch_size: int, unreadable: list[str]
+    files: list[Path], load: Callable[[Path], Tensor], batch_size: int, unreadable: list[str]
 ) -> Iterator[Tensor]:
     kept: list[Tensor] = []
     for file in files:
         try:
-            kept.append(load_square(file, size) if protocol == "pinned" else _cropped(file, size))
+            kept.append(load(file))
         except (OSError, ValueError) as error:
-            unreadable.append(f"{file}: {error}")
+            unreadable.append(f"{printable(file)}: {reason_of(file, error)}")
         if len(kept) == batch_size:
             yield torch.stack(kept)
             kept = []
@@ -218,8 +226,8 @@ def _batches(
         yield torch.stack(kept)
 
 
-def _cropped(file: Path, size: int) -> Tensor:
-    picture = upright(file)
+def _cropped(file: Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+    picture = upright(file, max_megapixels=max_megapixels)
     width, height = picture.size
     if min(width, height) < size:
         raise ValueError(f"expected at least {size} x {size} pixels, got {width} x {height}")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..console import errors, printable
 from . import Interrupted, Result, TrainingConfig, checkpoints
 from . import train as run
 
@@ -72,7 +73,7 @@ def train(
     }
     model = {"size": size, "base": base, "image_size": image_size}
     model = {name: value for name, value in model.items() if value is not None}
-    try:
+    with errors():
         chosen = _assignments(option or [])
         model = {**chosen.pop("model", {}), **model}
         fields |= chosen
@@ -88,18 +89,16 @@ def train(
         if described.stage == "2" and described.start_from is None and not resume:
             console.out("stage 2 without --start-from: from random weights")
         if resume and not checkpoints.saved(Path(described.output)):
-            console.out(f"{described.output}: no checkpoint there; from the beginning")
-        result = _run_with_progress(described, resume, allow_changes, console)
-    except Interrupted as error:
-        console.print(str(error))
-        raise typer.Exit(130) from error
-    except (OSError, ValueError) as error:
-        text = f"error: {error}"
-        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
-    console.out(f"{Path(described.output) / 'model.safetensors'}: after {result.steps} steps")
+            console.out(f"{printable(described.output)}: no checkpoint there; from the beginning")
+        try:
+            result = _run_with_progress(described, resume, allow_changes, console)
+        except Interrupted as error:
+            console.out(printable(error))
+            raise typer.Exit(130) from error
+    model_file = printable(Path(described.output) / "model.safetensors")
+    console.out(f"{model_file}: after {result.steps} steps")
     if result.unreadable:
-        shown = "\n  ".join(result.unreadable[:10])
+        shown = "\n  ".join(map(printable, result.unreadable[:10]))
         console.out(
             f"{len(result.unreadable)} files could not be read and were skipped:\n  {shown}"
         )

@@ -65,6 +65,8 @@ class TrainingConfig:
         ema: decay of the moving average of the weights, which becomes the model; less in the first steps.
         crop: smallest share of a picture's area that a random crop keeps; 1 takes the centre always.
         flip: mirror half of the pictures.
+        convert_profiles: convert embedded color profiles to sRGB, as all commands do.
+        max_megapixels: larger pictures are skipped and named, like damaged ones.
         regulariser: in stage "base", weight of the base tokenizer's own term beside the mean absolute pixel error: a
             KL-VAE's divergence in nats per pixel value, a VQGAN's quantizer loss.
         iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
@@ -122,6 +124,8 @@ class TrainingConfig:
     ema: float = 0.999
     crop: float = 0.8
     flip: bool = True
+    convert_profiles: bool = True
+    max_megapixels: float = 250.0
     regulariser: float = 0.1
     iterations_per_step: int | None = None
     through_time: bool = True
@@ -163,6 +167,7 @@ class TrainingConfig:
         _check("crop", 0 < self.crop <= 1, "in (0, 1]", self.crop)
         _check("workers", self.workers >= 0, "at least 0", self.workers)
         _check("seed", self.seed >= 0, "at least 0", self.seed)
+        _check("max_megapixels", self.max_megapixels > 0, "more than 0", self.max_megapixels)
         _check("clip", self.clip > 0, "more than 0", self.clip)
         _check("regulariser", self.regulariser >= 0, "at least 0", self.regulariser)
         if self.seconds is not None:

@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import list_images, upright
+from ..folders import in_folder
+from ..images import MAX_MEGAPIXELS, upright
 from .processes import keep_memory
 
 
@@ -85,16 +86,27 @@ class Pictures(Protocol):
 class ImageFolder:
     """The pictures of a folder and the folders in it, by name.
 
+    Attributes:
+        left_out: a line for every file that is no picture for us, but for a person.
+
     Raises:
-        OSError: not a folder, or one that cannot be read.
-        ValueError: no pictures in it.
+        OSError: not a folder, one that cannot be read, or one without pictures.
     """
 
     def __init__(
-        self, folder: str | Path, size: tuple[int, int], *, crop: float, flip: bool
+        self,
+        folder: str | Path,
+        size: tuple[int, int],
+        *,
+        crop: float,
+        flip: bool,
+        convert_profiles: bool = True,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
-        self.files = list_images(folder)
+        listing = in_folder(Path(folder))
+        self.files, self.left_out = listing.pictures, listing.left_out
         self.size, self.crop, self.flip = size, crop, flip
+        self.reading: Any = {"convert_profiles": convert_profiles, "max_megapixels": max_megapixels}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -103,7 +115,7 @@ class ImageFolder:
         return str(self.files[index])
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        picture = upright(self.files[index])
+        picture = upright(self.files[index], **self.reading)
         return augmented(picture, self.size, self.crop, self.flip, random)
 
 

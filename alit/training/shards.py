@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..images import upright
+from ..images import MAX_MEGAPIXELS, upright
 from .pictures import Batch, Share, augmented, become_worker
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -48,6 +48,8 @@ class ShardStream(IterableDataset[Batch]):
         buffer: int,
         workers: int,
         state: dict[str, Any] | None,
+        convert_profiles: bool = True,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         try:
             from webdataset.shardlists import expand_urls
@@ -66,6 +68,7 @@ class ShardStream(IterableDataset[Batch]):
         self.urls = urls[share.rank :: share.processes]
         self.share, self.size, self.crop, self.flip = share, size, crop, flip
         self.seed, self.buffer = seed, buffer
+        self.reading: Any = {"convert_profiles": convert_profiles, "max_megapixels": max_megapixels}
         self.state = state or {"next": 0, "workers": [[0, 0] for _ in range(self.readers)]}
         if len(self.state["workers"]) != self.readers:
             raise ValueError(
@@ -128,7 +131,7 @@ class ShardStream(IterableDataset[Batch]):
         try:
             if suffix is None:
                 raise OSError(f"no picture ({', '.join(SUFFIXES)})")
-            picture = upright(io.BytesIO(sample[suffix]))
+            picture = upright(io.BytesIO(sample[suffix]), **self.reading)
             return augmented(picture, self.size, self.crop, self.flip, chance)
         except OSError:
             unreadable.append(name)

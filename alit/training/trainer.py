@@ -25,7 +25,7 @@ from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
 from .optimisation import schedule
-from .pictures import Batch, ImageFolder, ImageTensor, Share, shuffled_batches
+from .pictures import Batch, ImageFolder, ImageTensor, Pictures, Share, shuffled_batches
 from .processes import Processes, keep_memory, processes
 from .shards import ShardBatches, ShardStream, is_shards
 from .stage1 import recomputed, recomputed_parts
@@ -134,9 +134,9 @@ class _Run:
             data = checkpoints.load(source, self.tensors(), own)
             self.step, seconds = about["step"], about.get("seconds", 0.0)
         self.start = time.monotonic() - seconds
+        self.unreadable: dict[str, None] = {}
         self.batches = self._batches(images, data)
         self.data_state: dict[str, Any] | None = data
-        self.unreadable: dict[str, None] = {}
         self.terms = Terms()
         self.log = None
         if self.output is not None and own.first:
@@ -177,7 +177,8 @@ class _Run:
         pin = own.device.type == "cuda"
         if images is None and config.data is None:
             raise ValueError("data: expected a folder of pictures or shards, got none")
-        options: dict[str, Any] = {"crop": config.crop, "flip": config.flip}
+        names = ("crop", "flip", "convert_profiles", "max_megapixels")
+        options: dict[str, Any] = {name: getattr(config, name) for name in names}
         size = self.model.config.image_size
         if images is None and is_shards(str(config.data)):
             stream = ShardStream(
@@ -191,10 +192,14 @@ class _Run:
                 **options,
             )
             return ShardBatches(stream, workers=config.workers, pin=pin)
+        pictures: Pictures
+        if images is None:
+            pictures = folder = ImageFolder(str(config.data), size, **options)
+            self.unreadable |= dict.fromkeys(folder.left_out)
+        else:
+            pictures = ImageTensor(images.cpu(), flip=config.flip)
         return shuffled_batches(
-            ImageFolder(str(config.data), size, **options)
-            if images is None
-            else ImageTensor(images.cpu(), flip=config.flip),
+            pictures,
             share,
             seed=config.seed,
             workers=0 if images is not None else config.workers,

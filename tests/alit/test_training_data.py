@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from alit.evaluation.evaluate import _cropped
-from alit.images import find, load_square
+from alit.folders import find
+from alit.images import load_square
 from alit.training import TrainingConfig, train
 from alit.training.pictures import (
     ImageFolder,
@@ -47,7 +48,7 @@ def test_pictures_are_those_of_every_command(tmp_path: Path) -> None:
     assert (
         [file.suffix for file in pictures.files]
         == [".png", ".png"]
-        == [x.suffix for x in find([tmp_path])]
+        == [x.suffix for x in find([tmp_path]).pictures]
     )
     for index, file in enumerate(pictures.files):
         loaded, expected = pictures.load(index, np.random.default_rng(0)), load_square(file, 16)
@@ -132,10 +133,10 @@ def test_whatever_a_decoder_raises_is_a_damaged_picture(
 ) -> None:
     opened = Image.open
 
-    def broken(source: Any) -> Image.Image:
+    def broken(source: Any, **options: Any) -> Image.Image:
         if str(source).endswith("3.png"):
             raise error
-        return opened(source)
+        return opened(source, **options)
 
     monkeypatch.setattr(Image, "open", broken)
     data = Shuffled(ImageFolder(folder, (16, 16), crop=1.0, flip=False), seed=0)
@@ -167,14 +168,17 @@ def test_damaged_files_are_skipped_and_named(folder: Path, workers: int) -> None
 
 def test_a_run_reports_them(folder: Path) -> None:
     damage(folder)
+    (folder / "9.heic").write_bytes(b"no picture")
     config = TrainingConfig(
         data=str(folder), steps=4, batch_size=4, learning_rate=1e-3, workers=0, device="cpu"
     )
     result = train(config, model=model())
-    assert sorted(Path(x).name for x in result.unreadable) == ["1.png", "2.png", "3.png"]
+    left_out, *damaged = result.unreadable
+    assert "9.heic: HEIC" in left_out
+    assert sorted(Path(x).name for x in damaged) == ["1.png", "2.png", "3.png"]
     for file in folder.glob("*.png"):
         file.write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"data: no picture can be read, 8 tried, .*png first"):
+    with pytest.raises(ValueError, match=r"data: no picture can be read, 9 tried, "):
         train(config, model=model())
 
 
@@ -183,7 +187,7 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not a folder"):
         ImageFolder(tmp_path / "no", (16, 16), **options)
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(ValueError, match="no pictures in it"):
+    with pytest.raises(OSError, match="no picture found"):
         ImageFolder(tmp_path, (16, 16), **options)
 
 

@@ -1,0 +1,150 @@
+"""Which files are pictures, in folders and folders within; what is left out has a name and a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .console import printable
+from .images import formats
+
+_HEIC = "HEIC, which pillow-heif reads: pip install 'alit[heic]'"
+#: Files that a person would call pictures, by the reason for which they are left out unless Pillow reads them.
+_REASONS = {
+    _HEIC: ".heic .heif .hif .heics .heifs",
+    "camera raw, which is not read: develop it to JPEG, PNG or TIFF": ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2"
+    " .orf .rw2 .raf .pef .srw .x3f .3fr .fff .iiq .erf .kdc .dcr .mef .mos .mrw .rwl .gpr .raw",
+    "a drawing, which is not read: export it as PNG": ".svg .svgz .eps .ps .ai .cdr",
+    "a document of another program: export it as PNG": ".psd .psb .xcf .kra .clip .afphoto .procreate",
+    "of a format that this Pillow does not read: convert it to PNG": ".jxl .avif .avifs .webp .jp2 .j2k .jpx .jxr .wdp"
+    " .hdp .exr .hdr .bpg .flif .wmf .emf",
+}
+_UNREAD = {suffix: reason for reason, x in _REASONS.items() for suffix in x.split()}
+
+
+@dataclass
+class Listing:
+    """Pictures, and what is not among them.
+
+    Attributes:
+        pictures: files to try, in order.
+        left_out: a line for every file in a folder that is no picture for us, but for a person.
+        unreadable: a line for every picture that :meth:`loaded` could not read.
+        others: number of files in folders that nobody would call pictures.
+    """
+
+    pictures: list[Path] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    others: int = 0
+
+    def loaded(self, load: Callable[[Path], Tensor]) -> Iterator[tuple[Path, Tensor]]:
+        """The pictures that can be read, one after another."""
+        for path in self.pictures:
+            try:
+                picture = load(path)
+            except OSError as error:
+                reason = reason_of(path, error)
+                self.unreadable.append(f"{printable(path)}: not a readable picture ({reason})")
+            else:
+                yield path, picture
+
+    def skipped(self) -> str:
+        """What was skipped, with its number: a line, and an indented one for each file; empty where nothing was."""
+        lines = [*self.left_out, *self.unreadable]
+        total = len(self.pictures) + len(self.left_out)
+        return "\n  ".join([f"{len(lines)} of {total} files skipped:", *lines]) if lines else ""
+
+
+def find(paths: Sequence[Path], *, recursive: bool = True) -> Listing:
+    """The given files, whatever their names, and the pictures in the given folders, each folder's by name.
+
+    Hidden files and folders count as not there. Links to folders are followed, into each folder once.
+
+    Args:
+        recursive: folders within folders too.
+
+    Raises:
+        FileNotFoundError: no such file or folder; no picture at all.
+        OSError: a given folder cannot be read.
+    """
+    found = Listing()
+    for path in paths:
+        if path.is_dir():
+            _add_folder(found, path, recursive)
+        elif path.is_file():
+            found.pictures.append(path)
+        else:
+            raise FileNotFoundError(f"{printable(path)}: no such file or folder")
+    if not found.pictures:
+        within = "" if recursive else ", folders within left alone"
+        reasons = f"; {found.skipped()}" if found.left_out else ""
+        names = ", ".join(map(printable, paths))
+        raise FileNotFoundError(f"{names}: no picture found{within}{reasons}")
+    return found
+
+
+def in_folder(folder: Path, *, recursive: bool = True) -> Listing:
+    """:func:`find` in one folder.
+
+    Raises:
+        OSError: not a folder, one that cannot be read, or one without pictures.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{printable(folder)}: not a folder")
+    return find([folder], recursive=recursive)
+
+
+def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
+    known = formats()
+    kinds = {suffix: kind in known for suffix, kind in Image.registered_extensions().items()}
+    pictures: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        inner = waiting.pop()
+        try:
+            status = inner.stat()
+            names = sorted(os.listdir(inner))
+        except OSError as error:
+            if inner is folder:
+                raise
+            found.left_out.append(f"{printable(inner)}: {error.strerror}")
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders = []
+        for path in (inner / name for name in names if not name.startswith(".")):
+            suffix = path.suffix.lower()
+            if path.is_dir():
+                folders.append(path)
+            elif kinds.get(suffix):
+                if path.is_file():
+                    pictures.append(path)
+                else:
+                    found.left_out.append(f"{printable(path)}: a link to nothing, or no file")
+            elif suffix in _UNREAD:
+                found.left_out.append(f"{printable(path)}: {_UNREAD[suffix]}")
+            else:
+                found.others += 1
+        if recursive:
+            waiting += reversed(folders)
+    found.pictures += sorted(pictures)
+
+
+def reason_of(path: Path, error: Exception) -> str:
+    """Of what Pillow cannot identify, more than that: its content may be known, or its name says what it is."""
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error)
+    with path.open("rb") as file:
+        head = file.read(12)
+    brand = head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+    if head[4:8] == b"ftyp" and brand:
+        return _HEIC
+    return _UNREAD.get(path.suffix.lower(), str(error))
