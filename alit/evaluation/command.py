@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..console import errors, printable
+from ..console import errors, fail, printable
 from ..devices import choose
 from ..files import replacing
 from ..folders import in_folder
@@ -96,7 +96,7 @@ def evaluate(
         console.out(f"{listing.others} other files are no pictures")
     listing.unreadable = result.unreadable
     if skipped := listing.skipped():
-        console.out(skipped)
+        fail(skipped)
 
 
 def _table(result: Evaluation) -> Table:

@@ -221,6 +221,7 @@ def test_networks_that_are_not_there(
     assert "VGG16 cannot be had" in found.left_out[0] and "torch-fidelity" in found.left_out[1]
     path = tmp_path / "model.safetensors"
     small().save_pretrained(path)
+    (folder / "3.png").unlink()
     shown = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(folder)])
     assert shown.exit_code == 0 and "left out LPIPS" in shown.output, shown.output
     failed = CliRunner().invoke(app, ["evaluate", str(path), "--data", str(folder), "--fetch"])
@@ -251,7 +252,7 @@ def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
     arguments = ["evaluate", str(run / "model.safetensors"), "--data", str(folder)]
     done = CliRunner().invoke(app, [*arguments, "--output", str(report)])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 1 and "1 of 4 files skipped" in done.output, done.output
     stored = json.loads((report / "evaluation.json").read_text())
     assert stored["pictures"] == 3 and len(stored["lengths"]) == 8
     assert Image.open(report / "evaluation.png").width > 500
