@@ -1,31 +1,68 @@
-"""Checkpoints of runs: folders written by ``torch.distributed.checkpoint``, moved into place when complete."""
+"""Checkpoints of runs: folders of safetensors files and one of JSON, moved into place when complete.
+
+Nothing that they hold is executed. Each process writes the tensors, or the rows of tensors, that it alone has, so that
+any number of processes can read them again.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+import safetensors
+import safetensors.torch
+import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from ..checkpoint import CheckpointError
 from .processes import Processes
+from .rows import fill, is_sharded, rows_of
 
 PREFIX = "checkpoint-"
+#: Bytes of a run.json; more is no such file.
+LARGEST_ABOUT = 4_000_000
 
 
 def saved(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(
-        x for x in run.glob(f"{PREFIX}*") if x.is_dir() and x.name[len(PREFIX) :].isdigit()
-    )
+    """The complete checkpoints of a run, oldest first; one that was put aside counts until another has its place."""
+    found = {}
+    for path in (*run.glob(f".{PREFIX}*.aside"), *run.glob(f"{PREFIX}*")):
+        name = path.name.removeprefix(".").removesuffix(".aside")
+        if path.is_dir() and (step := _step(name)) is not None:
+            found[step] = path
+    return [found[step] for step in sorted(found)]
+
+
+def _step(name: str) -> int | None:
+    match = re.fullmatch(rf"{PREFIX}(\d{{8,18}})", name, re.ASCII)
+    return int(match[1]) if match else None
+
+
+def recover(run: Path) -> None:
+    """Finish or undo what a killed run left half done; whoever calls it holds the run (:func:`alit.files.alone`)."""
+    for aside in run.glob(f".{PREFIX}*.aside"):
+        place = run / aside.name[1:].removesuffix(".aside")
+        if place.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(place)
+    for part in run.glob(f".{PREFIX}*.part"):
+        shutil.rmtree(part)
+
+
+def drop(checkpoint: Path) -> None:
+    """Remove a checkpoint so that a kill leaves no half of it under its name."""
+    part = checkpoint.with_name(f".{checkpoint.name}.part")
+    checkpoint.rename(part)
+    shutil.rmtree(part)
 
 
 def save(
@@ -38,87 +75,214 @@ def save(
     *,
     keep: int,
 ) -> Path:
-    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``.
+    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``; every process calls it.
+
+    At every moment an intact one is on the disk, once the first is.
 
     Args:
-        tensors: the same names in every process; sharded tensors are written by all.
-        about: what the first process writes beside them.
+        tensors: the same names in every process; of sharded tensors each writes its rows, of others the first.
+        about: what is written beside them, ``config`` and ``model`` among it.
         own_data: where this process's data stands.
 
     Raises:
         OSError: it could not be written; the checkpoints before it are intact.
     """
     target, part = run / f"{PREFIX}{step:08d}", run / f".{PREFIX}{step:08d}.part"
-    try:
+    file = part / _file(own.rank)
+
+    def clear() -> None:
         if own.first:
-            shutil.rmtree(part, ignore_errors=True)
+            if part.exists():
+                shutil.rmtree(part)
             part.mkdir(parents=True)
-        own.barrier()
-        with _alone_without_warning():
-            dcp.save(dict(tensors), storage_writer=FileSystemWriter(part), no_dist=own.count == 1)
-        (part / f"data-{own.rank}.json").write_text(json.dumps(own_data))
+
+    def write() -> tuple[int, int]:
+        rows = {name: rows_of(x)[0] for name, x in tensors.items() if own.first or is_sharded(x)}
+        held = {name: x.cpu().contiguous() for name, x in rows.items()}
+        safetensors.torch.save_file(held, file)
+        flush(file)
+        return file.stat().st_size, _checksum(file)
+
+    def place() -> None:
         if own.first:
-            (part / "run.json").write_text(json.dumps({**about, "step": step}, indent=1))
-        own.barrier()
-        if own.first:
-            if target.exists():  # the same step again, after a resumed run was interrupted at once
-                shutil.rmtree(target)
-            part.rename(target)
+            content = {**about, "step": step, "files": files, "data": data}
+            stated = {"checksum": _checksum_of(content), **content}
+            (part / "run.json").write_text(json.dumps(stated))
+            flush(part / "run.json")
+            flush(part)
+            _move(part, target)
             for old in saved(run)[:-keep]:
-                shutil.rmtree(old)
-        own.barrier()
-    except (OSError, RuntimeError, CheckpointException) as error:
+                drop(old)
+
+    try:
+        _in_all(own, clear)
+        files = own.gather(_in_all(own, write))
+        data = own.gather(own_data)
+        _in_all(own, place)
+    except OSError as error:
         if own.first:
             shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"{target}: could not be written ({_reason(error)}); the checkpoints before it are intact"
+            f"{target}: could not be written ({error}); the checkpoints before it are intact"
         ) from error
     return target
 
 
-def _reason(error: BaseException) -> str:
-    """One line; the library wraps what happened in each process."""
-    if isinstance(error, CheckpointException) and error.failures:
-        failure = next(iter(error.failures.values()))
-        error = failure[0] if isinstance(failure, tuple) else failure
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _in_all(own: Processes, action: Callable[[], Any]) -> Any:
+    """What ``action`` returns; where it fails in one process, all raise OSError with what happened there."""
+    result, cause = None, None
+    try:
+        result = action()
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        cause = error
+    failures = own.gather(cause and ((str(cause) or type(cause).__name__).splitlines()[0]))
+    if any(failures):
+        raise OSError(next(filter(None, failures))) from cause
+    return result
+
+
+def _move(part: Path, target: Path) -> None:
+    """Give a complete folder its name; what had it before is put aside first (see :func:`recover`)."""
+    aside = target.with_name(f".{target.name}.aside")
+    if target.exists():
+        target.rename(aside)
+    part.rename(target)
+    flush(target.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file(rank: int) -> str:
+    return f"tensors-{rank:05d}.safetensors"
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _checksum_of(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def about(checkpoint: Path) -> dict[str, Any]:
-    """What was written beside the tensors.
+    """What was written beside the tensors: ``step``, ``config``, ``model``, ``seconds``, ``files``, ``data``.
 
     Raises:
         alit.CheckpointError: no checkpoint, or a damaged one.
     """
+    path = checkpoint / "run.json"
     try:
-        return json.loads((checkpoint / "run.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{checkpoint}: not a checkpoint of a run ({error})") from error
+        if not path.is_file() or path.stat().st_size > LARGEST_ABOUT:
+            raise ValueError("run.json is missing, no file, or too large")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"run.json: expected fields by name, got {type(content).__name__}")
+        content = {"config": {}, "model": {}, "seconds": 0.0, **content}
+        for name, good in _SHAPE.items():
+            if name not in content or not good(content[name]):
+                raise ValueError(f"run.json: {name} is missing or of another kind")
+        if _step(checkpoint.name) not in (None, content["step"]):
+            raise ValueError(f"run.json: it is of step {content['step']}")
+    except (OSError, ValueError, RecursionError) as error:
+        earlier = (checkpoint / ".metadata").exists() and "; one of an earlier version?"
+        raise CheckpointError(
+            f"{checkpoint}: not a checkpoint of a run ({error}{earlier or ''})"
+        ) from error
+    return content
 
 
-@contextmanager
-def _alone_without_warning() -> Iterator[None]:
-    """torch warns where one process saves for itself, even when told so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
-def load(checkpoint: Path, tensors: dict[str, Tensor], own: Processes) -> dict[str, Any] | None:
-    """Fill the tensors in place; returns where this process's data stood.
+def _is_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def _is_list_of_files(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) < 100_000
+        and all(isinstance(x, list) and len(x) == 2 and all(map(_is_count, x)) for x in value)
+    )
+
+
+_SHAPE: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "config": lambda value: isinstance(value, dict),
+    "model": lambda value: isinstance(value, dict),
+    "seconds": _is_seconds,
+    "files": _is_list_of_files,
+    "data": lambda value: isinstance(value, list),
+}
+
+
+def check(checkpoint: Path) -> None:
+    """That all files of a checkpoint are as they were written.
+
+    Raises:
+        alit.CheckpointError: they are not.
+    """
+    content = about(checkpoint)
+    stated = json.loads((checkpoint / "run.json").read_bytes())
+    if stated.pop("checksum", None) != _checksum_of(stated):
+        raise CheckpointError(f"{checkpoint}: damaged (run.json differs from its checksum)")
+    for rank, (size, checksum) in enumerate(content["files"]):
+        file = checkpoint / _file(rank)
+        try:
+            if not file.is_file() or file.stat().st_size != size or _checksum(file) != checksum:
+                raise CheckpointError(f"{checkpoint}: damaged ({file.name} is not as written)")
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint}: could not be read ({error})") from error
+
+
+def newest_intact(candidates: list[Path]) -> Path | None:
+    """Of checkpoints, oldest first."""
+    for candidate in reversed(candidates):
+        try:
+            check(candidate)
+        except CheckpointError:
+            continue
+        return candidate
+    return None
+
+
+@torch.no_grad()
+def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> list[Any] | None:
+    """Fill the tensors in place; returns where the data of each process stood, None where their position says it all.
 
     Raises:
         alit.CheckpointError: a damaged checkpoint, or one of other tensors.
-        ValueError: another number of processes, with data of which each has its own stream.
     """
+    content = about(checkpoint)
     try:
-        with _alone_without_warning():
-            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=own.count == 1)
-        before = len(list(checkpoint.glob("data-*.json")))
-        file = checkpoint / f"data-{own.rank if before == own.count else 0}.json"
-        data = json.loads(file.read_text())
-    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        raise CheckpointError(f"{checkpoint}: could not be read ({_reason(error)})") from error
-    if data is not None and before != own.count:
-        raise ValueError(f"processes: expected {before}, as the run began with, got {own.count}")
-    return data
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(safetensors.safe_open(checkpoint / _file(rank), "pt"))
+                for rank in range(len(content["files"]))
+            ]
+            holders: dict[str, list[Any]] = {}
+            for file in files:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    holders.setdefault(name, []).append(file.get_slice(name))
+            for name, tensor in tensors.items():
+                fill(name, tensor, holders.get(name, []))
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{checkpoint}: could not be read ({reason})") from error
+    return None if all(x is None for x in content["data"]) else content["data"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
+from ..checkpoint import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
 from ..initialisation import as_transform_coder
 from ..tokenizer import AdaptiveTokenizer
@@ -36,7 +37,11 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     """
     if checkpoint is not None:
         stored = json.dumps(checkpoints.about(checkpoint)["model"])
-        return AdaptiveTokenizer(AdaptiveTokenizerConfig.from_json(stored))
+        try:
+            described = AdaptiveTokenizerConfig.from_json(stored)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+        return AdaptiveTokenizer(described)
     if config.start_from is not None:
         return AdaptiveTokenizer.from_pretrained(config.start_from)
     options = {"size": "nano", "base": "dct", **config.model}

@@ -1,0 +1,80 @@
+"""Tensors of several processes: the rows that this one has of each, from and to the pieces that all of them have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from .log import NotFinite
+from .processes import Processes
+
+
+def fill(name: str, tensor: Tensor, pieces: list[Any]) -> None:
+    """This process's rows of a tensor from the pieces of it, which follow one another in its first dimension."""
+    shapes = [tuple(piece.get_shape()) for piece in pieces]
+    whole = (
+        shapes[0]
+        if len(shapes) == 1
+        else (sum(x[0] for x in shapes), *shapes[0][1:])
+        if shapes
+        else None
+    )
+    if whole != tuple(tensor.shape):
+        raise ValueError(f"{name}: expected the shape {tuple(tensor.shape)}, found {whole}")
+    rows, first = rows_of(tensor)
+    at = 0
+    for piece, shape in zip(pieces, shapes, strict=True):
+        if not shape:
+            _copy(name, rows, piece[...])
+            return
+        start, stop = max(first, at), min(first + len(rows), at + shape[0])
+        if start < stop:
+            _copy(name, rows[start - first : stop - first], piece[start - at : stop - at])
+        at += shape[0]
+
+
+def _copy(name: str, target: Tensor, source: Tensor) -> None:
+    if source.dtype != target.dtype or source.shape != target.shape:
+        raise ValueError(f"{name}: expected {target.dtype}, found {source.dtype}")
+    target.copy_(source)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return isinstance(tensor, DTensor) and not tensor.placements[0].is_replicate()
+
+
+def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this process has of a tensor, live, and the number of its first row in the whole."""
+    if not isinstance(tensor, DTensor):
+        return tensor.detach(), 0
+    local = tensor.to_local().detach()
+    if not is_sharded(tensor):
+        return local, 0
+    if tensor.device_mesh.ndim != 1 or not tensor.placements[0].is_shard(0):
+        raise ValueError(f"expected shards of the first dimension, got {tensor.placements}")
+    rows, mesh = tensor.shape[0], tensor.device_mesh
+    return local, min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
+
+
+def check_finite(tensors: Mapping[str, Tensor], step: int, own: Processes) -> None:
+    """That no process has a value that is NaN or infinite; the host waits for the device once.
+
+    Raises:
+        alit.training.NotFinite: names such tensors, in every process.
+    """
+    local = {name: rows_of(x)[0] for name, x in tensors.items() if x.is_floating_point()}
+    local = {name: x for name, x in local.items() if x.numel()}
+    bad: list[str] = []
+    if local:
+        largest = torch._foreach_norm(list(local.values()), math.inf)
+        finite = torch.stack([x.isfinite().to(largest[0].device) for x in largest]).tolist()
+        bad = [name for name, good in zip(local, finite, strict=True) if not good]
+    found = list(dict.fromkeys(name for names in own.gather(bad) for name in names))
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise NotFinite(f"not finite after step {step}: {', '.join(found[:5])}{more}")
