@@ -7,7 +7,6 @@ any number of processes can read them again.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -211,7 +210,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return type(value) in (int, float) and 0 <= value < 1e12
 
 
 def _is_list_of_files(value: Any) -> bool:

@@ -203,19 +203,22 @@ class ShardStream(IterableDataset[Batch]):
     def _decoded(
         self, picture: Picture, shard: int, chance: np.random.Generator, skipped: list[str]
     ) -> Tensor | None:
+        file = io.BytesIO(picture.content)
         try:
-            image = upright(io.BytesIO(picture.content))
-            return augmented(image, self.size, self.crop, self.flip, chance)
+            return augmented(upright(file), self.size, self.crop, self.flip, chance)
         except OSError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0].replace(repr(file), "it")
             skipped.append(f"{self.names[shard]}: {picture.name}: {reason}")
             return None
 
 
 def _positions(values: Any) -> list[Position]:
-    found = [Position(*value) for value in values]
-    if not found or not all(type(x) is int and 0 <= x < 2**53 for y in found for x in y):
-        raise ValueError("positions")
+    found = [Position(*value) for value in values if len(value) == len(Position._fields)]
+    numbers = [x for position in found for x in position]
+    if not len(found) == len(values) > 0 or not all(
+        type(x) is int and 0 <= x < 2**53 for x in numbers
+    ):
+        raise ValueError("expected positions of four numbers")
     return found
 
 

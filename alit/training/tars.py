@@ -14,7 +14,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -47,7 +47,7 @@ def expand(pattern: str) -> list[str]:
     Raises:
         ValueError: more than 100,000 names, or more than 16 braces.
     """
-    if not is_address(pattern) and Path(pattern).is_file():
+    if os.path.isfile(pattern):
         return [pattern]
     if pattern.count("{") > 16 or len(pattern) > 10_000:
         raise ValueError("data: expected at most 16 braces in 10,000 characters, got more")
@@ -60,8 +60,8 @@ def expand(pattern: str) -> list[str]:
 def _expanded(text: str) -> Iterator[str]:
     """Braces as in a shell: nested ones too; those without a comma or a range are plain characters."""
     opening = text.find("{")
-    closing = _closing(text, opening)
-    if opening < 0 or closing is None:
+    closing = _closing(text, opening) if opening >= 0 else None
+    if closing is None:
         yield text
         return
     before, body, after = text[:opening], text[opening + 1 : closing], text[closing + 1 :]
@@ -111,7 +111,7 @@ def check_name(name: str, addresses: bool) -> None:
         OSError: no such file.
         ValueError: an address that is not allowed, or none of http and https.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return
     if not is_address(name):
         raise FileNotFoundError(f"{name}: no such shard")
@@ -135,7 +135,7 @@ class _Bounded:
 
 @contextmanager
 def _opened(name: str, addresses: bool) -> Iterator[tarfile.TarFile]:
-    if Path(name).is_file() or not addresses:
+    if os.path.isfile(name) or not addresses:
         # Of a file tarfile wants the three methods that a bounded one has.
         with (
             open(name, "rb") as file,
