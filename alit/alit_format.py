@@ -1,16 +1,18 @@
 """The ``.alit`` format: token indices of many images in one checksummed file; byte by byte in docs/alit-format.md.
 
 A reader trusts nothing: the size of the data follows from the header and must be met exactly, so that counts are
-bounded by bytes that are there; then the checksum, then every value. Reading needs at most about 200 bytes of memory
-for each byte of data (one-bit indices), 32 with 4096 codes.
+bounded by bytes that are there; then the checksum, then every value. It reads in blocks: beside the arrays that it
+returns, it takes no memory to speak of.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,8 @@ HEADER = struct.Struct("<8sHH16sIIIII")
 CHECKSUM = struct.Struct("<I")
 MAX_LENGTH = 2**16 - 1
 MAX_TOKENS = 2**31 - 1
+#: What is read and written at once: bytes, lengths or indices. A multiple of 8 indices ends with a byte.
+BLOCK = 2**16
 
 
 class FormatError(ValueError):
@@ -80,50 +84,146 @@ def dump(contents: Contents) -> bytes:
         raise ValueError(
             f"indices: expected 0..{identity.codebook_size - 1}, got {indices.min()}..{indices.max()}"
         )
-    header = HEADER.pack(
-        *(MAGIC, VERSION, 0, identity.fingerprint, identity.codebook_size),
-        *(*identity.image_size, len(lengths), len(indices)),
+    file = io.BytesIO()
+    file.write(
+        HEADER.pack(
+            *(MAGIC, VERSION, 0, identity.fingerprint, identity.codebook_size),
+            *(*identity.image_size, len(lengths), len(indices)),
+        )
     )
-    body = header + lengths.astype("<u2").tobytes() + _pack_bits(indices, identity.bits)
-    return body + CHECKSUM.pack(zlib.crc32(body))
+    for first in range(0, len(lengths), BLOCK):
+        file.write(lengths[first : first + BLOCK].astype("<u2").tobytes())
+    for first in range(0, len(indices), BLOCK):
+        file.write(_pack_bits(indices[first : first + BLOCK], identity.bits))
+    file.write(CHECKSUM.pack(zlib.crc32(file.getbuffer())))
+    return file.getvalue()
 
 
-def parse(data: bytes) -> Contents:
+def parse(data: bytes, model: ModelIdentity | None = None) -> Contents:
     """Inverse of :func:`dump`.
 
     Raises:
-        FormatError: whatever is wrong with the data.
+        FormatError: whatever is wrong with the data; that another model than ``model`` wrote them.
     """
-    if len(data) < HEADER.size + CHECKSUM.size or data[: len(MAGIC)] != MAGIC:
-        raise FormatError(f"not an .alit file: expected it to begin with {MAGIC!r}")
-    _, version, reserved, fingerprint, codes, height, width, images, tokens = HEADER.unpack_from(
-        data
-    )
-    if version != VERSION:
-        raise FormatError(f"version: expected {VERSION}, got {version}; written by a later alit")
-    try:
-        identity = ModelIdentity(fingerprint, codes, (height, width))
-    except ValueError as error:
-        raise FormatError(f"damaged header: {error}") from error
-    payload = HEADER.size + 2 * images
-    expected = payload + (tokens * identity.bits + 7) // 8 + CHECKSUM.size
-    if len(data) != expected:
-        raise FormatError(
-            f"truncated or damaged: {images} images with {tokens} tokens take {expected} bytes, got {len(data)}"
-        )
-    (checksum,) = CHECKSUM.unpack_from(data, expected - CHECKSUM.size)
-    if zlib.crc32(memoryview(data)[: -CHECKSUM.size]) != checksum:
-        raise FormatError("damaged: the checksum does not match")
-    if reserved != 0:
-        raise FormatError(f"reserved field: expected 0, got {reserved}")
-    lengths = np.frombuffer(data, "<u2", images, HEADER.size).astype(np.int64)
-    if tokens > MAX_TOKENS or int(lengths.sum()) != tokens:
-        raise FormatError(f"lengths: expected a sum of {tokens}, got {int(lengths.sum())}")
-    packed = np.frombuffer(data, np.uint8, expected - CHECKSUM.size - payload, payload)
-    indices = _unpack_bits(packed, tokens, identity.bits)
-    if tokens and int(indices.max()) >= codes:
-        raise FormatError(f"indices: expected 0..{codes - 1}, got {int(indices.max())}")
-    return Contents(identity, lengths, indices)
+    reader = Reader(io.BytesIO(data))
+    if model is not None:
+        reader.expect(model)
+    lengths = np.empty(reader.images, np.int64)
+    for first in range(0, reader.images, BLOCK):
+        lengths[first : first + BLOCK] = reader.lengths(first, min(BLOCK, reader.images - first))
+    return Contents(reader.identity, lengths, reader.indices(0, reader.tokens))
+
+
+class Reader:
+    """A file whose every byte is right; it stays open, and parts of it are read when they are asked for.
+
+    Args:
+        file: binary, and one that can be searched: its size is held against the header before more of it is read.
+
+    Attributes:
+        identity: of the model that wrote it.
+        images, tokens, size: how many; size in bytes.
+        histogram: how many images each length has, by length.
+
+    Raises:
+        FormatError: whatever is wrong with the data; in each method, that the file has become shorter.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = file.seek(0, io.SEEK_END)
+        header = self._read(0, min(self.size, HEADER.size))
+        if self.size < HEADER.size + CHECKSUM.size or not header.startswith(MAGIC):
+            raise FormatError(f"not an .alit file: expected it to begin with {MAGIC!r}")
+        fields = HEADER.unpack(header)
+        _, version, reserved, fingerprint, codes, height, width, self.images, self.tokens = fields
+        if version != VERSION:
+            raise FormatError(
+                f"version: expected {VERSION}, got {version}; written by a later alit"
+            )
+        try:
+            self.identity = ModelIdentity(fingerprint, codes, (height, width))
+        except ValueError as error:
+            raise FormatError(f"damaged header: {error}") from error
+        self._indices = HEADER.size + 2 * self.images
+        self._end = self._indices + (self.tokens * self.identity.bits + 7) // 8
+        if self.size != self._end + CHECKSUM.size:
+            raise FormatError(
+                f"truncated or damaged: {self.images} images with {self.tokens} tokens take "
+                f"{self._end + CHECKSUM.size} bytes, got {self.size}"
+            )
+        self._check_sum()
+        if reserved != 0:
+            raise FormatError(f"reserved field: expected 0, got {reserved}")
+        self.histogram = self._histogram()
+        self._check_indices()
+
+    def _check_sum(self) -> None:
+        checksum = 0
+        for place in range(0, self._end, BLOCK):
+            checksum = zlib.crc32(self._read(place, min(BLOCK, self._end - place)), checksum)
+        if CHECKSUM.unpack(self._read(self._end, CHECKSUM.size)) != (checksum,):
+            raise FormatError("damaged: the checksum does not match")
+
+    def _histogram(self) -> dict[int, int]:
+        histogram: Counter[int] = Counter()
+        for first in range(0, self.images, BLOCK):
+            lengths = self.lengths(first, min(BLOCK, self.images - first))
+            values, counts = np.unique(lengths, return_counts=True)
+            histogram.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        total = sum(length * count for length, count in histogram.items())
+        if self.tokens > MAX_TOKENS or total != self.tokens:
+            raise FormatError(f"lengths: expected a sum of {self.tokens}, got {total}")
+        return dict(sorted(histogram.items()))
+
+    def _check_indices(self) -> None:
+        codes, bits = self.identity.codebook_size, self.identity.bits
+        if self.tokens * bits % 8:
+            (last,) = self._read(self._end - 1, 1)
+            if last >> self.tokens * bits % 8:
+                raise FormatError("indices: expected zero bits behind the last one")
+        if codes == 2**bits:
+            return  # every index is one
+        for first in range(0, self.tokens, BLOCK):
+            highest = int(self.indices(first, min(BLOCK, self.tokens - first)).max())
+            if highest >= codes:
+                raise FormatError(f"indices: expected 0..{codes - 1}, got {highest}")
+
+    def expect(self, model: ModelIdentity) -> None:
+        """Raise ``FormatError`` where another model wrote the file."""
+        if self.identity != model:
+            raise FormatError(
+                f"written by another model: expected {_described(model)}, got {_described(self.identity)}"
+            )
+
+    def lengths(self, first: int, count: int) -> np.ndarray:
+        """Those of ``count`` images from ``first`` on. (count,) int64"""
+        data = self._read(HEADER.size + 2 * first, 2 * count)
+        return np.frombuffer(data, "<u2").astype(np.int64)
+
+    def indices(self, first: int, count: int) -> np.ndarray:
+        """``count`` indices from ``first`` on, counted over all images. (count,) int64"""
+        bits, indices = self.identity.bits, np.empty(count, np.int64)
+        for done in range(0, count, BLOCK):
+            block = indices[done : done + BLOCK]
+            begin = (first + done) * bits
+            place, end = begin // 8, (begin + len(block) * bits + 7) // 8
+            packed = np.frombuffer(self._read(self._indices + place, end - place), np.uint8)
+            digits = np.unpackbits(packed, bitorder="little")[begin % 8 :]
+            _from_digits(digits[: len(block) * bits].reshape(-1, bits), block)
+        return indices
+
+    def _read(self, place: int, count: int) -> bytes:
+        self._file.seek(place)
+        data = self._file.read(count)
+        if len(data) < count:
+            raise FormatError(f"truncated: expected {self.size} bytes")
+        return data
+
+
+def _described(model: ModelIdentity) -> str:
+    height, width = model.image_size
+    return f"{model.fingerprint.hex()[:12]} with {model.codebook_size} codes at {height}x{width}"
 
 
 def _pack_bits(indices: np.ndarray, bits: int) -> bytes:
@@ -134,12 +234,8 @@ def _pack_bits(indices: np.ndarray, bits: int) -> bytes:
     return np.packbits(digits, bitorder="little").tobytes()
 
 
-def _unpack_bits(packed: np.ndarray, count: int, bits: int) -> np.ndarray:
-    stream = np.unpackbits(packed, bitorder="little")
-    if stream[count * bits :].any():
-        raise FormatError("indices: expected zero bits behind the last one")
-    digits = stream[: count * bits].reshape(count, bits)
-    indices = np.zeros(count, np.int64)
-    for bit in range(bits):
+def _from_digits(digits: np.ndarray, indices: np.ndarray) -> None:
+    """Fill ``indices`` with what the digits of each row say, lowest first."""
+    indices[:] = 0
+    for bit in range(digits.shape[1]):
         indices |= digits[:, bit].astype(np.int64) << bit
-    return indices

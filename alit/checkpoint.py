@@ -1,44 +1,33 @@
-"""Checkpoints: own files (safetensors, configuration in the metadata) and published ones (``.pth``).
-
-No code is ever executed: published files are read by torch's restricted unpickler, which admits tensors, plain
-containers and ``argparse.Namespace``.
-"""
+"""Own model files: safetensors, with the configuration in the metadata. Published ones: ``published.py``."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import hashlib
 import json
-import pickle
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .config import (
-    SIZES,
-    AdaptiveTokenizerConfig,
-    BaseConfig,
-    KLVAEConfig,
-    Quirks,
-    TransformerConfig,
-    VQGANConfig,
-)
-from .files import replacing
+from .checks import printable, shown
+from .config import AdaptiveTokenizerConfig
+from .files import CheckpointError, reading, replacing
+from .published import infer_config as infer_config
+from .published import plain
+from .published import read_official as read_official
 
 FORMAT = "alit-1"
+#: Bytes of a header: several times that of the largest model. They bound what reading takes beside the tensors.
+MAX_HEADER = 2**22
+#: Of weights, and their names in a file.
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHIPPED = Path(__file__).parent / "weights"
-
-
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint, is damaged, or does not fit the model."""
 
 
 def resolve(path_or_name: str | Path) -> Path:
@@ -61,17 +50,41 @@ def resolve(path_or_name: str | Path) -> Path:
 
 
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:
-    """Write state and configuration to a new file beside ``path``, then move it there in one step."""
-    path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {"format": FORMAT, "config": config.to_json()}
+    """Write configuration and state, under the names of the bare model (see :func:`plain`), in place of an old file.
+
+    The file is that of safetensors, which writes by a temporary file of its own: it would stay where it is killed.
+
+    Raises:
+        TypeError: a tensor that is not float32, float16 or bfloat16.
+        OSError: the file cannot be written; what was there before is intact.
+    """
+    path, tensors = Path(path), plain(state)
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "config": config.to_json()}}
+    # The widest elements first, so that all are aligned.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name}: expected {', '.join(map(str, DTYPES))}, got {tensor.dtype}")
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        about = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape)}
+        header[name] = {**about, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     try:
-        with replacing(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-    except (OSError, safetensors.SafetensorError) as error:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                file.write(_bytes(tensors[name]))
+    except OSError as error:
         raise OSError(
             f"{path}: could not be written ({error}); what was there before is intact"
         ) from error
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,21 +97,62 @@ def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
-    """Configuration and state of a file written by :func:`write`."""
+    """Configuration and state of a file written by :func:`write`; the state stays in the file, mapped to memory.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, a configuration of other tensors.
+        OSError: no file, or one that cannot be read.
+    """
+    with reading(path) as opened:
+        length, size = int.from_bytes(opened.read(8), "little"), opened.seek(0, 2)
+    if not 0 < length <= min(MAX_HEADER, size - 8):
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or truncated: a header of {length} bytes, {size} bytes in all"
+        )
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"expected format {FORMAT!r} in the metadata, got {shown(metadata.get('format'))}"
+                )
+            config = AdaptiveTokenizerConfig.from_json(metadata.get("config", ""))
+            names = list(file.keys())
+            check_sizes(config, {name: file.get_slice(name).get_shape() for name in names})
+            return config, {name: file.get_tensor(name) for name in names}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file, or truncated ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: expected format {FORMAT!r} in the metadata, got {metadata.get('format')!r}"
-        )
-    try:
-        return AdaptiveTokenizerConfig.from_json(metadata.get("config", "")), state
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_sizes(config: AdaptiveTokenizerConfig, shapes: Mapping[str, Sequence[int]]) -> None:
+    """That a configuration is one of tensors of these shapes, as far as can be told before a model of it is built.
+
+    Raises:
+        CheckpointError: it asks for other sizes, or for more layers.
+    """
+    encoder, decoder, base = config.encoder, config.decoder, config.base
+    latents, tokens = config.latents_per_iteration, 1 + math.prod(config.grid)
+    expected: dict[str, tuple[int, ...]] = {
+        "latent_tokens": (latents, encoder.width),
+        "timestep_embedding": (config.iterations, latents, encoder.width),
+        "encoder_positional_embedding": (tokens, encoder.width),
+        "decoder_positional_embedding": (tokens, decoder.width),
+        "patch_embed.weight": (encoder.width - base.latent_channels, 3, *[base.patch_size] * 2),
+        "pre_quantizer_mlp.weight": (config.code_dim, encoder.width),
+    }
+    if config.bottleneck == "quantized":
+        expected["quantize.embedding.weight"] = (config.codebook_size, config.code_dim)
+    for name, part in (("encoder", encoder), ("decoder", decoder)):
+        for layer in range(part.layers):
+            expected[f"{name}.transformer.{layer}.ln_1.weight"] = (part.width,)
+    for name, shape in expected.items():
+        found = tuple(shapes[name]) if name in shapes else "none"
+        if found != shape:
+            raise CheckpointError(
+                f"{name}: expected shape {shape} of the configuration, got {found}"
+            )
 
 
 def fingerprint(config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> bytes:
@@ -108,9 +162,9 @@ def fingerprint(config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) ->
     Fields at their default do not count, so that a later version's new fields leave old fingerprints as they are.
     """
     digest = hashlib.sha256(json.dumps(_stated(config), sort_keys=True).encode())
-    for name, tensor in sorted(state.items()):
+    for name, tensor in sorted(plain(state).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.digest()[:16]
 
 
@@ -139,16 +193,23 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """That a state dict is one of this model, which may be on the meta device.
 
     Raises:
-        CheckpointError: missing, unexpected or misshapen keys; the message lists them.
+        CheckpointError: missing, unexpected or misshapen keys; weights that are not float32, float16 or bfloat16, NaN
+            or infinite. The message lists them.
     """
     own = model.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    problems += [f"unexpected {printable(name)}" for name in state if name not in own]
+    for name in filter(state.__contains__, own):
+        expected, given = own[name], state[name]
+        dtypes = tuple(DTYPES) if expected.dtype in DTYPES else (expected.dtype,)
+        if given.shape != expected.shape:
+            problems.append(
+                f"{name} has shape {tuple(given.shape)}, expected {tuple(expected.shape)}"
+            )
+        elif given.dtype not in dtypes:
+            problems.append(f"{name} is {given.dtype}, expected {', '.join(map(str, dtypes))}")
+        elif not _finite(given):
+            problems.append(f"{name} has values that are NaN or infinite")
     if problems:
         shown = "\n  ".join(problems[:20]) + (
             f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -158,142 +219,8 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor]:
-    """State dict of a published checkpoint, without its losses (``gan_losses.*``).
-
-    Args:
-        weights: "ema" (what the published evaluation uses) or "model".
-
-    Raises:
-        CheckpointError: not such a file, or one that holds anything executable.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # What torch says goes on with how to load it all the same.
-        match = re.search(r"GLOBAL ([\w.]+)|Unsupported \w+: ([\w.]+)", str(error))
-        named = f" ({match[1] or match[2]})" if match else ""
-        raise CheckpointError(
-            f"{path}: refused, no torch checkpoint of tensors and argparse.Namespace alone{named}"
-        ) from error
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a torch checkpoint, or truncated ({reason})") from error
-    if not isinstance(content, dict) or weights not in content:
-        found = (
-            ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        )
-        raise CheckpointError(f"{path}: expected an entry {weights!r}, got {found}")
-    state = content[weights]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise CheckpointError(f"{path}: expected tensors by name in {weights!r}")
-    return {name: tensor for name, tensor in state.items() if not name.startswith("gan_losses.")}
-
-
-def infer_config(
-    state: Mapping[str, Tensor], *, heads: int | None = None, **overrides: Any
-) -> AdaptiveTokenizerConfig:
-    """Configuration of a published state dict, from its shapes.
-
-    Args:
-        heads: of encoder and decoder; shapes do not tell. None: those of the named size with this width and depth.
-        overrides: fields of the configuration, such as ``halting``; ``quirks`` are the published ones by default.
-
-    Raises:
-        CheckpointError: not the state dict of an adaptive tokenizer, or heads that are not known.
-    """
-    try:
-        latents, width = state["latent_tokens"].shape
-        iterations = state["timestep_embedding"].shape[0]
-        tokens = state["encoder_positional_embedding"].shape[0] - 1
-        quantized, factorised = (
-            "quantize.embedding.weight" in state,
-            "decoder.decoder_embed.weight" in state,
-        )
-        base = _infer_base(state)
-        side = round(tokens**0.5) * base.patch_size
-        fields: dict[str, Any] = {
-            "encoder": _infer_transformer(state, "encoder", width, heads),
-            "decoder": _infer_transformer(
-                state, "decoder", state["decoder_positional_embedding"].shape[1], heads
-            ),
-            "bottleneck": "quantized"
-            if quantized
-            else "continuous"
-            if factorised
-            else "unfactorised",
-            "image_size": (side, side),
-            "latents_per_iteration": latents,
-            "iterations": iterations,
-            "code_dim": state["pre_quantizer_mlp.weight"].shape[0],
-            "quirks": Quirks.official(),
-        }
-        if quantized:
-            fields["codebook_size"] = state["quantize.embedding.weight"].shape[0]
-            fields["ema_decay"] = 0.99 if "quantize.cluster_size" in state else None
-    except KeyError as error:
-        raise CheckpointError(
-            f"not the state of an adaptive tokenizer: {error} is missing"
-        ) from error
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        # Keys or shapes of another kind.
-        raise CheckpointError(f"not the state of an adaptive tokenizer ({error})") from error
-    return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
-
-
-def _infer_transformer(
-    state: Mapping[str, Tensor], name: str, width: int, heads: int | None
-) -> TransformerConfig:
-    pattern = re.compile(rf"{name}\.transformer\.(\d+)\.")
-    count = 1 + max((int(match[1]) for key in state if (match := pattern.match(key))), default=-1)
-    if heads is None:
-        known = {(w, layers): h for w, layers, h in SIZES.values()}
-        if (width, count) not in known:
-            raise CheckpointError(
-                f"heads: not known for width {width} and {count} layers; state them"
-            )
-        heads = known[width, count]
-    return TransformerConfig(width, count, heads)
-
-
-def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
-    kind = "vqgan" if any(key.startswith("base_tokenizer.vqgan.") for key in state) else "vae"
-    prefix = f"base_tokenizer.{kind}."
-    channels = state[f"{prefix}encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(
-        int(key.split(".")[4]) for key in state if key.startswith(f"{prefix}encoder.down.")
-    )
-    blocks = 1 + max(
-        int(key.split(".")[6]) for key in state if key.startswith(f"{prefix}encoder.down.0.block.")
-    )
-    multipliers = tuple(
-        state[f"{prefix}encoder.down.{level}.block.0.conv1.weight"].shape[0] // channels
-        for level in range(levels)
-    )
-    if kind == "vqgan":
-        codes, latent_channels = state[f"{prefix}quantize.embedding.weight"].shape
-        return VQGANConfig(
-            latent_channels=latent_channels,
-            num_codes=codes,
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-        )
-    return KLVAEConfig(
-        latent_channels=state[f"{prefix}post_quant_conv.weight"].shape[0],
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention_levels=tuple(
-            level
-            for level in range(levels)
-            if f"{prefix}encoder.down.{level}.attn.0.q.weight" in state
-        ),
-    )
+def _finite(tensor: Tensor) -> bool:
+    """Without a copy, or a mask, of the tensor."""
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(x.isfinite()) for x in tensor.aminmax())

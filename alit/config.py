@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from .checks import (
+    build,
+    check_choice,
+    check_flag,
+    check_integers,
+    check_number,
+    integers,
+    parse,
+    shown,
+)
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (128, 4, 4),
@@ -16,6 +26,13 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "base": (768, 12, 12),
     "semilarge": (1024, 16, 16),
 }
+#: Upper bounds: far beyond any model, and low enough that a damaged configuration is refused, not built.
+MAX_SIZE = 2**16  # of widths, channels, sides of images, counts of tokens
+MAX_CODES = 2**31 - 1
+MAX_LAYERS = 128
+MAX_BLOCKS = 16
+MAX_LEVELS = 8
+MAX_PATCH = 64
 
 
 @dataclass(frozen=True)
@@ -27,8 +44,7 @@ class TransformerConfig:
     heads: int
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads"):
-            _check_positive(name, getattr(self, name))
+        check_integers(self, width=MAX_SIZE, layers=MAX_LAYERS, heads=MAX_SIZE)
         if self.width % self.heads:
             raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
 
@@ -45,7 +61,8 @@ class VQGANConfig:
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        _check_convolutions(self, "latent_channels", "num_codes", "channels", "blocks")
+        check_integers(self, num_codes=MAX_CODES)
+        _check_convolutions(self)
 
     @property
     def patch_size(self) -> int:
@@ -74,7 +91,14 @@ class KLVAEConfig:
     transform: bool = False
 
     def __post_init__(self) -> None:
-        _check_convolutions(self, "latent_channels", "channels", "blocks", "stem")
+        check_integers(self, stem=MAX_PATCH)
+        _check_convolutions(self)
+        check_number("scale", self.scale, 0, math.inf)
+        if not self.scale:
+            raise ValueError("scale: expected a number above 0, got 0")
+        check_flag("transform", self.transform)
+        levels = integers("attention_levels", self.attention_levels, 0, MAX_LEVELS - 1)
+        object.__setattr__(self, "attention_levels", levels)
 
     @property
     def patch_size(self) -> int:
@@ -91,12 +115,8 @@ class DCTConfig:
     chroma: int = 6
 
     def __post_init__(self) -> None:
-        for name in ("luma", "chroma"):
-            _check_positive(name, getattr(self, name))
-            if getattr(self, name) > self.patch_size**2:
-                raise ValueError(
-                    f"{name}: expected at most {self.patch_size**2} coefficients, got {getattr(self, name)}"
-                )
+        check_integers(self, patch_size=MAX_PATCH)
+        check_integers(self, luma=self.patch_size**2, chroma=self.patch_size**2)
 
     @property
     def latent_channels(self) -> int:
@@ -153,6 +173,10 @@ class Quirks:
     perceptual_unit_range: bool = False
     perceptual_dropout: bool = False
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_flag(field.name, getattr(self, field.name))
+
     @classmethod
     def official(cls) -> Quirks:
         return cls(**{field.name: True for field in dataclasses.fields(cls)})
@@ -196,24 +220,24 @@ class AdaptiveTokenizerConfig:
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:
-        for name in ("latents_per_iteration", "iterations", "codebook_size", "code_dim"):
-            _check_positive(name, getattr(self, name))
-        _check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
-        _check_choice("halting", self.halting, ("off", "mask", "drop"))
-        _check_choice("metric", self.metric, ("cosine", "euclidean"))
-        _check_number("commitment", self.commitment, 0, math.inf)
-        _check_number("dead_code_threshold", self.dead_code_threshold, 0, 1)
+        check_integers(self, latents_per_iteration=MAX_SIZE, iterations=MAX_SIZE)
+        check_integers(self, codebook_size=MAX_CODES, code_dim=MAX_SIZE)
+        check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
+        check_choice("halting", self.halting, ("off", "mask", "drop"))
+        check_choice("metric", self.metric, ("cosine", "euclidean"))
+        check_number("commitment", self.commitment, 0, math.inf)
+        check_number("dead_code_threshold", self.dead_code_threshold, 0, 1)
         if self.ema_decay is not None:
-            _check_number("ema_decay", self.ema_decay, 0, 1)
+            check_number("ema_decay", self.ema_decay, 0, 1)
         if self.halting_threshold is not None:
-            _check_number("halting_threshold", self.halting_threshold, 0, math.inf)
-        object.__setattr__(self, "image_size", tuple(self.image_size))  # a list hashes otherwise
-        if len(self.image_size) != 2 or any(
-            size < 1 or size % self.base.patch_size for size in self.image_size
-        ):
+            check_number("halting_threshold", self.halting_threshold, 0, math.inf)
+        # A list hashes otherwise.
+        size = integers("image_size", self.image_size, 1, MAX_SIZE)
+        object.__setattr__(self, "image_size", size)
+        if len(size) != 2 or any(side % self.base.patch_size for side in size):
             raise ValueError(
                 f"image_size: expected (height, width), each a multiple of the base's patch size "
-                f"{self.base.patch_size}, got {self.image_size}"
+                f"{self.base.patch_size}, got {size}"
             )
         if self.encoder.width <= self.base.latent_channels:
             raise ValueError(
@@ -248,10 +272,10 @@ class AdaptiveTokenizerConfig:
         Raises:
             ValueError: an unknown name; the message suggests the nearest one.
         """
-        _check_choice("size", size, tuple(SIZES))
-        _check_choice("compatibility", compatibility, ("corrected", "official"))
+        check_choice("size", size, tuple(SIZES))
+        check_choice("compatibility", compatibility, ("corrected", "official"))
         if isinstance(base, str):
-            _check_choice("base", base, tuple(BASES))
+            check_choice("base", base, tuple(BASES))
             base = BASES[base]()
         transformer = TransformerConfig(*SIZES[size])
         return cls(
@@ -273,52 +297,40 @@ class AdaptiveTokenizerConfig:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: not JSON, unknown or missing fields.
+            ValueError: not JSON; an unknown, missing or doubled field, a value of the wrong kind or out of range. The
+                message names the field.
         """
-        try:
-            fields = json.loads(text)
-            base = fields.pop("base")
-            fields["base"] = BASES[base["kind"]](**_tuples(base))
-            for name, kind in (
-                ("encoder", TransformerConfig),
-                ("decoder", TransformerConfig),
-                ("quirks", Quirks),
-            ):
-                fields[name] = kind(**fields[name])
-            return cls(**_tuples(fields))
-        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
+        fields = parse(text)
+        base = fields.get("base") if isinstance(fields, dict) else None
+        kind = base.get("kind") if isinstance(base, dict) else None
+        if not isinstance(kind, str) or kind not in BASES:
             raise ValueError(
-                f"configuration: not one of an adaptive tokenizer ({error!r})"
-            ) from error
+                f"configuration: base.kind: expected one of {', '.join(BASES)}, got {shown(kind)}"
+            )
+        parts: dict[str, Any] = {"base": BASES[kind], "quirks": Quirks}
+        parts |= {"encoder": TransformerConfig, "decoder": TransformerConfig}
+        for name, part in parts.items():
+            if name in fields:
+                fields[name] = build(part, fields[name], name)
+        return build(cls, fields)
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-
-
-def _check_convolutions(config: Any, *positive: str) -> None:
-    for name in positive:
-        _check_positive(name, getattr(config, name))
-    if not config.multipliers:
-        raise ValueError("multipliers: expected at least one level, got none")
-    for multiplier in config.multipliers:
-        _check_positive("multipliers", multiplier)
-
-
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")
+def _check_convolutions(config: VQGANConfig | KLVAEConfig) -> None:
+    """What both bases have; makes a tuple of the multipliers."""
+    check_integers(config, latent_channels=MAX_SIZE, channels=MAX_SIZE, blocks=MAX_BLOCKS)
+    multipliers = integers("multipliers", config.multipliers, 1, MAX_SIZE)
+    object.__setattr__(config, "multipliers", multipliers)
+    if not 1 <= len(multipliers) <= MAX_LEVELS:
+        raise ValueError(
+            f"multipliers: expected at least one level and at most {MAX_LEVELS}, got {len(multipliers) or 'none'}"
+        )
+    if config.channels % 32:
+        raise ValueError(
+            f"channels: expected a multiple of 32, the groups that are normalised, got {config.channels}"
+        )
+    if config.channels * max(multipliers) > MAX_SIZE:
+        raise ValueError(f"multipliers: expected at most {MAX_SIZE} channels in a level")
+    if config.patch_size > MAX_PATCH:
+        raise ValueError(
+            f"patch_size: expected at most {MAX_PATCH} pixels, got {config.patch_size}"
+        )

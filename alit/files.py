@@ -1,51 +1,145 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read only where they are files."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
-import tempfile
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+
+#: Temporary files, and so writers at a time, of one file.
+SLOTS = 64
+#: Whatever is opened, nothing waits for the other end of a pipe.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NO_LINK = _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, is damaged, or does not fit the model."""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[BinaryIO]:
+    """A file, open for reading; links are followed.
+
+    Raises:
+        OSError: no such file, or a folder, a pipe or a device: nothing is read from them, nor waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(f"{path}: expected a file, found {_kind(mode)}")
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
 
-    A link stays one: what it points to is replaced.
+    The block writes into it, and puts no other in its place. A file that was there before keeps its mode, and its owner
+    where that is permitted; a new one has the mode that the umask leaves. At the end file and folder are on the disk.
+
+    Writers hold a lock on their temporary file. That of a killed one has none, and goes when the same file is written
+    again (where there are no locks, and on Windows, it stays). Several writers at once do not disturb each other: the
+    last one's file remains.
 
     Raises:
         OSError: as :func:`check_replaceable`, or what could not be written, by its name.
     """
     check_replaceable(path)
-    path = Path(os.path.realpath(path))
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(descriptor)
-    temporary = Path(name)
+    place = path.absolute()
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError)
-            and error.errno is not None
-            and error.filename in (None, name)
-        ):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with _temporary(place) as (file, temporary):
+            try:
+                mode = _take_after(place, file)
+                yield temporary
+                os.fsync(file)
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                if fcntl is None:
+                    file.close()  # Windows moves no open file
+                temporary.replace(place)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        sync(place.parent)
+    except OSError as error:
+        named = error.filename is None or str(error.filename).endswith(".part")
+        if error.errno is None or not named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new, locked file beside ``path``; those that no writer holds are removed."""
+    # Cut, so that they are no longer than names may be; files whose names begin alike share them.
+    parts = [path.with_name(f".{path.name[:60]}.{slot}.part") for slot in range(SLOTS)]
+    for part in parts:
+        _remove_abandoned(part)
+    for part in parts:
+        try:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+        except FileExistsError:
+            continue
+        with os.fdopen(descriptor, "r+b") as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if fcntl is None or os.fstat(descriptor).st_nlink:
+                yield file, part
+                return
+            # Another writer took it for abandoned, just before it was locked.
+    raise OSError(errno.EBUSY, f"{SLOTS} writers at once, or their temporary files", str(path))
+
+
+def _remove_abandoned(part: Path) -> None:
+    with contextlib.suppress(OSError):  # not there, still written, or not for us to remove
+        if fcntl is None or not stat.S_ISREG(part.lstat().st_mode):
+            return
+        with os.fdopen(os.open(part, os.O_RDWR | _NO_LINK), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Under this name there may be another writer's by now.
+            if os.path.samestat(os.fstat(file.fileno()), part.lstat()):
+                part.unlink()
+
+
+def _take_after(path: Path, file: BinaryIO) -> int | None:
+    """Give a file the owner and mode of ``path``, but writable; returns the mode, or None without such a file."""
+    if fcntl is None or not path.exists():
+        return None
+    old, new = path.lstat(), os.fstat(file.fileno())
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        with contextlib.suppress(PermissionError):
+            os.fchown(file.fileno(), old.st_uid, old.st_gid)
+    mode = stat.S_IMODE(old.st_mode) & 0o777
+    os.fchmod(file.fileno(), mode | stat.S_IRUSR | stat.S_IWUSR)
+    return mode
+
+
+def sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk; not on Windows, nor where that cannot be asked for."""
+    if fcntl is None:
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
 
 
 _held: set[Path] = set()
@@ -55,15 +149,19 @@ _held: set[Path] = set()
 def alone(folder: Path) -> Iterator[None]:
     """Within the context no other one of this machine enters it for the same folder (other processes: not on Windows).
 
-    Where the file system has no locks there is a warning instead.
+    The lock is on the file ``.lock`` in it, which is made where it is missing and left as it is. Where the file system
+    has no locks there is a warning instead.
 
     Raises:
         BlockingIOError: another one is there.
+        OSError: no such folder; ``.lock`` is a link, or anything else that is no file.
     """
     folder = folder.resolve()
     if folder in _held:
         raise BlockingIOError(f"{folder}: held by this process")
-    with (folder / ".lock").open("w") as file:
+    check_replaceable(folder / ".lock")
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+    with os.fdopen(descriptor, "r+b") as file:
         try:
             if fcntl is not None:
                 # Of this process alone: those that fork from it do not hold it.
@@ -80,12 +178,21 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise ``OSError`` where no file can be put: something that is no file is there, or there is no such folder."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path}: expected a file or nothing there, found {_kind(path)}")
-    if not Path(os.path.realpath(path)).parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
+    """Raise ``OSError`` where no file can be put: there is no such folder, or something is there that is no file.
+
+    A link is none either: neither what it points to nor the link is replaced.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent}: no such folder") from None
+        return
+    if not stat.S_ISREG(mode):
+        raise OSError(f"{path}: expected a file or nothing there, found {_kind(mode)}")
 
 
-def _kind(path: Path) -> str:
-    return "a folder" if path.is_dir() else "something that is no file"
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+    kinds |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "something that is no file")

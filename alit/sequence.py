@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alit_kernels import cumulative_offsets, pack, unpack
 
-from .alit_format import Contents, FormatError, ModelIdentity, dump, parse
+from .alit_format import Contents, ModelIdentity, dump, parse
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +130,6 @@ class TokenSequence:
         Raises:
             FormatError: no ``.alit`` data, a damaged one, or one that another model wrote.
         """
-        contents = parse(data)
-        if model is not None and contents.identity != model:
-            raise FormatError(
-                f"written by another model: expected {_described(model)}, got {_described(contents.identity)}"
-            )
+        contents = parse(data, model)
         lengths, indices = (torch.from_numpy(x) for x in (contents.lengths, contents.indices))
         return cls(lengths, indices=indices)
-
-
-def _described(model: ModelIdentity) -> str:
-    height, width = model.image_size
-    return f"{model.fingerprint.hex()[:12]} with {model.codebook_size} codes at {height}x{width}"

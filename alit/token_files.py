@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
@@ -13,15 +13,19 @@ from rich.table import Table
 from torch import Tensor
 
 from . import images
-from .alit_format import MAX_LENGTH, parse
+from .alit_format import MAX_LENGTH, Reader
 from .criteria import Criterion
 from .encoding import Progress
-from .files import check_replaceable, replacing
+from .files import check_replaceable, reading, replacing
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
 
 #: Images decoded together.
 BATCH = 8
+#: That ``00000.png`` and so on name in order.
+MAX_PICTURES = 100_000
+#: Lengths in the table of ``show``.
+ROWS = 256
 
 
 def encode(
@@ -73,7 +77,8 @@ def encode(
     data = tokens.to_bytes(model.identity())
     with replacing(output) as temporary:
         temporary.write_bytes(data)
-    console.out(f"{output}: {_summary(tokens, len(data), config.image_size)}")
+    summary = _summary(len(tokens), len(tokens.rows), len(data), config.image_size)
+    console.out(f"{output}: {summary}")
     return unreadable
 
 
@@ -88,28 +93,47 @@ def _loaded(model: AdaptiveTokenizer, paths: list[Path], unreadable: list[str]) 
 
 
 def decode(model: AdaptiveTokenizer, source: Path, output: Path, console: Console) -> None:
-    """Decode a file to ``00000.png``, ``00001.png``, ... in ``output``.
+    """Decode a file to ``00000.png``, ``00001.png``, ... in ``output``, a few pictures at a time.
 
     Raises:
         OSError: the file cannot be read, a picture cannot be written.
-        ValueError: a folder with higher numbers of that kind, of another file, which would seem to belong to this one.
+        ValueError: an image without tokens, or with more than the model makes; more than 100,000 images; a folder with
+            higher numbers of that kind, of another file, which would seem to belong to this one. Nothing is written.
         FormatError: no ``.alit`` file, a damaged one, or one that another model wrote.
     """
-    tokens = TokenSequence.from_bytes(source.read_bytes(), model.identity())
-    output.mkdir(parents=True, exist_ok=True)
-    later = [x for x in output.glob("[0-9]" * 5 + "*.png") if x.stem.isdecimal()]
-    if later and int(max(later, key=lambda x: int(x.stem)).stem) >= len(tokens):
-        raise ValueError(
-            f"output: {output} holds more pictures, of another file; choose another folder"
-        )
-    with _bar(console) as bar:
-        task = bar.add_task("decoding", total=len(tokens))
-        for first in range(0, len(tokens), BATCH):
-            batch = [tokens[b] for b in range(first, min(first + BATCH, len(tokens)))]
-            for b, pixels in enumerate(model.decode(TokenSequence.concatenate(batch)), first):
-                images.save_image(images.to_image(pixels), output / f"{b:05}.png")
-            bar.update(task, advance=len(batch))
-    console.out(f"{output}: {len(tokens)} pictures")
+    with reading(source) as file:
+        tokens = Reader(file)
+        tokens.expect(model.identity())
+        _check_decodable(tokens, model.config.max_tokens)
+        output.mkdir(parents=True, exist_ok=True)
+        later = [x for x in output.glob("[0-9]" * 5 + "*.png") if x.stem.isdecimal()]
+        if later and int(max(later, key=lambda x: int(x.stem)).stem) >= tokens.images:
+            raise ValueError(
+                f"output: {output} holds more pictures, of another file; choose another folder"
+            )
+        with _bar(console) as bar:
+            task = bar.add_task("decoding", total=tokens.images)
+            first, done = 0, 0
+            while first < tokens.images:
+                lengths = tokens.lengths(first, min(BATCH, tokens.images - first))
+                indices = tokens.indices(done, int(lengths.sum()))
+                batch = TokenSequence(torch.from_numpy(lengths), torch.from_numpy(indices))
+                for b, pixels in enumerate(model.decode(batch), first):
+                    images.save_image(images.to_image(pixels), output / f"{b:05}.png")
+                first, done = first + len(lengths), done + len(indices)
+                bar.update(task, completed=first)
+        console.out(f"{output}: {tokens.images} pictures")
+
+
+def _check_decodable(tokens: Reader, longest: int) -> None:
+    if tokens.images > MAX_PICTURES:
+        raise ValueError(f"images: expected at most {MAX_PICTURES} to decode, got {tokens.images}")
+    for length, count in tokens.histogram.items():
+        if not 1 <= length <= longest:
+            raise ValueError(
+                f"lengths: expected 1 to {longest} tokens, as the model makes them, got {length} in "
+                f"{count} of {tokens.images} images"
+            )
 
 
 def show(source: Path, console: Console) -> None:
@@ -119,25 +143,26 @@ def show(source: Path, console: Console) -> None:
         OSError: the file cannot be read.
         FormatError: no ``.alit`` file, or a damaged one.
     """
-    data = source.read_bytes()
-    identity = parse(data).identity
-    tokens = TokenSequence.from_bytes(data)
-    height, width = identity.image_size
-    console.out(f"{source}: {_summary(tokens, len(data), identity.image_size)}")
+    with reading(source) as file:
+        tokens = Reader(file)
+    identity, (height, width) = tokens.identity, tokens.identity.image_size
+    summary = _summary(tokens.images, tokens.tokens, tokens.size, identity.image_size)
+    console.out(f"{source}: {summary}")
     console.print(
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
         f"pictures of {width}x{height}"
     )
-    counts = Counter(tokens.lengths.tolist())
-    if counts:
+    if tokens.images:
         table = Table("tokens", "images", "", title="lengths")
-        for length, count in sorted(counts.items()):
-            table.add_row(str(length), str(count), "#" * max(1, 40 * count // max(counts.values())))
+        most = max(tokens.histogram.values())
+        for length, count in list(tokens.histogram.items())[:ROWS]:
+            table.add_row(str(length), str(count), "#" * max(1, 40 * count // most))
+        if (more := len(tokens.histogram) - ROWS) > 0:
+            table.add_row("...", "", f"{more} lengths more")
         console.print(table)
 
 
-def _summary(tokens: TokenSequence, size: int, image_size: tuple[int, int]) -> str:
-    count, total = len(tokens), int(tokens.lengths.sum())
+def _summary(count: int, total: int, size: int, image_size: tuple[int, int]) -> str:
     if not count:
         return f"no images, {size} bytes"
     height, width = image_size

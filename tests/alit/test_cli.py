@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import re
@@ -23,7 +22,6 @@ from alit.base import DCTBase
 from alit.cli import ELSEWHERE, app
 from alit.config import DCTConfig
 from alit.demo import photographs
-from alit.files import replacing
 from alit.images import load, load_square, save_image, to_image
 from alit.training.pictures import ImageFolder, Shuffled
 
@@ -170,29 +168,6 @@ def test_names_are_shown_as_they_are(folder: Path) -> None:
     Image.open("photos/a.png").save(name)
     done = run("reconstruct", name, "-o", "out")
     assert done.exit_code == 0 and name in done.output
-
-
-def test_what_files_replace(tmp_path: Path) -> None:
-    """A link stays one, what is no file stays, and an error names the file."""
-    (tmp_path / "there").write_text("old")
-    (tmp_path / "link").symlink_to("there")
-    with replacing(tmp_path / "link") as file:
-        file.write_text("new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
-    os.mkfifo(tmp_path / "pipe")
-    with (
-        pytest.raises(OSError, match="pipe: expected a file or nothing there"),
-        replacing(tmp_path / "pipe"),
-    ):
-        pass
-    assert (tmp_path / "pipe").is_fifo()
-    with (
-        pytest.raises(OSError, match=r"No space left on device: '.*there'") as raised,
-        replacing(tmp_path / "there"),
-    ):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert raised.value.errno == errno.ENOSPC
-    assert (tmp_path / "there").read_text() == "new" and len(os.listdir(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
