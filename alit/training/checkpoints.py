@@ -11,8 +11,8 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import MAX_HEADER
+from ..files import CheckpointError, reading, sync
 from .processes import Processes
-from .rows import fill, is_sharded, rows_of
+from .rows import fill, is_sharded, rows_of, shape_of
 
 PREFIX = "checkpoint-"
 #: Bytes of a run.json; more is no such file.
@@ -99,7 +100,7 @@ def save(
         rows = {name: rows_of(x)[0] for name, x in tensors.items() if own.first or is_sharded(x)}
         held = {name: x.cpu().contiguous() for name, x in rows.items()}
         safetensors.torch.save_file(held, file)
-        flush(file)
+        _flush(file)
         return file.stat().st_size, _checksum(file)
 
     def place() -> None:
@@ -107,8 +108,8 @@ def save(
             content = {**about, "step": step, "files": files, "data": data}
             stated = {"checksum": _checksum_of(content), **content}
             (part / "run.json").write_text(json.dumps(stated))
-            flush(part / "run.json")
-            flush(part)
+            _flush(part / "run.json")
+            sync(part)
             _move(part, target)
             for old in saved(run)[:-keep]:
                 drop(old)
@@ -146,20 +147,15 @@ def _move(part: Path, target: Path) -> None:
     if target.exists():
         target.rename(aside)
     part.rename(target)
-    flush(target.parent)
+    sync(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # folders cannot be opened there
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file)
 
 
 def _file(rank: int) -> str:
@@ -168,7 +164,7 @@ def _file(rank: int) -> str:
 
 def _checksum(path: Path) -> int:
     total = 0
-    with path.open("rb") as file:
+    with reading(path) as file:
         while block := file.read(1 << 20):
             total = zlib.crc32(block, total)
     return total
@@ -176,6 +172,14 @@ def _checksum(path: Path) -> int:
 
 def _checksum_of(content: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _json(path: Path) -> Any:
+    with reading(path) as file:
+        text = file.read(LARGEST_ABOUT + 1)
+    if len(text) > LARGEST_ABOUT:
+        raise ValueError(f"run.json: expected at most {LARGEST_ABOUT} bytes")
+    return json.loads(text)
 
 
 def about(checkpoint: Path) -> dict[str, Any]:
@@ -186,9 +190,7 @@ def about(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "run.json"
     try:
-        if not path.is_file() or path.stat().st_size > LARGEST_ABOUT:
-            raise ValueError("run.json is missing, no file, or too large")
-        content = json.loads(path.read_bytes())
+        content = _json(path)
         if not isinstance(content, dict):
             raise ValueError(f"run.json: expected fields by name, got {type(content).__name__}")
         content = {"config": {}, "model": {}, "seconds": 0.0, **content}
@@ -238,13 +240,13 @@ def check(checkpoint: Path) -> None:
         alit.CheckpointError: they are not.
     """
     content = about(checkpoint)
-    stated = json.loads((checkpoint / "run.json").read_bytes())
+    stated = _json(checkpoint / "run.json")
     if stated.pop("checksum", None) != _checksum_of(stated):
         raise CheckpointError(f"{checkpoint}: damaged (run.json differs from its checksum)")
     for rank, (size, checksum) in enumerate(content["files"]):
         file = checkpoint / _file(rank)
         try:
-            if not file.is_file() or file.stat().st_size != size or _checksum(file) != checksum:
+            if (file.stat().st_size, _checksum(file)) != (size, checksum):
                 raise CheckpointError(f"{checkpoint}: damaged ({file.name} is not as written)")
         except OSError as error:
             raise CheckpointError(f"{checkpoint}: could not be read ({error})") from error
@@ -261,6 +263,37 @@ def newest_intact(candidates: list[Path]) -> Path | None:
     return None
 
 
+@contextmanager
+def _pieces(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
+    """By name the pieces of each tensor, in the files of so many processes; damage within is a CheckpointError."""
+    try:
+        with ExitStack() as stack:
+            pieces: dict[str, list[Any]] = {}
+            for rank in range(count):
+                path = checkpoint / _file(rank)
+                with reading(path) as opened:
+                    if int.from_bytes(opened.read(8), "little") > MAX_HEADER:
+                        raise ValueError(f"{path.name}: no safetensors file")
+                file = stack.enter_context(safetensors.safe_open(path, "pt"))
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    pieces.setdefault(name, []).append(file.get_slice(name))
+            yield pieces
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{checkpoint}: could not be read ({reason})") from error
+
+
+def shapes(checkpoint: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Of the tensors named ``part/...``, without that.
+
+    Raises:
+        alit.CheckpointError: a damaged checkpoint.
+    """
+    with _pieces(checkpoint, len(about(checkpoint)["files"])) as pieces:
+        own = {k.removeprefix(f"{part}/"): x for k, x in pieces.items() if k.startswith(f"{part}/")}
+        return {name: shape_of(x) or () for name, x in own.items()}
+
+
 @torch.no_grad()
 def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> list[Any] | None:
     """Fill the tensors in place; returns where the data of each process stood, None where their position says it all.
@@ -269,19 +302,7 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> list[Any] | None:
         alit.CheckpointError: a damaged checkpoint, or one of other tensors.
     """
     content = about(checkpoint)
-    try:
-        with ExitStack() as stack:
-            files = [
-                stack.enter_context(safetensors.safe_open(checkpoint / _file(rank), "pt"))
-                for rank in range(len(content["files"]))
-            ]
-            holders: dict[str, list[Any]] = {}
-            for file in files:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    holders.setdefault(name, []).append(file.get_slice(name))
-            for name, tensor in tensors.items():
-                fill(name, tensor, holders.get(name, []))
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{checkpoint}: could not be read ({reason})") from error
+    with _pieces(checkpoint, len(content["files"])) as pieces:
+        for name, tensor in tensors.items():
+            fill(name, tensor, pieces.get(name, []))
     return None if all(x is None for x in content["data"]) else content["data"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from ..files import reading
 from .fields import LARGEST_TEXT, converted, read
 
 CHOICES = {
@@ -236,7 +237,7 @@ class TrainingConfig:
         """
         path = Path(path)
         try:
-            with path.open("rb") as file:
+            with reading(path) as file:
                 content = read(file.read(4 * LARGEST_TEXT).decode())
         except ValueError as error:
             raise ValueError(f"{path}: not a configuration in YAML ({error})") from error

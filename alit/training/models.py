@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
-from ..checkpoint import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..files import CheckpointError
 from ..initialisation import as_transform_coder
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
@@ -39,6 +39,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
         stored = json.dumps(checkpoints.about(checkpoint)["model"])
         try:
             described = AdaptiveTokenizerConfig.from_json(stored)
+            model_file.check_sizes(described, checkpoints.shapes(checkpoint, "model"))
         except ValueError as error:
             raise CheckpointError(f"{checkpoint}: {error}") from error
         return AdaptiveTokenizer(described)

@@ -6,8 +6,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..checkpoint import CheckpointError
-from ..files import alone
+from ..files import CheckpointError, alone
 from . import checkpoints
 from .config import TrainingConfig
 from .processes import Processes

@@ -14,28 +14,33 @@ from .log import NotFinite
 from .processes import Processes
 
 
-def fill(name: str, tensor: Tensor, pieces: list[Any]) -> None:
-    """This process's rows of a tensor from the pieces of it, which follow one another in its first dimension."""
+def shape_of(pieces: list[Any]) -> tuple[int, ...] | None:
+    """Of a tensor whose pieces follow one another in its first dimension; None where they do not fit, or are none."""
     shapes = [tuple(piece.get_shape()) for piece in pieces]
-    whole = (
-        shapes[0]
-        if len(shapes) == 1
-        else (sum(x[0] for x in shapes), *shapes[0][1:])
-        if shapes
-        else None
-    )
-    if whole != tuple(tensor.shape):
-        raise ValueError(f"{name}: expected the shape {tuple(tensor.shape)}, found {whole}")
+    if len(shapes) < 2:
+        return shapes[0] if shapes else None
+    if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
+        return None
+    return sum(shape[0] for shape in shapes), *shapes[0][1:]
+
+
+def fill(name: str, tensor: Tensor, pieces: list[Any]) -> None:
+    """Read this process's rows of a tensor."""
+    if shape_of(pieces) != tuple(tensor.shape):
+        raise ValueError(
+            f"{name}: expected the shape {tuple(tensor.shape)}, found {shape_of(pieces)}"
+        )
     rows, first = rows_of(tensor)
+    if not tensor.ndim:
+        _copy(name, rows, pieces[0][...])
+        return
     at = 0
-    for piece, shape in zip(pieces, shapes, strict=True):
-        if not shape:
-            _copy(name, rows, piece[...])
-            return
-        start, stop = max(first, at), min(first + len(rows), at + shape[0])
+    for piece in pieces:
+        end = at + piece.get_shape()[0]
+        start, stop = max(first, at), min(first + len(rows), end)
         if start < stop:
             _copy(name, rows[start - first : stop - first], piece[start - at : stop - at])
-        at += shape[0]
+        at = end
 
 
 def _copy(name: str, target: Tensor, source: Tensor) -> None:

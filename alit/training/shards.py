@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..images import upright
 from .pictures import Batch, Share, augmented, become_worker
 from .tars import NoPictures, Picture, check_name, expand, pictures

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
+from ..files import reading
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: Shards of one pattern.
 MOST_SHARDS = 100_000
@@ -138,7 +140,7 @@ def _opened(name: str, addresses: bool) -> Iterator[tarfile.TarFile]:
     if os.path.isfile(name) or not addresses:
         # Of a file tarfile wants the three methods that a bounded one has.
         with (
-            open(name, "rb") as file,
+            reading(name) as file,
             tarfile.TarFile(fileobj=cast(BinaryIO, _Bounded(file))) as tar,
         ):
             yield tar

@@ -326,22 +326,27 @@ def test_all_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    flush, rename = checkpoints.flush, Path.rename
+    flush, rename, sync = checkpoints._flush, Path.rename, checkpoints.sync
 
     def flushing(path: Path) -> None:
         done.append(path.name)
         flush(path)
 
+    def syncing(path: Path) -> None:
+        done.append(f"names in {path.name}")
+        sync(path)
+
     def renaming(path: Path, target: Path) -> Path:
         done.append(f"to {target.name}")
         return rename(path, target)
 
-    monkeypatch.setattr(checkpoints, "flush", flushing)
+    monkeypatch.setattr(checkpoints, "_flush", flushing)
+    monkeypatch.setattr(checkpoints, "sync", syncing)
     monkeypatch.setattr(Path, "rename", renaming)
     written(tmp_path)
-    part = ".checkpoint-00000001.part"
+    part = "names in .checkpoint-00000001.part"
     expected = ["tensors-00000.safetensors", "run.json", part, "to checkpoint-00000001"]
-    assert done == [*expected, tmp_path.name]
+    assert done == [*expected, f"names in {tmp_path.name}"]
 
 
 TAILS = (
