@@ -253,7 +253,7 @@ def check(checkpoint: Path) -> None:
 
 
 def newest_intact(candidates: list[Path]) -> Path | None:
-    """Of checkpoints, oldest first."""
+    """Of checkpoints, which are given oldest first."""
     for candidate in reversed(candidates):
         try:
             check(candidate)
@@ -264,11 +264,11 @@ def newest_intact(candidates: list[Path]) -> Path | None:
 
 
 @contextmanager
-def _pieces(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
-    """By name the pieces of each tensor, in the files of so many processes; damage within is a CheckpointError."""
+def _holders(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
+    """By name of a tensor the files of so many processes that hold it; damage within is a CheckpointError."""
     try:
         with ExitStack() as stack:
-            pieces: dict[str, list[Any]] = {}
+            holders: dict[str, list[Any]] = {}
             for rank in range(count):
                 path = checkpoint / _file(rank)
                 with reading(path) as opened:
@@ -276,8 +276,8 @@ def _pieces(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
                         raise ValueError(f"{path.name}: no safetensors file")
                 file = stack.enter_context(safetensors.safe_open(path, "pt"))
                 for name in file.keys():  # noqa: SIM118 (no mapping)
-                    pieces.setdefault(name, []).append(file.get_slice(name))
-            yield pieces
+                    holders.setdefault(name, []).append(file)
+            yield holders
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{checkpoint}: could not be read ({reason})") from error
@@ -289,20 +289,31 @@ def shapes(checkpoint: Path, part: str) -> dict[str, tuple[int, ...]]:
     Raises:
         alit.CheckpointError: a damaged checkpoint.
     """
-    with _pieces(checkpoint, len(about(checkpoint)["files"])) as pieces:
-        own = {k.removeprefix(f"{part}/"): x for k, x in pieces.items() if k.startswith(f"{part}/")}
-        return {name: shape_of(x) or () for name, x in own.items()}
+    prefix = f"{part}/"
+    with _holders(checkpoint, len(about(checkpoint)["files"])) as holders:
+        own = [name for name in holders if name.startswith(prefix)]
+        return {x.removeprefix(prefix): shape_of(x, holders[x]) or () for x in own}
 
 
 @torch.no_grad()
-def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> list[Any] | None:
-    """Fill the tensors in place; returns where the data of each process stood, None where their position says it all.
+def load(checkpoint: Path, tensors: Mapping[str, Tensor], own: Processes) -> list[Any] | None:
+    """Fill the tensors in place, in every process or in none without an error.
+
+    Returns:
+        Where the data of each process stood, None where their position says it all.
 
     Raises:
         alit.CheckpointError: a damaged checkpoint, or one of other tensors.
     """
     content = about(checkpoint)
-    with _pieces(checkpoint, len(content["files"])) as pieces:
-        for name, tensor in tensors.items():
-            fill(name, tensor, pieces.get(name, []))
+    cause = None
+    try:
+        with _holders(checkpoint, len(content["files"])) as holders:
+            for name, tensor in tensors.items():
+                fill(name, tensor, holders.get(name, []))
+    except CheckpointError as error:
+        cause = error
+    failures = [x for x in own.gather(cause and str(cause)) if x]
+    if failures:
+        raise CheckpointError(failures[0]) from cause
     return None if all(x is None for x in content["data"]) else content["data"]

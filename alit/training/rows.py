@@ -1,4 +1,4 @@
-"""Tensors of several processes: the rows that this one has of each, from and to the pieces that all of them have."""
+"""Tensors of several processes: the rows that this one has of each, from and to the files of all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .log import NotFinite
 from .processes import Processes
 
 
-def shape_of(pieces: list[Any]) -> tuple[int, ...] | None:
-    """Of a tensor whose pieces follow one another in its first dimension; None where they do not fit, or are none."""
-    shapes = [tuple(piece.get_shape()) for piece in pieces]
+def shape_of(name: str, files: list[Any]) -> tuple[int, ...] | None:
+    """Of a tensor of which each safetensors file holds some rows, in turn; None where they do not fit, or are none."""
+    shapes = [tuple(file.get_slice(name).get_shape()) for file in files]
     if len(shapes) < 2:
         return shapes[0] if shapes else None
     if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
@@ -24,18 +24,18 @@ def shape_of(pieces: list[Any]) -> tuple[int, ...] | None:
     return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
 
-def fill(name: str, tensor: Tensor, pieces: list[Any]) -> None:
+def fill(name: str, tensor: Tensor, files: list[Any]) -> None:
     """Read this process's rows of a tensor."""
-    if shape_of(pieces) != tuple(tensor.shape):
-        raise ValueError(
-            f"{name}: expected the shape {tuple(tensor.shape)}, found {shape_of(pieces)}"
-        )
+    found = shape_of(name, files)
+    if found != tuple(tensor.shape):
+        raise ValueError(f"{name}: expected the shape {tuple(tensor.shape)}, found {found}")
     rows, first = rows_of(tensor)
     if not tensor.ndim:
-        _copy(name, rows, pieces[0][...])
+        _copy(name, rows, files[0].get_tensor(name))
         return
     at = 0
-    for piece in pieces:
+    for file in files:
+        piece = file.get_slice(name)
         end = at + piece.get_shape()[0]
         start, stop = max(first, at), min(first + len(rows), end)
         if start < stop:

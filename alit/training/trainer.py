@@ -133,7 +133,7 @@ class _Run:
         self.step, data, seconds = 0, None, 0.0
         if source is not None:
             about = checkpoints.about(source)
-            data = checkpoints.load(source, self.tensors())
+            data = checkpoints.load(source, self.tensors(), own)
             self.step, seconds = about["step"], about["seconds"]
         self.begun = time.monotonic() - seconds
         size = self.model.config.image_size

@@ -46,7 +46,7 @@ def written(run: Path, step: int = 1, keep: int = 2, data: Any = None) -> Path:
 def loaded(checkpoint: Path) -> Any:
     checkpoints.check(checkpoint)
     found = {name: torch.zeros_like(x) for name, x in tensors().items()}
-    data = checkpoints.load(checkpoint, found)
+    data = checkpoints.load(checkpoint, found, ALONE)
     assert all(torch.equal(x, found[name]) for name, x in tensors().items())
     return data
 
@@ -61,7 +61,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         ({"e": torch.zeros(1)}, r"e: expected the shape \(1,\), found None"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            checkpoints.load(tmp_path / "checkpoint-00000002", other)
+            checkpoints.load(tmp_path / "checkpoint-00000002", other, ALONE)
 
 
 def test_the_newest_stay_however_many_digits(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_damage_is_a_checkpoint_error(name: str, tmp_path: Path) -> None:
                 with pytest.raises(CheckpointError):
                     checkpoints.check(checkpoint)
             with suppress(CheckpointError):
-                checkpoints.load(checkpoint, found)
+                checkpoints.load(checkpoint, found, ALONE)
     assert used.taken < 100 << 20
     (checkpoint / name).unlink()
     for kind in (None, "folder", "pipe"):
