@@ -6,7 +6,6 @@ any number of processes can read them again.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,12 +22,11 @@ from torch import Tensor
 
 from ..checkpoint import MAX_HEADER
 from ..files import CheckpointError, reading, sync
+from . import run_json
 from .processes import Processes
 from .rows import fill, is_sharded, rows_of, shape_of
 
 PREFIX = "checkpoint-"
-#: Bytes of a run.json; more is no such file.
-LARGEST_ABOUT = 4_000_000
 
 
 def saved(run: Path) -> list[Path]:
@@ -106,9 +104,8 @@ def save(
     def place() -> None:
         if own.first:
             content = {**about, "step": step, "files": files, "data": data}
-            stated = {"checksum": _checksum_of(content), **content}
-            (part / "run.json").write_text(json.dumps(stated))
-            _flush(part / "run.json")
+            (part / run_json.NAME).write_text(run_json.stated(content))
+            _flush(part / run_json.NAME)
             sync(part)
             _move(part, target)
             for old in saved(run)[:-keep]:
@@ -170,67 +167,22 @@ def _checksum(path: Path) -> int:
     return total
 
 
-def _checksum_of(content: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _json(path: Path) -> Any:
-    with reading(path) as file:
-        text = file.read(LARGEST_ABOUT + 1)
-    if len(text) > LARGEST_ABOUT:
-        raise ValueError(f"run.json: expected at most {LARGEST_ABOUT} bytes")
-    return json.loads(text)
-
-
 def about(checkpoint: Path) -> dict[str, Any]:
     """What was written beside the tensors: ``step``, ``config``, ``model``, ``seconds``, ``files``, ``data``.
 
     Raises:
         alit.CheckpointError: no checkpoint, or a damaged one.
     """
-    path = checkpoint / "run.json"
     try:
-        content = _json(path)
-        if not isinstance(content, dict):
-            raise ValueError(f"run.json: expected fields by name, got {type(content).__name__}")
-        content = {"config": {}, "model": {}, "seconds": 0.0, **content}
-        for name, good in _SHAPE.items():
-            if name not in content or not good(content[name]):
-                raise ValueError(f"run.json: {name} is missing or of another kind")
+        content = run_json.read(checkpoint)
         if _step(checkpoint.name) not in (None, content["step"]):
-            raise ValueError(f"run.json: it is of step {content['step']}")
+            raise ValueError(f"it is of step {content['step']}")
     except (OSError, ValueError, RecursionError) as error:
-        earlier = (checkpoint / ".metadata").exists() and "; one of an earlier version?"
+        earlier = "; one of an earlier version?" if (checkpoint / ".metadata").exists() else ""
         raise CheckpointError(
-            f"{checkpoint}: not a checkpoint of a run ({error}{earlier or ''})"
+            f"{checkpoint}: not a checkpoint of a run, or damaged ({run_json.NAME}: {error}{earlier})"
         ) from error
     return content
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_seconds(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e12
-
-
-def _is_list_of_files(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and 0 < len(value) < 100_000
-        and all(isinstance(x, list) and len(x) == 2 and all(map(_is_count, x)) for x in value)
-    )
-
-
-_SHAPE: dict[str, Callable[[Any], bool]] = {
-    "step": _is_count,
-    "config": lambda value: isinstance(value, dict),
-    "model": lambda value: isinstance(value, dict),
-    "seconds": _is_seconds,
-    "files": _is_list_of_files,
-    "data": lambda value: isinstance(value, list),
-}
 
 
 def check(checkpoint: Path) -> None:
@@ -239,11 +191,7 @@ def check(checkpoint: Path) -> None:
     Raises:
         alit.CheckpointError: they are not.
     """
-    content = about(checkpoint)
-    stated = _json(checkpoint / "run.json")
-    if stated.pop("checksum", None) != _checksum_of(stated):
-        raise CheckpointError(f"{checkpoint}: damaged (run.json differs from its checksum)")
-    for rank, (size, checksum) in enumerate(content["files"]):
+    for rank, (size, checksum) in enumerate(about(checkpoint)["files"]):
         file = checkpoint / _file(rank)
         try:
             if (file.stat().st_size, _checksum(file)) != (size, checksum):
