@@ -65,11 +65,10 @@ class Log:
 
     def __init__(self, run: Path, step: int, *, tensorboard: bool) -> None:
         path = run / "log.jsonl"
-        if path.exists():
-            lines = path.read_bytes().decode(errors="replace").split("\n")
-            kept = [line for line in lines if 0 <= _step(line) <= step]
-            with replacing(path) as file:
-                file.write_text("".join(line + "\n" for line in kept))
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        kept = [line for line in text.split("\n") if 0 <= _step(line) <= step]
+        with replacing(path) as file:
+            file.write_text("".join(line + "\n" for line in kept))
         self.file = path.open("a")
         self.writer: Any = None
         if tensorboard:

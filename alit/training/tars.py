@@ -24,6 +24,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST_SHARDS = 100_000
 #: Bytes of a picture's file: more is taken for damage.
 LARGEST_PICTURE = 1 << 28
+#: Kinds of other members that are told apart.
+MOST_KINDS = 100
 
 #: What tarfile raises on damaged files; recursion comes of extended headers of extended headers.
 _DAMAGED = (
@@ -53,23 +55,23 @@ def expand(pattern: str) -> list[str]:
         return [pattern]
     if pattern.count("{") > 16 or len(pattern) > 10_000:
         raise ValueError("data: expected at most 16 braces in 10,000 characters, got more")
-    names = list(itertools.islice(_expanded(pattern), MOST_SHARDS + 1))
-    if len(names) > MOST_SHARDS:
-        raise ValueError(f"data: expected at most {MOST_SHARDS} shards, got more: {pattern[:200]}")
-    return names
+    return _expanded(pattern)
 
 
-def _expanded(text: str) -> Iterator[str]:
+def _expanded(text: str) -> list[str]:
     """Braces as in a shell: nested ones too; those without a comma or a range are plain characters."""
     opening = text.find("{")
     closing = _closing(text, opening) if opening >= 0 else None
     if closing is None:
-        yield text
-        return
-    before, body, after = text[:opening], text[opening + 1 : closing], text[closing + 1 :]
-    for choice in _choices(body):
-        for rest in _expanded(after):
-            yield before + choice + rest
+        return [text]
+    choices, rests = _choices(text[opening + 1 : closing]), _expanded(text[closing + 1 :])
+    _check_count(len(choices) * len(rests))
+    return [text[:opening] + choice + rest for choice in choices for rest in rests]
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_SHARDS:
+        raise ValueError(f"data: expected at most {MOST_SHARDS} shards, got {count}")
 
 
 def _closing(text: str, opening: int) -> int | None:
@@ -81,14 +83,14 @@ def _closing(text: str, opening: int) -> int | None:
     return None
 
 
-def _choices(body: str) -> Iterator[str]:
+def _choices(body: str) -> list[str]:
     if match := re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", body, re.ASCII):
         first, last = int(match[1]), int(match[2])
+        _check_count(abs(last - first) + 1)
         padded = any(re.match(r"-?0\d", x) for x in match.groups())
         width = max(map(len, match.groups())) if padded else 0
         step = 1 if last >= first else -1
-        yield from (f"{number:0{width}d}" for number in range(first, last + step, step))
-        return
+        return [f"{number:0{width}d}" for number in range(first, last + step, step)]
     parts, depth, start = [], 0, 0
     for at, character in enumerate(body):
         depth += (character == "{") - (character == "}")
@@ -96,9 +98,9 @@ def _choices(body: str) -> Iterator[str]:
             parts.append(body[start:at])
             start = at + 1
     parts.append(body[start:])
-    for part in parts:
-        for choice in _expanded(part):
-            yield choice if len(parts) > 1 else "{" + choice + "}"
+    choices = [choice for part in parts for choice in _expanded(part)]
+    _check_count(len(choices))
+    return choices if len(parts) > 1 else ["{" + choice + "}" for choice in choices]
 
 
 def is_address(name: str) -> bool:
@@ -183,20 +185,21 @@ def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> I
     damage = None
     try:
         with _opened(name, addresses) as tar:
-            # Members of one key, up to the first dot, belong together; so do those of a folder's dotted pictures.
-            for _, members in itertools.groupby(_members(tar), lambda x: x.name.split(".")[0]):
-                stem, left = None, []
+            # What follows one another with one name up to the first dot belongs together.
+            for _, members in itertools.groupby(_members(tar), _key):
+                stem, left = None, Counter[str]()
                 for member in members:
                     path = PurePosixPath(member.name)
                     if kind := _other(member):
-                        left.append(kind)
+                        left[kind if kind in left or len(left) < MOST_KINDS else "others"] += 1
                     elif path.stem != stem:  # else another form of the picture before it
                         stem = path.stem
                         count += 1
                         if count > start:
                             yield Picture(member.name, _content(tar, member))
                 if stem is None:
-                    others.update(left)
+                    for kind, number in left.items():
+                        others[kind if len(others) < MOST_KINDS else "others"] += number
     except _DAMAGED as error:
         damage = (str(error) or type(error).__name__).splitlines()[0]
         skipped.append(f"{name}: damaged after {count} pictures ({damage})")
@@ -205,6 +208,11 @@ def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> I
         raise NoPictures(f"{name}: no picture ({', '.join(SUFFIXES)}) in it, but {held}")
     if others:
         skipped.append(f"{name}: members without a picture ({held})")
+
+
+def _key(member: tarfile.TarInfo) -> tuple[str, str]:
+    folder, _, name = member.name.rpartition("/")
+    return folder, name.partition(".")[0]
 
 
 def _other(member: tarfile.TarInfo) -> str:

@@ -137,7 +137,7 @@ def test_one_of_an_earlier_version(tmp_path: Path) -> None:
     checkpoint.mkdir()
     (checkpoint / ".metadata").write_bytes(b"")
     (checkpoint / "run.json").write_text(json.dumps({"step": 1, "config": {}, "model": {}}))
-    with pytest.raises(CheckpointError, match="not a checkpoint of a run, .*earlier version"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of a run, .*earlier version"):
         checkpoints.about(checkpoint)
 
 

@@ -311,12 +311,13 @@ def test_members(tmp_path: Path) -> None:
     members = {
         **{"IMG.2024.0.jpg": b"0", "IMG.2024.1.JPG": b"1", "IMG.2024.1.json": b"{}"},
         **{"a.b/c.WebP": b"2", "a.b/c.txt": b"t", "d.cls": b"7", "d.jpeg": b"3", "d.png": b"+"},
-        **{"lonely.txt": b"t", "more/lonely.txt": b"t", "README": b"r", "e.png": b"4"},
+        **{"lonely.txt": b"t", "more/lonely.txt": b"t", "README": b"r", "./e.png": b"4"},
+        **{"./f.txt": b"t", "./g.jpg": b"5", "./g.txt": b"t", "x/g.jpg": b"6", ".h": b"h"},
     }
     found, skipped = read_all(write(tmp_path / "x.tar", members))
-    assert [x.content for x in found] == [b"0", b"1", b"2", b"3", b"4"]
+    assert [x.content for x in found] == [b"%d" % number for number in range(7)]
     assert found[1].name == "IMG.2024.1.JPG"
-    assert len(skipped) == 1 and "(2 .txt, 1 without a suffix)" in skipped[0]
+    assert len(skipped) == 1 and "(3 .txt, 2 without a suffix)" in skipped[0]
     assert read_all(tmp_path / "x.tar", 3)[0] == found[3:]
     with tarfile.open(tmp_path / "y.tar", "w") as file:
         file.add(tmp_path / "x.tar", "x.png")
