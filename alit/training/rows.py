@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,12 +72,13 @@ def check_finite(tensors: Mapping[str, Tensor], step: int, own: Processes) -> No
         alit.training.NotFinite: names such tensors, in every process.
     """
     local = {name: rows_of(x)[0] for name, x in tensors.items() if x.is_floating_point()}
-    local = {name: x for name, x in local.items() if x.numel()}
     bad: list[str] = []
     if local:
-        largest = torch._foreach_norm(list(local.values()), math.inf)
-        finite = torch.stack([x.isfinite().to(largest[0].device) for x in largest]).tolist()
-        bad = [name for name, good in zip(local, finite, strict=True) if not good]
+        device = next(iter(local.values())).device
+        # A value that is not finite makes the sum so. Large ones may too, and are looked at again.
+        sums = torch.stack([x.sum().isfinite().to(device) for x in local.values()]).tolist()
+        doubtful = [name for name, good in zip(local, sums, strict=True) if not good]
+        bad = [name for name in doubtful if not local[name].isfinite().all()]
     found = list(dict.fromkeys(name for names in own.gather(bad) for name in names))
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
