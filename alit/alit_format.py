@@ -118,7 +118,7 @@ class Reader:
     """A file whose every byte is right; it stays open, and parts of it are read when they are asked for.
 
     Args:
-        file: binary, and one that can be searched: its size is held against the header before more of it is read.
+        file: binary and seekable; its size is held against the header before more of it is read.
 
     Attributes:
         identity: of the model that wrote it.

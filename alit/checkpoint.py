@@ -42,6 +42,8 @@ def resolve(path_or_name: str | Path) -> Path:
     shipped = sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
     if str(path_or_name) in shipped:
         return SHIPPED / f"{path_or_name}.safetensors"
+    if path.exists():
+        return path  # no file; who reads it says what it is
     near = difflib.get_close_matches(str(path_or_name), shipped, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
@@ -52,7 +54,7 @@ def resolve(path_or_name: str | Path) -> Path:
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:
     """Write configuration and state, under the names of the bare model (see :func:`plain`), in place of an old file.
 
-    The file is that of safetensors, which writes by a temporary file of its own: it would stay where it is killed.
+    The layout is that of safetensors. Its own writer makes another temporary file, which stays when it is killed.
 
     Raises:
         TypeError: a tensor that is not float32, float16 or bfloat16.

@@ -7,6 +7,7 @@ import difflib
 import json
 import reprlib
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 #: Characters of a configuration in JSON; those of any model are a twentieth.
@@ -74,6 +75,13 @@ def printable(name: str) -> str:
     return short if short.isprintable() else ascii(short)
 
 
+def some(names: Iterable[object]) -> str:
+    """The first of some names, and how many more there are."""
+    known = [x if isinstance(x, str) else f"a key of type {type(x).__name__}" for x in names]
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    return ", ".join(map(printable, known[:5])) + more
+
+
 def check_integer(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         wanted = "a positive integer" if low == 1 else f"an integer of at least {low}"
@@ -89,7 +97,7 @@ def check_integers(config: Any, **most: int) -> None:
 
 
 def integers(name: str, values: Any, low: int, high: int) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list):
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ValueError(f"{name}: expected a list of integers, got {shown(values)}")
     for value in values:
         check_integer(name, value, low, high)

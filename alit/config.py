@@ -200,6 +200,10 @@ class AdaptiveTokenizerConfig:
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
         quirks: differences from the corrected system.
+
+    Raises:
+        ValueError: a field of the wrong kind or out of range, which is named; sizes have upper bounds (``MAX_SIZE`` and
+            so on in this module).
     """
 
     base: BaseConfig

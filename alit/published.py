@@ -1,25 +1,19 @@
 """Published checkpoints (``.pth``): state dicts as they are distributed, and the configuration that their shapes tell.
 
-No code is ever executed: what a file names is held against an allow-list of tensors, plain containers and
-``argparse.Namespace``, before torch's restricted unpickler reads it. No size that a file states is believed: entries
-lie in it uncompressed, each once, tensors within their entries.
+How a file is read without trust in it: ``archives.py``.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickletools
 import re
-import struct
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from .checks import printable
+from . import archives
+from .checks import check_choice, some
 from .config import (
     SIZES,
     AdaptiveTokenizerConfig,
@@ -29,26 +23,10 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
-from .files import CheckpointError, reading
+from .files import CheckpointError
 
-#: Instructions of a pickle, and bytes of a zip file's directory: several times those of any published checkpoint.
-#: They bound what reading takes beside the tensors.
-MAX_INSTRUCTIONS = 2**19
-MAX_DIRECTORY = 2**23
 #: What wraps a module puts its name before those of the parameters: DistributedDataParallel, torch.compile.
 WRAPPERS = {"module", "_orig_mod"}
-
-_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-ALLOWED = {
-    *("argparse Namespace", "collections OrderedDict", "__builtin__ set", "builtins set"),
-    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch Size"),
-    *(
-        "torch device",
-        "torch.storage UntypedStorage",
-        *(f"torch {kind}Storage" for kind in _STORAGES),
-    ),
-    *(f"torch {name}" for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)),
-}
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +47,7 @@ def plain(state: Mapping[str, Any]) -> dict[str, Any]:
 def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor]:
     """State dict of a published checkpoint, without its losses (``gan_losses.*``); the file stays mapped to memory.
 
-    The file may hold the entries ``weights`` asks for, one ``state_dict`` (as Lightning writes), or the tensors
+    The file holds the entry that ``weights`` names, one ``state_dict`` (as Lightning writes), or the tensors
     themselves. Names are those of the bare model, see :func:`plain`.
 
     Args:
@@ -78,90 +56,15 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
     Raises:
         CheckpointError: not such a file, a damaged one, or one that holds anything but tensors, plain containers and
             ``argparse.Namespace``, which is named.
+        ValueError: another choice of weights.
         OSError: no file, or one that cannot be read.
     """
-    with reading(path) as file:
-        try:
-            _check_archive(file)
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                # Mapped, so that a storage is a part of the file, whatever size the pickle states.
-                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        except Exception as error:  # Damaged instructions make the unpickler raise anything.
-            raise CheckpointError(
-                f"{path}: not a torch checkpoint, truncated or damaged ({_reason(error)})"
-            ) from error
-        size = file.seek(0, 2)
+    check_choice("weights", weights, ("ema", "model"))
+    content = archives.load(path)
     try:
-        return _state(content, weights, size)
+        return _state(content, weights, Path(path).stat().st_size)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _reason(error: Exception) -> str:
-    """In a line; torch goes on with how to load it all the same."""
-    said = str(error).strip().rpartition("WeightsUnpickler error: ")[2].splitlines()
-    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
-
-
-def _check_archive(file: BinaryIO) -> None:
-    """That nothing in a zip file of ``torch.save`` takes more memory than it has bytes, or names what is not allowed.
-
-    Raises:
-        CheckpointError: it does, or it is damaged; whatever ``zipfile`` raises.
-    """
-    if file.read(4) != b"PK\x03\x04":
-        raise CheckpointError("expected a zip file, as torch.save writes since torch 1.6")
-    size = file.seek(0, 2)
-    if (directory := _directory_size(file)) > min(MAX_DIRECTORY, size):
-        raise CheckpointError(
-            f"expected a directory of at most {MAX_DIRECTORY} bytes, got {directory}"
-        )
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        for entry in entries:
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise CheckpointError(f"{printable(entry.filename)}: expected it uncompressed")
-        if (stated := sum(entry.file_size for entry in entries)) > size:
-            raise CheckpointError(f"expected entries of at most {size} bytes in all, got {stated}")
-        if len({entry.filename.lower() for entry in entries}) < len(entries):
-            raise CheckpointError("expected each entry once")
-        pickles = [x for x in entries if x.filename.lower().endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise CheckpointError(f"expected one data.pkl, got {len(pickles)}")
-        if (damaged := archive.testzip()) is not None:
-            raise CheckpointError(f"damaged: the checksum of {printable(damaged)} does not match")
-        _check_pickle(archive.read(pickles[0]))
-
-
-def _directory_size(file: BinaryIO) -> int:
-    """Bytes of the directory of a zip file, from its last record; its layout is that of PKWARE's APPNOTE 4.3."""
-    file.seek(-42, 2)
-    locator, _, place, _ = struct.unpack("<4sLQL", file.read(20))
-    signature, *_, size, _, comment = struct.unpack("<4s4H2LH", file.read(22))
-    if signature != b"PK\x05\x06" or comment:
-        raise CheckpointError("truncated, or something lies behind its end")
-    if locator == b"PK\x06\x07":
-        file.seek(place)
-        size = struct.unpack("<4sQ2H2L4Q", file.read(56))[8]
-    return size
-
-
-def _check_pickle(pickled: bytes) -> None:
-    named = set()
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(pickled)):
-        if count > MAX_INSTRUCTIONS:
-            raise CheckpointError(f"expected at most {MAX_INSTRUCTIONS} instructions in data.pkl")
-        if instruction.name == "PROTO" and argument != 2:
-            raise CheckpointError(f"expected pickle protocol 2, torch.save's own, got {argument}")
-        if instruction.name in ("GLOBAL", "INST"):
-            named.add(str(argument))
-    if refused := sorted(named - ALLOWED):
-        raise CheckpointError(
-            f"refused: it holds {_some(x.replace(' ', '.') for x in refused)}; allowed are tensors, plain containers "
-            "and argparse.Namespace alone"
-        )
 
 
 def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
@@ -173,18 +76,18 @@ def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
     bare = content and all(isinstance(x, Tensor) for x in content.values())
     entry = next((x for x in (weights, "state_dict") if x in content), None)
     if entry is None and not bare:
-        raise CheckpointError(f"expected an entry {weights!r}, got {_some(content) or 'none'}")
+        raise CheckpointError(f"expected an entry {weights!r}, got {some(content) or 'none'}")
     state = content if entry is None else content[entry]
     where = "" if entry is None else f" in {entry!r}"
     if not isinstance(state, dict):
         raise CheckpointError(f"expected tensors by name{where}, got a {type(state).__name__}")
     wrong = [
-        f"{_some([name])} of type {type(tensor).__name__}"
+        f"{some([name])}: a {type(tensor).__name__}"
         for name, tensor in dict.items(state)
         if not isinstance(name, str) or not isinstance(tensor, Tensor)
     ]
     if wrong:
-        raise CheckpointError(f"expected tensors by name{where}, got {_some(wrong)}")
+        raise CheckpointError(f"expected tensors by name{where}, got {some(wrong)}")
     kept = {
         name: tensor.detach()
         for name, tensor in plain(dict(dict.items(state))).items()
@@ -195,13 +98,6 @@ def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
             f"expected tensors of at most {size} bytes{where}, got {taken}: they share memory"
         )
     return kept
-
-
-def _some(names: Iterable[object]) -> str:
-    """The first of some names, and how many more there are."""
-    known = [x if isinstance(x, str) else f"a {type(x).__name__}" for x in names]
-    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
-    return ", ".join(map(printable, known[:5])) + more
 
 
 def infer_config(
@@ -247,7 +143,7 @@ def infer_config(
             fields["ema_decay"] = 0.99 if "quantize.cluster_size" in state else None
     except KeyError as error:
         raise CheckpointError(
-            f"not the state of an adaptive tokenizer: {error} is missing, got {_some(state) or 'nothing'}"
+            f"not the state of an adaptive tokenizer: {error} is missing, got {some(state) or 'nothing'}"
         ) from error
     except CheckpointError:
         raise

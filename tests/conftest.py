@@ -15,6 +15,11 @@ if not torch.cuda.is_available():
 
 from alit_kernels.testing import nan_filled_empty
 
+# torch remembers the functions that a default device applies to when it first needs them: here, before a test replaces
+# some, and models meant for the meta device fill memory.
+with torch.device("meta"):
+    torch.empty(0)
+
 #: Of each process of pytest-xdist. Processes that the tests start take the number from the environment.
 THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)

@@ -31,6 +31,7 @@ RANKS = {
     "alit.layers": 2,
     "alit.images": 1,
     "alit.config": 1,
+    "alit.archives": 1,
     "alit.checks": 0,
     "alit.devices": 0,
     "alit.alit_format": 0,

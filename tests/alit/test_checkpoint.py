@@ -1,20 +1,29 @@
-"""Own and published checkpoints: round trips, and everything that can be wrong with a file."""
+"""Own model files: round trips, and everything that can be wrong with a file."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
+import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from alit import AdaptiveTokenizer, CheckpointError, FixedLength
-from alit.checkpoint import load_state
+from alit import AdaptiveTokenizer, CheckpointError, FixedLength, TransformerConfig
+from alit.checkpoint import load_state, read, write
 
+from ..helpers.hostile import EXAMPLES, memory, mutated
+from ..helpers.hostile_json import mutated_json
 from .models import BASES, images, model
 
 
@@ -46,15 +55,12 @@ def test_keys_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_model_too_large_for_its_file_takes_no_memory() -> None:
-    """In a process of its own: what fills memory with NaN for the tests does not look at the device."""
-    huge = replace(model().config, iterations=2**16).to_json()
-    code = (
-        "import sys; from alit import *; config = AdaptiveTokenizerConfig.from_json(sys.argv[1])\n"
-    )
-    code += "try: AdaptiveTokenizer.from_state(config, {})\n"
-    code += "except CheckpointError as error: print(error)"
-    done = subprocess.run([sys.executable, "-c", code, huge], capture_output=True, text=True)
-    assert "missing timestep_embedding" in done.stdout, done.stderr
+    own = model()
+    AdaptiveTokenizer.from_state(own.config, own.state_dict())  # the first one imports much
+    huge = replace(own.config, iterations=2**16, latents_per_iteration=2**16)
+    with memory() as measured, pytest.raises(CheckpointError, match="missing timestep_embedding"):
+        AdaptiveTokenizer.from_state(huge, {})
+    assert measured.taken < 100 * 2**20
 
 
 def test_damaged_files(tmp_path: Path) -> None:
@@ -114,3 +120,158 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 def test_unwritable_directory(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         model().save_pretrained(tmp_path / "missing" / "model.safetensors")
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precision_round_trip(stored: torch.dtype, tmp_path: Path) -> None:
+    """Read as float32, the same values; written with other precisions in one file, each is aligned."""
+    original, path = model().to(stored), tmp_path / "x.safetensors"
+    original.save_pretrained(path)
+    loaded = AdaptiveTokenizer.from_pretrained(path)
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.float())
+    mixed = {"a": torch.ones(3, dtype=stored), "b": torch.ones(2), "c": torch.zeros(0, 3)}
+    write(path, original.config, {**mixed, "d": mixed["b"]})  # shared: stored twice
+    found = safetensors.torch.load_file(path)
+    assert found.keys() == {"a", "b", "c", "d"} and found["c"].shape == (0, 3)
+    assert all(torch.equal(found[name], tensor) for name, tensor in mixed.items())
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "alit-1"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind(dtype: torch.dtype, tmp_path: Path) -> None:
+    m, path = model(), tmp_path / "x.safetensors"
+    state = {**m.state_dict(), "latent_tokens": m.latent_tokens.detach().to(dtype)}
+    with pytest.raises(TypeError, match=f"latent_tokens: expected torch.float32, .*got {dtype}"):
+        write(path, m.config, state)
+    metadata = {"format": "alit-1", "config": m.config.to_json()}
+    safetensors.torch.save_file(state, path, metadata)
+    with pytest.raises(CheckpointError, match=f"latent_tokens is {dtype}, expected torch.float32"):
+        AdaptiveTokenizer.from_pretrained(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
+    m, path = model(), tmp_path / "x.safetensors"
+    with torch.no_grad():
+        m.latent_tokens[1, 2] = value
+    m.save_pretrained(path)
+    with pytest.raises(CheckpointError, match="latent_tokens has values that are NaN or infinite"):
+        AdaptiveTokenizer.from_pretrained(path)
+
+
+class Wrapped(torch.nn.Module):
+    """As DistributedDataParallel names what it holds."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_wrapped_models_are_saved_under_plain_names(tmp_path: Path) -> None:
+    plain, path = model(), tmp_path / "x.safetensors"
+    within = model()
+    within.encoder = torch.compile(within.encoder)  # type: ignore[assignment]
+    within.decoder.transformer[0] = torch.compile(within.decoder.transformer[0])
+    assert any("_orig_mod" in name for name in within.state_dict())
+    torch.compile(model()).save_pretrained(path)
+    compiled = path.read_bytes()
+    within.save_pretrained(path)
+    assert path.read_bytes() == compiled and within.identity() == plain.identity()
+    for wrapped in (Wrapped(plain), torch.compile(Wrapped(plain)), Wrapped(torch.compile(plain))):
+        write(path, plain.config, wrapped.state_dict())
+        assert path.read_bytes() == compiled
+    assert AdaptiveTokenizer.from_pretrained(path).identity() == plain.identity()
+    with pytest.raises(ValueError, match=r"module\.x: x is there twice"):
+        write(path, plain.config, {"x": torch.zeros(1), "module.x": torch.zeros(1)})
+
+
+def with_header(data: bytes, change: Callable[[str], str]) -> bytes:
+    """A safetensors file with another header."""
+    length = int.from_bytes(data[:8], "little")
+    text = change(data[8 : 8 + length].decode()).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def with_config(data: bytes, change: Callable[[str], str]) -> bytes:
+    def of_header(text: str) -> str:
+        header = json.loads(text)
+        header["__metadata__"]["config"] = change(header["__metadata__"]["config"])
+        return json.dumps(header)
+
+    return with_header(data, of_header)
+
+
+def small_file(base: str, folder: Path) -> bytes:
+    one = TransformerConfig(32, 1, 2)
+    model(base, encoder=one, decoder=one).save_pretrained(folder / "small.safetensors")
+    return (folder / "small.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder": {"width": 32, "layers": 10**5, "heads": 2}}, "encoder.layers: expected at mo"),
+        ({"encoder": {"width": 32, "layers": 128, "heads": 2}}, r"encoder.transformer.1.ln_1.weig"),
+        ({"decoder": {"width": 10**9, "layers": 1, "heads": 1}}, "decoder.width: expected at most"),
+        ({"decoder": {"width": 2**16, "layers": 1, "heads": 1}}, "decoder_positional_embedding: e"),
+        ({"iterations": 10**6}, "iterations: expected at most"),
+        ({"iterations": 2**16}, "timestep_embedding: expected shape"),
+        ({"image_size": [10**6, 10**6]}, "image_size: expected at most"),
+        ({"image_size": [2**15, 2**15]}, "encoder_positional_embedding: expected shape"),
+        ({"codebook_size": 10**12}, "codebook_size: expected at most"),
+        ({"codebook_size": 2**31 - 1}, "quantize.embedding.weight: expected shape"),
+        ({"code_dim": 2**16}, "pre_quantizer_mlp.weight: expected shape"),
+        ({"latents_per_iteration": 2**16}, "latent_tokens: expected shape"),
+        ({"base": {"kind": "vqgan", "num_codes": 10**12}}, "base.num_codes: expected at most"),
+        ({"base": {"kind": "vqgan", "multipliers": [1] * 10**5}}, "JSON of at most|multipliers"),
+        (
+            {"base": {"kind": "vae", "multipliers": [1] * 9}},
+            "base.multipliers: .* at most 8, got 9",
+        ),
+        ({"base": {"kind": "dct", "patch_size": 10**6}}, "base.patch_size: expected at most"),
+    ],
+    ids=range(16),
+)
+def test_configurations_of_larger_models(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Refused before anything of that size is built, if only on paper."""
+    path = tmp_path / "x.safetensors"
+    data = small_file("dct", tmp_path)
+    path.write_bytes(with_config(data, lambda text: json.dumps({**json.loads(text), **fields})))
+    start = time.process_time()
+    with memory() as measured, pytest.raises(CheckpointError, match=message):
+        read(path)
+    assert time.process_time() - start < 1 and measured.taken < 100 * 2**20
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_damaged_headers(base: str, tmp_path: Path) -> None:
+    """Bytes, the header or the configuration in it: a named error at once, or a model as large as its file."""
+    rng, path = random.Random(base), tmp_path / "x.safetensors"
+    good, slowest, most = small_file(base, tmp_path), 0.0, 0
+    AdaptiveTokenizer.from_pretrained(tmp_path / "small.safetensors")  # the first one imports much
+    for _ in range(EXAMPLES // 3):
+        kind = rng.choice((mutated, with_header, with_config, with_config))
+        changed = (
+            mutated(good, rng) if kind is mutated else kind(good, lambda x: mutated_json(x, rng))
+        )
+        path.write_bytes(changed)
+        start = time.process_time()
+        with memory() as measured, contextlib.suppress(CheckpointError):
+            AdaptiveTokenizer.from_pretrained(path)
+        slowest = max(slowest, time.process_time() - start)
+        most = max(most, measured.taken - len(changed))
+    assert slowest < 5 and most <= 100 * 2**20
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 2**22 + 1, 2**40])
+def test_headers_longer_than_their_file(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + b"{}" if size else b"")
+    os.truncate(path, max(2, min(size, 2**35)))  # without a byte on the disk
+    with memory() as measured, pytest.raises(CheckpointError, match="not a safetensors file, or t"):
+        read(path)
+    assert measured.taken < 100 * 2**20

@@ -182,7 +182,7 @@ def test_names_are_shown_as_they_are(folder: Path) -> None:
         ("encode photos -o x.alit --device meta", "got 'meta' (it computes nothing)"),
         ("export weights/nano.safetensors weights/nano.safetensors", "is the source; choose"),
         ("convert whole.png whole.png", "target: whole.png is the source; choose another file"),
-        ("convert whole.png x.safetensors", "whole.png: refused, no torch checkpoint of tensors"),
+        ("convert whole.png x.safetensors", "whole.png: expected a zip file, as torch.save writes"),
         ("train whole.png --output out", "whole.png: not a configuration in YAML, nor any text"),
         ("train --data photos --output out --image-size 0", "image_size: expected"),
         ("reconstruct empty", "empty: no picture found"),

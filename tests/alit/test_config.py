@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Any
 
 import pytest
 
 from alit import AdaptiveTokenizerConfig, DCTConfig, KLVAEConfig, Quirks, VQGANConfig
 
+from ..helpers.hostile import EXAMPLES
+from ..helpers.hostile_json import mutated_json
 from .models import BASES, config
 
 
@@ -75,3 +79,93 @@ def test_a_list_of_sizes_is_a_tuple() -> None:
     """What a model file says of itself does not depend on how its size was given."""
     given = AdaptiveTokenizerConfig.of_size("tiny", image_size=[256, 256])  # type: ignore[arg-type]
     assert given == AdaptiveTokenizerConfig.of_size("tiny") and given.image_size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('"iterations": 4', '"iterations": 4.0'),
+            "iterations: expected a positive integer, got 4.0",
+        ),
+        (
+            ('"iterations": 4', '"iterations": "4"'),
+            "iterations: expected a positive integer, got '4'",
+        ),
+        (
+            ('"iterations": 4', '"iterations": [4]'),
+            r"iterations: expected a positive integer, got \[4\]",
+        ),
+        (
+            ('"iterations": 4', '"iterations": true'),
+            "iterations: expected a positive integer, got T",
+        ),
+        (('"iterations": 4', '"iterations": NaN'), "NaN is no number of JSON"),
+        (('"iterations": 4', '"iterations": -Infinity'), "-Infinity is no number of JSON"),
+        (('"iterations": 4', '"iterations": 4, "iterations": 5'), "iterations is there twice"),
+        (
+            ('"iterations": 4', f'"iterations": {"9" * 4000}'),
+            "iterations: expected at most 65536, got",
+        ),
+        (('"iterations": 4', f'"iterations": {"9" * 5000}'), "configuration: expected JSON"),
+        (('"iterations": 4', '"iterations": 4, "more": 5'), "configuration: more: no such field"),
+        (
+            ('"layers": 2', '"layers": 2, "more": 5'),
+            r"configuration: (de|en)coder.more: no such field",
+        ),
+        (('"layers": 2', '"layer": 2'), r"configuration: (de|en)coder.layer: no such field"),
+        (('"layers": 2, ', ""), r"configuration: (de|en)coder.layers: expected it, got none"),
+        (
+            ('"vae_unit_range": false', '"vae_unit_range": 1'),
+            "quirks.vae_unit_range: expected true or",
+        ),
+        (('"commitment": 0.25', '"commitment": 1e999'), "commitment: expected a number"),
+        (('"commitment": 0.25', f'"commitment": {"9" * 400}'), "commitment: expected a number"),
+        (('"image_size": [16, 24]', '"image_size": 16'), "image_size: expected a list of integers"),
+        (
+            ('"image_size": [16, 24]', '"image_size": [16.0, 24]'),
+            "image_size: expected a positive int",
+        ),
+        (
+            ('"image_size": [16, 24]', '"image_size": [16, 24, 8]'),
+            "image_size: expected .height, width",
+        ),
+        (('"bottleneck": "quantized"', '"bottleneck": ["x"]'), "bottleneck: expected one of"),
+        (('"scale": 0.2325', '"scale": 0'), "base.scale: expected a number above 0"),
+        (('"transform": false', '"transform": "no"'), "base.transform: expected true or false"),
+        (
+            ('"attention_levels": [2]', '"attention_levels": [-1]'),
+            "base.attention_levels: expected",
+        ),
+        (('"multipliers": [1, 1, 1]', '"multipliers": "111"'), "base.multipliers: expected a list"),
+        (('"channels": 32', '"channels": 40'), "base.channels: expected a multiple of 32"),
+        (('"kind": "vae"', '"kind": ["vae"]'), "base.kind: expected one of vqgan, vae, dct"),
+        (('"quirks": {', '"quirks": null, "x": {'), "quirks: expected an object, got None"),
+    ],
+    ids=range(27),
+)
+def test_wrong_fields_of_json(change: tuple[str, str], message: str) -> None:
+    text = config("vae").to_json()
+    assert change[0] in text
+    with pytest.raises(ValueError, match=message):
+        AdaptiveTokenizerConfig.from_json(text.replace(*change))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_mutated_json(base: str) -> None:
+    """A named error, or a configuration that is what its own JSON says."""
+    rng, text, slowest = random.Random(base), config(base).to_json(), 0.0
+    for _ in range(EXAMPLES // 3):
+        given = mutated_json(text, rng)
+        start = time.process_time()
+        message = ""
+        try:
+            found = AdaptiveTokenizerConfig.from_json(given)
+        except ValueError as error:
+            message = str(error)
+        if message:
+            assert message.startswith("configuration") and len(message) < 1000
+        else:
+            assert AdaptiveTokenizerConfig.from_json(found.to_json()) == found
+        slowest = max(slowest, time.process_time() - start)
+    assert slowest < 1

@@ -5,24 +5,32 @@
 
 from __future__ import annotations
 
-import os
+import io
+import random
 import struct
 import time
 import tracemalloc
 import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from alit import FormatError, ModelIdentity, TokenSequence
-from alit.alit_format import HEADER, dump, parse
+from alit import FormatError, ModelIdentity, TokenSequence, alit_format
+from alit.alit_format import HEADER, Contents, Reader, dump, parse
+from alit.cli import app
+from alit.files import reading
 
+from ..helpers import hostile
+from ..helpers.hostile import EXAMPLES, memory
 from .models import images, model
 
 MUTATIONS = settings(
-    max_examples=int(os.environ.get("ALIT_FUZZ_EXAMPLES", "500")),
+    max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -184,3 +192,67 @@ def test_noise(data: bytes) -> None:
     for candidate in (data, VALID[:8] + data, VALID[:48] + data):
         with pytest.raises(FormatError):
             TokenSequence.from_bytes(candidate)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """A file and the same bytes give the same: sequences that are within bounds, or an error that says why."""
+    rng, path, most, slowest = random.Random(0), tmp_path / "x.alit", 0, 0.0
+    sources = [
+        sequence([32, 0, 7, 64], codes).to_bytes(identity(codes)) for codes in (1, 4000, 2**31)
+    ]
+    for _ in range(EXAMPLES):
+        data = hostile.mutated(rng.choice(sources), rng)
+        data = with_checksum(data[:-4]) if rng.random() < 0.8 else data
+        path.write_bytes(data)
+        start = time.process_time()
+        with memory() as measured:
+            outcomes = []
+            for read, source in ((parse, data), (contents_of, path)):
+                try:
+                    outcomes.append(dump(read(source)))  # type: ignore[operator]
+                except FormatError as error:
+                    outcomes.append(str(error).encode())
+        assert outcomes[0] == outcomes[1]
+        most, slowest = max(most, measured.taken), max(slowest, time.process_time() - start)
+    assert most <= 100 * 2**20 and slowest < 2
+
+
+def contents_of(path: Path) -> Contents:
+    with reading(path) as file:
+        reader = Reader(file)
+        parts = [reader.indices(t, 1) for t in range(reader.tokens)]  # each by itself
+        lengths = reader.lengths(0, reader.images)
+        assert sum(reader.histogram.values()) == len(lengths)
+        return Contents(reader.identity, lengths, np.concatenate([np.zeros(0, np.int64), *parts]))
+
+
+@pytest.mark.parametrize("codes", [2, 5, 4096])
+def test_blocks_of_any_size(codes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where blocks end changes nothing."""
+    tokens = sequence([5, 0, 1, 300, 22, 4], codes)
+    data = tokens.to_bytes(identity(codes))
+    monkeypatch.setattr(alit_format, "BLOCK", 8)
+    assert tokens.to_bytes(identity(codes)) == data
+    assert torch.equal(TokenSequence.from_bytes(data).rows, tokens.rows)
+    reader = Reader(io.BytesIO(data))
+    for first, count in ((0, 332), (3, 0), (3, 1), (7, 9), (13, 300)):
+        assert reader.indices(first, count).tolist() == tokens.rows[first : first + count].tolist()
+
+
+def test_reading_takes_little_memory(tmp_path: Path) -> None:
+    """3 million images, most of them empty, with 48 million tokens of one bit each: 12 MB, and 407 as int64."""
+    lengths = torch.zeros(3_000_000, dtype=torch.int64)
+    lengths[:1000] = 48_000
+    tokens = TokenSequence(lengths, indices=torch.zeros(48_000_000, dtype=torch.int64))
+    with memory() as measured:
+        data = tokens.to_bytes(identity(2))
+    assert measured.taken < 2 * len(data) + 20 * 2**20
+    (tmp_path / "x.alit").write_bytes(data)
+    with memory() as measured:
+        done = CliRunner().invoke(app, ["info", str(tmp_path / "x.alit")])
+    assert done.exit_code == 0 and "3000000 images, 48000000 tokens" in done.output
+    assert measured.taken < 50 * 2**20
+    with memory() as measured:
+        back = TokenSequence.from_bytes(data)
+    assert torch.equal(back.lengths, lengths)
+    assert measured.taken < 8 * (len(back.rows) + len(back.lengths)) + 50 * 2**20

@@ -120,6 +120,54 @@ def test_errors_have_no_traceback(
     assert not Path("x.alit").exists() and not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (
+            [0] * 65_535,
+            "lengths: expected 1 to 12 tokens, as the model makes them, got 0 in 65535 of",
+        ),
+        ([3, 0, 3], "got 0 in 1 of 3 images"),
+        ([3, 13], "got 13 in 1 of 2 images"),
+        ([1] * 100_001, "images: expected at most 100000 to decode, got 100001"),
+    ],
+)
+def test_what_no_encoder_makes_is_not_decoded(
+    folder: Path, lengths: list[int], message: str
+) -> None:
+    file, out = folder / "x.alit", folder / "out"
+    tokens = TokenSequence(torch.tensor(lengths), indices=torch.zeros(sum(lengths)).long())
+    file.write_bytes(tokens.to_bytes(model().identity()))
+    done = run("decode", file, "-o", out, "--model", folder / "model.safetensors")
+    assert done.exit_code == 1 and message in done.output.replace("\n", "")
+    assert not out.exists()
+    assert run("info", file).exit_code == 0
+
+
+def test_info_shows_some_of_many_lengths(folder: Path) -> None:
+    lengths = torch.arange(1000)
+    tokens = TokenSequence(lengths, indices=torch.zeros(int(lengths.sum())).long())
+    (folder / "x.alit").write_bytes(tokens.to_bytes(model().identity()))
+    done = run("info", folder / "x.alit")
+    assert "744 lengths more" in done.output and len(done.output.splitlines()) < 300
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe", "photos", "link"])
+@pytest.mark.parametrize("command", ["info", "decode", "convert", "export"])
+def test_only_files_are_read(
+    folder: Path, command: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endless device and a pipe without a writer are refused at once."""
+    monkeypatch.chdir(folder)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("/dev/zero")
+    options = {"decode": ["-o", "out", "--model", "model.safetensors"], "info": []}
+    done = run(command, path, *options.get(command, ["x.safetensors"]))
+    assert done.exit_code in (1, 2) and "Traceback" not in done.output
+    assert "expected a file, found" in done.output or "is a directory" in done.output
+    assert not Path("out").exists() and not Path("x.safetensors").exists()
+
+
 def test_continuous_model_is_refused(folder: Path) -> None:
     model(bottleneck="continuous").save_pretrained(folder / "model.safetensors")
     done = run(
