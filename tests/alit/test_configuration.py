@@ -234,7 +234,7 @@ def test_whatever_comes_is_a_configuration_or_a_value_error(tmp_path: Path) -> N
             except (ValueError, OSError):
                 pass
             slowest = max(slowest, time.monotonic() - start)
-    assert used.taken < 100 << 20 and slowest < 2
+    assert used.taken < 100 << 20 and slowest < 5
     assert accepted > EXAMPLES / 50
 
 

@@ -248,7 +248,7 @@ def test_patterns_of_too_many_names(pattern: str) -> None:
         else:
             with pytest.raises(ValueError, match="data: expected at most"):
                 expand(pattern)
-    assert used.taken < 50 << 20 and time.monotonic() - start < 2
+    assert used.taken < 50 << 20 and time.monotonic() - start < 5
     assert len(expand(f"{{1..{MOST_SHARDS}}}")) == MOST_SHARDS
 
 
