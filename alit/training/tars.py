@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
+from ..checks import printable
 from ..files import reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -196,7 +197,7 @@ def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> I
                         stem = path.stem
                         count += 1
                         if count > start:
-                            yield Picture(member.name, _content(tar, member))
+                            yield Picture(printable(member.name), _content(tar, member))
                 if stem is None:
                     for kind, number in left.items():
                         others[kind if len(others) < MOST_KINDS else "others"] += number
@@ -222,7 +223,7 @@ def _other(member: tarfile.TarInfo) -> str:
     suffix = PurePosixPath(member.name).suffix.lower()
     if suffix in SUFFIXES and member.size > LARGEST_PICTURE:
         return f"of more than {LARGEST_PICTURE} bytes"
-    return "" if suffix in SUFFIXES else suffix[:20] or "without a suffix"
+    return "" if suffix in SUFFIXES else printable(suffix[:20]) or "without a suffix"
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

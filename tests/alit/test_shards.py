@@ -329,6 +329,12 @@ def test_members(tmp_path: Path) -> None:
     assert [x.name for x in found] == ["x.png"] and "4 links or special files" in skipped[0]
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", {"a\udcff\n\x1b[2J.png": b"0", "b.t\udcff\x1bxt": b""})
+    found, skipped = read_all(path)
+    assert all(x.isprintable() and x.isascii() for x in (found[0].name, skipped[0]))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_without_pictures(workers: int, tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", {"a.txt": b"", "b.txt": b"", "c.tif": b""})
