@@ -239,6 +239,8 @@ class TrainingConfig:
         try:
             with reading(path) as file:
                 content = read(file.read(4 * LARGEST_TEXT).decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a configuration in YAML, nor any text") from error
         except ValueError as error:
             raise ValueError(f"{path}: not a configuration in YAML ({error})") from error
         if not isinstance(content, dict):
