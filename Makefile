@@ -28,7 +28,7 @@ test: setup
 
 # Everything, at full length.
 test-full: setup
-	ALIT_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest -n 2 --dist worksteal
+	ALIT_FUZZ_EXAMPLES=20000 ALIT_KILLS=40 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python -m alit_kernels.aot --check
 
 lint: setup

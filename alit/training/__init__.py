@@ -2,6 +2,7 @@
 
 from .config import TrainingConfig
 from .log import NotFinite
-from .trainer import Interrupted, Result, train
+from .signals import Interrupted
+from .trainer import Result, train
 
 __all__ = ["Interrupted", "NotFinite", "Result", "TrainingConfig", "train"]

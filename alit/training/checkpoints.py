@@ -1,31 +1,66 @@
-"""Checkpoints of runs: folders written by ``torch.distributed.checkpoint``, moved into place when complete."""
+"""Checkpoints of runs: folders of safetensors files and one of JSON, moved into place when complete.
+
+Nothing that they hold is executed. Each process writes the tensors, or the rows of tensors, that it alone has, so that
+any number of processes can read them again.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+import safetensors
+import safetensors.torch
+import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import MAX_HEADER
+from ..files import CheckpointError, reading, sync
+from . import run_json
 from .processes import Processes
+from .rows import fill, is_sharded, rows_of, shape_of
 
 PREFIX = "checkpoint-"
 
 
 def saved(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(
-        x for x in run.glob(f"{PREFIX}*") if x.is_dir() and x.name[len(PREFIX) :].isdigit()
-    )
+    """The complete checkpoints of a run, oldest first; one that was put aside counts until another has its place."""
+    found = {}
+    for path in (*run.glob(f".{PREFIX}*.aside"), *run.glob(f"{PREFIX}*")):
+        name = path.name.removeprefix(".").removesuffix(".aside")
+        if path.is_dir() and (step := _step(name)) is not None:
+            found[step] = path
+    return [found[step] for step in sorted(found)]
+
+
+def _step(name: str) -> int | None:
+    match = re.fullmatch(rf"{PREFIX}(\d{{8,18}})", name, re.ASCII)
+    return int(match[1]) if match else None
+
+
+def recover(run: Path) -> None:
+    """Finish or undo what a killed run left half done; whoever calls it holds the run (:func:`alit.files.alone`)."""
+    for aside in run.glob(f".{PREFIX}*.aside"):
+        place = run / aside.name[1:].removesuffix(".aside")
+        if place.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(place)
+    for part in run.glob(f".{PREFIX}*.part"):
+        shutil.rmtree(part)
+
+
+def drop(checkpoint: Path) -> None:
+    """Remove a checkpoint so that a kill leaves no half of it under its name."""
+    part = checkpoint.with_name(f".{checkpoint.name}.part")
+    checkpoint.rename(part)
+    shutil.rmtree(part)
 
 
 def save(
@@ -38,87 +73,195 @@ def save(
     *,
     keep: int,
 ) -> Path:
-    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``.
+    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``; every process calls it.
+
+    At every moment an intact one is on the disk, once the first is.
 
     Args:
-        tensors: the same names in every process; sharded tensors are written by all.
-        about: what the first process writes beside them.
+        tensors: the same names in every process; of sharded tensors each writes its rows, of others the first.
+        about: what is written beside them, ``config`` and ``model`` among it.
         own_data: where this process's data stands.
 
     Raises:
         OSError: it could not be written; the checkpoints before it are intact.
     """
     target, part = run / f"{PREFIX}{step:08d}", run / f".{PREFIX}{step:08d}.part"
-    try:
+    file = part / _file(own.rank)
+
+    def clear() -> None:
         if own.first:
-            shutil.rmtree(part, ignore_errors=True)
+            if part.exists():
+                shutil.rmtree(part)
             part.mkdir(parents=True)
-        own.barrier()
-        with _alone_without_warning():
-            dcp.save(dict(tensors), storage_writer=FileSystemWriter(part), no_dist=own.count == 1)
-        (part / f"data-{own.rank}.json").write_text(json.dumps(own_data))
+
+    def write() -> tuple[int, int]:
+        rows = {name: rows_of(x)[0] for name, x in tensors.items() if own.first or is_sharded(x)}
+        held = {name: x.cpu().contiguous() for name, x in rows.items()}
+        safetensors.torch.save_file(held, file)
+        _flush(file)
+        return file.stat().st_size, _checksum(file)
+
+    def place() -> None:
         if own.first:
-            (part / "run.json").write_text(json.dumps({**about, "step": step}, indent=1))
-        own.barrier()
-        if own.first:
-            if target.exists():  # the same step again, after a resumed run was interrupted at once
-                shutil.rmtree(target)
-            part.rename(target)
+            content = {**about, "step": step, "files": files, "data": data}
+            (part / run_json.NAME).write_text(run_json.stated(content))
+            _flush(part / run_json.NAME)
+            sync(part)
+            _move(part, target)
             for old in saved(run)[:-keep]:
-                shutil.rmtree(old)
-        own.barrier()
-    except (OSError, RuntimeError, CheckpointException) as error:
+                drop(old)
+
+    try:
+        _in_all(own, clear)
+        files = own.gather(_in_all(own, write))
+        data = own.gather(own_data)
+        _in_all(own, place)
+    except OSError as error:
         if own.first:
             shutil.rmtree(part, ignore_errors=True)
         raise OSError(
-            f"{target}: could not be written ({_reason(error)}); the checkpoints before it are intact"
+            f"{target}: could not be written ({error}); the checkpoints before it are intact"
         ) from error
     return target
 
 
-def _reason(error: BaseException) -> str:
-    """One line; the library wraps what happened in each process."""
-    if isinstance(error, CheckpointException) and error.failures:
-        failure = next(iter(error.failures.values()))
-        error = failure[0] if isinstance(failure, tuple) else failure
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _in_all(own: Processes, action: Callable[[], Any]) -> Any:
+    """What ``action`` returns; where it fails in one process, all raise OSError with what happened there."""
+    result, cause = None, None
+    try:
+        result = action()
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        cause = error
+    failures = own.gather(cause and ((str(cause) or type(cause).__name__).splitlines()[0]))
+    if any(failures):
+        raise OSError(next(filter(None, failures))) from cause
+    return result
+
+
+def _move(part: Path, target: Path) -> None:
+    """Give a complete folder its name; what had it before is put aside first (see :func:`recover`)."""
+    aside = target.with_name(f".{target.name}.aside")
+    if target.exists():
+        target.rename(aside)
+    part.rename(target)
+    sync(target.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file)
+
+
+def _file(rank: int) -> str:
+    return f"tensors-{rank:05d}.safetensors"
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with reading(path) as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def about(checkpoint: Path) -> dict[str, Any]:
-    """What was written beside the tensors.
+    """What was written beside the tensors: ``step``, ``config``, ``model``, ``seconds``, ``files``, ``data``.
 
     Raises:
         alit.CheckpointError: no checkpoint, or a damaged one.
     """
     try:
-        return json.loads((checkpoint / "run.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{checkpoint}: not a checkpoint of a run ({error})") from error
+        content = run_json.read(checkpoint)
+        if _step(checkpoint.name) not in (None, content["step"]):
+            raise ValueError(f"it is of step {content['step']}")
+    except (OSError, ValueError, RecursionError) as error:
+        earlier = "; one of an earlier version?" if (checkpoint / ".metadata").exists() else ""
+        raise CheckpointError(
+            f"{checkpoint}: not a checkpoint of a run, or damaged ({run_json.NAME}: {error}{earlier})"
+        ) from error
+    return content
+
+
+def check(checkpoint: Path) -> None:
+    """That all files of a checkpoint are as they were written.
+
+    Raises:
+        alit.CheckpointError: they are not.
+    """
+    for rank, (size, checksum) in enumerate(about(checkpoint)["files"]):
+        file = checkpoint / _file(rank)
+        try:
+            if (file.stat().st_size, _checksum(file)) != (size, checksum):
+                raise CheckpointError(f"{checkpoint}: damaged ({file.name} is not as written)")
+        except OSError as error:
+            raise CheckpointError(f"{checkpoint}: could not be read ({error})") from error
+
+
+def newest_intact(candidates: list[Path]) -> Path | None:
+    """Of checkpoints, which are given oldest first."""
+    for candidate in reversed(candidates):
+        try:
+            check(candidate)
+        except CheckpointError:
+            continue
+        return candidate
+    return None
 
 
 @contextmanager
-def _alone_without_warning() -> Iterator[None]:
-    """torch warns where one process saves for itself, even when told so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
+def _holders(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
+    """By name of a tensor the files of so many processes that hold it; damage within is a CheckpointError."""
+    try:
+        with ExitStack() as stack:
+            holders: dict[str, list[Any]] = {}
+            for rank in range(count):
+                path = checkpoint / _file(rank)
+                with reading(path) as opened:
+                    if int.from_bytes(opened.read(8), "little") > MAX_HEADER:
+                        raise ValueError(f"{path.name}: no safetensors file")
+                file = stack.enter_context(safetensors.safe_open(path, "pt"))
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    holders.setdefault(name, []).append(file)
+            yield holders
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{checkpoint}: could not be read ({reason})") from error
 
 
-def load(checkpoint: Path, tensors: dict[str, Tensor], own: Processes) -> dict[str, Any] | None:
-    """Fill the tensors in place; returns where this process's data stood.
+def shapes(checkpoint: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Of the tensors named ``part/...``, without that.
+
+    Raises:
+        alit.CheckpointError: a damaged checkpoint.
+    """
+    prefix = f"{part}/"
+    with _holders(checkpoint, len(about(checkpoint)["files"])) as holders:
+        own = [name for name in holders if name.startswith(prefix)]
+        return {x.removeprefix(prefix): shape_of(x, holders[x]) or () for x in own}
+
+
+@torch.no_grad()
+def load(checkpoint: Path, tensors: Mapping[str, Tensor], own: Processes) -> list[Any] | None:
+    """Fill the tensors in place, in every process or in none without an error.
+
+    Returns:
+        Where the data of each process stood, None where their position says it all.
 
     Raises:
         alit.CheckpointError: a damaged checkpoint, or one of other tensors.
-        ValueError: another number of processes, with data of which each has its own stream.
     """
+    content = about(checkpoint)
+    cause = None
     try:
-        with _alone_without_warning():
-            dcp.load(tensors, checkpoint_id=checkpoint, no_dist=own.count == 1)
-        before = len(list(checkpoint.glob("data-*.json")))
-        file = checkpoint / f"data-{own.rank if before == own.count else 0}.json"
-        data = json.loads(file.read_text())
-    except (OSError, RuntimeError, ValueError, CheckpointException) as error:
-        raise CheckpointError(f"{checkpoint}: could not be read ({_reason(error)})") from error
-    if data is not None and before != own.count:
-        raise ValueError(f"processes: expected {before}, as the run began with, got {own.count}")
-    return data
+        with _holders(checkpoint, len(content["files"])) as holders:
+            for name, tensor in tensors.items():
+                fill(name, tensor, holders.get(name, []))
+    except CheckpointError as error:
+        cause = error
+    failures = [x for x in own.gather(cause and str(cause)) if x]
+    if failures:
+        raise CheckpointError(failures[0]) from cause
+    return None if all(x is None for x in content["data"]) else content["data"]

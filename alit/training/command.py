@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..console import errors, printable
 from . import Interrupted, Result, TrainingConfig, checkpoints
 from . import train as run
+from .fields import assignments
 
 
 def train(
@@ -45,8 +49,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in OUTPUT.")
     ] = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="With --resume: go on from this one, such as checkpoint-00000500."),
+    ] = None,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume with another configuration.")
+    ] = False,
+    allow_addresses: Annotated[
+        bool, typer.Option("--allow-addresses", help="Shards may be http and https addresses.")
     ] = False,
 ) -> None:
     """Train a tokenizer: on one machine as it is, on several GPUs under torchrun.
@@ -73,9 +84,11 @@ def train(
     }
     model = {"size": size, "base": base, "image_size": image_size}
     model = {name: value for name, value in model.items() if value is not None}
-    with errors():
-        chosen = _assignments(option or [])
-        model = {**chosen.pop("model", {}), **model}
+    with _stopped(console), errors(torch.OutOfMemoryError):
+        chosen = assignments(option or [])
+        if not isinstance(chosen.setdefault("model", {}), dict):
+            raise ValueError(f"model: expected options by name, got {chosen['model']!r}")
+        model = {**chosen.pop("model"), **model}
         fields |= chosen
         if model:
             before = TrainingConfig.read(config).model if config else TrainingConfig().model
@@ -90,45 +103,31 @@ def train(
             console.out("stage 2 without --start-from: from random weights")
         if resume and not checkpoints.saved(Path(described.output)):
             console.out(f"{printable(described.output)}: no checkpoint there; from the beginning")
-        try:
-            result = _run_with_progress(described, resume, allow_changes, console)
-        except Interrupted as error:
-            console.out(printable(error))
-            raise typer.Exit(130) from error
+        options = {
+            **{"resume": resume, "checkpoint": checkpoint},
+            **{"allow_changes": allow_changes, "allow_addresses": allow_addresses},
+        }
+        result = _run_with_progress(described, options, console)
     model_file = printable(Path(described.output) / "model.safetensors")
     console.out(f"{model_file}: after {result.steps} steps")
     if result.unreadable:
         shown = "\n  ".join(map(printable, result.unreadable[:10]))
         console.out(
-            f"{len(result.unreadable)} files could not be read and were skipped:\n  {shown}"
+            f"{len(result.unreadable)} could not be read, or hold no picture, and were skipped:\n  {shown}"
         )
 
 
-def _assignments(texts: list[str]) -> dict[str, Any]:
-    """``name=value``, the values as YAML; ``model.name=value`` is an option of the model."""
-    if not texts:
-        return {}
+@contextmanager
+def _stopped(console: Console) -> Iterator[None]:
+    """A run that was stopped says so, with the exit status of an interrupted command."""
     try:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-    except ModuleNotFoundError as error:
-        raise ValueError("--set needs omegaconf: pip install 'alit[train]'") from error
-    for text in texts:
-        if "=" not in text:
-            raise ValueError(f"--set: expected name=value, got {text!r}")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(texts))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"--set: {str(error).splitlines()[0]}") from error
-    assert isinstance(values, dict)
-    if not isinstance(values.get("model", {}), dict):
-        raise ValueError(f"model: expected options by name, got {values['model']!r}")
-    return {str(name): value for name, value in values.items()}
+        yield
+    except Interrupted as error:
+        console.out(printable(error))
+        raise typer.Exit(130) from error
 
 
-def _run_with_progress(
-    config: TrainingConfig, resume: bool, allow_changes: bool, console: Console
-) -> Result:
+def _run_with_progress(config: TrainingConfig, options: dict[str, Any], console: Console) -> Result:
     columns = (
         TextColumn("step {task.fields[step]}"),
         BarColumn(),
@@ -145,4 +144,4 @@ def _run_with_progress(
                 latest=f"loss {record['loss']:.4f}, {record['pictures_per_second']:.1f} pictures/s",
             )
 
-        return run(config, resume=resume, allow_changes=allow_changes, on_log=on_log)
+        return run(config, on_log=on_log, **options)

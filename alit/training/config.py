@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from .shards import is_shards
+from ..files import reading
+from .fields import LARGEST_TEXT, converted, read
 
 CHOICES = {
     "stage": ("base", "1", "2"),
@@ -18,6 +21,25 @@ CHOICES = {
     "initialisation": ("published", "transform_coder"),
     "perceptual": ("lpips", "off"),
     "discriminators": ("each", "shared"),
+}
+
+#: What numbers may be. Every field of numbers has its limits.
+LIMITS = {
+    **dict.fromkeys(("steps", "log_every", "picture_every", "checkpoint_every"), "[1, 1e9]"),
+    **dict.fromkeys(("batch_size", "accumulate", "shuffle_buffer", "keep"), "[1, 1e6]"),
+    **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), "(0, 1e3]"),
+    **dict.fromkeys(("warmup", "ema", "betas"), "[0, 1)"),
+    **dict.fromkeys(("perceptual_weight", "l2_weight", "ssim_weight"), "[0, 1e6]"),
+    **dict.fromkeys(("regulariser", "gan_schedule"), "[0, 1e6]"),
+    "seconds": "(0, 1e9]",
+    "weight_decay": "[0, 1e3]",
+    "clip": "(0, 1e12]",
+    "max_megapixels": "(0, 1e6]",
+    "crop": "(0, 1]",
+    "iterations_per_step": "[1, 1e6]",
+    "first_only": "[0, 0.75)",
+    "seed": "[0, 1e18]",
+    "workers": "[0, 1024]",
 }
 
 #: A resumed run may change these: they alter no result.
@@ -33,6 +55,7 @@ FREE = frozenset(
             "tensorboard",
         ),
         *("data", "start_from", "base_from"),  # places; what lies there has to be the same
+        "workers",  # which only decode, but for the order of shards
     )
 )
 
@@ -45,7 +68,8 @@ class TrainingConfig:
         stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
             adaptive tokenizer on a frozen base (latent distillation), "2" the adaptive tokenizer on pixels, its base
             frozen or trained with it.
-        data: folder of pictures, or a pattern of WebDataset shards such as ``shards/train-{000..099}.tar``.
+        data: folder of pictures, or a pattern of WebDataset shards, ``shards/train-{000..099}.tar``: a local path,
+            as are ``output``, ``start_from`` and ``base_from``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
             ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
@@ -61,7 +85,7 @@ class TrainingConfig:
         learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256.
         warmup: fraction of the run in which the learning rate rises linearly; then it falls to 0 as a cosine.
         weight_decay: of linear and convolution weights; embeddings, norms, biases and codebook have none.
-        betas, clip: of AdamW, and the largest gradient norm.
+        betas, clip: of AdamW, and the largest gradient norm (a large number for none).
         ema: decay of the moving average of the weights, which becomes the model; less in the first steps.
         crop: smallest share of a picture's area that a random crop keeps; 1 takes the centre always.
         flip: mirror half of the pictures.
@@ -95,14 +119,14 @@ class TrainingConfig:
         parallel: under torchrun "ddp", or "fsdp" (FSDP2), which shards weights and optimiser.
         seed: of weights, order, crops, and every draw in a step.
         workers: processes that decode pictures, per training process.
-        shuffle_buffer: pictures among which the next one of a shard stream is drawn.
+        shuffle_buffer: pictures of a shard that are read together and permuted.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         log_every, picture_every, checkpoint_every: steps between lines of the log, pictures, checkpoints.
         keep: newest checkpoints that stay.
         tensorboard: write scalars and pictures for TensorBoard.
 
-    Raises:
-        ValueError: a value out of range.
+    Values are converted to the type of their field. Raises:
+        ValueError: a value of another type (a boolean is no number), or one beyond ``LIMITS`` or not finite.
     """
 
     stage: str = "1"
@@ -154,35 +178,13 @@ class TrainingConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            *("steps", "batch_size", "accumulate", "shuffle_buffer", "keep"),
-            *("log_every", "picture_every", "checkpoint_every"),
-        ):
-            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name, kind in _types().items():
+            value = converted(name, kind, getattr(self, name), LIMITS.get(name))
+            object.__setattr__(self, name, value)
         for name, choices in CHOICES.items():
-            expected = f"one of {', '.join(map(str, choices))}"
+            expected = f"one of {', '.join(choices)}"
             _check(name, getattr(self, name) in choices, expected, getattr(self, name))
-        for name in ("warmup", "ema"):
-            _check(name, 0 <= getattr(self, name) < 1, "in [0, 1)", getattr(self, name))
-        _check("crop", 0 < self.crop <= 1, "in (0, 1]", self.crop)
-        _check("workers", self.workers >= 0, "at least 0", self.workers)
-        _check("seed", self.seed >= 0, "at least 0", self.seed)
-        _check("max_megapixels", self.max_megapixels > 0, "more than 0", self.max_megapixels)
-        _check("clip", self.clip > 0, "more than 0", self.clip)
-        _check("regulariser", self.regulariser >= 0, "at least 0", self.regulariser)
-        if self.seconds is not None:
-            _check("seconds", self.seconds > 0, "more than 0", self.seconds)
-        for name in ("learning_rate", "discriminator_learning_rate"):
-            if (rate := getattr(self, name)) is not None:
-                _check(name, rate > 0, "more than 0", rate)
-        for name in ("perceptual_weight", "l2_weight", "ssim_weight"):
-            _check(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
         _check_schedule(self.gan_schedule)
-        if self.iterations_per_step is not None:
-            count = self.iterations_per_step
-            _check("iterations_per_step", count >= 1, "at least 1", count)
-        if self.first_only is not None:
-            _check("first_only", 0 <= self.first_only < 0.75, "in [0, 0.75)", self.first_only)
         if self.cuda_graph:
             _check("stage", self.stage == "1", "'1' with cuda_graph", self.stage)
             drawn = self.iterations_per_step
@@ -220,50 +222,34 @@ class TrainingConfig:
         Raises:
             ValueError: an unknown field (the nearest one is suggested), a value of another type or out of range.
         """
-        OmegaConf = _omegaconf()
-        known = [x.name for x in dataclasses.fields(cls)]
+        known = _types()
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+                near = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.4)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"configuration: no field {str(name)!r}{hint}")
-        defaults = dataclasses.asdict(cls())
-        model = fields.get("model", defaults["model"])
-        pairs = fields.get("gan_schedule", defaults["gan_schedule"])
-        if fields.get("perceptual") is False:  # what YAML makes of off
-            fields = {**fields, "perceptual": "off"}
-        if not isinstance(model, dict):
-            raise ValueError(f"model: expected options by name, got {model!r}")
-        try:
-            plain = {k: v for k, v in fields.items() if k not in ("model", "gan_schedule")}
-            typed = OmegaConf.merge(OmegaConf.structured(cls), plain)
-            values = OmegaConf.to_container(typed, resolve=True)
-        except Exception as error:
-            if not type(error).__module__.startswith("omegaconf"):
-                raise
-            raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
-        values["betas"] = tuple(values["betas"])
-        return cls(**{**values, "model": dict(model), "gan_schedule": _pairs(pairs)})
+                raise ValueError(f"configuration: no field {str(name)[:100]!r}{hint}")
+        return cls(**fields)
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> TrainingConfig:
-        """From a YAML (or JSON) file; overrides that are not None replace its fields.
+        """From a YAML or JSON file; ``overrides`` that are not None replace fields.
+
+        Nothing in it is executed or looked up: paths are local, and text is what it is.
 
         Raises:
-            OSError, ValueError: a file that cannot be read, is no YAML, or as :meth:`from_mapping`.
+            OSError: it cannot be read.
+            ValueError: not such a file, or as :meth:`from_mapping`.
         """
-        OmegaConf = _omegaconf()
+        path = Path(path)
         try:
-            content = OmegaConf.to_container(OmegaConf.load(path))
-        except OSError:
-            raise
+            with reading(path) as file:
+                content = read(file.read(4 * LARGEST_TEXT).decode())
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not a configuration in YAML, nor any text") from error
-        except Exception as error:  # the YAML library's own classes
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a configuration in YAML ({reason})") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: not a configuration in YAML ({error})") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected fields by name, got {content!r}")
+            raise ValueError(f"{path}: expected fields by name, got {reprlib.repr(content)}")
         return cls.from_mapping(
             {**content, **{k: v for k, v in overrides.items() if v is not None}}
         )
@@ -271,15 +257,13 @@ class TrainingConfig:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Where a stored configuration (of :meth:`asdict`) differs in more than places and intervals.
 
-        A field that it lacks, since it was added later, is at its default there. The number of workers makes a
-        difference to shards alone, whose order depends on it.
+        A field that it lacks, since it was added later, is at its default there.
         """
         own, there = self.asdict(), {**TrainingConfig().asdict(), **other}
-        free = FREE if self.data is not None and is_shards(self.data) else FREE | {"workers"}
         return [
             f"{name}: {there[name]!r} there, {own[name]!r} here"
             for name in own
-            if name not in free and own[name] != there[name]
+            if name not in FREE and own[name] != there[name]
         ]
 
     def asdict(self) -> dict[str, Any]:
@@ -287,31 +271,18 @@ class TrainingConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def _omegaconf() -> Any:
-    try:
-        from omegaconf import OmegaConf
-    except ModuleNotFoundError as error:
-        raise ValueError("configuration files need omegaconf: pip install 'alit[train]'") from error
-    return OmegaConf
-
-
-def _pairs(schedule: Any) -> tuple[tuple[float, float], ...]:
-    """Plain values to the type of ``gan_schedule``."""
-    try:
-        return tuple((float(start), float(weight)) for start, weight in schedule)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"gan_schedule: expected pairs of a fraction and a weight, [[0.1, 0.2], ...], got {schedule!r}"
-        ) from error
+@functools.cache
+def _types() -> dict[str, Any]:
+    """Of the fields."""
+    return get_type_hints(TrainingConfig)
 
 
 def _check_schedule(pairs: tuple[tuple[float, float], ...]) -> None:
     starts = [start for start, _ in pairs]
-    good = starts == sorted(set(starts)) and all(0 <= start <= 1 for start in starts)
+    good = starts == sorted(set(starts)) and all(start <= 1 for start in starts)
     _check("gan_schedule", good, "rising fractions of the run, from 0 to 1", pairs)
-    _check("gan_schedule", all(weight >= 0 for _, weight in pairs), "weights of at least 0", pairs)
 
 
 def _check(name: str, good: bool, expected: str, got: Any) -> None:
     if not good:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
+        raise ValueError(f"{name}: expected {expected}, got {reprlib.repr(got)}")

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import replacing
+
 
 class NotFinite(ValueError):
-    """A term of the loss is NaN or infinite."""
+    """A term of the loss, or a tensor that a checkpoint would hold, has a value that is NaN or infinite."""
 
 
 class Terms:
@@ -63,9 +65,10 @@ class Log:
 
     def __init__(self, run: Path, step: int, *, tensorboard: bool) -> None:
         path = run / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step(line) is not None and _step(line) <= step]  # type: ignore[operator]
-        path.write_text("".join(line + "\n" for line in kept))
+        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        kept = [line for line in text.split("\n") if 0 <= _step(line) <= step]
+        with replacing(path) as file:
+            file.write_text("".join(line + "\n" for line in kept))
         self.file = path.open("a")
         self.writer: Any = None
         if tensorboard:
@@ -105,9 +108,9 @@ class Log:
             self.writer.close()
 
 
-def _step(line: str) -> int | None:
-    """None for a line that was cut short."""
+def _step(line: str) -> int:
+    """-1 for a line that was cut short, or is none."""
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return -1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import checkpoint as model_file
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..files import CheckpointError
 from ..initialisation import as_transform_coder
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
@@ -36,7 +37,12 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     """
     if checkpoint is not None:
         stored = json.dumps(checkpoints.about(checkpoint)["model"])
-        return AdaptiveTokenizer(AdaptiveTokenizerConfig.from_json(stored))
+        try:
+            described = AdaptiveTokenizerConfig.from_json(stored)
+            model_file.check_sizes(described, checkpoints.shapes(checkpoint, "model"))
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+        return AdaptiveTokenizer(described)
     if config.start_from is not None:
         return AdaptiveTokenizer.from_pretrained(config.start_from)
     options = {"size": "nano", "base": "dct", **config.model}

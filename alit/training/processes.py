@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import inspect
 import itertools
+import json
 import os
 import platform
 import time
@@ -55,13 +56,24 @@ class Processes:
         dist.all_reduce(sums)
         return dict(zip(values, (sums / self.count).tolist(), strict=True))
 
-    def broadcast(self, value: str) -> str:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value."""
+        return self.gather(value)[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, as JSON has them; on the CPU."""
         if self.count == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-        return values[0]
+            return [value]
+        text = json.dumps(value).encode()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor([len(text)]))
+        own = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        own[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        texts = [torch.zeros_like(own) for _ in sizes]
+        dist.all_gather(texts, own)
+        return [
+            json.loads(bytes(x[: int(size)].tolist())) for x, size in zip(texts, sizes, strict=True)
+        ]
 
 
 #: Options of glibc's mallopt, by their numbers in malloc.h.

@@ -1,39 +1,80 @@
-"""WebDataset shards: tar files of pictures, read as streams that stop and go on at the same picture."""
+"""Shards: tar files of pictures, read as streams that stop and go on, by as many readers as there are then.
+
+The order of an epoch's shards depends on seed and epoch alone, that within a shard on the shard too: runs of
+``shuffle_buffer`` pictures are permuted. Readers (the workers of all processes) take shards in turn. So a few numbers
+say what a reader has delivered of an epoch, and what all of them left is divided among other readers.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
-import random
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..files import CheckpointError
 from ..images import MAX_MEGAPIXELS, upright
 from .pictures import Batch, Share, augmented, become_worker
+from .tars import NoPictures, Picture, check_name, expand, pictures
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp")
+#: Shards that a reader tries one after another without a picture that can be read, at least, before it gives up.
+TRIED = 16
 
 
 def is_shards(data: str) -> bool:
-    return data.endswith(".tar")
+    return data.lower().endswith(".tar")
+
+
+class Rest(NamedTuple):
+    """What is left of a shard: pictures from ``first`` on, but for ``taken`` in the order of the first permuted run."""
+
+    shard: int
+    first: int = 0
+    taken: int = 0
+
+
+class Position(NamedTuple):
+    """Where a reader is: in its shard number ``slot`` of an epoch, of which :class:`Rest` says what is left."""
+
+    epoch: int = 0
+    slot: int = 0
+    first: int = 0
+    taken: int = 0
+
+
+def left(rests: Sequence[Rest], positions: Sequence[Position], epoch: int) -> list[Rest]:
+    """What readers at these positions, who took ``rests`` in turn, left of an epoch."""
+    found = []
+    for number, rest in enumerate(rests):
+        at = positions[number % len(positions)]
+        slot = number // len(positions)
+        if (epoch, slot) > (at.epoch, at.slot):
+            found.append(rest)
+        elif (epoch, slot) == (at.epoch, at.slot):
+            found.append(Rest(rest.shard, *max(rest[1:], at[2:])))
+    return found
 
 
 class ShardStream(IterableDataset[Batch]):
-    """Batches of one process. Shards go to processes and workers in turn, in an order of their own each epoch.
+    """Batches of one process.
 
     Args:
-        urls: names of tar files, braces expanded.
-        state: by worker, epoch and pictures taken from it so far; ``next`` is the worker whose batch comes next.
+        pattern: name of a tar file, or of several with braces.
+        buffer: pictures that are permuted together.
+        state: of each process that ran before, the state that came with its last batch; ``None`` from the start. With
+            as many processes and workers the stream goes on as if it had not stopped, with others each picture that an
+            epoch still had comes once.
+        addresses: names may be http and https addresses.
 
     Raises:
-        OSError: a local shard that is not there.
-        ValueError: fewer shards than readers.
+        OSError: a shard that is not there.
+        ValueError: fewer shards than readers; an address that is not allowed.
+        alit.CheckpointError: a state of another kind, or of other shards, seed or buffer.
     """
 
     def __init__(
@@ -47,103 +88,155 @@ class ShardStream(IterableDataset[Batch]):
         seed: int,
         buffer: int,
         workers: int,
-        state: dict[str, Any] | None,
+        state: list[Any] | None,
+        addresses: bool = False,
         convert_profiles: bool = True,
         max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
-        try:
-            from webdataset.shardlists import expand_urls
-        except ModuleNotFoundError as error:
-            raise ValueError("data: shards need webdataset: pip install 'alit[train]'") from error
-        self.readers = max(workers, 1)
-        urls = expand_urls(pattern)
-        for url in urls:
-            if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file():
-                raise OSError(f"{url}: no such shard")
-        if len(urls) < share.processes * self.readers:
+        self.names = expand(pattern)
+        for name in self.names:
+            check_name(name, addresses)
+        self.workers = max(workers, 1)
+        self.readers = share.processes * self.workers
+        if len(self.names) < self.readers:
             raise ValueError(
-                f"data: expected a shard for each of {share.processes} x {self.readers} readers, got {len(urls)};"
+                f"data: expected a shard for each of {share.processes} x {self.workers} readers, got {len(self.names)};"
                 " take fewer workers"
             )
-        self.urls = urls[share.rank :: share.processes]
         self.share, self.size, self.crop, self.flip = share, size, crop, flip
-        self.seed, self.buffer = seed, buffer
+        self.seed, self.buffer, self.addresses = seed, buffer, addresses
         self.reading: Any = {"convert_profiles": convert_profiles, "max_megapixels": max_megapixels}
-        self.state = state or {"next": 0, "workers": [[0, 0] for _ in range(self.readers)]}
-        if len(self.state["workers"]) != self.readers:
-            raise ValueError(
-                f"workers: expected {len(self.state['workers'])}, as the run began with, got {workers}"
-            )
+        self.facts = {"shards": len(self.names), "seed": seed, "shuffle_buffer": buffer}
+        self.positions, self.next = [Position()] * self.workers, 0
+        self.before: list[list[Position]] = []
+        if state is not None:
+            self._go_on(state)
+
+    def _go_on(self, states: list[Any]) -> None:
+        """Take the readers' positions, or divide what they left among the readers of now."""
+        try:
+            positions = [_positions(x["positions"]) for x in states]
+            before = [_positions(x) for x in states[0]["before"]]
+            following = int(states[0]["next"]) % len(positions[0])
+            facts = [{name: x[name] for name in self.facts} for x in states]
+        except (TypeError, LookupError, ValueError, ArithmeticError) as error:
+            raise CheckpointError(
+                f"data: the checkpoint's state of the shards is not understood ({error!r}); one of an earlier version?"
+            ) from error
+        for name, value in self.facts.items():
+            if any(x[name] != value for x in facts):
+                raise CheckpointError(
+                    f"data: the run began with {name} {facts[0][name]!r}, got {value}; what is left of an epoch depends"
+                    " on it"
+                )
+        if [len(x) for x in positions] == [self.workers] * self.share.processes:
+            self.positions, self.before = positions[self.share.rank], before
+            self.next = following
+            return
+        together = [position for own in positions for position in own]
+        epoch = min(x.epoch for x in together)
+        self.positions = [Position(epoch)] * self.workers
+        self.before = [x for x in (*before, together) if max(x).epoch >= epoch]
+
+    def state(self, positions: Sequence[Position], following: int) -> dict[str, Any]:
+        """As JSON has it."""
+        own = [list(x) for x in positions]
+        before = [[list(x) for x in y] for y in self.before] if self.share.rank == 0 else []
+        return {**self.facts, "next": following, "positions": own, "before": before}
+
+    def _lane(self, epoch: int, worker: int) -> list[Rest]:
+        """What one reader takes in an epoch."""
+        order = np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.names))
+        rests = [Rest(int(shard)) for shard in order]
+        for positions in self.before:
+            rests = left(rests, positions, epoch)
+        return rests[self.share.rank * self.workers + worker :: self.readers]
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         # The loader takes batches of its workers in turn and begins with the first.
-        reader = ((info.id if info else 0) + self.state["next"]) % self.readers
-        start, taken = self.state["workers"][reader]
+        worker = ((info.id if info else 0) + self.next) % self.workers
         images: list[Tensor] = []
-        unreadable: list[str] = []
-        for epoch in itertools.count(start):
-            readable, first = False, taken
-            stream = self._samples(reader, epoch, unreadable)
-            for sample in itertools.islice(stream, taken, None):
-                taken += 1
-                place = (self.seed, 2, self.share.rank, reader, epoch, taken)
-                image = self._decoded(sample, np.random.default_rng(place), unreadable)
-                if image is None:
-                    continue
-                readable = True
-                images.append(image)
+        skipped: list[str] = []
+        tried = 0
+        try:
+            for at, picture, shard, index in self._pictures(worker, skipped):
+                tried += at.taken == 0
+                if picture is not None:
+                    place = (self.seed, 2, at.epoch, shard, index)
+                    image = self._decoded(picture, shard, np.random.default_rng(place), skipped)
+                    if image is not None:
+                        images.append(image)
+                        tried = 0
                 if len(images) == self.share.size:
-                    state = {"reader": reader, "epoch": epoch, "taken": taken}
-                    yield Batch(torch.stack(images), unreadable, state)
-                    images, unreadable = [], []
-            if not readable and first == 0:
-                yield Batch(torch.empty(0), [*unreadable, *self._own(reader)], None)
-                return
-            taken = 0
+                    state = {"worker": worker, "at": list(at)}
+                    yield Batch(torch.stack(images), list(skipped), state)
+                    images.clear()
+                    skipped.clear()
+                elif tried > max(TRIED, len(self.names)):
+                    yield Batch(torch.empty(0), skipped)
+                    return
+        except NoPictures as error:
+            yield Batch(torch.empty(0), skipped, {"error": str(error)})
 
-    def _own(self, reader: int) -> list[str]:
-        return self.urls[reader :: self.readers]
+    def _pictures(
+        self, worker: int, skipped: list[str]
+    ) -> Iterator[tuple[Position, Picture | None, int, int]]:
+        """Epoch after epoch: the position after a picture, the picture, its shard, its number there.
 
-    def _samples(self, reader: int, epoch: int, unreadable: list[str]) -> Iterator[dict[str, Any]]:
-        import webdataset as wds
-
-        chance = random.Random(f"{self.seed} {self.share.rank} {reader} {epoch}")
-        urls = chance.sample(self._own(reader), len(self._own(reader)))
-
-        def damaged(error: Exception) -> bool:
-            unreadable.append(str(error))
-            return True
-
-        return iter(
-            wds.DataPipeline(
-                wds.SimpleShardList(urls),
-                wds.tarfile_to_samples(handler=damaged),
-                wds.shuffle(self.buffer, initial=self.buffer, rng=chance),
-            )
-        )
+        Before those of a shard comes its beginning, without a picture.
+        """
+        start = self.positions[worker]
+        for epoch in itertools.count(start.epoch):
+            for slot, (shard, *rest) in enumerate(self._lane(epoch, worker)):
+                if (epoch, slot) < start[:2]:
+                    continue
+                at = [*start[2:]] if (epoch, slot) == start[:2] else [0, 0]
+                first, taken = max(rest, at)
+                yield Position(epoch, slot, first), None, shard, first
+                found = pictures(self.names[shard], first, skipped, addresses=self.addresses)
+                while run := list(itertools.islice(found, self.buffer)):
+                    chance = np.random.default_rng((self.seed, 4, epoch, shard, first))
+                    for done, index in enumerate(chance.permutation(len(run)), 1):
+                        if done > taken:
+                            at_now = Position(epoch, slot, first, done)
+                            yield at_now, run[index], shard, first + int(index)
+                    first, taken = first + self.buffer, 0
 
     def _decoded(
-        self, sample: dict[str, Any], chance: np.random.Generator, unreadable: list[str]
+        self, picture: Picture, shard: int, chance: np.random.Generator, skipped: list[str]
     ) -> Tensor | None:
-        suffix = next((name for name in SUFFIXES if name in sample), None)
-        name = f"{sample.get('__url__')}: {sample.get('__key__')}"
+        file = io.BytesIO(picture.content)
         try:
-            if suffix is None:
-                raise OSError(f"no picture ({', '.join(SUFFIXES)})")
-            picture = upright(io.BytesIO(sample[suffix]), **self.reading)
-            return augmented(picture, self.size, self.crop, self.flip, chance)
-        except OSError:
-            unreadable.append(name)
+            image = upright(file, **self.reading)
+            return augmented(image, self.size, self.crop, self.flip, chance)
+        except OSError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].replace(repr(file), "it")
+            skipped.append(f"{self.names[shard]}: {picture.name}: {reason}")
             return None
 
 
+def _positions(values: Any) -> list[Position]:
+    found = [Position(*value) for value in values if len(value) == len(Position._fields)]
+    numbers = [x for position in found for x in position]
+    if not len(found) == len(values) > 0 or not all(
+        type(x) is int and 0 <= x < 2**53 for x in numbers
+    ):
+        raise ValueError("expected positions of four numbers")
+    return found
+
+
 class ShardBatches(Iterator[Batch]):
-    """The stream's batches, each with the state of the whole stream after it."""
+    """The stream's batches, each with the state of the whole process after it, which ``state`` holds too.
+
+    Raises:
+        ValueError: a shard without pictures.
+    """
 
     def __init__(self, stream: ShardStream, *, workers: int, pin: bool) -> None:
         self.stream = stream
-        self.state = stream.state
+        self.positions = list(stream.positions)
+        self.state = stream.state(self.positions, stream.next)
         loader: DataLoader[Batch] = DataLoader(
             stream,
             batch_size=None,
@@ -157,8 +250,10 @@ class ShardBatches(Iterator[Batch]):
         batch = next(self.batches)
         if batch.state is None:
             return batch
-        positions = [list(x) for x in self.state["workers"]]
-        positions[batch.state["reader"]] = [batch.state["epoch"], batch.state["taken"]]
-        following = (batch.state["reader"] + 1) % self.stream.readers
-        self.state = {"next": following, "workers": positions}
+        if "error" in batch.state:
+            raise ValueError(f"data: {batch.state['error']}")
+        worker = batch.state["worker"]
+        self.positions[worker] = Position(*batch.state["at"])
+        following = (worker + 1) % self.stream.workers
+        self.state = self.stream.state(self.positions, following)
         return batch._replace(state=self.state)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,22 +14,20 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint as model_file
-from ..files import alone, replacing
+from ..files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
+from .batches import Skipped, batches
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
 from .optimisation import schedule
-from .pictures import Batch, ImageFolder, ImageTensor, Pictures, Share, shuffled_batches
 from .processes import Processes, keep_memory, processes
-from .shards import ShardBatches, ShardStream, is_shards
+from .resumption import drop_later, entered
+from .rows import check_finite
+from .signals import Interrupted, signals
 from .stage1 import recomputed, recomputed_parts
 from .stages import build_stage
-
-
-class Interrupted(RuntimeError):
-    """The run was stopped by a signal; the message says what goes on from where."""
 
 
 class Result(NamedTuple):
@@ -42,7 +36,8 @@ class Result(NamedTuple):
     Attributes:
         model: with averaged weights, in evaluation mode.
         steps: optimiser steps of the whole run.
-        unreadable: names of the files that could not be read (by this process, since it started).
+        unreadable: the files that could not be read and the members of shards that were skipped, since the run
+            started or went on, in all processes: their names, of shards with the reason.
     """
 
     model: AdaptiveTokenizer
@@ -59,7 +54,9 @@ def train(
     model: AdaptiveTokenizer | None = None,
     images: Tensor | None = None,
     resume: bool = False,
+    checkpoint: str | None = None,
     allow_changes: bool = False,
+    allow_addresses: bool = False,
     on_log: OnLog | None = None,
 ) -> Result:
     """Train an adaptive tokenizer; under torchrun, one process of several. On a CPU the process keeps the memory that
@@ -70,14 +67,19 @@ def train(
         images: (N, 3, height, width) in [0, 1], in place of ``config.data``; flipped, never cropped.
         resume: go on from the newest checkpoint in ``config.output``, if there is one: bit for bit as if the run had
             never stopped. A worker that torchrun restarts does so unasked.
+        checkpoint: with ``resume``, the name of the checkpoint to go on from, such as ``checkpoint-00000500``. What
+            came after it is dropped: later checkpoints, lines of the log.
         allow_changes: go on even though the configuration differs.
+        allow_addresses: shards may lie at http and https addresses.
         on_log: called every ``config.log_every`` steps with what ``log.jsonl`` gets: ``step``, ``done`` (fraction of
             the run), ``learning_rate``, ``pictures_per_second``, and the means of the loss terms and the gradient norm.
 
     Raises:
         ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed); an output
             to which another run is writing.
-        alit.training.NotFinite: NaN in the loss; what came before is in the last checkpoint.
+        alit.CheckpointError: a damaged checkpoint; the message names the newest intact one.
+        alit.training.NotFinite: NaN in the loss or in what a checkpoint would hold, such as weights; what came before
+            is in the last checkpoint.
         alit.training.Interrupted: SIGINT or SIGTERM; a checkpoint was written.
         OSError: what cannot be read or written; checkpoints are written whole or not at all.
     """
@@ -87,7 +89,9 @@ def train(
             keep_memory()
         devices = [own.device] if own.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
-        run = _Run(config, own, model, images, resume, allow_changes, on_log, stack)
+        run = _Run(config, own, on_log, stack)
+        source = entered(config, own, stack, resume, checkpoint, allow_changes)
+        run.start(source, model, images, allow_addresses)
         return run.go()
 
 
@@ -95,15 +99,7 @@ class _Run:
     """One call of :func:`train` in one process."""
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        own: Processes,
-        model: AdaptiveTokenizer | None,
-        images: Tensor | None,
-        resume: bool,
-        allow_changes: bool,
-        on_log: OnLog | None,
-        stack: ExitStack,
+        self, config: TrainingConfig, own: Processes, on_log: OnLog | None, stack: ExitStack
     ) -> None:
         if config.seconds is not None and own.count > 1:
             raise ValueError(
@@ -115,10 +111,16 @@ class _Run:
             )
         self.config, self.own, self.on_log, self.stack = config, own, on_log, stack
         self.output = None if config.output is None else Path(config.output)
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if restarted and self.output is None:
-            raise ValueError("output: a restarted worker has no checkpoint without it, got none")
-        source = self._checkpoint(resume or restarted, allow_changes)
+
+    def start(
+        self,
+        source: Path | None,
+        model: AdaptiveTokenizer | None,
+        images: Tensor | None,
+        addresses: bool,
+    ) -> None:
+        """Build the model, its stage and its data, all of it where ``source`` stood."""
+        config, own, stack = self.config, self.own, self.stack
         torch.manual_seed(config.seed)
         self.model = build(config, source) if model is None else model
         if source is not None and model is not None:
@@ -132,80 +134,23 @@ class _Run:
         if source is not None:
             about = checkpoints.about(source)
             data = checkpoints.load(source, self.tensors(), own)
-            self.step, seconds = about["step"], about.get("seconds", 0.0)
-        self.start = time.monotonic() - seconds
-        self.unreadable: dict[str, None] = {}
-        self.batches = self._batches(images, data)
-        self.data_state: dict[str, Any] | None = data
+            self.step, seconds = about["step"], about["seconds"]
+        self.begun = time.monotonic() - seconds
+        size = self.model.config.image_size
+        self.batches, left_out = batches(
+            config, images, size, own, self.step, data, addresses=addresses
+        )
+        self.data_state: dict[str, Any] | None = getattr(self.batches, "state", None)
+        self.skipped = Skipped(left_out)
         self.terms = Terms()
         self.log = None
+        if source is not None:
+            drop_later(source, own)
         if self.output is not None and own.first:
             self.log = Log(self.output, self.step, tensorboard=config.tensorboard)
             stack.callback(self.log.close)
             with replacing(self.output / "config.json") as file:
                 file.write_text(json.dumps(config.asdict(), indent=1) + "\n")
-
-    def _checkpoint(self, resume: bool, allow_changes: bool) -> Path | None:
-        """The checkpoint to go on from: the same in all processes."""
-        if self.output is None:
-            if resume:
-                raise ValueError("resume: expected an output folder")
-            return None
-        if self.own.first:
-            self.output.mkdir(parents=True, exist_ok=True)
-            try:
-                self.stack.enter_context(alone(self.output))
-            except BlockingIOError as error:
-                raise ValueError(f"output: another run is writing to {self.output}") from error
-        found = checkpoints.saved(self.output) if self.own.first else []
-        name = self.own.broadcast(found[-1].name if found else "")
-        if not name:
-            return None
-        if not resume:
-            raise ValueError(
-                f"output: {self.output} holds a run up to {name}; resume it, or choose another folder"
-            )
-        differences = self.config.differences(checkpoints.about(self.output / name)["config"])
-        if differences and not allow_changes:
-            listed = "\n  ".join(differences)
-            raise ValueError(f"resume: the configuration differs from that of {name}:\n  {listed}")
-        return self.output / name
-
-    def _batches(self, images: Tensor | None, state: dict[str, Any] | None) -> Iterator[Batch]:
-        config, own = self.config, self.own
-        share = Share(config.batch_size, config.accumulate, own.rank, own.count)
-        pin = own.device.type == "cuda"
-        if images is None and config.data is None:
-            raise ValueError("data: expected a folder of pictures or shards, got none")
-        names = ("crop", "flip", "convert_profiles", "max_megapixels")
-        options: dict[str, Any] = {name: getattr(config, name) for name in names}
-        size = self.model.config.image_size
-        if images is None and is_shards(str(config.data)):
-            stream = ShardStream(
-                str(config.data),
-                share,
-                size=size,
-                seed=config.seed,
-                buffer=config.shuffle_buffer,
-                workers=config.workers,
-                state=state,
-                **options,
-            )
-            return ShardBatches(stream, workers=config.workers, pin=pin)
-        pictures: Pictures
-        if images is None:
-            pictures = folder = ImageFolder(str(config.data), size, **options)
-            self.unreadable |= dict.fromkeys(folder.left_out)
-        else:
-            pictures = ImageTensor(images.cpu(), flip=config.flip)
-        return shuffled_batches(
-            pictures,
-            share,
-            seed=config.seed,
-            workers=0 if images is not None else config.workers,
-            steps=(self.step, config.steps),
-            pin=pin,
-        )
 
     def tensors(self) -> dict[str, Tensor]:
         """All state, live, by name; sums that still travel between processes are applied first."""
@@ -220,7 +165,7 @@ class _Run:
         logged = time.monotonic()
         config, first = self.config, self.step
         done = self._done()
-        with _signals() as received:
+        with signals() as received:
             while done < 1:
                 rate = config.peak_learning_rate * schedule(done, config.warmup)
                 parts = [self._next() for _ in range(config.accumulate)]
@@ -252,16 +197,15 @@ class _Run:
     def _done(self) -> float:
         """The fraction of the run that is behind it."""
         seconds = self.config.seconds
-        by_time = (time.monotonic() - self.start) / seconds if seconds else 0.0
+        by_time = (time.monotonic() - self.begun) / seconds if seconds else 0.0
         return max(by_time, self.step / self.config.steps)
 
     def _next(self) -> Tensor:
         batch = next(self.batches)
-        self.unreadable |= dict.fromkeys(batch.unreadable)
+        self.skipped.add(batch.unreadable)
         if batch.images.numel() == 0:
-            raise ValueError(
-                f"data: no picture can be read, {len(self.unreadable)} tried, {next(iter(self.unreadable))} first"
-            )
+            tried = self.skipped.list()
+            raise ValueError(f"data: no picture can be read, {len(tried)} tried, {tried[0]} first")
         self.data_state = batch.state
         images = batch.images.to(self.own.device, non_blocking=True)
         return images.float() / 255 if images.dtype == torch.uint8 else images
@@ -294,17 +238,19 @@ class _Run:
         self.log.picture(self.step, "reconstructions", grid)
 
     def _save(self) -> None:
-        """A checkpoint, and the averaged model beside it; of finite weights only."""
+        """A checkpoint, and the averaged model beside it; of finite tensors only."""
         self._checked(self.terms.check)
+        tensors = self.tensors()
+        self._checked(lambda: check_finite(tensors, self.step, self.own))
         if self.output is None:
             return
         about = {
             "config": self.config.asdict(),
             "model": json.loads(self.model.config.to_json()),
-            "seconds": time.monotonic() - self.start,
+            "seconds": time.monotonic() - self.begun,
             "torch": str(torch.__version__),
         }
-        state = (self.tensors(), about, self.data_state, self.own)
+        state = (tensors, about, self.data_state, self.own)
         checkpoints.save(self.output, self.step, *state, keep=self.config.keep)
         averaged = averaged_state(self.stage)
         if self.own.first:
@@ -318,30 +264,8 @@ class _Run:
 
     def _result(self) -> Result:
         state = averaged_state(self.stage)
+        skipped = dict.fromkeys(x for names in self.own.gather(self.skipped.list()) for x in names)
         del self.stage  # its data-parallel wrapper holds the process group, which ends now
         self.stack.close()
         model = rebuilt(self.model, state, sharded=self.config.parallel == "fsdp")
-        return Result(model, self.step, list(self.unreadable))
-
-
-@contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Names of the SIGINT and SIGTERM that came; after the first of them, the next one ends the process at once."""
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return Result(model, self.step, list(skipped))

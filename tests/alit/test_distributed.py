@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +134,45 @@ def test_processes_train_as_one(folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(
         losses(tmp_path / "fsdp"), losses(tmp_path / "ddp"), rtol=1e-5, atol=0
     )
+
+
+def test_sharded_weights_go_on_in_other_processes(folder: Path, tmp_path: Path) -> None:
+    """FSDP2 on two processes, then on one: it reads the rows that both wrote."""
+    fields: dict[str, Any] = {"parallel": "fsdp", "model": {**SMALL, "bottleneck": "continuous"}}
+    launch(folder, tmp_path / "straight", 2, **fields)
+    for processes, stop_at in ((2, 3), (1, 0)):
+        launch(folder, tmp_path / "changing", processes, stop_at=stop_at, **fields)
+    expected, got = weights(tmp_path / "straight"), weights(tmp_path / "changing")
+    for key, value in expected.items():
+        torch.testing.assert_close(got[key], value, rtol=1e-3, atol=2e-5, msg=key)
+    assert logged(tmp_path / "changing", "step") == list(range(1, 9))
+    torch.testing.assert_close(
+        losses(tmp_path / "changing"), losses(tmp_path / "straight"), rtol=1e-3, atol=0
+    )
+
+
+def test_shards_go_on_in_other_processes(tmp_path: Path) -> None:
+    """Two, then three processes: each picture of an epoch is seen once."""
+    names = []
+    for shard, size in enumerate((5, 3, 9, 1, 4, 12, 2)):
+        with tarfile.open(tmp_path / f"x-{shard}.tar", "w") as file:
+            for number in range(size):
+                names.append(f"{shard}-{number}.png")
+                content = io.BytesIO()
+                Image.new("RGB", (32, 32), (7 * shard, number, 0)).save(content, format="PNG")
+                info = tarfile.TarInfo(names[-1])
+                info.size = len(content.getvalue())
+                file.addfile(info, io.BytesIO(content.getvalue()))
+    fields: dict[str, Any] = {"batch_size": 6, "steps": 24, "shuffle_buffer": 4}
+    fields["seen"] = str(tmp_path / "seen")
+    for processes, stop_at in ((2, 4), (3, 0)):
+        pattern = Path(tmp_path / "x-{0..6}.tar")
+        launch(pattern, tmp_path / "run", processes, stop_at=stop_at, **fields)
+    seen = Counter(x for file in tmp_path.glob("seen-*") for x in file.read_text().splitlines())
+    assert sum(seen.values()) == 24 * 6 and set(seen.values()) == {1}
+    checkpoint = sorted((tmp_path / "run").glob("checkpoint-*"))[-1]
+    data = json.loads((checkpoint / "run.json").read_text())["data"]
+    over = min(position[0] for own in data for position in own["positions"])
+    assert over >= 2
+    for epoch in range(over):
+        assert all(seen[f"{epoch} {name}"] == 1 for name in names)

@@ -311,8 +311,8 @@ def test_resume_bit_for_bit(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     one, other = state_of(straight), state_of(stopped)
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] != other[name]] == []
-    assert any(name.startswith("/discriminators/1.main.3.running_mean") for name in one)
-    assert any(name.startswith("/optimiser/discriminators/") for name in one)
+    assert any(name.startswith("discriminators/1.main.3.running_mean") for name in one)
+    assert any(name.startswith("optimiser/discriminators/") for name in one)
     logs = [
         [
             {k: v for k, v in json.loads(line).items() if k != "pictures_per_second"}
@@ -337,7 +337,7 @@ def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:
     train(stage2(data=str(folder), **fields), model=m)
     averaged, raw = load_file(run / "model.safetensors"), state_of(run)
     name = "base_tokenizer.vqgan.decoder.conv_out.weight"
-    after = torch.frombuffer(bytearray(raw[f"/model/{name}"]), dtype=torch.float32)
+    after = torch.frombuffer(bytearray(raw[f"model/{name}"]), dtype=torch.float32)
     decay = min(0.5, 2 / 11)
     expected = decay * before[name].flatten() + (1 - decay) * after
     torch.testing.assert_close(averaged[name].flatten(), expected)
@@ -398,10 +398,10 @@ def test_bad_input(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"stage": "3"}, "stage: expected one of base, 1, 2"),
         ({"perceptual": "vgg"}, "perceptual: expected one of lpips, off, got 'vgg'"),
         ({"discriminators": "two"}, "discriminators: expected one of each, shared"),
-        ({"l2_weight": -1.0}, "l2_weight: expected at least 0"),
+        ({"l2_weight": -1.0}, "l2_weight: expected a number in "),
         ({"gan_schedule": ((0.5, 0.1), (0.1, 0.2))}, "gan_schedule: expected rising fractions"),
-        ({"gan_schedule": ((0.5, -0.1),)}, "gan_schedule: expected weights of at least 0"),
-        ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate: expected more than"),
+        ({"gan_schedule": ((0.5, -0.1),)}, "gan_schedule: expected a number in "),
+        ({"discriminator_learning_rate": 0.0}, "discriminator_learning_rate: expected a number"),
     ):
         with pytest.raises(ValueError, match=message):
             stage2(**wrong)
@@ -464,6 +464,6 @@ def test_configuration_of_stage_2(tmp_path: Path) -> None:
         "perceptual: 'lpips' there, 'off' here",
     ]
     path.write_text("gan_schedule: 0.5\n")
-    with pytest.raises(ValueError, match="gan_schedule: expected pairs of a fraction and a weight"):
+    with pytest.raises(ValueError, match="gan_schedule: expected a list"):
         TrainingConfig.read(path)
     assert model_config().quirks == Quirks()

@@ -1,10 +1,7 @@
-"""Order, crops and damaged files of training pictures, from folders and from shards."""
+"""Order, crops and damaged files of training pictures; shards: test_shards.py."""
 
 from __future__ import annotations
 
-import io
-import itertools
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ from alit.training.pictures import (
     augmented,
     shuffled_batches,
 )
-from alit.training.shards import ShardBatches, ShardStream
 
 from .models import model
 
@@ -196,90 +192,3 @@ def test_tensors_are_flipped_half_of_the_time() -> None:
     pictures = ImageTensor(ramp, flip=True)
     flips = [bool(pictures.load(0, np.random.default_rng(i))[0, 0, 0] == 7) for i in range(200)]
     assert 70 < sum(flips) < 130
-
-
-# Shards.
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> str:
-    """Four shards of five grey pictures each; in the last one a file that is none."""
-    for shard in range(4):
-        with tarfile.open(tmp_path / f"x-{shard}.tar", "w") as file:
-            for number in range(5):
-                content = io.BytesIO()
-                grey(5 * shard + number).save(content, format="PNG")
-                data = b"broken" if (shard, number) == (3, 4) else content.getvalue()
-                info = tarfile.TarInfo(f"{shard}{number}.png")
-                info.size = len(data)
-                file.addfile(info, io.BytesIO(data))
-    return str(tmp_path / "x-{0..3}.tar")
-
-
-def stream(
-    pattern: str, workers: int, state: Any = None, share: Share | None = None
-) -> ShardBatches:
-    options: dict[str, Any] = {"size": (16, 16), "crop": 0.8, "flip": True, "seed": 0, "buffer": 3}
-    own = share or Share(3)
-    return ShardBatches(
-        ShardStream(pattern, own, workers=workers, state=state, **options),
-        workers=workers,
-        pin=False,
-    )
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_shards_go_on_where_they_stood(shards: str, workers: int) -> None:
-    straight = list(itertools.islice(stream(shards, workers), 20))
-    for stop in (1, 4, 11):
-        state = straight[stop - 1].state
-        rest = list(itertools.islice(stream(shards, workers, state), 20 - stop))
-        for a, b in zip(rest, straight[stop:], strict=True):
-            assert torch.equal(a.images, b.images) and a.state == b.state
-
-
-def test_shards_hold_all_pictures(shards: str) -> None:
-    batches = list(itertools.islice(stream(shards, 0), 19))
-    seen = [level for x in batches for level in levels(x.images)]
-    assert [sorted(seen[i : i + 19]) for i in (0, 19, 38)] == 3 * [list(range(19))]
-    assert seen[:19] != seen[19:38] and seen[:19] != sorted(seen[:19])
-    assert {x.split(": ")[1] for batch in batches for x in batch.unreadable} == {"34"}
-    halves = [
-        [x.images for x in itertools.islice(stream(shards, 0, share=Share(6, 1, rank, 2)), 9)]
-        for rank in range(2)
-    ]
-    apart = [{level for x in half for level in levels(x)} for half in halves]
-    assert not apart[0] & apart[1] and apart[0] | apart[1] == set(range(19))
-
-
-def test_shards_that_do_not_fit(shards: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a shard for each of 1 x 5 readers, got 4"):
-        stream(shards, 5)
-    with pytest.raises(OSError, match=r"no-0\.tar: no such shard"):
-        stream(str(tmp_path / "no-{0..1}.tar"), 0)
-    (tmp_path / "y.tar").write_bytes(b"x" * 2000)
-    batch = next(stream(str(tmp_path / "y.tar"), 0))
-    assert batch.images.numel() == 0 and len(batch.unreadable) >= 1
-
-
-def test_a_run_on_shards_resumes(shards: str, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {
-        **{"data": shards, "batch_size": 4, "learning_rate": 1e-3, "workers": 1, "device": "cpu"},
-        **{"checkpoint_every": 2, "tensorboard": False, "shuffle_buffer": 4, "ema": 0.0},
-    }
-    whole = train(TrainingConfig(steps=4, **fields), model=model())
-    run = str(tmp_path / "run")
-    # A run of four steps that is cut after two: warm-up and decay are those of four.
-    with pytest.raises(RuntimeError, match="cut"):
-        train(
-            TrainingConfig(steps=4, log_every=3, output=run, **fields), model=model(), on_log=_cut
-        )
-    resumed = train(
-        TrainingConfig(steps=4, log_every=3, output=run, **fields), model=model(seed=1), resume=True
-    )
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-
-
-def _cut(record: dict[str, float]) -> None:
-    raise RuntimeError("cut")

@@ -1,0 +1,208 @@
+"""Fields of a configuration: from text to plain values, from plain values to a field's type, within a range.
+
+YAML is read without anchors, tags or interpolation: what a text says is what it spells out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import reprlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Characters of a configuration file, or of one value.
+LARGEST_TEXT, LARGEST_VALUE = 64_000, 10_000
+#: Values within values.
+DEEPEST, MOST_VALUES = 20, 10_000
+
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
+_NUMBER = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.ASCII
+)
+
+
+def read(text: str) -> Any:
+    """The value of a YAML text (version 1.2, and so of JSON): None, bool, int, float, str, lists, dictionaries.
+
+    Raises:
+        ValueError: not YAML; anchors, tags, names that come twice; too large or too deep.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ValueError("configurations need PyYAML: pip install 'alit[train]'") from error
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"expected at most {LARGEST_TEXT} characters, got {len(text)}")
+    try:
+        return _built(yaml.parse(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML ({' '.join(str(error).split())[:500]})") from error
+
+
+def _built(events: Any) -> Any:
+    """The value of a stream of one document; containers that are not closed yet lie on a stack."""
+    from yaml import events as kinds
+
+    top: list[Any] = []
+    stack: list[tuple[Any, list[Any]]] = [(kinds.StreamStartEvent(), top)]
+    for event in events:
+        if getattr(event, "anchor", None) or (event_tag := getattr(event, "tag", None)):
+            what = (
+                f"tag {event_tag!r}" if not getattr(event, "anchor", None) else "anchors, aliases"
+            )
+            raise ValueError(f"expected plain values, got {what}")
+        if isinstance(event, kinds.ScalarEvent):
+            stack[-1][1].append(_scalar(event.value) if event.style is None else event.value)
+        elif isinstance(event, kinds.MappingStartEvent | kinds.SequenceStartEvent):
+            if len(stack) > DEEPEST:
+                raise ValueError(f"expected values at most {DEEPEST} deep")
+            stack.append((event, []))
+        elif isinstance(event, kinds.MappingEndEvent | kinds.SequenceEndEvent):
+            start, items = stack.pop()
+            is_mapping = isinstance(start, kinds.MappingStartEvent)
+            stack[-1][1].append(_mapping(items) if is_mapping else items)
+    if len(top) > 1:
+        raise ValueError("expected one document, got several")
+    return top[0] if top else None
+
+
+def _mapping(items: list[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(name, str):
+            raise ValueError(f"expected names of fields, got {reprlib.repr(name)}")
+        if name in found:
+            raise ValueError(f"{name[:200]!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if _INTEGER.fullmatch(text):
+        if len(text) > 20:
+            raise ValueError(f"expected numbers of at most 19 digits, got {text[:30]}...")
+        return int(text)
+    if len(text) < 100 and _NUMBER.fullmatch(text.lower()):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """``name=value``, the values as YAML; ``model.name=value`` is a value within a dictionary.
+
+    Raises:
+        ValueError: of another form, or a value that is none.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected name=value, got {text!r}")
+        *outer, last = path.split(".")
+        within = found
+        if len(outer) > DEEPEST:
+            raise ValueError(f"--set: expected values at most {DEEPEST} deep")
+        for name in outer:
+            within = within.setdefault(name, {})
+            if not isinstance(within, dict):
+                raise ValueError(f"--set: {name} is a value and has values, in {text[:200]!r}")
+        try:
+            within[last] = read(value)
+        except ValueError as error:
+            raise ValueError(f"--set: {path[:200]}: {error}") from error
+    return found
+
+
+def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
+    """A plain value as a field of this type has it.
+
+    Args:
+        kind: of str, int, float, bool, tuples of these, None, or a dictionary of plain values.
+        limits: of numbers, such as ``[0, 1)``.
+
+    Raises:
+        ValueError: a value of another type or beyond the limits.
+    """
+    kinds = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        if value is None and types.NoneType in kinds:
+            return None
+        kind = next(x for x in kinds if x is not types.NoneType)
+        kinds = typing.get_args(kind)
+    if kind in (int, float):
+        return _number(name, kind, value, limits)
+    if typing.get_origin(kind) is tuple:
+        _expect(name, isinstance(value, list | tuple), "a list", value)
+        count = len(value) if kinds[-1] is Ellipsis else len(kinds)
+        _expect(name, len(value) == count <= 1000, f"{min(count, 1000)} values", value)
+        return tuple(converted(name, kinds[0], x, limits) for x in value)
+    if typing.get_origin(kind) is dict:
+        _expect(name, isinstance(value, Mapping), "options by name", value)
+        return _plain(name, value, DEEPEST, [MOST_VALUES])
+    if kind is bool:
+        if isinstance(value, str):
+            value = _SWITCHES.get(value.lower(), value)
+        _expect(name, isinstance(value, bool), "true or false", value)
+        return value
+    if type(value) is int or isinstance(value, os.PathLike):
+        value = str(value)
+    return _text(name, value)
+
+
+def _number(name: str, kind: type, value: Any, limits: str | None) -> Any:
+    if isinstance(value, str):
+        value = _scalar(value)
+    allowed = (int,) if kind is int else (int, float)
+    assert limits is not None, f"{name} has no limits"
+    expected = f"{'an integer' if kind is int else 'a number'} in {limits}"
+    good = isinstance(value, allowed) and not isinstance(value, bool)
+    _expect(name, good and within(value, limits), expected, value)
+    return kind(value)
+
+
+def within(value: float, limits: str) -> bool:
+    """Whether a number is in an interval such as ``(0, 1]``."""
+    low, high = map(float, limits[1:-1].split(","))
+    above = value >= low if limits[0] == "[" else value > low
+    return above and (value <= high if limits[-1] == "]" else value < high)
+
+
+def _plain(name: str, value: Any, depth: int, left: list[int]) -> Any:
+    """A copy of nested plain values, as JSON has them; ``left`` counts down."""
+    left[0] -= 1
+    _expect(name, depth >= 0 and left[0] >= 0, f"{MOST_VALUES} values, {DEEPEST} deep", "more")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for key in value:
+            _text(name, key)
+        return {str(k): _plain(f"{name}.{k}", v, depth - 1, left) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, x, depth - 1, left) for x in value]
+    if isinstance(value, str):
+        return _text(name, value)
+    good = value is None or type(value) in (bool, int, float)
+    _expect(name, good, "text, a number, true, false, a list or options by name", value)
+    if value is not None:
+        _expect(name, abs(value) < 2**63, "a finite number", value)
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    good = isinstance(value, str) and len(value) <= LARGEST_VALUE and "\0" not in value
+    good = good and not any("\ud800" <= x <= "\udfff" for x in value)
+    _expect(name, good, f"text of at most {LARGEST_VALUE} characters", value)
+    return str(value)
+
+
+def _expect(name: str, good: bool, expected: str, got: Any) -> None:
+    if not good:
+        raise ValueError(f"{name[:200]}: expected {expected}, got {reprlib.repr(got)}")

@@ -1,0 +1,96 @@
+"""Where a run begins: in its folder alone, at the checkpoint to go on from, the same in all processes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..files import CheckpointError, alone
+from . import checkpoints
+from .config import TrainingConfig
+from .processes import Processes
+
+
+def entered(
+    config: TrainingConfig,
+    own: Processes,
+    stack: ExitStack,
+    resume: bool,
+    chosen: str | None,
+    allow_changes: bool,
+) -> Path | None:
+    """Hold the folder of a run as long as ``stack`` lasts; the checkpoint to go on from, intact, if there is one.
+
+    Args:
+        chosen: its name; None, and for a worker that torchrun restarted: the newest.
+
+    Raises:
+        ValueError: another run is there, or one that is not to be resumed, or one of another configuration.
+        alit.CheckpointError: a damaged checkpoint; the message names the newest intact one.
+    """
+    if chosen is not None and not resume:
+        raise ValueError("checkpoint: expected it with resume alone")
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        if config.output is None:
+            raise ValueError("output: a restarted worker has no checkpoint without it, got none")
+        resume, chosen = True, None
+    if config.output is None:
+        if resume:
+            raise ValueError("resume: expected an output folder")
+        return None
+    output = Path(config.output)
+    names: list[str] = []
+    if own.first:
+        output.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(alone(output))
+        except BlockingIOError as error:
+            raise ValueError(f"output: another run is writing to {output}") from error
+        checkpoints.recover(output)
+        names = [x.name for x in checkpoints.saved(output)]
+    names = own.broadcast(names)
+    if chosen is not None and chosen not in names:
+        there = ", ".join(names) or "none"
+        raise ValueError(f"checkpoint: expected one of {there} in {output}, got {chosen!r}")
+    if not names:
+        return None
+    source = output / (chosen or names[-1])
+    if not resume:
+        raise ValueError(
+            f"output: {output} holds a run up to {source.name}; resume it, or choose another folder"
+        )
+    problem = own.broadcast(_problem(source) if own.first else None)
+    if problem is not None:
+        raise CheckpointError(problem)
+    differences = config.differences(checkpoints.about(source)["config"])
+    if differences and not allow_changes:
+        listed = "\n  ".join(differences)
+        raise ValueError(
+            f"resume: the configuration differs from that of {source.name}:\n  {listed}"
+        )
+    return source
+
+
+def _problem(source: Path) -> str | None:
+    """What is wrong with a checkpoint, and which one is intact."""
+    try:
+        checkpoints.check(source)
+    except CheckpointError as error:
+        others = [x for x in checkpoints.saved(source.parent) if x != source]
+        intact = checkpoints.newest_intact(others)
+        if intact is None:
+            return f"{error}; no other one is intact"
+        return (
+            f"{error}; {intact.name} is intact: --resume --checkpoint {intact.name} goes on there"
+        )
+    return None
+
+
+def drop_later(source: Path, own: Processes) -> None:
+    """Remove the checkpoints after that from which all processes now go on."""
+    own.barrier()
+    if own.first:
+        found = checkpoints.saved(source.parent)
+        for later in found[found.index(source) + 1 :]:
+            checkpoints.drop(later)

@@ -1,0 +1,234 @@
+"""Shards: names of tar files, and the pictures in one.
+
+A name is a local path, whatever it looks like, unless addresses are allowed: then http and https are read as streams.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import struct
+import tarfile
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import BinaryIO, NamedTuple, cast
+
+from ..checks import printable
+from ..files import reading
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+#: Shards of one pattern.
+MOST_SHARDS = 100_000
+#: Bytes of a picture's file: more is taken for damage.
+LARGEST_PICTURE = 1 << 28
+#: Kinds of other members that are told apart.
+MOST_KINDS = 100
+
+#: What tarfile raises on damaged files; recursion comes of extended headers of extended headers.
+_DAMAGED = (
+    *(tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError),
+    *(RecursionError, struct.error, AttributeError),
+)
+
+
+class Picture(NamedTuple):
+    """A member of a shard with the suffix of a picture: its name, and its bytes, undecoded."""
+
+    name: str
+    content: bytes
+
+
+class NoPictures(ValueError):
+    """A shard that is whole and holds no picture; the message says what it holds."""
+
+
+def expand(pattern: str) -> list[str]:
+    """The names of a pattern, ``x-{000..099}.tar`` or ``{a,b}.tar``, in order; of a file that is there, its own.
+
+    Raises:
+        ValueError: more than 100,000 names, or more than 16 braces.
+    """
+    if os.path.isfile(pattern):
+        return [pattern]
+    if pattern.count("{") > 16 or len(pattern) > 10_000:
+        raise ValueError("data: expected at most 16 braces in 10,000 characters, got more")
+    return _expanded(pattern)
+
+
+def _expanded(text: str) -> list[str]:
+    """Braces as in a shell: nested ones too; those without a comma or a range are plain characters."""
+    opening = text.find("{")
+    closing = _closing(text, opening) if opening >= 0 else None
+    if closing is None:
+        return [text]
+    choices, rests = _choices(text[opening + 1 : closing]), _expanded(text[closing + 1 :])
+    _check_count(len(choices) * len(rests))
+    return [text[:opening] + choice + rest for choice in choices for rest in rests]
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_SHARDS:
+        raise ValueError(f"data: expected at most {MOST_SHARDS} shards, got {count}")
+
+
+def _closing(text: str, opening: int) -> int | None:
+    depth = 0
+    for at in range(opening, len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0:
+            return at
+    return None
+
+
+def _choices(body: str) -> list[str]:
+    if match := re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", body, re.ASCII):
+        first, last = int(match[1]), int(match[2])
+        _check_count(abs(last - first) + 1)
+        padded = any(re.match(r"-?0\d", x) for x in match.groups())
+        width = max(map(len, match.groups())) if padded else 0
+        step = 1 if last >= first else -1
+        return [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    parts, depth, start = [], 0, 0
+    for at, character in enumerate(body):
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append(body[start:at])
+            start = at + 1
+    parts.append(body[start:])
+    choices = [choice for part in parts for choice in _expanded(part)]
+    _check_count(len(choices))
+    return choices if len(parts) > 1 else ["{" + choice + "}" for choice in choices]
+
+
+def is_address(name: str) -> bool:
+    """Whether a name looks like an address, which it is only where addresses are allowed."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def check_name(name: str, addresses: bool) -> None:
+    """That a shard is there, as far as can be told without opening an address.
+
+    Raises:
+        OSError: no such file.
+        ValueError: an address that is not allowed, or none of http and https.
+    """
+    if os.path.isfile(name):
+        return
+    if not is_address(name):
+        raise FileNotFoundError(f"{name}: no such shard")
+    if not addresses:
+        raise ValueError(f"data: {name} is an address; expected files, or --allow-addresses")
+    if not name.startswith(("http://", "https://")):
+        raise ValueError(f"data: expected http:// or https://, got {name}")
+
+
+class _Bounded:
+    """A file whose reads ask for no more than there is, whatever a header says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self.size - self.tell())
+        return self.file.read(left if count < 0 else min(count, left))
+
+
+@contextmanager
+def _opened(name: str, addresses: bool) -> Iterator[tarfile.TarFile]:
+    if os.path.isfile(name) or not addresses:
+        # Of a file tarfile wants the three methods that a bounded one has.
+        with (
+            reading(name) as file,
+            tarfile.TarFile(fileobj=cast(BinaryIO, _Bounded(file))) as tar,
+        ):
+            yield tar
+            _check_end(tar, file)
+    else:
+        with (
+            urllib.request.urlopen(name, timeout=60) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as tar,
+        ):
+            yield tar
+
+
+def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
+    """tarfile ends in silence at a damaged header, and at the end of the file."""
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header at byte {tar.offset}")
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All but folders; none is kept in memory."""
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]
+        if tar.offset <= member.offset:
+            raise tarfile.ReadError(f"a negative size at byte {member.offset}")
+        if not member.isdir():
+            yield member
+
+
+def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> Iterator[Picture]:
+    """The pictures of a shard in their order, from the one numbered ``start``.
+
+    A line for the members that belong to no picture, and one for what ends a damaged shard, are added to ``skipped``.
+
+    Raises:
+        NoPictures: the shard is whole and there is none in it.
+    """
+    others: Counter[str] = Counter()
+    count = 0
+    damage = None
+    try:
+        with _opened(name, addresses) as tar:
+            # What follows one another with one name up to the first dot belongs together.
+            for _, members in itertools.groupby(_members(tar), _key):
+                stem, left = None, Counter[str]()
+                for member in members:
+                    path = PurePosixPath(member.name)
+                    if kind := _other(member):
+                        left[kind if kind in left or len(left) < MOST_KINDS else "others"] += 1
+                    elif path.stem != stem:  # else another form of the picture before it
+                        stem = path.stem
+                        count += 1
+                        if count > start:
+                            yield Picture(printable(member.name), _content(tar, member))
+                if stem is None:
+                    for kind, number in left.items():
+                        others[kind if len(others) < MOST_KINDS else "others"] += number
+    except _DAMAGED as error:
+        damage = (str(error) or type(error).__name__).splitlines()[0]
+        skipped.append(f"{name}: damaged after {count} pictures ({damage})")
+    held = ", ".join(f"{number} {kind}" for kind, number in others.most_common(10)) or "nothing"
+    if not count and damage is None:
+        raise NoPictures(f"{name}: no picture ({', '.join(SUFFIXES)}) in it, but {held}")
+    if others:
+        skipped.append(f"{name}: members without a picture ({held})")
+
+
+def _key(member: tarfile.TarInfo) -> tuple[str, str]:
+    folder, _, name = member.name.rpartition("/")
+    return folder, name.partition(".")[0]
+
+
+def _other(member: tarfile.TarInfo) -> str:
+    """What a member is that is no picture; empty for a picture."""
+    if not member.isreg() or member.issparse():
+        return "links or special files"
+    suffix = PurePosixPath(member.name).suffix.lower()
+    if suffix in SUFFIXES and member.size > LARGEST_PICTURE:
+        return f"of more than {LARGEST_PICTURE} bytes"
+    return "" if suffix in SUFFIXES else printable(suffix[:20]) or "without a suffix"
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    content = b"" if file is None else file.read()
+    if len(content) != member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return content

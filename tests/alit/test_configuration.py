@@ -1,0 +1,253 @@
+"""Training configurations: from YAML and Python, each field within its type and limits, and whatever else may come."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from alit.training import TrainingConfig
+from alit.training.config import LIMITS
+from alit.training.fields import assignments, read, within
+from tests.helpers.hostile import EXAMPLES, memory, mutated
+
+KINDS = {name: str(kind) for name, kind in get_type_hints(TrainingConfig).items()}
+INTEGERS = [name for name, kind in KINDS.items() if kind in ("<class 'int'>", "int | None")]
+FLOATS = [name for name, kind in KINDS.items() if "float" in kind]
+SWITCHES = [name for name, kind in KINDS.items() if kind == "<class 'bool'>"]
+TEXTS = [name for name, kind in KINDS.items() if kind in ("<class 'str'>", "str | None")]
+
+
+def shaped(name: str, value: Any) -> Any:
+    """A value where a field of numbers has them."""
+    return {"betas": [value, value], "gan_schedule": [[0.5, value]]}.get(name, value)
+
+
+def test_configuration_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "steps: 5\nlearning_rate: 1e-3\nmodel: {size: tiny, base: dct}\nbetas: [0.8, 0.9]\n"
+        "flip: off\nperceptual: off\nstage: 2\n"
+    )
+    config = TrainingConfig.read(path, batch_size=2, seed=None)
+    assert (config.steps, config.learning_rate, config.batch_size, config.seed) == (5, 1e-3, 2, 0)
+    assert config.betas == (0.8, 0.9) and config.model == {"size": "tiny", "base": "dct"}
+    assert (config.flip, config.perceptual, config.stage) == (False, "off", "2")
+    path.write_text(json.dumps(config.asdict()))
+    assert TrainingConfig.read(path) == config
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepps: 5", "no field 'stepps'; did you mean 'steps'"),
+        ("steps: many", r"steps: expected an integer in \[1, 1e9\], got 'many'"),
+        ("parallel: dp", "parallel: expected one of ddp, fsdp, got 'dp'"),
+        ("model: nano", "model: expected options by name"),
+        ("gan_schedule: [[0.5, 0.1], [0.1, 0.2]]", "gan_schedule: expected rising fractions"),
+        ("- 1", "expected fields by name"),
+        ("", "expected fields by name, got None"),
+        ("a: [", "not a configuration in YAML"),
+        ("steps: 1\nsteps: 2", "'steps' is there twice"),
+        ("model: {a: 1, a: 2}", "'a' is there twice"),
+        ("model: &x {a: *x}", "anchors, aliases"),
+        ("model: {a: &x [1], b: *x}", "anchors, aliases"),
+        ("data: !!python/object/apply:os.system ['true']", "got tag"),
+        ("data: !!binary aGVsbG8=", "got tag"),
+        ("model: !x {}", "got tag"),
+        ("steps: " + "9" * 10_000, "numbers of at most 19 digits"),
+        ("model: " + "[" * 10_000, "at most 20 deep"),
+        ("model: " + "{a: " * 10_000, "at most 20 deep"),
+        ("model: {1: 2}", "expected names of fields, got 1"),
+        ("model: {[1]: 2}", "expected names of fields"),
+        ("steps: 1\n---\nsteps: 2", "one document"),
+        ("#" * 100_000, "at most 64000 characters"),
+        ("start_from: a\nbase_from: b", "base_from: expected None where start_from"),
+    ],
+)
+def test_configurations_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with memory() as used, pytest.raises(ValueError, match=message):
+        TrainingConfig.read(path)
+    assert used.taken < 50 << 20
+
+
+def test_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\x00")
+    with pytest.raises(ValueError, match="not a configuration in YAML"):
+        TrainingConfig.read(path)
+
+
+@pytest.mark.parametrize("name", INTEGERS + FLOATS)
+def test_numbers_keep_to_their_limits(name: str) -> None:
+    """All fields of numbers, those to come too: no booleans, no text, nothing beyond the limits or not finite."""
+    low, high = map(float, LIMITS[name][1:-1].split(","))
+    wrong: list[Any] = [math.nan, math.inf, -math.inf, 10**400, True, False, "x", [], {}, b"1", 1j]
+    wrong += [-1, low - 1, high * 2 + 1]
+    wrong += [end for end in (low, high) if not within(end, LIMITS[name])]
+    wrong += [1.5, 2.0] if name in INTEGERS else []
+    wrong += [] if "None" in KINDS[name] else [None]
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
+            TrainingConfig(**{name: shaped(name, value)})
+    middle = max(low, 1) if name in INTEGERS else (low + min(high, 1)) / 2
+    middle = int(middle) if name in INTEGERS else middle
+    kept = getattr(TrainingConfig(**{name: shaped(name, middle)}), name)
+    assert json.dumps(kept) == json.dumps(shaped(name, middle))
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches_are_booleans(name: str) -> None:
+    for value in (0, 1, 0.0, None, "maybe", [], "1"):
+        with pytest.raises(ValueError, match=f"^{name}: expected true or false, got "):
+            TrainingConfig(**{name: value})
+    assert getattr(TrainingConfig(**{name: "on"}), name) is True
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_are_text(name: str) -> None:
+    wrong: list[Any] = [True, 1.5, [], {}, b"x", "a\0b", "\ud800", "x" * 100_000]
+    for value in wrong + ([] if "None" in KINDS[name] else [None]):
+        with pytest.raises(ValueError, match=f"^{name}: expected "):
+            TrainingConfig(**{name: value})
+
+
+def test_every_field_has_a_kind_of_its_own() -> None:
+    assert {*INTEGERS, *FLOATS, *SWITCHES, *TEXTS, "model"} == KINDS.keys()
+    assert LIMITS.keys() == {*INTEGERS, *FLOATS}
+
+
+def test_options_of_the_model_are_plain_and_bounded() -> None:
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    wide = [0] * 100_000
+    for value in (cyclic, deep, wide, math.nan, 2**70, object(), {1: 2}, {b"": 1}, b"x", "\0"):
+        with pytest.raises(ValueError, match=r"^model.*: expected "):
+            TrainingConfig(model={"a": value})
+
+
+@pytest.mark.parametrize("name", ["data", "output", "start_from", "base_from", "device", "model"])
+@pytest.mark.parametrize("how", ["file", "mapping", "set"])
+def test_nothing_is_interpolated(
+    name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "swordfish")
+    for text in ("${oc.env:SECRET}", "${SECRET}", "$SECRET", "~/x", "${steps}", "${oc.env:NO}"):
+        value: Any = {"size": text} if name == "model" else text
+        if how == "file":
+            (tmp_path / "x.yaml").write_text(json.dumps({name: value}))
+            config = TrainingConfig.read(tmp_path / "x.yaml")
+        elif how == "mapping":
+            config = TrainingConfig.from_mapping({name: value})
+        else:
+            path = "model.size" if name == "model" else name
+            config = TrainingConfig.from_mapping(assignments([f"{path}={json.dumps(text)}"]))
+        assert getattr(config, name) == value and "swordfish" not in json.dumps(config.asdict())
+
+
+def test_assignments() -> None:
+    given = ["model.code_dim=8", "steps=5", "model.encoder.width=64", "gan_schedule=[]", "data=a=b"]
+    expected = {"code_dim": 8, "encoder": {"width": 64}}
+    assert assignments(given) == {"model": expected, "steps": 5, "gan_schedule": [], "data": "a=b"}
+    for texts, message in (
+        (["steps"], "--set: expected name=value, got 'steps'"),
+        (["steps=1", "steps.x=2"], "--set: steps is a value and has values"),
+        (["steps=["], "--set: steps: not YAML"),
+        ([".".join("a" * 50) + "=1"], "--set: expected values at most 20 deep"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            assignments(texts)
+
+
+# Damaged and hostile ones.
+
+WORDS = (
+    *("[", "]", "{", "}", ": ", "- ", "\n", "\n  ", ", ", "#", "'", '"', "\\", "|\n ", ">\n", "? "),
+    *("&a ", "*a", "!!python/name:os.system ", "<<: ", "---\n", "...\n", "%YAML 1.1\n", "\t", "\r"),
+    *("1e999", "-1", "0x10", "1_0", "1:30", ".nan", "null", "true", "2001-01-01", "${a}", "\ufeff"),
+    *("\x85", "\u2028", "\x07", "9" * 400, "a" * 300),
+)
+VALUES = (
+    *(None, True, 0, -1, 1, 2**63, 10**400, 1.5, math.nan, math.inf, -0.0, "", "x", "1e5", "off"),
+    *(
+        [],
+        {},
+        (),
+        [[]],
+        [[0, 1]],
+        [None],
+        {"a": {"b": [1]}},
+        {1: 2},
+        {None: 1},
+        b"x",
+        object(),
+        int,
+    ),
+    *("${oc.env:HOME}", "\0", "\udfff", "9" * 5000, [0] * 2000, {"size": "nano"}, {1, 2}, 1j),
+)
+
+
+def hostile_text(chance: random.Random, names: list[str]) -> bytes:
+    good = {name: TrainingConfig().asdict()[name] for name in chance.sample(names, 5)}
+    if chance.random() < 0.5:
+        return mutated(json.dumps(good, indent=chance.choice((None, 1))).encode(), chance)
+    text = "\n".join(f"{name}: {json.dumps(value)}" for name, value in good.items())
+    for _ in range(chance.choice((1, 2, 8, 50))):
+        at = chance.randrange(len(text) + 1)
+        text = text[:at] + chance.choice(WORDS) * chance.choice((1, 1, 1, 40)) + text[at:]
+    return text.encode()
+
+
+def test_whatever_comes_is_a_configuration_or_a_value_error(tmp_path: Path) -> None:
+    chance, path, names = random.Random(0), tmp_path / "x.yaml", list(KINDS)
+    slowest, accepted = 0.0, 0
+    with memory() as used:
+        for number in range(EXAMPLES):
+            start = time.monotonic()
+            try:
+                match number % 3:
+                    case 0:
+                        path.write_bytes(hostile_text(chance, names))
+                        config = TrainingConfig.read(path)
+                    case 1:
+                        chosen = chance.sample(names, chance.choice((1, 1, 2)))
+                        fields = {name: chance.choice(VALUES) for name in chosen}
+                        config = TrainingConfig.from_mapping(fields)
+                    case _:
+                        texts = hostile_text(chance, names).decode(errors="surrogateescape")
+                        value = chance.choice((texts, chance.choice(WORDS), chance.choice(WORDS)))
+                        given = assignments([f"{chance.choice(names)}={value}"])
+                        config = TrainingConfig.from_mapping(given)
+                accepted += 1
+                assert TrainingConfig.from_mapping(config.asdict()) == config
+            except (ValueError, OSError):
+                pass
+            slowest = max(slowest, time.monotonic() - start)
+    assert used.taken < 100 << 20 and slowest < 5
+    assert accepted > EXAMPLES / 50
+
+
+LARGE = (
+    *("[" * 60_000, "- " * 30_000, "? " * 30_000, "{a: " * 15_000, "a: " * 20_000, "'" * 60_000),
+    *("\n" * 60_000, "x\n" * 30_000, "!" * 60_000, "%x\n" * 20_000, "1," * 30_000, "&a " * 20_000),
+    *("[" + "{a: 1}, " * 7_000 + "]", "1:" * 30_000, "|\n" + " " * 60_000, "9" * 60_000),
+)
+
+
+@pytest.mark.parametrize("number", range(len(LARGE)))
+def test_large_texts_take_seconds_at_most(number: int) -> None:
+    start = time.monotonic()
+    with memory() as used, suppress(ValueError):
+        read(LARGE[number])
+    assert time.monotonic() - start < 10 and used.taken < 100 << 20
