@@ -6,6 +6,7 @@ YAML is read without anchors, tags or interpolation: what a text says is what it
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import reprlib
@@ -126,10 +127,10 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
 
     Args:
         kind: of str, int, float, bool, tuples of these, None, or a dictionary of plain values.
-        limits: of numbers, such as ``[0, 1)``.
+        limits: of finite numbers, such as ``[0, 1)``.
 
     Raises:
-        ValueError: a value of another type or beyond the limits.
+        ValueError: a value of another type or beyond the limits. NaN and infinity pass.
     """
     kinds = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
@@ -164,7 +165,9 @@ def _number(name: str, kind: type, value: Any, limits: str | None) -> Any:
     assert limits is not None, f"{name} has no limits"
     expected = f"{'an integer' if kind is int else 'a number'} in {limits}"
     good = isinstance(value, allowed) and not isinstance(value, bool)
-    _expect(name, good and within(value, limits), expected, value)
+    if good and isinstance(value, float) and not math.isfinite(value):
+        return value
+    _expect(name, good and abs(value) < 2**63 and within(value, limits), expected, value)
     return kind(value)
 
 

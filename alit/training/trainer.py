@@ -75,14 +75,15 @@ def train(
             the run), ``learning_rate``, ``pictures_per_second``, and the means of the loss terms and the gradient norm.
 
     Raises:
-        ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed); an output
-            to which another run is writing.
+        ValueError: a configuration with numbers that are not finite; data, model, or checkpoint that do not fit; a
+            resumed configuration that differs (listed); an output to which another run is writing.
         alit.CheckpointError: a damaged checkpoint; the message names the newest intact one.
         alit.training.NotFinite: NaN in the loss or in what a checkpoint would hold, such as weights; what came before
             is in the last checkpoint.
         alit.training.Interrupted: SIGINT or SIGTERM; a checkpoint was written.
         OSError: what cannot be read or written; checkpoints are written whole or not at all.
     """
+    config.check_finite()
     with ExitStack() as stack:
         own = stack.enter_context(processes(config.device))
         if own.device.type == "cpu":
