@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +22,16 @@ def check_tensor(
     ndim: int | None = None,
     shape: Sequence[int | None] | None = None,
 ) -> None:
-    """Check type, dtype, number of dimensions and shape (None in ``shape`` admits any size)."""
+    """Check type, layout, dtype, number of dimensions and shape (None in ``shape`` admits any size)."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.is_quantized
+        or (type(tensor) is not Tensor and is_sharded(tensor))
+    ):
+        raise TypeError(f"{name}: expected a dense tensor, got {_kind(tensor)}")
     if dtype is not None:
         dtypes = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
         if tensor.dtype not in dtypes:
@@ -41,6 +50,21 @@ def check_tensor(
             raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, which other processes hold parts of; looks without importing it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is that is not a dense one."""
+    if is_sharded(tensor):
+        return "a DTensor; pass its full_tensor() or to_local()"
+    if tensor.is_nested:
+        return "a nested one"
+    return "a quantized one" if tensor.is_quantized else f"layout {tensor.layout}"
+
+
 def check_same(attribute: str, **tensors: Tensor | None) -> None:
     """Check that all given tensors share ``attribute`` ("dtype": TypeError, "device": ValueError)."""
     given = [
@@ -54,19 +78,54 @@ def check_same(attribute: str, **tensors: Tensor | None) -> None:
 
 
 def check_count(name: str, value: Any, *, minimum: int = 0) -> None:
-    """Check a size that the caller states: a host integer of at least ``minimum``."""
+    """Check a size that the caller states: a host integer of at least ``minimum``, below 2^31."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {value}")
+        raise ValueError(f"{name}: expected at least {minimum}, got {shown(value)}")
     if isinstance(value, int) and value >= 2**31:
-        raise ValueError(f"{name}: expected less than 2^31, got {value}")
+        raise ValueError(f"{name}: expected less than 2^31, got {shown(value)}")
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite number of the caller's, as a float.
+
+    Raises:
+        TypeError: not an int or float; a bool or a tensor neither.
+        ValueError: NaN, infinite, or beyond a float64.
+    """
+    if type(value) is not float:
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
+            return float(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"{name}: expected a number that a float64 holds, got {shown(value)}")
+        value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return value
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check an option that is on or off."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Check a string option."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {type(value).__name__}")
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def shown(number: int | torch.SymInt) -> str:
+    """A number for a message: of a huge one its size, which Python would not print."""
+    if isinstance(number, int) and number.bit_length() > 64:
+        return f"a number of {number.bit_length()} bits"
+    return str(number)
 
 
 def check_offsets(

@@ -199,7 +199,7 @@ class Op:
         return self._new_function(
             forward=self._below_transforms,
             setup_context=setup_context,
-            backward=backward,
+            backward=lambda ctx, *grads: backward(_Unwrapped(ctx), *grads),
             vmap=self._refuse_vmap,
         )
 
@@ -210,6 +210,21 @@ class Op:
         raise NotImplementedError(
             f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead"
         )
+
+
+class _Unwrapped:
+    """A backward's context whose saved tensors have lost the wrappers of transforms that have ended."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        unwrapped = torch._C._functorch.unwrap_if_dead
+        return tuple(None if x is None else unwrapped(x) for x in self._ctx.saved_tensors)
 
 
 _OPS: dict[str, Op] = {}
@@ -339,6 +354,10 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 def _requested(implementation: str) -> str:
     if implementation != "auto":
+        if not isinstance(implementation, str):
+            raise TypeError(
+                f"implementation: expected a string, got {type(implementation).__name__}"
+            )
         return implementation
     return os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 
