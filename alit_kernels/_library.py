@@ -19,7 +19,9 @@ import importlib
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -241,11 +243,10 @@ def available(name: str, device: str) -> str:
     if name == "cpp":
         if device != "cpu":
             return f"'cpp' needs CPU tensors, got {device}"
-        return (
-            ""
-            if extension() is not None
-            else "the compiled extension alit_kernels._C is not installed"
-        )
+        if extension() is not None:
+            return ""
+        _warn_of_a_source_folder()
+        return "the compiled extension alit_kernels._C is not installed"
     if name == "torch":
         return "" if device == "cpu" else f"'torch' needs CPU tensors, got {device}"
     if name == "cuda":
@@ -290,6 +291,18 @@ def extension() -> Any:
         if error.name not in ("alit_kernels._C", None):
             raise
         return None
+
+
+def _warn_of_a_source_folder() -> None:
+    """A clone on the path hides the package that was installed from it, with its compiled core."""
+    folder = Path(__file__).parents[1]
+    if (folder / "csrc").is_dir():
+        warnings.warn(
+            f"alit_kernels is imported from the source folder {folder}, which has no compiled core (alit_kernels._C):"
+            " ops run their slow reference on the CPU. Build it there with 'pip install -e .', which needs a C++"
+            " compiler, or start Python in another folder to use an installed package",
+            stacklevel=2,
+        )
 
 
 @functools.cache

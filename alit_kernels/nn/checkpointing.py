@@ -7,6 +7,7 @@ object of torch's that lives as long as the region's graph, and keeps what the f
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def recall(module: nn.Module) -> Tensor:
 
 def _on_the_stack(reentrant: Any) -> Any:
     """The innermost region among the callers: of a function of ``CheckpointFunction``, or not reentrant."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if frame.f_code is reentrant:
             return frame.f_locals["ctx"]

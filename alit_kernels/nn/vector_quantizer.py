@@ -202,8 +202,8 @@ class VectorQuantizer(nn.Module):
             index: (...), or what :meth:`forward` returned, with its mask.
             mask: as for :meth:`forward`.
         """
-        index, mask = self._taking_part(index, mask)
-        self._update(self._rows(z), index, mask)
+        rows, mask = self._taking_part(index, mask)
+        self._update(self._rows(z), rows, mask)
 
     def _update(self, z: Tensor, index: Tensor, mask: Tensor | None) -> None:
         if not self._counts:
@@ -349,13 +349,14 @@ class VectorQuantizer(nn.Module):
         self, index: Tensor | VectorQuantized, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Index and mask, that of a result and a given one together."""
-        mask, known = self._mask(mask), None
-        if isinstance(index, VectorQuantized):
-            index, known = index.index, index.mask
-        check_tensor("index", index, dtype=INTEGER)
+        mask = self._mask(mask)
+        rows, known = (
+            (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
+        )
+        check_tensor("index", rows, dtype=INTEGER)
         if mask is not None:
-            check_tensor("mask", mask, shape=index.shape)
-        return index, known if mask is None else mask if known is None else mask & known
+            check_tensor("mask", mask, shape=rows.shape)
+        return rows, known if mask is None else mask if known is None else mask & known
 
     def _vectors(self, rows: Tensor) -> Tensor:
         """What is averaged: (N, D) float32, normalised under "cosine"."""
@@ -372,8 +373,8 @@ class VectorQuantizer(nn.Module):
             index: (...), or what :meth:`forward` returned, whose mask counts.
             mask: as for :meth:`forward`.
         """
-        index, mask = self._taking_part(index, mask)
-        return codebook_usage(index.flatten(), _flat(mask), self.num_codes)
+        rows, mask = self._taking_part(index, mask)
+        return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
     def codes(self, index: Tensor) -> Tensor:
         """The codes of ``index`` (...), in dtype and layout as ``forward`` finds them: normalised under "cosine".
@@ -388,7 +389,7 @@ class VectorQuantizer(nn.Module):
         if index.is_cpu and not torch.compiler.is_compiling():
             check_index("index", index, self.num_codes)
         self.finish_update()
-        weight = self.embedding.weight
+        weight: Any = self.embedding.weight
         rows = nn.functional.embedding(
             index, weight.full_tensor() if is_sharded(weight) else weight
         )

@@ -72,7 +72,7 @@ def vector_quantize(
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     rows = z if z.ndim > 1 else z[None]
     rows_mask = mask if mask is None or mask.ndim else mask[None]
-    quantized, index, *losses = _vector_quantize(
+    quantized, index, loss, commitment_loss, codebook_loss = _vector_quantize(
         rows,
         codebook,
         rows_mask,
@@ -82,7 +82,8 @@ def vector_quantize(
         deterministic,
         implementation=implementation,
     )
-    return VectorQuantized(quantized.view(z.shape), index.view(z.shape[:-1]), *losses, mask)
+    quantized, index = quantized.view(z.shape), index.view(z.shape[:-1])
+    return VectorQuantized(quantized, index, loss, commitment_loss, codebook_loss, mask)
 
 
 def _fake(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:
