@@ -366,11 +366,9 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def _requested(implementation: str) -> str:
+    if not isinstance(implementation, str):
+        raise TypeError(f"implementation: expected a string, got {type(implementation).__name__}")
     if implementation != "auto":
-        if not isinstance(implementation, str):
-            raise TypeError(
-                f"implementation: expected a string, got {type(implementation).__name__}"
-            )
         return implementation
     return os.environ.get(ENVIRONMENT_VARIABLE, "auto")
 

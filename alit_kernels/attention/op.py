@@ -163,7 +163,7 @@ def attention_map(
     """
     check_tensor("q", q, dtype=FLOATING, ndim=3)
     check_tensor("k", k, shape=q.shape)
-    check_tensor("lse", lse, shape=(q.shape[1], q.shape[0]))
+    check_tensor("lse", lse, dtype=accumulation_dtype(q), shape=(q.shape[1], q.shape[0]))
     _check_shape_of_offsets(offsets)
     check_same("dtype", q=q, k=k)
     check_same("device", q=q, k=k, lse=lse, offsets=offsets)

@@ -15,8 +15,10 @@ from .._checks import (
     check_count,
     check_flag,
     check_number,
+    check_same,
     check_tensor,
     is_sharded,
+    shown,
 )
 from ..codebook_statistics import codebook_statistics
 from ..codebook_statistics.op import check_index
@@ -99,8 +101,9 @@ class VectorQuantizer(nn.Module):
             raise ValueError(
                 f"dead_code_threshold: expected a number in [0, 1), got {dead_code_threshold}"
             )
-        if channel_dim not in (-1, 1):
-            raise ValueError(f"channel_dim: expected -1 or 1, got {channel_dim}")
+        if not isinstance(channel_dim, int) or channel_dim not in (-1, 1):
+            got = shown(channel_dim) if isinstance(channel_dim, int) else type(channel_dim).__name__
+            raise ValueError(f"channel_dim: expected -1 or 1, got {got}")
         self.cluster_size: Tensor
         self.embed_avg: Tensor
         self.metric, self.commitment = metric, commitment
@@ -285,7 +288,8 @@ class VectorQuantizer(nn.Module):
         rows, mask = self._rows(z), self._mask(mask)
         vectors = self._vectors(rows)
         if mask is not None:
-            check_tensor("mask", mask, dtype=torch.bool, shape=rows.shape[:-1])
+            check_tensor("mask", mask, shape=rows.shape[:-1])
+            check_same("device", z=rows, mask=mask)
             vectors = vectors[mask.flatten()]
         if vectors.shape[0] == 0:
             raise ValueError("z: expected at least 1 vector that is not masked, got none")
@@ -310,10 +314,11 @@ class VectorQuantizer(nn.Module):
             weight: (K, D) floating point, finite.
 
         Raises:
-            TypeError, ValueError: wrong dtype or shape, NaN or Inf.
+            TypeError, ValueError: wrong dtype, shape or device, NaN or Inf.
         """
         shape = (self.num_codes, self.embedding.weight.shape[1])
         check_tensor("weight", weight, dtype=FLOATING, shape=shape)
+        check_same("device", weight=weight, codebook=self.embedding.weight)
         if not bool(weight.isfinite().all()):
             raise ValueError("weight: expected finite values, got NaN or Inf")
         self._set(weight, torch.ones(self.num_codes))
@@ -329,10 +334,12 @@ class VectorQuantizer(nn.Module):
 
     def _rows(self, z: Tensor) -> Tensor:
         """(..., D), in float32 where the codebook is and ``z`` is of 16 bits."""
-        check_tensor("z", z)
-        if self.channel_dim == 1:
-            if z.ndim < 2:
-                raise ValueError(f"z: expected (B, D, ...), got shape {tuple(z.shape)}")
+        check_tensor("z", z, dtype=FLOATING)
+        dim, at = self.embedding.weight.shape[1], self.channel_dim
+        if z.ndim < (2 if at == 1 else 1) or z.shape[at] != dim:
+            layout = f"(B, {dim}, ...)" if at == 1 else f"(..., {dim})"
+            raise ValueError(f"z: expected shape {layout}, got {tuple(z.shape)}")
+        if at == 1:
             z = z.movedim(1, -1)
         narrow = z.dtype in (torch.bfloat16, torch.float16)
         return z.float() if narrow and self.embedding.weight.dtype == torch.float32 else z
@@ -360,9 +367,8 @@ class VectorQuantizer(nn.Module):
 
     def _vectors(self, rows: Tensor) -> Tensor:
         """What is averaged: (N, D) float32, normalised under "cosine"."""
-        shape = (*[None] * (rows.ndim - 1), self.embedding.weight.shape[1])
-        check_tensor("z", rows, dtype=FLOATING, shape=shape)
-        rows = rows.detach().flatten(0, -2)
+        check_same("device", z=rows, codebook=self.embedding.weight)
+        rows = rows.detach().reshape(-1, rows.shape[-1])
         return unit(rows) if self.metric == "cosine" else rows.float()
 
     @torch.no_grad()

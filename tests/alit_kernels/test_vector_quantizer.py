@@ -73,7 +73,7 @@ def test_layout_with_channels_second() -> None:
     assert torch.equal(z.grad, mask[:, None].expand_as(z).float())
     with pytest.raises(ValueError, match="channel_dim: expected -1 or 1, got 2"):
         VectorQuantizer(8, 4, channel_dim=2)
-    with pytest.raises(ValueError, match="codebook: expected shape"):
+    with pytest.raises(ValueError, match=r"z: expected shape \(\.\.\., 4\), got"):
         VectorQuantizer(8, 4)(z)
 
 
