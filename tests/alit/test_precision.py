@@ -12,6 +12,7 @@ from alit.losses import stage1_loss
 
 from .models import BASES, VARIANTS, images, model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
