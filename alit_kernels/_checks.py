@@ -12,6 +12,7 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int32, torch.int64)
+_STRIDED = torch.strided
 
 
 def check_tensor(
@@ -25,29 +26,39 @@ def check_tensor(
     """Check type, layout, dtype, number of dimensions and shape (None in ``shape`` admits any size)."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    # What no dtype tells is told by these; quantized tensors have dtypes of their own.
     if (
-        tensor.layout is not torch.strided
+        tensor.layout is not _STRIDED
         or tensor.is_nested
-        or tensor.is_quantized
+        or (dtype is None and tensor.is_quantized)
         or (type(tensor) is not Tensor and is_sharded(tensor))
     ):
         raise TypeError(f"{name}: expected a dense tensor, got {_kind(tensor)}")
     if dtype is not None:
-        dtypes = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
+        dtypes = (dtype,) if isinstance(dtype, torch.dtype) else dtype
         if tensor.dtype not in dtypes:
             expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
             raise TypeError(
                 f"{name}: expected dtype {expected}, got {str(tensor.dtype).removeprefix('torch.')}"
             )
+    if ndim is not None or shape is not None:
+        check_shape(name, tensor, ndim=ndim, shape=shape)
+
+
+def check_shape(
+    name: str, tensor: Tensor, *, ndim: int | None = None, shape: Sequence[int | None] | None = None
+) -> None:
+    """Check number of dimensions and shape of what :func:`check_tensor` has seen."""
     if ndim is not None and tensor.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(tensor.shape)}")
     if shape is not None:
-        fits = tensor.ndim == len(shape) and all(
-            want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+        sizes = tensor.shape
+        fits = len(sizes) == len(shape) and all(
+            want is None or have == want for have, want in zip(sizes, shape, strict=True)
         )
         if not fits:
             expected = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-            raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(sizes)}")
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -67,12 +78,14 @@ def _kind(tensor: Tensor) -> str:
 
 def check_same(attribute: str, **tensors: Tensor | None) -> None:
     """Check that all given tensors share ``attribute`` ("dtype": TypeError, "device": ValueError)."""
-    given = [
-        (name, getattr(tensor, attribute)) for name, tensor in tensors.items() if tensor is not None
-    ]
-    (first_name, first), *rest = given
-    for name, value in rest:
-        if value != first:
+    first, first_name = None, ""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        value = getattr(tensor, attribute)
+        if first is None:
+            first, first_name = value, name
+        elif value != first:
             error = TypeError if attribute == "dtype" else ValueError
             raise error(f"{name}: expected {attribute} {first} like {first_name}, got {value}")
 

@@ -16,6 +16,7 @@ from .._checks import (
     check_number,
     check_offsets,
     check_same,
+    check_shape,
     check_tensor,
     shown,
 )
@@ -54,10 +55,10 @@ def attention(
         TypeError, ValueError: wrong dtype, shape or device.
     """
     q, k, v = _cast_for_autocast(q, k, v)
-    check_tensor("q", q, dtype=FLOATING, ndim=4)
+    check_shape("q", q, ndim=4)
     batch, _, heads, width = q.shape
-    check_tensor("k", k, shape=(batch, None, heads, width))
-    check_tensor("v", v, shape=k.shape)
+    check_shape("k", k, shape=(batch, None, heads, width))
+    check_shape("v", v, shape=k.shape)
     if key_mask is not None:
         check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:2])
     check_same("dtype", q=q, k=k, v=v)
@@ -105,10 +106,10 @@ def varlen_attention(
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets or bounds that do not fit.
     """
     q, k, v = _cast_for_autocast(q, k, v)
-    check_tensor("q", q, dtype=FLOATING, ndim=3)
+    check_shape("q", q, ndim=3)
     rows, heads, width = q.shape
-    check_tensor("k", k, shape=(rows if key_offsets is None else None, heads, width))
-    check_tensor("v", v, shape=k.shape)
+    check_shape("k", k, shape=(rows if key_offsets is None else None, heads, width))
+    check_shape("v", v, shape=k.shape)
     _check_shape_of_offsets(offsets)
     if key_offsets is not None:
         check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)

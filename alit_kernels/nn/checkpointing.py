@@ -72,6 +72,25 @@ def recall(module: nn.Module) -> Tensor:
     return recorded.tensors[recorded.next - 1]
 
 
+def _not_recomputed(count: Tensor) -> Tensor:
+    if in_backward():
+        raise RuntimeError(
+            "VectorQuantizer: compiled, it cannot tell the recomputation of a checkpoint (torch.utils.checkpoint) from"
+            " a first run; leave it out of the checkpoint, or out of what is compiled"
+        )
+    return count.clone()
+
+
+#: In compiled code: the same numbers, where no backward runs.
+not_recomputed = torch.library.custom_op(
+    "alit_kernels::not_recomputed",
+    _not_recomputed,
+    mutates_args=(),
+    schema="(Tensor count) -> Tensor",
+)
+not_recomputed.register_fake(torch.empty_like)
+
+
 def _on_the_stack(reentrant: Any) -> Any:
     """The innermost region among the callers: of a function of ``CheckpointFunction``, or not reentrant."""
     frame: FrameType | None = sys._getframe(2)

@@ -219,6 +219,8 @@ class VectorQuantizer(nn.Module):
         with torch.no_grad():
             vectors, index, mask = self._vectors(z), index.flatten(), _flat(mask)
             parts = list(codebook_statistics(index, vectors, self.num_codes, mask=mask))
+            if torch.compiler.is_compiling():
+                parts[0] = checkpointing.not_recomputed(parts[0])
             if self.dead_code_threshold > 0:
                 parts += random_vectors(vectors, mask, self.num_codes, self.process_group)
             reduction = Reduction(parts, self.process_group)

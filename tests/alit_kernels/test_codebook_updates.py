@@ -280,6 +280,21 @@ def test_recomputations_that_are_not_known_are_refused() -> None:
     assert torch.equal(block.quantizer.embedding.weight, before)
 
 
+@pytest.mark.parametrize("way", CHECKPOINTS)
+def test_a_compiled_module_is_not_recomputed(way: str) -> None:
+    """Compiled code cannot tell: it refuses, where it would update twice."""
+    torch._dynamo.reset()
+    module = VectorQuantizer(16, 4, ema_decay=0.5)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    z = torch.randn(9, 4, requires_grad=True)
+    compiled(z).loss.backward()
+    loss = CHECKPOINTS[way](lambda x: compiled(x * 1).loss, z)
+    with pytest.raises(
+        RuntimeError, match=r"VectorQuantizer: compiled, .*torch\.utils\.checkpoint"
+    ):
+        loss.backward()
+
+
 def test_state_is_buffers_under_the_published_names() -> None:
     names = ["embed_avg", "cluster_size", "embedding.weight"]
     module = VectorQuantizer(4, 2, ema_decay=0.9)
