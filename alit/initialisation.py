@@ -298,6 +298,5 @@ def _start_codebook(model: AdaptiveTokenizer, images: Tensor, samples: int = 32_
     vectors = torch.cat([x.bottleneck.continuous_BLC.flatten(0, 1) for x in rollout])
     model.train(training)
     model.quantize.initialize(vectors[torch.randperm(len(vectors))[:samples]], iterations=6)
-    model.quantize.set_codebook(
-        model.quantize.embedding.weight
-    )  # with counts of a step, not of the sample
+    # Counts of a step, not of the sample.
+    model.quantize.set_codebook(model.quantize.embedding.weight)

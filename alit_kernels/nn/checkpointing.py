@@ -37,7 +37,7 @@ def region() -> Any:
     """The checkpointed region whose first run this is, or None. Under ``no_grad`` only one that will have gradients."""
     if not torch.is_grad_enabled():
         found = _on_the_stack(_REENTRANT.forward.__code__)
-        return found if found is not None and found.next_functions else None
+        return found if getattr(found, "next_functions", None) else None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is None:
         return None

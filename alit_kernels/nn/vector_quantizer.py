@@ -101,8 +101,8 @@ class VectorQuantizer(nn.Module):
             raise ValueError(
                 f"dead_code_threshold: expected a number in [0, 1), got {dead_code_threshold}"
             )
-        if not isinstance(channel_dim, int) or channel_dim not in (-1, 1):
-            got = shown(channel_dim) if isinstance(channel_dim, int) else type(channel_dim).__name__
+        if type(channel_dim) is not int or channel_dim not in (-1, 1):
+            got = shown(channel_dim) if type(channel_dim) is int else type(channel_dim).__name__
             raise ValueError(f"channel_dim: expected -1 or 1, got {got}")
         self.cluster_size: Tensor
         self.embed_avg: Tensor
@@ -151,7 +151,7 @@ class VectorQuantizer(nn.Module):
 
         Raises:
             TypeError, ValueError: as :func:`vector_quantize`.
-            RuntimeError: recomputed by a checkpoint that is not known (nested ones are not).
+            RuntimeError: recomputed by a checkpoint that is not known: not torch's, or reentrant within another.
         """
         z, mask = self._rows(z), self._mask(mask)
         codebook, updates = self._codebook(z)

@@ -130,6 +130,14 @@ def test_old_state_dicts_load_as_they_are() -> None:
         other.load_state_dict(state)
 
 
+def test_a_weight_alone_loads_within_a_model() -> None:
+    model = nn.ModuleDict({"quantizer": VectorQuantizer(16, 4, ema_decay=0.9)})
+    weight = {"quantizer.embedding.weight": torch.randn(16, 4)}
+    model.load_state_dict(weight)
+    assert list(weight) == ["quantizer.embedding.weight"]  # as it was
+    assert torch.equal(model["quantizer"].embed_avg, weight["quantizer.embedding.weight"])
+
+
 @pytest.mark.parametrize(
     ("weight", "error", "expected"),
     [
@@ -230,6 +238,45 @@ def test_a_checkpoint_without_gradients_updates_nothing(way: str) -> None:
     with torch.no_grad():
         CHECKPOINTS[way](block, torch.randn(9, 4, requires_grad=True))
     assert torch.equal(block.quantizer.embedding.weight, before)
+
+
+@pytest.mark.parametrize("way", ("not reentrant", "nested"))
+def test_a_call_without_gradients_within_a_checkpoint(way: str) -> None:
+    """It updates nothing, in the first run and recomputed."""
+    module, z = VectorQuantizer(16, 4, ema_decay=0.5), torch.randn(9, 4, requires_grad=True)
+
+    def block(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            quantized = module(x).quantized
+        return (quantized * x).square().sum()
+
+    before = module.embedding.weight.clone()
+    CHECKPOINTS[way](block, z).backward()
+    assert torch.equal(module.embedding.weight, before)
+    (expected,) = torch.autograd.grad(block(z), z)
+    torch.testing.assert_close(z.grad, expected)
+
+
+def test_reentrant_within_reentrant_is_refused() -> None:
+    module, z = VectorQuantizer(16, 4, ema_decay=0.5), torch.randn(9, 4, requires_grad=True)
+    run = CHECKPOINTS["reentrant"]
+    loss = run(lambda x: run(lambda y: module(y).loss, x * 1), z)
+    with pytest.raises(RuntimeError, match=r"VectorQuantizer: .*torch\.utils\.checkpoint"):
+        loss.backward()
+
+
+def test_the_module_alone_within_a_checkpoint() -> None:
+    """What it returns passes through: tensors, and None for the mask."""
+    found = []
+    for run in (lambda f, x: f(x), *CHECKPOINTS.values()):
+        torch.manual_seed(0)
+        module, z = VectorQuantizer(16, 4, ema_decay=0.5), torch.randn(9, 4, requires_grad=True)
+        quantized, index, loss, *_, mask = run(module, z)
+        assert mask is None and index.dtype == torch.int64
+        (quantized.square().sum() + loss).backward()
+        found.append((z.grad, module.embedding.weight))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def test_recorded_codebooks_go_with_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
