@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from alit_kernels.nn import VectorQuantizer, checkpointing
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def reference_step(
     state: dict[str, Tensor], vectors: Tensor, index: Tensor, decay: float
