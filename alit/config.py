@@ -152,6 +152,8 @@ class Quirks:
         detached_base_codebook: the expected code passes no gradient to the base codebook.
         small_code_initialisation: the linear layers on both sides of the quantizer start as small as all others, so
             that latents of different images hardly differ, and codes hardly enter the decoder.
+        ema_rewrites_all_codes: every update of a moving-average codebook writes all codes anew from averages that start
+            at the codebook with counts of 0: codes that no vector chose grow in the first steps.
         raw_codebook_entries: indices are looked up without the normalisation that the decoder was trained on.
         perceptual_unit_range: stage 2: LPIPS, made for images in [-1, 1], gets them in [0, 1].
         perceptual_dropout: stage 2: LPIPS drops features at random.
@@ -169,6 +171,7 @@ class Quirks:
     vae_scaled_decoding: bool = False
     detached_base_codebook: bool = False
     small_code_initialisation: bool = False
+    ema_rewrites_all_codes: bool = False
     raw_codebook_entries: bool = False
     perceptual_unit_range: bool = False
     perceptual_dropout: bool = False

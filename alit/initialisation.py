@@ -298,6 +298,5 @@ def _start_codebook(model: AdaptiveTokenizer, images: Tensor, samples: int = 32_
     vectors = torch.cat([x.bottleneck.continuous_BLC.flatten(0, 1) for x in rollout])
     model.train(training)
     model.quantize.initialize(vectors[torch.randperm(len(vectors))[:samples]], iterations=6)
-    if model.quantize.ema_decay is not None:
-        model.quantize.cluster_size.fill_(1.0)
-        model.quantize.embed_avg.copy_(model.quantize.embedding.weight)
+    # Counts of a step, not of the sample.
+    model.quantize.set_codebook(model.quantize.embedding.weight)

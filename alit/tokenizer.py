@@ -70,6 +70,7 @@ class AdaptiveTokenizer(nn.Module):
                 metric=config.metric,
                 commitment=config.commitment,
                 ema_decay=config.ema_decay,
+                ema_rewrites_all=config.quirks.ema_rewrites_all_codes,
                 dead_code_threshold=config.dead_code_threshold,
             )
 

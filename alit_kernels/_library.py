@@ -19,7 +19,9 @@ import importlib
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -199,7 +201,7 @@ class Op:
         return self._new_function(
             forward=self._below_transforms,
             setup_context=setup_context,
-            backward=backward,
+            backward=lambda ctx, *grads: backward(_Unwrapped(ctx), *grads),
             vmap=self._refuse_vmap,
         )
 
@@ -210,6 +212,21 @@ class Op:
         raise NotImplementedError(
             f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead"
         )
+
+
+class _Unwrapped:
+    """A backward's context whose saved tensors have lost the wrappers of transforms that have ended."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        unwrapped = torch._C._functorch.unwrap_if_dead
+        return tuple(None if x is None else unwrapped(x) for x in self._ctx.saved_tensors)
 
 
 _OPS: dict[str, Op] = {}
@@ -226,11 +243,10 @@ def available(name: str, device: str) -> str:
     if name == "cpp":
         if device != "cpu":
             return f"'cpp' needs CPU tensors, got {device}"
-        return (
-            ""
-            if extension() is not None
-            else "the compiled extension alit_kernels._C is not installed"
-        )
+        if extension() is not None:
+            return ""
+        _warn_of_a_source_folder()
+        return "the compiled extension alit_kernels._C is not installed"
     if name == "torch":
         return "" if device == "cpu" else f"'torch' needs CPU tensors, got {device}"
     if name == "cuda":
@@ -275,6 +291,18 @@ def extension() -> Any:
         if error.name not in ("alit_kernels._C", None):
             raise
         return None
+
+
+def _warn_of_a_source_folder() -> None:
+    """A clone on the path hides the package that was installed from it, with its compiled core."""
+    folder = Path(__file__).parents[1]
+    if (folder / "csrc").is_dir():
+        warnings.warn(
+            f"alit_kernels is imported from the source folder {folder}, which has no compiled core (alit_kernels._C):"
+            " ops run their slow reference on the CPU. Build it there with 'pip install -e .', which needs a C++"
+            " compiler, or start Python in another folder to use an installed package",
+            stacklevel=2,
+        )
 
 
 @functools.cache
@@ -338,6 +366,8 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def _requested(implementation: str) -> str:
+    if not isinstance(implementation, str):
+        raise TypeError(f"implementation: expected a string, got {type(implementation).__name__}")
     if implementation != "auto":
         return implementation
     return os.environ.get(ENVIRONMENT_VARIABLE, "auto")

@@ -89,7 +89,7 @@ def nan_filled_empty() -> Iterator[None]:
             with torch.no_grad():
                 if tensor.is_floating_point():
                     tensor.fill_(torch.nan)
-                elif tensor.dtype not in (torch.bool, torch.complex64, torch.complex128):
+                elif tensor.dtype != torch.bool and not tensor.is_complex():
                     tensor.fill_(torch.iinfo(tensor.dtype).min)
             return tensor
 

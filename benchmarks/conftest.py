@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from alit_kernels._library import ops
+from alit_kernels._library import ENVIRONMENT_VARIABLE, available, ops
 
 from .contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
 from .timing import machine
@@ -25,6 +26,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(THREADS)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse to time the reference as if it were ours."""
+    wanted = ("triton", "cuda") if DEVICE == "cuda" else ("cpp",)
+    reasons = [reason for name in wanted if (reason := available(name, DEVICE))]
+    if os.environ.get(ENVIRONMENT_VARIABLE) == "reference":
+        reasons.append(f"{ENVIRONMENT_VARIABLE}=reference")
+    if reasons:
+        raise pytest.UsageError(
+            f"benchmarks would time the slow reference on {DEVICE}: {'; '.join(reasons)}. What builds the kernels:"
+            " pip install -e . (with a C++ compiler, and nvcc for CUDA)"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,9 +12,13 @@ from .._checks import (
     accumulation_dtype,
     autocast_dtype,
     check_count,
+    check_flag,
+    check_number,
     check_offsets,
     check_same,
+    check_shape,
     check_tensor,
+    shown,
 )
 from .._library import Op
 from . import reference
@@ -45,20 +49,21 @@ def attention(
         (B, N, H, D) in the dtype of ``q``; with ``return_lse`` also (B, H, N) float32. A query without any key gives
         zeros, zero gradients and a log-sum-exp of -inf. Accumulation is in float32.
 
-    Under autocast the inputs are cast to the autocast dtype.
+    Under autocast the inputs are cast to the autocast dtype, but for float64, which stays.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
     q, k, v = _cast_for_autocast(q, k, v)
-    check_tensor("q", q, dtype=FLOATING, ndim=4)
+    check_shape("q", q, ndim=4)
     batch, _, heads, width = q.shape
-    check_tensor("k", k, shape=(batch, None, heads, width))
-    check_tensor("v", v, shape=k.shape)
+    check_shape("k", k, shape=(batch, None, heads, width))
+    check_shape("v", v, shape=k.shape)
     if key_mask is not None:
         check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:2])
     check_same("dtype", q=q, k=k, v=v)
     check_same("device", q=q, k=k, v=v, key_mask=key_mask)
+    check_flag("return_lse", return_lse)
     out, lse = _attention(q, k, v, key_mask, _scale(scale, width), implementation=implementation)
     return (out, lse) if return_lse else out
 
@@ -95,16 +100,16 @@ def varlen_attention(
     Returns:
         (T, H, D) in the dtype of ``q``; with ``return_lse`` also (H, T) float32. Accumulation is in float32.
 
-    Under autocast the inputs are cast to the autocast dtype.
+    Under autocast the inputs are cast to the autocast dtype, but for float64, which stays.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets or bounds that do not fit.
     """
     q, k, v = _cast_for_autocast(q, k, v)
-    check_tensor("q", q, dtype=FLOATING, ndim=3)
+    check_shape("q", q, ndim=3)
     rows, heads, width = q.shape
-    check_tensor("k", k, shape=(rows if key_offsets is None else None, heads, width))
-    check_tensor("v", v, shape=k.shape)
+    check_shape("k", k, shape=(rows if key_offsets is None else None, heads, width))
+    check_shape("v", v, shape=k.shape)
     _check_shape_of_offsets(offsets)
     if key_offsets is not None:
         check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
@@ -115,6 +120,8 @@ def varlen_attention(
     check_count("max_length", max_length)
     max_key_length = max_length if max_key_length is None else max_key_length
     check_count("max_key_length", max_key_length)
+    check_flag("deterministic", deterministic)
+    check_flag("return_lse", return_lse)
     out, lse = _varlen_attention(
         *(q, k, v, offsets, key_offsets, max_length, max_key_length),
         *(
@@ -157,7 +164,7 @@ def attention_map(
     """
     check_tensor("q", q, dtype=FLOATING, ndim=3)
     check_tensor("k", k, shape=q.shape)
-    check_tensor("lse", lse, shape=(q.shape[1], q.shape[0]))
+    check_tensor("lse", lse, dtype=accumulation_dtype(q), shape=(q.shape[1], q.shape[0]))
     _check_shape_of_offsets(offsets)
     check_same("dtype", q=q, k=k)
     check_same("device", q=q, k=k, lse=lse, offsets=offsets)
@@ -166,8 +173,10 @@ def attention_map(
         if not isinstance(block, range):
             raise TypeError(f"{name}: expected a range, got {type(block).__name__}")
         if block.step != 1 or not 0 <= block.start <= block.stop <= max_length:
+            start, stop, step = map(shown, (block.start, block.stop, block.step))
             raise ValueError(
-                f"{name}: expected a range of step 1 within 0..{max_length} (max_length), got {block}"
+                f"{name}: expected a range of step 1 within 0..{max_length} (max_length), got"
+                f" range({start}, {stop}, {step})"
             )
     return _attention_map(
         *(q, k, lse, offsets, queries.start, queries.stop, keys.start, keys.stop, max_length),
@@ -183,14 +192,16 @@ def _check_shape_of_offsets(offsets: Tensor) -> None:
 
 
 def _scale(scale: float | None, width: int) -> float:
-    return max(width, 1) ** -0.5 if scale is None else float(scale)
+    return max(width, 1) ** -0.5 if scale is None else check_number("scale", scale)
 
 
 def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     for name, tensor in zip("qkv", tensors, strict=True):
         check_tensor(name, tensor, dtype=FLOATING)
     dtype = autocast_dtype(tensors[0].device.type)
-    return tensors if dtype is None else tuple(tensor.to(dtype) for tensor in tensors)
+    if dtype is None:
+        return tensors
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 def _check_varlen(

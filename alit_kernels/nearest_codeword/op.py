@@ -35,14 +35,13 @@ def nearest_codeword(
         precision: "ieee", or "tf32" or "bf16" to permit products at that precision; torch's own flags have no effect.
 
     Returns:
-        (N,) int64. Not differentiable. Under autocast the search is in float32.
+        (N,) int64. Not differentiable. Under autocast the search is in float32; float64 stays.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
     check_codebook(z, codebook, metric, precision, shape=(None, None))
-    if autocast_dtype(z.device.type) is not None:
-        z, codebook = z.float(), codebook.float()
+    z, codebook = for_search(z, codebook)
     return _nearest_codeword(
         z.detach(), codebook.detach(), metric, precision, implementation=implementation
     )
@@ -63,11 +62,18 @@ def check_codebook(
     check_tensor("codebook", codebook, dtype=FLOATING, shape=(None, z.shape[-1]))
     if codebook.shape[0] == 0:
         raise ValueError("codebook: expected at least 1 row, got 0")
-    if autocast_dtype(z.device.type) is None:
+    if autocast_dtype(z.device.type) is None or torch.float64 in (z.dtype, codebook.dtype):
         check_same("dtype", z=z, codebook=codebook)
     check_same("device", z=z, codebook=codebook)
     check_choice("metric", metric, METRICS)
     check_choice("precision", precision, PRECISIONS)
+
+
+def for_search(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Under autocast both in float32, but for float64, which stays."""
+    if autocast_dtype(z.device.type) is None or z.dtype == torch.float64:
+        return z, codebook
+    return z.float(), codebook.float()
 
 
 _nearest_codeword = Op(

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import _functional_collectives as functional
+
+
+class Group:
+    """A process group that a module keeps: a copy of the module has the same, an unpickled one the default group."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise TypeError(f"process_group: expected a group or None, got {type(group).__name__}")
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Group, (None,)
 
 
 def world(group: dist.ProcessGroup | None) -> tuple[int, int]:

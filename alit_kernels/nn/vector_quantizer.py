@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_count, check_tensor
+from .._checks import (
+    FLOATING,
+    INTEGER,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_same,
+    check_tensor,
+    is_sharded,
+    shown,
+)
 from ..codebook_statistics import codebook_statistics
-from ..nearest_codeword import METRICS, nearest_codeword
+from ..codebook_statistics.op import check_index
+from ..nearest_codeword import METRICS
 from ..nearest_codeword.reference import unit
 from ..vector_quantize import VectorQuantized, vector_quantize
-from .distributed import Reduction, broadcast, world
-
-
-class CodebookUsage(NamedTuple):
-    """What :meth:`VectorQuantizer.usage` returns, as tensors: nothing waits for the device.
-
-    Attributes:
-        count: (K,) float32, vectors of each code.
-        fraction: scalar, codes that received a vector, of all.
-        perplexity: scalar, ``exp`` of the entropy of the counts in nats: the number of codes in equally frequent use.
-    """
-
-    count: Tensor  # type: ignore[assignment]
-    fraction: Tensor
-    perplexity: Tensor
+from . import checkpointing
+from .codebook import (
+    AsItWas,
+    Codebook,
+    CodebookUsage,
+    ReplacedRows,
+    codebook_usage,
+    k_means,
+    random_vectors,
+)
+from .distributed import Group, Reduction
 
 
 class VectorQuantizer(nn.Module):
@@ -39,7 +47,10 @@ class VectorQuantizer(nn.Module):
         metric: "euclidean" or "cosine".
         commitment: weight of the commitment loss.
         ema_decay: None for a codebook learned by gradient; else the decay of its exponential moving average.
-        ema_epsilon: smoothing of the counts.
+        ema_epsilon: smoothing of the counts with ``ema_rewrites_all``.
+        ema_rewrites_all: each update writes every code anew as its average over its smoothed count, as van den Oord et
+            al. do. These start at the codebook and at 0, so that codes without a vector grow at first. By default a
+            code moves from where it is, and one without a vector in the step stays.
         dead_code_threshold: in training, a code whose moving-average count falls below this fraction of the mean count
             is replaced by a random vector of the batch, with the mean count (random restarts, Dhariwal et al., 2020).
             0 replaces none. The decay is ``ema_decay``; for a learned codebook it is 0.99, and the optimiser's state of
@@ -47,10 +58,15 @@ class VectorQuantizer(nn.Module):
         channel_dim: -1 for (..., D) input such as (B, N, C), 1 for (B, C, H, W).
         process_group: the processes whose statistics are summed; None for all of ``torch.distributed``, where that is
             initialised. The sum travels while the step goes on, and is applied at the next call of the module, or
-            where its state is read: no process waits within a step. Compiled, it is applied at once.
+            where its state is read: no process waits within a step. Compiled, it is applied at once. A copy of the
+            module has the same group; a pickle holds none, and what is read from it has the default one.
 
-    State: ``embedding.weight`` (K, D) float32, a parameter, or with EMA a tensor without gradient beside the buffer
-    ``embed_avg`` (K, D). With EMA or a threshold also the buffer ``cluster_size`` (K,).
+    Each forward in training mode updates the moving averages, unless gradients are disabled (``torch.no_grad``). Under
+    ``torch.utils.checkpoint`` the first run updates, and the recomputation sees the codebook that the first one saw.
+
+    State: ``embedding.weight`` (K, D) float32, a parameter, or with EMA a buffer beside the buffer ``embed_avg`` (K,
+    D). With EMA or a threshold also the buffer ``cluster_size`` (K,). What is written into the weight counts: the next
+    update starts there. A state dict that has the weight alone gives every code the count 1.
 
     Raises:
         TypeError, ValueError: an option out of range. In training, TypeError where the moving averages are no longer
@@ -66,6 +82,7 @@ class VectorQuantizer(nn.Module):
         commitment: float = 0.25,
         ema_decay: float | None = None,
         ema_epsilon: float = 1e-5,
+        ema_rewrites_all: bool = False,
         dead_code_threshold: float = 0.0,
         channel_dim: int = -1,
         process_group: dist.ProcessGroup | None = None,
@@ -74,34 +91,47 @@ class VectorQuantizer(nn.Module):
         check_count("num_codes", num_codes, minimum=1)
         check_count("dim", dim, minimum=1)
         check_choice("metric", metric, METRICS)
-        if ema_decay is not None and not 0 <= ema_decay < 1:
+        check_number("commitment", commitment)
+        if check_number("ema_epsilon", ema_epsilon) < 0:
+            raise ValueError(f"ema_epsilon: expected at least 0, got {ema_epsilon}")
+        check_flag("ema_rewrites_all", ema_rewrites_all)
+        if ema_decay is not None and not 0 <= check_number("ema_decay", ema_decay) < 1:
             raise ValueError(f"ema_decay: expected None or a number in [0, 1), got {ema_decay}")
-        if not 0 <= dead_code_threshold < 1:
+        if not 0 <= check_number("dead_code_threshold", dead_code_threshold) < 1:
             raise ValueError(
                 f"dead_code_threshold: expected a number in [0, 1), got {dead_code_threshold}"
             )
-        if channel_dim not in (-1, 1):
-            raise ValueError(f"channel_dim: expected -1 or 1, got {channel_dim}")
+        if type(channel_dim) is not int or channel_dim not in (-1, 1):
+            got = shown(channel_dim) if type(channel_dim) is int else type(channel_dim).__name__
+            raise ValueError(f"channel_dim: expected -1 or 1, got {got}")
         self.cluster_size: Tensor
         self.embed_avg: Tensor
         self.metric, self.commitment = metric, commitment
         self.ema_decay, self.ema_epsilon = ema_decay, ema_epsilon
+        self.ema_rewrites_all = ema_rewrites_all
         self.dead_code_threshold, self.channel_dim = dead_code_threshold, channel_dim
-        self.process_group = process_group
+        self._group = Group(process_group)
         self._pending: Reduction | None = None
-        self.embedding = nn.Embedding(num_codes, dim)
+        self.embedding: nn.Embedding | Codebook
+        if ema_decay is None:
+            self.embedding = (ReplacedRows if self._counts else nn.Embedding)(num_codes, dim)
+        else:
+            self.embedding = Codebook(torch.empty(num_codes, dim))
         nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
         if ema_decay is not None:
-            self.embedding.weight.requires_grad_(False)
             self.register_buffer("embed_avg", self.embedding.weight.detach().clone())
         if self._counts:
             self.register_buffer("cluster_size", torch.zeros(num_codes))
         self.register_state_dict_pre_hook(_finish_update)
-        self.register_load_state_dict_pre_hook(_finish_update)
+        self.register_load_state_dict_pre_hook(_before_loading)
 
     @property
     def num_codes(self) -> int:
-        return self.embedding.num_embeddings
+        return self.embedding.weight.shape[0]
+
+    @property
+    def process_group(self) -> dist.ProcessGroup | None:
+        return self._group.group
 
     @property
     def _counts(self) -> bool:
@@ -111,39 +141,74 @@ class VectorQuantizer(nn.Module):
         """Quantize vectors; in training mode with gradients enabled, the moving averages are updated after.
 
         Args:
-            z: (..., D), or (B, D, H, W) with ``channel_dim=1``.
-            mask: (...) or (B, H, W) bool, True where a vector takes part.
+            z: (..., D), or (B, D, H, W) with ``channel_dim=1``; in the dtype of the codebook, or of 16 bits where that
+                is float32, in which all is computed and returned.
+            mask: (...), or (B, H, W) or (B, 1, H, W), bool, True where a vector takes part.
 
         Returns:
-            :class:`VectorQuantized` with ``quantized`` in the layout of ``z``. With EMA the codebook receives no
-            gradient, so ``loss`` is the commitment loss alone.
+            :class:`VectorQuantized` with ``quantized`` in the layout of ``z`` and ``mask`` in that of ``index``. With
+            EMA the codebook receives no gradient, so ``loss`` is the commitment loss alone.
+
+        Raises:
+            TypeError, ValueError: as :func:`vector_quantize`.
+            RuntimeError: recomputed by a checkpoint that is not known: not torch's, or reentrant within another.
         """
-        self.finish_update()
-        updates = self._counts and self.training and torch.is_grad_enabled()
-        # The backward needs the codebook as it was before the update, which happens in place.
-        codebook = self.embedding.weight.clone() if updates else self.embedding.weight
-        z = z.movedim(self.channel_dim, -1)
+        z, mask = self._rows(z), self._mask(mask)
+        codebook, updates = self._codebook(z)
         result = vector_quantize(
             z, codebook, metric=self.metric, commitment=self.commitment, mask=mask
         )
         if updates:
-            self.update_codebook(z, result.index, mask)
-        loss = result.loss if self.ema_decay is None else result.commitment_loss
-        return VectorQuantized(  # not _replace, which torch 2.11 does not compile
-            result.quantized.movedim(-1, self.channel_dim),
-            result.index,
-            loss,
-            result.commitment_loss,
-            result.codebook_loss,
-        )
+            self._update(z, result.index, mask)
+        quantized, index, loss, commitment_loss, codebook_loss, mask = result
+        if self.ema_decay is not None:
+            loss = commitment_loss
+        if self.channel_dim == 1:
+            quantized = quantized.movedim(-1, 1)
+        # Not _replace, which torch 2.11 does not compile.
+        return VectorQuantized(quantized, index, loss, commitment_loss, codebook_loss, mask)
+
+    def _codebook(self, z: Tensor) -> tuple[Tensor, bool]:
+        """What this call searches for the rows ``z``, and whether it updates the moving averages."""
+        weight = self.embedding.weight
+        eager, records = not torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if not (self._counts and self.training):
+            self.finish_update()
+            return weight, False
+        region = checkpointing.region() if eager else None
+        if eager and checkpointing.in_backward() and (records or region is not None):
+            if self.dead_code_threshold > 0 and z.numel():
+                torch.rand(self.num_codes, device=z.device)  # as the first run drew
+            seen = checkpointing.recall(self)
+            return AsItWas.apply(weight, seen) if weight.requires_grad else seen, False
+        self.finish_update()
+        if not records and region is None:
+            return weight, False
+        # The backward needs the codebook as it was before the update, which happens in place.
+        codebook = weight.clone()
+        if region is not None:
+            checkpointing.record(region, self, codebook.detach())
+        return codebook, True
 
     @torch.no_grad()
-    def update_codebook(self, z: Tensor, index: Tensor, mask: Tensor | None = None) -> None:
-        """One step of the moving averages with the vectors ``z`` (..., D) and their codes ``index`` (...).
+    def update_codebook(
+        self, z: Tensor, index: Tensor | VectorQuantized, mask: Tensor | None = None
+    ) -> None:
+        """One step of the moving averages with vectors ``z`` and their codes.
 
-        N <- a N + (1 - a) n, m <- a m + (1 - a) s, weight = m / smoothed(N), with n and s the count and the sum of the
-        (normalised) vectors of each code; Laplace smoothing as in van den Oord et al., 2017, appendix A.1.
+        N <- a N + (1 - a) n, m <- a m + (1 - a) s, weight = m / N where n > 0, with n and s the count and the sum of
+        the (normalised) vectors of each code, and m = N weight before. With ``ema_rewrites_all`` m is what it was, and
+        weight = m / smoothed(N) everywhere: Laplace smoothing as in van den Oord et al., 2017, appendix A.1.
+
+        Args:
+            z: in the layout of :meth:`forward`.
+            index: (...), or what :meth:`forward` returned, with its mask.
+            mask: as for :meth:`forward`.
         """
+        rows, mask = self._taking_part(index, mask)
+        self._update(self._rows(z), rows, mask)
+
+    def _update(self, z: Tensor, index: Tensor, mask: Tensor | None) -> None:
         if not self._counts:
             raise RuntimeError("update_codebook: this codebook is learned by gradient alone")
         if self.cluster_size.dtype != torch.float32:
@@ -151,15 +216,19 @@ class VectorQuantizer(nn.Module):
                 "update_codebook: moving averages are kept in float32, and the module was cast to"
                 f" {str(self.cluster_size.dtype).removeprefix('torch.')}; use autocast instead"
             )
-        vectors, index, mask = self._vectors(z), index.flatten(), _flat(mask)
-        parts = list(codebook_statistics(index, vectors, self.num_codes, mask=mask))
-        if self.dead_code_threshold > 0:
-            parts += self._candidates(vectors, mask)
-        reduction = Reduction(parts, self.process_group)
-        if reduction.travels:
-            self._pending = reduction
-        else:
-            self._advance(*reduction.results())
+        with torch.no_grad():
+            vectors, index, mask = self._vectors(z), index.flatten(), _flat(mask)
+            parts = list(codebook_statistics(index, vectors, self.num_codes, mask=mask))
+            if torch.compiler.is_compiling():
+                parts[0] = checkpointing.not_recomputed(parts[0])
+            if self.dead_code_threshold > 0:
+                parts += random_vectors(vectors, mask, self.num_codes, self.process_group)
+            reduction = Reduction(parts, self.process_group)
+            if reduction.travels:
+                self.finish_update()
+                self._pending = reduction
+            else:
+                self._advance(*reduction.results())
 
     def finish_update(self) -> None:
         """Apply statistics that were still travelling between processes."""
@@ -169,45 +238,30 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _advance(self, count: Tensor, total: Tensor, *candidates: Tensor) -> None:
-        weight = self.embedding.weight
+        weight, size = self.embedding.weight, self.cluster_size
         decay = 0.99 if self.ema_decay is None else self.ema_decay
-        self.cluster_size.lerp_(count, 1 - decay)
-        everything = self.cluster_size.sum()
+        if self.ema_decay is not None and not self.ema_rewrites_all:
+            self.embed_avg.copy_(weight * size[:, None])
+        size.lerp_(count, 1 - decay)
         if self.ema_decay is not None:
             self.embed_avg.lerp_(total, 1 - decay)
-            smoothed = self.cluster_size + self.ema_epsilon
-            smoothed = smoothed / (everything + self.num_codes * self.ema_epsilon) * everything
-            # Nothing counted yet (an empty or fully masked first batch): the codebook stays.
-            weight.copy_(torch.where(everything > 0, self.embed_avg / smoothed[:, None], weight))
+            smoothed, moves = size, count > 0
+            if self.ema_rewrites_all:
+                everything = size.sum()
+                smoothed = size + self.ema_epsilon
+                smoothed = smoothed / (everything + self.num_codes * self.ema_epsilon) * everything
+                # Nothing counted yet (an empty or fully masked first batch): the codebook stays.
+                moves = everything > 0
+            averages = self.embed_avg / smoothed[:, None]
+            weight.copy_(torch.where(moves[..., None], averages, weight))
         if candidates:
             offers, vectors = candidates
-            mean = everything / self.num_codes
-            dead = (self.cluster_size < self.dead_code_threshold * mean) & (offers > 0)
+            mean = size.sum() / self.num_codes
+            dead = (size < self.dead_code_threshold * mean) & (offers > 0)
             weight.copy_(torch.where(dead[:, None], vectors, weight))
-            self.cluster_size.copy_(torch.where(dead, mean, self.cluster_size))
+            size.copy_(torch.where(dead, mean, size))
             if self.ema_decay is not None:
                 self.embed_avg.copy_(torch.where(dead[:, None], vectors * mean, self.embed_avg))
-
-    def _candidates(self, vectors: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """A random vector that takes part for each code: offers (K,), vectors (K, D). Processes take codes in turn."""
-        rank, processes = world(self.process_group)
-        rows, device = vectors.shape[0], vectors.device
-        if rows == 0:
-            return [
-                torch.zeros(self.num_codes, device=device),
-                torch.zeros_like(self.embedding.weight),
-            ]
-        chance = torch.rand(self.num_codes, device=device)
-        if mask is None:
-            chosen = (chance * rows).long().clamp(max=rows - 1)
-            some = torch.ones((), device=device, dtype=torch.bool)
-        else:
-            # Rows that take part first; their number stays on the device.
-            used = mask.sum()
-            place = torch.minimum((chance * used).long(), (used - 1).clamp(min=0))
-            chosen, some = (~mask).to(torch.int8).argsort(stable=True)[place], used > 0
-        mine = some & (torch.arange(self.num_codes, device=device) % processes == rank)
-        return [mine.float(), torch.where(mine[:, None], vectors[chosen], 0.0)]
 
     @torch.no_grad()
     def initialize(
@@ -233,50 +287,122 @@ class VectorQuantizer(nn.Module):
             ValueError: no vectors.
         """
         check_count("iterations", iterations)
-        self.finish_update()
-        vectors = self._vectors(z.movedim(self.channel_dim, -1))
-        vectors = vectors if mask is None else vectors[mask.flatten()]
+        rows, mask = self._rows(z), self._mask(mask)
+        vectors = self._vectors(rows)
+        if mask is not None:
+            check_tensor("mask", mask, shape=rows.shape[:-1])
+            check_same("device", z=rows, mask=mask)
+            vectors = vectors[mask.flatten()]
         if vectors.shape[0] == 0:
             raise ValueError("z: expected at least 1 vector that is not masked, got none")
-        order = torch.randperm(vectors.shape[0], generator=generator, device=vectors.device)
-        repeats = -(-self.num_codes // vectors.shape[0])
-        centres = vectors[order.repeat(repeats)[: self.num_codes]]
-        broadcast(centres, self.process_group)
-        count = torch.zeros(self.num_codes, device=centres.device)
-        for _ in range(iterations):
-            index = nearest_codeword(vectors, centres)
-            parts = list(codebook_statistics(index, vectors, self.num_codes))
-            count, total = Reduction(parts, self.process_group).results()
-            means = total / count.clamp(min=1)[:, None]
-            means = unit(means) if self.metric == "cosine" else means
-            centres = torch.where(count[:, None] > 0, means, centres)
-        self.embedding.weight.copy_(centres)
+        centres, count = k_means(
+            vectors,
+            self.num_codes,
+            metric=self.metric,
+            iterations=iterations,
+            generator=generator,
+            group=self.process_group,
+        )
+        self._set(centres, count)
+
+    @torch.no_grad()
+    def set_codebook(self, weight: Tensor) -> None:
+        """Start from these codes, each with the count 1.
+
+        A count of 1 weighs as much as one vector: after a step with n vectors of a code, it has moved by
+        (1 - a) n / (a + (1 - a) n) of the way to their mean. Meant for once before training: values are looked at.
+
+        Args:
+            weight: (K, D) floating point, finite.
+
+        Raises:
+            TypeError, ValueError: wrong dtype, shape or device, NaN or Inf.
+        """
+        shape = (self.num_codes, self.embedding.weight.shape[1])
+        check_tensor("weight", weight, dtype=FLOATING, shape=shape)
+        check_same("device", weight=weight, codebook=self.embedding.weight)
+        if not bool(weight.isfinite().all()):
+            raise ValueError("weight: expected finite values, got NaN or Inf")
+        self._set(weight, torch.ones(self.num_codes))
+
+    def _set(self, weight: Tensor, count: Tensor) -> None:
+        check_tensor("embedding.weight", self.embedding.weight)  # a sharded one takes no whole
+        self.finish_update()
+        self.embedding.weight.copy_(weight)
         if self._counts:
             self.cluster_size.copy_(count)
         if self.ema_decay is not None:
-            self.embed_avg.copy_(centres * count[:, None])
+            self.embed_avg.copy_(self.embedding.weight * self.cluster_size[:, None])
 
-    def _vectors(self, z: Tensor) -> Tensor:
+    def _rows(self, z: Tensor) -> Tensor:
+        """(..., D), in float32 where the codebook is and ``z`` is of 16 bits."""
+        check_tensor("z", z, dtype=FLOATING)
+        dim, at = self.embedding.weight.shape[1], self.channel_dim
+        if z.ndim < (2 if at == 1 else 1) or z.shape[at] != dim:
+            layout = f"(B, {dim}, ...)" if at == 1 else f"(..., {dim})"
+            raise ValueError(f"z: expected shape {layout}, got {tuple(z.shape)}")
+        if at == 1:
+            z = z.movedim(1, -1)
+        narrow = z.dtype in (torch.bfloat16, torch.float16)
+        return z.float() if narrow and self.embedding.weight.dtype == torch.float32 else z
+
+    def _mask(self, mask: Tensor | None) -> Tensor | None:
+        """(...), of a mask that may have a dimension for the channels, as (B, 1, H, W) has."""
+        if mask is None:
+            return None
+        check_tensor("mask", mask, dtype=torch.bool)
+        channels = self.channel_dim == 1 and mask.ndim == 4 and mask.shape[1] == 1
+        return mask.squeeze(1) if channels else mask
+
+    def _taking_part(
+        self, index: Tensor | VectorQuantized, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Index and mask, that of a result and a given one together."""
+        mask = self._mask(mask)
+        rows, known = (
+            (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
+        )
+        check_tensor("index", rows, dtype=INTEGER)
+        if mask is not None:
+            check_tensor("mask", mask, shape=rows.shape)
+        return rows, known if mask is None else mask if known is None else mask & known
+
+    def _vectors(self, rows: Tensor) -> Tensor:
         """What is averaged: (N, D) float32, normalised under "cosine"."""
-        check_tensor("z", z, shape=(*[None] * (z.ndim - 1), self.embedding.embedding_dim))
-        rows = z.detach().flatten(0, -2)
+        check_same("device", z=rows, codebook=self.embedding.weight)
+        rows = rows.detach().reshape(-1, rows.shape[-1])
         return unit(rows) if self.metric == "cosine" else rows.float()
 
     @torch.no_grad()
-    def usage(self, index: Tensor, mask: Tensor | None = None) -> CodebookUsage:
-        """How evenly ``index`` (...) uses the codebook, where ``mask`` (...) is True; of this process alone."""
-        ones = torch.ones(1, 1, device=index.device).expand(index.numel(), 1)
-        count, _ = codebook_statistics(index.flatten(), ones, self.num_codes, mask=_flat(mask))
-        share = count / count.sum().clamp(min=1)
-        return CodebookUsage(
-            count, (count > 0).float().mean(), torch.special.entr(share).sum().exp()
-        )
+    def usage(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> CodebookUsage:
+        """How evenly the codebook is used; by this process alone.
+
+        Args:
+            index: (...), or what :meth:`forward` returned, whose mask counts.
+            mask: as for :meth:`forward`.
+        """
+        rows, mask = self._taking_part(index, mask)
+        return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
     def codes(self, index: Tensor) -> Tensor:
-        """Codebook rows (..., D) of ``index`` (...), as ``forward`` finds them: normalised under "cosine"."""
+        """The codes of ``index`` (...), in dtype and layout as ``forward`` finds them: normalised under "cosine".
+
+        Returns:
+            (..., D), or (B, D, H, W) with ``channel_dim=1``. A sharded codebook is gathered: every process calls it.
+
+        Raises:
+            TypeError, ValueError: no integer tensor; on the CPU an index out of range.
+        """
+        check_tensor("index", index, dtype=INTEGER)
+        if index.is_cpu and not torch.compiler.is_compiling():
+            check_index("index", index, self.num_codes)
         self.finish_update()
-        rows = self.embedding(index)
-        return unit(rows) if self.metric == "cosine" else rows
+        weight: Any = self.embedding.weight
+        rows = nn.functional.embedding(
+            index, weight.full_tensor() if is_sharded(weight) else weight
+        )
+        rows = unit(rows).to(weight.dtype) if self.metric == "cosine" else rows
+        return rows.movedim(-1, 1) if self.channel_dim == 1 and rows.ndim > 1 else rows
 
     def __getstate__(self) -> dict[str, Any]:
         self.finish_update()
@@ -286,6 +412,21 @@ class VectorQuantizer(nn.Module):
 def _finish_update(module: VectorQuantizer, *_: Any) -> None:
     """Before its state is read, and before it is replaced: what still travels belongs to the state there was."""
     module.finish_update()
+
+
+def _before_loading(
+    module: VectorQuantizer, state: dict[str, Any], prefix: str, *rest: Any
+) -> None:
+    """What a state dict with a weight alone lacks: each code has the count 1."""
+    module.finish_update()
+    weight = state.get(f"{prefix}embedding.weight")
+    average, size = f"{prefix}embed_avg", f"{prefix}cluster_size"
+    if average in state or size in state or not isinstance(weight, Tensor) or not weight.ndim:
+        return
+    if module._counts:
+        state[size] = torch.ones(weight.shape[0], device=weight.device)
+    if module.ema_decay is not None:
+        state[average] = weight.float()
 
 
 def _flat(mask: Tensor | None) -> Tensor | None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import FLOATING, INTEGER, check_count, check_offsets, check_same, check_tensor
+from .._checks import (
+    FLOATING,
+    INTEGER,
+    check_count,
+    check_number,
+    check_offsets,
+    check_same,
+    check_tensor,
+    shown,
+)
 from .._cpp import TYPES
 from .._library import Op
 from . import reference
@@ -72,7 +82,7 @@ def unpack(
         packed: (T, ...) of any dtype; floating dtypes are differentiable. Rows from ``offsets[-1]`` on are not read.
         offsets: (B + 1,) int32.
         max_length: positions of the output; a static bound for the longest sequence.
-        fill: value of the positions beyond a sequence's end; among integers, one that a float64 holds.
+        fill: value of the positions beyond a sequence's end, one that the dtype and a float64 hold.
 
     Returns:
         (B, max_length, ...), dtype of ``packed``.
@@ -83,9 +93,8 @@ def unpack(
     _check_packed(packed, offsets)
     check_same("device", packed=packed, offsets=offsets)
     check_count("max_length", max_length)
-    if isinstance(fill, int) and int(float(fill)) != fill:
-        raise ValueError(f"fill: expected a number that a float64 holds, got {fill}")
-    return _unpack(packed, offsets, max_length, float(fill), implementation=implementation)
+    fill = 0.0 if type(fill) is float and fill == 0 else _fill(fill, packed.dtype)
+    return _unpack(packed, offsets, max_length, fill, implementation=implementation)
 
 
 def compact(
@@ -179,6 +188,26 @@ def tail_mask(
     check_same("dtype", tokens=tokens, fill=fill)
     check_same("device", tokens=tokens, lengths=lengths, fill=fill)
     return _tail_mask(tokens, lengths, fill, implementation=implementation)
+
+
+def _fill(fill: Any, dtype: torch.dtype) -> float:
+    """``fill`` as a float, which ``dtype`` holds too."""
+    floating = dtype.is_floating_point or dtype.is_complex
+    if floating and isinstance(fill, float) and not math.isfinite(fill):
+        return fill
+    number = check_number("fill", fill)
+    if isinstance(fill, int) and int(number) != fill:
+        raise ValueError(f"fill: expected a number that a float64 holds, got {shown(fill)}")
+    if floating:
+        low, high = torch.finfo(dtype).min, torch.finfo(dtype).max
+    else:
+        low, high = (
+            (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        )
+    if not low <= number <= high or not (floating or number.is_integer()):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"fill: expected a number that {name} holds, got {fill}")
+    return number
 
 
 def _check_packed(packed: Tensor, offsets: Tensor) -> None:

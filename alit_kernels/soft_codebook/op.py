@@ -28,7 +28,7 @@ def soft_codebook(
 
     Args:
         logits: (N, V) float32, bfloat16 or float16 (float64 in the reference).
-        codebook: (V, C), dtype of ``logits``; under autocast any floating dtype, and ``code`` takes that dtype.
+        codebook: (V, C), dtype of ``logits``; under autocast any but float64, and ``code`` takes that dtype.
         target: (N,) int64, the true code of each row, in 0..V - 1. On a GPU, where values are not looked at, another
             one gives NaN.
 
@@ -46,7 +46,8 @@ def soft_codebook(
     check_tensor("codebook", codebook, dtype=FLOATING, shape=(logits.shape[1], None))
     if target is not None:
         check_tensor("target", target, dtype=torch.int64, shape=logits.shape[:1])
-    if autocast_dtype(logits.device.type) is None:
+    double = torch.float64 in (logits.dtype, codebook.dtype)
+    if double or autocast_dtype(logits.device.type) is None:
         check_same("dtype", logits=logits, codebook=codebook)
     check_same("device", logits=logits, codebook=codebook, target=target)
     code, nll, p_target, _ = _soft_codebook(logits, codebook, target, implementation=implementation)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import accumulation_dtype, autocast_dtype, check_same, check_tensor
+from .._checks import accumulation_dtype, check_flag, check_number, check_same, check_tensor
 from .._library import Op
-from ..nearest_codeword.op import check_codebook
+from ..nearest_codeword.op import check_codebook, for_search
 from . import reference
 
 
@@ -23,6 +23,7 @@ class VectorQuantized(NamedTuple):
         loss: scalar, ``commitment_loss + codebook_loss``.
         commitment_loss: scalar, ``commitment * mean((u - sg(q))^2)`` over unmasked elements.
         codebook_loss: scalar, ``mean((sg(u) - q)^2)`` over unmasked elements.
+        mask: (...) bool, the mask that was given, or None.
     """
 
     quantized: Tensor
@@ -30,6 +31,7 @@ class VectorQuantized(NamedTuple):
     loss: Tensor
     commitment_loss: Tensor
     codebook_loss: Tensor
+    mask: Tensor | None = None
 
 
 def vector_quantize(
@@ -56,31 +58,32 @@ def vector_quantize(
 
     Returns:
         :class:`VectorQuantized`; losses are float32 scalars (float64 for float64), 0 if nothing takes part. Under
-        autocast everything is computed and returned in float32.
+        autocast everything is computed and returned in float32; float64 stays.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
     check_codebook(z, codebook, metric, precision)
-    if autocast_dtype(z.device.type) is not None:
-        z, codebook = z.float(), codebook.float()
+    z, codebook = for_search(z, codebook)
     if mask is not None:
         check_tensor("mask", mask, dtype=torch.bool, shape=z.shape[:-1])
         check_same("device", z=z, mask=mask)
+    check_flag("deterministic", deterministic)
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     rows = z if z.ndim > 1 else z[None]
     rows_mask = mask if mask is None or mask.ndim else mask[None]
-    quantized, index, *losses = _vector_quantize(
+    quantized, index, loss, commitment_loss, codebook_loss = _vector_quantize(
         rows,
         codebook,
         rows_mask,
         metric,
-        float(commitment),
+        check_number("commitment", commitment),
         precision,
         deterministic,
         implementation=implementation,
     )
-    return VectorQuantized(quantized.view(z.shape), index.view(z.shape[:-1]), *losses)
+    quantized, index = quantized.view(z.shape), index.view(z.shape[:-1])
+    return VectorQuantized(quantized, index, loss, commitment_loss, codebook_loss, mask)
 
 
 def _fake(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -152,6 +152,7 @@ def check_vector_quantizer(golden: Golden, case: str) -> None:
             commitment=stored["commitment_cost"],
             ema_decay=stored["ema_decay"] if options["ema_update"] else None,
             ema_epsilon=stored["ema_eps"],
+            ema_rewrites_all=True,
         )
         state = {"embedding.weight": tensors["codebook"]}
         if options["ema_update"]:

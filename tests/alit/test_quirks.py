@@ -194,6 +194,18 @@ def test_compatibility_option() -> None:
     assert AdaptiveTokenizerConfig.of_size("tiny").quirks == Quirks()
 
 
+def test_ema_rewrites_all_codes() -> None:
+    growth = {}
+    for rewrites in (False, True):
+        quirks = Quirks(ema_rewrites_all_codes=rewrites)
+        quantizer = model(metric="euclidean", ema_decay=0.99, quirks=quirks).quantize.train()
+        before = quantizer.embedding.weight.clone()
+        result = quantizer(torch.randn(1, 6))
+        others = torch.arange(32) != result.index
+        growth[rewrites] = (quantizer.embedding.weight / before)[others]
+    assert bool((growth[False] == 1).all()) and bool((growth[True] > 1000).all())
+
+
 def test_small_code_initialisation() -> None:
     for small, expected in ((False, (128**-0.5, 12**-0.5)), (True, (0.02, 0.02))):
         torch.manual_seed(0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,7 +208,7 @@ PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         tuple(leaf(9, 2, 8) for _ in range(3)),
     ),
     "nearest_codeword": (
-        lambda z, c: ak.nearest_codeword(z, c).float() + 0 * z.sum(),
+        lambda z, c: ak.nearest_codeword(z, c) + 0 * z.sum(),
         (leaf(6, 4), leaf(5, 4)),
     ),
     "codebook_statistics": (
@@ -213,7 +216,7 @@ PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         (leaf(6, 4),),
     ),
     "vector_quantize": (
-        lambda z, c: sum(x.float().sum() for x in ak.vector_quantize(z, c)),
+        lambda z, c: sum(x.to(z.dtype).sum() for x in ak.vector_quantize(z, c)[:5]),
         (leaf(6, 4), leaf(5, 4)),
     ),
     "soft_codebook": (
@@ -357,6 +360,75 @@ def test_functional_gradients_are_the_usual_ones(name: str) -> None:
         torch.testing.assert_close(a, e)
 
 
+DIFFERENTIABLE = (
+    *("attention", "varlen_attention", "vector_quantize", "soft_codebook"),
+    *("pack", "unpack", "compact", "append", "tail_mask"),
+)
+
+
+@pytest.mark.parametrize("name", (*DIFFERENTIABLE, "SelfAttention", "VectorQuantizer"))
+def test_gradients_after_a_transform_has_ended(name: str) -> None:
+    """What ``torch.func.vjp`` returns is called outside of it, once and within another; what an op makes of the inputs
+    (offsets, say) is of the transform too.
+    """
+    function, leaves = PUBLIC[name]
+    out = function(*leaves)
+    cotangent = torch.randn(out.shape)
+    expected = torch.autograd.grad(out, leaves, cotangent)
+    inputs = tuple(x.detach() for x in leaves)
+
+    def outer(*x: Tensor) -> Tensor:
+        return torch.func.vjp(function, *x)[0]
+
+    for transformed in (function, outer):
+        found, pullback = torch.func.vjp(transformed, *inputs)
+        torch.testing.assert_close(found, out.detach())
+        for _ in range(2):
+            for ours, theirs in zip(pullback(cotangent), expected, strict=True):
+                torch.testing.assert_close(ours, theirs)
+    with pytest.raises(NotImplementedError, match=r"alit_kernels\.\w+ .*torch\.vmap"):
+        torch.func.jacrev(lambda *x: function(*x).flatten().expand(2, -1))(*inputs)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_second_derivatives_are_right_or_refused(name: str) -> None:
+    """pack and unpack are each other's derivatives; of the others none has a second one."""
+    function, leaves = PUBLIC[name]
+    inputs = tuple(x.detach().double().requires_grad_() for x in leaves)
+    if name in ("pack", "unpack"):
+        assert torch.autograd.gradgradcheck(function, inputs)
+        return
+    out = function(*inputs)
+    weights = torch.randn(out.shape, dtype=out.dtype, requires_grad=True)
+    gradients = torch.autograd.grad(out, inputs, weights, create_graph=True)
+    for gradient in gradients:
+        assert gradient.requires_grad
+        with pytest.raises(RuntimeError, match=r"alit_kernels\W+(\w+_backward|scatter_rows)\b"):
+            torch.autograd.grad(gradient.square().sum(), (*inputs, weights), retain_graph=True)
+
+
+@pytest.mark.parametrize("name", (*DIFFERENTIABLE, "nearest_codeword"))
+def test_double_precision_stays_under_autocast(name: str) -> None:
+    function, leaves = PUBLIC[name]
+    inputs = tuple(x.detach().double() for x in leaves)
+    expected = function(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = function(*inputs)
+    assert found.dtype == expected.dtype == torch.float64
+    assert torch.equal(found, expected)
+
+
+def test_double_and_single_precision_do_not_mix_under_autocast() -> None:
+    x, double = torch.randn(4, 4), torch.randn(4, 4, dtype=torch.float64)
+    heads = x[None, :, None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for call in (ak.nearest_codeword, ak.vector_quantize, ak.soft_codebook):
+            with pytest.raises(TypeError, match="codebook: expected dtype"):
+                call(double, x)
+        with pytest.raises(TypeError, match="k: expected dtype"):
+            ak.attention(heads.double(), heads, heads)
+
+
 def test_transforms_within_other_modes() -> None:
     """Of fake tensors there is nothing to compute; a trace sees the op; functionalize has nothing to do."""
 
@@ -467,6 +539,30 @@ def test_imports_without_triton_and_extension() -> None:
         [sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_a_source_folder_without_a_core_says_so(tmp_path: Path) -> None:
+    """Once in a process that falls to the reference on the CPU; a package that was installed without says nothing."""
+    package = Path(ak.__file__).parent
+    ignored = shutil.ignore_patterns("_C*", "__pycache__")
+    shutil.copytree(package, tmp_path / "alit_kernels", ignore=ignored)
+    script = (
+        "import sys\n"  # an editable installation would find its core all the same
+        "sys.meta_path = [x for x in sys.meta_path if 'editable' not in repr(x).lower()]\n"
+        "import torch, alit_kernels as ak\n"
+        "for _ in range(2): ak.nearest_codeword(torch.ones(3, 2), torch.ones(5, 2))\n"
+    )
+    environment = {k: x for k, x in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(tmp_path), "PYTHONWARNINGS": "always"}
+    for source in (False, True):
+        if source:
+            (tmp_path / "csrc").mkdir()
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+        assert done.stderr.count("has no compiled core") == source, done.stderr
+        assert ("pip install -e ." in done.stderr) == source
 
 
 def test_broken_extension_raises() -> None:

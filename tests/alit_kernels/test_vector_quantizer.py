@@ -7,13 +7,14 @@ import math
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alit_kernels import codebook_statistics, nearest_codeword, vector_quantize
+from alit_kernels import VectorQuantized, codebook_statistics, nearest_codeword, vector_quantize
 from alit_kernels.nn import VectorQuantizer
 from alit_kernels.nn.distributed import Reduction
 
@@ -53,12 +54,44 @@ def test_module_first_batch_without_vectors(mask: bool | None) -> None:
     assert torch.equal(module.embedding.weight, before)
 
 
-def test_module_learns_nothing_without_gradients() -> None:
-    module = VectorQuantizer(8, 4, ema_decay=0.9)
-    before = module.embedding.weight.clone()
+@pytest.mark.parametrize("without", (torch.no_grad, torch.inference_mode))
+def test_module_learns_nothing_without_gradients(without: Any) -> None:
+    """Neither averages nor restarts; asked for, an update is made all the same."""
+    module = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=0.5)
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    with without():
+        result = module(torch.randn(5, 4))
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
     with torch.no_grad():
-        module(torch.randn(5, 4))
-    assert torch.equal(module.embedding.weight, before)
+        module.update_codebook(torch.randn(5, 4), result)
+    assert module.cluster_size.sum() > 0
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("channel_dim", (-1, 1))
+@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+def test_narrow_input_is_computed_in_the_type_of_the_codebook(
+    metric: str, channel_dim: int, dtype: torch.dtype
+) -> None:
+    module = VectorQuantizer(8, 4, metric=metric, ema_decay=0.9, channel_dim=channel_dim)
+    z = torch.randn(2, 4, 3, 4).to(dtype).requires_grad_()
+    other, wide = copy.deepcopy(module), z.detach().float().requires_grad_()
+    result, expected = module(z), other(wide)
+    for ours, theirs in zip(result[:5], expected[:5], strict=True):
+        assert torch.equal(ours, theirs)
+    for r in (result, expected):
+        (r.quantized.square().sum() + r.loss).backward()
+    assert z.grad.dtype == dtype and torch.equal(z.grad, wide.grad.to(dtype))
+    assert torch.equal(module.embedding.weight, other.embedding.weight)
+    narrow = module.to(dtype).eval()
+    result = narrow(z)
+    assert result.quantized.dtype == dtype
+    assert torch.equal(narrow.codes(result.index), result.quantized)
+
+
+def test_double_input_to_a_single_codebook_is_refused() -> None:
+    with pytest.raises(TypeError, match="codebook: expected dtype"):
+        VectorQuantizer(8, 4)(torch.randn(3, 4, dtype=torch.float64))
 
 
 def test_layout_with_channels_second() -> None:
@@ -69,11 +102,13 @@ def test_layout_with_channels_second() -> None:
     assert result.quantized.shape == z.shape and result.index.shape == (2, 3, 5)
     assert torch.equal(result.quantized.movedim(1, -1), rows.quantized)
     assert torch.equal(result.index, rows.index) and torch.equal(result.loss, rows.loss)
+    codes = module.codes(result.index)
+    assert torch.equal(codes * mask[:, None], result.quantized)
     result.quantized.sum().backward()
     assert torch.equal(z.grad, mask[:, None].expand_as(z).float())
     with pytest.raises(ValueError, match="channel_dim: expected -1 or 1, got 2"):
         VectorQuantizer(8, 4, channel_dim=2)
-    with pytest.raises(ValueError, match="codebook: expected shape"):
+    with pytest.raises(ValueError, match=r"z: expected shape \(\.\.\., 4\), got"):
         VectorQuantizer(8, 4)(z)
 
 
@@ -85,8 +120,30 @@ def test_usage() -> None:
     assert math.isclose(usage.perplexity, 3, rel_tol=1e-6)
     masked = module.usage(index, index == 3)
     assert masked.count.tolist() == [0, 0, 0, 2] and masked.perplexity == 1
+    both = module.usage(VectorQuantized(*[index] * 5, mask=index > 0), index < 3)
+    assert both.count.tolist() == [0, 2, 0, 0]
     nothing = module.usage(index[:0])
     assert nothing.fraction == 0 and nothing.perplexity == 1
+
+
+@pytest.mark.parametrize("channel_dim", (-1, 1))
+def test_a_result_carries_its_mask(channel_dim: int) -> None:
+    """Masked positions have an index that is one; usage and updates know them from the result."""
+    z = torch.randn(2, 3, 5, 4).movedim(-1, channel_dim)
+    mask = torch.rand(2, 3, 5) > 0.5
+    z.movedim(channel_dim, -1)[~mask] = torch.nan
+    given = mask[:, None] if channel_dim == 1 else mask
+    module = VectorQuantizer(8, 4, ema_decay=0.9, channel_dim=channel_dim)
+    other = copy.deepcopy(module).eval()
+    result = module(z, given)
+    assert torch.equal(result.mask, mask)
+    assert int(result.index.min()) >= 0 and int(result.index.max()) < 8
+    for usage in (module.usage(result), module.usage(result.index, given)):
+        assert torch.equal(usage.count, result.index[mask].bincount(minlength=8).float())
+    other.update_codebook(z, other(z, given))
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value)
+    assert module(torch.randn(2, 3, 5, 4).movedim(-1, channel_dim)).mask is None
 
 
 @pytest.mark.parametrize("metric", ("euclidean", "cosine"))
@@ -210,6 +267,24 @@ def test_a_module_can_be_pickled() -> None:
     copy = pickle.loads(pickle.dumps(module))
     for name, value in module.state_dict().items():
         assert torch.equal(copy.state_dict()[name], value)
+
+
+def test_a_copy_has_the_same_process_group(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        group = dist.new_group([0])
+        module = VectorQuantizer(8, 4, ema_decay=0.9, process_group=group)
+        module(torch.randn(5, 4))
+        for same in (copy.deepcopy(module), copy.copy(module), copy.deepcopy([module])[0]):
+            assert same.process_group is group
+            same(torch.randn(5, 4))
+        read = pickle.loads(pickle.dumps(module))
+        assert read.process_group is None  # the default group
+        read(torch.randn(5, 4))
+    finally:
+        dist.destroy_process_group()
+    with pytest.raises(TypeError, match="process_group: expected a group or None, got str"):
+        VectorQuantizer(8, 4, process_group="all")
 
 
 def test_moving_averages_stay_in_float32() -> None:

@@ -273,3 +273,13 @@ def test_a_contender_in_another_process_is_no_other_load() -> None:
         process.submit(busy).result()
         after = OtherLoad._now()
     assert before and after and after[2] - before[2] > 0.25
+
+
+def test_the_reference_is_not_timed_as_ours() -> None:
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q"]
+    environment = os.environ | {"ALIT_KERNELS_IMPLEMENTATION": "reference"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "benchmarks would time the slow reference" in done.stdout + done.stderr

@@ -1,0 +1,122 @@
+"""Parts of a vector quantizer: codebooks as modules, and what is computed for them from vectors and indices."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .._checks import is_sharded
+from ..codebook_statistics import codebook_statistics
+from ..nearest_codeword import nearest_codeword
+from ..nearest_codeword.reference import unit
+from .distributed import Reduction, broadcast, world
+
+
+class Codebook(nn.Module):
+    """``torch.nn.Embedding`` whose weight (K, D) is a buffer: optimisers and data-parallel wrappers leave it alone."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", weight)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return nn.functional.embedding(index, self.weight)
+
+
+class ReplacedRows(nn.Embedding):
+    """A learned codebook whose rows are replaced in place, in the forward: what FSDP2 gathers for it would be lost."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and isinstance(value, Tensor) and is_sharded(value):
+            raise TypeError(
+                "fully_shard: a learned codebook with dead_code_threshold cannot be sharded, its rows are replaced in"
+                " place; expected dead_code_threshold 0, ema_decay, or the weight among ignored_params"
+            )
+        super().__setattr__(name, value)
+
+
+class AsItWas(torch.autograd.Function):
+    """An earlier value of a learned codebook, which passes its gradient on to the codebook."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, earlier: Tensor) -> Tensor:
+        return earlier.view_as(earlier)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class CodebookUsage(NamedTuple):
+    """What :meth:`VectorQuantizer.usage` returns, as tensors: nothing waits for the device.
+
+    Attributes:
+        count: (K,) float32, vectors of each code.
+        fraction: scalar, codes that received a vector, of all.
+        perplexity: scalar, ``exp`` of the entropy of the counts in nats: the number of codes in equally frequent use.
+    """
+
+    count: Tensor  # type: ignore[assignment]
+    fraction: Tensor
+    perplexity: Tensor
+
+
+def codebook_usage(index: Tensor, mask: Tensor | None, num_codes: int) -> CodebookUsage:
+    """Of ``index`` (N,), where ``mask`` (N,) is True."""
+    ones = torch.ones(1, 1, device=index.device).expand(index.shape[0], 1)
+    count, _ = codebook_statistics(index, ones, num_codes, mask=mask)
+    share = count / count.sum().clamp(min=1)
+    return CodebookUsage(count, (count > 0).float().mean(), torch.special.entr(share).sum().exp())
+
+
+def random_vectors(
+    vectors: Tensor, mask: Tensor | None, num_codes: int, group: dist.ProcessGroup | None
+) -> list[Tensor]:
+    """A random vector that takes part for each code: offers (K,), vectors (K, D). Processes take codes in turn."""
+    rank, processes = world(group)
+    (rows, dim), device = vectors.shape, vectors.device
+    if rows == 0:
+        return [torch.zeros(num_codes, device=device), torch.zeros(num_codes, dim, device=device)]
+    chance = torch.rand(num_codes, device=device)
+    if mask is None:
+        chosen = (chance * rows).long().clamp(max=rows - 1)
+        some = torch.ones((), device=device, dtype=torch.bool)
+    else:
+        # Rows that take part first; their number stays on the device.
+        used = mask.sum()
+        place = torch.minimum((chance * used).long(), (used - 1).clamp(min=0))
+        chosen, some = (~mask).to(torch.int8).argsort(stable=True)[place], used > 0
+    mine = some & (torch.arange(num_codes, device=device) % processes == rank)
+    return [mine.float(), torch.where(mine[:, None], vectors[chosen], 0.0)]
+
+
+def k_means(
+    vectors: Tensor,
+    num_codes: int,
+    *,
+    metric: str,
+    iterations: int,
+    generator: torch.Generator | None,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Centres (K, D) of (N, D) float32 by Lloyd's algorithm, and how many vectors each got in the last step.
+
+    Starts from random vectors; a code that no vector chooses keeps its place. Processes cluster their vectors together.
+    """
+    order = torch.randperm(vectors.shape[0], generator=generator, device=vectors.device)
+    repeats = -(-num_codes // vectors.shape[0])
+    centres = vectors[order.repeat(repeats)[:num_codes]]
+    broadcast(centres, group)
+    count = torch.zeros(num_codes, device=centres.device)
+    for _ in range(iterations):
+        index = nearest_codeword(vectors, centres)
+        parts = list(codebook_statistics(index, vectors, num_codes))
+        count, total = Reduction(parts, group).results()
+        means = total / count.clamp(min=1)[:, None]
+        means = unit(means) if metric == "cosine" else means
+        centres = torch.where(count[:, None] > 0, means, centres)
+    return centres, count
