@@ -47,7 +47,7 @@ def machine_code() -> str:
     rows.append(["---"] * 3 + ["---:"] * 4)
     plain = re.compile(r"d=(64|128) bf16 M(\d+) N(\d+)")
     for build in builds():
-        found = plain.fullmatch(build.label)
+        found = plain.fullmatch(build.label) if "TILE" in build.constants else None
         for architecture in build.architectures if found else ():
             _, _, listing = disassemble(compiled(build, architecture).asm["cubin"])
             loop = machine.hot_loop(machine.instructions(listing))
