@@ -337,10 +337,10 @@ def main(arguments: list[str] | None = None) -> int:
         left_out = [b.key(arch) for b in rare for arch in architectures] if options.common else []
         failures += compare(results, committed, left_out)
     if options.json:
-        content = {"triton": triton.__version__, "results": [asdict(r) for r in results]}
+        lines = ",\n".join(json.dumps(asdict(r)) for r in results)  # one for each build
         options.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = options.json.with_name(f".{options.json.name}.part")
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(f'{{"triton": "{triton.__version__}", "results": [\n{lines}\n]}}\n')
         temporary.replace(options.json)
     for failure in failures:
         print(failure, file=sys.stderr)

@@ -12,7 +12,7 @@ import re
 
 import torch
 
-from .configurations import KERNELS, VARIANTS, Tile, issued_work, tile
+from .configurations import KERNELS, Tile, issued_work, tile
 
 LENGTHS = range(289, 514, 32)
 
@@ -20,12 +20,9 @@ LENGTHS = range(289, 514, 32)
 def tiles() -> dict[str, Tile]:
     """Whole tiles as other kernels have them, then every shape that ours take in half precision."""
     found = {f"{size} x {size}": Tile(size, size, 4, 2) for size in (192, 128, 64)}
-    for name, kernel, width, architecture in itertools.product(
-        VARIANTS, KERNELS, (64, 128), (80, 90)
-    ):
-        launch = tile(kernel, width, torch.bfloat16, architecture, name)
-        fine = ", fine tail" * (launch.tail == "fine") + ", rows folded" * (launch.fold > 0)
-        found.setdefault(f"{launch.rows} x {launch.columns}{fine}", launch)
+    for kernel, width, architecture in itertools.product(KERNELS, (64, 128), (80, 90)):
+        launch = tile(kernel, width, torch.bfloat16, architecture)
+        found.setdefault(f"{launch.rows} x {launch.columns}", launch)
     return found
 
 
@@ -48,9 +45,9 @@ def machine_code() -> str:
 
     rows = [["kernel", "chip", "step", "all", "matrix", "exponentials", "other"]]
     rows.append(["---"] * 3 + ["---:"] * 4)
-    plain = re.compile(r"d=(64|128) bf16 simple M(\d+) N(\d+)")
+    plain = re.compile(r"d=(64|128) bf16 M(\d+) N(\d+)")
     for build in builds():
-        found = plain.fullmatch(build.label)
+        found = plain.fullmatch(build.label) if "TILE" in build.constants else None
         for architecture in build.architectures if found else ():
             _, _, listing = disassemble(compiled(build, architecture).asm["cubin"])
             loop = machine.hot_loop(machine.instructions(listing))

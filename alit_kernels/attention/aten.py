@@ -14,19 +14,32 @@ from torch import Tensor
 
 from .layout import empty_rows, sequence_first, unit_stride
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+    max_length: int,
+    max_key_length: int,
+    key_mask: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
+    if offsets is not None:
+        return _forward(q, k, v, offsets, key_offsets, key_mask, scale)
     batch, length, heads, _ = q.shape
-    offsets, key_offsets = _equal_offsets(batch, length), _equal_offsets(batch, k.shape[1])
-    mask = None if key_mask is None else key_mask.flatten()
-    q_rows, k_rows, v_rows = (x.flatten(0, 1) for x in (q, k, v))
-    out, lse = varlen_attention(
-        *(q_rows, k_rows, v_rows, offsets, key_offsets, length, k.shape[1]), mask, scale, True
+    out, lse = _forward(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        _equal_offsets(batch, length),
+        _equal_offsets(batch, k.shape[1]),
+        None if key_mask is None else key_mask.flatten(),
+        scale,
     )
     return _in_order_of(q, out), lse.view(heads, batch, length).transpose(0, 1).contiguous()
 
@@ -39,31 +52,41 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length = q.shape[:2]
-    offsets, key_offsets = _equal_offsets(batch, length), _equal_offsets(batch, k.shape[1])
-    grad_lse, lse = (x.transpose(0, 1).flatten(1) for x in (grad_lse, lse))
-    grad_out, q_rows, k_rows, v_rows, out = (x.flatten(0, 1) for x in (grad_out, q, k, v, out))
-    grads = varlen_attention_backward(
-        *(grad_out, grad_lse, q_rows, k_rows, v_rows, out, lse, offsets, key_offsets),
-        *(length, k.shape[1], None if key_mask is None else key_mask.flatten(), scale, True),
-    )
-    return _in_order_of(q, grads[0]), _in_order_of(k, grads[1]), _in_order_of(k, grads[2])
-
-
-def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | None,
     key_offsets: Tensor | None,
     max_length: int,
     max_key_length: int,
     key_mask: Tensor | None,
     scale: float,
-    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if offsets is not None:
+        saved = (grad_out, grad_lse, q, k, v, out, lse)
+        return _backward(*saved, offsets, key_offsets, key_mask, scale)
+    batch, length = q.shape[:2]
+    grads = _backward(
+        grad_out.flatten(0, 1),
+        grad_lse.transpose(0, 1).flatten(1),
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        out.flatten(0, 1),
+        lse.transpose(0, 1).flatten(1),
+        _equal_offsets(batch, length),
+        _equal_offsets(batch, k.shape[1]),
+        None if key_mask is None else key_mask.flatten(),
+        scale,
+    )
+    return _in_order_of(q, grads[0]), _in_order_of(k, grads[1]), _in_order_of(k, grads[2])
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    key_offsets: Tensor | None,
+    key_mask: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     key_offsets = offsets if key_offsets is None else key_offsets
     if key_mask is not None:
@@ -77,15 +100,13 @@ def varlen_attention(
         if run.empty:
             out[run.rows], lse[:, run.rows] = 0.0, -torch.inf
             continue
-        result, result_lse = _forward(
-            run.queries_of(q), run.keys_of(k), run.keys_of(v), scale=scale
-        )
+        result, result_lse = _fused(run.queries_of(q), run.keys_of(k), run.keys_of(v), scale=scale)
         run.queries_of(out).copy_(result)
         run.queries_of(lse.t()[..., None]).copy_(result_lse[..., None])
     return out, lse
 
 
-def varlen_attention_backward(
+def _backward(
     grad_out: Tensor,
     grad_lse: Tensor,
     q: Tensor,
@@ -95,11 +116,8 @@ def varlen_attention_backward(
     lse: Tensor,
     offsets: Tensor,
     key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
     key_mask: Tensor | None,
     scale: float,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fused backward knows no gradient of the log-sum-exp. Where there is one it enters as a second backward:
     with dS += P dlse, dQ += scale dlse (P K) and dK += scale P^T (dlse Q), the value gradient for values K and
@@ -121,7 +139,7 @@ def varlen_attention_backward(
             continue
         query, key, value = run.queries_of(q), run.keys_of(k), run.keys_of(v)
         sums = run.queries_of(lse.t()[..., None])[..., 0]
-        result = _backward(
+        result = _fused_backward(
             *(run.queries_of(grad_out), query, key, value, run.queries_of(out), sums),
             *(0.0, False),
             scale=scale,
@@ -132,10 +150,12 @@ def varlen_attention_backward(
         grad_sums = run.queries_of(grad_lse.t()[..., None])
         if grad_sums.any():
             weighted = (grad_sums * query * scale).to(q.dtype)
-            mean_key, _ = _forward(query, key, key, scale=scale)
+            mean_key, _ = _fused(query, key, key, scale=scale)
             targets[0].add_((grad_sums * mean_key * scale).to(q.dtype))
             targets[1].add_(
-                _backward(weighted, query, key, key, mean_key, sums, 0.0, False, scale=scale)[2]
+                _fused_backward(weighted, query, key, key, mean_key, sums, 0.0, False, scale=scale)[
+                    2
+                ]
             )
     if kept is not None:
         grad_k, grad_v = (

@@ -1,6 +1,6 @@
 """Attention in C++ (csrc/attention): one pass forward, one backward, parallel over sequences and heads.
 
-Deterministic whatever is asked for, and whatever the thread count. Half-precision inputs are converted to float32; the
+Deterministic, whatever the thread count. Half-precision inputs are converted to float32; the
 scores and probabilities between the products are never rounded to less. One exception: where the processor multiplies
 bfloat16 (AVX512-BF16), such inputs stay as they are, and probabilities and their gradients are rounded to bfloat16, as
 on a GPU.
@@ -10,17 +10,34 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._cpp import core, instruction_set, pointer, threads, type_code
-from .layout import empty_rows, unit_stride
+from .layout import empty_rows, empty_sums, unit_stride
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+    max_length: int,
+    max_key_length: int,
+    key_mask: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, None, None, key_mask, scale)
+    out, lse = empty_rows(q), empty_sums(q)
+    q, k, v = unit_stride(q, k, v)
+    problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
+    core().attention(
+        *(problem, _rows(q), _rows(k), _rows(v), _rows(out), _sums(lse)),
+        *(threads(), instruction_set()),
+    )
+    if offsets is not None:
+        used = int(offsets[-1])
+        out[used:], lse[:, used:] = 0.0, 0.0
+    return out, lse
 
 
 def attention_backward(
@@ -31,83 +48,10 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(grad_out, grad_lse, q, k, v, out, lse, None, None, key_mask, scale)
-
-
-def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | None,
     key_offsets: Tensor | None,
     max_length: int,
     max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
-    out, lse = _forward(q, k, v, offsets, key_offsets, key_mask, scale)
-    used = int(offsets[-1])
-    out[used:], lse[:, used:] = 0.0, 0.0
-    return out, lse
-
-
-def varlen_attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grads = _backward(grad_out, grad_lse, q, k, v, out, lse, offsets, key_offsets, key_mask, scale)
-    keys = offsets if key_offsets is None else key_offsets
-    for gradient, ends in zip(grads, (offsets, keys, keys), strict=True):
-        gradient[int(ends[-1]) :] = 0.0
-    return grads
-
-
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    *batch, rows, heads, _ = q.shape
-    out, lse = empty_rows(q), q.new_empty((*batch, heads, rows), dtype=torch.float32)
-    q, k, v = unit_stride(q, k, v)
-    problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
-    core().attention(
-        *(problem, _rows(q), _rows(k), _rows(v), _rows(out), _sums(lse)),
-        *(threads(), instruction_set()),
-    )
-    return out, lse
-
-
-def _backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
     key_mask: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +63,10 @@ def _backward(
         *(problem, _rows(grad_out), _sums(grad_lse), _rows(q), _rows(k), _rows(v), _rows(out)),
         *(_sums(lse), *map(_rows, grads), threads(), instruction_set()),
     )
+    if offsets is not None:
+        keys = offsets if key_offsets is None else key_offsets
+        for gradient, ends in zip(grads, (offsets, keys, keys), strict=True):
+            gradient[int(ends[-1]) :] = 0.0
     return grads
 
 

@@ -146,86 +146,15 @@ def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr):
 
 @triton.jit
 def _forward_step(
-    state, folded, b_q, b_q_folded, keys, values, p_mask, first, stop, scale_log2,
-    MASKED: tl.constexpr, SIZE: tl.constexpr, FOLD: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    state, b_q, keys, values, p_mask, first, stop, scale_log2,
+    MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """SIZE keys from ``first`` on, for the rows of the tile and for the rows folded into it."""
+    """SIZE keys from ``first`` on."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
     b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    state = _attend(state, b_q, b_k, b_v, m_n, scale_log2, TAKEN)
-    if FOLD > 0:
-        folded = _attend(folded, b_q_folded, b_k, b_v, m_n, scale_log2, TAKEN)
-    return state, folded
-
-
-@triton.jit
-def _empty_state(SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    b_m = tl.full((SIZE,), float("-inf"), tl.float32)
-    return tl.zeros((SIZE, BLOCK_D), tl.float32), b_m, tl.zeros((SIZE,), tl.float32)
-
-
-@triton.jit
-def _write_state(
-    state, out, p_lse, first, stop, scale,
-    SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    b_acc, b_m, b_l = state
-    o_m = first + tl.arange(0, SIZE)
-    m_m = o_m < stop
-    b_none = b_l == 0.0
-    b_l = tl.where(b_none, 1.0, b_l)
-    b_out = b_acc / b_l[:, None]
-    b_lse = tl.where(b_none, float("-inf"), b_m * scale + tl.log2(b_l) * LN2)
-    _store(out, first, stop, b_out, SIZE, HEAD_DIM, BLOCK_D)
-    tl.store(p_lse + o_m, b_lse, mask=m_m)
-
-
-@triton.jit
-def _forward_tile(
-    query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
-    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """TILE rows from ``first`` on, and the FOLD rows after them."""
-    m_q = first + tl.arange(0, TILE) < stop
-    b_q = _load(query, first, m_q, TILE, True, HEAD_DIM, BLOCK_D)
-    state = _empty_state(TILE, BLOCK_D)
-    b_q_folded = b_q
-    folded = state
-    if FOLD > 0:
-        m_folded = first + TILE + tl.arange(0, FOLD) < stop
-        b_q_folded = _load(query, first + TILE, m_folded, FOLD, True, HEAD_DIM, BLOCK_D)
-        folded = _empty_state(FOLD, BLOCK_D)
-    whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
-    for o_n in range(0, whole, STEP):
-        state, folded = _forward_step(
-            state, folded, b_q, b_q_folded, keys, values, p_mask, o_n, key_stop, scale_log2,
-            TAIL == "every", STEP, FOLD, HEAD_DIM, BLOCK_D,
-        )  # fmt: skip
-    rest = key_stop - whole
-    if TAIL == "fine" and rest <= 48:
-        if rest > 16:
-            state, folded = _forward_step(
-                state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
-                True, 32, FOLD, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-            whole += 32
-        if whole < key_stop:
-            state, folded = _forward_step(
-                state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
-                True, 16, FOLD, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-    elif TAIL != "every" and rest > 0:
-        state, folded = _forward_step(
-            state, folded, b_q, b_q_folded, keys, values, p_mask, whole, key_stop, scale_log2,
-            True, STEP, FOLD, HEAD_DIM, BLOCK_D,
-        )  # fmt: skip
-    _write_state(state, out, p_lse, first, stop, scale, TILE, HEAD_DIM, BLOCK_D)
-    if FOLD > 0:
-        _write_state(folded, out, p_lse, first + TILE, stop, scale, FOLD, HEAD_DIM, BLOCK_D)
+    return _attend(state, b_q, b_k, b_v, m_n, scale_log2, TAKEN)
 
 
 UNSPECIALIZED = ("sequences", "length", "key_length", "lse_b", "lse_h", "mask_b")
@@ -236,7 +165,7 @@ def forward_kernel(
     p_q, p_k, p_v, p_mask, p_out, p_lse, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
-    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr, FOLD: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of one tile of queries of one head."""
@@ -247,13 +176,12 @@ def forward_kernel(
     head = tl.program_id(1)
     out = _base(p_out, sequence, start, head, out_b, out_r, out_h), out_r
     p_lse = _base(p_lse, sequence, start, head, lse_b, 1, lse_h)
+    o_m = first + tl.arange(0, TILE)
+    m_m = o_m < stop
     if sequence == sequences:
         b_zero = tl.zeros((TILE, BLOCK_D), tl.float32)
         _store(out, first, stop, b_zero, TILE, HEAD_DIM, BLOCK_D)
-        o_m = first + tl.arange(0, TILE)
-        tl.store(p_lse + o_m, tl.zeros((TILE,), tl.float32), mask=o_m < stop)
-        return
-    if FOLD > 0 and tile > 0 and stop - first <= FOLD:
+        tl.store(p_lse + o_m, tl.zeros((TILE,), tl.float32), mask=m_m)
         return
     key_start, key_stop = _other_length(p_key_offsets, sequence, key_length)
     query = _base(p_q, sequence, start, head, q_b, q_r, q_h), q_r
@@ -261,17 +189,28 @@ def forward_kernel(
     values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
-    rest = stop - first - TILE
-    if FOLD > 0 and rest > 0 and rest <= FOLD:
-        _forward_tile(
-            query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
-            TILE, STEP, TAIL, FOLD, HEAD_DIM, BLOCK_D,
+
+    b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    b_m = tl.full((TILE,), float("-inf"), tl.float32)
+    state = tl.zeros((TILE, BLOCK_D), tl.float32), b_m, tl.zeros((TILE,), tl.float32)
+    whole = key_stop if MASK_ALL else key_stop // STEP * STEP
+    for o_n in range(0, whole, STEP):
+        state = _forward_step(
+            state, b_q, keys, values, p_mask, o_n, key_stop, scale_log2,
+            MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    else:
-        _forward_tile(
-            query, keys, values, p_mask, out, p_lse, first, stop, key_stop, scale, scale_log2,
-            TILE, STEP, TAIL, 0, HEAD_DIM, BLOCK_D,
+    if not MASK_ALL and whole < key_stop:
+        state = _forward_step(
+            state, b_q, keys, values, p_mask, whole, key_stop, scale_log2,
+            True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
+    b_acc, b_m, b_l = state
+    b_none = b_l == 0.0
+    b_l = tl.where(b_none, 1.0, b_l)
+    b_out = b_acc / b_l[:, None]
+    b_lse = tl.where(b_none, float("-inf"), b_m * scale + tl.log2(b_l) * LN2)
+    _store(out, first, stop, b_out, TILE, HEAD_DIM, BLOCK_D)
+    tl.store(p_lse + o_m, b_lse, mask=m_m)
 
 
 @triton.jit
@@ -318,7 +257,7 @@ def backward_queries_kernel(
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
     dq_b, dq_r, dq_h, lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
-    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
@@ -358,26 +297,13 @@ def backward_queries_kernel(
     b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
-    whole = key_stop if TAIL == "every" else key_stop // STEP * STEP
+    whole = key_stop if MASK_ALL else key_stop // STEP * STEP
     for o_n in range(0, whole, STEP):
         b_dq = _query_gradient_step(
             b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
-            TAIL == "every", STEP, HEAD_DIM, BLOCK_D,
+            MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    rest = key_stop - whole
-    if TAIL == "fine" and rest <= 48:
-        if rest > 16:
-            b_dq = _query_gradient_step(
-                b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
-                True, 32, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-            whole += 32
-        if whole < key_stop:
-            b_dq = _query_gradient_step(
-                b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
-                True, 16, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-    elif TAIL != "every" and rest > 0:
+    if not MASK_ALL and whole < key_stop:
         b_dq = _query_gradient_step(
             b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
@@ -418,7 +344,7 @@ def backward_keys_kernel(
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
     lse_b, lse_h, mask_b,
     sequences, length, key_length, scale, scale_log2,
-    TILE: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys of one head."""
@@ -448,26 +374,13 @@ def backward_keys_kernel(
     b_k = _load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
 
-    whole = stop if TAIL == "every" else stop // STEP * STEP
+    whole = stop if MASK_ALL else stop // STEP * STEP
     for o_m in range(0, whole, STEP):
         b_dk, b_dv = _key_gradient_step(
             b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, o_m, stop, scale, scale_log2,
-            TAIL == "every", STEP, HEAD_DIM, BLOCK_D,
+            MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    rest = stop - whole
-    if TAIL == "fine" and rest <= 48:
-        if rest > 16:
-            b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
-                True, 32, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-            whole += 32
-        if whole < stop:
-            b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
-                True, 16, HEAD_DIM, BLOCK_D,
-            )  # fmt: skip
-    elif TAIL != "every" and rest > 0:
+    if not MASK_ALL and whole < stop:
         b_dk, b_dv = _key_gradient_step(
             b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
@@ -525,52 +438,34 @@ _KERNELS = {
 def builds() -> Iterator[Build]:
     """Every launch configuration, packed and dense, with a key mask and without; the attention map.
 
-    Dense batches and key masks are rare cases, which ``--common`` leaves out. The variants that change tails are built
-    packed, with a mask and without.
+    Dense batches and key masks are rare cases, which ``--common`` leaves out.
     """
-    half = torch.bfloat16
-    for head_dim in (16, 32, 64, 128):
-        for name in _KERNELS:
-            for dense, masked in itertools.product((False, True), repeat=2):
-                for dtype in (half, torch.float16, torch.float32):
-                    yield from _builds(name, head_dim, dtype, "simple", dense=dense, masked=masked)
-            for masked in (False, True):
-                yield from _builds(name, head_dim, half, "tail", masked=masked)
-                if name == "forward":
-                    yield from _builds(name, head_dim, half, "lean", masked=masked)
-        for dtype in (half, torch.float16, torch.float32):
-            yield _map_build(head_dim, dtype)
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    for head_dim, dtype in itertools.product((16, 32, 64, 128), dtypes):
+        for name, dense, masked in itertools.product(_KERNELS, (False, True), (False, True)):
+            yield from _builds(name, head_dim, dtype, dense=dense, masked=masked)
+        yield _map_build(head_dim, dtype)
 
 
 def _builds(
-    name: str,
-    head_dim: int,
-    dtype: torch.dtype,
-    variant: str,
-    *,
-    dense: bool = False,
-    masked: bool = False,
+    name: str, head_dim: int, dtype: torch.dtype, *, dense: bool, masked: bool
 ) -> Iterator[Build]:
-    """One build per distinct tile among the architectures; none where the variant changes nothing."""
+    """One build per distinct tile among the architectures."""
     serves: dict[Tile, tuple[int, ...]] = {}
-    case = {"dense": dense, "masked": masked}
     for architecture in ARCHITECTURES:
-        launch = tile(name, head_dim, dtype, architecture, variant, **case)
-        plain = tile(name, head_dim, dtype, architecture, "simple", **case)
-        if variant == "simple" or launch != plain:
-            serves[launch] = (*serves.get(launch, ()), architecture)
+        launch = tile(name, head_dim, dtype, architecture)
+        serves[launch] = (*serves.get(launch, ()), architecture)
     absent: dict[str, Any] = {"p_offsets": None, "p_key_offsets": None} if dense else {}
     absent |= {} if masked else {"p_mask": None}
     for launch, architectures in serves.items():
-        constants = {"TILE": launch.rows, "STEP": launch.columns, "TAIL": launch.tail, **absent}
-        constants |= {"FOLD": launch.fold} if name == "forward" else {}
-        label = f"d={head_dim} {TYPES[dtype]} {variant} M{launch.rows} N{launch.columns}"
+        sizes = {"TILE": launch.rows, "STEP": launch.columns, "MASK_ALL": launch.mask_all}
+        label = f"d={head_dim} {TYPES[dtype]} M{launch.rows} N{launch.columns}"
         yield _build(
             _KERNELS[name],
             label + (" dense" if dense else "") + (" masked" if masked else ""),
             head_dim,
             dtype,
-            constants,
+            sizes | absent,
             num_warps=launch.warps,
             num_stages=launch.stages,
             architectures=architectures,

@@ -1,8 +1,8 @@
 """Launches of the Triton attention kernels: the op's implementation ``triton``.
 
-``deterministic`` makes no difference: dK and dV are summed by the program that owns their rows, dQ likewise, without
-atomics. A single pass with atomic additions to dQ would save two of seven products per tile and pay for them with
-float32 traffic to dQ for each block of keys; it is not offered.
+dK and dV are summed by the program that owns their rows, dQ likewise: deterministic, without atomics. A single pass
+with atomic additions to dQ would save two of seven products per tile and pay for them with float32 traffic to dQ for
+each block of keys.
 """
 
 from __future__ import annotations
@@ -17,13 +17,34 @@ from torch import Tensor
 from .._triton import cdiv, device_of
 from . import kernels
 from .configurations import Tile, fuses, map_tile, padded, tile
-from .layout import MAX_PITCH, empty_rows
+from .layout import MAX_PITCH, empty_rows, empty_sums
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+    max_length: int,
+    max_key_length: int,
+    key_mask: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, None, None, key_mask, scale)
+    out, lse = empty_rows(q), empty_sums(q)
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, _, scale = _with_positive_scale(q, scale)
+    launch = _tile("forward", q)
+    _launch(
+        kernels.forward_kernel,
+        _grid(launch, q, offsets),
+        *(q, k, v, _bytes(key_mask), out, lse, *_both(offsets, key_offsets)),
+        *(*_strides(q), *_strides(k), *_strides(v), *_strides(out)),
+        *(*_sum_strides(lse), _mask_stride(key_mask)),
+        *(*_sizes(q, k, offsets), *_scales(scale)),
+        **_options(launch, q),
+    )
+    return out, lse
 
 
 def attention_backward(
@@ -34,44 +55,39 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(grad_out, grad_lse, q, k, v, out, lse, None, None, key_mask, scale)
-
-
-def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | None,
     key_offsets: Tensor | None,
     max_length: int,
     max_key_length: int,
     key_mask: Tensor | None,
     scale: float,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, offsets, key_offsets, key_mask, scale)
-
-
-def varlen_attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(grad_out, grad_lse, q, k, v, out, lse, offsets, key_offsets, key_mask, scale)
+    grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
+    grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
+    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    q, sign, scale = _with_positive_scale(q, scale)
+    delta, normaliser, mask = torch.empty_like(lse), torch.empty_like(lse), _bytes(key_mask)
+    both, scales = _both(offsets, key_offsets), _scales(scale)
+    shared_strides = (*_sum_strides(lse), _mask_stride(key_mask))
+    launch = _tile("backward_queries", q)
+    _launch(
+        kernels.backward_queries_kernel,
+        _grid(launch, q, offsets),
+        *(q, k, v, mask, out, grad_out, grad_lse, lse, delta, normaliser, grad_q, *both),
+        *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(grad_out)),
+        *(*_strides(grad_q), *shared_strides, *_sizes(q, k, offsets), *scales),
+        **_options(launch, q),
+    )
+    launch = _tile("backward_keys", q)
+    _launch(
+        kernels.backward_keys_kernel,
+        _grid(launch, k, offsets),
+        *(q, k, v, mask, grad_out, delta, normaliser, grad_k, grad_v, *both),
+        *(*_strides(q), *_strides(k), *_strides(v), *_strides(grad_out), *_strides(grad_k)),
+        *(*shared_strides, *_sizes(q, k, offsets), *scales),
+        **_options(launch, q),
+    )
+    return (grad_q if sign > 0 else grad_q * sign), grad_k, grad_v
 
 
 def attention_map(
@@ -106,73 +122,6 @@ def attention_map(
     return result
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    out, lse = empty_rows(q), _empty_sums(q)
-    q, k, v = _rows(q), _rows(k), _rows(v)
-    q, _, scale = _with_positive_scale(q, scale)
-    launch = _tile("forward", q, key_mask)
-    _launch(
-        kernels.forward_kernel,
-        _grid(launch, q, offsets),
-        *(q, k, v, _bytes(key_mask), out, lse, *_both(offsets, key_offsets)),
-        *(*_strides(q), *_strides(k), *_strides(v), *_strides(out)),
-        *(*_sum_strides(lse), _mask_stride(key_mask)),
-        *(*_sizes(q, k, offsets), *_scales(scale)),
-        FOLD=launch.fold,
-        **_options(launch, q),
-    )
-    return out, lse
-
-
-def _backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
-    grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
-    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
-    q, sign, scale = _with_positive_scale(q, scale)
-    delta, normaliser, mask = torch.empty_like(lse), torch.empty_like(lse), _bytes(key_mask)
-    both, scales = _both(offsets, key_offsets), _scales(scale)
-    shared_strides = (*_sum_strides(lse), _mask_stride(key_mask))
-    launch = _tile("backward_queries", q, key_mask)
-    _launch(
-        kernels.backward_queries_kernel,
-        _grid(launch, q, offsets),
-        *(q, k, v, mask, out, grad_out, grad_lse, lse, delta, normaliser, grad_q, *both),
-        *(*_strides(q), *_strides(k), *_strides(v), *_strides(out), *_strides(grad_out)),
-        *(*_strides(grad_q), *shared_strides, *_sizes(q, k, offsets), *scales),
-        **_options(launch, q),
-    )
-    launch = _tile("backward_keys", q, key_mask)
-    _launch(
-        kernels.backward_keys_kernel,
-        _grid(launch, k, offsets),
-        *(q, k, v, mask, grad_out, delta, normaliser, grad_k, grad_v, *both),
-        *(*_strides(q), *_strides(k), *_strides(v), *_strides(grad_out), *_strides(grad_k)),
-        *(*shared_strides, *_sizes(q, k, offsets), *scales),
-        **_options(launch, q),
-    )
-    return (grad_q if sign > 0 else grad_q * sign), grad_k, grad_v
-
-
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch on the current stream of the first argument's device; an empty grid is nothing to do."""
     if all(grid):
@@ -202,11 +151,6 @@ def _strides(x: Tensor) -> tuple[int, ...]:
     """Of batch, row and head; packed rows have no batch."""
     *batch, row, head, _ = x.stride()
     return (*batch, row, head) if batch else (0, row, head)
-
-
-def _empty_sums(q: Tensor) -> Tensor:
-    *batch, rows, heads, _ = q.shape
-    return q.new_empty((*batch, heads, rows), dtype=torch.float32)
 
 
 def _sum_strides(lse: Tensor) -> tuple[int, int]:
@@ -240,11 +184,10 @@ def _grid(launch: Tile, tiled: Tensor, offsets: Tensor | None) -> tuple[int, int
     return cdiv(tiled.shape[0], launch.rows) + offsets.shape[0] - 1, heads
 
 
-def _tile(kernel: str, q: Tensor, key_mask: Tensor | None) -> Tile:
+def _tile(kernel: str, q: Tensor) -> Tile:
     # In the interpreter there is no GPU to ask; any entry serves.
     architecture = _architecture(q.device) if q.is_cuda else 90
-    dense, masked = q.ndim == 4, key_mask is not None
-    return tile(kernel, q.shape[-1], q.dtype, architecture, dense=dense, masked=masked)
+    return tile(kernel, q.shape[-1], q.dtype, architecture)
 
 
 @functools.cache
@@ -266,7 +209,7 @@ def _options(launch: Tile, q: Tensor) -> dict[str, Any]:
     return {
         "TILE": launch.rows,
         "STEP": launch.columns,
-        "TAIL": launch.tail,
+        "MASK_ALL": launch.mask_all,
         "num_warps": launch.warps,
         "num_stages": launch.stages,
         **_widths(q),

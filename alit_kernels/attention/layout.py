@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 #: Row pitch, in elements, below which the Triton kernels' offsets within a tile fit 32 bits.
@@ -18,6 +19,12 @@ def empty_rows(like: Tensor) -> Tensor:
         batch, rows, *rest = like.shape
         return like.new_empty((rows, batch, *rest)).transpose(0, 1)
     return like.new_empty(like.shape)
+
+
+def empty_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised, a number for each query and head: (H, T), or (B, H, N)."""
+    *batch, rows, heads, _ = q.shape
+    return q.new_empty((*batch, heads, rows), dtype=dtype)
 
 
 def sequence_first(x: Tensor) -> bool:

@@ -1,4 +1,7 @@
-"""Public functions, schemas, checks and autograd of the attention ops."""
+"""Public functions, schemas, checks and autograd of the attention ops.
+
+One op serves both public functions: with ``offsets`` the rows are packed, without (None) they are a dense batch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from .._checks import (
 from .._library import Op
 from . import reference
 from .configurations import MAX_HEAD_DIM
-from .layout import empty_rows
+from .layout import empty_rows, empty_sums
 
 
 def attention(
@@ -64,7 +67,10 @@ def attention(
     check_same("dtype", q=q, k=k, v=v)
     check_same("device", q=q, k=k, v=v, key_mask=key_mask)
     check_flag("return_lse", return_lse)
-    out, lse = _attention(q, k, v, key_mask, _scale(scale, width), implementation=implementation)
+    out, lse = _attention(
+        *(q, k, v, None, None, q.shape[1], k.shape[1], key_mask, _scale(scale, width)),
+        implementation=implementation,
+    )
     return (out, lse) if return_lse else out
 
 
@@ -79,7 +85,6 @@ def varlen_attention(
     max_key_length: int | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
-    deterministic: bool = True,
     return_lse: bool = False,
     implementation: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -94,7 +99,6 @@ def varlen_attention(
         max_length, max_key_length: static bounds for the longest sequence; the latter defaults to ``max_length``.
         key_mask: (T',) bool, True where a key takes part.
         scale: factor on the scores; 1/sqrt(D) by default.
-        deterministic: for kernels that would add with atomics. There is none: False changes nothing today.
         return_lse: also return the log-sum-exp of the scaled scores, which is differentiable.
 
     Returns:
@@ -120,15 +124,10 @@ def varlen_attention(
     check_count("max_length", max_length)
     max_key_length = max_length if max_key_length is None else max_key_length
     check_count("max_key_length", max_key_length)
-    check_flag("deterministic", deterministic)
     check_flag("return_lse", return_lse)
-    out, lse = _varlen_attention(
-        *(q, k, v, offsets, key_offsets, max_length, max_key_length),
-        *(
-            key_mask,
-            _scale(scale, width),
-            deterministic or torch.are_deterministic_algorithms_enabled(),
-        ),
+    out, lse = _attention(
+        *(q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask),
+        _scale(scale, width),
         implementation=implementation,
     )
     return (out, lse) if return_lse else out
@@ -204,17 +203,17 @@ def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
-def _check_varlen(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, key_offsets: Tensor | None, *rest: Any
-) -> None:
-    max_length, max_key_length = rest[:2]
+def _check_values(q: Tensor, k: Tensor, v: Tensor, *layout: Any) -> None:
+    offsets, key_offsets, max_length, max_key_length, *_ = layout
+    if offsets is None:
+        return
     check_offsets("offsets", offsets, q.shape[0], max_length)
     name, keys = ("offsets", offsets) if key_offsets is None else ("key_offsets", key_offsets)
     check_offsets(name, keys, k.shape[0], max_key_length, bound="max_key_length")
 
 
-def _gradients(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-    return empty_rows(q), empty_rows(k), empty_rows(k)
+def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return empty_rows(q), empty_sums(q, accumulation_dtype(q))
 
 
 def _implementations(function: str, *names: str, query: int = 0) -> dict[str, Any]:
@@ -229,40 +228,24 @@ def _implementations(function: str, *names: str, query: int = 0) -> dict[str, An
     return {"others": others, "limits": {"triton": limit}}
 
 
+#: Where the rows of queries and keys lie, and which of them see each other: the tail of both schemas.
+_LAYOUT = (
+    "Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
+    " Tensor? key_mask, float scale"
+)
 _attention = Op(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)",
+    f"attention(Tensor q, Tensor k, Tensor v, {_LAYOUT}) -> (Tensor, Tensor)",
     reference=reference.attention,
     **_implementations("attention", "cpp", "torch", "triton"),
-    fake=lambda q, k, v, key_mask, scale: (
-        empty_rows(q),
-        q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=accumulation_dtype(q)),
-    ),
+    fake=_fake,
+    check=_check_values,
 )
 _attention_backward = Op(
     "attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    " Tensor? key_mask, float scale) -> (Tensor, Tensor, Tensor)",
+    f" {_LAYOUT}) -> (Tensor, Tensor, Tensor)",
     reference=reference.attention_backward,
     **_implementations("attention_backward", "cpp", "torch", "triton", query=2),
-    fake=lambda grad_out, grad_lse, q, k, *rest: _gradients(q, k),
-)
-_varlen_attention = Op(
-    "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, SymInt max_length,"
-    " SymInt max_key_length, Tensor? key_mask, float scale, bool deterministic) -> (Tensor, Tensor)",
-    reference=reference.varlen_attention,
-    **_implementations("varlen_attention", "cpp", "torch", "triton"),
-    fake=lambda q, *rest: (
-        empty_rows(q),
-        q.new_empty((q.shape[1], q.shape[0]), dtype=accumulation_dtype(q)),
-    ),
-    check=_check_varlen,
-)
-_varlen_attention_backward = Op(
-    "varlen_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    " Tensor offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length, Tensor? key_mask, float scale,"
-    " bool deterministic) -> (Tensor, Tensor, Tensor)",
-    reference=reference.varlen_attention_backward,
-    **_implementations("varlen_attention_backward", "cpp", "torch", "triton", query=2),
-    fake=lambda grad_out, grad_lse, q, k, *rest: _gradients(q, k),
+    fake=lambda grad_out, grad_lse, q, k, *rest: (empty_rows(q), empty_rows(k), empty_rows(k)),
 )
 _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
@@ -281,42 +264,19 @@ _attention_map = Op(
 )
 
 
-def _setup_dense(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, key_mask, ctx.scale, ctx.implementation = inputs
-    ctx.save_for_backward(q, k, v, *output, key_mask)
-
-
-def _backward_dense(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    *saved, key_mask = ctx.saved_tensors
-    grads = _attention_backward(
-        grad_out, grad_lse, *saved, key_mask, ctx.scale, implementation=ctx.implementation
-    )
-    return (*grads, None, None)
-
-
-def _setup_varlen(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, offsets, key_offsets, ctx.max_length, ctx.max_key_length, key_mask, *options = inputs
-    ctx.scale, ctx.deterministic, ctx.implementation = options
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, key_offsets, *bounds, key_mask, ctx.scale, ctx.implementation = inputs
+    ctx.bounds = bounds
     ctx.save_for_backward(q, k, v, *output, offsets, key_offsets, key_mask)
 
 
-def _backward_varlen(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
     *saved, key_mask = ctx.saved_tensors
-    grads = _varlen_attention_backward(
-        *(
-            grad_out,
-            grad_lse,
-            *saved,
-            ctx.max_length,
-            ctx.max_key_length,
-            key_mask,
-            ctx.scale,
-            ctx.deterministic,
-        ),
+    grads = _attention_backward(
+        *(grad_out, grad_lse, *saved, *ctx.bounds, key_mask, ctx.scale),
         implementation=ctx.implementation,
     )
-    return (*grads, *[None] * 7)
+    return (*grads, *[None] * 6)
 
 
-_attention.register_autograd(_backward_dense, _setup_dense)
-_varlen_attention.register_autograd(_backward_varlen, _setup_varlen)
+_attention.register_autograd(_backward, _setup)

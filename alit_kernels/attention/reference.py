@@ -16,6 +16,88 @@ from .layout import empty_rows
 
 
 def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+    max_length: int,
+    max_key_length: int,
+    key_mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    if offsets is None:
+        return _dense(q, k, v, key_mask, scale)
+    padded = _Padded(offsets, key_offsets, max_length, max_key_length)
+    mask = padded.key_mask(key_mask, k)
+    out, lse = _dense(padded.queries(q), padded.keys(k), padded.keys(v), mask, scale)
+    return pack(out, offsets, q.shape[0]), padded.packed_sums(lse, q.shape[0])
+
+
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+    max_length: int,
+    max_key_length: int,
+    key_mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if offsets is None:
+        return _dense_backward(grad_out, grad_lse, q, k, v, out, lse, key_mask, scale)
+    padded = _Padded(offsets, key_offsets, max_length, max_key_length)
+    grads = _dense_backward(
+        padded.queries(grad_out),
+        padded.sums(grad_lse),
+        padded.queries(q),
+        padded.keys(k),
+        padded.keys(v),
+        padded.queries(out),
+        padded.sums(lse),
+        padded.key_mask(key_mask, k),
+        scale,
+    )
+    ends = (padded.offsets, padded.key_offsets, padded.key_offsets)
+    rows = (q.shape[0], k.shape[0], k.shape[0])
+    grad_q, grad_k, grad_v = map(pack, grads, ends, rows)
+    return grad_q, grad_k, grad_v
+
+
+class _Padded:
+    """Packed rows as dense batches: the definition on them is that of dense batches, padding masked."""
+
+    def __init__(
+        self, offsets: Tensor, key_offsets: Tensor | None, max_length: int, max_key_length: int
+    ) -> None:
+        self.offsets, self.max_length = offsets, max_length
+        self.key_offsets = offsets if key_offsets is None else key_offsets
+        self.max_key_length = max_key_length
+
+    def queries(self, rows: Tensor) -> Tensor:
+        return unpack(rows, self.offsets, self.max_length, 0.0)
+
+    def keys(self, rows: Tensor) -> Tensor:
+        return unpack(rows, self.key_offsets, self.max_key_length, 0.0)
+
+    def sums(self, sums: Tensor) -> Tensor:
+        """(H, T) to (B, H, N)."""
+        return self.queries(sums.t()).transpose(1, 2)
+
+    def packed_sums(self, sums: Tensor, rows: int) -> Tensor:
+        return pack(sums.transpose(1, 2), self.offsets, rows).t().contiguous()
+
+    def key_mask(self, key_mask: Tensor | None, k: Tensor) -> Tensor:
+        """False for padding too."""
+        return self.keys(k.new_ones(k.shape[0], dtype=torch.bool) if key_mask is None else key_mask)
+
+
+def _dense(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     dtype = accumulation_dtype(q)
@@ -26,7 +108,7 @@ def attention(
     return empty_rows(q).copy_(out), lse
 
 
-def attention_backward(
+def _dense_backward(
     grad_out: Tensor,
     grad_lse: Tensor,
     q: Tensor,
@@ -60,68 +142,6 @@ def attention_backward(
     )
 
 
-def varlen_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
-    key_offsets = offsets if key_offsets is None else key_offsets
-    mask = _padded_key_mask(key_mask, key_offsets, max_key_length, k.shape[0])
-    out, lse = attention(
-        unpack(q, offsets, max_length, 0.0),
-        unpack(k, key_offsets, max_key_length, 0.0),
-        unpack(v, key_offsets, max_key_length, 0.0),
-        mask,
-        scale,
-    )
-    return pack(out, offsets, q.shape[0]), pack(
-        lse.transpose(1, 2), offsets, q.shape[0]
-    ).t().contiguous()
-
-
-def varlen_attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    key_offsets = offsets if key_offsets is None else key_offsets
-    grad_q, grad_k, grad_v = attention_backward(
-        unpack(grad_out, offsets, max_length, 0.0),
-        unpack(grad_lse.t(), offsets, max_length, 0.0).transpose(1, 2),
-        unpack(q, offsets, max_length, 0.0),
-        unpack(k, key_offsets, max_key_length, 0.0),
-        unpack(v, key_offsets, max_key_length, 0.0),
-        unpack(out, offsets, max_length, 0.0),
-        unpack(lse.t(), offsets, max_length, 0.0).transpose(1, 2),
-        _padded_key_mask(key_mask, key_offsets, max_key_length, k.shape[0]),
-        scale,
-    )
-    rows, key_rows = q.shape[0], k.shape[0]
-    return (
-        pack(grad_q, offsets, rows),
-        pack(grad_k, key_offsets, key_rows),
-        pack(grad_v, key_offsets, key_rows),
-    )
-
-
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -134,15 +154,12 @@ def attention_map(
     max_length: int,
     scale: float,
 ) -> Tensor:
-    dtype = accumulation_dtype(q)
+    dtype, padded = accumulation_dtype(q), _Padded(offsets, None, max_length, max_length)
     queries, keys = slice(query_start, query_stop), slice(key_start, key_stop)
-    query = unpack(q, offsets, max_length, 0.0)[:, queries].to(dtype)
-    key = unpack(k, offsets, max_length, 0.0)[:, keys].to(dtype)
-    used = torch.arange(max_length, device=q.device) < offsets.diff()[:, None]
+    query, key = padded.queries(q)[:, queries].to(dtype), padded.keys(k)[:, keys].to(dtype)
+    used = padded.key_mask(None, k)
     scores = _scores(query, key, used[:, keys], scale)
-    probabilities = _probabilities(
-        scores, unpack(lse.t(), offsets, max_length, 0.0)[:, queries].transpose(1, 2)
-    )
+    probabilities = _probabilities(scores, padded.sums(lse)[..., queries])
     return torch.where(used[:, queries, None], probabilities.mean(1), 0.0)
 
 
@@ -159,11 +176,3 @@ def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
 
 def _without_masked(rows: Tensor, key_mask: Tensor | None) -> Tensor:
     return rows if key_mask is None else rows.masked_fill(~key_mask[:, :, None, None], 0.0)
-
-
-def _padded_key_mask(
-    key_mask: Tensor | None, key_offsets: Tensor, max_key_length: int, rows: int
-) -> Tensor:
-    if key_mask is None:
-        key_mask = torch.ones(rows, dtype=torch.bool, device=key_offsets.device)
-    return unpack(key_mask, key_offsets, max_key_length, 0.0)

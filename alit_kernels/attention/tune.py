@@ -3,7 +3,7 @@
 For each entry of ``configurations.TABLE`` and the architecture of this GPU, candidates run on mixed lengths of a
 tokenizer (289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is at least
 2 % faster, and where all that the entry serves passes ``alit_kernels.aot --check`` with it. The table in
-``configurations.py`` is then rewritten, and the difference printed. ``REPLACED`` and ``EXCEPTIONS`` stay.
+``configurations.py`` is then rewritten, and the difference printed.
 
 All processors compile, before anything is timed.
 
@@ -31,10 +31,11 @@ import torch
 
 from ..aot import Build, compile_build
 from . import configurations
-from .configurations import KERNELS, TABLE, Tile
-from .op import _varlen_attention, _varlen_attention_backward
+from .configurations import FAMILIES, KERNELS, TABLE, Tile, family
+from .op import _attention, _attention_backward
 
 Key = tuple[str, int, int]
+Entry = tuple[Tile, Tile, Tile]
 
 SOURCE = Path(configurations.__file__)
 BEGIN, END = "TABLE = {\n", "}\n"
@@ -50,10 +51,10 @@ def candidates(key: Key) -> list[Tile]:
     """Tiles to try for an entry: float32 has no tensor cores, and larger ones do not fit its registers."""
     _, head_dim, size = key
     if size == 4:
-        choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), ("every",))
+        choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), (True,))
     else:
         stages = (1, 2, 3) if head_dim > 64 else (2, 3)
-        choices = itertools.product((64, 128), (32, 64), (4, 8), stages, ("last", "every"))
+        choices = itertools.product((64, 128), (32, 64), (4, 8), stages, (False, True))
     return [Tile(*choice) for choice in choices]
 
 
@@ -66,25 +67,23 @@ def workload(
     offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
     shape = (sum(lengths), 4, heads, head_dim)
     q, k, v, grad_out = torch.randn(shape, device=device, dtype=dtype).unbind(1)
-    sizes, options = (longest, longest), (None, head_dim**-0.5, True)
+    sizes, options = (longest, longest), (None, head_dim**-0.5)
 
     def forward() -> tuple[torch.Tensor, ...]:
-        return _varlen_attention(
-            *(q, k, v, offsets, None, *sizes, *options), implementation="triton"
-        )
+        return _attention(*(q, k, v, offsets, None, *sizes, *options), implementation="triton")
 
     if kernel == "forward":
         return forward
     out, lse = forward()
     saved = (grad_out, torch.zeros_like(lse), q, k, v, out, lse, offsets, None, *sizes, *options)
-    return lambda: _varlen_attention_backward(*saved, implementation="triton")
+    return lambda: _attention_backward(*saved, implementation="triton")
 
 
 @contextmanager
 def entry(key: Key, tile: Tile) -> Iterator[None]:
     """Within the context, the table holds ``tile`` for all architectures."""
     before = TABLE[key]
-    TABLE[key] = (tile, tile)
+    TABLE[key] = (tile, tile, tile)
     try:
         yield
     finally:
@@ -166,21 +165,22 @@ def sound(key: Key, tile: Tile, architecture: int, pool: Executor) -> bool:
     return not any(pool.map(faults, *zip(*tasks, strict=True)))
 
 
-def rendered(table: Mapping[Key, tuple[Tile, Tile]]) -> str:
+def rendered(table: Mapping[Key, Entry]) -> str:
     """The table as ``configurations.py`` writes it."""
 
     def text(tile: Tile) -> str:
-        tail = "" if tile.tail == "last" else f', "{tile.tail}"'
-        return f"Tile({tile.rows}, {tile.columns}, {tile.warps}, {tile.stages}{tail})"
+        masks = ", True" * tile.mask_all
+        return f"Tile({tile.rows}, {tile.columns}, {tile.warps}, {tile.stages}{masks})"
 
     lines = []
-    for (kernel, head_dim, size), (hopper, other) in table.items():
-        both = f"({text(hopper)},) * 2" if hopper == other else f"({text(hopper)}, {text(other)})"
-        lines.append(f'    ("{kernel}", {head_dim}, {size}): {both},\n')
+    for (kernel, head_dim, size), tiles in table.items():
+        same = len(set(tiles)) == 1
+        entry = f"({text(tiles[0])},) * 3" if same else f"({', '.join(map(text, tiles))})"
+        lines.append(f'    ("{kernel}", {head_dim}, {size}): {entry},\n')
     return BEGIN + "".join(lines) + END
 
 
-def regenerated(source: str, table: Mapping[Key, tuple[Tile, Tile]]) -> str:
+def regenerated(source: str, table: Mapping[Key, Entry]) -> str:
     """``source`` with its table replaced."""
     before, found, rest = source.partition(BEGIN)
     _, closed, after = rest.partition("\n" + END)
@@ -236,16 +236,14 @@ def main(arguments: list[str] | None = None) -> None:
         print("rehearsal: nothing is changed")
 
 
-def tuned(keys: Iterable[Key], rehearsal: bool) -> Iterator[tuple[Key, tuple[Tile, Tile]]]:
+def tuned(keys: Iterable[Key], rehearsal: bool) -> Iterator[tuple[Key, Entry]]:
     """``keys``, one after another, with the fastest tile on this GPU's side of their entries."""
-    device, architecture, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
+    device, place, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
     if rehearsal:
         device, lengths, heads, rounds = "cpu", (5, 17), 1, 1
     else:
-        major, _ = torch.cuda.get_device_capability()
-        architecture = 10 * major if major in (9, 10) else 80
-    side = int(architecture == 80)
-    tried = {key: list(dict.fromkeys([TABLE[key][side], *candidates(key)])) for key in keys}
+        place = family(10 * torch.cuda.get_device_capability()[0])
+    tried = {key: list(dict.fromkeys([TABLE[key][place], *candidates(key)])) for key in keys}
     if rehearsal:
         tried = {key: tiles[:2] for key, tiles in tried.items()}
     workers = 1 if rehearsal else min(14, os.cpu_count() or 1)
@@ -257,7 +255,7 @@ def tuned(keys: Iterable[Key], rehearsal: bool) -> Iterator[tuple[Key, tuple[Til
             better = (
                 tile
                 for tile in faster(tiles[0], times)
-                if rehearsal or sound(key, tile, architecture, pool)
+                if rehearsal or sound(key, tile, FAMILIES[place], pool)
             )
             chosen = next(better, tiles[0])
             print(
@@ -266,7 +264,10 @@ def tuned(keys: Iterable[Key], rehearsal: bool) -> Iterator[tuple[Key, tuple[Til
                 *(f"{times[t] * 1e6:.0f} us" for t in (chosen, tiles[0]) if t in times),
                 flush=True,
             )
-            yield key, (chosen, TABLE[key][1]) if side == 0 else (TABLE[key][0], chosen)
+            first, second, third = (
+                chosen if i == place else tile for i, tile in enumerate(TABLE[key])
+            )
+            yield key, (first, second, third)
 
 
 if __name__ == "__main__":

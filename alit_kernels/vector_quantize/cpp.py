@@ -17,7 +17,6 @@ def vector_quantize(
     metric: str,
     commitment: float,
     precision: str,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     u, codes = (unit(z), unit(codebook)) if metric == "cosine" else (z, codebook)
     mask = None if mask is None else mask.contiguous()
@@ -43,7 +42,6 @@ def vector_quantize_backward(
     mask: Tensor | None,
     metric: str,
     commitment: float,
-    deterministic: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Deterministic whatever is asked for: atomics would not be faster here."""

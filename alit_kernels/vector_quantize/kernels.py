@@ -1,8 +1,8 @@
 """Vector quantization in Triton: search, then one pass for gather and losses; backward one pass for z, sorted runs for
 the codebook (see codebook_statistics/kernels.py).
 
-Losses are summed in two stages of fixed order, block sums and their sum. The codebook's gradient uses no atomics under
-``deterministic=False`` either: the sort is the price of short keys, and nothing has shown atomics to be faster.
+Losses are summed in two stages of fixed order, block sums and their sum. The codebook's gradient uses no
+atomics: the sort is the price of short keys, and nothing has shown atomics to be faster.
 Under "cosine" vectors and codes are normalised by torch before the search, bit for bit as in the reference, since the
 exactness bound speaks of the normalised vectors.
 """
@@ -200,7 +200,6 @@ def vector_quantize(
     metric: str,
     commitment: float,
     precision: str,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`alit_kernels.vector_quantize`."""
     cosine = metric == "cosine"
@@ -236,7 +235,6 @@ def vector_quantize_backward(
     mask: Tensor | None,
     metric: str,
     commitment: float,
-    deterministic: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the reference for the formulas."""

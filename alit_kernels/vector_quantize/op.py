@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import accumulation_dtype, check_flag, check_number, check_same, check_tensor
+from .._checks import accumulation_dtype, check_number, check_same, check_tensor
 from .._library import Op
 from ..nearest_codeword.op import check_codebook, for_search
 from . import reference
@@ -42,7 +42,6 @@ def vector_quantize(
     commitment: float = 0.25,
     mask: Tensor | None = None,
     precision: str = "ieee",
-    deterministic: bool = True,
     implementation: str = "auto",
 ) -> VectorQuantized:
     """Replace each vector by its nearest codebook row, with the losses of VQ-VAE (van den Oord et al., 2017).
@@ -54,7 +53,6 @@ def vector_quantize(
         commitment: weight of the commitment loss.
         mask: (...) bool, True where a vector takes part; others are outside loss, search and gradient.
         precision: of the search, see :func:`nearest_codeword`.
-        deterministic: for kernels that would add with atomics. There is none: False changes nothing today.
 
     Returns:
         :class:`VectorQuantized`; losses are float32 scalars (float64 for float64), 0 if nothing takes part. Under
@@ -68,8 +66,6 @@ def vector_quantize(
     if mask is not None:
         check_tensor("mask", mask, dtype=torch.bool, shape=z.shape[:-1])
         check_same("device", z=z, mask=mask)
-    check_flag("deterministic", deterministic)
-    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     rows = z if z.ndim > 1 else z[None]
     rows_mask = mask if mask is None or mask.ndim else mask[None]
     quantized, index, loss, commitment_loss, codebook_loss = _vector_quantize(
@@ -79,7 +75,6 @@ def vector_quantize(
         metric,
         check_number("commitment", commitment),
         precision,
-        deterministic,
         implementation=implementation,
     )
     quantized, index = quantized.view(z.shape), index.view(z.shape[:-1])
@@ -92,8 +87,8 @@ def _fake(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 _vector_quantize = Op(
-    "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment, str precision,"
-    " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment, str precision)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.vector_quantize,
     fake=_fake,
     others={
@@ -104,7 +99,7 @@ _vector_quantize = Op(
 _vector_quantize_backward = Op(
     # Gradients of z and codebook; the latter is empty where it is not wanted: one learned by moving averages has none.
     "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
-    " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment, bool deterministic,"
+    " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment,"
     " bool codebook_wanted) -> (Tensor, Tensor)",
     reference=reference.vector_quantize_backward,
     fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
@@ -119,7 +114,7 @@ _vector_quantize_backward = Op(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, codebook, mask, ctx.metric, ctx.commitment, _, ctx.deterministic, ctx.implementation = inputs
+    z, codebook, mask, ctx.metric, ctx.commitment, _, ctx.implementation = inputs
     ctx.save_for_backward(z, codebook, output[1], mask)
 
 
@@ -127,10 +122,10 @@ def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) ->
     wanted = bool(ctx.needs_input_grad[1])
     grad_z, grad_codes = _vector_quantize_backward(
         *(grad_quantized, *grad_losses, *ctx.saved_tensors),
-        *(ctx.metric, ctx.commitment, ctx.deterministic, wanted),
+        *(ctx.metric, ctx.commitment, wanted),
         implementation=ctx.implementation,
     )
-    return grad_z, grad_codes if wanted else None, *[None] * 5
+    return grad_z, grad_codes if wanted else None, *[None] * 4
 
 
 _vector_quantize.register_autograd(_backward, _setup)

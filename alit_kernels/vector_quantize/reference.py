@@ -22,7 +22,6 @@ def vector_quantize(
     metric: str,
     commitment: float,
     precision: str,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     index = nearest_codeword(z.flatten(0, -2), codebook, metric, precision).view(z.shape[:-1])
     if mask is not None:
@@ -47,7 +46,6 @@ def vector_quantize_backward(
     mask: Tensor | None,
     metric: str,
     commitment: float,
-    deterministic: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M.

@@ -130,59 +130,18 @@ def test_varlen_gradients_of_long_sequences(case: Case, target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
-@pytest.mark.parametrize("name", configurations.VARIANTS[1:])
-@pytest.mark.parametrize("head_dim", (16, 128))
-def test_variants(name: str, head_dim: int, target: Target) -> None:
-    """Every kind of tail: 16, 32, 32 + 16, a whole step; folded rows with each."""
-    case = Case((16, 64 + 16, 64 + 1, 33, 64 + 48, 64 + 49, 63), 1, head_dim, spare=3)
-    x = inputs(case, target, torch.float16)
-    with configurations.variant(name):
-        check_forward(x, target, torch.float16)
-        if head_dim == 16:
-            check_gradients(x, target, torch.float16)
-
-
-@pytest.mark.parametrize("target", targets("triton")[1:])
-@pytest.mark.parametrize("masked", (False, True))
-@pytest.mark.parametrize("is_dense", (False, True))
-def test_the_case_decides_the_tile(
-    is_dense: bool, masked: bool, target: Target, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mask_all", (False, True))
+@pytest.mark.parametrize("columns", (16, 64))
+def test_every_kind_of_tile(
+    columns: int, mask_all: bool, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The launcher asks for the tile of its own case, so that an exception is what runs."""
-    from alit_kernels.attention import launch
-
-    asked = []
-
-    def tile(*arguments: Any, **case: bool) -> configurations.Tile:
-        asked.append((arguments[0], case))
-        return configurations.tile(*arguments, **case)
-
-    monkeypatch.setattr(launch, "tile", tile)
-    shape = (1, 3, 1, 16) if is_dense else (3, 1, 16)
-    q, k, v = (torch.randn(shape, device=target.device, requires_grad=True) for _ in range(3))
-    mask = torch.ones(shape[: len(shape) - 2], device=target.device) > 0 if masked else None
-    options = {"key_mask": mask, "implementation": target.implementation}
-    if is_dense:
-        attention(q, k, v, **options).sum().backward()
-    else:
-        offsets = torch.tensor([0, 3], dtype=torch.int32, device=target.device)
-        varlen_attention(q, k, v, offsets, max_length=3, **options).sum().backward()
-    assert asked == [
-        (name, {"dense": is_dense, "masked": masked}) for name in configurations.KERNELS
-    ]
-
-
-def test_exceptions_are_of_existing_cases() -> None:
-    """Each is what its case gets and differs from the usual tile; packed sequences without a mask have none."""
-    for (kernel, head_dim, size, architecture, case), launch in configurations.EXCEPTIONS.items():
-        words = case.split()
-        dense, masked = "dense" in words, "masked" in words
-        assert dense or masked
-        name = next((word for word in words if word in configurations.VARIANTS), "simple")
-        dtype = torch.float32 if size == 4 else torch.bfloat16
-        arguments = (kernel, head_dim, dtype, architecture, name)
-        assert configurations.tile(*arguments, dense=dense, masked=masked) == launch
-        assert configurations.tile(*arguments) != launch
+    """Steps of other sizes than the table has; the last one masked after the loop, or all of them in it."""
+    tile = configurations.Tile(32, columns, 4, 2, mask_all)
+    for kernel in configurations.KERNELS:
+        monkeypatch.setitem(configurations.TABLE, (kernel, 16, 2), (tile,) * 3)
+    x = inputs(Case((16, 64, 65, 33, 63), 1, 16, spare=3), target, torch.float16)
+    check_forward(x, target, torch.float16)
+    check_gradients(x, target, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -346,7 +305,7 @@ def test_offsets_that_begin_late(target: Target) -> None:
     rows = torch.full((350, 1, 16), torch.nan, device=target.device)
     q = rows[200:].normal_()
     memory = torch.tensor([-192, 100, 150], dtype=torch.int32, device=target.device)
-    out, _ = launch.varlen_attention(q, q, q, memory[1:], None, 50, 50, None, 0.25, True)
+    out, _ = launch.attention(q, q, q, memory[1:], None, 50, 50, None, 0.25)
     assert out[64:100].isfinite().all()
     expected = attention(q[None, 100:], q[None, 100:], q[None, 100:])
     torch.testing.assert_close(out[None, 100:], expected)
@@ -461,17 +420,6 @@ def test_attention_map(target: Target) -> None:
         torch.testing.assert_close(result[b], full[2:38, 1:36])
 
 
-def test_issued_work_of_the_lean_variant() -> None:
-    """At most 1.17 times the minimum at every length of a tokenizer, 1.11 in geometric mean; less than whole tiles."""
-    lengths = range(289, 514, 32)
-    for architecture in (80, 90, 100):
-        for head_dim in (64, 128):
-            tile = configurations.tile("forward", head_dim, torch.bfloat16, architecture, "lean")
-            work = [float(issued_work(tile, n)) for n in lengths]
-            assert max(work) <= 1.17 and torch.tensor(work).log().mean().exp() <= 1.11
-    assert issued_work(configurations.Tile(128, 128, 4, 2), 289) == Fraction(384**2, 289**2)
-
-
 def test_the_page_shows_the_issued_work() -> None:
     page = Path(__file__).parents[2] / "docs" / "attention.md"
     assert issued_work_table() in page.read_text(), "run python -m alit_kernels.attention"
@@ -479,14 +427,12 @@ def test_the_page_shows_the_issued_work() -> None:
 
 def test_issued_work_counts_what_the_kernel_does() -> None:
     """The steps and programs of the kernels, counted one by one."""
-    tile = configurations.Tile(64, 64, 4, 2, "fine", 16)
-    assert [tile.programs(n) for n in (0, 1, 16, 64, 65, 80, 81, 128, 144, 145)] == [
-        *(0, 1, 1, 1, 1, 1, 2, 2, 2, 3)
-    ]
-    columns = {1: 16, 16: 16, 17: 32, 33: 48, 48: 48, 49: 64, 64: 64, 65: 80, 113: 128}
-    for length, issued in columns.items():
+    tile = configurations.Tile(64, 32, 4, 2)
+    for length, issued in {0: 0, 1: 64, 64: 64, 65: 128, 129: 192}.items():
+        assert tile.issued(length, 32) == 32 * issued
+    for length, issued in {0: 0, 1: 32, 32: 32, 33: 64, 289: 320}.items():
         assert tile.issued(64, length) == 64 * issued
-    assert [tile.issued(n, 16) // 16 for n in (16, 64, 80, 81)] == [64, 64, 80, 128]
+    assert issued_work(configurations.Tile(128, 128, 4, 2), 289) == Fraction(384**2, 289**2)
 
 
 def test_limits_of_head_dimensions() -> None:
@@ -503,8 +449,8 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
     x = inputs(Case((3, 0, 5), 2, 16, spare=1), target)
     leaves = [t.clone().requires_grad_() for t in x[:3]]
     torch.library.opcheck(
-        torch.ops.alit_kernels.varlen_attention.default,
-        (*leaves, x.offsets, None, 6, 6, None, 0.3, True, target.implementation),
+        torch.ops.alit_kernels.attention.default,
+        (*leaves, x.offsets, None, 6, 6, None, 0.3, target.implementation),
     )
     q, k, v = dense(target, 2, 4, 2, 16)
     for order in (
@@ -514,7 +460,7 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
         layout = q.detach().permute(order).contiguous().permute(order).requires_grad_()
         torch.library.opcheck(
             torch.ops.alit_kernels.attention.default,
-            (layout, k, v, None, 0.3, target.implementation),
+            (layout, k, v, None, None, 4, 4, None, 0.3, target.implementation),
         )
 
 
@@ -651,7 +597,7 @@ def test_heads_without_width() -> None:
         (
             {"implementation": "fast"},
             ValueError,
-            "implementation='fast' of alit_kernels.varlen_attention",
+            "implementation='fast' of alit_kernels.attention",
         ),
     ],
 )

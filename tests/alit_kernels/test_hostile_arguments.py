@@ -45,7 +45,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "varlen_attention": {
             **qkv_packed,
             **{"key_offsets": OFFSETS.clone(), "max_length": 3, "max_key_length": 3},
-            **{"key_mask": torch.ones(5) > 0, "deterministic": True, **attending},
+            **{"key_mask": torch.ones(5) > 0, **attending},
         },
         "attention_map": {
             **{"q": packed, "k": packed + 1, "lse": torch.randn(2, 5), "offsets": OFFSETS, **blocks}
@@ -63,7 +63,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "codebook_statistics": {"index": index, "z": z, "num_codes": 5, "mask": keep},
         "vector_quantize": {
             **{"z": z, "codebook": codebook, "commitment": 0.25, "mask": keep},
-            **{"deterministic": True, **search},
+            **search,
         },
         "soft_codebook": {"logits": torch.randn(6, 5), "codebook": codebook, "target": target},
     }
