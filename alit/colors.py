@@ -6,9 +6,11 @@ import io
 import struct
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
+from PIL.ExifTags import Base
 
 #: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no pictures.
 DAMAGED = (
@@ -21,21 +23,39 @@ _SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 Box = tuple[int, int, int, int]
 
 
-def full_scale(image: Image.Image, boxes: list[Box]) -> float:
-    """The number that is white."""
-    if image.mode != "F":
-        return 65535
-    for box in boxes:
-        values = np.asarray(image.crop(box))
-        if values[np.isfinite(values)].max(initial=0) > 2:
-            return 255
-    return 1
+class Scale(NamedTuple):
+    """What the numbers of a greyscale picture of more than 8 bits mean.
+
+    Attributes:
+        black, white: numbers; one outside counts as the nearer of them.
+        unsigned: 32 bits without a sign, which Pillow gives one.
+    """
+
+    black: float
+    white: float
+    unsigned: bool = False
 
 
-def eight_bits(image: Image.Image, full: float) -> Image.Image:
+def scale(image: Any, boxes: list[Box]) -> Scale:
+    """Of a picture of mode I, I;16 or F: 65535 is white, or in a float 1 (255, where a finite number exceeds 2); in a
+    TIFF of 9 to 15 bits the largest number, and 0 where it says so.
+    """
+    tags = getattr(image, "tag_v2", {})
+    (bits, *_), (kind, *_) = tags.get(Base.BitsPerSample, (16,)), tags.get(Base.SampleFormat, (1,))
+    full = 2**bits - 1 if 8 < bits < 16 else 65535
+    if image.mode == "F":
+        parts = (np.asarray(image.crop(box)) for box in boxes)
+        full = 255 if any(x[np.isfinite(x)].max(initial=0) > 2 for x in parts) else 1
+    black, white = (full, 0) if tags.get(Base.PhotometricInterpretation) == 0 else (0, full)
+    return Scale(black, white, unsigned=image.mode == "I" and (bits, kind) == (32, 1))
+
+
+def eight_bits(image: Image.Image, scale: Scale) -> Image.Image:
     """Greyscale of mode I, I;16 or F as L; what is transparent is white."""
-    values = np.asarray(image, dtype=np.float32)
-    levels = ((np.nan_to_num(values) / full).clip(0, 1) * 255).round().astype(np.uint8)
+    numbers = np.asarray(image)
+    values = (numbers.view(np.uint32) if scale.unsigned else numbers).astype(np.float32)
+    shares = (np.nan_to_num(values, nan=scale.black) - scale.black) / (scale.white - scale.black)
+    levels = (shares.clip(0, 1) * 255).round().astype(np.uint8)
     if (clear := image.info.get("transparency")) is not None:
         levels[values == clear] = 255
     return Image.fromarray(levels)

@@ -30,7 +30,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .colors import DAMAGED, Box, eight_bits, full_scale, to_rgb, to_srgb
+from .colors import DAMAGED, Box, eight_bits, scale, to_rgb, to_srgb
 from .files import replacing
 
 #: Pictures of more are refused unless a caller says otherwise: millions of pixels, by the header.
@@ -240,11 +240,11 @@ def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) ->
         (x, y, min(x + _TILE, width), min(y + _TILE, height)) for x, y in itertools.product(*steps)
     ]
     numbers = image.mode == "F" or image.mode.startswith("I")
-    full = full_scale(image, boxes) if numbers else None
+    levels = scale(image, boxes) if numbers else None
 
     def tile(box: Box) -> Image.Image:
         part = image.crop(box)
-        rgb = to_rgb(part if full is None else eight_bits(part, full), profile)
+        rgb = to_rgb(part if levels is None else eight_bits(part, levels), profile)
         return rgb if turn is None else rgb.transpose(turn.method)
 
     if image.mode == "RGB" and turn is None:

@@ -73,7 +73,7 @@ def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
         raise CheckpointError(f"expected an entry {weights!r}, got a {type(content).__name__}")
     # As a plain dict has them: an instance may hide its methods behind attributes.
     content = dict(dict.items(content))
-    bare = content and all(isinstance(x, Tensor) for x in content.values())
+    bare = any(isinstance(x, Tensor) for x in content.values())
     entry = next((x for x in (weights, "state_dict") if x in content), None)
     if entry is None and not bare:
         raise CheckpointError(f"expected an entry {weights!r}, got {some(content) or 'none'}")

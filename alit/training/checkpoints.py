@@ -49,11 +49,19 @@ def recover(run: Path) -> None:
     for aside in run.glob(f".{PREFIX}*.aside"):
         place = run / aside.name[1:].removesuffix(".aside")
         if place.exists():
-            shutil.rmtree(aside)
+            _remove(aside)
         else:
             aside.rename(place)
     for part in run.glob(f".{PREFIX}*.part"):
-        shutil.rmtree(part)
+        _remove(part)
+
+
+def _remove(path: Path) -> None:
+    """A folder, or whatever else somebody put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def drop(checkpoint: Path) -> None:
@@ -91,7 +99,7 @@ def save(
     def clear() -> None:
         if own.first:
             if part.exists():
-                shutil.rmtree(part)
+                _remove(part)
             part.mkdir(parents=True)
 
     def write() -> tuple[int, int]:
@@ -146,7 +154,7 @@ def _move(part: Path, target: Path) -> None:
     part.rename(target)
     sync(target.parent)
     if aside.exists():
-        shutil.rmtree(aside)
+        _remove(aside)
 
 
 def _flush(path: Path) -> None:

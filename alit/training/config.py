@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -289,7 +290,7 @@ def _types() -> dict[str, Any]:
 
 
 def _check_schedule(pairs: tuple[tuple[float, float], ...]) -> None:
-    starts = [start for start, _ in pairs]
+    starts = [start for start, _ in pairs if math.isfinite(start)]
     good = starts == sorted(set(starts)) and all(start <= 1 for start in starts)
     _check("gan_schedule", good, "rising fractions of the run, from 0 to 1", pairs)
 

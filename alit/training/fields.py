@@ -10,6 +10,7 @@ import math
 import os
 import re
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -167,7 +168,8 @@ def _number(name: str, kind: type, value: Any, limits: str | None) -> Any:
     good = isinstance(value, allowed) and not isinstance(value, bool)
     if good and isinstance(value, float) and not math.isfinite(value):
         return value
-    _expect(name, good and abs(value) < 2**63 and within(value, limits), expected, value)
+    largest = sys.float_info.max if kind is float else 2**63
+    _expect(name, good and abs(value) <= largest and within(value, limits), expected, value)
     return kind(value)
 
 
@@ -201,7 +203,10 @@ def _plain(name: str, value: Any, depth: int, left: list[int]) -> Any:
 
 def _text(name: str, value: Any) -> str:
     good = isinstance(value, str) and len(value) <= LARGEST_VALUE and "\0" not in value
-    good = good and not any("\ud800" <= x <= "\udfff" for x in value)
+    # Bytes of a path that are no UTF-8 come as the last of the surrogates.
+    good = good and not any(
+        "\ud800" <= x <= "\udfff" and not "\udc80" <= x <= "\udcff" for x in value
+    )
     _expect(name, good, f"text of at most {LARGEST_VALUE} characters", value)
     return str(value)
 

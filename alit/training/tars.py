@@ -164,12 +164,12 @@ def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All but folders; none is kept in memory."""
+    """All but folders and hidden files; none is kept in memory."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]
         if tar.offset <= member.offset:
             raise tarfile.ReadError(f"a negative size at byte {member.offset}")
-        if not member.isdir():
+        if not member.isdir() and not PurePosixPath(member.name).name.startswith("."):
             yield member
 
 

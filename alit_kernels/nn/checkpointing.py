@@ -45,6 +45,25 @@ def region() -> Any:
     return next((c.cell_contents for c in cells if isinstance(c.cell_contents, _REGION)), None)
 
 
+def refuse_compiled_region() -> None:
+    """Raise where compiled code is being made of a checkpointed region, whose recomputation would see the codebook as
+    it is after the update.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if type(frame.f_locals.get("self")).__name__ == "CheckpointHigherOrderVariable":
+            raise RuntimeError(
+                "VectorQuantizer: compiled within torch.utils.checkpoint, which would compute it again with the"
+                " codebook after its update; leave a codebook that is updated in the forward out of the checkpoint, or"
+                " of the compiled code"
+            )
+        frame = frame.f_back
+
+
+# What torch.compiler.assume_constant_result does: it runs while code is compiled, not in the compiled code.
+refuse_compiled_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def record(region: Any, module: nn.Module, tensor: Tensor) -> None:
     """Keep a tensor of a module's call for the recomputation of the region."""
     recorded = region.__dict__.setdefault(_ATTRIBUTE, {}).setdefault(module, _Recorded())

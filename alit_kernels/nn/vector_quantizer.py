@@ -175,6 +175,8 @@ class VectorQuantizer(nn.Module):
         if not (self._counts and self.training):
             self.finish_update()
             return weight, False
+        if not eager:
+            checkpointing.refuse_compiled_region()
         region = checkpointing.region() if eager else None
         if eager and checkpointing.in_backward() and (records or region is not None):
             if self.dead_code_threshold > 0 and z.numel():

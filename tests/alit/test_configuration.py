@@ -115,6 +115,13 @@ def test_no_run_begins_with_numbers_that_are_not_finite(
     assert not (tmp_path / "run").exists()
 
 
+def test_large_numbers_and_paths_of_any_bytes() -> None:
+    config = TrainingConfig(learning_rate=1e30, weight_decay=1e300, data="D\udcff")
+    assert (config.learning_rate, config.weight_decay) == (1e30, 1e300)
+    assert TrainingConfig.from_mapping(config.asdict()) == config
+    assert read(json.dumps(config.asdict()))["data"] == "D\udcff"
+
+
 @pytest.mark.parametrize("name", SWITCHES)
 def test_switches_are_booleans(name: str) -> None:
     for value in (0, 1, 0.0, None, "maybe", [], "1"):

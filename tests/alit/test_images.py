@@ -277,6 +277,35 @@ def test_srgb_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 # Modes and numbers.
 
 
+def grey_tiff(data: bytes, bits: int, photometric: int, kind: int) -> io.BytesIO:
+    """8 x 8 numbers, uncompressed, of so many bits; 0 is white where ``photometric`` is 0."""
+    entries = [(256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    entries += [(278, 8), (279, len(data)), (339, kind)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return io.BytesIO(head + struct.pack("<H", len(entries)) + directory + bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("data", "bits", "photometric", "kind", "level"),
+    [
+        (bytes(128), 16, 0, 1, 255),
+        (b"\xff" * 128, 16, 0, 1, 0),
+        (b"\xff" * 96, 12, 1, 1, 255),
+        (struct.pack("<I", 2**31) * 64, 32, 1, 1, 255),
+        (struct.pack("<i", -5) * 64, 32, 1, 2, 0),
+        (struct.pack("<h", -5) * 64, 16, 1, 2, 0),
+        (struct.pack("<f", 0.2) * 64, 32, 0, 3, 204),
+        (struct.pack("<f", float("nan")) * 64, 32, 0, 3, 0),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
+)
+def test_tiff_says_what_its_numbers_mean(
+    data: bytes, bits: int, photometric: int, kind: int, level: int
+) -> None:
+    assert upright(grey_tiff(data, bits, photometric, kind)).getpixel((4, 4)) == (level,) * 3
+
+
 @pytest.mark.parametrize("value", (0, 200, 300, 32768, 65535))
 def test_sixteen_bits(value: int) -> None:
     """Whatever the largest number in it, 65535 is white."""

@@ -221,11 +221,12 @@ def test_what_is_refused_is_named(content: Any, message: str, tmp_path: Path) ->
         ({}, "expected an entry 'ema', got none"),
         ({"ema": {1: torch.zeros(1)}}, "expected tensors by name in 'ema', got a key of type int"),
         ({"ema": {"x": 1}}, "expected tensors by name in 'ema', got x: a int"),
+        ({"x": torch.zeros(1), "epoch": 3}, "expected tensors by name, got epoch: a int"),
         ({"ema": {"x": torch.zeros(1), "module.x": torch.zeros(1)}}, "module.x: x is there twice"),
         ({"ema": dict.fromkeys("abcdef", torch.zeros(9999))}, "they share memory"),
         ({"ema": {"x": torch.zeros(1).expand(2**20, 2**20)}}, "they share memory"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_content_of_another_kind(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pth")

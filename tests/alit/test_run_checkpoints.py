@@ -64,6 +64,18 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
             checkpoints.load(tmp_path / "checkpoint-00000002", other, ALONE)
 
 
+def test_what_is_no_folder_gives_way(tmp_path: Path) -> None:
+    """A file or a link in the place of a checkpoint, of its part or of one put aside; what a link points to stays."""
+    (tmp_path / "kept").mkdir()
+    for name in ("checkpoint-00000001", ".checkpoint-00000001.part", ".checkpoint-00000001.aside"):
+        (tmp_path / name).write_text("x")
+        loaded(written(tmp_path))
+        (tmp_path / ".checkpoint-00000009.part").symlink_to(tmp_path / "kept")
+        checkpoints.recover(tmp_path)
+        assert {x.name for x in tmp_path.iterdir()} == {"checkpoint-00000001", "kept"}
+        checkpoints.drop(tmp_path / "checkpoint-00000001")
+
+
 def test_the_newest_stay_however_many_digits(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000, 7):
         written(tmp_path, step, keep=9)

@@ -344,6 +344,26 @@ def test_a_compiled_module_is_not_recomputed(way: str) -> None:
         loss.backward()
 
 
+def test_a_checkpoint_within_compiled_code_is_refused() -> None:
+    """Its recomputation would see the updated codebook, and nothing would tell; one without an update is fine."""
+    torch._dynamo.reset()
+    module = VectorQuantizer(16, 4, ema_decay=0.5)
+    z = torch.randn(9, 4, requires_grad=True)
+
+    def step(x: Tensor) -> Tensor:
+        return checkpoint(lambda y: module(y * 1).loss, x, use_reentrant=False)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    with pytest.raises(
+        RuntimeError, match=r"VectorQuantizer: compiled within torch\.utils\.checkpoint"
+    ):
+        compiled(z)
+    module.eval()
+    (ours,) = torch.autograd.grad(compiled(z), z)
+    (expected,) = torch.autograd.grad(module(z).loss, z)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_state_is_buffers_under_the_published_names() -> None:
     names = ["embed_avg", "cluster_size", "embedding.weight"]
     module = VectorQuantizer(4, 2, ema_decay=0.9)
