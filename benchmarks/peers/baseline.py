@@ -76,9 +76,8 @@ class EagerQuantizer(nn.Module):
 
     def __init__(self, other: VectorQuantizer) -> None:
         super().__init__()
-        self.embedding, self.metric, self.commitment = (
-            *(other.embedding, other.metric, other.commitment),
-        )
+        self.embedding, self.metric = other.embedding, other.metric
+        self.commitment = other.commitment
 
     def forward(self, z: Tensor, mask: None = None) -> VectorQuantized:
         return eager.vector_quantize(z, self.embedding.weight, self.metric, self.commitment)

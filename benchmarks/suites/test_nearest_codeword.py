@@ -18,7 +18,6 @@ from ..peers import eager, libraries
 CASES = (*BENCHMARK_CASES, *((Case(65536, 4096, 12),) if DEVICE == "cuda" else ()))
 QUICK = Case(2048, 512, 12)
 
-
 CONTENDERS: dict[str, Callable[[Tensor, Tensor], Callable[[], Tensor]]] = {
     "ours": lambda z, codebook: partial(nearest_codeword, z, codebook),
     "eager": lambda z, codebook: partial(eager.nearest_codeword, z, codebook),
