@@ -18,7 +18,6 @@ from ..peers import eager, libraries
 QUICK = Case(512, 256, 64)
 Parts = tuple[Tensor, ...]
 
-
 CONTENDERS: dict[str, Callable[[], Callable[..., Parts]]] = {
     "ours": lambda: soft_codebook,
     "eager": lambda: eager.soft_codebook,
