@@ -62,7 +62,7 @@ sanitize: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json benchmarks/results/cpu-avx2.json benchmarks/results/h200
+	$(BIN)/python -m benchmarks.harness.report benchmarks/results/cpu.json benchmarks/results/cpu-avx2.json benchmarks/results/h200
 
 # On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter, OUT the folder of logs and results. Each
 # goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.
@@ -70,7 +70,7 @@ GPU_PYTHON ?= $(if $(REHEARSAL),$(BIN)/python,python3)
 OUT ?= gpu_report
 
 gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
-	$(GPU_PYTHON) -m benchmarks.gpu $* --out $(OUT) $(if $(REHEARSAL),--rehearsal)
+	$(GPU_PYTHON) -m benchmarks.harness.gpu $* --out $(OUT) $(if $(REHEARSAL),--rehearsal)
 
 clean:
 	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output

@@ -12,8 +12,8 @@ import torch
 
 from alit_kernels._library import ENVIRONMENT_VARIABLE, available, ops
 
-from .contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
-from .timing import machine
+from .harness.contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
+from .harness.timing import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

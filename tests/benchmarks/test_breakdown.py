@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
-from benchmarks.breakdown import PARTS, Stopwatch, breakdown
-from benchmarks.models import model, pictures
-from benchmarks.test_stage1_step import agree, contender
+from benchmarks.suites.breakdown import PARTS, Stopwatch, breakdown
+from benchmarks.suites.models import model, pictures
+from benchmarks.suites.test_stage1_step import agree, contender
 
 
 @pytest.mark.parametrize(

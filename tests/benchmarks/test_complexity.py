@@ -1,4 +1,4 @@
-"""benchmarks.complexity: tokens against people's judgement."""
+"""benchmarks.studies.complexity: tokens against people's judgement."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import alit
-from benchmarks import complexity
-from benchmarks.complexity import measure
+from benchmarks.studies import complexity
+from benchmarks.studies.complexity import measure
 
 from ..alit.models import model
 

@@ -17,7 +17,10 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from alit import FixedLength
-from benchmarks import (
+from benchmarks.harness import timing
+from benchmarks.harness.contest import REPLAY, Absent, Contest, Replay, Work
+from benchmarks.harness.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
+from benchmarks.suites import (
     test_attention,
     test_codebook_statistics,
     test_decode,
@@ -26,17 +29,14 @@ from benchmarks import (
     test_ragged,
     test_soft_codebook,
     test_vector_quantize,
-    timing,
 )
-from benchmarks.contest import REPLAY, Absent, Contest, Replay, Work
-from benchmarks.models import LENGTHS, model
-from benchmarks.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
+from benchmarks.suites.models import LENGTHS, model
 
 ROOT = Path(__file__).parents[2]
 SUITE = """
 import pytest
-from benchmarks.contest import Absent, Contest, Work
-from benchmarks.test_nearest_codeword import Case, contest
+from benchmarks.harness.contest import Absent, Contest, Work
+from benchmarks.suites.test_nearest_codeword import Case, contest
 
 def broken():
     race = contest(Case(256, 64, 12))

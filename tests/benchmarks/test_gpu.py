@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.gpu import Part, report_parts, run_all, tune_parts
-from benchmarks.gpu import test_parts as parts_of_tests
+from benchmarks.harness import gpu
+from benchmarks.harness.gpu import Part, report_parts, run_all, tune_parts
+from benchmarks.harness.gpu import test_parts as parts_of_tests
 
 
 def script(name: str, code: str, **options: object) -> Part:
@@ -129,7 +129,7 @@ def test_other_sources_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
-    step_file = gpu.ROOT / "benchmarks" / "test_stage1_step.py"
+    step_file = gpu.ROOT / "benchmarks" / "suites" / "test_stage1_step.py"
     tests = {part.name: part for part in parts_of_tests(tmp_path, False)}
     assert {"extension", "kernels", "training"} <= tests.keys()
     ignored = [x for x in tests["kernels"].command if x.startswith("--ignore=")]
@@ -137,7 +137,7 @@ def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
     for tool in ("memcheck", "racecheck"):
         assert tests[tool].tool[:3] == ("compute-sanitizer", "--tool", tool)
     names = {part.name for part in report_parts(tmp_path, False)}
-    suites = {p.stem for p in (gpu.ROOT / "benchmarks").glob("test_*.py")}
+    suites = {p.stem for p in (gpu.ROOT / "benchmarks" / "suites").glob("test_*.py")}
     steps = set(re.findall(r"^def (test_\w+)", step_file.read_text(), re.MULTILINE))
     assert len(suites) > 5 and names == suites | steps | {"extension", "ceilings", "ncu"}
     for part in (*parts_of_tests(tmp_path, True), *report_parts(tmp_path, True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pip install .[bench]")
 
-from benchmarks.report import BEGIN, END, replace_section, write
-from benchmarks.runs import Run, merged, ratios, read
+from benchmarks.harness import report
+from benchmarks.harness.report import BEGIN, END, replace_section, write
+from benchmarks.harness.runs import Run, files, merged, ratios, read
+from benchmarks.harness.timing import RESULTS
 
 MACHINE = {
     "cpu": "some CPU", "gpu": None, "threads": 2, "torch": "2.13.0", "date": "2026-01-02",
@@ -154,6 +157,41 @@ def test_no_result_of_this_suite(tmp_path: Path) -> None:
     path.write_text('{"benchmarks": []}')
     with pytest.raises(ValueError, match=r"other\.json: expected a result"):
         read(path)
+
+
+def test_the_report_takes_indentation_out_of_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file and of a folder's parts, in one line of the same content; what is short already stays as it is."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    paths = [tmp_path / "cpu.json", folder / "test_a.json", folder / "test_b.json"]
+    for i, path in enumerate(paths):
+        times = {"data": [0.1 + 0.2, 1e-300, 5e22, float("inf"), -0.0], "none": None, "é": "\n ü"}
+        result(path, [entry(f"op {i}", "ours", 0.1, times=times)])
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=4))
+    other = folder / "ceilings.json"
+    other.write_text("{ }")
+    before = [json.loads(path.read_text()) for path in paths]
+    command = ["report", str(paths[0]), str(folder), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    report.main()
+    written = [path.stat() for path in paths]
+    for path, content in zip(paths, before, strict=True):
+        text = path.read_text()
+        assert (
+            text.count("\n") == 1
+            and text.endswith("\n")
+            and repr(json.loads(text)) == repr(content)
+        )
+    assert other.read_text() == "{ }", "no result"
+    report.main()
+    assert [path.stat().st_ino for path in paths] == [x.st_ino for x in written]
+
+
+def test_committed_results_are_without_indentation() -> None:
+    for path in (x for run in ("cpu.json", "cpu-avx2.json", "h200") for x in files(RESULTS / run)):
+        assert path.read_text().count("\n") == 1, f"{path}: make bench would shorten it"
 
 
 def test_section_of_the_readme(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether pictures that look busy get more tokens: ``python -m benchmarks.complexity MODEL FOLDER``.
+"""Whether pictures that look busy get more tokens: ``python -m benchmarks.studies.complexity MODEL FOLDER``.
 
 FOLDER holds pictures and ``scores.csv`` (columns ``file`` and ``complexity``: people's judgement, higher is busier).
 Spearman's rank correlation of the judgement with the tokens that a picture needs at each of some pixel errors, and, as
@@ -19,7 +19,7 @@ from torch import Tensor
 from alit import AdaptiveTokenizer, MaxL1
 from alit.images import load
 
-from .timing import write
+from ..harness.timing import write
 
 #: Errors at which tokens are counted.
 LIMITS = (0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)

@@ -16,8 +16,8 @@ from torch import Tensor
 from alit_kernels import varlen_attention
 from alit_kernels.attention.cases import BENCHMARK_CASES
 
-from .attention_peers import CONTENDERS, Problem
-from .contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work
+from ..peers.attention import CONTENDERS, Problem
 from .models import NATIVE_BFLOAT16
 
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32

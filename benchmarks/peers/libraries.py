@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contest import DEVICE, Absent
+from ..harness.contest import DEVICE, Absent
 
 
 def need(module: str, install: str) -> Any:

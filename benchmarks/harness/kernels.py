@@ -58,7 +58,9 @@ def launches(small: bool) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.harness.kernels", description=__doc__
+    )
     parser.add_argument("--rehearsal", action="store_true", help="small shapes")
     for name, launch in launches(parser.parse_args().rehearsal).items():
         launch()  # compiles

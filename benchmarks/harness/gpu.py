@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in parts: ``python -m benchmarks.gpu test|report|tune --out DIR``.
+"""Everything that needs a GPU, in parts: ``python -m benchmarks.harness.gpu test|report|tune --out DIR``.
 
 Every part is a command with a time limit. Its output goes to ``DIR/PART.log`` and its outcome to ``DIR/parts.json``
 when it ends, so a run that is cut off leaves what it has found; the next one, of the same sources, goes on with what
@@ -26,7 +26,7 @@ from typing import Any
 
 from alit.files import replacing
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TESTS, KERNELS = ROOT / "tests" / "alit_kernels", ROOT / "alit_kernels"
 #: What the outcomes of a run depend on.
 SOURCES = ("alit", "alit_kernels", "benchmarks", "csrc", "tests", "setup.py")
@@ -107,22 +107,22 @@ def report_parts(out: Path, rehearsal: bool) -> list[Part]:
     """The machine's ceilings, every suite of benchmarks, and hardware counters of the main kernels."""
     # The training step first, what compiles models and may not fit last: a result is whole or not there.
     step = "test_stage1_step"
-    suites = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
+    suites = sorted(path.stem for path in (ROOT / "benchmarks" / "suites").glob("test_*.py"))
     files = {step: f"{step}.py::{step}"}
     files |= {x: f"{x}.py" for x in (["test_soft_codebook"] if rehearsal else suites) if x != step}
     last = ("test_launches_of_a_step", "test_compiled_step", "test_large_batch")
     files |= {x: f"{step}.py::{x}" for x in last}
     parts = [
         extension(rehearsal),
-        Part("ceilings", (PYTHON, "-m", "benchmarks.contest", str(out / "ceilings.json"))),
+        Part("ceilings", (PYTHON, "-m", "benchmarks.harness.contest", str(out / "ceilings.json"))),
     ]
     limits = {step: 240, "test_attention": 240, "test_compiled_step": 400, "test_large_batch": 240}
     for name, file in files.items():
         options = (f"--benchmark-json={out / name}.json", *(("--quick",) if rehearsal else ()))
-        command = (PYTHON, "-m", "pytest", "-q", f"benchmarks/{file}", *options)
+        command = (PYTHON, "-m", "pytest", "-q", f"benchmarks/suites/{file}", *options)
         parts.append(Part(name, command, limits.get(name, 120)))
     ncu = ("ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS))
-    kernels = (PYTHON, "-m", "benchmarks.kernels", *(("--rehearsal",) if rehearsal else ()))
+    kernels = (PYTHON, "-m", "benchmarks.harness.kernels", *(("--rehearsal",) if rehearsal else ()))
     return [*parts, Part("ncu", kernels, 120, () if rehearsal else ncu)]
 
 
@@ -192,7 +192,7 @@ def write(path: Path, content: Any) -> None:
 
 def write_report(out: Path) -> bool:
     """Tables and plots of the suites that have finished; False where that fails."""
-    command = [PYTHON, "-m", "benchmarks.report", str(out), "--output", str(out)]
+    command = [PYTHON, "-m", "benchmarks.harness.report", str(out), "--output", str(out)]
     finished = any(out.glob("test_*.json"))
     return not finished or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
@@ -239,7 +239,7 @@ def run_all(kind: str, parts: list[Part], out: Path, seconds: float = 3600) -> b
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.gpu", description=__doc__)
     parser.add_argument("kind", choices=("test", "report", "tune"))
     parser.add_argument("--out", type=Path, required=True, help="folder of logs and results")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which it stops")

@@ -25,7 +25,7 @@ from alit.files import replacing
 
 _log = logging.getLogger(__name__)
 Name = TypeVar("Name")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 class Clock(NamedTuple):
@@ -263,7 +263,7 @@ def write(name: str, results: Mapping[str, Any], part: str = "") -> Path:
     """``benchmarks/results/NAME.json``, or ``NAME-PART.json``: command, machine, results."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (f"{name}-{part}.json" if part else f"{name}.json")
-    command = " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]])
+    command = " ".join(["python -m", f"benchmarks.studies.{name}", *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "results": results}
     with replacing(path) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")

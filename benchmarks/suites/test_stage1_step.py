@@ -24,11 +24,11 @@ from alit.losses import stage1_loss
 from alit.training.processes import keep_memory
 from alit.training.stage1 import compile_parts
 
-from .baseline import CapturedStep, Outcome, Step, eager_copy
+from ..harness.contest import DEVICE, THREADS, Absent, Contest, Work
+from ..harness.timing import OtherLoad, peak_megabytes
+from ..peers.baseline import CapturedStep, Outcome, Step, eager_copy
 from .breakdown import breakdown
-from .contest import DEVICE, THREADS, Absent, Contest, Work
 from .models import GPU, NATIVE_BFLOAT16, ROUNDS, WARMUP, model, pictures
-from .timing import OtherLoad, peak_megabytes
 
 CAPTURED = ("ours, captured", "ours, compiled and captured")
 CONTENDERS = ("eager baseline", "eager baseline, fused attention", "ours", "ours, captured")

@@ -1,4 +1,4 @@
-"""Curves of training runs: ``python -m benchmarks.curves OUT.png RUN/log.jsonl ...``, a panel for each run.
+"""Curves of training runs: ``python -m benchmarks.studies.curves OUT.png RUN/log.jsonl ...``, a panel for each run.
 
 Drawn are the terms that have an iteration (``code_0``, ``l1_7``), the first, second, fourth and last of them; of a run
 without iterations its ``l1``. Values are means over a fiftieth of the run.

@@ -1,4 +1,4 @@
-"""Seconds of the command line from the start of the process: ``python -m benchmarks.command_line``.
+"""Seconds of the command line from the start of the process: ``python -m benchmarks.studies.command_line``.
 
 ``alit --help``, ``alit reconstruct`` of a JPEG of 3000x2000 pixels, and ``alit demo``, with the shipped weights. Every
 command runs once unmeasured, so that the files it reads are in the system's cache; then the median of ``--rounds``.
@@ -21,7 +21,7 @@ from PIL import Image
 from alit.demo import photographs
 from alit.images import to_image
 
-from .timing import write
+from ..harness.timing import write
 
 
 def seconds(command: list[str], folder: Path) -> float:

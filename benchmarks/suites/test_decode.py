@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alit import FixedLength
 
-from .contest import Contest, Work
+from ..harness.contest import Contest, Work
 from .models import LENGTHS, ROUNDS, WARMUP, model, pictures
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 import alit_kernels as ak
 from alit_kernels.ragged.cases import BENCHMARK_CASES
 
-from .contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work
 
 NAMES = ("ours", "eager", "copy")
 CASE, ADDED = BENCHMARK_CASES[0], 32

@@ -8,29 +8,20 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from alit_kernels import soft_codebook
 from alit_kernels.soft_codebook.cases import BENCHMARK_CASES, Case, make
 
-from . import peers
-from .contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work
+from ..peers import eager, libraries
 
 QUICK = Case(512, 256, 64)
 Parts = tuple[Tensor, ...]
 
-
-def eager(logits: Tensor, codebook: Tensor, target: Tensor) -> Parts:
-    """As it is commonly written: a softmax for the code, another inside the cross-entropy, a third for halting."""
-    code = logits.softmax(-1) @ codebook
-    nll = cross_entropy(logits, target, reduction="none")
-    return code, nll, logits.softmax(-1).gather(1, target[:, None])[:, 0]
-
-
 CONTENDERS: dict[str, Callable[[], Callable[..., Parts]]] = {
     "ours": lambda: soft_codebook,
-    "eager": lambda: eager,
-    "torch.compile": lambda: peers.compiled(eager),
+    "eager": lambda: eager.soft_codebook,
+    "torch.compile": lambda: libraries.compiled(eager.soft_codebook),
 }
 
 
@@ -45,7 +36,7 @@ def contest(case: Case) -> Contest:
         forward = code.detach(), nll.detach(), p_target.detach()
         return (*torch.autograd.grad(loss, leaves), *forward)
 
-    expected = step(eager)
+    expected = step(eager.soft_codebook)
     return Contest(
         {n: lambda f=f: partial(step, f()) for n, f in CONTENDERS.items()},
         lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4),

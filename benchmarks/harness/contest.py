@@ -192,7 +192,7 @@ REPLAY = Replay()
 
 
 def main() -> None:
-    """Write machine, versions and ceilings to a file: ``python -m benchmarks.contest FILE``."""
+    """Write machine, versions and ceilings to a file: ``python -m benchmarks.harness.contest FILE``."""
     torch.set_num_threads(THREADS)
     content = {"machine": machine(), "versions": versions(), "ceilings": ceilings()}
     with replacing(Path(sys.argv[1])) as file:

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from alit_kernels import codebook_statistics
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
-from .contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work
 
 QUICK = Case(2048, 512, 12)
 Statistics = tuple[Tensor, Tensor]

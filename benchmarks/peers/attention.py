@@ -18,8 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from alit_kernels import attention, cumulative_offsets, unpack, varlen_attention
 
-from . import peers
-from .contest import DEVICE, Absent
+from ..harness.contest import DEVICE, Absent
+from . import eager, libraries
 
 Call = Callable[[], list[Tensor]]
 
@@ -90,21 +90,6 @@ def _heads_first(problem: Problem, function: Callable[..., Tensor]) -> Call:
     return problem.call(partial(function, mask=mask), inputs, lambda x: x.transpose(1, 2))
 
 
-def _materialised(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1) @ v
-
-
-def eager(problem: Problem) -> Call:
-    return _heads_first(problem, _materialised)
-
-
-def compiled(problem: Problem) -> Call:
-    return _heads_first(problem, peers.compiled(_materialised))
-
-
 def sdpa(backend: SDPBackend, problem: Problem) -> Call:
     """``scaled_dot_product_attention`` held to one backend, which says itself where it cannot run."""
 
@@ -147,7 +132,7 @@ def sdpa_by_sequence(problem: Problem) -> Call:
 def torch_varlen(problem: Problem) -> Call:
     if DEVICE != "cuda":
         raise Absent("torch.nn.attention.varlen needs a GPU")
-    module = peers.need("torch.nn.attention.varlen", "torch>=2.10")
+    module = libraries.need("torch.nn.attention.varlen", "torch>=2.10")
     longest, offsets = problem.longest, problem.offsets
     return problem.call(
         lambda q, k, v: module.varlen_attn(q, k, v, offsets, offsets, longest, longest),
@@ -159,8 +144,8 @@ def flex(problem: Problem) -> Call:
     """Compiled FlexAttention over packed rows; its block mask, a function of the lengths, is made outside the call."""
     if DEVICE != "cuda" and problem.step:
         raise Absent("FlexAttention has no backward on the CPU")
-    module = peers.need("torch.nn.attention.flex_attention", "torch>=2.5")
-    function = peers.compiled(module.flex_attention)
+    module = libraries.need("torch.nn.attention.flex_attention", "torch>=2.5")
+    function = libraries.compiled(module.flex_attention)
     if problem.equal:
         inputs = [x.transpose(1, 2) for x in problem.padded()]
         return problem.call(function, inputs, lambda x: x.transpose(1, 2))
@@ -174,7 +159,7 @@ def flex(problem: Problem) -> Call:
 
 
 def xformers(problem: Problem) -> Call:
-    ops = peers.need("xformers.ops", "xformers")
+    ops = libraries.need("xformers.ops", "xformers")
     if DEVICE != "cuda":
         raise Absent("xformers' memory-efficient attention needs a GPU")
     if problem.equal:
@@ -186,7 +171,7 @@ def xformers(problem: Problem) -> Call:
 
 
 def flash_attention(problem: Problem) -> Call:
-    module = peers.need("flash_attn", "flash-attn")
+    module = libraries.need("flash_attn", "flash-attn")
     if problem.equal:
         return problem.call(module.flash_attn_func, problem.padded())
     longest, offsets = problem.longest, problem.offsets
@@ -198,8 +183,8 @@ def flash_attention(problem: Problem) -> Call:
 
 CONTENDERS: dict[str, Callable[[Problem], Call]] = {
     "ours": ours,
-    "eager": eager,
-    "torch.compile": compiled,
+    "eager": lambda problem: _heads_first(problem, eager.attention),
+    "torch.compile": lambda problem: _heads_first(problem, libraries.compiled(eager.attention)),
     "SDPA math": partial(sdpa, SDPBackend.MATH),
     "SDPA flash": partial(sdpa, SDPBackend.FLASH_ATTENTION),
     "SDPA efficient": partial(sdpa, SDPBackend.EFFICIENT_ATTENTION),

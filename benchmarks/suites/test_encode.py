@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alit import FixedLength
 
-from .baseline import eager_copy
-from .contest import Contest, Work
+from ..harness.contest import Contest, Work
+from ..peers.baseline import eager_copy
 from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, pictures
 
 

@@ -1,8 +1,8 @@
-"""Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.report RESULT...``.
+"""Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.harness.report RESULT...``.
 
-Writes ``benchmarks/results/README.md`` and the plots it shows, and replaces the performance section of the project's
-README. Losses are shown like wins: a ratio below 1 means that the contender was faster than ours. A folder is one
-run on one machine, its files ``test_*.json`` are the parts.
+Writes ``benchmarks/results/README.md`` and the plots it shows, replaces the performance section of the project's
+README, and takes the indentation out of the results. Losses are shown like wins: a ratio below 1 means that the
+contender was faster than ours. A folder is one run on one machine, its files ``test_*.json`` are the parts.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from alit.files import replacing
 
 from .plots import PLOTS
-from .runs import BUSY, Row, Run, ratios, read
+from .runs import BUSY, Row, Run, compact, files, ratios, read
+from .timing import RESULTS
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = RESULTS.parents[1]
 #: Mark of a time -> what it means, and whether a row has it.
 MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
     r"\*": (
@@ -201,6 +201,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     section = write([read(path) for path in arguments.results], arguments.output)
+    for file in (file for path in arguments.results for file in files(path)):
+        compact(file)
     if arguments.output == RESULTS:
         replace_section(ROOT / "README.md", section)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alit_kernels.nn import SelfAttention, VectorQuantizer
 
-from .baseline import EagerAttention, EagerQuantizer, Outcome, Step
-from .contest import DEVICE
+from ..harness.contest import DEVICE
+from ..peers.baseline import EagerAttention, EagerQuantizer, Outcome, Step
 
 PARTS = ("base", "encoder", "decoder", "attention", "quantizer", "optimiser", "rest")
 

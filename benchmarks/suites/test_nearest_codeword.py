@@ -12,24 +12,20 @@ from torch import Tensor
 from alit_kernels import nearest_codeword
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
-from . import peers
-from .contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work
+from ..peers import eager, libraries
 
 CASES = (*BENCHMARK_CASES, *((Case(65536, 4096, 12),) if DEVICE == "cuda" else ()))
 QUICK = Case(2048, 512, 12)
 
-
-def eager(z: Tensor, codebook: Tensor) -> Tensor:
-    squares = z.square().sum(1, keepdim=True) + codebook.square().sum(1)
-    return (squares - 2 * (z @ codebook.t())).argmin(1)
-
-
 CONTENDERS: dict[str, Callable[[Tensor, Tensor], Callable[[], Tensor]]] = {
-    "ours": lambda z, codebook: lambda: nearest_codeword(z, codebook),
-    "eager": lambda z, codebook: lambda: eager(z, codebook),
-    "torch.compile": lambda z, codebook: partial(peers.compiled(eager), z, codebook),
-    "faiss": peers.faiss_search,
-    "flash-kmeans": peers.flash_kmeans_assign,
+    "ours": lambda z, codebook: partial(nearest_codeword, z, codebook),
+    "eager": lambda z, codebook: partial(eager.nearest_codeword, z, codebook),
+    "torch.compile": lambda z, codebook: partial(
+        libraries.compiled(eager.nearest_codeword), z, codebook
+    ),
+    "faiss": libraries.faiss_search,
+    "flash-kmeans": libraries.flash_kmeans_assign,
 }
 
 

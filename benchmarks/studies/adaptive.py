@@ -1,4 +1,4 @@
-"""What adaptive encoding saves, on photographs: ``python -m benchmarks.adaptive encode`` and ``... stream``.
+"""What adaptive encoding saves, on photographs: ``python -m benchmarks.studies.adaptive encode`` and ``... stream``.
 
 ``encode``: lengths given, or decided by pixel or by code error, against the published rule, which runs and decodes
 every iteration (``compatibility="official"``). ``stream``: ``encode_stream`` against batch-by-batch ``encode`` at mixed
@@ -21,7 +21,7 @@ from alit.criteria import Criterion
 from alit.demo import photographs
 from alit.rollout import Iteration
 
-from .timing import take_turns, write
+from ..harness.timing import take_turns, write
 
 #: Tokens of eight photos, 96 on average; also of every eight images of the stream.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96)

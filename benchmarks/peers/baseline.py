@@ -13,14 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import (
-    cross_entropy,
-    linear,
-    mse_loss,
-    normalize,
-    one_hot,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import linear, mse_loss, scaled_dot_product_attention
 
 from alit import AdaptiveTokenizer
 from alit.base.interface import BaseTokens, Prediction, to_rows
@@ -32,6 +25,8 @@ from alit.training.cuda_graph import GradientGraph
 from alit.training.optimisation import Optimiser
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
+
+from . import eager
 
 
 def plain(layer: nn.Linear) -> nn.Linear:
@@ -61,11 +56,7 @@ class EagerAttention(nn.Module):
         assert offsets is None and queries is None, "the published code always attends to all"
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
-        if self.fused:
-            out = scaled_dot_product_attention(q, k, v)
-        else:
-            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-            out = scores.softmax(-1) @ v
+        out = (scaled_dot_product_attention if self.fused else eager.attention)(q, k, v)
         return self.out_proj(out.transpose(1, 2).flatten(-2))
 
 
@@ -80,40 +71,22 @@ class EagerMLP(nn.Module):
         return self.c_proj(self.gelu(self.c_fc(x)))
 
 
-def dense_index(z: Tensor, codebook: Tensor) -> Tensor:
-    """argmin of the expanded squares of (N, D) against (K, D)."""
-    squares = z.square().sum(1, keepdim=True) + codebook.square().sum(1)
-    return (squares - 2 * (z @ codebook.t())).argmin(1)
-
-
 class EagerQuantizer(nn.Module):
     """Distance matrix, one-hot, and losses by autograd."""
 
     def __init__(self, other: VectorQuantizer) -> None:
         super().__init__()
-        self.embedding, self.commitment, self.metric = (
-            other.embedding,
-            other.commitment,
-            other.metric,
-        )
+        self.embedding, self.metric = other.embedding, other.metric
+        self.commitment = other.commitment
 
     def forward(self, z: Tensor, mask: None = None) -> VectorQuantized:
-        weight = self.embedding.weight
-        u, e = (normalize(t, dim=-1) if self.metric == "cosine" else t for t in (z, weight))
-        index = dense_index(u.flatten(0, -2), e)
-        q = (one_hot(index, len(e)).to(e.dtype) @ e).view(z.shape)
-        codebook_loss = mse_loss(q, u.detach())
-        commitment_loss = self.commitment * mse_loss(q.detach(), u)
-        loss = commitment_loss + codebook_loss
-        return VectorQuantized(
-            u + (q - u).detach(), index.view(z.shape[:-1]), loss, commitment_loss, codebook_loss
-        )
+        return eager.vector_quantize(z, self.embedding.weight, self.metric, self.commitment)
 
 
 def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> AdaptiveTokenizer:
     """A copy of a model on a VQGAN whose modules are the eager ones above."""
     model = copy.deepcopy(model)
-    eager: dict[type, Any] = {
+    replaced: dict[type, Any] = {
         SelfAttention: partial(EagerAttention, fused=fused_attention),
         MLP: EagerMLP,
         VectorQuantizer: EagerQuantizer,
@@ -121,8 +94,8 @@ def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> Adapt
     }
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) in eager:
-                setattr(parent, name, eager[type(child)](child))
+            if type(child) in replaced:
+                setattr(parent, name, replaced[type(child)](child))
     assert not any(isinstance(x, (Linear, GELULinear)) for x in model.modules())
     base: Any = model.base_tokenizer
     decoder: Any = model.decoder
@@ -132,14 +105,13 @@ def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> Adapt
 
     def tokens(z_BCHW: Tensor) -> BaseTokens:
         rows = to_rows(z_BCHW)
-        target = dense_index(rows.flatten(0, 1), base.codebook).view(rows.shape[:2])
+        target = eager.nearest_codeword(rows.flatten(0, 1), base.codebook).view(rows.shape[:2])
         return BaseTokens(z_BCHW, base.codebook[target], target)
 
     def predict(decoded_BNV: Tensor, target_BN: Tensor) -> Prediction:
-        code = decoded_BNV.softmax(-1) @ base.codebook
-        nll = cross_entropy(decoded_BNV.flatten(0, 1), target_BN.flatten(), reduction="none")
-        p_target = decoded_BNV.softmax(-1).gather(-1, target_BN[..., None])[..., 0]
-        return Prediction(decoded_BNV, code, nll.view(target_BN.shape), p_target)
+        rows = decoded_BNV.flatten(0, 1), base.codebook, target_BN.flatten()
+        soft = (x.unflatten(0, target_BN.shape) for x in eager.soft_codebook(*rows))
+        return Prediction(decoded_BNV, *soft)
 
     base.tokens, base.predict, decoder.forward = tokens, predict, whole
     return model

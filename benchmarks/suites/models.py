@@ -12,7 +12,7 @@ from alit.base import VQGANBase
 from alit.config import AdaptiveTokenizerConfig
 from alit.training.stage1 import precision
 
-from .contest import DEVICE
+from ..harness.contest import DEVICE
 
 GPU = DEVICE == "cuda"
 #: Whether ``alit train`` would choose bfloat16 here.

@@ -11,30 +11,23 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alit.layers import MLP
 
-from . import peers
-from .contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work
+from ..peers import libraries
+from ..peers.baseline import EagerMLP
 
 GPU = DEVICE == "cuda"
 DTYPE = torch.bfloat16 if GPU else torch.float32
 ROWS, WIDTH = (32 * 513, 512) if GPU else (2 * 513, 512)
 
 
-def eager(mlp: MLP) -> nn.Module:
-    """The same weights in torch's own layers."""
-    layers = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-    for layer, ours in zip(layers, (mlp.c_fc, mlp.c_proj), strict=True):
-        layer.load_state_dict(ours.state_dict())
-    return nn.Sequential(layers[0], nn.GELU(), layers[1]).to(DEVICE, DTYPE)
-
-
 CONTENDERS: dict[str, Callable[[MLP], Callable[[Tensor], Tensor]]] = {
     "ours": lambda mlp: mlp,
-    "eager": eager,
-    "torch.compile": lambda mlp: peers.compiled(eager(mlp)),
+    "eager": EagerMLP,
+    "torch.compile": lambda mlp: libraries.compiled(EagerMLP(mlp)),
 }
 
 
@@ -55,7 +48,7 @@ def contest(rows: int) -> Contest:
         module = getattr(function, "_orig_mod", function)
         return partial(step, function, list(module.parameters()), x)
 
-    exact = eager(copy.deepcopy(mlp)).double()
+    exact = EagerMLP(copy.deepcopy(mlp)).double()
     expected = step(exact, list(exact.parameters()), x.detach().double().requires_grad_())
 
     def verify(results: list[Tensor]) -> None:

@@ -1,0 +1,46 @@
+"""The ops as they are commonly written in eager PyTorch: matrices of all distances, scores and choices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss, normalize, one_hot
+
+from alit_kernels import SoftCode, VectorQuantized
+
+
+def nearest_codeword(z: Tensor, codebook: Tensor) -> Tensor:
+    """(N,), argmin of the expanded squares of (N, D) against (K, D)."""
+    squares = z.square().sum(1, keepdim=True) + codebook.square().sum(1)
+    return (squares - 2 * (z @ codebook.t())).argmin(1)
+
+
+def vector_quantize(
+    z: Tensor, codebook: Tensor, metric: str, commitment: float = 0.25, with_one_hot: bool = True
+) -> VectorQuantized:
+    """z (..., D); the codes are chosen by a product with a one-hot matrix, or gathered."""
+    u, e = (normalize(t, dim=-1) if metric == "cosine" else t for t in (z, codebook))
+    index = nearest_codeword(u.flatten(0, -2), e)
+    q = (one_hot(index, len(e)).to(e.dtype) @ e if with_one_hot else e[index]).view(z.shape)
+    codebook_loss = mse_loss(q, u.detach())
+    commitment_loss = commitment * mse_loss(q.detach(), u)
+    loss = commitment_loss + codebook_loss
+    straight_through = u + (q - u).detach()
+    return VectorQuantized(
+        straight_through, index.view(z.shape[:-1]), loss, commitment_loss, codebook_loss
+    )
+
+
+def soft_codebook(logits: Tensor, codebook: Tensor, target: Tensor) -> SoftCode:
+    """A softmax for the code, another inside the cross-entropy, a third for halting."""
+    code = logits.softmax(-1) @ codebook
+    nll = cross_entropy(logits, target, reduction="none")
+    return SoftCode(code, nll, logits.softmax(-1).gather(1, target[:, None])[:, 0])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, H, N, D), scores kept; ``mask`` broadcasts to (B, H, N, N)."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
