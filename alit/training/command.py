@@ -113,7 +113,7 @@ def train(
     if result.unreadable:
         shown = "\n  ".join(map(printable, result.unreadable[:10]))
         console.out(
-            f"{len(result.unreadable)} could not be read, or hold no picture, and were skipped:\n  {shown}"
+            f"skipped, unreadable or without a picture: {len(result.unreadable)}\n  {shown}"
         )
 
 

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, height, width), uint8 or float in [0, 1]; empty where no picture can be read.
-        unreadable: names of files that could not be read on the way.
+        unreadable: names of files that could not be read on the way, each with its reason.
         state: where a stream stands after them; None where the position says it all.
     """
 
@@ -204,9 +204,10 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
             try:
                 random = np.random.default_rng((self.seed, 1, position))
                 return self.pictures.load(index, random), unreadable
-            except OSError:
+            except OSError as error:
                 self._broken.add(index)
-                unreadable.append(self.pictures.name(index))
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                unreadable.append(f"{self.pictures.name(index)}: {reason}")
         return torch.empty(
             0
         ), unreadable  # an exception would lose its class on the way out of a worker

@@ -241,7 +241,7 @@ def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
     arguments += ["--set", "model.code_dim=6"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "after 2 steps" in done.output and "1 files could not be read" in done.output
+    assert "after 2 steps" in done.output and "without a picture: 1\n" in done.output
     assert any((run / "tensorboard").iterdir())
     described = json.loads((run / "config.json").read_text())["model"]
     assert described == {"size": "nano", "base": "dct", "image_size": 32, "code_dim": 6}
