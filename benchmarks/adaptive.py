@@ -19,7 +19,7 @@ from torch import Tensor
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, TokenSequence
 from alit.criteria import Criterion
 from alit.demo import photographs
-from alit.rollout import Iteration
+from alit.iteration import Iteration
 
 from .timing import take_turns, write
 
