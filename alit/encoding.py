@@ -121,13 +121,12 @@ def encode(
     Raises:
         TypeError, ValueError: as ``rollout``; a criterion that does not fit the model or returns a wrong shape.
     """
+    predict_at, select = _predict_at(criterion), Selection(model, criterion)
     if isinstance(criterion, FixedLength):
         criterion.check(model, images.shape[0])
-    predict_at = _predict_at(criterion)
     running = rollout(model, images, base=base, predict_at=predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
         return _encode_by_batch_mean(model, list(running), criterion)
-    select = Selection(model, criterion)
     for iteration in running:
         done = select(iteration)
         if len(select.finished) == len(images):
@@ -200,8 +199,7 @@ def _stream(
     generator: torch.Generator | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
-    predict_at = _predict_at(criterion)
-    select = Selection(model, criterion)
+    predict_at, select = _predict_at(criterion), Selection(model, criterion)
     live: list[Rollout] = []
     steps = started = done = emitted = 0
     while True:

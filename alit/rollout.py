@@ -136,9 +136,9 @@ class Rollout(Iterator[Iteration]):
     def _observe(self, encoded_BSD: Tensor) -> Iteration:
         model = self.model
         image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
-        bottleneck = model.read_out(latents_BLD)
         wanted = self.index in self.predict_at and not self.predict_later
         halts = self._halts(wanted)
+        bottleneck = model.read_out(latents_BLD)
         prediction = (
             model.predict(bottleneck.codes_BLC, self.base.target_BN) if wanted or halts else None
         )
