@@ -123,7 +123,7 @@ class Rollout(Iterator[Iteration]):
         return iteration
 
     def _recording(self) -> torch.set_grad_enabled:
-        """Gradients on, where the caller has them on and this iteration's count."""
+        """Gradients as the caller has them; none outside ``predict_at`` if not ``through_time``."""
         learns = self.through_time or self.index in self.predict_at
         return torch.set_grad_enabled(torch.is_grad_enabled() and learns)
 
