@@ -12,8 +12,9 @@ from .config import (
 )
 from .criteria import CodeError, Criterion, FixedLength, MaxL1, TokenAccuracy
 from .encoding import Progress
+from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
-from .rollout import Iteration, Rollout
+from .rollout import Rollout
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
 

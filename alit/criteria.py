@@ -1,6 +1,6 @@
 """Token selection: when is a picture described well enough?
 
-A criterion is called after each iteration with the :class:`alit.rollout.Iteration` and the model and says for each
+A criterion is called after each iteration with the :class:`alit.Iteration` and the model and says for each
 image that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
 """
 
@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .rollout import Iteration
-    from .tokenizer import AdaptiveTokenizer
+from .iteration import Iteration
+from .model import AdaptiveModel
 
 
 class Criterion(Protocol):
     needs_prediction: bool
 
-    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         """(B,) bool over the images of ``iteration``: done?"""
-        ...
 
 
 class FixedLength:
@@ -40,7 +38,7 @@ class FixedLength:
         if self.tokens.ndim > 1 or self.tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"tokens: expected an integer or one per image, got {tokens!r}")
 
-    def check(self, model: AdaptiveTokenizer, images: int) -> None:
+    def check(self, model: AdaptiveModel, images: int) -> None:
         """Raise ``ValueError`` if these lengths do not fit the model or the number of images."""
         step, longest = model.config.latents_per_iteration, model.config.max_tokens
         if self.tokens.ndim == 1 and self.tokens.shape[0] != images:
@@ -53,34 +51,33 @@ class FixedLength:
                 f"tokens: expected multiples of {step} from {step} to {longest}, got {bad[0]}"
             )
 
-    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         wanted = self.tokens.to(iteration.image_index_B.device)
         wanted = wanted[iteration.image_index_B] if wanted.ndim else wanted
         return (iteration.num_tokens >= wanted).expand(iteration.batch_size)
 
 
-def _check_threshold(threshold: float) -> None:
-    if isinstance(threshold, (bool, str)) or not hasattr(threshold, "__float__"):
-        raise TypeError(f"threshold: expected a number, got {type(threshold).__name__}")
-    if not float(threshold) >= 0:  # NaN neither
-        raise ValueError(f"threshold: expected at least 0, got {threshold}")
+@dataclass(frozen=True)
+class _Threshold:
+    threshold: float
+    needs_prediction = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, (bool, str)) or not hasattr(self.threshold, "__float__"):
+            raise TypeError(f"threshold: expected a number, got {type(self.threshold).__name__}")
+        if not float(self.threshold) >= 0:  # NaN neither
+            raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
 
 
 @dataclass(frozen=True)
-class MaxL1:
+class MaxL1(_Threshold):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
     """
 
-    threshold: float
-    needs_prediction = True
-
-    def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
-
-    def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         """(B,) float32."""
         assert iteration.prediction is not None
         reconstruction = model.base_tokenizer.pixels(
@@ -88,35 +85,29 @@ class MaxL1:
         )
         return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
 
-    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         return self.error(iteration, model) < self.threshold
 
 
 @dataclass(frozen=True)
-class CodeError:
+class CodeError(_Threshold):
     """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
     """
 
-    threshold: float
-    needs_prediction = True
-
-    def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
-
-    def error(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         """(B,) float32."""
         assert iteration.prediction is not None
         return (iteration.prediction.code_BNC - iteration.base.code_BNC).float().abs().mean((1, 2))
 
-    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         return self.error(iteration, model) < self.threshold
 
 
 @dataclass(frozen=True)
-class TokenAccuracy:
+class TokenAccuracy(_Threshold):
     """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
 
     Raises:
@@ -124,13 +115,7 @@ class TokenAccuracy:
             has no codebook.
     """
 
-    threshold: float
-    needs_prediction = True
-
-    def __post_init__(self) -> None:
-        _check_threshold(self.threshold)
-
-    def accuracy(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def accuracy(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         """(B,) float32."""
         assert iteration.prediction is not None
         target_BN = iteration.base.target_BN
@@ -140,5 +125,5 @@ class TokenAccuracy:
             )
         return (iteration.prediction.decoded_BNV.argmax(-1) == target_BN).float().mean(1)
 
-    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         return self.accuracy(iteration, model) >= self.threshold

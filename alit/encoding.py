@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import BaseTokens
 from .criteria import Criterion, FixedLength
-from .rollout import Iteration, Rollout, encode_together
+from .iteration import Iteration
+from .model import AdaptiveModel
+from .rollout import Rollout, encode_together, rollout
 from .sequence import TokenSequence
-
-if TYPE_CHECKING:
-    from .tokenizer import AdaptiveTokenizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Selection:
     ``finished`` maps an image's index to its tokens.
     """
 
-    def __init__(self, model: AdaptiveTokenizer, criterion: Criterion) -> None:
+    def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
         self.model, self.criterion = model, criterion
         self.finished: dict[int, TokenSequence] = {}
         self._best: dict[int, tuple[float, TokenSequence]] = {}
@@ -80,7 +79,7 @@ class Selection:
                 self._best[image] = (error, tokens_of(self.model, iteration, row))
 
 
-def tokens_of(model: AdaptiveTokenizer, iteration: Iteration, row: int) -> TokenSequence:
+def tokens_of(model: AdaptiveModel, iteration: Iteration, row: int) -> TokenSequence:
     """The tokens of one image of an iteration: indices, or latents where there is no quantizer."""
     length = torch.full((1,), iteration.num_tokens, device=iteration.latents_BLD.device)
     bottleneck = iteration.bottleneck
@@ -99,34 +98,47 @@ def _predict_at(criterion: Criterion) -> tuple[()] | None:
 
 @torch.no_grad()
 def encode(
-    model: AdaptiveTokenizer,
+    model: AdaptiveModel,
     images: Tensor,
     criterion: Criterion,
     *,
     base: BaseTokens | None = None,
     generator: torch.Generator | None = None,
 ) -> TokenSequence:
-    """See :meth:`alit.AdaptiveTokenizer.encode`."""
+    """Tokens of each image, as many as the criterion asks for; no gradients.
+
+    An image leaves the batch as soon as it is done, or after the last iteration.
+
+    Args:
+        images: (B, 3, height, width) floating point in [0, 1], of the configured size.
+        criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError`, :class:`TokenAccuracy` or anything with
+            their protocol.
+        base, generator: as for :func:`alit.rollout.rollout`.
+
+    Returns:
+        Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
+
+    Raises:
+        TypeError, ValueError: as ``rollout``; a criterion that does not fit the model or returns a wrong shape.
+    """
+    predict_at, select = _predict_at(criterion), Selection(model, criterion)
     if isinstance(criterion, FixedLength):
         criterion.check(model, images.shape[0])
-    predict_at = _predict_at(criterion)
-    rollout = model.rollout(images, base=base, predict_at=predict_at, generator=generator)
+    running = rollout(model, images, base=base, predict_at=predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
-        return _encode_by_batch_mean(model, rollout, criterion)
-    select = Selection(model, criterion)
-    for iteration in rollout:
+        return _encode_by_batch_mean(model, list(running), criterion)
+    for iteration in running:
         done = select(iteration)
         if len(select.finished) == len(images):
             break
-        rollout.keep(~done)
+        running.keep(~done)
     return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
 
 
 def _encode_by_batch_mean(
-    model: AdaptiveTokenizer, rollout: Rollout, criterion: Any
+    model: AdaptiveModel, iterations: list[Iteration], criterion: Any
 ) -> TokenSequence:
     """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
-    iterations = list(rollout)
     errors = [float(criterion.error(iteration, model).mean()) for iteration in iterations]
     best = min(range(len(errors)), key=errors.__getitem__)
     fallback = best if model.config.quirks.best_iteration_fallback else -1
@@ -138,7 +150,7 @@ def _encode_by_batch_mean(
 
 
 def encode_stream(
-    model: AdaptiveTokenizer,
+    model: AdaptiveModel,
     images: Iterable[Tensor],
     criterion: Criterion,
     *,
@@ -146,7 +158,23 @@ def encode_stream(
     generator: torch.Generator | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[TokenSequence]:
-    """See :meth:`alit.AdaptiveTokenizer.encode_stream`."""
+    """Tokens of any number of images, one after another in their order, in bounded memory; no gradients.
+
+    New images take the places of finished ones, so images at different iterations share each run of the encoder.
+    The source is read as places become free, never further ahead.
+
+    Args:
+        images: (3, height, width) each, otherwise as for :func:`encode`.
+        criterion: as for :func:`encode`; sees the images that are at one iteration and came together as a batch,
+            with ``image_index_B`` counted over the whole stream.
+        max_tokens_in_flight: bound on the rows (class, image and latent tokens) of one run of the encoder, and so
+            on memory; at least those of one image at its longest.
+        generator: as for :func:`alit.rollout.rollout`.
+        on_progress: called with :class:`Progress` after every run of the encoder.
+
+    Raises:
+        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches.
+    """
     config = model.config
     longest = model.num_image_tokens + config.max_tokens
     if max_tokens_in_flight < longest:
@@ -164,15 +192,14 @@ def encode_stream(
 
 @torch.no_grad()
 def _stream(
-    model: AdaptiveTokenizer,
+    model: AdaptiveModel,
     source: Iterator[Tensor],
     criterion: Criterion,
     max_rows: int,
     generator: torch.Generator | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
-    predict_at = _predict_at(criterion)
-    select = Selection(model, criterion)
+    predict_at, select = _predict_at(criterion), Selection(model, criterion)
     live: list[Rollout] = []
     steps = started = done = emitted = 0
     while True:
@@ -181,17 +208,17 @@ def _stream(
             _check_lengths(criterion, started + len(fresh))
             _check_shapes(fresh, started)
             batch = torch.stack(fresh)
-            live.append(model.rollout(batch, predict_at=predict_at, generator=generator))
+            live.append(rollout(model, batch, predict_at=predict_at, generator=generator))
             live[-1].image_index_B += started
             started += len(fresh)
         if not live:
             return
-        rows = sum(rollout.rows for rollout in live)
-        for rollout, encoded_BSD in zip(live, encode_together(live), strict=True):
-            finished = select(rollout.advance(encoded_BSD))
+        rows = sum(running.rows for running in live)
+        for running, encoded_BSD in zip(live, encode_together(live), strict=True):
+            finished = select(running.advance(encoded_BSD))
             done += int(finished.sum())
-            rollout.keep(~finished)
-        live = [rollout for rollout in live if rollout.batch_size]
+            running.keep(~finished)
+        live = [running for running in live if running.batch_size]
         steps += 1
         if on_progress is not None:
             on_progress(Progress(steps, done, started, rows))
@@ -201,10 +228,10 @@ def _stream(
 
 
 def _admit(
-    model: AdaptiveTokenizer, source: Iterator[Tensor], live: list[Rollout], max_rows: int
+    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int
 ) -> list[Tensor]:
     """As many images as fit now and at every later step, even if none finishes early."""
-    ages = Counter({rollout.index: rollout.batch_size for rollout in live})
+    ages = Counter({running.index: running.batch_size for running in live})
     fresh: list[Tensor] = []
     while True:
         ages[0] += 1
@@ -216,7 +243,7 @@ def _admit(
         fresh.append(image)
 
 
-def _peak(model: AdaptiveTokenizer, ages: Counter[int]) -> int:
+def _peak(model: AdaptiveModel, ages: Counter[int]) -> int:
     """Most encoder rows of this step or a later one, for so many images about to run each iteration."""
     config = model.config
 

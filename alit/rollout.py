@@ -5,96 +5,94 @@ Shape suffixes: B images still in the batch, N class and image tokens, L latents
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from alit_kernels import VectorQuantized, compact, cumulative_offsets
+from alit_kernels import compact, cumulative_offsets
 
-from .base import BaseTokens, Prediction
-
-if TYPE_CHECKING:
-    from .tokenizer import AdaptiveTokenizer
-
-#: Which tokens halt, given each one's probability of halting (B, N - 1): bool of the same shape.
-HaltingDraw = Callable[[Tensor], Tensor]
+from .base import BaseTokens
+from .iteration import HaltingDraw, Iteration
+from .model import AdaptiveModel
 
 
-@dataclass(frozen=True, eq=False)
-class Bottleneck:
-    """Latents read out for the decoder.
+def rollout(
+    model: AdaptiveModel,
+    images: Tensor,
+    *,
+    base: BaseTokens | None = None,
+    predict_at: Collection[int] | None = None,
+    generator: torch.Generator | None = None,
+    halting_draw: HaltingDraw | None = None,
+    through_time: bool = True,
+    predict_later: bool = False,
+) -> Rollout:
+    """Run the recurrent encoder, one :class:`alit.Iteration` at a time.
 
-    Attributes:
-        codes_BLC: what the decoder gets: quantized, continuous, or (unfactorised) of the encoder's width.
-        continuous_BLC: the same before normalisation and quantization.
-        quantized: indices and losses; None where there is no quantizer.
+    Args:
+        images: (B, 3, height, width) floating point in [0, 1], of the configured size.
+        base: their base tokens, if they are known already.
+        predict_at: iterations (from 0) that the caller wants the ``prediction`` of; all by default. The decoder runs
+            for no other, unless halting needs it to.
+        generator: source of randomness for posterior and halting; evaluation is deterministic without one.
+        halting_draw: replaces the Bernoulli draw of halting.
+        through_time: gradients flow back through the iterations, as published. False: they end where an iteration
+            begins, and iterations outside ``predict_at`` record none (truncated backpropagation).
+        predict_later: the caller makes these predictions, by ``model.predict_together``, and ``prediction`` is None.
+            Only where halting is off: it needs each at once.
+
+    Raises:
+        TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
     """
+    _check_images(model, images)
+    config, quirks = model.config, model.config.quirks
+    predict_at = range(config.iterations) if predict_at is None else predict_at
+    for index in predict_at:
+        if not 0 <= index < config.iterations:
+            raise ValueError(
+                f"predict_at: expected iterations in 0..{config.iterations - 1}, got {index}"
+            )
+    if predict_later and config.halting != "off":
+        raise ValueError(
+            f"predict_later: halting {config.halting!r} needs predictions at once; expected 'off'"
+        )
+    random = model.training or generator is not None
+    if base is None:
+        sample = random or quirks.random_posterior_in_evaluation
+        base = model.base_tokenizer.encode(images, sample=sample, generator=generator)
+    if halting_draw is None:
+        random = random or quirks.random_halting_in_evaluation
 
-    codes_BLC: Tensor
-    continuous_BLC: Tensor
-    quantized: VectorQuantized | None
+        def halting_draw(p: Tensor) -> Tensor:
+            return (
+                torch.bernoulli(p, generator=generator).bool()
+                if random
+                else torch.ones_like(p, dtype=torch.bool)
+            )
 
-
-@dataclass(frozen=True, eq=False)
-class Iteration:
-    """State after one iteration.
-
-    Attributes:
-        index: 0 for the first.
-        image_index_B: which of the images given to ``rollout`` these are.
-        images: (B, 3, height, width).
-        base: their base tokens.
-        image_tokens_BND: class and image tokens as the encoder gave them, before halting; zero once dropped.
-        latents_BLD: latent tokens as the encoder gave them.
-        bottleneck: the latents read out.
-        prediction: the decoder's output, where it was asked for.
-        halted: (B, N - 1) bool, the image tokens masked, or dropped so far, after this iteration; None where nothing
-            halts.
-    """
-
-    index: int
-    image_index_B: Tensor
-    images: Tensor
-    base: BaseTokens
-    image_tokens_BND: Tensor
-    latents_BLD: Tensor
-    bottleneck: Bottleneck
-    prediction: Prediction | None
-    halted: Tensor | None
-
-    @property
-    def num_tokens(self) -> int:
-        """Latent tokens per image so far."""
-        return self.latents_BLD.shape[1]
-
-    @property
-    def batch_size(self) -> int:
-        return self.latents_BLD.shape[0]
+    return Rollout(model, images, base, predict_at, halting_draw, through_time, predict_later)
 
 
 class Rollout(Iterator[Iteration]):
-    """Iterates over at most ``config.iterations`` iterations; see :meth:`alit.AdaptiveTokenizer.rollout`."""
+    """Iterates over at most ``config.iterations`` iterations; see :func:`rollout`."""
 
     def __init__(
         self,
-        model: AdaptiveTokenizer,
+        model: AdaptiveModel,
         images: Tensor,
         base: BaseTokens,
-        *,
-        predict_at: Collection[int] | None = None,
+        predict_at: Collection[int],
         halting_draw: HaltingDraw,
-        through_time: bool = True,
-        predict_later: bool = False,
+        through_time: bool,
+        predict_later: bool,
     ) -> None:
         self.model, self.images, self.base = model, images, base
         self.predict_at, self.halting_draw = predict_at, halting_draw
         self.through_time, self.predict_later = through_time, predict_later
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns(0)):
+        with self._recording():
             self.tokens_BSD = model.first_input(images, base)
         #: (B, N - 1) image tokens that have left the sequence (halting="drop"), or None.
         self.dropped: Tensor | None = None
@@ -118,15 +116,16 @@ class Rollout(Iterator[Iteration]):
     def __next__(self) -> Iteration:
         if self.index == self.model.config.iterations:
             raise StopIteration
-        recording = torch.is_grad_enabled()
-        with torch.set_grad_enabled(recording and self._learns(self.index)):
+        with self._recording():
             iteration = self._observe(*encode_together([self]))
-        with torch.set_grad_enabled(recording and self._learns(self.index)):
+        with self._recording():
             self._prepare(iteration)
         return iteration
 
-    def _learns(self, index: int) -> bool:
-        return self.through_time or self.predict_at is None or index in self.predict_at
+    def _recording(self) -> torch.set_grad_enabled:
+        """Gradients as the caller has them; none outside ``predict_at`` if not ``through_time``."""
+        learns = self.through_time or self.index in self.predict_at
+        return torch.set_grad_enabled(torch.is_grad_enabled() and learns)
 
     def advance(self, encoded_BSD: Tensor) -> Iteration:
         """Take the encoder's output (see :func:`encode_together`) and make the input of the next iteration."""
@@ -135,11 +134,11 @@ class Rollout(Iterator[Iteration]):
         return iteration
 
     def _observe(self, encoded_BSD: Tensor) -> Iteration:
-        model, index = self.model, self.index
+        model = self.model
         image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
+        wanted = self.index in self.predict_at and not self.predict_later
+        halts = self._halts(wanted)
         bottleneck = model.read_out(latents_BLD)
-        wanted = not self.predict_later and (self.predict_at is None or index in self.predict_at)
-        halts = self._halts(index, wanted)
         prediction = (
             model.predict(bottleneck.codes_BLC, self.base.target_BN) if wanted or halts else None
         )
@@ -152,15 +151,8 @@ class Rollout(Iterator[Iteration]):
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
         iteration = Iteration(
-            *(
-                index,
-                self.image_index_B,
-                self.images,
-                self.base,
-                image_tokens_BND,
-                latents_BLD,
-                bottleneck,
-            ),
+            *(self.index, self.image_index_B, self.images, self.base),
+            *(image_tokens_BND, latents_BLD, bottleneck),
             prediction=prediction if wanted else None,
             halted=halted,
         )
@@ -178,15 +170,12 @@ class Rollout(Iterator[Iteration]):
         halted = None if config.halting == "drop" else iteration.halted
         self.tokens_BSD = self.model.next_input(image_tokens_BND, latents_BLD, halted, self.index)
 
-    def _halts(self, index: int, wanted: bool) -> bool:
-        config = self.model.config
-        if config.halting == "off":
+    def _halts(self, wanted: bool) -> bool:
+        config, quirks = self.model.config, self.model.config.quirks
+        last = self.index == config.iterations - 1
+        if config.halting == "off" or (last and not quirks.halt_after_last_iteration):
             return False
-        if index == config.iterations - 1 and not config.quirks.halt_after_last_iteration:
-            return False
-        return wanted or not (
-            self.model.training and config.quirks.halt_only_at_predicted_iterations
-        )
+        return wanted or not (self.model.training and quirks.halt_only_at_predicted_iterations)
 
 
 def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -221,3 +210,31 @@ def _kept(rollout: Rollout) -> Tensor:
     if rollout.dropped is not None:
         keep[:, 1 : 1 + rollout.dropped.shape[1]] = ~rollout.dropped
     return keep
+
+
+def _check_images(model: AdaptiveModel, images: Tensor) -> None:
+    height, width = model.config.image_size
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"images: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
+        )
+    if images.ndim != 4 or images.shape[1:] != (3, height, width):
+        raise ValueError(
+            f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}"
+        )
+    if images.shape[0] == 0:
+        raise ValueError("images: expected at least one, got none")
+    own = model.latent_tokens
+    if images.device != own.device:
+        raise ValueError(
+            f"images: expected device {own.device} like the model, got {images.device}"
+        )
+    if images.dtype != own.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"images: expected dtype {own.dtype} like the model, got {images.dtype}")
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = images.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
+            )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from ..base import Prediction
-from ..rollout import Iteration
+from ..iteration import Iteration
 from ..tokenizer import AdaptiveTokenizer
 
 #: Published weight of the main term of each iteration; later iterations have weight 1.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from . import checkpoints
 from .config import TrainingConfig
 from .pictures import ImageFolder
 from .processes import whole
-
-if TYPE_CHECKING:
-    from .stages import Stage
+from .stages import Stage
 
 #: Pictures from which the transform coder's statistics are taken.
 INITIAL_SAMPLE = 64

@@ -19,7 +19,8 @@ from torch import Tensor
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, TokenSequence
 from alit.criteria import Criterion
 from alit.demo import photographs
-from alit.rollout import Iteration
+from alit.iteration import Iteration
+from alit.model import AdaptiveModel
 
 from ..harness.timing import take_turns, write
 
@@ -35,7 +36,7 @@ class Recorded:
     def __init__(self, kind: type[MaxL1] | type[CodeError], thresholds_IB: Tensor) -> None:
         self.kind, self.thresholds_IB = kind(0.0), thresholds_IB
 
-    def __call__(self, iteration: Iteration, model: AdaptiveTokenizer) -> Tensor:
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         threshold_B = self.thresholds_IB[iteration.index, iteration.image_index_B]
         return self.kind.error(iteration, model) < threshold_B
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, MaxL1, stage1_loss
 from alit.base import VQGAN, KLVAEBase, VQGANBase
+from alit.iteration import Iteration
 from alit.losses import Stage1Loss
-from alit.rollout import Iteration
 
 from .golden import (
     GRADIENT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -121,6 +122,18 @@ def test_decoder_runs_only_where_asked() -> None:
     m.encode(x, FixedLength(12))
     assert len(calls) == 2
     handle.remove()
+
+
+@pytest.mark.parametrize("halting", ["off", "mask"])
+@pytest.mark.parametrize("at", [None, (), [2], {1, 3}])
+def test_predict_at_says_where_predictions_and_gradients_are(
+    at: Collection[int] | None, halting: str
+) -> None:
+    m = model(bottleneck="continuous", halting=halting)
+    found = list(m.rollout(images(), predict_at=at, through_time=False))
+    expected = [at is None or index in at for index in range(4)]
+    assert [i.prediction is not None for i in found] == expected
+    assert [i.latents_BLD.requires_grad for i in found] == expected
 
 
 def test_evaluation_is_deterministic_and_generators_are_obeyed() -> None:

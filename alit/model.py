@@ -1,0 +1,187 @@
+"""The model: layers, parameters, and each step of the recurrence. ``rollout.py`` takes the steps in turn.
+
+Parameters carry the published names, so that published checkpoints load. Shape suffixes: B images, N = 1 + H W
+class and image tokens, L latent tokens, S = N + L, D width, C channels, V decoder outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from alit_kernels.nn import Linear, VectorQuantizer
+
+from .base import BaseTokens, Prediction, build_base
+from .base.interface import to_rows
+from .config import AdaptiveTokenizerConfig
+from .decoder import Decoder
+from .iteration import Bottleneck, HaltingDraw
+from .layers import Transformer, initialise
+
+
+class AdaptiveModel(nn.Module):
+    """Layers, parameters and single steps of :class:`alit.AdaptiveTokenizer`."""
+
+    def __init__(self, config: AdaptiveTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, decoder_width = config.encoder.width, config.decoder.width
+        height, across = config.grid
+        self.num_image_tokens = 1 + height * across
+        self.base_tokenizer = build_base(config.base, config.quirks)
+        patch = config.base.patch_size
+        self.patch_embed = nn.Conv2d(3, width - config.base.latent_channels, patch, stride=patch)
+
+        self.encoder_class_embedding = nn.Parameter(torch.empty(1, width))
+        self.encoder_positional_embedding = nn.Parameter(torch.empty(self.num_image_tokens, width))
+        self.encoder_mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.latent_tokens = nn.Parameter(torch.empty(config.latents_per_iteration, width))
+        self.latent_token_positional_embedding = nn.Parameter(
+            torch.empty(config.latents_per_iteration, width)
+        )
+        self.timestep_embedding = nn.Parameter(
+            torch.empty(config.iterations, config.latents_per_iteration, width)
+        )
+        self.encoder_ln_pre = nn.LayerNorm(width)
+        self.encoder_ln_recursive = nn.LayerNorm(width)
+        self.encoder_ln_post = nn.LayerNorm(width)
+        self.encoder = Transformer(config.encoder)
+
+        # The unfactorised published model keeps this layer, unused.
+        self.pre_quantizer_mlp = Linear(width, config.code_dim)
+        if config.bottleneck == "quantized":
+            self.quantize = VectorQuantizer(
+                config.codebook_size,
+                config.code_dim,
+                metric=config.metric,
+                commitment=config.commitment,
+                ema_decay=config.ema_decay,
+                ema_rewrites_all=config.quirks.ema_rewrites_all_codes,
+                dead_code_threshold=config.dead_code_threshold,
+            )
+
+        self.decoder_class_embedding = nn.Parameter(torch.empty(1, decoder_width))
+        self.decoder_positional_embedding = nn.Parameter(
+            torch.empty(self.num_image_tokens, decoder_width)
+        )
+        self.decoder_mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
+        self.decoder = Decoder(
+            config.decoder,
+            max_tokens=config.max_tokens,
+            code_dim=None if config.bottleneck == "unfactorised" else config.code_dim,
+            outputs=self.base_tokenizer.outputs,
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5).
+
+        The linear layers on both sides of the quantizer get weights normal(0, fan-in^-0.5), unless
+        ``Quirks.small_code_initialisation``.
+        """
+        for module in (self.patch_embed, self.encoder, self.pre_quantizer_mlp, self.decoder):
+            initialise(module)
+        if not self.config.quirks.small_code_initialisation:
+            for layer in (self.pre_quantizer_mlp, getattr(self.decoder, "decoder_embed", None)):
+                if layer is not None:
+                    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("_embedding", "_token", "_tokens")) and not name.startswith(
+                "base_tokenizer"
+            ):
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+
+    def first_input(self, images: Tensor, base: BaseTokens) -> Tensor:
+        """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)"""
+        patches_BCHW = torch.cat([base.tokens_BCHW, self.patch_embed(images)], dim=1)
+        image_tokens_BND = to_rows(normalize(patches_BCHW, dim=1))
+        batch = images.shape[0]
+        class_token_B1D = self.encoder_class_embedding.expand(batch, -1, -1).to(
+            image_tokens_BND.dtype
+        )
+        tokens_BND = (
+            torch.cat([class_token_B1D, image_tokens_BND], dim=1)
+            + self.encoder_positional_embedding
+        )
+        return self.encoder_ln_pre(
+            torch.cat([tokens_BND, self.fresh_latents(0).expand(batch, -1, -1)], dim=1)
+        )
+
+    def fresh_latents(self, iteration: int) -> Tensor:
+        """The latents that iteration adds. (L, D)"""
+        return (
+            self.latent_tokens
+            + self.latent_token_positional_embedding
+            + self.timestep_embedding[iteration]
+        )
+
+    def next_input(
+        self, image_tokens_BND: Tensor, latents_BLD: Tensor, halted: Tensor | None, iteration: int
+    ) -> Tensor:
+        """Encoder input of a later iteration: ``halted`` ones masked, fresh latents appended, everything normalised."""
+        if halted is not None:
+            masked = self.encoder_mask_token + self.encoder_positional_embedding[1:]
+            kept = torch.where(
+                halted[..., None], masked.to(image_tokens_BND.dtype), image_tokens_BND[:, 1:]
+            )
+            image_tokens_BND = torch.cat([image_tokens_BND[:, :1], kept], dim=1)
+        fresh = (
+            self.fresh_latents(iteration).to(latents_BLD.dtype).expand(latents_BLD.shape[0], -1, -1)
+        )
+        return self.encoder_ln_recursive(torch.cat([image_tokens_BND, latents_BLD, fresh], dim=1))
+
+    def read_out(self, latents_BLD: Tensor) -> Bottleneck:
+        """Latents to codes for the decoder."""
+        continuous_BLC = self.encoder_ln_post(latents_BLD)
+        if self.config.bottleneck != "unfactorised":
+            continuous_BLC = self.pre_quantizer_mlp(continuous_BLC)
+        quantized = self.quantize(continuous_BLC) if self.config.bottleneck == "quantized" else None
+        return Bottleneck(
+            continuous_BLC if quantized is None else quantized.quantized, continuous_BLC, quantized
+        )
+
+    @property
+    def decoder_query_ND(self) -> Tensor:
+        """Class and mask tokens with their positions, as they enter the decoder."""
+        mask_tokens = self.decoder_mask_token[0].expand(self.num_image_tokens - 1, -1)
+        return (
+            torch.cat([self.decoder_class_embedding, mask_tokens])
+            + self.decoder_positional_embedding
+        )
+
+    def predict(
+        self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None
+    ) -> Prediction:
+        """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
+        decoded_BNV = self.decoder.decode(codes_BLC, self.decoder_query_ND, lengths_B)
+        return self.base_tokenizer.predict(decoded_BNV, target_BN)
+
+    def predict_together(
+        self, codes: Sequence[Tensor], target_BN: Tensor | None = None
+    ) -> list[Prediction]:
+        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder."""
+        decoded_BNV = self.decoder.decode_together(codes, self.decoder_query_ND)
+        targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
+        whole = self.base_tokenizer.predict(decoded_BNV, targets)
+        sizes = [x.shape[0] for x in codes]
+        fields = [[None] * len(sizes) if x is None else x.split(sizes) for x in whole]
+        return [Prediction(*parts) for parts in zip(*fields, strict=True)]
+
+    def halted(self, prediction: Prediction, base: BaseTokens, draw: HaltingDraw) -> Tensor:
+        """Image tokens that are described well enough to be masked. (B, N - 1) bool"""
+        threshold = self.config.halting_threshold
+        if prediction.p_target_BN is not None:
+            p = prediction.p_target_BN.detach()
+            return draw(p) & (p >= (0.55 if threshold is None else threshold))
+        error = (prediction.code_BNC.detach() - base.code_BNC).abs().mean(-1)
+        if self.config.quirks.vae_halting_masks_nothing:
+            return torch.zeros_like(error, dtype=torch.bool)
+        return error < (0.025 if threshold is None else threshold)
+
+    def codes(self, index: Tensor) -> Tensor:
+        """Codes (..., C) of indices, normalised as the decoder was trained on them (raw in compatibility mode)."""
+        quantizer, raw = self.quantize, self.config.quirks.raw_codebook_entries
+        return quantizer.embedding(index) if raw else quantizer.codes(index)
