@@ -356,8 +356,8 @@ def _load(model: str, device: str) -> AdaptiveTokenizer:
 
 def _say_what_is_missing(listing: folders.Listing) -> None:
     """Files in folders that are no pictures, and those that were skipped, for which the status is 1."""
-    if listing.others:
-        console.out(f"{listing.others} other files are no pictures")
+    if beside := listing.beside():
+        console.out(beside)
     if skipped := listing.skipped():
         fail(skipped)
 

@@ -54,6 +54,12 @@ class Listing:
             else:
                 yield path, picture
 
+    def beside(self) -> str:
+        """That there are other files; empty where there are none."""
+        if self.others == 1:
+            return "1 other file is no picture"
+        return f"{self.others} other files are no pictures" if self.others else ""
+
     def skipped(self) -> str:
         """What was skipped, with its number: a line, and an indented one for each file; empty where nothing was."""
         lines = [*self.left_out, *self.unreadable]

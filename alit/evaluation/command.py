@@ -92,8 +92,8 @@ def evaluate(
     console.print(_table(result))
     for reason in others.left_out:
         console.out(f"left out {printable(reason)}")
-    if listing.others:
-        console.out(f"{listing.others} other files are no pictures")
+    if beside := listing.beside():
+        console.out(beside)
     listing.unreadable = result.unreadable
     if skipped := listing.skipped():
         fail(skipped)

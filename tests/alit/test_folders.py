@@ -105,6 +105,12 @@ def test_what_is_no_picture_is_counted(folder: Path) -> None:
     done = run("encode", folder, "-o", "x.alit", "--tokens", 3)
     assert done.exit_code == 0 and "3 images" in done.output, done.output
     assert f"{len(NO_PICTURES)} other files are no pictures" in done.output
+    for name in NO_PICTURES[1:]:
+        (folder / name).unlink()
+    assert (
+        "1 other file is no picture\n"
+        in run("encode", folder, "-o", "x.alit", "--tokens", 3).output
+    )
 
 
 @pytest.mark.parametrize("command", ("encode", "reconstruct", "evaluate"))
