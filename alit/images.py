@@ -38,7 +38,7 @@ MAX_MEGAPIXELS = 250.0
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Formats of Pillow that are not read: programs (PostScript), videos, measurements.
 _LEFT_OUT = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5")
-#: Bytes a pixel that decoders take at their peak, as measured, where it is more than 5.
+#: Bytes a pixel that decoders take at their peak, at most, where it is more than 5.
 _BYTES = {"WEBP": 20, "AVIF": 16, "HEIF": 16, "JPEG2000": 26, "DDS": 8, "QOI": 8, "SGI": 7}
 #: Bytes a pixel of a decoded picture; 4 where its mode is not named.
 _MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
