@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from . import checkpoint, folders, token_files
+from . import folders, model_file, published, token_files
+from .atomic_files import check_replaceable
 from .config import SIZES
 from .console import errors, escape_what_cannot_be_printed, fail, printable
 from .criteria import CodeError, Criterion, FixedLength, MaxL1
 from .devices import choose
-from .files import check_replaceable
 from .images import MAX_MEGAPIXELS
 from .tokenizer import AdaptiveTokenizer
 
@@ -293,7 +293,7 @@ def convert(
         int | None, typer.Option(help="Attention heads, where the size is not a published one.")
     ] = None,
 ) -> None:
-    """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.
+    """Convert a published model_file. Nothing in it is executed; its training losses are dropped.
 
     alit convert official.pth model.safetensors
 
@@ -301,8 +301,8 @@ def convert(
     with errors():
         _check_another(source, target)
         check_replaceable(target)
-        state = checkpoint.read_official(source, weights=weights)
-        config = checkpoint.infer_config(state, heads=heads, halting=halting)
+        state = published.read_official(source, weights=weights)
+        config = published.infer_config(state, heads=heads, halting=halting)
         AdaptiveTokenizer.from_state(config, state).save_pretrained(target)
     shape = config.encoder
     name = next(
@@ -328,7 +328,7 @@ def export(
     with errors():
         _check_another(Path(source), target)
         model = AdaptiveTokenizer.from_pretrained(source)
-        checkpoint.write(target, model.config, checkpoint.halved(model.state_dict()))
+        model_file.write(target, model.config, model_file.halved(model.state_dict()))
     console.out(f"{printable(target)}: {target.stat().st_size / 1e6:.1f} MB")
 
 

@@ -30,8 +30,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .atomic_files import replacing
 from .colors import DAMAGED, Box, eight_bits, scale, to_rgb, to_srgb
-from .files import replacing
 
 #: Pictures of more are refused unless a caller says otherwise: millions of pixels, by the header.
 MAX_MEGAPIXELS = 250.0

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import archives
+from . import torch_archive
+from .atomic_files import CheckpointError
 from .checks import check_choice, some
 from .config import (
     SIZES,
@@ -23,7 +24,6 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
-from .files import CheckpointError
 
 #: What wraps a module puts its name before those of the parameters: DistributedDataParallel, torch.compile.
 WRAPPERS = {"module", "_orig_mod"}
@@ -60,7 +60,7 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
         OSError: no file, or one that cannot be read.
     """
     check_choice("weights", weights, ("ema", "model"))
-    content = archives.load(path)
+    content = torch_archive.load(path)
     try:
         return _state(content, weights, Path(path).stat().st_size)
     except ValueError as error:

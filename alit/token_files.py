@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import images
 from .alit_format import MAX_LENGTH, Reader
+from .atomic_files import check_replaceable, reading, replacing
 from .console import printable
 from .criteria import Criterion
 from .encoding import Progress
-from .files import check_replaceable, reading, replacing
 from .folders import Listing
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer

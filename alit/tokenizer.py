@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, encoding, rollout
+from . import encoding, model_file, rollout
 from .alit_format import ModelIdentity
 from .base import build_base
 from .config import AdaptiveTokenizerConfig
@@ -42,7 +42,7 @@ class AdaptiveTokenizer(AdaptiveModel):
             FileNotFoundError, alit.CheckpointError: no such file or name (the nearest name is suggested), a corrupt
                 file, or keys that do not fit (listed).
         """
-        return cls.from_state(*checkpoint.read(checkpoint.resolve(path_or_name))).eval()
+        return cls.from_state(*model_file.read(model_file.resolve(path_or_name))).eval()
 
     @classmethod
     def from_state(
@@ -55,7 +55,7 @@ class AdaptiveTokenizer(AdaptiveModel):
         """
         with torch.device("meta"):
             model = cls(config)
-        checkpoint.check_state(model, state)  # before there is memory for it
+        model_file.check_state(model, state)  # before there is memory for it
         model.to_empty(device="cpu")
         model.base_tokenizer = build_base(config.base, config.quirks)
         model.load_state_dict(dict(state))
@@ -67,11 +67,11 @@ class AdaptiveTokenizer(AdaptiveModel):
         Raises:
             OSError: the file cannot be written; what was there before is intact.
         """
-        checkpoint.write(path, self.config, self.state_dict())
+        model_file.write(path, self.config, self.state_dict())
 
     def identity(self) -> ModelIdentity:
         """What ``.alit`` files say of the model that wrote them; reads every weight."""
-        digest = checkpoint.fingerprint(self.config, self.state_dict())
+        digest = model_file.fingerprint(self.config, self.state_dict())
         return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
     @torch.no_grad()

@@ -11,17 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: A room imports only rooms of the rows before its own.
 ROWS = (
-    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.alit_format alit.files",
-    "alit.config alit.images alit.archives",
+    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.alit_format alit.atomic_files",
+    "alit.config alit.images alit.torch_archive",
     "alit.layers alit.published alit.folders",
-    "alit.base alit.decoder alit.sequence alit.checkpoint",
+    "alit.base alit.decoder alit.sequence alit.model_file",
     "alit.iteration",
     "alit.model",
     "alit.rollout",
     "alit.criteria",
     "alit.encoding",
     "alit.tokenizer",
-    "alit.attention alit.initialisation alit.losses",
+    "alit.attention_maps alit.training.initialization alit.losses",
     "alit.token_files alit.training alit.evaluation",
     "alit.reconstruct",
     "alit.demo",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention import latent_attention
+from ..attention_maps import latent_attention
 from ..evaluation import thumbnail
 from ..evaluation.evaluate import bits_per_token, eight_bits
 from ..tokenizer import AdaptiveTokenizer
@@ -27,7 +27,7 @@ class Measured:
         max_l1: the error at which tokens are counted.
         tokens: (B,) int64, as ``model.encode(images, MaxL1(max_l1))`` gives them.
         reached: (B,) bool, whether so many tokens meet ``max_l1``; they are all there are where they do not.
-        attention: (B, L, rows, columns) as :func:`alit.attention.latent_attention` gives it; L = ``lengths[-1]``.
+        attention: (B, L, rows, columns) as :func:`alit.attention_maps.latent_attention` gives it; L = ``lengths[-1]``.
     """
 
     names: list[str]

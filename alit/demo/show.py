@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..atomic_files import replacing
 from ..console import printable
-from ..files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import figures
 from .measure import measure

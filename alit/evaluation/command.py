@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..atomic_files import replacing
 from ..console import errors, fail, printable
 from ..devices import choose
-from ..files import replacing
 from ..folders import in_folder
 from ..images import MAX_MEGAPIXELS
 from ..tokenizer import AdaptiveTokenizer

@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..checkpoint import MAX_HEADER
-from ..files import CheckpointError, reading, sync
+from ..atomic_files import CheckpointError, reading, sync
+from ..model_file import MAX_HEADER
 from . import run_json
 from .processes import Processes
 from .rows import fill, is_sharded, rows_of, shape_of
@@ -45,7 +45,7 @@ def _step(name: str) -> int | None:
 
 
 def recover(run: Path) -> None:
-    """Finish or undo what a killed run left half done; whoever calls it holds the run (:func:`alit.files.alone`)."""
+    """Finish or undo what a killed run left half done; whoever calls it holds the run (``alone``)."""
     for aside in run.glob(f".{PREFIX}*.aside"):
         place = run / aside.name[1:].removesuffix(".aside")
         if place.exists():

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from ..files import reading
+from ..atomic_files import reading
 from .fields import LARGEST_TEXT, converted, read
 
 CHOICES = {
@@ -74,7 +74,7 @@ class TrainingConfig:
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
             ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
         initialisation: of the weights that come from no file: "published", or "transform_coder" (see
-            :func:`alit.initialisation.as_transform_coder`), which needs a folder of pictures.
+            :func:`alit.training.initialization.as_transform_coder`), which needs a folder of pictures.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
         steps: optimiser steps. The learning rate follows their fraction.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import replacing
+from ..atomic_files import replacing
 
 
 class NotFinite(ValueError):

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checkpoint as model_file
+from .. import model_file
+from ..atomic_files import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
-from ..files import CheckpointError
-from ..initialisation import as_transform_coder
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .config import TrainingConfig
+from .initialization import as_transform_coder
 from .pictures import ImageFolder
 from .processes import whole
 from .stages import Stage

@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..files import CheckpointError, alone
+from ..atomic_files import CheckpointError, alone
 from . import checkpoints
 from .config import TrainingConfig
 from .processes import Processes

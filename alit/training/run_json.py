@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import reading
+from ..atomic_files import reading
 
 NAME = "run.json"
 #: Bytes; more is no such file.

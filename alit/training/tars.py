@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple, cast
 
+from ..atomic_files import reading
 from ..checks import printable
-from ..files import reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: Shards of one pattern.

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checkpoint as model_file
-from ..files import replacing
+from .. import model_file
+from ..atomic_files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .batches import Skipped, batches

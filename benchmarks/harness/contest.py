@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alit.files import replacing
+from alit.atomic_files import replacing
 from alit_kernels.nn.linear import linear
 
 from .timing import OtherLoad, clock, machine, peak_megabytes, samples_in_turns

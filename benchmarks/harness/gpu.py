@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alit.files import replacing
+from alit.atomic_files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS, KERNELS = ROOT / "tests" / "alit_kernels", ROOT / "alit_kernels"

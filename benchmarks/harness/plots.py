@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from alit.files import replacing
+from alit.atomic_files import replacing
 
 from .runs import Row, Run, ratios
 

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from alit.files import replacing
+from alit.atomic_files import replacing
 
 from .plots import PLOTS
 from .runs import BUSY, Row, Run, compact, files, ratios, read

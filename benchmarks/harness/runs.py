@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alit.files import replacing
+from alit.atomic_files import replacing
 
 #: Percent of the processors that other processes may use before the report says so, or leaves a breakdown out.
 BUSY = 5.0

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from alit.files import replacing
+from alit.atomic_files import replacing
 
 _log = logging.getLogger(__name__)
 Name = TypeVar("Name")

@@ -17,15 +17,14 @@ from PIL import Image, ImageFile
 from typer.testing import CliRunner, Result
 
 import alit
-from alit import AdaptiveTokenizer, FixedLength, TokenSequence, checkpoint
+from alit import AdaptiveTokenizer, FixedLength, TokenSequence
 from alit.base import DCTBase
 from alit.cli import ELSEWHERE, app
 from alit.config import DCTConfig
 from alit.demo import photographs
 from alit.images import load, load_square, save_image, to_image
 from alit.training.pictures import ImageFolder, Shuffled
-
-from .models import images, model
+from tests.helpers.models import images, model
 
 COMMANDS = (
     "reconstruct",
@@ -61,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     noise.save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
     model().save_pretrained(tmp_path / "weights" / "nano.safetensors")
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

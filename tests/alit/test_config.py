@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from alit import AdaptiveTokenizerConfig, DCTConfig, KLVAEConfig, Quirks, VQGANConfig
-
-from ..helpers.hostile import EXAMPLES
-from ..helpers.hostile_json import mutated_json
-from .models import BASES, config
+from tests.helpers.hostile import EXAMPLES
+from tests.helpers.hostile_json import mutated_json
+from tests.helpers.models import BASES, config
 
 
 @pytest.mark.parametrize("base", BASES)

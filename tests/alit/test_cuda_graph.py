@@ -16,8 +16,8 @@ from alit.training import Interrupted, TrainingConfig, cuda_graph, stage1, train
 from alit.training.cuda_graph import GradientGraph, Terms
 from alit.training.processes import Processes
 from alit.training.stage1 import Stage1
+from tests.helpers.models import images, model
 
-from .models import images, model
 from .test_training import config, state_of
 
 GPU = pytest.param(

@@ -19,8 +19,7 @@ from alit.demo.figures import TILE, spread
 from alit.demo.measure import Measured, measure
 from alit.demo.page import UNKNOWN, page
 from alit.demo.photographs import FEATURED
-
-from .models import model
+from tests.helpers.models import model
 
 PICTURES = ["attention.png", "error.png", "reconstructions.png", "tokens.png"]
 

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from .models import model
+from tests.helpers.models import model
+
 from .test_training import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def launch(folder: Path, output: Path, processes: int, restarts: int = 0, **fiel
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     done = subprocess.run(
-        [*command, "-m", "tests.alit.distributed_run", json.dumps(options)],
+        [*command, "-m", "tests.helpers.distributed_run", json.dumps(options)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,

@@ -22,8 +22,8 @@ from alit import (
     TokenSequence,
     stage1_loss,
 )
+from tests.helpers.models import BASES, images, model
 
-from .models import BASES, images, model
 from .test_tokenizer import same_indices
 
 every_base = pytest.mark.parametrize("base", BASES)

@@ -23,8 +23,7 @@ from alit.evaluation.evaluate import eight_bits
 from alit.evaluation.learned import INCEPTION, MISFIT
 from alit.images import load_square
 from alit.losses.perceptual import VGG16
-
-from .models import model
+from tests.helpers.models import model
 
 
 @pytest.fixture

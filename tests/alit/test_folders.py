@@ -12,16 +12,15 @@ from PIL import Image
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
-from alit import checkpoint, images
+from alit import images, model_file
 from alit.cli import app
 from alit.console import printable
 from alit.folders import find, in_folder
 from alit.images import load, save_image, to_image
 from alit.reconstruct import _targets
 from alit.training.pictures import ImageFolder
-
-from .models import images as tensors
-from .models import model
+from tests.helpers.models import images as tensors
+from tests.helpers.models import model
 
 #: Suffixes of what a person calls pictures and this Pillow does not read, and what the reason has to name.
 UNREAD = {
@@ -56,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         to_image(image).save(path)
     model().save_pretrained(tmp_path / "weights" / "nano.safetensors")
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 

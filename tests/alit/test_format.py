@@ -22,12 +22,11 @@ from typer.testing import CliRunner
 
 from alit import FormatError, ModelIdentity, TokenSequence, alit_format
 from alit.alit_format import HEADER, Contents, Reader, dump, parse
+from alit.atomic_files import reading
 from alit.cli import app
-from alit.files import reading
-
-from ..helpers import hostile
-from ..helpers.hostile import EXAMPLES, memory
-from .models import images, model
+from tests.helpers import hostile
+from tests.helpers.hostile import EXAMPLES, memory
+from tests.helpers.models import images, model
 
 MUTATIONS = settings(
     max_examples=EXAMPLES,

@@ -21,8 +21,7 @@ from PIL import Image, ImageCms, ImageOps, features
 
 from alit import colors, images
 from alit.images import load, upright
-
-from ..helpers.hostile import EXAMPLES, memory, mutated
+from tests.helpers.hostile import EXAMPLES, memory, mutated
 
 #: White above black, and left of the middle a red square: no two turns of it look alike.
 SIGN = Image.new("RGB", (48, 32), "black")

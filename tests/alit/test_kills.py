@@ -74,7 +74,7 @@ class Commands:
 @pytest.fixture(scope="module")
 def commands(folder: Path) -> Iterator[Commands]:
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.alit.killed_run"],
+        [sys.executable, "-m", "tests.helpers.killed_run"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,

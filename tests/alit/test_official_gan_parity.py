@@ -26,8 +26,7 @@ from alit.losses import (
     hinge_loss,
 )
 from alit.losses.stage2 import reconstruct
-
-from .golden import PIXELS, Golden, close, relative
+from tests.helpers.golden import PIXELS, Golden, close, relative
 
 FOLDER = os.environ.get("ALIT_GOLDEN_DIR")
 if not FOLDER:

@@ -19,8 +19,7 @@ from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, MaxL1, stage1_loss
 from alit.base import VQGAN, KLVAEBase, VQGANBase
 from alit.iteration import Iteration
 from alit.losses import Stage1Loss
-
-from .golden import (
+from tests.helpers.golden import (
     GRADIENT,
     LOSS,
     PIXELS,

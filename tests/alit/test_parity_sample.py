@@ -12,8 +12,15 @@ import torch
 
 from alit import AdaptiveTokenizer
 from alit.base import BaseTokens, VQGANBase
-
-from .golden import LOSS, TOKENS, Golden, check_vector_quantizer, close, equal, relative
+from tests.helpers.golden import (
+    LOSS,
+    TOKENS,
+    Golden,
+    check_vector_quantizer,
+    close,
+    equal,
+    relative,
+)
 
 SAMPLE = Golden(Path(__file__).parents[1] / "data")
 

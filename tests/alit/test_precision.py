@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, TokenAccuracy
-from alit.attention import latent_attention
+from alit.attention_maps import latent_attention
 from alit.criteria import Criterion
 from alit.losses import stage1_loss
-
-from .models import BASES, VARIANTS, images, model
+from tests.helpers.models import BASES, VARIANTS, images, model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -25,11 +25,10 @@ import torch
 from typer.testing import CliRunner
 
 from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, CheckpointError, Quirks
-from alit.checkpoint import infer_config, read_official
 from alit.cli import app
-
-from ..helpers.hostile import EXAMPLES, memory, mutated
-from .models import VARIANTS, config, model
+from alit.published import infer_config, read_official
+from tests.helpers.hostile import EXAMPLES, memory, mutated
+from tests.helpers.models import VARIANTS, config, model
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from alit.losses import Perceptual
 from alit.training import TrainingConfig
 from alit.training.processes import Processes
 from alit.training.stage2 import Stage2
-
-from .models import images, model
+from tests.helpers.models import images, model
 
 
 def pair(base: str, quirk: str, **options: Any) -> tuple[AdaptiveTokenizer, AdaptiveTokenizer]:

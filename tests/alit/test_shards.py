@@ -27,8 +27,7 @@ from alit.training.pictures import Batch, Share
 from alit.training.shards import ShardBatches, ShardStream
 from alit.training.tars import MOST_SHARDS, NoPictures, Picture, expand, pictures
 from tests.helpers.hostile import EXAMPLES, memory, mutated
-
-from .models import model
+from tests.helpers.models import model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,9 +23,9 @@ from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, t
 from alit.training.processes import Processes
 from alit.training.stage1 import iterations_of
 from alit.training.stage2 import Stage2
+from tests.helpers.models import BASES, model
+from tests.helpers.models import config as model_config
 
-from .models import BASES, model
-from .models import config as model_config
 from .test_training import Synchronisations, config, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,8 +18,7 @@ from alit.losses import (
     hinge_loss,
 )
 from alit.losses.stage2 import last_layer, reconstruct
-
-from .models import images, model
+from tests.helpers.models import images, model
 
 
 class Mean(nn.Module):

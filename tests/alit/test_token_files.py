@@ -13,8 +13,7 @@ from typer.testing import CliRunner, Result
 from alit import FixedLength, MaxL1, TokenSequence
 from alit.cli import app
 from alit.images import load, to_image
-
-from .models import images, model
+from tests.helpers.models import images, model
 
 
 def run(*arguments: object) -> Result:

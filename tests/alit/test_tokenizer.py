@@ -13,8 +13,7 @@ from torch import Tensor
 
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, Quirks, TokenSequence
 from alit_kernels.testing import assert_exact_nearest
-
-from .models import BASES, VARIANTS, images, model
+from tests.helpers.models import BASES, VARIANTS, images, model
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_base = pytest.mark.parametrize("base", BASES)

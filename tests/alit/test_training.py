@@ -23,15 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alit import AdaptiveTokenizer, files, stage1_loss
-from alit.files import alone
+from alit import AdaptiveTokenizer, atomic_files, stage1_loss
+from alit.atomic_files import alone
 from alit.training import Interrupted, NotFinite, TrainingConfig, checkpoints, train
 from alit.training.optimisation import MovingAverage, Optimiser, schedule
 from alit.training.processes import Processes
 from alit.training.stage1 import Stage1, iterations_of, precision, recomputed
 from alit.training.stages import build_stage
-
-from .models import BASES, VARIANTS, images, model
+from tests.helpers.models import BASES, VARIANTS, images, model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -511,7 +510,7 @@ def test_a_given_model_is_that_of_the_run(tmp_path: Path) -> None:
 
 def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
     """The second is refused, as long as the first goes on."""
-    code = "import sys, time; from pathlib import Path; from alit.files import alone\n"
+    code = "import sys, time; from pathlib import Path; from alit.atomic_files import alone\n"
     code += f"with alone(Path({str(tmp_path)!r})): print(1, flush=True); sys.stdin.read()"
     fields = config(data=str(folder), output=str(tmp_path), steps=1)
     with subprocess.Popen(
@@ -530,7 +529,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(atomic_files.fcntl, "lockf", no_locks)
     with pytest.warns(UserWarning, match="cannot be locked"), alone(tmp_path):
         pass
 

@@ -24,8 +24,7 @@ from alit.training.pictures import (
     augmented,
     shuffled_batches,
 )
-
-from .models import model
+from tests.helpers.models import model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

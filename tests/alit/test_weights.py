@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from alit import AdaptiveTokenizer, FixedLength, MaxL1, TokenSequence
-from alit.checkpoint import SHIPPED
 from alit.demo import photographs
 from alit.demo.measure import measure
-
-from .models import images, model
+from alit.model_file import SHIPPED
+from tests.helpers.models import images, model
 
 WEIGHTS = sorted(SHIPPED.glob("*.safetensors"))
 #: alit's command line on a machine without a network.

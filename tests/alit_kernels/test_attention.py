@@ -21,8 +21,7 @@ from alit_kernels.attention import configurations, issued_work
 from alit_kernels.attention.__main__ import table as issued_work_table
 from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
-
-from .targets import DEVICE, Target, targets
+from tests.helpers.targets import DEVICE, Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 everywhere = pytest.mark.parametrize("target", targets("cpp", "torch", "triton"))

@@ -12,8 +12,7 @@ import torch
 
 from alit_kernels import append, compact, pack, unpack
 from alit_kernels._library import ops
-
-from .emulation import COMPILER, CSRC, NO_COMPILER, emulated_cuda
+from tests.helpers.emulation import COMPILER, CSRC, NO_COMPILER, emulated_cuda
 
 SOURCES = sorted(CSRC.glob("*/*.cu"))
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)

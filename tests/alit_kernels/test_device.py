@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 import alit_kernels as ak
-
-from .targets import DEVICE
+from tests.helpers.targets import DEVICE
 
 REPEATS = int(os.environ.get("ALIT_TEST_REPEATS", 1000 if DEVICE == "cuda" else 10))
 LENGTHS = (65, 0, 130, 17)

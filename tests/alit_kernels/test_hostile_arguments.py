@@ -19,8 +19,7 @@ from torch import Tensor
 
 import alit_kernels as ak
 from alit_kernels.nn import VectorQuantizer
-
-from ..helpers.hostile import EXAMPLES
+from tests.helpers.hostile import EXAMPLES
 
 Arguments = dict[str, Any]
 OFFSETS, LENGTHS = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([2, 3])

@@ -17,9 +17,8 @@ from alit_kernels import append, compact, cumulative_offsets, pack, tail_mask, u
 from alit_kernels._library import extension, ops
 from alit_kernels.ragged.cases import TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
-
-from .emulation import COMPILER, NO_COMPILER, emulated_cuda
-from .targets import Target, targets
+from tests.helpers.emulation import COMPILER, NO_COMPILER, emulated_cuda
+from tests.helpers.targets import Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("cumulative_offsets", "pack", "unpack", "compact", "append", "tail_mask")

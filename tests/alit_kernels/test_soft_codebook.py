@@ -13,8 +13,7 @@ from torch import Tensor
 from alit_kernels import soft_codebook
 from alit_kernels.soft_codebook.cases import TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
-
-from .targets import Target, targets
+from tests.helpers.targets import Target, targets
 
 EVERYWHERE = pytest.mark.parametrize("target", targets("torch", "triton"))
 

@@ -18,8 +18,7 @@ from alit_kernels._cpp import INSTRUCTION_SETS
 from alit_kernels._library import extension
 from alit_kernels.testing import assert_exact_nearest, assert_within_budget
 from alit_kernels.vector_quantize.cases import TEST_CASES, Case, make
-
-from .targets import Target, targets, targets_and_dtypes
+from tests.helpers.targets import Target, targets, targets_and_dtypes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EVERYWHERE = pytest.mark.parametrize("target", targets("cpp", "triton"))

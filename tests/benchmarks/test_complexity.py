@@ -10,8 +10,7 @@ import torch
 import alit
 from benchmarks.studies import complexity
 from benchmarks.studies.complexity import measure
-
-from ..alit.models import model
+from tests.helpers.models import model
 
 
 def test_ranks_are_those_of_the_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

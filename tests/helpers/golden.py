@@ -21,8 +21,8 @@ from alit import (
     VQGANConfig,
 )
 from alit.base import BaseTokens
-from alit.checkpoint import load_state
 from alit.config import BaseConfig
+from alit.model_file import load_state
 from alit_kernels.nn import VectorQuantizer
 
 #: Absolute for tokens, latents, logits and for pixels; relative for losses and gradients.

@@ -20,11 +20,10 @@ import safetensors.torch
 import torch
 
 from alit import AdaptiveTokenizer, CheckpointError, FixedLength, TransformerConfig
-from alit.checkpoint import load_state, read, write
-
-from ..helpers.hostile import EXAMPLES, memory, mutated
-from ..helpers.hostile_json import mutated_json
-from .models import BASES, images, model
+from alit.model_file import load_state, read, write
+from tests.helpers.hostile import EXAMPLES, memory, mutated
+from tests.helpers.hostile_json import mutated_json
+from tests.helpers.models import BASES, images, model
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -91,7 +90,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 sys.path.insert(0, sys.argv[2])
-from tests.alit.models import model
+from tests.helpers.models import model
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
     model(seed=1).save_pretrained(sys.argv[1])

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from alit_kernels.nn import SelfAttention
 
-from .base.interface import to_rows
-from .config import AdaptiveTokenizerConfig
-from .layers import Block
-from .tokenizer import AdaptiveTokenizer
+from ..base.interface import to_rows
+from ..config import AdaptiveTokenizerConfig
+from ..layers import Block
+from ..tokenizer import AdaptiveTokenizer
 
 #: Where a match, and the class token, stand in the softmax: logits of encoder and decoder layers, against about 0.
 MATCH = {"encoder": 14.0, "decoder": 24.0}

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from alit import AdaptiveTokenizer
-from alit.attention import latent_attention
-
-from .models import images, model
+from alit.attention_maps import latent_attention
+from tests.helpers.models import images, model
 
 
 def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int) -> Tensor:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from alit import files
-from alit.files import alone, check_replaceable, reading, replacing
+from alit import atomic_files
+from alit.atomic_files import alone, check_replaceable, reading, replacing
 
 
 def write(path: Path, text: str = "new") -> None:
@@ -156,7 +156,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])  # without torch, which takes seconds
-from files import replacing
+from atomic_files import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write_text("half")
     print(file.name, flush=True)
@@ -166,7 +166,14 @@ with replacing(Path(sys.argv[1])) as file:
 
 def start(path: Path, seconds: float) -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(seconds), str(Path(files.__file__).parent)],
+        [
+            sys.executable,
+            "-c",
+            WRITER,
+            str(path),
+            str(seconds),
+            str(Path(atomic_files.__file__).parent),
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -227,7 +234,7 @@ def test_without_locks_files_are_written_all_the_same(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    monkeypatch.setattr(atomic_files.fcntl, "flock", no_locks)
     write(tmp_path / "x")
     assert os.listdir(tmp_path) == ["x"]
 

@@ -12,8 +12,8 @@ import torch
 from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig
 from alit.config import TransformerConfig
 from alit.images import save_image, to_image
-from alit.initialisation import as_transform_coder
 from alit.training import TrainingConfig, models, train
+from alit.training.initialization import as_transform_coder
 from alit.training.models import build
 
 SHAPE = TransformerConfig(128, 3, 2)

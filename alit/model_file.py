@@ -15,12 +15,10 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from .atomic_files import CheckpointError, reading, replacing
 from .checks import printable, shown
 from .config import AdaptiveTokenizerConfig
-from .files import CheckpointError, reading, replacing
-from .published import infer_config as infer_config
 from .published import plain
-from .published import read_official as read_official
 
 FORMAT = "alit-1"
 #: Bytes of a header: several times that of the largest model. They bound what reading takes beside the tensors.

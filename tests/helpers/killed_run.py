@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 import torch._dynamo  # which the optimiser imports, and takes longest
 
-from alit import checkpoint
+from alit import model_file
 from alit.cli import app
 from alit.training import checkpoints, command, log
 
@@ -55,7 +55,7 @@ def prepare(moment: str) -> None:
 
         safetensors.torch.save_file = saving  # type: ignore[assignment]
     elif moment == "model":
-        replacing = checkpoint.replacing
+        replacing = model_file.replacing
 
         def writing(path: Path) -> Any:
             if second():
@@ -64,7 +64,7 @@ def prepare(moment: str) -> None:
                     die()
             return replacing(path)
 
-        checkpoint.replacing = writing  # type: ignore[assignment]
+        model_file.replacing = writing  # type: ignore[assignment]
     elif moment == "before the rename":
         move = checkpoints._move
 
