@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 from typer.testing import CliRunner, Result
 
 import alit
-from alit import AdaptiveTokenizer, FixedLength, TokenSequence
+from alit import AdaptiveTokenizer, FixedLength, TokenSequence, model_file
 from alit.base import DCTBase
 from alit.cli import ELSEWHERE, app
 from alit.config import DCTConfig
