@@ -1,0 +1,168 @@
+"""What is measured over the null CUDA: ops and modules as links of a chain, beside what users of torch would write.
+
+A link takes a tensor and gives one of the same shape and dtype, so forward and backward can be measured as the marginal
+cost in a chain of calls: a single call would add the start of the autograd engine to both sides. Shapes are those of a step
+of ``base``: 12 images, 12 heads of 64, up to 513 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
+
+import alit_kernels as ak
+from alit_kernels.nn import GELULinear, SelfAttention, VectorQuantizer
+
+Link = Callable[[Tensor], Tensor]
+BATCH, LENGTH, LONGEST, HEADS, HEAD_DIM, CODES = 12, 353, 513, 12, 64, 4096
+ROWS, WIDTH = BATCH * LONGEST, HEADS * HEAD_DIM
+
+
+@dataclass(frozen=True)
+class Case:
+    """Ours, and theirs: what it is, and the link where there is one.
+
+    ``learns``: forward and backward are measured too.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ours: Link
+    peer: str = ""
+    theirs: Link | None = None
+    dtype: torch.dtype = torch.bfloat16
+    learns: bool = True
+    theirs_shape: tuple[int, ...] | None = None
+
+    def leaf(self, theirs: bool = False) -> Tensor:
+        shape = self.theirs_shape if theirs and self.theirs_shape else self.shape
+        return torch.empty(shape, dtype=self.dtype, device="cuda")
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device="cuda")
+
+
+def cases() -> Iterator[Case]:
+    yield from _attention()
+    yield from _ragged()
+    yield from _codebooks()
+
+
+def _attention() -> Iterator[Case]:
+    # torch's own choice asks cuDNN for a device that is there.
+    torch_varlen._should_use_cudnn = lambda *_: False
+    offsets, stop = zeros(BATCH + 1, dtype=torch.int32), (LONGEST, LONGEST)
+    packed, dense = empty(ROWS, HEADS, HEAD_DIM), empty(BATCH, LENGTH, HEADS, HEAD_DIM)
+    heads_first = dense.transpose(1, 2).contiguous()
+    yield Case(
+        "attention", tuple(dense.shape), lambda x: ak.attention(x, dense, dense),
+        "SDPA, flash", lambda x: F.scaled_dot_product_attention(x, heads_first, heads_first),
+        theirs_shape=tuple(heads_first.shape),
+    )  # fmt: skip
+    yield Case(
+        "varlen_attention", tuple(packed.shape),
+        lambda x: ak.varlen_attention(x, packed, packed, offsets, max_length=LONGEST),
+        "torch varlen_attn",
+        lambda x: torch_varlen.varlen_attn(x, packed, packed, offsets, offsets, *stop),
+    )  # fmt: skip
+    layer = SelfAttention(WIDTH, HEADS).to(device="cuda", dtype=torch.bfloat16)
+    lengths = torch.full((BATCH,), LENGTH, device="cuda")
+
+    def eager(x: Tensor) -> Tensor:
+        qkv = F.linear(x, layer.in_proj_weight, layer.in_proj_bias)
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        return F.linear(out, layer.out_proj.weight, layer.out_proj.bias)
+
+    shape = (BATCH, LENGTH, WIDTH)
+    yield Case("nn.SelfAttention", shape, layer, "linear, SDPA, linear", eager)
+    yield Case("nn.SelfAttention, lengths", shape, lambda x: layer(x, lengths=lengths), "without", layer)
+    linear = GELULinear(WIDTH, WIDTH).to(device="cuda", dtype=torch.bfloat16)
+    yield Case(
+        "nn.GELULinear", shape, linear,
+        "gelu, linear", lambda x: F.linear(F.gelu(x), linear.weight, linear.bias),
+    )  # fmt: skip
+
+
+def _ragged() -> Iterator[Case]:
+    lengths, offsets = zeros(BATCH), zeros(BATCH + 1, dtype=torch.int32)
+    where, places = zeros(ROWS), torch.arange(256, device="cuda")
+    keep, select = torch.ones(ROWS, dtype=torch.bool, device="cuda"), torch.ones(BATCH, dtype=torch.bool, device="cuda")
+    rows, fill = empty(32, WIDTH), empty(WIDTH)
+    padded, packed = (BATCH, LONGEST, WIDTH), (ROWS, WIDTH)
+    yield Case(
+        "pack, unpack", padded,
+        lambda x: ak.unpack(*ak.pack(x, lengths, capacity=ROWS), max_length=LONGEST),
+        "index_select twice",
+        lambda x: x.flatten(0, 1).index_select(0, where).index_select(0, where).view(padded),
+    )  # fmt: skip
+    yield Case(
+        "compact", packed, lambda x: ak.compact(x, offsets, keep, capacity=ROWS)[0],
+        "index_select", lambda x: x.index_select(0, where),
+    )  # fmt: skip
+    yield Case(
+        "append", packed, lambda x: ak.append(x, offsets, rows, select=select, capacity=ROWS)[0],
+        "cat, index_select", lambda x: torch.cat([x, rows]).index_select(0, where),
+    )  # fmt: skip
+    yield Case(
+        "tail_mask", (BATCH, 256, WIDTH), lambda x: ak.tail_mask(x, lengths, fill),
+        "where", lambda x: torch.where((places < lengths[:, None])[..., None], x, fill),
+    )  # fmt: skip
+
+
+def _codebooks() -> Iterator[Case]:
+    z, codes = (BATCH, 256, 12), empty(CODES, 12, dtype=torch.float32)
+
+    def nearest(x: Tensor, codes: Tensor) -> Tensor:
+        return (x.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * (x @ codes.T)).argmin(1)
+
+    def one_hot(x: Tensor) -> Tensor:
+        unit, units = F.normalize(x, dim=-1), F.normalize(codes, dim=-1)
+        index = nearest(unit.flatten(0, -2), units)
+        quantized = (F.one_hot(index, CODES).float() @ units).view(x.shape)
+        loss = F.mse_loss(quantized, unit.detach()) + 0.25 * F.mse_loss(quantized.detach(), unit)
+        return unit + (quantized - unit).detach() + 0 * loss
+
+    def ours(x: Tensor) -> Tensor:
+        found = ak.vector_quantize(x, codes, metric="cosine")
+        return found.quantized + 0 * found.loss
+
+    yield Case("vector_quantize", z, ours, "one-hot", one_hot, torch.float32)
+    average = VectorQuantizer(CODES, 12, metric="cosine", ema_decay=0.99).cuda().train()
+    yield Case("nn.VectorQuantizer, moving average", z, lambda x: average(x).quantized, dtype=torch.float32)
+    flat, index = (BATCH * 256, 12), zeros(BATCH * 256)
+    yield Case(
+        "nearest_codeword", flat, lambda x: ak.nearest_codeword(x, codes),
+        "distance matrix", lambda x: nearest(x, codes), torch.float32, learns=False,
+    )  # fmt: skip
+
+    def added(x: Tensor) -> Tensor:
+        count = zeros(CODES, dtype=torch.float32).index_add_(0, index, torch.ones_like(x[:, 0]))
+        return count, torch.zeros_like(codes).index_add_(0, index, x)
+
+    yield Case(
+        "codebook_statistics", flat, lambda x: ak.codebook_statistics(index, x, CODES),
+        "index_add", added, torch.float32, learns=False,
+    )  # fmt: skip
+    book, target = empty(256, 256), zeros(BATCH * 256)
+
+    def softmax(x: Tensor) -> Tensor:
+        p, nll = x.softmax(-1), F.cross_entropy(x, target, reduction="none")
+        p.gather(-1, target[:, None])
+        return p @ book + 0 * nll[:, None].to(x.dtype)
+
+    def soft(x: Tensor) -> Tensor:
+        found = ak.soft_codebook(x, book, target)
+        return found.code + 0 * found.nll[:, None].to(x.dtype)
+
+    yield Case("soft_codebook", (BATCH * 256, 256), soft, "softmax, cross entropy", softmax)
