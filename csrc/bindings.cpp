@@ -18,6 +18,7 @@
 namespace py = pybind11;
 
 void bind_attention(py::module_& module);    // attention/bindings.cpp
+void bind_launcher(py::module_& module);     // launcher/bindings.cpp
 void bind_codebooks(py::module_& module);    // vector_quantize/bindings.cpp
 void bind_ragged(py::module_& module);       // ragged/bindings.cpp
 void bind_ragged_cuda(py::module_& module);  // ragged/cuda_bindings.cpp
@@ -73,6 +74,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("team"), "Borrow the threads of an OpenMP library, given the address of its GOMP_parallel; 0: not any more.");
   bind_attention(module);
   bind_codebooks(module);
+  bind_launcher(module);
   bind_ragged(module);
 #ifdef ALIT_CUDA
   bind_ragged_cuda(module);

@@ -1,0 +1,459 @@
+// launcher(kernel, grid, name=value, ...) stands for kernel[grid](name=value, ...) of a triton.jit function.
+//
+// Triton looks at every argument of a call to find the machine code that was specialised for it, in Python, and that takes
+// 10 to 25 us for an attention kernel. Here a call is described by a key of a few words, and what Triton compiled for it is
+// remembered under that key. A call whose key is known costs about 1 us: the parameters are written into one array and
+// cuLaunchKernel gets them. All else goes to Triton, and is remembered if it can be.
+//
+// The key is at least as fine as Triton's own: of a tensor its type, device and 16-byte alignment; of an integer whether it
+// is 1 or a multiple of 16, and its width, unless the kernel does not specialise on it; of a constant or a launch option
+// type and value. Arguments are known by their names, which Python keeps in one tuple for each place of a call.
+
+#define PY_SSIZE_T_CLEAN
+#include "launcher.h"
+
+#include <dlfcn.h>
+#include <structmember.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "exchange.h"
+
+namespace alit {
+namespace {
+
+constexpr int MOST_ARGUMENTS = 64;
+// What is remembered of one site, and how many sites; beyond that all is forgotten and found anew.
+constexpr std::size_t MOST_PLANS = 256, MOST_SITES = 256;
+// Tuples of names by which a site is found at once.
+constexpr std::size_t MOST_TUPLES = 8;
+
+// ---- libcuda ----
+
+using CUfunction = void*;
+using CUstream = void*;
+struct Driver {
+  int (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
+  int (*current_device)(int*);
+  int (*error_string)(int, const char**);
+
+  // The functions of libcuda.so.1, or null where it is not.
+  static const Driver* get() {
+    static const Driver* driver = [] () -> const Driver* {
+      void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+      if (!library) return nullptr;
+      static Driver found;
+      found.launch = reinterpret_cast<decltype(found.launch)>(dlsym(library, "cuLaunchKernel"));
+      found.current_device = reinterpret_cast<decltype(found.current_device)>(dlsym(library, "cuCtxGetDevice"));
+      found.error_string = reinterpret_cast<decltype(found.error_string)>(dlsym(library, "cuGetErrorString"));
+      return found.launch && found.current_device && found.error_string ? &found : nullptr;
+    }();
+    return driver;
+  }
+};
+
+// ---- What is remembered ----
+
+// How a kernel looks at an argument: by value (constants and launch options), by Triton's specialisation, or by type only.
+enum class Look : char { VALUE = 'v', SPECIALISED = 's', UNALIGNED = 'u', TYPE = 't' };
+
+// A compiled kernel for one key.
+struct Plan {
+  CUfunction function;
+  unsigned threads, shared;
+  std::vector<std::int8_t> argument;  // parameter of the machine code -> argument of the call; -1: a null pointer
+  PyObject* compiled;                 // keeps the machine code loaded
+  int users = 0;                      // launches under way without the interpreter's lock
+  bool forgotten = false;
+};
+
+// The calls with one kernel and the same names.
+struct Site {
+  PyObject *kernel, *caches;        // caches: Triton's own, which a user may clear
+  std::vector<PyObject*> names;     // equal tuples
+  std::string looks;
+  std::unordered_map<std::string, Plan*> plans;
+};
+
+struct PairHash {
+  std::size_t operator()(const std::pair<PyObject*, PyObject*>& p) const {
+    return std::hash<void*>()(p.first) * 31 + std::hash<void*>()(p.second);
+  }
+};
+
+struct Launcher {
+  PyObject_HEAD
+  vectorcallfunc vectorcall;
+  PyObject *looks, *launch, *plan, *runtime;
+  PyObject* tensor_types[2];
+  PyObject* kept;  // constants by value: one object for all that are equal
+  const exchange::Api* api;
+  const Driver* driver;
+  std::vector<Site*>* sites;
+  std::unordered_map<std::pair<PyObject*, PyObject*>, Site*, PairHash>* by_tuple;  // kernel, names
+  long long hits, misses;
+};
+
+void drop(Plan* plan) {
+  plan->forgotten = true;
+  if (plan->users) return;
+  Py_DECREF(plan->compiled);
+  delete plan;
+}
+
+void forget_plans(Site* site) {
+  auto plans = std::move(site->plans);  // dropping one runs Python code
+  site->plans.clear();
+  for (auto& [key, plan] : plans) drop(plan);
+}
+
+void forget_sites(Launcher* self) {
+  auto sites = std::move(*self->sites);
+  self->sites->clear();
+  self->by_tuple->clear();
+  for (Site* site : sites) {
+    forget_plans(site);
+    for (PyObject* names : site->names) Py_DECREF(names);
+    Py_DECREF(site->kernel);
+    Py_DECREF(site->caches);
+    delete site;
+  }
+}
+
+// ---- Keys ----
+
+enum Tag : std::uint64_t { NONE = 1, TENSOR, INT, FLOAT, BOOL, OBJECT };
+constexpr std::uint64_t tagged(Tag tag, std::uint64_t more = 0) { return (static_cast<std::uint64_t>(tag) << 56) | more; }
+
+struct Call {
+  std::uint64_t key[2 * MOST_ARGUMENTS];
+  std::uint64_t value[MOST_ARGUMENTS];  // as a parameter of the machine code, in its low bytes
+  int words = 0;
+  int device = -1;
+
+  void add(std::uint64_t word) { key[words++] = word; }
+};
+
+// Adds argument i to the key. 1; 0 where only Triton can tell; -1 with a Python error.
+int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
+  PyTypeObject* type = Py_TYPE(argument);
+  call.value[i] = 0;
+  if (argument == Py_None) {
+    call.add(tagged(NONE));
+    return 1;
+  }
+  if (reinterpret_cast<PyObject*>(type) == self->tensor_types[0] || reinterpret_cast<PyObject*>(type) == self->tensor_types[1]) {
+    exchange::Tensor tensor;
+    if (self->api->tensor_from_object(argument, &tensor)) {
+      PyErr_Clear();
+      return 0;
+    }
+    if (tensor.device.type != exchange::CUDA || look == Look::VALUE) return 0;
+    if (call.device < 0) call.device = tensor.device.id;
+    if (tensor.device.id != call.device) return 0;
+    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+    call.value[i] = address;
+    const bool aligned = look == Look::SPECIALISED && address % 16 == 0;
+    call.add(tagged(TENSOR, (std::uint64_t{tensor.type.code} << 32) | (std::uint64_t{tensor.type.bits} << 16) |
+                                (static_cast<std::uint64_t>(tensor.device.id) << 1) | aligned));
+    return 1;
+  }
+  if (type == &PyLong_Type) {
+    int overflow;
+    const long long value = PyLong_AsLongLongAndOverflow(argument, &overflow);
+    if (value == -1 && PyErr_Occurred()) return -1;
+    if (overflow) return 0;
+    call.value[i] = static_cast<std::uint64_t>(value);
+    if (look == Look::VALUE) {
+      call.add(tagged(INT, 1));
+      call.add(static_cast<std::uint64_t>(value));
+      return 1;
+    }
+    const bool narrow = value >= INT32_MIN && value <= INT32_MAX;
+    const bool one = look != Look::TYPE && value == 1, aligned = look == Look::SPECIALISED && value % 16 == 0;
+    call.add(tagged(INT, 2 | (narrow << 2) | (one << 3) | (aligned << 4)));
+    return 1;
+  }
+  if (type == &PyFloat_Type) {
+    const double value = PyFloat_AS_DOUBLE(argument);
+    if (look == Look::VALUE) {
+      call.add(tagged(FLOAT, 1));
+      std::memcpy(&call.key[call.words++], &value, 8);
+      return 1;
+    }
+    const float narrow = static_cast<float>(value);
+    std::memcpy(&call.value[i], &narrow, 4);
+    call.add(tagged(FLOAT));
+    return 1;
+  }
+  if (look != Look::VALUE) return 0;
+  if (type == &PyBool_Type) {
+    call.add(tagged(BOOL, argument == Py_True));
+    return 1;
+  }
+  if (type != &PyUnicode_Type) return 0;  // equal objects of other types may mean different machine code
+  PyObject* kept = PyDict_SetDefault(self->kept, argument, argument);
+  if (!kept) return -1;
+  call.add(tagged(OBJECT));
+  call.add(reinterpret_cast<std::uintptr_t>(kept));
+  return 1;
+}
+
+// ---- Triton's side ----
+
+// Whether an attribute of Triton's settings is set: not None, nor an empty chain of hooks.
+bool is_set(PyObject* object, PyObject* name) {
+  PyObject* value = PyObject_GetAttr(object, name);
+  if (!value) {
+    PyErr_Clear();  // of a later version
+    return false;
+  }
+  bool result = value != Py_None && value != Py_False;
+  if (result) {
+    static PyObject* const name_of_list = PyUnicode_InternFromString("calls");
+    PyObject* calls = PyList_Check(value) ? Py_NewRef(value) : PyObject_GetAttr(value, name_of_list);
+    if (!calls) PyErr_Clear();
+    else {
+      result = !PyList_Check(calls) || PyList_GET_SIZE(calls) > 0;
+      Py_DECREF(calls);
+    }
+  }
+  Py_DECREF(value);
+  return result;
+}
+
+// Whether something wants to see a launch, or to change how it is compiled.
+bool watched(Launcher* self, PyObject* kernel) {
+  static PyObject* const settings[] = {PyUnicode_InternFromString("launch_enter_hook"), PyUnicode_InternFromString("launch_exit_hook"),
+                                       PyUnicode_InternFromString("add_stages_inspection_hook"), PyUnicode_InternFromString("debug")};
+  static PyObject* const hooks = PyUnicode_InternFromString("pre_run_hooks");
+  for (PyObject* name : settings)
+    if (is_set(self->runtime, name)) return true;
+  return is_set(kernel, hooks);
+}
+
+// Where the kernel's compiled forms are; gone if the user has cleared them.
+bool caches_stand(const Site* site) { return !PyDict_Check(site->caches) || PyDict_GET_SIZE(site->caches) > 0; }
+
+// Launches through Triton; under a key what was compiled is remembered.
+PyObject* through_triton(Launcher* self, PyObject* const* args, PyObject* kwnames, Site* site, const std::string* key) {
+  self->misses++;
+  PyObject* compiled = PyObject_Vectorcall(self->launch, args, 2, kwnames);
+  if (!compiled) return nullptr;
+  if (!site || !key || compiled == Py_None) {
+    Py_DECREF(compiled);
+    Py_RETURN_NONE;
+  }
+  Py_INCREF(site->kernel);
+  PyObject* kernel = site->kernel;
+  PyObject* found = PyObject_CallFunctionObjArgs(self->plan, kernel, compiled, kwnames, nullptr);
+  if (!found || found == Py_None) {
+    Py_DECREF(kernel);
+    Py_DECREF(compiled);
+    if (!found) return nullptr;
+    Py_DECREF(found);
+    Py_RETURN_NONE;
+  }
+  unsigned long long function;
+  Plan* plan = new Plan;
+  Py_buffer arguments;
+  const bool parsed = PyArg_ParseTuple(found, "KIIy*", &function, &plan->threads, &plan->shared, &arguments);
+  if (parsed) {
+    plan->function = reinterpret_cast<CUfunction>(function);
+    const auto* first = static_cast<const std::int8_t*>(arguments.buf);
+    plan->argument.assign(first, first + arguments.len);
+    PyBuffer_Release(&arguments);
+    plan->compiled = compiled;
+    // Python code has run since the site was found; it may be gone.
+    if (std::find(self->sites->begin(), self->sites->end(), site) == self->sites->end()) {
+      drop(plan);
+    } else {
+      if (site->plans.size() >= MOST_PLANS) forget_plans(site);
+      Plan*& slot = site->plans[*key];
+      Plan* before = slot;
+      slot = plan;
+      if (before) drop(before);
+    }
+  } else {
+    Py_DECREF(compiled);
+    delete plan;
+  }
+  Py_DECREF(found);
+  Py_DECREF(kernel);
+  if (!parsed) return nullptr;
+  Py_RETURN_NONE;
+}
+
+// The site of a call, made on the first one; null where there is none, with a Python error or without.
+Site* site_of(Launcher* self, PyObject* kernel, PyObject* names) {
+  const auto found = self->by_tuple->find({kernel, names});
+  if (found != self->by_tuple->end()) return found->second;
+  for (Site* site : *self->sites) {
+    if (site->kernel != kernel) continue;
+    const int equal = PyObject_RichCompareBool(names, site->names[0], Py_EQ);
+    if (equal < 0) return nullptr;
+    if (!equal) continue;
+    if (site->names.size() < MOST_TUPLES) {  // f(**arguments) makes a new tuple in every call
+      site->names.push_back(Py_NewRef(names));
+      (*self->by_tuple)[{kernel, names}] = site;
+    }
+    return site;
+  }
+  if (PyTuple_GET_SIZE(names) > MOST_ARGUMENTS) return nullptr;
+  PyObject* told = PyObject_CallFunctionObjArgs(self->looks, kernel, names, nullptr);
+  PyObject *looks, *caches;
+  if (!told || told == Py_None || !PyArg_ParseTuple(told, "SO", &looks, &caches)) {
+    Py_XDECREF(told);
+    return nullptr;
+  }
+  if (self->sites->size() >= MOST_SITES) forget_sites(self);
+  Site* site = new Site{Py_NewRef(kernel), Py_NewRef(caches), {Py_NewRef(names)}, PyBytes_AS_STRING(looks), {}};
+  Py_DECREF(told);
+  self->sites->push_back(site);
+  (*self->by_tuple)[{kernel, names}] = site;
+  return site;
+}
+
+// Sizes of the grid: 1, 0 where Triton has to look, -1 with a Python error.
+int sizes_of(PyObject* grid, unsigned* size) {
+  if (!PyTuple_CheckExact(grid) || PyTuple_GET_SIZE(grid) < 1 || PyTuple_GET_SIZE(grid) > 3) return 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(grid); ++i) {
+    if (Py_TYPE(PyTuple_GET_ITEM(grid, i)) != &PyLong_Type) return 0;
+    const unsigned long given = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(grid, i));
+    if (given > INT32_MAX) {
+      PyErr_Clear();
+      return 0;  // Triton says what is wrong with it
+    }
+    size[i] = static_cast<unsigned>(given);
+  }
+  return 1;
+}
+
+PyObject* call(PyObject* object, PyObject* const* args, std::size_t nargsf, PyObject* kwnames) {
+  auto* self = reinterpret_cast<Launcher*>(object);
+  if (PyVectorcall_NARGS(nargsf) != 2 || !kwnames) {
+    PyErr_SetString(PyExc_TypeError, "expected a kernel, a grid, and the kernel's arguments by name");
+    return nullptr;
+  }
+  PyObject *kernel = args[0], *grid = args[1];
+  unsigned size[3] = {1, 1, 1};
+  const int plain = sizes_of(grid, size);
+  if (plain && !(size[0] && size[1] && size[2])) Py_RETURN_NONE;
+  Site* site = plain ? site_of(self, kernel, kwnames) : nullptr;
+  if (!site) return PyErr_Occurred() ? nullptr : through_triton(self, args, kwnames, nullptr, nullptr);
+  Call described;
+  const Py_ssize_t count = PyTuple_GET_SIZE(kwnames);
+  for (int i = 0; i < count; ++i) {
+    const int known = describe(self, described, i, args[2 + i], static_cast<Look>(site->looks[i]));
+    if (known < 0) return nullptr;
+    if (!known) return through_triton(self, args, kwnames, nullptr, nullptr);
+  }
+  int current;
+  if (described.device < 0 || self->driver->current_device(&current) || current != described.device || watched(self, kernel))
+    return through_triton(self, args, kwnames, nullptr, nullptr);
+  if (!caches_stand(site)) forget_plans(site);
+  const std::string key(reinterpret_cast<const char*>(described.key), 8 * described.words);
+  const auto place = site->plans.find(key);
+  if (place == site->plans.end()) return through_triton(self, args, kwnames, site, &key);
+  Plan* plan = place->second;
+  self->hits++;
+  std::uint64_t null = 0;
+  void* parameters[MOST_ARGUMENTS + 8];
+  for (std::size_t i = 0; i < plan->argument.size(); ++i)
+    parameters[i] = plan->argument[i] < 0 ? &null : &described.value[plan->argument[i]];
+  CUstream stream;
+  if (self->api->current_stream(exchange::CUDA, described.device, &stream)) return nullptr;
+  int error;
+  plan->users++;
+  Py_BEGIN_ALLOW_THREADS;  // a full queue makes the launch wait
+  error = self->driver->launch(plan->function, size[0], size[1], size[2], plan->threads, 1, 1, plan->shared, stream, parameters, nullptr);
+  Py_END_ALLOW_THREADS;
+  plan->users--;
+  if (plan->forgotten) drop(plan);
+  if (error) {
+    const char* text = nullptr;
+    self->driver->error_string(error, &text);
+    return PyErr_Format(PyExc_RuntimeError, "Triton kernel was not launched: CUDA error %d, %s", error, text ? text : "unknown");
+  }
+  Py_RETURN_NONE;
+}
+
+// ---- The type ----
+
+PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
+  static const char* names[] = {"looks", "launch", "plan", "runtime", "tensor_types", "api", nullptr};
+  PyObject *looks, *launch, *plan, *runtime, *tensor, *parameter, *capsule;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO(OO)O", const_cast<char**>(names), &looks, &launch, &plan, &runtime, &tensor,
+                                   &parameter, &capsule))
+    return nullptr;
+  const auto* api = static_cast<const exchange::Api*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
+  if (!api) return nullptr;
+  if (api->header.major != exchange::MAJOR || !api->tensor_from_object || !api->current_stream)
+    return PyErr_Format(PyExc_RuntimeError, "api: expected DLPack's exchange API %d, got %d", exchange::MAJOR, api->header.major);
+  const Driver* driver = Driver::get();
+  if (!driver) {
+    PyErr_SetString(PyExc_RuntimeError, "libcuda.so.1 is not there");
+    return nullptr;
+  }
+  auto* self = reinterpret_cast<Launcher*>(type->tp_alloc(type, 0));
+  if (!self) return nullptr;
+  self->vectorcall = call;
+  self->looks = Py_NewRef(looks);
+  self->launch = Py_NewRef(launch);
+  self->plan = Py_NewRef(plan);
+  self->runtime = Py_NewRef(runtime);
+  self->tensor_types[0] = Py_NewRef(tensor);
+  self->tensor_types[1] = Py_NewRef(parameter);
+  self->kept = PyDict_New();
+  self->api = api;
+  self->driver = driver;
+  self->sites = new std::vector<Site*>;
+  self->by_tuple = new std::unordered_map<std::pair<PyObject*, PyObject*>, Site*, PairHash>;
+  return reinterpret_cast<PyObject*>(self);
+}
+
+void destroy(PyObject* object) {
+  auto* self = reinterpret_cast<Launcher*>(object);
+  forget_sites(self);
+  delete self->sites;
+  delete self->by_tuple;
+  for (PyObject* each : {self->looks, self->launch, self->plan, self->runtime, self->tensor_types[0], self->tensor_types[1], self->kept})
+    Py_XDECREF(each);
+  PyTypeObject* type = Py_TYPE(object);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+PyObject* counts(PyObject* object, PyObject*) {
+  auto* self = reinterpret_cast<Launcher*>(object);
+  Py_ssize_t plans = 0;
+  for (const Site* site : *self->sites) plans += site->plans.size();
+  return Py_BuildValue("LLn", self->hits, self->misses, plans);
+}
+
+PyMethodDef METHODS[] = {{"counts", counts, METH_NOARGS, "Launches of its own, launches through Triton, remembered forms of kernels."}, {}};
+PyMemberDef MEMBERS[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Launcher, vectorcall), READONLY, nullptr}, {}};
+PyType_Slot SLOTS[] = {
+    {Py_tp_doc, const_cast<char*>("launcher(kernel, grid, name=value, ...): as kernel[grid](name=value, ...) of a triton.jit function, on the"
+                                  " device of its tensors, on the current stream.")},
+    {Py_tp_new, reinterpret_cast<void*>(make)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
+    {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+    {Py_tp_methods, METHODS},
+    {Py_tp_members, MEMBERS},
+    {0, nullptr},
+};
+PyType_Spec SPEC = {"alit_kernels._C.Launcher", sizeof(Launcher), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL, SLOTS};
+
+}  // namespace
+
+PyObject* launcher_type() { return PyType_FromSpec(&SPEC); }
+
+}  // namespace alit
