@@ -66,7 +66,12 @@ def plan(kernel: Any, compiled: Any, names: tuple[str, ...]) -> tuple[int, int, 
     None for launches of other kinds: clusters, cooperative or dependent ones, with scratch memory.
     """
     data = compiled.metadata
-    special = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+    special = (
+        "launch_cooperative_grid",
+        "launch_pdl",
+        "global_scratch_size",
+        "profile_scratch_size",
+    )
     if data.num_ctas != 1 or any(getattr(data, name, 0) for name in special):
         return None
     signature = compiled.src.signature

@@ -73,13 +73,26 @@ def build(out: Path) -> None:
     made = out / "made.c"
     made.write_text(bodies(rest))
     library = out / "libnull_cuda.so"
-    command = ["gcc", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-w", "-I", nvidia / "include"]
-    subprocess.run([*command, "-o", library, here / "null.c", made, "-ldl", "-lpthread"], check=True)
+    command = [
+        "gcc",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-w",
+        "-I",
+        nvidia / "include",
+    ]
+    subprocess.run(
+        [*command, "-o", library, here / "null.c", made, "-ldl", "-lpthread"], check=True
+    )
     for name in files:
         link = out / name
         link.unlink(missing_ok=True)
         link.symlink_to(library.name)
-    print(f"{library}: {len(defined)} functions by hand, {len(rest)} that do nothing, for {len(files)} libraries")
+    print(
+        f"{library}: {len(defined)} functions by hand, {len(rest)} that do nothing, for {len(files)} libraries"
+    )
 
 
 if __name__ == "__main__":

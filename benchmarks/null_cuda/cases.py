@@ -86,7 +86,9 @@ def _attention() -> Iterator[Case]:
 
     shape = (BATCH, LENGTH, WIDTH)
     yield Case("nn.SelfAttention", shape, layer, "linear, SDPA, linear", eager)
-    yield Case("nn.SelfAttention, lengths", shape, lambda x: layer(x, lengths=lengths), "without", layer)
+    yield Case(
+        "nn.SelfAttention, lengths", shape, lambda x: layer(x, lengths=lengths), "without", layer
+    )
     linear = GELULinear(WIDTH, WIDTH).to(device="cuda", dtype=torch.bfloat16)
     yield Case(
         "nn.GELULinear", shape, linear,
@@ -97,7 +99,10 @@ def _attention() -> Iterator[Case]:
 def _ragged() -> Iterator[Case]:
     lengths, offsets = zeros(BATCH), zeros(BATCH + 1, dtype=torch.int32)
     where, places = zeros(ROWS), torch.arange(256, device="cuda")
-    keep, select = torch.ones(ROWS, dtype=torch.bool, device="cuda"), torch.ones(BATCH, dtype=torch.bool, device="cuda")
+    keep, select = (
+        torch.ones(ROWS, dtype=torch.bool, device="cuda"),
+        torch.ones(BATCH, dtype=torch.bool, device="cuda"),
+    )
     rows, fill = empty(32, WIDTH), empty(WIDTH)
     padded, packed = (BATCH, LONGEST, WIDTH), (ROWS, WIDTH)
     yield Case(
@@ -124,7 +129,9 @@ def _codebooks() -> Iterator[Case]:
     z, codes = (BATCH, 256, 12), empty(CODES, 12, dtype=torch.float32)
 
     def nearest(x: Tensor, codes: Tensor) -> Tensor:
-        return (x.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * (x @ codes.T)).argmin(1)
+        return (x.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * (x @ codes.T)).argmin(
+            1
+        )
 
     def one_hot(x: Tensor) -> Tensor:
         unit, units = F.normalize(x, dim=-1), F.normalize(codes, dim=-1)
@@ -139,7 +146,9 @@ def _codebooks() -> Iterator[Case]:
 
     yield Case("vector_quantize", z, ours, "one-hot", one_hot, torch.float32)
     average = VectorQuantizer(CODES, 12, metric="cosine", ema_decay=0.99).cuda().train()
-    yield Case("nn.VectorQuantizer, moving average", z, lambda x: average(x).quantized, dtype=torch.float32)
+    yield Case(
+        "nn.VectorQuantizer, moving average", z, lambda x: average(x).quantized, dtype=torch.float32
+    )
     flat, index = (BATCH * 256, 12), zeros(BATCH * 256)
     yield Case(
         "nearest_codeword", flat, lambda x: ak.nearest_codeword(x, codes),

@@ -47,7 +47,9 @@ def library() -> ctypes.CDLL:
         found = ctypes.CDLL("libcuda.so.1")
         found.null_cuda_count.restype = ctypes.c_int64
     except (OSError, AttributeError):
-        raise SystemExit("libcuda.so.1 is not the null CUDA; 'make host' runs this with it") from None
+        raise SystemExit(
+            "libcuda.so.1 is not the null CUDA; 'make host' runs this with it"
+        ) from None
     found.null_cuda_unknown.restype = ctypes.c_char_p
     found.null_cuda_latest.restype = ctypes.POINTER(ctypes.c_uint64)
     return found

@@ -83,7 +83,10 @@ def measured(case: Any, turns: int) -> dict[str, Any]:
         micro = {name: [1e6 * s / CHAIN for s in seconds] for name, seconds in times.items()}
         found[kind] = {
             name: counts[name]._asdict()
-            | {"us": round(statistics.median(micro[name]), 1), "least_us": round(min(micro[name]), 1)}
+            | {
+                "us": round(statistics.median(micro[name]), 1),
+                "least_us": round(min(micro[name]), 1),
+            }
             for name in links
         }
         if case.theirs:
@@ -103,8 +106,12 @@ def sources() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.null_cuda.host", description=__doc__)
-    parser.add_argument("--core", type=Path, help="alit_kernels._C, linked to the dynamic CUDA runtime")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.null_cuda.host", description=__doc__
+    )
+    parser.add_argument(
+        "--core", type=Path, help="alit_kernels._C, linked to the dynamic CUDA runtime"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="cases whose names contain this")
     parser.add_argument("--turns", type=int, default=15)
@@ -130,7 +137,12 @@ def main() -> None:
     if missing := driver.unknown():
         raise SystemExit(f"the null CUDA has no body for {', '.join(missing)}, which was called")
     if options.json:
-        head = {"date": date.today().isoformat(), "machine": platform.processor(), "torch": torch.__version__, "sources": sources()}
+        head = {
+            "date": date.today().isoformat(),
+            "machine": platform.processor(),
+            "torch": torch.__version__,
+            "sources": sources(),
+        }
         options.json.write_text(json.dumps(head | {"calls": found}, indent=1) + "\n")
 
 

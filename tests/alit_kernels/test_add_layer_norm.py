@@ -31,7 +31,9 @@ def results(
     leaves = [
         None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs
     ]
-    function = partial(add_layer_norm, implementation=implementation) if implementation else written_out
+    function = (
+        partial(add_layer_norm, implementation=implementation) if implementation else written_out
+    )
     outputs = function(*leaves)
     generator = torch.Generator().manual_seed(1)
     factors = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
