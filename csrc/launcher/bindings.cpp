@@ -1,4 +1,4 @@
-// The launcher as a type of the extension.
+// The launcher's types and functions, in the extension.
 
 #include <pybind11/pybind11.h>
 
@@ -6,8 +6,21 @@
 
 namespace py = pybind11;
 
+namespace {
+
+py::object taken(PyObject* made) {
+  if (!made) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+PyMethodDef SIGNATURE = {"signature", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(alit::signature)), METH_FASTCALL,
+                         "signature(*arguments) -> bytes: equal for calls that differ in tensors' contents and addresses alone; None where an"
+                         " argument is none of torch's own tensors, None, bool, int, float or str."};
+
+}  // namespace
+
 void bind_launcher(py::module_& module) {
-  PyObject* type = alit::launcher_type();
-  if (!type) throw py::error_already_set();
-  module.add_object("Launcher", py::reinterpret_steal<py::object>(type));
+  module.add_object("Launcher", taken(alit::launcher_type()));
+  module.add_object("Plan", taken(alit::plan_type()));
+  module.add_object("signature", taken(PyCFunction_New(&SIGNATURE, nullptr)));
 }

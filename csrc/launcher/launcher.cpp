@@ -12,7 +12,6 @@
 #define PY_SSIZE_T_CLEAN
 #include "launcher.h"
 
-#include <dlfcn.h>
 #include <structmember.h>
 
 #include <algorithm>
@@ -24,7 +23,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "driver.h"
 #include "exchange.h"
+#include "hooks.h"
 
 namespace alit {
 namespace {
@@ -34,30 +35,6 @@ constexpr int MOST_ARGUMENTS = 64;
 constexpr std::size_t MOST_PLANS = 256, MOST_SITES = 256;
 // Tuples of names by which a site is found at once.
 constexpr std::size_t MOST_TUPLES = 8;
-
-// ---- libcuda ----
-
-using CUfunction = void*;
-using CUstream = void*;
-struct Driver {
-  int (*launch)(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**);
-  int (*current_device)(int*);
-  int (*error_string)(int, const char**);
-
-  // The functions of libcuda.so.1, or null where it is not.
-  static const Driver* get() {
-    static const Driver* driver = [] () -> const Driver* {
-      void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-      if (!library) return nullptr;
-      static Driver found;
-      found.launch = reinterpret_cast<decltype(found.launch)>(dlsym(library, "cuLaunchKernel"));
-      found.current_device = reinterpret_cast<decltype(found.current_device)>(dlsym(library, "cuCtxGetDevice"));
-      found.error_string = reinterpret_cast<decltype(found.error_string)>(dlsym(library, "cuGetErrorString"));
-      return found.launch && found.current_device && found.error_string ? &found : nullptr;
-    }();
-    return driver;
-  }
-};
 
 // ---- What is remembered ----
 
@@ -208,37 +185,6 @@ int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
 
 // ---- Triton's side ----
 
-// Whether an attribute of Triton's settings is set: not None, nor an empty chain of hooks.
-bool is_set(PyObject* object, PyObject* name) {
-  PyObject* value = PyObject_GetAttr(object, name);
-  if (!value) {
-    PyErr_Clear();  // of a later version
-    return false;
-  }
-  bool result = value != Py_None && value != Py_False;
-  if (result) {
-    static PyObject* const name_of_list = PyUnicode_InternFromString("calls");
-    PyObject* calls = PyList_Check(value) ? Py_NewRef(value) : PyObject_GetAttr(value, name_of_list);
-    if (!calls) PyErr_Clear();
-    else {
-      result = !PyList_Check(calls) || PyList_GET_SIZE(calls) > 0;
-      Py_DECREF(calls);
-    }
-  }
-  Py_DECREF(value);
-  return result;
-}
-
-// Whether something wants to see a launch, or to change how it is compiled.
-bool watched(Launcher* self, PyObject* kernel) {
-  static PyObject* const settings[] = {PyUnicode_InternFromString("launch_enter_hook"), PyUnicode_InternFromString("launch_exit_hook"),
-                                       PyUnicode_InternFromString("add_stages_inspection_hook"), PyUnicode_InternFromString("debug")};
-  static PyObject* const hooks = PyUnicode_InternFromString("pre_run_hooks");
-  for (PyObject* name : settings)
-    if (is_set(self->runtime, name)) return true;
-  return is_set(kernel, hooks);
-}
-
 // Where the kernel's compiled forms are; gone if the user has cleared them.
 bool caches_stand(const Site* site) { return !PyDict_Check(site->caches) || PyDict_GET_SIZE(site->caches) > 0; }
 
@@ -356,7 +302,7 @@ PyObject* call(PyObject* object, PyObject* const* args, std::size_t nargsf, PyOb
     if (!known) return through_triton(self, args, kwnames, nullptr, nullptr);
   }
   int current;
-  if (described.device < 0 || self->driver->current_device(&current) || current != described.device || watched(self, kernel))
+  if (described.device < 0 || self->driver->current_device(&current) || current != described.device || watched(self->runtime, kernel))
     return through_triton(self, args, kwnames, nullptr, nullptr);
   if (!caches_stand(site)) forget_plans(site);
   const std::string key(reinterpret_cast<const char*>(described.key), 8 * described.words);
@@ -378,9 +324,7 @@ PyObject* call(PyObject* object, PyObject* const* args, std::size_t nargsf, PyOb
   plan->users--;
   if (plan->forgotten) drop(plan);
   if (error) {
-    const char* text = nullptr;
-    self->driver->error_string(error, &text);
-    return PyErr_Format(PyExc_RuntimeError, "Triton kernel was not launched: CUDA error %d, %s", error, text ? text : "unknown");
+    return self->driver->raise(error);
   }
   Py_RETURN_NONE;
 }

@@ -1,0 +1,259 @@
+// The launches of an op for one signature of its arguments, repeated with other addresses.
+//
+// All that an op does on the host for one of its calls, from the checks to the choice of tiles, follows from shapes, strides,
+// types, alignment and numbers: from `signature`. So it need be done once. What differs from call to call are addresses:
+// a Plan holds the launches with everything else in place, takes the tensors, and launches.
+
+#define PY_SSIZE_T_CLEAN
+#include "launcher.h"
+
+#include <structmember.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "driver.h"
+#include "exchange.h"
+#include "hooks.h"
+
+namespace alit {
+namespace {
+
+constexpr int MOST_TENSORS = 32, MOST_PARAMETERS = 72;
+
+const exchange::Api* exchange_api = nullptr;
+PyObject* tensor_types[2] = {nullptr, nullptr};
+
+// torch.Tensor's exchange API and its two plain types, looked up once. False with a Python error.
+bool find_torch() {
+  if (exchange_api) return true;
+  PyObject* torch = PyImport_ImportModule("torch");
+  if (!torch) return false;
+  PyObject* tensor = PyObject_GetAttrString(torch, "Tensor");
+  PyObject* nn = PyObject_GetAttrString(torch, "nn");
+  PyObject* parameter = nn ? PyObject_GetAttrString(nn, "Parameter") : nullptr;
+  PyObject* capsule = tensor && parameter ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : nullptr;
+  if (capsule) {
+    const auto* api = static_cast<const exchange::Api*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
+    if (api && api->header.major == exchange::MAJOR && api->tensor_from_object && api->current_stream) {
+      tensor_types[0] = Py_NewRef(tensor);
+      tensor_types[1] = Py_NewRef(parameter);
+      exchange_api = api;
+    } else if (api) {
+      PyErr_Format(PyExc_RuntimeError, "expected DLPack's exchange API %d, got %d", exchange::MAJOR, api->header.major);
+    }
+  }
+  for (PyObject* each : {torch, tensor, nn, parameter, capsule}) Py_XDECREF(each);
+  return exchange_api != nullptr;
+}
+
+struct Launch {
+  PyObject *kernel, *compiled;
+  CUfunction function;
+  unsigned grid[3], threads, shared;
+  std::vector<std::uint64_t> values;  // of the parameters, addresses not yet in place
+  struct Address {
+    int parameter, tensor;
+    std::int64_t offset;  // bytes from the tensor's first element
+  };
+  std::vector<Address> addresses;
+};
+
+struct Plan {
+  PyObject_HEAD
+  vectorcallfunc vectorcall;
+  PyObject* runtime;
+  int device;
+  std::vector<Launch>* launches;
+};
+
+// plan(*tensors) -> bool: False where Triton itself has to launch: another device is current, or something watches.
+PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, PyObject* kwnames) {
+  auto* self = reinterpret_cast<Plan*>(object);
+  const Py_ssize_t count = PyVectorcall_NARGS(nargsf);
+  if (kwnames || count > MOST_TENSORS) {
+    PyErr_Format(PyExc_TypeError, "expected up to %d tensors", MOST_TENSORS);
+    return nullptr;
+  }
+  const Driver* driver = Driver::get();
+  int current;
+  if (driver->current_device(&current) || current != self->device) Py_RETURN_FALSE;
+  for (const Launch& launch : *self->launches)
+    if (watched(self->runtime, launch.kernel)) Py_RETURN_FALSE;
+  std::uint64_t address[MOST_TENSORS];
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (tensors[i] == Py_None) {
+      address[i] = 0;
+      continue;
+    }
+    exchange::Tensor tensor;
+    if (exchange_api->tensor_from_object(tensors[i], &tensor)) return nullptr;
+    address[i] = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+  }
+  CUstream stream;
+  if (exchange_api->current_stream(exchange::CUDA, self->device, &stream)) return nullptr;
+  int error = 0;
+  Py_INCREF(object);
+  Py_BEGIN_ALLOW_THREADS;  // a full queue makes a launch wait
+  for (const Launch& launch : *self->launches) {
+    std::uint64_t values[MOST_PARAMETERS];
+    void* parameters[MOST_PARAMETERS];
+    std::memcpy(values, launch.values.data(), 8 * launch.values.size());
+    for (const Launch::Address& each : launch.addresses) values[each.parameter] = address[each.tensor] + each.offset;
+    for (std::size_t i = 0; i < launch.values.size(); ++i) parameters[i] = &values[i];
+    error = driver->launch(launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.threads, 1, 1, launch.shared, stream,
+                           parameters, nullptr);
+    if (error) break;
+  }
+  Py_END_ALLOW_THREADS;
+  Py_DECREF(object);
+  if (error) return driver->raise(error);
+  Py_RETURN_TRUE;
+}
+
+// One entry of Plan(launches=...): (kernel, compiled, function, grid, threads, shared, values, [(parameter, tensor, offset)]).
+bool parse(PyObject* given, Launch& launch) {
+  unsigned long long function;
+  Py_buffer values;
+  PyObject *kernel, *compiled, *addresses;
+  if (!PyArg_ParseTuple(given, "OOK(III)IIy*O!", &kernel, &compiled, &function, &launch.grid[0], &launch.grid[1], &launch.grid[2],
+                        &launch.threads, &launch.shared, &values, &PyList_Type, &addresses))
+    return false;
+  launch.function = reinterpret_cast<CUfunction>(function);
+  launch.values.resize(values.len / 8);
+  std::memcpy(launch.values.data(), values.buf, 8 * launch.values.size());
+  PyBuffer_Release(&values);
+  if (launch.values.size() > MOST_PARAMETERS) {
+    PyErr_Format(PyExc_ValueError, "values: expected up to %d parameters, got %zu", MOST_PARAMETERS, launch.values.size());
+    return false;
+  }
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(addresses); ++i) {
+    Launch::Address address;
+    long long offset;
+    if (!PyArg_ParseTuple(PyList_GET_ITEM(addresses, i), "iiL", &address.parameter, &address.tensor, &offset)) return false;
+    address.offset = offset;
+    if (address.parameter < 0 || address.parameter >= static_cast<int>(launch.values.size()) || address.tensor < 0 ||
+        address.tensor >= MOST_TENSORS) {
+      PyErr_SetString(PyExc_ValueError, "addresses: out of range");
+      return false;
+    }
+    launch.addresses.push_back(address);
+  }
+  launch.kernel = Py_NewRef(kernel);
+  launch.compiled = Py_NewRef(compiled);
+  return true;
+}
+
+PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
+  static const char* names[] = {"launches", "device", "runtime", nullptr};
+  PyObject *launches, *runtime;
+  int device;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!iO", const_cast<char**>(names), &PyList_Type, &launches, &device, &runtime))
+    return nullptr;
+  if (!find_torch()) return nullptr;
+  if (!Driver::get()) {
+    PyErr_SetString(PyExc_RuntimeError, "libcuda.so.1 is not there");
+    return nullptr;
+  }
+  auto* self = reinterpret_cast<Plan*>(type->tp_alloc(type, 0));
+  if (!self) return nullptr;
+  self->vectorcall = call;
+  self->runtime = Py_NewRef(runtime);
+  self->device = device;
+  self->launches = new std::vector<Launch>;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(launches); ++i) {
+    Launch launch{};
+    if (!parse(PyList_GET_ITEM(launches, i), launch)) {
+      Py_DECREF(self);
+      return nullptr;
+    }
+    self->launches->push_back(std::move(launch));
+  }
+  return reinterpret_cast<PyObject*>(self);
+}
+
+void destroy(PyObject* object) {
+  auto* self = reinterpret_cast<Plan*>(object);
+  for (const Launch& launch : *self->launches) {
+    Py_DECREF(launch.kernel);
+    Py_DECREF(launch.compiled);
+  }
+  delete self->launches;
+  Py_XDECREF(self->runtime);
+  PyTypeObject* type = Py_TYPE(object);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+PyMemberDef MEMBERS[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Plan, vectorcall), READONLY, nullptr}, {}};
+PyType_Slot SLOTS[] = {
+    {Py_tp_doc, const_cast<char*>("plan(*tensors) -> bool: the launches of one call with these tensors' addresses; False where Triton has"
+                                  " to launch itself.")},
+    {Py_tp_new, reinterpret_cast<void*>(make)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
+    {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+    {Py_tp_members, MEMBERS},
+    {0, nullptr},
+};
+PyType_Spec SPEC = {"alit_kernels._C.Plan", sizeof(Plan), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL, SLOTS};
+
+}  // namespace
+
+PyObject* plan_type() { return PyType_FromSpec(&SPEC); }
+
+PyObject* signature(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  constexpr int MOST = 256;
+  std::int64_t key[MOST];
+  int used = 0;
+  if (!find_torch()) return nullptr;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* argument = arguments[i];
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(argument));
+    if (used + 4 > MOST) Py_RETURN_NONE;
+    if (argument == Py_None) {
+      key[used++] = 1;
+    } else if (type == tensor_types[0] || type == tensor_types[1]) {
+      exchange::Tensor tensor;
+      if (exchange_api->tensor_from_object(argument, &tensor)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+      }
+      if (used + 2 + 2 * tensor.ndim > MOST) Py_RETURN_NONE;
+      const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+      key[used++] = 2 | (std::int64_t{tensor.type.code} << 8) | (std::int64_t{tensor.type.bits} << 16) |
+                    (std::int64_t{address % 16 == 0} << 24) | (std::int64_t{tensor.ndim} << 32) | (std::int64_t{tensor.device.type} << 40) |
+                    (std::int64_t{tensor.device.id} << 48);
+      std::memcpy(key + used, tensor.shape, 8 * tensor.ndim);
+      std::memcpy(key + used + tensor.ndim, tensor.strides, 8 * tensor.ndim);
+      used += 2 * tensor.ndim;
+    } else if (argument == Py_True || argument == Py_False) {
+      key[used++] = argument == Py_True ? 3 : 4;
+    } else if (PyLong_CheckExact(argument)) {
+      int overflow;
+      key[used++] = 5;
+      key[used++] = PyLong_AsLongLongAndOverflow(argument, &overflow);
+      if (overflow) Py_RETURN_NONE;
+    } else if (PyFloat_CheckExact(argument)) {
+      const double value = PyFloat_AS_DOUBLE(argument);
+      key[used++] = 6;
+      std::memcpy(&key[used++], &value, 8);
+    } else if (PyUnicode_CheckExact(argument)) {
+      Py_ssize_t length;
+      const char* text = PyUnicode_AsUTF8AndSize(argument, &length);
+      if (!text) return nullptr;
+      if (used + 2 + length / 8 + 1 > MOST) Py_RETURN_NONE;
+      key[used++] = 7;
+      key[used++] = length;
+      key[used + length / 8] = 0;
+      std::memcpy(key + used, text, length);
+      used += length / 8 + 1;
+    } else {
+      Py_RETURN_NONE;
+    }
+  }
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(key), 8 * used);
+}
+
+}  // namespace alit
