@@ -31,8 +31,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._triton import TYPES, as_rows, cdiv, device_of
+from .._vectors import unit
 from ..aot import Build
-from .reference import unit
 
 UNROLLED = (
     16  # the largest D whose rows stay in registers, and that is searched by differences alone

@@ -17,11 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .._triton import TYPES, as_rows, cdiv, device_of
+from .._vectors import unit
 from ..aot import Build
 from ..codebook_statistics import kernels as statistics
 from ..codebook_statistics.kernels import sum_of_code, tile
 from ..nearest_codeword.kernels import search
-from ..nearest_codeword.reference import unit
 
 EPSILON = tl.constexpr(1e-12)
 
