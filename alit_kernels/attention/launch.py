@@ -18,19 +18,11 @@ from .._triton import cdiv, device_of
 from . import kernels
 from .configurations import Tile, fuses, map_tile, padded, tile
 from .layout import MAX_PITCH, empty_rows, empty_sums
+from .problem import Problem
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def attention(problem: Problem) -> tuple[Tensor, Tensor]:
+    q, k, v, offsets, key_offsets, _, _, key_mask, scale = problem
     out, lse = empty_rows(q), empty_sums(q)
     q, k, v = _rows(q), _rows(k), _rows(v)
     q, _, scale = _with_positive_scale(q, scale)
@@ -48,20 +40,9 @@ def attention(
 
 
 def attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
+    problem: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, offsets, key_offsets, _, _, key_mask, scale = problem
     grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()

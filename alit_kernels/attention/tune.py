@@ -75,7 +75,7 @@ def workload(
     if kernel == "forward":
         return forward
     out, lse = forward()
-    saved = (grad_out, torch.zeros_like(lse), q, k, v, out, lse, offsets, None, *sizes, *options)
+    saved = (q, k, v, offsets, None, *sizes, *options, grad_out, torch.zeros_like(lse), out, lse)
     return lambda: _attention_backward(*saved, implementation="triton")
 
 
