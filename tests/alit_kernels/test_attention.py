@@ -300,11 +300,11 @@ def test_no_key_gives_zeros(target: Target) -> None:
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_offsets_that_begin_late(target: Target) -> None:
     """Wrong, but nobody looks at them on a GPU: nothing outside is read, and the sequences are as they should be."""
-    launch = pytest.importorskip("alit_kernels.attention.launch")
+    triton_ = pytest.importorskip("alit_kernels.attention.triton_")
     rows = torch.full((350, 1, 16), torch.nan, device=target.device)
     q = rows[200:].normal_()
     memory = torch.tensor([-192, 100, 150], dtype=torch.int32, device=target.device)
-    out, _ = launch.attention(q, q, q, memory[1:], None, 50, 50, None, 0.25)
+    out, _ = triton_.attention(q, q, q, memory[1:], None, 50, 50, None, 0.25)
     assert out[64:100].isfinite().all()
     expected = attention(q[None, 100:], q[None, 100:], q[None, 100:])
     torch.testing.assert_close(out[None, 100:], expected)
