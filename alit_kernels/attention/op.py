@@ -218,7 +218,7 @@ def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _implementations(function: str, *names: str, query: int = 0) -> dict[str, Any]:
     """``others`` and ``limits`` of an op; its argument number ``query`` is q."""
-    modules = {"cpp": "cpp", "torch": "aten", "triton": "triton_"}
+    modules = {"cpp": "cpp", "torch": "torch_", "triton": "triton_"}
 
     def limit(*arguments: Any) -> str:
         width = arguments[query].shape[-1]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._triton import as_rows, cdiv, launch, next_power_of_2
+from .._vectors import unit
 from . import kernels
-from .reference import unit
 
 #: The largest D whose rows stay in registers, and that is searched by differences alone.
 UNROLLED = 16

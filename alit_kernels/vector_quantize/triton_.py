@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .._triton import as_rows, cdiv, launch
+from .._vectors import unit
 from ..codebook_statistics.triton_ import CHUNK, chunk_sums, runs, tile
-from ..nearest_codeword.reference import unit
 from ..nearest_codeword.triton_ import search
 from . import kernels
 
