@@ -257,7 +257,7 @@ _attention = Op(
     others={
         "cpp": "alit_kernels.attention.cpp:attention",
         "torch": "alit_kernels.attention.torch_:attention",
-        "triton": "alit_kernels.attention.launch:attention",
+        "triton": "alit_kernels.attention.triton_:attention",
     },
     limits={"triton": lambda x: _limit(x.q)},
     fake=lambda x: (empty_rows(x.q), empty_sums(x.q, accumulation_dtype(x.q))),
@@ -271,7 +271,7 @@ _attention_backward = Op(
     others={
         "cpp": "alit_kernels.attention.cpp:attention_backward",
         "torch": "alit_kernels.attention.torch_:attention_backward",
-        "triton": "alit_kernels.attention.launch:attention_backward",
+        "triton": "alit_kernels.attention.triton_:attention_backward",
     },
     limits={"triton": lambda x, *rest: _limit(x.q)},
     fake=lambda x, *rest: (empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)),
@@ -280,7 +280,7 @@ _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
     " SymInt key_start, SymInt key_stop, SymInt max_length, float scale) -> Tensor",
     reference=reference.attention_map,
-    others={"triton": "alit_kernels.attention.launch:attention_map"},
+    others={"triton": "alit_kernels.attention.triton_:attention_map"},
     limits={"triton": lambda q, *rest: _limit(q)},
     fake=lambda q, k, lse, offsets, query_start, query_stop, key_start, key_stop, *rest: (
         q.new_empty(

@@ -74,7 +74,7 @@ _soft_codebook = Op(
     fake=_fake,
     others={
         "torch": "alit_kernels.soft_codebook.torch_:soft_codebook",
-        "triton": "alit_kernels.soft_codebook.kernels:soft_codebook",
+        "triton": "alit_kernels.soft_codebook.triton_:soft_codebook",
     },
     check=_check,
 )
@@ -89,7 +89,7 @@ _soft_codebook_backward = Op(
     ),
     others={
         "torch": "alit_kernels.soft_codebook.torch_:soft_codebook_backward",
-        "triton": "alit_kernels.soft_codebook.kernels:soft_codebook_backward",
+        "triton": "alit_kernels.soft_codebook.triton_:soft_codebook_backward",
     },
 )
 
