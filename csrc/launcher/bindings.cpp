@@ -1,10 +1,7 @@
 // The launcher's types and functions, in the extension.
 
-#include <pybind11/pybind11.h>
-
+#include "../bindings.h"
 #include "launcher.h"
-
-namespace py = pybind11;
 
 namespace {
 

@@ -9,6 +9,7 @@
 
 #include <structmember.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -206,7 +207,9 @@ PyObject* plan_type() { return PyType_FromSpec(&SPEC); }
 PyObject* signature(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   constexpr int MOST = 256;
   std::int64_t key[MOST];
+  std::uintptr_t addresses[MOST_TENSORS] = {};
   int used = 0;
+  if (count > MOST_TENSORS) Py_RETURN_NONE;
   if (!find_torch()) return nullptr;
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* argument = arguments[i];
@@ -222,9 +225,11 @@ PyObject* signature(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       }
       if (used + 2 + 2 * tensor.ndim > MOST) Py_RETURN_NONE;
       const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
+      addresses[i] = address;
+      const auto same = std::find(addresses, addresses + i, address) - addresses;  // i: no earlier argument begins there
       key[used++] = 2 | (std::int64_t{tensor.type.code} << 8) | (std::int64_t{tensor.type.bits} << 16) |
-                    (std::int64_t{address % 16 == 0} << 24) | (std::int64_t{tensor.ndim} << 32) | (std::int64_t{tensor.device.type} << 40) |
-                    (std::int64_t{tensor.device.id} << 48);
+                    (static_cast<std::int64_t>(address % 16) << 24) | (std::int64_t{tensor.ndim} << 28) |
+                    (std::int64_t{tensor.device.type} << 36) | (std::int64_t{tensor.device.id} << 44) | (static_cast<std::int64_t>(same) << 52);
       std::memcpy(key + used, tensor.shape, 8 * tensor.ndim);
       std::memcpy(key + used + tensor.ndim, tensor.strides, 8 * tensor.ndim);
       used += 2 * tensor.ndim;
