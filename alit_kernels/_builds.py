@@ -111,7 +111,7 @@ class Recorder:
     ) -> Iterator[None]:
         """Within the context launches are recorded; ``expected`` is by the names of kernels."""
 
-        def record(kernel: Any, arguments: dict[str, Any]) -> None:
+        def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
             name, known = kernel.__name__, expected or {}
             if kernel.__module__ == f"{self.package}.kernels":
                 found = _specialized(kernel, self.architecture, arguments)
@@ -120,11 +120,12 @@ class Recorder:
                 )
                 self.builds.setdefault(repr((name, found)), build)
 
-        _triton.recorder, _triton.target, before = record, self.architecture, _triton.target
+        before, _triton.target = _triton.target, self.architecture
         try:
-            yield
+            with _triton.recorded(record):
+                yield
         finally:
-            _triton.recorder, _triton.target = None, before
+            _triton.target = before
 
 
 def _specialized(

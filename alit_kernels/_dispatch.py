@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._core import signature
+
 
 class Operator:
     """An operator ``alit_kernels::NAME``, which the method ``_run`` of a subclass computes on all devices.
@@ -22,15 +24,19 @@ class Operator:
     """
 
     def __init__(self, schema: str, fake: Callable[..., Any]) -> None:
-        self.name, _, signature = schema.partition("(")
+        self.name, _, rest = schema.partition("(")
         self._op = torch.library.custom_op(
-            f"alit_kernels::{self.name}", self._run, mutates_args=(), schema="(" + signature
+            f"alit_kernels::{self.name}",
+            lambda *arguments: self._run(None, *arguments),
+            mutates_args=(),
+            schema="(" + rest,
         )
         self._op.register_fake(fake)
         self._op.register_vmap(self._refuse_vmap)
         self.register_autograd(self._refuse_gradient, lambda ctx, inputs, output: None)
 
-    def _run(self, *arguments: Any) -> Any:
+    def _run(self, key: bytes | None, *arguments: Any) -> Any:
+        """Compute; ``key`` is the signature of the arguments, None where it is not known."""
         raise NotImplementedError
 
     def register_autograd(
@@ -42,7 +48,7 @@ class Operator:
             return (*backward(ctx, *grads), None)
 
         def forward(ctx: Any, *arguments: Any) -> Any:
-            outputs = self._run(*arguments)
+            outputs = self._run(signature(*arguments), *arguments)
             setup_context(ctx, arguments, outputs)
             return outputs
 
@@ -62,17 +68,23 @@ class Operator:
 
     def call(self, *arguments: Any) -> Any:
         """The operator's results, by the shortest way there is for this call."""
-        if torch.autograd.forward_ad._current_level >= 0:
-            self._refuse_tangents(arguments)
         if torch.compiler.is_compiling():
             return self._op(*arguments)
+        if _nothing_looks() and (key := signature(*arguments)) is not None:
+            tensors = [x for x in arguments if isinstance(x, Tensor)]
+            if not any([x.is_neg() or x._is_zerotensor() for x in tensors]):
+                if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
+                    return self._function.apply(*arguments)
+                return self._run(key, *arguments)
+        if torch.autograd.forward_ad._current_level >= 0:
+            self._refuse_tangents(arguments)
         if torch.autograd._profiler_enabled() or transformed(arguments):
             return self._observed_call(arguments)
         if torch.is_grad_enabled() and any(
             isinstance(x, Tensor) and x.requires_grad for x in arguments
         ):
             return self._function.apply(*arguments)
-        return self._run(*arguments)
+        return self._run(None, *arguments)
 
     def _observed_call(self, arguments: tuple[Any, ...]) -> Any:
         if any(isinstance(x, Tensor) and _is_batched(x) for x in arguments):
@@ -84,7 +96,7 @@ class Operator:
 
     def _below_transforms(self, *arguments: Any) -> Any:
         """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
-        return self._op(*arguments) if transformed(arguments) else self._run(*arguments)
+        return self._op(*arguments) if transformed(arguments) else self._run(None, *arguments)
 
     def _refuse_gradient(self, *_: Any) -> Any:
         raise NotImplementedError(f"alit_kernels.{self.name} has no derivative")
@@ -120,6 +132,28 @@ class _Unwrapped:
 _PLAIN = (Tensor, torch.nn.Parameter)
 #: Whether a tensor is one of those that ``is_grads_batched`` and the like make of many.
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+_looks = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._are_functorch_transforms_active,
+    torch._C._get_tracing_state,
+    torch.autograd._profiler_enabled,
+)
+
+
+def _nothing_looks() -> bool:
+    """Whether neither a mode nor a transform, a trace or a profiler looks at calls."""
+    dispatch, function, transforms, trace, profiler = _looks
+    return not (
+        dispatch()
+        or function()
+        or transforms()
+        or trace()
+        or profiler()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def transformed(arguments: tuple[Any, ...]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._library import extension
+from ._core import extension
 
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_LAUNCHER"
 #: Arguments of a launch that are not the kernel's.

@@ -18,13 +18,16 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import _plans
 from ._checks import autocast_dtype
+from ._core import extension
 from ._dispatch import Operator
 
 logger = logging.getLogger("alit_kernels")
@@ -36,6 +39,19 @@ PREFERENCE = {"cpu": ("cpp", "torch"), "cuda": ("triton", "cuda")}
 #: Compute capability from which the Triton and CUDA kernels run: older GPUs have no tensor cores for their types, or
 #: less shared memory than they take.
 LEAST_CAPABILITY = (8, 0)
+
+
+#: Signatures of calls that an op remembers; beyond that it forgets all.
+MOST_KNOWN = 1024
+
+
+class _Known(NamedTuple):
+    """Of a signature: the implementation, the device it runs on, a plan of it, and which arguments are tensors."""
+
+    function: Callable[..., Any]
+    device: str
+    plan: Any
+    tensors: tuple[int, ...]
 
 
 class Op(Operator):
@@ -74,6 +90,7 @@ class Op(Operator):
             **(others or {}),
         }
         self._check, self._limits, self._problem = check, limits or {}, problem
+        self._known: dict[bytes, _Known] = {}
         _OPS[self.name] = self
 
     def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
@@ -84,24 +101,51 @@ class Op(Operator):
         size = 0 if self._problem is None else len(self._problem._fields)
         return (self._problem(*values[:size]), *values[size:]) if size else values
 
-    def _run(self, *arguments: Any) -> Any:
+    def _run(self, key: bytes | None, *arguments: Any) -> Any:
+        known = None if key is None else self._known.get(key)
+        if known is None:
+            return self._first_run(key, arguments)
+        values = arguments[:-1]
+        if known.plan is not None:
+            result = known.plan(*[values[i] for i in known.tensors])
+            if result is not None:
+                return result
+        grouped = values if self._problem is None else self._grouped(values)
+        if self._check is not None and known.device == "cpu":
+            self._check(*grouped)
+        return _without_autocast(known.device, known.function, grouped)
+
+    def _first_run(self, key: bytes | None, arguments: tuple[Any, ...]) -> Any:
+        """A call whose signature has not been seen, or is not remembered."""
         *values, requested = arguments
         grouped = values if self._problem is None else self._grouped(values)
         tensors = [value for value in values if isinstance(value, Tensor)]
+        device = tensors[0].device.type
         if self._check is not None and all(tensor.device.type == "cpu" for tensor in tensors):
             self._check(*grouped)
-        device = tensors[0].device.type
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
         dtype = torch.float64 if double else tensors[0].dtype
         name = self.choose(requested, device, dtype, grouped)
         function = self._load(name)
         if name != "reference" and not all(map(_is_aligned, tensors)):
             copies = [value.clone() if isinstance(value, Tensor) else value for value in values]
-            grouped = self._grouped(copies)
+            grouped, key = self._grouped(copies), None
         if torch.autograd._profiler_enabled():
             with torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"):
                 return _without_autocast(device, function, grouped)
-        return _without_autocast(device, function, grouped)
+        if key is None:
+            return _without_autocast(device, function, grouped)
+        places = tuple(i for i, value in enumerate(values) if isinstance(value, Tensor))
+        plan = None
+        if name == "triton" and device == "cuda":
+            watched = partial(_plans.watched, function, grouped, tensors)
+            result, plan = _without_autocast(device, watched, ())
+        else:
+            result = _without_autocast(device, function, grouped)
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = _Known(function, device, plan, places)
+        return result
 
     def choose(
         self, requested: str, device: str, dtype: torch.dtype, values: Sequence[Any] = ()
@@ -185,21 +229,6 @@ def _unfit_gpu() -> str:
                 f" and {torch.cuda.get_device_name(i)} is older"
             )
     return ""
-
-
-@functools.cache
-def extension() -> Any:
-    """The compiled core ``alit_kernels._C``, or None where it is not installed.
-
-    Raises:
-        ImportError: the extension is there but broken: a fallback would hide it.
-    """
-    try:
-        return importlib.import_module("alit_kernels._C")
-    except ModuleNotFoundError as error:
-        if error.name not in ("alit_kernels._C", None):
-            raise
-        return None
 
 
 def _warn_of_a_source_folder() -> None:

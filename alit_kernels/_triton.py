@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: Takes launches, as (kernel, arguments and options), in place of a GPU: see ``_builds.Recorder``.
-recorder: Callable[[Any, dict[str, Any]], None] | None = None
+from ._launcher import launcher
+
 #: 10 times the compute capability that launch tables choose for where there is no GPU to ask.
 target = 90
+Recorder = Callable[[Any, tuple[int, ...], dict[str, Any]], None]
+
+
+class _State(threading.local):
+    #: Takes launches, as (kernel, grid, arguments and options), in place of a GPU.
+    recorder: Recorder | None = None
+
+
+_state = _State()
+
+
+@contextmanager
+def recorded(recorder: Recorder) -> Iterator[None]:
+    """Within the context this thread's launches are given to ``recorder``."""
+    before, _state.recorder = _state.recorder, recorder
+    try:
+        yield
+    finally:
+        _state.recorder = before
 
 
 def launch(
@@ -30,11 +51,21 @@ def launch(
     arguments["num_warps"] = num_warps
     arguments["num_stages"] = num_stages
     arguments["enable_fp_fusion"] = enable_fp_fusion
-    if recorder is not None:
-        recorder(kernel, arguments)
-        return
+    if _state.recorder is None:
+        _launcher()(kernel, grid, **arguments)
+    else:
+        _state.recorder(kernel, grid, arguments)
+
+
+def through_triton(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> Any:
+    """Launch by Triton's own means; what it compiled."""
     with torch.cuda.device_of(next(iter(arguments.values()))):  # nothing on the CPU (interpreter)
-        kernel[grid](**arguments)
+        return kernel[grid](**arguments)
+
+
+@functools.cache
+def _launcher() -> Callable[..., Any]:
+    return launcher(through_triton) or through_triton
 
 
 def architecture(device: torch.device) -> int:

@@ -23,11 +23,16 @@ from .._checks import (
     check_tensor,
     shown,
 )
+from .._core import signature
 from .._library import Op
 from . import reference
 from .configurations import MAX_HEAD_DIM
 from .layout import empty_rows, empty_sums
 from .problem import Problem
+
+
+#: Signatures of calls of the public functions whose arguments have been checked.
+_checked = set()
 
 
 def attention(
@@ -58,10 +63,13 @@ def attention(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
-    q, k, v = _cast_for_autocast(q, k, v)
-    check_shape("q", q, ndim=4)
-    _check_keys(q, k, v, key_mask, (q.shape[0], None))
-    check_flag("return_lse", return_lse)
+    key = signature(q, k, v, key_mask, scale, return_lse)
+    if key is None or key not in _checked or torch.is_autocast_enabled(q.device.type):
+        q, k, v = _cast_for_autocast(q, k, v)
+        check_shape("q", q, ndim=4)
+        _check_keys(q, k, v, key_mask, (q.shape[0], None))
+        check_flag("return_lse", return_lse)
+        _checked.add(key)
     out, lse = _attention(
         q,
         k,

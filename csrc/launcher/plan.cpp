@@ -2,7 +2,7 @@
 //
 // All that an op does on the host for one of its calls, from the checks to the choice of tiles, follows from shapes, strides,
 // types, alignment and numbers: from `signature`. So it need be done once. What differs from call to call are addresses:
-// a Plan holds the launches with everything else in place, takes the tensors, and launches.
+// a Plan holds the launches with everything else in place, takes the tensors, allocates, and launches.
 
 #define PY_SSIZE_T_CLEAN
 #include "launcher.h"
@@ -68,35 +68,38 @@ struct Plan {
   PyObject* runtime;
   int device;
   std::vector<Launch>* launches;
+  PyObject* allocations;  // list of (size, dtype)
+  PyObject* results;      // tuple of their positions, or an int: one alone is the result
 };
 
-// plan(*tensors) -> bool: False where Triton itself has to launch: another device is current, or something watches.
-PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, PyObject* kwnames) {
-  auto* self = reinterpret_cast<Plan*>(object);
-  const Py_ssize_t count = PyVectorcall_NARGS(nargsf);
-  if (kwnames || count > MOST_TENSORS) {
-    PyErr_Format(PyExc_TypeError, "expected up to %d tensors", MOST_TENSORS);
-    return nullptr;
-  }
-  const Driver* driver = Driver::get();
-  int current;
-  if (driver->current_device(&current) || current != self->device) Py_RETURN_FALSE;
-  for (const Launch& launch : *self->launches)
-    if (watched(self->runtime, launch.kernel)) Py_RETURN_FALSE;
-  std::uint64_t address[MOST_TENSORS];
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    if (tensors[i] == Py_None) {
-      address[i] = 0;
-      continue;
+// What the plan allocates, as new_empty of the first tensor. False with a Python error.
+bool allocate(const Plan* self, PyObject* first, PyObject** made) {
+  static PyObject* const name = PyUnicode_InternFromString("new_empty");
+  static PyObject* const dtype = Py_BuildValue("(s)", "dtype");
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->allocations); ++i) {
+    PyObject* allocation = PyList_GET_ITEM(self->allocations, i);
+    PyObject* arguments[] = {first, PyTuple_GET_ITEM(allocation, 0), PyTuple_GET_ITEM(allocation, 1)};
+    made[i] = PyObject_VectorcallMethod(name, arguments, 2, arguments[2] == Py_None ? nullptr : dtype);
+    if (!made[i]) {
+      while (i--) Py_DECREF(made[i]);
+      return false;
     }
+  }
+  return true;
+}
+
+bool launch_all(const Plan* self, PyObject* const* given, Py_ssize_t count, PyObject* const* made) {
+  std::uint64_t address[MOST_TENSORS];
+  const Py_ssize_t all = count + PyList_GET_SIZE(self->allocations);
+  for (Py_ssize_t i = 0; i < all; ++i) {
     exchange::Tensor tensor;
-    if (exchange_api->tensor_from_object(tensors[i], &tensor)) return nullptr;
+    if (exchange_api->tensor_from_object(i < count ? given[i] : made[i - count], &tensor)) return false;
     address[i] = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
   }
   CUstream stream;
-  if (exchange_api->current_stream(exchange::CUDA, self->device, &stream)) return nullptr;
+  if (exchange_api->current_stream(exchange::CUDA, self->device, &stream)) return false;
+  const Driver* driver = Driver::get();
   int error = 0;
-  Py_INCREF(object);
   Py_BEGIN_ALLOW_THREADS;  // a full queue makes a launch wait
   for (const Launch& launch : *self->launches) {
     std::uint64_t values[MOST_PARAMETERS];
@@ -109,9 +112,38 @@ PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, P
     if (error) break;
   }
   Py_END_ALLOW_THREADS;
+  if (error) driver->raise(error);
+  return !error;
+}
+
+// plan(*tensors) -> results; None where Triton itself has to launch: another device is current, or something watches.
+PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, PyObject* kwnames) {
+  auto* self = reinterpret_cast<Plan*>(object);
+  const Py_ssize_t count = PyVectorcall_NARGS(nargsf), more = PyList_GET_SIZE(self->allocations);
+  if (kwnames || !count || count + more > MOST_TENSORS) {
+    PyErr_Format(PyExc_TypeError, "expected 1 to %zd tensors", MOST_TENSORS - more);
+    return nullptr;
+  }
+  int current;
+  if (Driver::get()->current_device(&current) || current != self->device) Py_RETURN_NONE;
+  for (const Launch& launch : *self->launches)
+    if (watched(self->runtime, launch.kernel)) Py_RETURN_NONE;
+  PyObject* made[MOST_TENSORS];
+  if (!allocate(self, tensors[0], made)) return nullptr;
+  Py_INCREF(object);
+  PyObject* result = nullptr;
+  if (launch_all(self, tensors, count, made)) {
+    if (PyLong_Check(self->results)) {
+      result = Py_NewRef(made[PyLong_AsLong(self->results)]);
+    } else {
+      result = PyTuple_New(PyTuple_GET_SIZE(self->results));
+      for (Py_ssize_t i = 0; result && i < PyTuple_GET_SIZE(result); ++i)
+        PyTuple_SET_ITEM(result, i, Py_NewRef(made[PyLong_AsLong(PyTuple_GET_ITEM(self->results, i))]));
+    }
+  }
+  for (Py_ssize_t i = 0; i < more; ++i) Py_DECREF(made[i]);
   Py_DECREF(object);
-  if (error) return driver->raise(error);
-  Py_RETURN_TRUE;
+  return result;
 }
 
 // One entry of Plan(launches=...): (kernel, compiled, function, grid, threads, shared, values, [(parameter, tensor, offset)]).
@@ -148,11 +180,26 @@ bool parse(PyObject* given, Launch& launch) {
 }
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
-  static const char* names[] = {"launches", "device", "runtime", nullptr};
-  PyObject *launches, *runtime;
+  static const char* names[] = {"launches", "device", "runtime", "allocations", "results", nullptr};
+  PyObject *launches, *runtime, *allocations, *results;
   int device;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!iO", const_cast<char**>(names), &PyList_Type, &launches, &device, &runtime))
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!iOO!O", const_cast<char**>(names), &PyList_Type, &launches, &device, &runtime,
+                                   &PyList_Type, &allocations, &results))
     return nullptr;
+  const Py_ssize_t count = PyList_GET_SIZE(allocations);
+  bool right = PyLong_Check(results) ? PyLong_AsLong(results) >= 0 && PyLong_AsLong(results) < count : PyTuple_Check(results);
+  for (Py_ssize_t i = 0; right && !PyLong_Check(results) && i < PyTuple_GET_SIZE(results); ++i) {
+    const long place = PyLong_AsLong(PyTuple_GET_ITEM(results, i));
+    right = place >= 0 && place < count;
+  }
+  for (Py_ssize_t i = 0; right && i < count; ++i) {
+    PyObject* each = PyList_GET_ITEM(allocations, i);
+    right = PyTuple_Check(each) && PyTuple_GET_SIZE(each) == 2;
+  }
+  if (!right || PyErr_Occurred()) {
+    PyErr_SetString(PyExc_ValueError, "expected allocations (size, dtype), and results that are places among them");
+    return nullptr;
+  }
   if (!find_torch()) return nullptr;
   if (!Driver::get()) {
     PyErr_SetString(PyExc_RuntimeError, "libcuda.so.1 is not there");
@@ -162,6 +209,8 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   if (!self) return nullptr;
   self->vectorcall = call;
   self->runtime = Py_NewRef(runtime);
+  self->allocations = Py_NewRef(allocations);
+  self->results = Py_NewRef(results);
   self->device = device;
   self->launches = new std::vector<Launch>;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(launches); ++i) {
@@ -182,7 +231,7 @@ void destroy(PyObject* object) {
     Py_DECREF(launch.compiled);
   }
   delete self->launches;
-  Py_XDECREF(self->runtime);
+  for (PyObject* each : {self->runtime, self->allocations, self->results}) Py_XDECREF(each);
   PyTypeObject* type = Py_TYPE(object);
   type->tp_free(object);
   Py_DECREF(type);
@@ -190,8 +239,8 @@ void destroy(PyObject* object) {
 
 PyMemberDef MEMBERS[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Plan, vectorcall), READONLY, nullptr}, {}};
 PyType_Slot SLOTS[] = {
-    {Py_tp_doc, const_cast<char*>("plan(*tensors) -> bool: the launches of one call with these tensors' addresses; False where Triton has"
-                                  " to launch itself.")},
+    {Py_tp_doc, const_cast<char*>("plan(*tensors) -> results: the allocations and launches of one call, with these tensors' addresses; None"
+                                  " where Triton has to launch itself.")},
     {Py_tp_new, reinterpret_cast<void*>(make)},
     {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
     {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
