@@ -71,11 +71,11 @@ class Operator:
         if torch.compiler.is_compiling():
             return self._op(*arguments)
         if _nothing_looks() and (key := signature(*arguments)) is not None:
-            tensors = [x for x in arguments if isinstance(x, Tensor)]
-            if not any([x.is_neg() or x._is_zerotensor() for x in tensors]):
-                if torch.is_grad_enabled() and any([x.requires_grad for x in tensors]):
-                    return self._function.apply(*arguments)
-                return self._run(key, *arguments)
+            if torch.is_grad_enabled() and any(
+                [x.requires_grad for x in arguments if isinstance(x, Tensor)]
+            ):
+                return self._function.apply(*arguments)
+            return self._run(key, *arguments)
         if torch.autograd.forward_ad._current_level >= 0:
             self._refuse_tangents(arguments)
         if torch.autograd._profiler_enabled() or transformed(arguments):
@@ -134,25 +134,21 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
-_looks = (
+#: True, each, where something looks at calls that has to see an operator of torch's.
+LOOKS = (
     torch._C._len_torch_dispatch_stack,
     torch._C._len_torch_function_stack,
     torch._C._are_functorch_transforms_active,
     torch._C._get_tracing_state,
     torch.autograd._profiler_enabled,
+    lambda: torch.autograd.forward_ad._current_level >= 0,
 )
 
 
 def _nothing_looks() -> bool:
-    """Whether neither a mode nor a transform, a trace or a profiler looks at calls."""
-    dispatch, function, transforms, trace, profiler = _looks
+    dispatch, function, transforms, trace, profiler, forward_mode = LOOKS
     return not (
-        dispatch()
-        or function()
-        or transforms()
-        or trace()
-        or profiler()
-        or torch.autograd.forward_ad._current_level >= 0
+        dispatch() or function() or transforms() or trace() or profiler() or forward_mode()
     )
 
 

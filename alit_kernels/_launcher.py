@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -25,14 +26,22 @@ def launcher(launch: Callable[..., Any]) -> Any:
     Args:
         launch: (kernel, grid, **named arguments and options) -> what Triton compiled; launches through Triton.
     """
-    core, api = extension(), getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    off = os.environ.get(ENVIRONMENT_VARIABLE, "1") == "0"
-    if off or core is None or api is None or not torch.cuda.is_available():
+    if not enabled():
         return None
     from triton import knobs
 
-    types = (torch.Tensor, torch.nn.Parameter)
-    return core.Launcher(looks, launch, plan, knobs.runtime, types, api)
+    return extension().Launcher(looks, launch, plan, knobs.runtime)
+
+
+@functools.cache
+def enabled() -> bool:
+    """Whether the core can launch here, and may."""
+    return (
+        os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
+        and extension() is not None
+        and hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+        and torch.cuda.is_available()
+    )
 
 
 def looks(kernel: Any, names: tuple[str, ...]) -> tuple[bytes, Any] | None:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _launcher, _triton
 from ._core import extension
+from ._dispatch import LOOKS
 
 _aten = torch.ops.aten
 _ALLOCATIONS = {
@@ -29,6 +30,20 @@ _VIEWS = {
     *(_aten.transpose.int, _aten.t.default, _aten.permute.default, _aten.unsqueeze.default),
     *(_aten.squeeze.dim, _aten.detach.default, _aten.expand.default),
 }
+
+
+class _NoPlans:
+    """A table where the core cannot launch."""
+
+    def __call__(self, *_: Any) -> None:
+        return None
+
+
+def new_table(most: int) -> Any:
+    """An op's plans by signature: ``csrc/launcher/plans.cpp``."""
+    if not _launcher.enabled():
+        return _NoPlans()
+    return extension().Plans(looks=LOOKS, grad_mode=torch.is_grad_enabled, most=most)
 
 
 class _Watch(TorchDispatchMode):

@@ -24,7 +24,7 @@ from .._checks import (
     shown,
 )
 from .._core import signature
-from .._library import Op
+from .._library import Op, requested
 from . import reference
 from .configurations import MAX_HEAD_DIM
 from .layout import empty_rows, empty_sums
@@ -63,6 +63,13 @@ def attention(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
+    if type(q) is Tensor and type(k) is Tensor and not torch.is_autocast_enabled():
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        found = _attention.planned(
+            q, k, v, None, None, q.shape[1], k.shape[1], key_mask, factor, requested(implementation)
+        )
+        if found is not None:
+            return found if return_lse else found[0]
     key = signature(q, k, v, key_mask, scale, return_lse)
     if key is None or key not in _checked or torch.is_autocast_enabled(q.device.type):
         q, k, v = _cast_for_autocast(q, k, v)

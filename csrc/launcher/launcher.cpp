@@ -26,6 +26,7 @@
 #include "driver.h"
 #include "exchange.h"
 #include "hooks.h"
+#include "signature.h"
 
 namespace alit {
 namespace {
@@ -69,9 +70,8 @@ struct Launcher {
   PyObject_HEAD
   vectorcallfunc vectorcall;
   PyObject *looks, *launch, *plan, *runtime;
-  PyObject* tensor_types[2];
   PyObject* kept;  // constants by value: one object for all that are equal
-  const exchange::Api* api;
+  const TorchTensors* torch;
   const Driver* driver;
   std::vector<Site*>* sites;
   std::unordered_map<std::pair<PyObject*, PyObject*>, Site*, PairHash>* by_tuple;  // kernel, names
@@ -126,9 +126,9 @@ int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
     call.add(tagged(NONE));
     return 1;
   }
-  if (reinterpret_cast<PyObject*>(type) == self->tensor_types[0] || reinterpret_cast<PyObject*>(type) == self->tensor_types[1]) {
+  if (self->torch->holds(argument)) {
     exchange::Tensor tensor;
-    if (self->api->tensor_from_object(argument, &tensor)) {
+    if (self->torch->api->tensor_from_object(argument, &tensor)) {
       PyErr_Clear();
       return 0;
     }
@@ -315,7 +315,7 @@ PyObject* call(PyObject* object, PyObject* const* args, std::size_t nargsf, PyOb
   for (std::size_t i = 0; i < plan->argument.size(); ++i)
     parameters[i] = plan->argument[i] < 0 ? &null : &described.value[plan->argument[i]];
   CUstream stream;
-  if (self->api->current_stream(exchange::CUDA, described.device, &stream)) return nullptr;
+  if (self->torch->api->current_stream(exchange::CUDA, described.device, &stream)) return nullptr;
   int error;
   plan->users++;
   Py_BEGIN_ALLOW_THREADS;  // a full queue makes the launch wait
@@ -332,15 +332,11 @@ PyObject* call(PyObject* object, PyObject* const* args, std::size_t nargsf, PyOb
 // ---- The type ----
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
-  static const char* names[] = {"looks", "launch", "plan", "runtime", "tensor_types", "api", nullptr};
-  PyObject *looks, *launch, *plan, *runtime, *tensor, *parameter, *capsule;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO(OO)O", const_cast<char**>(names), &looks, &launch, &plan, &runtime, &tensor,
-                                   &parameter, &capsule))
-    return nullptr;
-  const auto* api = static_cast<const exchange::Api*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
-  if (!api) return nullptr;
-  if (api->header.major != exchange::MAJOR || !api->tensor_from_object || !api->current_stream)
-    return PyErr_Format(PyExc_RuntimeError, "api: expected DLPack's exchange API %d, got %d", exchange::MAJOR, api->header.major);
+  static const char* names[] = {"looks", "launch", "plan", "runtime", nullptr};
+  PyObject *looks, *launch, *plan, *runtime;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOOO", const_cast<char**>(names), &looks, &launch, &plan, &runtime)) return nullptr;
+  const TorchTensors* torch = torch_tensors();
+  if (!torch) return nullptr;
   const Driver* driver = Driver::get();
   if (!driver) {
     PyErr_SetString(PyExc_RuntimeError, "libcuda.so.1 is not there");
@@ -353,10 +349,8 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   self->launch = Py_NewRef(launch);
   self->plan = Py_NewRef(plan);
   self->runtime = Py_NewRef(runtime);
-  self->tensor_types[0] = Py_NewRef(tensor);
-  self->tensor_types[1] = Py_NewRef(parameter);
   self->kept = PyDict_New();
-  self->api = api;
+  self->torch = torch;
   self->driver = driver;
   self->sites = new std::vector<Site*>;
   self->by_tuple = new std::unordered_map<std::pair<PyObject*, PyObject*>, Site*, PairHash>;
@@ -368,7 +362,7 @@ void destroy(PyObject* object) {
   forget_sites(self);
   delete self->sites;
   delete self->by_tuple;
-  for (PyObject* each : {self->looks, self->launch, self->plan, self->runtime, self->tensor_types[0], self->tensor_types[1], self->kept})
+  for (PyObject* each : {self->looks, self->launch, self->plan, self->runtime, self->kept})
     Py_XDECREF(each);
   PyTypeObject* type = Py_TYPE(object);
   type->tp_free(object);

@@ -8,8 +8,6 @@ namespace alit {
 // New references, or null with a Python error. Plain CPython: no header of torch or CUDA.
 PyObject* launcher_type();  // Launcher: any call
 PyObject* plan_type();      // Plan: the launches of one call that is repeated with other addresses
-
-// signature(*arguments) -> bytes | None, for plans: METH_FASTCALL.
-PyObject* signature(PyObject* self, PyObject* const* arguments, Py_ssize_t count);
+PyObject* plans_type();     // Plans: those of an op, by signature
 
 }  // namespace alit

@@ -18,37 +18,12 @@
 #include "driver.h"
 #include "exchange.h"
 #include "hooks.h"
+#include "signature.h"
 
 namespace alit {
 namespace {
 
 constexpr int MOST_TENSORS = 32, MOST_PARAMETERS = 72;
-
-const exchange::Api* exchange_api = nullptr;
-PyObject* tensor_types[2] = {nullptr, nullptr};
-
-// torch.Tensor's exchange API and its two plain types, looked up once. False with a Python error.
-bool find_torch() {
-  if (exchange_api) return true;
-  PyObject* torch = PyImport_ImportModule("torch");
-  if (!torch) return false;
-  PyObject* tensor = PyObject_GetAttrString(torch, "Tensor");
-  PyObject* nn = PyObject_GetAttrString(torch, "nn");
-  PyObject* parameter = nn ? PyObject_GetAttrString(nn, "Parameter") : nullptr;
-  PyObject* capsule = tensor && parameter ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : nullptr;
-  if (capsule) {
-    const auto* api = static_cast<const exchange::Api*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
-    if (api && api->header.major == exchange::MAJOR && api->tensor_from_object && api->current_stream) {
-      tensor_types[0] = Py_NewRef(tensor);
-      tensor_types[1] = Py_NewRef(parameter);
-      exchange_api = api;
-    } else if (api) {
-      PyErr_Format(PyExc_RuntimeError, "expected DLPack's exchange API %d, got %d", exchange::MAJOR, api->header.major);
-    }
-  }
-  for (PyObject* each : {torch, tensor, nn, parameter, capsule}) Py_XDECREF(each);
-  return exchange_api != nullptr;
-}
 
 struct Launch {
   PyObject *kernel, *compiled;
@@ -93,11 +68,11 @@ bool launch_all(const Plan* self, PyObject* const* given, Py_ssize_t count, PyOb
   const Py_ssize_t all = count + PyList_GET_SIZE(self->allocations);
   for (Py_ssize_t i = 0; i < all; ++i) {
     exchange::Tensor tensor;
-    if (exchange_api->tensor_from_object(i < count ? given[i] : made[i - count], &tensor)) return false;
+    if (torch_tensors()->api->tensor_from_object(i < count ? given[i] : made[i - count], &tensor)) return false;
     address[i] = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
   }
   CUstream stream;
-  if (exchange_api->current_stream(exchange::CUDA, self->device, &stream)) return false;
+  if (torch_tensors()->api->current_stream(exchange::CUDA, self->device, &stream)) return false;
   const Driver* driver = Driver::get();
   int error = 0;
   Py_BEGIN_ALLOW_THREADS;  // a full queue makes a launch wait
@@ -200,7 +175,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
     PyErr_SetString(PyExc_ValueError, "expected allocations (size, dtype), and results that are places among them");
     return nullptr;
   }
-  if (!find_torch()) return nullptr;
+  if (!torch_tensors()) return nullptr;
   if (!Driver::get()) {
     PyErr_SetString(PyExc_RuntimeError, "libcuda.so.1 is not there");
     return nullptr;
@@ -252,62 +227,5 @@ PyType_Spec SPEC = {"alit_kernels._C.Plan", sizeof(Plan), 0, Py_TPFLAGS_DEFAULT 
 }  // namespace
 
 PyObject* plan_type() { return PyType_FromSpec(&SPEC); }
-
-PyObject* signature(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  constexpr int MOST = 256;
-  std::int64_t key[MOST];
-  std::uintptr_t addresses[MOST_TENSORS] = {};
-  int used = 0;
-  if (count > MOST_TENSORS) Py_RETURN_NONE;
-  if (!find_torch()) return nullptr;
-  for (Py_ssize_t i = 0; i < count; ++i) {
-    PyObject* argument = arguments[i];
-    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(argument));
-    if (used + 4 > MOST) Py_RETURN_NONE;
-    if (argument == Py_None) {
-      key[used++] = 1;
-    } else if (type == tensor_types[0] || type == tensor_types[1]) {
-      exchange::Tensor tensor;
-      if (exchange_api->tensor_from_object(argument, &tensor)) {
-        PyErr_Clear();
-        Py_RETURN_NONE;
-      }
-      if (used + 2 + 2 * tensor.ndim > MOST) Py_RETURN_NONE;
-      const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
-      addresses[i] = address;
-      const auto same = std::find(addresses, addresses + i, address) - addresses;  // i: no earlier argument begins there
-      key[used++] = 2 | (std::int64_t{tensor.type.code} << 8) | (std::int64_t{tensor.type.bits} << 16) |
-                    (static_cast<std::int64_t>(address % 16) << 24) | (std::int64_t{tensor.ndim} << 28) |
-                    (std::int64_t{tensor.device.type} << 36) | (std::int64_t{tensor.device.id} << 44) | (static_cast<std::int64_t>(same) << 52);
-      std::memcpy(key + used, tensor.shape, 8 * tensor.ndim);
-      std::memcpy(key + used + tensor.ndim, tensor.strides, 8 * tensor.ndim);
-      used += 2 * tensor.ndim;
-    } else if (argument == Py_True || argument == Py_False) {
-      key[used++] = argument == Py_True ? 3 : 4;
-    } else if (PyLong_CheckExact(argument)) {
-      int overflow;
-      key[used++] = 5;
-      key[used++] = PyLong_AsLongLongAndOverflow(argument, &overflow);
-      if (overflow) Py_RETURN_NONE;
-    } else if (PyFloat_CheckExact(argument)) {
-      const double value = PyFloat_AS_DOUBLE(argument);
-      key[used++] = 6;
-      std::memcpy(&key[used++], &value, 8);
-    } else if (PyUnicode_CheckExact(argument)) {
-      Py_ssize_t length;
-      const char* text = PyUnicode_AsUTF8AndSize(argument, &length);
-      if (!text) return nullptr;
-      if (used + 2 + length / 8 + 1 > MOST) Py_RETURN_NONE;
-      key[used++] = 7;
-      key[used++] = length;
-      key[used + length / 8] = 0;
-      std::memcpy(key + used, text, length);
-      used += length / 8 + 1;
-    } else {
-      Py_RETURN_NONE;
-    }
-  }
-  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(key), 8 * used);
-}
 
 }  // namespace alit
