@@ -83,12 +83,6 @@ def _contests() -> dict[str, Contest]:
     return {}
 
 
-def failure_kind(failure: Exception) -> str:
-    if isinstance(failure, Absent):
-        return "absent"
-    return "wrong" if isinstance(failure, AssertionError) else "failed"
-
-
 @pytest.fixture
 def race(
     benchmark: Any, quick: bool, _contests: dict[str, Contest], pytestconfig: pytest.Config
@@ -106,22 +100,23 @@ def race(
             _contests[group] = make()
             _contests[group].run(min(rounds, 3) if quick else rounds, warmup)
         contest = _contests[group]
-        failure = contest.failures.get(name)
-        if failure is not None:
-            left_out = pytestconfig.stash.setdefault(LEFT_OUT, {}).setdefault(group, {})
+        if failure := contest.failures.get(name):
+            kind = "wrong" if isinstance(failure, AssertionError) else "failed"
+            kind = "absent" if isinstance(failure, Absent) else kind
             reason = str(failure).strip() or type(failure).__name__
-            left_out[name] = f"{failure_kind(failure)}: {reason.splitlines()[0]}"
-        if isinstance(failure, Absent):
-            pytest.skip(f"{name} is absent: {failure}")
-        if failure is not None:
+            left_out = pytestconfig.stash.setdefault(LEFT_OUT, {}).setdefault(group, {})
+            left_out[name] = f"{kind}: {reason.splitlines()[0]}"
+            if isinstance(failure, Absent):
+                pytest.skip(f"{name} is absent: {failure}")
             raise failure
-        samples = iter(contest.samples[name])
+        samples = contest.samples[name]
+        times = iter(samples)
         benchmark.group = group
         benchmark.extra_info.update(contest.info(name))
         benchmark.pedantic(
             lambda: None,
-            setup=lambda: REPLAY.load(next(samples)),
-            rounds=len(contest.samples[name]),
+            setup=lambda: REPLAY.extend((0.0, next(times))),
+            rounds=len(samples),
         )
 
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import one_hot
 from alit_kernels import codebook_statistics
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
-from ..harness.contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work, ready
 
 QUICK = Case(2048, 512, 12)
 Statistics = tuple[Tensor, Tensor]
@@ -40,8 +41,8 @@ def contest(case: Case) -> Contest:
     index = torch.randint(case.codes, (case.vectors,), device=DEVICE)
     expected = with_index_add(index, z, case.codes)
     return Contest(
-        {n: lambda f=f: lambda: f(index, z, case.codes) for n, f in CONTENDERS.items()},
-        lambda result: torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4),
+        ready({name: partial(f, index, z, case.codes) for name, f in CONTENDERS.items()}),
+        partial(torch.testing.assert_close, expected=expected, rtol=1e-4, atol=1e-4),
         Work(4 * (z.numel() + case.codes * (case.dim + 1)) + 8 * case.vectors, z.numel()),
     )
 

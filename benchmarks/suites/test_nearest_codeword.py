@@ -46,7 +46,7 @@ def contest(case: Case) -> Contest:
 
     size = (z.numel() + codebook.numel()) * 4 + case.vectors * 8
     return Contest(
-        {n: lambda prepare=prepare: prepare(z, codebook) for n, prepare in CONTENDERS.items()},
+        {name: partial(prepare, z, codebook) for name, prepare in CONTENDERS.items()},
         verify,
         Work(size, 2 * case.vectors * case.codes * case.dim),
     )

@@ -79,7 +79,7 @@ def contest(case: Case) -> Contest:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-7)
 
     return Contest(
-        {n: lambda prepare=prepare: prepare(z, codebook) for n, prepare in CONTENDERS.items()},
+        {name: partial(prepare, z, codebook) for name, prepare in CONTENDERS.items()},
         verify,
         Work(4 * (3 * z.numel() + 2 * codebook.numel()), 2 * case.vectors * case.codes * case.dim),
     )
