@@ -22,8 +22,10 @@ from alit.demo import photographs
 from alit.iteration import Iteration
 from alit.model import AdaptiveModel
 
-from ..harness.timing import take_turns, write
+from ..harness.contest import THREADS, ceilings
+from ..harness.timing import write
 
+SIZE, STREAM, BATCH = "small", 64, 8
 #: Tokens of eight photos, 96 on average; also of every eight images of the stream.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96)
 
@@ -89,11 +91,30 @@ def timed(call: Callable[[], Any]) -> tuple[Seconds, Any]:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu), result
 
 
-def summary(
-    times: dict[str, list[Seconds]], baseline: str, images: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Seconds an image, best of the rounds, and the baseline's over each, by either clock."""
-    result = {}
+def race(
+    contenders: dict[str, Callable[[], TokenSequence]],
+    images: int,
+    rounds: int,
+    expected: TokenSequence | None = None,
+) -> dict[str, Any]:
+    """Seconds an image, best of the rounds, and the first contender's over each, by either clock.
+
+    The others' tokens are held against ``expected``, or against the first one's.
+    """
+    times: dict[str, list[Seconds]] = {name: [] for name in contenders}
+    baseline = next(iter(contenders))
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            seconds, tokens = timed(call)
+            times[name].append(seconds)
+            if expected is None:
+                expected = tokens
+            if name != baseline:
+                verify(name, tokens, expected)
+    result: dict[str, Any] = {
+        "rounds": rounds,
+        "matmul_gflops": round(ceilings()["matmul_gigaflops"]),
+    }
     for clock in Seconds._fields:
         best = {name: min(getattr(x, clock) for x in values) for name, values in times.items()}
         result[clock] = {
@@ -105,92 +126,57 @@ def summary(
     return result
 
 
-def matmul_gflops() -> float:
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    seconds = take_turns({"matmul": lambda: a @ b}, rounds=9)["matmul"]
-    return 2 * 1024**3 / seconds / 1e9
-
-
-def encode(size: str, count: int, rounds: int) -> dict[str, Any]:
-    images = torch.stack(list(photographs(256).values())[:count])
-    lengths = torch.tensor(LENGTHS if count == 8 else [64, 128] * (count // 2))
+def encode(rounds: int) -> dict[str, Any]:
+    lengths = torch.tensor(LENGTHS)
+    images = torch.stack(list(photographs(256).values())[: len(LENGTHS)])
     torch.manual_seed(0)
-    model = AdaptiveTokenizer.from_size(size).eval()
-    official = AdaptiveTokenizer.from_size(size, compatibility="official").eval()
+    model = AdaptiveTokenizer.from_size(SIZE).eval()
+    official = AdaptiveTokenizer.from_size(SIZE, compatibility="official").eval()
     official.load_state_dict(model.state_dict())
     criteria, expected = record(model, images, lengths)
     criteria["lengths given"] = FixedLength(lengths)
-    times: dict[str, list[Seconds]] = {name: [] for name in ("official", *criteria)}
-    for _ in range(rounds):
-        times["official"].append(timed(lambda: official.encode(images, MaxL1(0.0)))[0])
-        for name, criterion in criteria.items():
-            seconds, tokens = timed(lambda criterion=criterion: model.encode(images, criterion))
-            verify(name, tokens, expected)
-            times[name].append(seconds)
-    return {
-        "size": size,
-        "photos": count,
-        "lengths": lengths.tolist(),
-        "rounds": rounds,
-        "matmul_gflops": round(matmul_gflops()),
-        **summary(times, "official", count),
+    contenders = {"official": lambda: official.encode(images, MaxL1(0.0))}
+    contenders |= {
+        name: lambda criterion=criterion: model.encode(images, criterion)
+        for name, criterion in criteria.items()
     }
+    found = race(contenders, len(images), rounds, expected)
+    return {"size": SIZE, "photos": len(images), "lengths": lengths.tolist(), **found}
 
 
-def stream(size: str, count: int, batch: int, rounds: int) -> dict[str, Any]:
+def stream(rounds: int) -> dict[str, Any]:
     photos = list(photographs(256).values())
-    images = torch.stack([photos[i % len(photos)] for i in range(count)])
-    lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(count)])
+    images = torch.stack([photos[i % len(photos)] for i in range(STREAM)])
+    lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(STREAM)])
     torch.manual_seed(0)
-    model = AdaptiveTokenizer.from_size(size).eval()
+    model = AdaptiveTokenizer.from_size(SIZE).eval()
     # The bound is what the batches need.
-    rows = batch * (model.num_image_tokens + model.config.max_tokens)
+    rows = BATCH * (model.num_image_tokens + model.config.max_tokens)
 
     def by_batches() -> TokenSequence:
-        pieces = range(0, count, batch)
-        return TokenSequence.concatenate(
-            [
-                model.encode(images[i : i + batch], FixedLength(lengths[i : i + batch]))
-                for i in pieces
-            ]
-        )
+        pieces = zip(images.split(BATCH), lengths.split(BATCH), strict=True)
+        return TokenSequence.concatenate([model.encode(x, FixedLength(n)) for x, n in pieces])
 
     def by_stream() -> TokenSequence:
-        return TokenSequence.concatenate(
-            list(model.encode_stream(images, FixedLength(lengths), max_tokens_in_flight=rows))
-        )
+        found = model.encode_stream(images, FixedLength(lengths), max_tokens_in_flight=rows)
+        return TokenSequence.concatenate(list(found))
 
-    times: dict[str, list[Seconds]] = {"batches": [], "stream": []}
-    for _ in range(rounds):
-        seconds, expected = timed(by_batches)
-        times["batches"].append(seconds)
-        seconds, tokens = timed(by_stream)
-        times["stream"].append(seconds)
-        verify("stream", tokens, expected)
+    found = race({"batches": by_batches, "stream": by_stream}, STREAM, rounds)
     return {
-        "size": size,
-        "images": count,
-        "batch": batch,
-        "max_tokens_in_flight": rows,
-        "rounds": rounds,
-        "matmul_gflops": round(matmul_gflops()),
-        **summary(times, "batches", count),
-    }
+        "size": SIZE, "images": STREAM, "batch": BATCH, "max_tokens_in_flight": rows, **found
+    }  # fmt: skip
+
+
+PARTS = {"encode": encode, "stream": stream}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("encode", "stream"))
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--images", type=int, help="8 photos, or 64 images of the stream")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(2)
-    if options.part == "encode":
-        result = encode(options.size, options.images or 8, options.rounds)
-    else:
-        result = stream(options.size, options.images or 64, options.batch, options.rounds)
+    torch.set_num_threads(THREADS)
+    result = PARTS[options.part](options.rounds)
     for key, value in result.items():
         print(f"{key}: {value}")
     print(write("adaptive", result, part=options.part))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,8 @@ from alit_kernels import nearest_codeword
 from alit_kernels._cpp import INSTRUCTION_SET_VARIABLE, INSTRUCTION_SETS, core
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
-from ..harness.contest import Absent, Contest
-from ..harness.timing import peak_megabytes, take_turns, write
+from ..harness.contest import Contest
+from ..harness.timing import write
 from ..suites import test_nearest_codeword, test_vector_quantize
 
 #: Those with a search of their own, the best first.
@@ -40,19 +39,15 @@ def ours(z: Tensor, codebook: Tensor, instruction_set: str) -> Tensor:
 
 def measured(case: Case, race: Contest, names: tuple[str, ...], rounds: int) -> dict[str, Any]:
     """Milliseconds, rates and memory of the named contenders, but for those that are absent."""
-    calls = {}
-    for name in names:
-        with suppress(Absent):
-            calls[name] = race.prepare[name]()
-            race.verify(calls[name]())
+    race.prepare = {name: race.prepare[name] for name in names}
     result: dict[str, Any] = {
         "shape": f"{case.vectors} x {case.codes} x {case.dim}",
         "threads": torch.get_num_threads(),
     }
-    for name, seconds in take_turns(calls, rounds=rounds).items():
+    for name, seconds in race.medians(rounds).items():
         result[f"{name} ms"] = round(1e3 * seconds, 2)
         result[f"{name} GFLOP/s"] = round(race.work.flops / seconds / 1e9)
-        result[f"{name} MB"] = round(peak_megabytes(calls[name]), 1)
+        result[f"{name} MB"] = round(race.peak_megabytes(name), 1)
     return result
 
 

@@ -23,7 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from alit_kernels import varlen_attention
 
-from ..harness.timing import peak_megabytes, take_turns, write
+from ..harness.contest import ready
+from ..harness.timing import write
 from ..peers.attention import Call, Problem, ours
 from ..suites.test_attention import HEAD_DIM, HEADS, contest
 
@@ -75,16 +76,14 @@ def run(fixed: int, rounds: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     lengths = fixed + torch.randint(low, high + 1, (PICTURES,), generator=generator)
     sizes = tuple(lengths.tolist())
-    calls = contenders(Problem(sizes, HEADS, HEAD_DIM, torch.float32, step=True))
     race = contest(sizes, step=True)  # of the same numbers
-    for call in calls.values():
-        race.verify(call())
+    race.prepare = ready(contenders(Problem(sizes, HEADS, HEAD_DIM, torch.float32, step=True)))
     padded_work = PICTURES * int(lengths.max()) ** 2 / int(lengths.square().sum())
     results: dict[str, Any] = {"lengths": lengths.tolist(), "padded / true work": padded_work}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results[f"{threads} threads"] = take_turns(calls, rounds=rounds)
-    results["peak_megabytes"] = {name: peak_megabytes(call) for name, call in calls.items()}
+        results[f"{threads} threads"] = race.medians(rounds)
+    results["peak_megabytes"] = {name: race.peak_megabytes(name) for name in race.calls}
     return results
 
 
