@@ -111,7 +111,8 @@ def report_parts(out: Path, rehearsal: bool) -> list[Part]:
     others = ["test_soft_codebook"] if rehearsal else [name for name in suites if name != step]
     last = ("test_launches_of_a_step", "test_compiled_step", "test_large_batch")
     parts = [extension(rehearsal)]
-    limits = {step: 240, "test_attention": 240, "test_compiled_step": 400, "test_large_batch": 240}
+    limits = dict.fromkeys((step, "test_attention", "test_codebooks", "test_large_batch"), 240)
+    limits["test_compiled_step"] = 400
     for name in (step, *others, *last):
         file = f"{name}.py" if name in others else f"{step}.py::{name}"
         options = (f"benchmarks/suites/{file}", f"--benchmark-json={out / name}.json", *extra)

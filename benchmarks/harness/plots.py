@@ -19,13 +19,17 @@ from alit.atomic_files import replacing
 
 from .runs import Row, Run, ratios
 
+GREY, OURS, PEER = "#808080", "#2a9d8f", "#c97b4a"
+COLOURS = ("#2a9d8f", "#c97b4a", "#7c83d1", "#c85a8a", "#8aa13a", "#4a9cc9", "#b08d2e")
+COLOURED = ("xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor")
+plt.rcParams.update(dict.fromkeys((*COLOURED, "legend.labelcolor"), GREY))
+plt.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.titlesize": 9})
+plt.rcParams.update({"legend.fontsize": 7, "legend.frameon": False})
 # The same results give the same files: names within them are else drawn at random. Text stays text, a tenth of the size
 # of its outlines, and names one font.
 plt.rcParams.update(
     {"svg.hashsalt": "alit", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
 )
-GREY, OURS, PEER = "#808080", "#2a9d8f", "#c97b4a"
-COLOURS = ("#2a9d8f", "#c97b4a", "#7c83d1", "#c85a8a", "#8aa13a", "#4a9cc9", "#b08d2e")
 #: What an SVG shows nothing by: decimals of a point from the third on, comments, indentation, names, turns by nothing.
 UNSEEN = re.compile(
     r'(?<=\d\.\d\d)\d+(?=[^<>]*>)|\s*<!--.*?-->|(?<=\n) +| id="\w+_\d+"| transform="rotate\(-0 [^"]*"'
@@ -41,25 +45,12 @@ def save(figure: Figure, path: Path) -> None:
         file.write_text(UNSEEN.sub("", text.getvalue()))
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Any]:
-    figure, axes = plt.subplots(figsize=(width, height))
-    _grey(axes)
-    return figure, axes
-
-
-def _grey(axes: Any) -> None:
-    axes.tick_params(which="both", colors=GREY, labelsize=8)
-    axes.xaxis.label.set_color(GREY)
-    axes.yaxis.label.set_color(GREY)
-    axes.spines[:].set_color(GREY)
-
-
 def plot_ratios(run: Run) -> Figure | None:
     """One bar for each contender: how many times our time it took, on a logarithmic axis around 1."""
     entries = ratios(run)[::-1]
     if not entries:
         return None
-    figure, axes = _axes(7, 0.6 + 0.2 * len(entries))
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.2 * len(entries)))
     values = np.array([ratio for _, _, ratio in entries])
     places = np.arange(len(values))
     for colour, some in ((OURS, values >= 1), (PEER, values < 1)):
@@ -87,7 +78,7 @@ def plot_roofline(run: Run) -> Figure | None:
     if not points:
         return None
     intensities = [row.info["flops"] / row.info["bytes"] for row in points]
-    figure, axes = _axes(7, 4.5)
+    figure, axes = plt.subplots(figsize=(7, 4.5))
     low, high = min([*intensities, 0.05]) / 2, max([*intensities, 2 * matmul / copy]) * 2
     roof = [low, matmul / copy, high]
     axes.plot(roof, [min(x * copy, matmul) for x in roof], color=GREY)
@@ -101,7 +92,7 @@ def plot_roofline(run: Run) -> Figure | None:
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="operations per byte that must move", ylabel="GFLOP/s")
     axes.minorticks_off()
-    _legend(axes, markerscale=0, handlelength=0, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(markerscale=0, handlelength=0, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -127,10 +118,8 @@ def plot_tokens(run: Run) -> Figure | None:
             panels[0].plot(tokens, [1e3 * row.median for _, row in points], **style)
             panels[1].plot(tokens, [row.info["peak_megabytes"] for _, row in points], **style)
         for axes, label in zip(panels, ("milliseconds", "peak megabytes"), strict=True):
-            _grey(axes)
-            axes.set(xlabel="N", ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
-            axes.set_title(family, color=GREY, fontsize=9)
-        _legend(panels[1], loc="upper left", bbox_to_anchor=(1, 1))
+            axes.set(title=family, xlabel="N", ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
+        panels[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -139,19 +128,15 @@ def plot_breakdown(run: Run) -> Figure | None:
     rows = [row for row in run.rows if row.parts][::-1]
     if not rows:
         return None
-    figure, axes = _axes(7, 0.9 + 0.4 * len(rows))
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.4 * len(rows)))
     names, left = [f"{row.group}: {row.contender}" for row in rows], np.zeros(len(rows))
     for part, colour in zip(rows[0].parts, COLOURS, strict=True):
         seconds = np.array([row.parts[part] for row in rows])
         axes.barh(names, seconds, 0.6, left, color=colour, label=part)
         left += seconds
     axes.set_xlabel("seconds of one step, by part")
-    _legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].parts))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].parts))
     return figure
-
-
-def _legend(axes: Any, **options: Any) -> None:
-    axes.legend(fontsize=7, frameon=False, labelcolor=GREY, **options)
 
 
 PLOTS: dict[str, tuple[str, Callable[[Run], Figure | None]]] = {

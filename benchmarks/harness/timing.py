@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import datetime
@@ -263,11 +264,18 @@ def write_json(path: Path, content: Any) -> None:
         file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def write(name: str, results: Mapping[str, Any], part: str = "") -> Path:
-    """``benchmarks/results/NAME.json``, or ``NAME-PART.json``: command, machine, results."""
+def write(name: str, results: Mapping[str, Any], part: str = "") -> None:
+    """Print a study's results; write ``benchmarks/results/NAME.json``, or ``NAME-PART.json``: also command, machine."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (f"{name}-{part}.json" if part else f"{name}.json")
     command = " ".join(["python -m", f"benchmarks.studies.{name}", *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "results": results}
     write_json(path, content)
-    return path
+    print(json.dumps(results, indent=1), path, sep="\n")
+
+
+def rounds(description: str | None, default: int) -> int:
+    """``--rounds`` of a study that has no other option."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=default)
+    return parser.parse_args().rounds

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -26,13 +27,11 @@ def terms(records: list[dict[str, float]]) -> list[str]:
     return [name for name in wanted if name in names] or ["l1"]
 
 
-def smooth(records: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and means of a term over a fiftieth of the run."""
-    found = [(record["step"], record[name]) for record in records if name in record]
+def smooth(records: list[dict[str, float]], name: str) -> np.ndarray:
+    """(2, n) steps and means of a term over a fiftieth of the run."""
+    found = np.array([(record["step"], record[name]) for record in records if name in record])
     size = max(1, len(found) // 50)
-    parts = [found[i : i + size] for i in range(0, len(found), size)]
-    steps, values = ([sum(x[k] for x in part) / len(part) for part in parts] for k in (0, 1))
-    return steps, values
+    return np.stack([found[i : i + size].mean(0) for i in range(0, len(found), size)], axis=1)
 
 
 def main() -> None:

@@ -7,14 +7,11 @@ runs in turns; the file holds medians.
 
 from __future__ import annotations
 
-import argparse
 import os
 from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from alit_kernels import nearest_codeword
@@ -22,8 +19,8 @@ from alit_kernels._cpp import INSTRUCTION_SET_VARIABLE, INSTRUCTION_SETS, core
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
 from ..harness.contest import Contest
-from ..harness.timing import write
-from ..suites import test_nearest_codeword, test_vector_quantize
+from ..harness.timing import rounds, write
+from ..suites import test_codebooks as codebooks
 
 #: Those with a search of their own, the best first.
 SEARCHES = ("avx512", "avx2", "baseline")
@@ -56,7 +53,7 @@ def search(case: Case, rounds: int) -> dict[str, Any]:
     order = INSTRUCTION_SETS.index
     best = order(core().build_info()["instruction_set"])
     sets = tuple(name for name in SEARCHES if order(name) <= best)
-    race = test_nearest_codeword.contest(case)  # of the same numbers
+    race = codebooks.search(case)  # of the same numbers
     own = {name: lambda name=name: partial(ours, z, codebook, name) for name in sets}
     race.prepare = {**race.prepare, **own}
     return measured(case, race, (*sets, "eager", "faiss"), rounds)
@@ -64,25 +61,14 @@ def search(case: Case, rounds: int) -> dict[str, Any]:
 
 def step(case: Case, rounds: int) -> dict[str, Any]:
     names = ("ours", "eager, one-hot", "eager, gather")
-    return measured(case, test_vector_quantize.contest(case), names, rounds)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
-    results: dict[str, list[dict[str, Any]]] = {"search": [], "step": []}
-    for threads in (2, 1):
-        torch.set_num_threads(threads)
-        results["search"] += [search(case, rounds) for case in BENCHMARK_CASES]
-        results["step"].append(step(test_vector_quantize.STEP, rounds))
-    for title, rows in results.items():
-        table = Table(*rows[0], title=title)
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        Console(width=220).print(table)
-    print(write("instruction_sets", results))
+    return measured(case, codebooks.quantizer(case), names, rounds)
 
 
 if __name__ == "__main__":
-    main()
+    count = rounds(__doc__, default=7)
+    results: dict[str, list[dict[str, Any]]] = {"search": [], "step": []}
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        results["search"] += [search(case, count) for case in BENCHMARK_CASES]
+        results["step"].append(step(codebooks.STEP, count))
+    write("instruction_sets", results)

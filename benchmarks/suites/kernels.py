@@ -8,24 +8,18 @@ from collections.abc import Callable
 import torch
 
 from ..harness.contest import DEVICE, Contest
-from . import (
-    test_attention,
-    test_nearest_codeword,
-    test_ragged,
-    test_soft_codebook,
-    test_vector_quantize,
-)
+from . import test_attention, test_codebooks, test_ragged, test_soft_codebook
 
 #: Name -> its contest, small or not.
 CONTESTS: dict[str, Callable[[bool], Contest]] = {
     "varlen_attention": lambda small: test_attention.contest(
         (33, 7) if small else test_attention.MIXED, step=True
     ),
-    "vector_quantize": lambda small: test_vector_quantize.contest(
-        test_vector_quantize.QUICK if small else test_vector_quantize.STEP
+    "vector_quantize": lambda small: test_codebooks.quantizer(
+        test_codebooks.QUICK if small else test_codebooks.STEP
     ),
-    "nearest_codeword": lambda small: test_nearest_codeword.contest(
-        test_nearest_codeword.QUICK if small else test_nearest_codeword.CASES[2]
+    "nearest_codeword": lambda small: test_codebooks.search(
+        test_codebooks.QUICK if small else test_codebooks.SEARCHES[2]
     ),
     "soft_codebook": lambda small: test_soft_codebook.contest(
         test_soft_codebook.QUICK if small else test_soft_codebook.CASE
