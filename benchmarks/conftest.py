@@ -18,9 +18,6 @@ from .harness.timing import machine
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="small shapes, few rounds")
-    parser.addoption(
-        "--compiled", action="store_true", help="torch.compile whole models on a CPU too"
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,11 +68,6 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
 @pytest.fixture(scope="session")
 def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
-
-
-@pytest.fixture(scope="session")
-def with_compiled(request: pytest.FixtureRequest) -> bool:
-    return DEVICE == "cuda" or bool(request.config.getoption("--compiled"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 Every part is a command with a time limit. Its output goes to ``DIR/PART.log`` and its outcome to ``DIR/parts.json``
 when it ends, so a run that is cut off leaves what it has found; the next one, of the same sources, goes on with what
-is missing or failed. After ``--minutes`` a run stops by itself. ``report`` writes its tables and plots anew after every
+is missing or failed. After eight minutes a run stops by itself. ``report`` writes its tables and plots anew after every
 part. ``--rehearsal`` runs the same on a CPU, small. The exit status is 1 where a part failed or was left for the next
 run; a part whose tool is not installed is reported as absent.
 """
@@ -33,6 +33,8 @@ TESTS, KERNELS = ROOT / "tests" / "alit_kernels", ROOT / "alit_kernels"
 #: What the outcomes of a run depend on.
 SOURCES = ("alit", "alit_kernels", "benchmarks", "csrc", "tests", "setup.py")
 CODE = (".py", ".cpp", ".cu", ".h")
+#: After which a run stops by itself.
+SECONDS = 8 * 60 - 10
 #: Seconds without which a part is not worth a start.
 LEAST = 20
 #: Outcome of a part for which no time is left.
@@ -228,7 +230,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.gpu", description=__doc__)
     parser.add_argument("kind", choices=("test", "report", "tune"))
     parser.add_argument("--out", type=Path, required=True, help="folder of logs and results")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which it stops")
     parser.add_argument("--rehearsal", action="store_true", help="on the CPU, small")
     options = parser.parse_args(arguments)
     if not options.rehearsal and not torch.cuda.is_available():
@@ -236,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
-    good = run_all(options.kind, parts(out, options.rehearsal), out, 60 * options.minutes - 10)
+    good = run_all(options.kind, parts(out, options.rehearsal), out, SECONDS)
     if options.kind == "tune":
         subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)
     return 0 if good else 1

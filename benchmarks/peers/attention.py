@@ -60,20 +60,16 @@ class Problem:
     ) -> Call:
         """``function(q, k, v)`` and, for a step, its gradients; ``order`` brings results back to (..., H, D)."""
         *leaves, grad = (x.detach().contiguous() for x in inputs)
-        if not self.step:
+        for leaf in leaves:
+            leaf.requires_grad_(self.step)
 
-            def forward() -> list[Tensor]:
-                with torch.no_grad():
-                    return [order(function(*leaves))]
+        def call() -> list[Tensor]:
+            with torch.set_grad_enabled(self.step):
+                out = function(*leaves)
+            gradients = torch.autograd.grad(out, leaves, grad) if self.step else ()
+            return [order(x) for x in (out.detach(), *gradients)]
 
-            return forward
-        leaves = [x.requires_grad_() for x in leaves]
-
-        def step() -> list[Tensor]:
-            out = function(*leaves)
-            return [order(x) for x in (out.detach(), *torch.autograd.grad(out, leaves, grad))]
-
-        return step
+        return call
 
 
 def ours(problem: Problem) -> Call:

@@ -144,8 +144,6 @@ def _alone(case: Case, name: str, quick: bool) -> Outcome:
     torch.set_num_threads(THREADS)
     keep_memory()
     _own.append(Prepared(case, name, *case.prepared(quick)))
-    if _own[0].compiled:  # the compiler's memory is not the step's
-        _own[0]()
     _own[0].found()
     return _own[0].outcome
 
@@ -202,12 +200,9 @@ def test_stage1_step(case: Case, name: str, race: Callable, quick: bool) -> None
     race(case.name, name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
+@pytest.mark.skipif(not GPU, reason="compiling whole models takes minutes on a CPU")
 @each(COMPILED_STEPS)
-def test_compiled_step(
-    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool
-) -> None:
-    if not with_compiled:
-        pytest.skip("compiling takes minutes on the CPU; --compiled runs it")
+def test_compiled_step(case: Case, name: str, race: Callable, quick: bool) -> None:
     race(f"{case.name}, compiled", name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
