@@ -86,10 +86,8 @@ def test_parts(out: Path, rehearsal: bool) -> list[Part]:
     small = (*pytest, "-q", str(TESTS / "test_device.py"), "-k", "test_same_bits_every_time")
     environment = {"ALIT_TEST_REPEATS": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for name in ("memcheck", "racecheck"):
-        tool = (
-            () if rehearsal else (*["compute-sanitizer", "--error-exitcode", "1", "--tool"], name)
-        )
-        parts.append(Part(name, small, 180, tool, environment))
+        sanitizer = ("compute-sanitizer", "--tool", name, "--error-exitcode", "1")
+        parts.append(Part(name, small, 180, () if rehearsal else sanitizer, environment))
     return parts
 
 
