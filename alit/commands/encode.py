@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from torch import Tensor
 
 from .. import images
-from ..alit_format import MAX_LENGTH
+from ..alit_format import MAX_LENGTH, Reader
 from ..atomic_files import check_replaceable, replacing
 from ..console import console, printable, progress
 from ..criteria import Criterion
@@ -56,9 +57,7 @@ def encode(
     data = sequences.to_bytes(loaded.identity())
     with replacing(output) as temporary:
         temporary.write_bytes(data)
-    size = loaded.config.image_size
-    said = summary(len(sequences), len(sequences.rows), len(data), size)
-    console.out(f"{printable(output)}: {said}")
+    console.out(f"{printable(output)}: {summary(Reader(io.BytesIO(data)))}")
     options.say_what_is_missing(listing)
 
 

@@ -25,8 +25,7 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
     with reading(source) as file:
         tokens = Reader(file)
     identity, (height, width) = tokens.identity, tokens.identity.image_size
-    said = summary(tokens.images, tokens.tokens, tokens.size, identity.image_size)
-    console.out(f"{printable(source)}: {said}")
+    console.out(f"{printable(source)}: {summary(tokens)}")
     console.print(
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
         f"pictures of {width}x{height}"
@@ -41,12 +40,12 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
         console.print(table)
 
 
-def summary(images: int, tokens: int, size: int, image_size: tuple[int, int]) -> str:
-    """What a file of ``size`` bytes holds, in a line."""
-    if not images:
-        return f"no images, {size} bytes"
-    height, width = image_size
+def summary(tokens: Reader) -> str:
+    """What a file holds, in a line."""
+    count, (height, width) = tokens.images, tokens.identity.image_size
+    if not count:
+        return f"no images, {tokens.size} bytes"
     return (
-        f"{images} images, {tokens} tokens ({tokens / images:.1f} an image), {size} bytes, "
-        f"{8 * size / (images * height * width):.4f} bits per pixel"
+        f"{count} images, {tokens.tokens} tokens ({tokens.tokens / count:.1f} an image), {tokens.size} bytes, "
+        f"{8 * tokens.size / (count * height * width):.4f} bits per pixel"
     )

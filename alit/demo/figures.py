@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -128,17 +128,9 @@ def _overlay(image: Tensor, attention: Tensor, colors: Any) -> Tensor:
 
 def spread(values: list[float], *, gap: float) -> list[float]:
     """The values moved apart to at least ``gap``, in their order, as little as can be (least squares)."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    blocks: list[
-        list[float]
-    ] = []  # runs that touch, their places taken out: the mean of each is where it lies
-    for place, index in enumerate(order):
-        blocks.append([values[index] - place * gap])
-        while len(blocks) > 1 and fmean(blocks[-2]) >= fmean(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    means = [fmean(block) for block in blocks for _ in block]
-    placed = list(values)
-    for place, index in enumerate(order):
-        placed[index] = means[place] + place * gap
-    return placed
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(values, kind="stable")
+    steps, placed = gap * np.arange(len(values)), np.empty(len(values))
+    placed[order] = isotonic_regression(np.asarray(values)[order] - steps).x + steps
+    return placed.tolist()
