@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def evaluate(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         with replacing(output / "evaluation.json") as file:
-            file.write_text(json.dumps({"model": model, **result.asdict()}, indent=1) + "\n")
+            file.write_text(json.dumps({"model": model, **asdict(result)}, indent=1) + "\n")
         _plot(result, output / "evaluation.png")
     console.print(_table(result))
     for reason in others.left_out:

@@ -7,7 +7,6 @@ Everywhere: means over all pictures, pixels in [0, 1], each picture counted once
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,9 +80,6 @@ class Evaluation:
     image_size: tuple[int, int]
     lengths: list[LengthQuality]
     unreadable: list[str]
-
-    def asdict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
 
 
 @torch.no_grad()
