@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -47,10 +47,11 @@ def criterion(
     Raises:
         ValueError: several are.
     """
-    options: tuple[tuple[Any, float | None], ...] = (
-        *((MaxL1, max_l1), (CodeError, code_error), (FixedLength, tokens)),
-    )
-    given: list[Criterion] = [kind(value) for kind, value in options if value is not None]
+    given: list[Criterion] = [
+        *([MaxL1(max_l1)] if max_l1 is not None else []),
+        *([CodeError(code_error)] if code_error is not None else []),
+        *([FixedLength(tokens)] if tokens is not None else []),
+    ]
     if len(given) > 1:
         raise ValueError("expected one of --max-l1, --code-error and --tokens, got several")
     return given[0] if given else MaxL1(0.08)

@@ -72,7 +72,7 @@ def train(
 
         alit train nano-dct --data photos --output run
 
-        torchrun --nproc-per-node 8 -m alit.cli train config.yaml --output run --resume
+        torchrun --nproc-per-node 8 -m alit train config.yaml --output run --resume
 
     Ctrl-C leaves a checkpoint from which --resume goes on.
     """

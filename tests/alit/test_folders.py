@@ -17,7 +17,7 @@ from alit.cli import app
 from alit.commands.reconstruct import targets_of
 from alit.console import printable
 from alit.folders import find, in_folder
-from alit.images import load, save_image, to_image
+from alit.images import load, to_image
 from alit.training.pictures import ImageFolder
 from tests.helpers.commands import run
 from tests.helpers.models import images as tensors
@@ -192,14 +192,11 @@ def test_target_names() -> None:
     assert [x.name for x in targets.values()] == [
         *("x.png", "x-2.png", "X-3.png", "x-2-2.png", "é.png", "e\u0301-2.png", "x-4.png"),
     ]
-
-
-@pytest.mark.parametrize("same", (True, False))
-def test_ten_thousand_target_names(same: bool) -> None:
-    paths = [Path(f"/x/{i}/{'p' if same else i}.jpg") for i in range(10_000)]
     start = time.process_time()
-    assert len(set(targets_of(paths, Path("/out")).values())) == 10_000
-    assert time.process_time() - start < 1
+    for name in ("{}", "p"):
+        paths = [Path(f"/x/{i}/{name.format(i)}.jpg") for i in range(10_000)]
+        assert len(set(targets_of(paths, Path("/out")).values())) == 10_000
+    assert time.process_time() - start < 2
 
 
 def test_target_is_a_photograph_by_another_name(folder: Path) -> None:
@@ -228,7 +225,10 @@ def test_names_that_cannot_be_printed(encoding: str, folder: Path) -> None:
         (folder.parent / f"{name} 3.jpg").write_bytes(b"x")
     odd, runner = NAMES[1], CliRunner(charset=encoding)
     for arguments, expected in (
-        (("reconstruct", ".", "-o", "out" + odd, "--tokens", "3"), ["out" + odd, *NAMES]),
+        (
+            ("reconstruct", ".", "-o", "out" + odd, "--tokens", "3"),
+            ["out" + odd, *(f"{name}{end}" for name in NAMES for end in (".png", " 2.heic"))],
+        ),
         (("info", f"{odd}.jpg"), []),
         (("convert", f"{odd}.jpg", "x.safetensors"), [odd]),
         (("decode", f"no{odd}.alit", "-o", "out"), []),
@@ -244,9 +244,3 @@ def test_names_that_cannot_be_printed(encoding: str, folder: Path) -> None:
             escaped = printable(name).encode(encoding, "backslashreplace").decode(encoding)
             assert escaped in done.output, done.output
     assert len(list(Path("out" + odd).iterdir())) == 3 + len(NAMES)
-
-
-def test_a_name_in_a_table_has_no_markup(folder: Path) -> None:
-    save_image(to_image(tensors()[0]), Path("[red]m:cat:.png"))
-    done = run("reconstruct", "[red]m:cat:.png", "-o", "out")
-    assert done.exit_code == 0 and "[red]m:cat:.png" in done.output
