@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image, ImageFile
 
 import alit
@@ -20,6 +21,7 @@ from alit import AdaptiveTokenizer, FixedLength
 from alit.base import DCTBase
 from alit.cli import COMMANDS
 from alit.config import DCTConfig
+from alit.console import errors
 from alit.demo import photographs
 from alit.images import load, load_square, save_image, to_image
 from tests.helpers.commands import refused, run, text
@@ -229,6 +231,13 @@ def test_missing_library_is_named(
     name = {"skimage": "scikit-image"}.get(package, package)
     refused(done, f"error: this needs {name}: pip install 'alit[demo]'")
     assert not output.exists()
+
+
+def test_full_memory_is_an_error_and_a_bug_is_not_hidden() -> None:
+    with pytest.raises(typer.Exit), errors():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="a bug"), errors():
+        raise RuntimeError("a bug")
 
 
 @pytest.mark.parametrize("error", (RuntimeError, IndexError, struct.error, OSError))
