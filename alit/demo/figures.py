@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 
 from ..images import save_image
 from ..plots import BLUE, GREY, ORANGE, pyplot, save
+from . import FEATURED
 from .measure import Measured
-from .photographs import FEATURED
 from .sheet import Tile, sheet
 
 

@@ -11,9 +11,8 @@ from rich.table import Table
 from ..console import console, progress
 from ..tokenizer import AdaptiveTokenizer
 from ..training import TrainingConfig, train
-from . import figures
+from . import figures, photographs
 from .measure import Measured, measure
-from .photographs import photographs
 
 #: It learns these; more would take longer.
 COUNT = 12

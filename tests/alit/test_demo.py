@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from alit import FixedLength, MaxL1
-from alit.demo import PHOTOGRAPHS, photographs
+from alit.demo import FEATURED, PHOTOGRAPHS, photographs
 from alit.demo.figures import spread
 from alit.demo.measure import Measured, measure
 from alit.demo.page import UNKNOWN, page
-from alit.demo.photographs import FEATURED
 from alit.demo.sheet import TILE
 from tests.helpers.commands import run, text
 from tests.helpers.models import model
