@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: A room imports only rooms of the rows before its own.
 ROWS = (
-    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.alit_format alit.atomic_files",
-    "alit.config alit.images alit.torch_archive",
+    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.alit_format alit.atomic_files alit.shipped",
+    "alit.config alit.images alit.torch_archive alit.plots",
     "alit.layers alit.published alit.folders",
     "alit.base alit.decoder alit.sequence alit.model_file",
     "alit.iteration",
@@ -22,10 +22,11 @@ ROWS = (
     "alit.encoding",
     "alit.tokenizer",
     "alit.attention_maps alit.training.initialization alit.losses",
-    "alit.token_files alit.training alit.evaluation",
-    "alit.reconstruct",
+    "alit.training alit.evaluation",
     "alit.demo",
+    "alit.commands",
     "alit.cli",
+    "alit.__main__",
 )
 RANKS = {room: rank for rank, row in enumerate(ROWS) for room in row.split()}
 

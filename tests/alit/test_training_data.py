@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alit.evaluation.evaluate import _cropped
+from alit.evaluation.evaluate import cropped
 from alit.folders import find
 from alit.images import load_square
 from alit.training import TrainingConfig, train
@@ -48,7 +48,7 @@ def test_pictures_are_those_of_every_command(tmp_path: Path) -> None:
     for index, file in enumerate(pictures.files):
         loaded, expected = pictures.load(index, np.random.default_rng(0)), load_square(file, 16)
         assert torch.equal(loaded.float() / 255, expected)
-        assert torch.equal(_cropped(file, 20), load_square(file, 20))
+        assert torch.equal(cropped(file, 20), load_square(file, 20))
 
 
 def levels(images: Tensor) -> list[int]:

@@ -22,7 +22,8 @@ import torch._dynamo  # which the optimiser imports, and takes longest
 
 from alit import model_file
 from alit.cli import app
-from alit.training import checkpoints, command, log
+from alit.commands import train
+from alit.training import checkpoints, log
 
 
 def die() -> None:
@@ -117,7 +118,7 @@ def prepare(moment: str) -> None:
         Path.write_text = cut  # type: ignore[assignment, method-assign]
     else:
         assert moment == "none", moment
-    assert command.train is not None  # imported before the fork
+    assert train is not None  # imported before the fork
 
 
 def main() -> None:
