@@ -72,7 +72,7 @@ class Transformer(nn.Module):
         return last(x, offsets, max_length, wanted)
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Published initialisation: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
     for layer in module.modules():
         if isinstance(layer, SelfAttention):

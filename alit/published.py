@@ -131,7 +131,7 @@ def infer_config(
             if quantized
             else "continuous"
             if factorised
-            else "unfactorised",
+            else "unfactorized",
             "image_size": (side, side),
             "latents_per_iteration": latents,
             "iterations": iterations,

@@ -118,7 +118,7 @@ class AdaptiveTokenizer(AdaptiveModel):
                 )
         else:
             channels = (
-                config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim
+                config.encoder.width if config.bottleneck == "unfactorized" else config.code_dim
             )
             if tokens.rows.shape[1] != channels:
                 raise ValueError(

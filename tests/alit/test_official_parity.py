@@ -55,14 +55,14 @@ def test_state_dict_keys(name: str) -> None:
     assert own == {key: shape for key, shape, *_ in stored if not key.startswith("gan_losses.")}
 
 
-def test_state_dict_keys_unfactorised() -> None:
+def test_state_dict_keys_unfactorized() -> None:
     entry = GOLDEN.json("full_state_dict_keys")[
         "alit_small_vqgan_continuous_unfactorized_vs_factorized"
     ]
     with torch.device("meta"):
         states = [
             set(AdaptiveTokenizer.from_size("small", bottleneck=bottleneck).state_dict())
-            for bottleneck in ("continuous", "unfactorised")
+            for bottleneck in ("continuous", "unfactorized")
         ]
     assert states[0] - states[1] == set(entry["missing"])
     assert states[1] - states[0] == set(entry["extra"])

@@ -205,10 +205,10 @@ def test_ema_rewrites_all_codes() -> None:
     assert bool((growth[False] == 1).all()) and bool((growth[True] > 1000).all())
 
 
-def test_small_code_initialisation() -> None:
+def test_small_code_initialization() -> None:
     for small, expected in ((False, (128**-0.5, 12**-0.5)), (True, (0.02, 0.02))):
         torch.manual_seed(0)
-        quirks = Quirks(small_code_initialisation=small)
+        quirks = Quirks(small_code_initialization=small)
         m = AdaptiveTokenizer.from_size("nano", base="dct", quirks=quirks)
         for layer, std in zip(
             (m.pre_quantizer_mlp, m.decoder.decoder_embed), expected, strict=True

@@ -192,7 +192,7 @@ def test_gradients_reach_every_parameter(base: str, variant: str, halting: str) 
     stage1_loss(m, images(), generator=torch.Generator().manual_seed(0)).total.backward()
     unused = {name for name, p in m.named_parameters() if p.requires_grad and p.grad is None}
     expected = set() if halting == "mask" else {"encoder_mask_token"}
-    if variant == "unfactorised":
+    if variant == "unfactorized":
         expected |= {"pre_quantizer_mlp.weight", "pre_quantizer_mlp.bias"}
     assert unused == expected
     assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
@@ -290,7 +290,7 @@ def sequence(values: list[int]) -> TokenSequence:
             "tokens: expected finite latents",
         ),
         (
-            "unfactorised",
+            "unfactorized",
             TokenSequence(torch.tensor([1]), latents=torch.zeros(1, 6)),
             "tokens: expected latents of 32 channels, got 6",
         ),

@@ -59,7 +59,7 @@ class Golden:
             decoder=TransformerConfig(
                 *(fields[f"decoder_{x}"] for x in ("width", "num_layers", "num_heads"))
             ),
-            bottleneck=bottleneck if fields["factorize_latent"] else "unfactorised",
+            bottleneck=bottleneck if fields["factorize_latent"] else "unfactorized",
             image_size=(fields["img_size"], fields["img_size"]),
             latents_per_iteration=fields["num_init_latent_tokens"],
             iterations=fields["max_rollout_iters"],

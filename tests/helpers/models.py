@@ -25,7 +25,7 @@ BASES: dict[str, BaseConfig] = {
     ),
     "dct": DCTConfig(patch_size=4, luma=5, chroma=2),
 }
-VARIANTS = ("quantized", "continuous", "unfactorised")
+VARIANTS = ("quantized", "continuous", "unfactorized")
 
 
 def config(base: str = "dct", **options: Any) -> AdaptiveTokenizerConfig:
