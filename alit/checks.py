@@ -46,7 +46,7 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, kind in _kinds(type(self)).items():
+        for name, kind in _kinds(type(self)).items():  # type: ignore[arg-type]
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
 
 
@@ -56,7 +56,7 @@ def _kinds(checked: type) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    limits = Range(0, 0)
+    limits: Any = None
     if get_origin(kind) is Annotated:
         kind, limits = get_args(kind)
     kinds = get_args(kind) or (kind,)

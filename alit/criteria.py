@@ -69,8 +69,18 @@ class _Threshold:
             raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
 
 
-@dataclass(frozen=True)
-class MaxL1(_Threshold):
+class _ErrorBelow(_Threshold):
+    """The error of an image is below ``threshold``."""
+
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        """(B,) float32."""
+        raise NotImplementedError
+
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        return self.error(iteration, model) < self.threshold
+
+
+class MaxL1(_ErrorBelow):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
     Raises:
@@ -78,19 +88,13 @@ class MaxL1(_Threshold):
     """
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) float32."""
         assert iteration.prediction is not None
-        reconstruction = model.base_tokenizer.pixels(
-            iteration.prediction.code_BNC, model.config.grid
-        )
+        code_BNC = iteration.prediction.code_BNC
+        reconstruction = model.base_tokenizer.pixels(code_BNC, model.config.grid)
         return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
 
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold
 
-
-@dataclass(frozen=True)
-class CodeError(_Threshold):
+class CodeError(_ErrorBelow):
     """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
 
     Raises:
@@ -98,15 +102,10 @@ class CodeError(_Threshold):
     """
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) float32."""
         assert iteration.prediction is not None
         return (iteration.prediction.code_BNC - iteration.base.code_BNC).float().abs().mean((1, 2))
 
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold
 
-
-@dataclass(frozen=True)
 class TokenAccuracy(_Threshold):
     """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
 

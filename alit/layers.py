@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from alit_kernels import cumulative_offsets
 from alit_kernels.nn import GELULinear, Linear, SelfAttention
 from alit_kernels.nn.self_attention import positions
 
@@ -70,6 +74,13 @@ class Transformer(nn.Module):
         for block in blocks:
             x = block(x, offsets, max_length)
         return last(x, offsets, max_length, wanted)
+
+
+def one_behind_another(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
+    """Batches of sequences (B, N, C), N of its own each, as packed rows: (T, C), their offsets, the largest N."""
+    lengths = [x.new_full(x.shape[:1], x.shape[1], dtype=torch.int64) for x in batches]
+    rows = torch.cat([x.flatten(0, 1) for x in batches])
+    return rows, cumulative_offsets(torch.cat(lengths)), max(x.shape[1] for x in batches)
 
 
 def initialize(module: nn.Module) -> None:

@@ -156,14 +156,14 @@ class AdaptiveModel(nn.Module):
         self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None
     ) -> Prediction:
         """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
-        decoded_BNV = self.decoder.decode(codes_BLC, self.decoder_query_ND, lengths_B)
+        decoded_BNV = self.decoder.decode([codes_BLC], self.decoder_query_ND, lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)
 
     def predict_together(
         self, codes: Sequence[Tensor], target_BN: Tensor | None = None
     ) -> list[Prediction]:
         """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder."""
-        decoded_BNV = self.decoder.decode_together(codes, self.decoder_query_ND)
+        decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND)
         targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
         whole = self.base_tokenizer.predict(decoded_BNV, targets)
         sizes = [x.shape[0] for x in codes]
