@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,9 @@ from alit.model_file import load_state, read, write
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.hostile_json import mutated_json
 from tests.helpers.models import BASES, images, model
+
+#: Bytes beside the tensors.
+LITTLE = 100 * 2**20
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -57,9 +59,8 @@ def test_a_model_too_large_for_its_file_takes_no_memory() -> None:
     own = model()
     AdaptiveTokenizer.from_state(own.config, own.state_dict())  # the first one imports much
     huge = replace(own.config, iterations=2**16, latents_per_iteration=2**16)
-    with memory() as measured, pytest.raises(CheckpointError, match="missing timestep_embedding"):
+    with memory(LITTLE), pytest.raises(CheckpointError, match="missing timestep_embedding"):
         AdaptiveTokenizer.from_state(huge, {})
-    assert measured.taken < 100 * 2**20
 
 
 def test_damaged_files(tmp_path: Path) -> None:
@@ -240,17 +241,15 @@ def test_configurations_of_larger_models(
     path = tmp_path / "x.safetensors"
     data = small_file("dct", tmp_path)
     path.write_bytes(with_config(data, lambda text: json.dumps({**json.loads(text), **fields})))
-    start = time.process_time()
-    with memory() as measured, pytest.raises(CheckpointError, match=message):
+    with memory(LITTLE, seconds=1), pytest.raises(CheckpointError, match=message):
         read(path)
-    assert time.process_time() - start < 1 and measured.taken < 100 * 2**20
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_damaged_headers(base: str, tmp_path: Path) -> None:
     """Bytes, the header or the configuration in it: a named error at once, or a model as large as its file."""
     rng, path = random.Random(base), tmp_path / "x.safetensors"
-    good, slowest, most = small_file(base, tmp_path), 0.0, 0
+    good = small_file(base, tmp_path)
     AdaptiveTokenizer.from_pretrained(tmp_path / "small.safetensors")  # the first one imports much
     for _ in range(EXAMPLES // 3):
         kind = rng.choice((mutated, with_header, with_config, with_config))
@@ -258,12 +257,8 @@ def test_damaged_headers(base: str, tmp_path: Path) -> None:
             mutated(good, rng) if kind is mutated else kind(good, lambda x: mutated_json(x, rng))
         )
         path.write_bytes(changed)
-        start = time.process_time()
-        with memory() as measured, contextlib.suppress(CheckpointError):
+        with memory(LITTLE + len(changed), seconds=5), contextlib.suppress(CheckpointError):
             AdaptiveTokenizer.from_pretrained(path)
-        slowest = max(slowest, time.process_time() - start)
-        most = max(most, measured.taken - len(changed))
-    assert slowest < 5 and most <= 100 * 2**20
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 2**22 + 1, 2**40])
@@ -271,6 +266,5 @@ def test_headers_longer_than_their_file(size: int, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(size.to_bytes(8, "little") + b"{}" if size else b"")
     os.truncate(path, max(2, min(size, 2**35)))  # without a byte on the disk
-    with memory() as measured, pytest.raises(CheckpointError, match="not a safetensors file, or t"):
+    with memory(LITTLE), pytest.raises(CheckpointError, match="not a safetensors file, or t"):
         read(path)
-    assert measured.taken < 100 * 2**20
