@@ -64,26 +64,21 @@ def test_a_model_too_large_for_its_file_takes_no_memory() -> None:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "x.safetensors"
     model().save_pretrained(path)
-    content = path.read_bytes()
-    for name, damaged in (
-        ("truncated", content[: len(content) // 2]),
-        ("empty", b""),
-        ("garbage", os.urandom(4096)),
-        ("header", b"\xff" * 8 + content[8:]),
+    content, one = path.read_bytes(), {"x": torch.zeros(1)}
+    truncated = "x.safetensors: not a safetensors file, or truncated"
+    for damaged, message in (
+        (content[: len(content) // 2], truncated),
+        (b"", truncated),
+        (os.urandom(4096), truncated),
+        (b"\xff" * 8 + content[8:], truncated),
+        (safetensors.torch.save(one), "expected format 'alit-1'"),
+        (safetensors.torch.save(one, {"format": "alit-1"}), "configuration"),
     ):
-        broken = tmp_path / f"{name}.safetensors"
-        broken.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=name):
-            AdaptiveTokenizer.from_pretrained(broken)
-    other = tmp_path / "other.safetensors"
-    safetensors.torch.save_file({"x": torch.zeros(1)}, other)
-    with pytest.raises(CheckpointError, match="expected format 'alit-1'"):
-        AdaptiveTokenizer.from_pretrained(other)
-    safetensors.torch.save_file({"x": torch.zeros(1)}, other, metadata={"format": "alit-1"})
-    with pytest.raises(CheckpointError, match="configuration"):
-        AdaptiveTokenizer.from_pretrained(other)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=message):
+            AdaptiveTokenizer.from_pretrained(path)
     with pytest.raises(FileNotFoundError, match="no such file, nor the name of shipped weights"):
         AdaptiveTokenizer.from_pretrained("nano-vqgan")
 
@@ -117,11 +112,6 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]
 
 
-def test_unwritable_directory(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="missing"):
-        model().save_pretrained(tmp_path / "missing" / "model.safetensors")
-
-
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_half_precision_round_trip(stored: torch.dtype, tmp_path: Path) -> None:
     """Read as float32, the same values; written with other precisions in one file, each is aligned."""
@@ -145,20 +135,16 @@ def test_weights_of_another_kind(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {**m.state_dict(), "latent_tokens": m.latent_tokens.detach().to(dtype)}
     with pytest.raises(TypeError, match=f"latent_tokens: expected torch.float32, .*got {dtype}"):
         write(path, m.config, state)
-    metadata = {"format": "alit-1", "config": m.config.to_json()}
-    safetensors.torch.save_file(state, path, metadata)
     with pytest.raises(CheckpointError, match=f"latent_tokens is {dtype}, expected torch.float32"):
-        AdaptiveTokenizer.from_pretrained(path)
+        AdaptiveTokenizer.from_state(m.config, state)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
-    m, path = model(), tmp_path / "x.safetensors"
-    with torch.no_grad():
-        m.latent_tokens[1, 2] = value
-    m.save_pretrained(path)
+def test_weights_that_are_not_finite(value: float) -> None:
+    m = model()
+    m.latent_tokens.data[1, 2] = value
     with pytest.raises(CheckpointError, match="latent_tokens has values that are NaN or infinite"):
-        AdaptiveTokenizer.from_pretrained(path)
+        AdaptiveTokenizer.from_state(m.config, m.state_dict())
 
 
 class Wrapped(torch.nn.Module):
