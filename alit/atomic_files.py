@@ -22,10 +22,6 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
 
 
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint, is damaged, or does not fit the model."""
-
-
 @contextmanager
 def reading(path: str | Path) -> Iterator[BinaryIO]:
     """A file, open for reading; links are followed.

@@ -16,6 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 MAX_JSON = 2**16
 
 
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, is damaged, or does not fit the model."""
+
+
 def parse(text: str) -> Any:
     """What JSON says; an object with a field twice, and NaN or infinity, are none.
 
@@ -158,6 +162,11 @@ def check_integer(name: str, value: object, low: int, high: int) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {shown(value)}{hint}")
+        expected = f"expected one of {', '.join(choices)}, got {shown(value)}"
+        raise ValueError(f"{name}: {expected}{nearest(value, choices)}")
+
+
+def nearest(value: object, choices: Sequence[str]) -> str:
+    """The end of a message that suggests the choice most like a value, where one is."""
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""

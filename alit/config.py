@@ -134,9 +134,7 @@ class DCTConfig(Checked):
 
 BaseConfig = VQGANConfig | KLVAEConfig | DCTConfig
 BASES: dict[str, type[VQGANConfig] | type[KLVAEConfig] | type[DCTConfig]] = {
-    "vqgan": VQGANConfig,
-    "vae": KLVAEConfig,
-    "dct": DCTConfig,
+    base.kind: base for base in (VQGANConfig, KLVAEConfig, DCTConfig)
 }
 
 
@@ -278,16 +276,13 @@ class AdaptiveTokenizerConfig(Checked):
             check_choice("base", base, tuple(BASES))
             base = BASES[base]()
         transformer = TransformerConfig(*SIZES[size])
-        return cls(
-            base=base,
-            encoder=overrides.pop("encoder", transformer),
-            decoder=overrides.pop("decoder", transformer),
-            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-            quirks=overrides.pop(
-                "quirks", Quirks.official() if compatibility == "official" else Quirks()
-            ),
-            **overrides,
-        )
+        fields: dict[str, Any] = {
+            "encoder": transformer,
+            "decoder": transformer,
+            "image_size": (image_size, image_size) if isinstance(image_size, int) else image_size,
+            "quirks": Quirks.official() if compatibility == "official" else Quirks(),
+        }
+        return cls(base=base, **{**fields, **overrides})
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -59,6 +59,8 @@ class FixedLength:
 
 @dataclass(frozen=True)
 class _Threshold:
+    """What ``error`` gives for an image, (B,) float32, is below ``threshold``."""
+
     threshold: float
     needs_prediction = True
 
@@ -68,19 +70,11 @@ class _Threshold:
         if not float(self.threshold) >= 0:  # NaN neither
             raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
 
-
-class _ErrorBelow(_Threshold):
-    """The error of an image is below ``threshold``."""
-
-    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) float32."""
-        raise NotImplementedError
-
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold
+        return self.error(iteration, model) < self.threshold  # type: ignore[attr-defined]
 
 
-class MaxL1(_ErrorBelow):
+class MaxL1(_Threshold):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
     Raises:
@@ -94,7 +88,7 @@ class MaxL1(_ErrorBelow):
         return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
 
 
-class CodeError(_ErrorBelow):
+class CodeError(_Threshold):
     """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import model_file
-from ..atomic_files import CheckpointError
+from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
