@@ -114,17 +114,15 @@ def test_evaluation(base: str, variant: str) -> None:
             values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
         values |= captured(iteration, model)
         pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
-        error = (pixels - GOLDEN.images).abs().mean().item()
-        assert abs(error - scalars["recon_l1_per_iteration"][iteration.index]) < PIXELS
-        mean, std = scalars["recon_mean_std"][iteration.index]
-        assert abs(pixels.mean().item() - mean) < PIXELS and abs(pixels.std().item() - std) < PIXELS
-        assert (
-            abs(
-                iteration.prediction.decoded_BNV.std().item()
-                - scalars["decoded_std"][iteration.index]
-            )
-            < TOKENS
-        )
+        names = ("recon_mean_std", "recon_l1_per_iteration", "decoded_std")
+        (mean, std), l1, decoded = (scalars[name][iteration.index] for name in names)
+        for found, wanted, tolerance in (
+            ((pixels - GOLDEN.images).abs().mean(), l1, PIXELS),
+            (pixels.mean(), mean, PIXELS),
+            (pixels.std(), std, PIXELS),
+            (iteration.prediction.decoded_BNV.std(), decoded, TOKENS),
+        ):
+            assert abs(found.item() - wanted) < tolerance
     check_tensors(values, expected)
 
 
@@ -146,12 +144,12 @@ def test_sampled_codes() -> None:
 RULES = [(b, v) for b in BASES for v in VARIANTS if "encode_api" in GOLDEN.json(f"{b}_{v}")]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("base,variant", RULES)
 def test_encode_rule(base: str, variant: str) -> None:
     model = GOLDEN.model(base, variant)
-    with torch.no_grad():
-        tokens = GOLDEN.base_tokens(model, base)
-        iterations = list(model.rollout(GOLDEN.images, base=tokens))
+    tokens = GOLDEN.base_tokens(model, base)
+    iterations = list(model.rollout(GOLDEN.images, base=tokens))
     rules = GOLDEN.json(f"{base}_{variant}")["encode_api"]
     assert rules
     for threshold, rule in rules.items():
@@ -159,8 +157,7 @@ def test_encode_rule(base: str, variant: str) -> None:
         assert sequence.lengths.tolist() == [rule["returned_num_latents"]] * len(GOLDEN.images)
         iteration = iterations[rule["returned_iteration"]]
         assert iteration.num_tokens == rule["returned_num_latents"]
-        with torch.no_grad():
-            error = MaxL1(float(threshold)).error(iteration, model).mean().item()
+        error = MaxL1(float(threshold)).error(iteration, model).mean().item()
         assert abs(error - rule["recon_l1"]) < PIXELS
         close(sequence.padded(), iteration.bottleneck.continuous_BLC, TOKENS, "returned tokens")
 
