@@ -75,17 +75,23 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
             raise ValueError(f"{name}: expected a list of integers, got {shown(value)}")
         for item in value:
-            check_integer(name, item, *limits)
+            check_number(name, item, int, *limits)
         return tuple(value)
-    elif int in kinds:
-        check_integer(name, value, *limits)
-    elif float in kinds:
-        low, high = limits
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value < high or value > sys.float_info.max:
-            expected = f"a number in [{low:g}, {high:g})"
-            raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    elif limits is not None:
+        check_number(name, value, int if int in kinds else float, *limits)
     return value
+
+
+def check_number(
+    name: str, value: Any, kind: type[int] | type[float], low: float, high: float
+) -> None:
+    """That it is an integer from ``low`` to ``high``, or a number from ``low`` that is below ``high``."""
+    whole = kind is int
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    good = good and low <= value <= min(high, sys.float_info.max) and (whole or value < high)
+    if not good:
+        expected = f"an integer in [{low}, {high}]" if whole else f"a number in [{low:g}, {high:g})"
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def build(kind: Any, given: Any, name: str = "") -> Any:
@@ -150,14 +156,6 @@ def some(names: Iterable[object]) -> str:
     known = [x if isinstance(x, str) else f"a key of type {type(x).__name__}" for x in names]
     more = f" and {len(known) - 5} more" if len(known) > 5 else ""
     return ", ".join(map(printable, known[:5])) + more
-
-
-def check_integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        wanted = "a positive integer" if low == 1 else f"an integer of at least {low}"
-        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
-    if value > high:
-        raise ValueError(f"{name}: expected at most {high}, got {shown(value)}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from .checks import Checked, Range, build, check_choice, check_integer, parse
+from .checks import Checked, Range, build, check_choice, check_number, parse
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (128, 4, 4),
@@ -125,7 +125,7 @@ class DCTConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("luma", "chroma"):
-            check_integer(name, getattr(self, name), 1, self.patch_size**2)
+            check_number(name, getattr(self, name), int, 1, self.patch_size**2)
 
     @property
     def latent_channels(self) -> int:
