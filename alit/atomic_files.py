@@ -189,6 +189,11 @@ def check_replaceable(path: Path) -> None:
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
-    kinds |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "something that is no file")
+    kinds = {
+        "l": "a link",
+        "d": "a folder",
+        "p": "a pipe",
+        "s": "a socket",
+        **dict.fromkeys("bc", "a device"),
+    }
+    return kinds.get(stat.filemode(mode)[0], "something that is no file")

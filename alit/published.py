@@ -109,45 +109,36 @@ def infer_config(
 
     Raises:
         CheckpointError: not the state dict of an adaptive tokenizer, or heads that are not known.
+        ValueError: fields that do not fit together.
     """
     try:
         latents, width = state["latent_tokens"].shape
-        iterations = state["timestep_embedding"].shape[0]
-        tokens = state["encoder_positional_embedding"].shape[0] - 1
-        quantized, factorised = (
-            "quantize.embedding.weight" in state,
-            "decoder.decoder_embed.weight" in state,
-        )
+        decoder_width = state["decoder_positional_embedding"].shape[1]
         base = _infer_base(state)
-        side = round(tokens**0.5) * base.patch_size
+        tokens = state["encoder_positional_embedding"].shape[0] - 1
         fields: dict[str, Any] = {
-            "encoder": _infer_transformer(state, "encoder", width, heads),
-            "decoder": _infer_transformer(
-                state, "decoder", state["decoder_positional_embedding"].shape[1], heads
-            ),
-            "bottleneck": "quantized"
-            if quantized
-            else "continuous"
-            if factorised
+            "bottleneck": "continuous"
+            if "decoder.decoder_embed.weight" in state
             else "unfactorized",
-            "image_size": (side, side),
+            "image_size": (round(tokens**0.5) * base.patch_size,) * 2,
             "latents_per_iteration": latents,
-            "iterations": iterations,
+            "iterations": state["timestep_embedding"].shape[0],
             "code_dim": state["pre_quantizer_mlp.weight"].shape[0],
             "quirks": Quirks.official(),
         }
-        if quantized:
+        if "quantize.embedding.weight" in state:
+            fields["bottleneck"] = "quantized"
             fields["codebook_size"] = state["quantize.embedding.weight"].shape[0]
             fields["ema_decay"] = 0.99 if "quantize.cluster_size" in state else None
     except KeyError as error:
         raise CheckpointError(
             f"not the state of an adaptive tokenizer: {error} is missing, got {some(state) or 'nothing'}"
         ) from error
-    except CheckpointError:
-        raise
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         # Keys or shapes of another kind.
         raise CheckpointError(f"not the state of an adaptive tokenizer ({error})") from error
+    fields["encoder"] = _infer_transformer(state, "encoder", width, heads)
+    fields["decoder"] = _infer_transformer(state, "decoder", decoder_width, heads)
     return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
 
 
@@ -182,10 +173,13 @@ def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
     if kind == "vqgan":
         codes, latents = state[f"{prefix}quantize.embedding.weight"].shape
         return VQGANConfig(latent_channels=latents, num_codes=codes, **layout)
-    attends = [f"{prefix}encoder.down.{level}.attn.0.q.weight" in state for level in range(levels)]
     return KLVAEConfig(
         latent_channels=state[f"{prefix}post_quant_conv.weight"].shape[0],
-        attention_levels=tuple(level for level in range(levels) if attends[level]),
+        attention_levels=tuple(
+            level
+            for level in range(levels)
+            if f"{prefix}encoder.down.{level}.attn.0.q.weight" in state
+        ),
         **layout,
     )
 
