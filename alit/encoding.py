@@ -202,14 +202,16 @@ def _stream(
     live: list[Rollout] = []
     steps = started = emitted = 0
     while True:
-        fresh = _admit(model, source, live, max_rows)
-        if fresh:
-            _check(criterion, fresh, started)
-            live.append(
-                Rollout(
-                    *(model, torch.stack(fresh)), predict_at=select.predict_at, generator=generator
+        fresh = _admit(model, source, live, max_rows, started)
+        if isinstance(criterion, FixedLength) and criterion.tokens.ndim:
+            given = len(criterion.tokens)
+            if started + len(fresh) > given:
+                raise ValueError(
+                    f"tokens: expected one length per image, got {given} for more images"
                 )
-            )
+        if fresh:
+            batch = torch.stack(fresh)
+            live.append(Rollout(model, batch, predict_at=select.predict_at, generator=generator))
             live[-1].image_index_B += started
             started += len(fresh)
         if not live:
@@ -226,10 +228,11 @@ def _stream(
 
 
 def _admit(
-    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int
+    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int, first: int
 ) -> list[Tensor]:
-    """As many images as fit now and at every later step, even if none finishes early."""
+    """As many images as fit now and at every later step, even if none finishes early; they count from ``first``."""
     ages = Counter({running.index: running.batch_size for running in live})
+    shape = (3, *model.config.image_size)
     fresh: list[Tensor] = []
     while True:
         ages[0] += 1
@@ -238,6 +241,9 @@ def _admit(
         image = next(source, None)
         if image is None:
             return fresh
+        if image.shape != shape:
+            found = f"{tuple(image.shape)} for image {first + len(fresh)}"
+            raise ValueError(f"images: expected shape {shape}, got {found}")
         fresh.append(image)
 
 
@@ -254,15 +260,3 @@ def _peak(model: AdaptiveModel, ages: Counter[int]) -> int:
         )
 
     return max(rows(ahead) for ahead in range(config.iterations))
-
-
-def _check(criterion: Criterion, fresh: list[Tensor], first: int) -> None:
-    """That images which come together have one shape, and a length each where lengths are given."""
-    for number, image in enumerate(fresh, first):
-        if image.shape != fresh[0].shape:
-            expected, found = tuple(fresh[0].shape), tuple(image.shape)
-            raise ValueError(f"images: expected shape {expected}, got {found} for image {number}")
-    if isinstance(criterion, FixedLength) and criterion.tokens.ndim:
-        given = len(criterion.tokens)
-        if first + len(fresh) > given:
-            raise ValueError(f"tokens: expected one length per image, got {given} for more images")
