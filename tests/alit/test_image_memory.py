@@ -78,8 +78,7 @@ def test_large_pictures_are_those_of_one_tile(
 def test_the_limit_is_read_in_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is decoded, without a warning; Pillow's own limit does not count, and is what it was."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    huge = png(1, 0, [b"\0"], 8)
-    data = bytearray(huge.getvalue())
+    data = bytearray(png(1, 0, [b"\0"], 8).getvalue())
     data[16:24] = struct.pack(">II", 20000, 12501)  # 250.02 megapixels
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "huge.png").write_bytes(data)
