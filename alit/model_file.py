@@ -14,8 +14,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from .atomic_files import CheckpointError, reading, replacing
-from .checks import printable, shown
+from .atomic_files import reading, replacing
+from .checks import CheckpointError, printable, shown
 from .config import AdaptiveTokenizerConfig
 from .published import plain
 from .shipped import find

@@ -43,7 +43,7 @@ def bits_per_token(config: AdaptiveTokenizerConfig) -> float:
     """log2 of the number of codes; continuous tokens count 16 bits a channel."""
     if config.bottleneck == "quantized":
         return math.log2(config.codebook_size)
-    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim)
+    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorized" else config.code_dim)
 
 
 def eight_bits(pixels: Tensor, *, truncated: bool = False) -> Tensor:
