@@ -194,27 +194,17 @@ def about(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def check(checkpoint: Path) -> None:
-    """That all files of a checkpoint are as they were written.
-
-    Raises:
-        alit.CheckpointError: they are not.
-    """
-    for rank, (size, checksum) in enumerate(about(checkpoint)["files"]):
-        file = checkpoint / _file(rank)
-        try:
-            if (file.stat().st_size, _checksum(file)) != (size, checksum):
-                raise CheckpointError(f"{checkpoint}: damaged ({file.name} is not as written)")
-        except OSError as error:
-            raise CheckpointError(f"{checkpoint}: could not be read ({error})") from error
-
-
 def damage(checkpoint: Path) -> str | None:
-    """What :func:`check` says of it; None where it is intact."""
+    """What is wrong with a checkpoint; None where all its files are as they were written."""
     try:
-        check(checkpoint)
+        for rank, stated in enumerate(about(checkpoint)["files"]):
+            file = checkpoint / _file(rank)
+            if [file.stat().st_size, _checksum(file)] != stated:
+                return f"{checkpoint}: damaged ({file.name} is not as written)"
     except CheckpointError as error:
         return str(error)
+    except OSError as error:
+        return f"{checkpoint}: could not be read ({error})"
     return None
 
 
