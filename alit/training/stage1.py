@@ -38,8 +38,10 @@ class Stage1Module(nn.Module):
 
 
 class Stage1(AdaptiveStage):
-    """Raises:
-    ValueError: a model that cannot be sharded, or a step that cannot be captured.
+    """A step on the latent distillation loss, computed by a CUDA graph where that is wanted.
+
+    Raises:
+        ValueError: a model that cannot be sharded, or a step that cannot be captured.
     """
 
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:

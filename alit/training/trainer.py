@@ -81,8 +81,8 @@ def train(
             the run), ``learning_rate``, ``pictures_per_second``, and the means of the loss terms and the gradient norm.
 
     Raises:
-        ValueError: a configuration with numbers that are not finite; data, model, or checkpoint that do not fit; a
-            resumed configuration that differs (listed); an output to which another run is writing.
+        ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed); an output
+            to which another run is writing.
         alit.CheckpointError: a damaged checkpoint; the message names the newest intact one.
         alit.training.NotFinite: NaN in the loss or in what a checkpoint would hold, such as weights; what came before
             is in the last checkpoint.

@@ -16,7 +16,7 @@ from alit.cli import app
 from alit.losses import PatchDiscriminator, Perceptual
 from alit.losses.stage2 import reconstructions
 from alit.training import NotFinite, TrainingConfig, checkpoints, train
-from alit.training.stage1 import iterations_of
+from alit.training.stage import iterations_of
 from alit.training.stage2 import Stage2
 from tests.helpers.models import BASES, model
 from tests.helpers.runs import (
