@@ -37,7 +37,9 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(ROUNDS):
             for name, call in calls.items():
-                times[name].append(timeit.timeit(call, time.thread_time, number=CALLS) / CALLS * 1e6)
+                times[name].append(
+                    timeit.timeit(call, time.thread_time, number=CALLS) / CALLS * 1e6
+                )
         medians = {name: round(statistics.median(each), 1) for name, each in times.items()}
         print("forward and backward" if requires_grad else "forward", medians)
 
