@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import alit_kernels as ak
-from tests.helpers.runs import runs
+from tests.helpers.ops import runs
 from tests.helpers.targets import DEVICE
 
 REPEATS = int(os.environ.get("ALIT_TEST_REPEATS", 1000 if DEVICE == "cuda" else 10))
