@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alit_kernels._library import ops
 
-CALLS, ROUNDS = 100, 101
+CALLS, ROUNDS = 50, 51
 
 
 def prepared(forward: Callable[..., Tensor], requires_grad: bool) -> Callable[[], object]:
