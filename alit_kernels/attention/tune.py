@@ -1,7 +1,8 @@
 """``python -m alit_kernels.attention.tune``: time launch configurations on this GPU and print their table.
 
 For each entry of ``configurations.TABLE`` and the family of this GPU, candidates run on mixed lengths of a tokenizer
-(289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is 2 % faster. of the table is printed as soon as it is known. ``configurations.py`` is not changed: put the lines there, and ask
+(289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is 2 % faster. A line
+of the table is printed as soon as it is known. ``configurations.py`` is not changed: put the lines there, and ask
 ``python -m alit_kernels.aot --module alit_kernels.attention --check`` whether all that they serve compiles well.
 
 All processors compile, before anything is timed.
