@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .._cpp import core, instruction_set, matrix, pointer, threads
-from .reference import unit
+from .._vectors import unit
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:

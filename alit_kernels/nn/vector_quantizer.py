@@ -20,10 +20,10 @@ from .._checks import (
     is_sharded,
     shown,
 )
+from .._vectors import unit
 from ..codebook_statistics import codebook_statistics
 from ..codebook_statistics.op import check_index
 from ..nearest_codeword import METRICS
-from ..nearest_codeword.reference import unit
 from ..vector_quantize import VectorQuantized, vector_quantize
 from . import checkpointing
 from .codebook import (

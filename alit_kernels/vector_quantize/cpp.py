@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._cpp import core, matrix, pointer, threads, type_code
+from .._vectors import unit
 from ..nearest_codeword.cpp import search
-from ..nearest_codeword.reference import unit
 
 
 def vector_quantize(

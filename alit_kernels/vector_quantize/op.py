@@ -93,7 +93,7 @@ _vector_quantize = Op(
     fake=_fake,
     others={
         "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize",
-        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize",
+        "triton": "alit_kernels.vector_quantize.triton_:vector_quantize",
     },
 )
 _vector_quantize_backward = Op(
@@ -108,7 +108,7 @@ _vector_quantize_backward = Op(
     ),
     others={
         "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward",
-        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize_backward",
+        "triton": "alit_kernels.vector_quantize.triton_:vector_quantize_backward",
     },
 )
 
