@@ -33,12 +33,6 @@ def world(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def broadcast(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Overwrite ``tensor`` by that of the group's first process."""
-    if world(group)[1] > 1:
-        dist.broadcast(tensor, group=group, group_src=0)
-
-
 class Reduction:
     """One all-reduce (sum) of several float32 tensors. ``travels``: it is under way, and :meth:`results` waits for it.
 

@@ -37,10 +37,6 @@ def _check_capacity(capacity: int, needed: int) -> None:
         raise ValueError(f"capacity: expected at least {needed} rows, got {capacity}")
 
 
-def _check_unpack(packed: Tensor, offsets: Tensor, max_length: int, fill: float) -> None:
-    check_offsets("offsets", offsets, packed.shape[0], max_length)
-
-
 def _check_compact(packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int) -> None:
     check_offsets("offsets", offsets, packed.shape[0])
     _check_capacity(capacity, int(keep[: int(offsets[-1])].sum()))
@@ -90,7 +86,9 @@ unpack = _op(
     lambda packed, offsets, max_length, fill: packed.new_empty(
         (offsets.shape[0] - 1, max_length, *packed.shape[1:])
     ),
-    check=_check_unpack,
+    check=lambda packed, offsets, max_length, fill: check_offsets(
+        "offsets", offsets, packed.shape[0], max_length
+    ),
 )
 compact = _op(
     "compact(Tensor packed, Tensor offsets, Tensor keep, SymInt capacity) -> (Tensor, Tensor, Tensor)",
