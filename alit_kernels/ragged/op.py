@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import FLOATING, INTEGER, check_count, check_number, check_same, check_tensor, shown
+from .._checks import (
+    FLOATING,
+    INTEGER,
+    check_count,
+    check_number,
+    check_offsets_shape,
+    check_same,
+    check_tensor,
+    shown,
+)
 from . import schema
 
 
@@ -203,6 +212,4 @@ def _check_packed(packed: Tensor, offsets: Tensor) -> None:
     check_tensor("packed", packed)
     if packed.ndim < 1:
         raise ValueError("packed: expected at least 1 dimension (T, ...), got a scalar")
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
-    if offsets.shape[0] == 0:
-        raise ValueError("offsets: expected at least one entry (B + 1), got none")
+    check_offsets_shape(offsets)
