@@ -57,16 +57,19 @@ def in_place(module: VectorQuantizer, weight: Tensor) -> None:
     module.embedding.weight.data.copy_(weight)
 
 
-def in_place_later(module: VectorQuantizer, weight: Tensor) -> None:
-    """After the averages have gone elsewhere."""
+def wandering(module: VectorQuantizer) -> None:
+    """Moves the averages elsewhere."""
     for _ in range(20):
-        module(torch.randn(500, weight.shape[1]) * 3 + 1)
+        module(torch.randn(500, 8) * 3 + 1)
+
+
+def in_place_later(module: VectorQuantizer, weight: Tensor) -> None:
+    wandering(module)
     in_place(module, weight)
 
 
 def loaded(module: VectorQuantizer, weight: Tensor) -> None:
-    for _ in range(20):
-        module(torch.randn(500, weight.shape[1]) * 3 + 1)
+    wandering(module)
     module.load_state_dict({"embedding.weight": weight})
 
 
