@@ -22,9 +22,7 @@ from alit import (
     TokenSequence,
     stage1_loss,
 )
-from tests.helpers.models import BASES, images, model
-
-from .test_tokenizer import same_indices
+from tests.helpers.models import BASES, images, model, same_indices
 
 every_base = pytest.mark.parametrize("base", BASES)
 #: One image at its longest: class and 24 image tokens, 12 latents.

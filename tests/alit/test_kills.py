@@ -24,8 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alit.training import checkpoints
-
-from .test_training import config
+from tests.helpers.training import config
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("ALIT_KILLS", "3"))

@@ -25,8 +25,7 @@ from alit.training.processes import Processes
 from alit.training.rows import check_finite
 from alit.training.stage1 import Stage1
 from tests.helpers.hostile import EXAMPLES, memory, mutated
-
-from .test_training import config
+from tests.helpers.training import config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

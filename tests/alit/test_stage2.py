@@ -25,8 +25,7 @@ from alit.training.stage1 import iterations_of
 from alit.training.stage2 import Stage2
 from tests.helpers.models import BASES, model
 from tests.helpers.models import config as model_config
-
-from .test_training import Synchronisations, config, state_of
+from tests.helpers.training import Synchronisations, config, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

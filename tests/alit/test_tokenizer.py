@@ -12,20 +12,10 @@ import torch
 from torch import Tensor
 
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, Quirks, TokenSequence
-from alit_kernels.testing import assert_exact_nearest
-from tests.helpers.models import BASES, VARIANTS, images, model
+from tests.helpers.models import BASES, VARIANTS, images, model, same_indices
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_base = pytest.mark.parametrize("base", BASES)
-
-
-def same_indices(m: AdaptiveTokenizer, batched: Tensor, single: Tensor, latents: Tensor) -> None:
-    """Indices are equal unless both are nearest within the exactness bound."""
-    differ = batched != single
-    if bool(differ.any()):
-        z = torch.nn.functional.normalize(latents[differ].float(), dim=-1)
-        codes = torch.nn.functional.normalize(m.quantize.embedding.weight, dim=-1)
-        assert_exact_nearest(batched[differ], z, codes)
 
 
 @every_base

@@ -21,7 +21,6 @@ import torch
 import torch.utils.cpp_extension
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alit import AdaptiveTokenizer, atomic_files, stage1_loss
 from alit.atomic_files import alone
@@ -31,43 +30,11 @@ from alit.training.processes import Processes
 from alit.training.stage1 import Stage1, iterations_of, precision, recomputed
 from alit.training.stages import build_stage
 from tests.helpers.models import BASES, VARIANTS, images, model
+from tests.helpers.training import SMALL, Synchronisations, config, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL: dict[str, Any] = {
-    "size": "nano",
-    "base": "dct",
-    "encoder": {"width": 64, "layers": 2, "heads": 2},
-    "decoder": {"width": 64, "layers": 1, "heads": 2},
-    "image_size": 32,
-    "latents_per_iteration": 2,
-    "iterations": 3,
-    "codebook_size": 16,
-}
-
-
 VQGAN_OPTIONS = {"kind": "vqgan", "latent_channels": 8, "channels": 32, "multipliers": [1, 1]}
-
-
-def config(**fields: Any) -> TrainingConfig:
-    values: dict[str, Any] = {
-        "steps": 6,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "precision": "float32",
-        "tensorboard": False,
-        "device": "cpu",
-        "workers": 0,
-        "log_every": 1,
-        "model": SMALL,
-    }
-    return TrainingConfig(**{**values, **fields})
-
-
-def state_of(run: Path) -> dict[str, bytes]:
-    """Everything the newest checkpoint holds, read without the code under test."""
-    file = checkpoints.saved(run)[-1] / "tensors-00000.safetensors"
-    return {k: v.view(-1).view(torch.uint8).numpy().tobytes() for k, v in load_file(file).items()}
 
 
 # The loss.
@@ -300,26 +267,6 @@ def test_optimiser_is_adamw_with_decay_on_matrices_alone() -> None:
         reference.zero_grad()
         torch.testing.assert_close(own.weight, plain.weight)
         torch.testing.assert_close(own.bias, plain.bias)
-
-
-class Synchronisations(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU, by where in the package it happens."""
-
-    OPS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.name().removeprefix("aten::").split(".")[0]
-        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
-        if name in self.OPS or any(x is not None and x.dtype == torch.bool for x in indices):
-            import traceback
-
-            frames = [f"{f.filename}:{f.name}" for f in traceback.extract_stack()]
-            self.places.append(next((f for f in reversed(frames[:-1]) if "/alit" in f), frames[-2]))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alit import (
     AdaptiveTokenizer,
@@ -15,6 +16,7 @@ from alit import (
     VQGANConfig,
 )
 from alit.config import BaseConfig
+from alit_kernels.testing import assert_exact_nearest
 
 BASES: dict[str, BaseConfig] = {
     "vqgan": VQGANConfig(
@@ -53,6 +55,15 @@ def model(base: str = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokeni
     return result.eval()
 
 
-def images(count: int = 3, seed: int = 1) -> torch.Tensor:
+def images(count: int = 3, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, 16, 24, generator=generator)
+
+
+def same_indices(m: AdaptiveTokenizer, batched: Tensor, single: Tensor, latents: Tensor) -> None:
+    """Indices are equal unless both are nearest within the exactness bound."""
+    differ = batched != single
+    if bool(differ.any()):
+        z = torch.nn.functional.normalize(latents[differ].float(), dim=-1)
+        codes = torch.nn.functional.normalize(m.quantize.embedding.weight, dim=-1)
+        assert_exact_nearest(batched[differ], z, codes)
