@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +25,10 @@ with torch.device("meta"):
 #: Of each process of pytest-xdist. Processes that the tests start take the number from the environment.
 THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.randomly_reset_seed = False  # pytest-randomly's seed is that of the order alone
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,4 +54,6 @@ def _nan_filled_empty() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 # of libraries that draw from it
     torch.manual_seed(0)
