@@ -48,7 +48,8 @@ def run(seed: int, workers: int, lengths: dict[str, str]) -> dict[str, Any]:
         for case in suite.iter("testcase")
         if {child.tag for child in case} & {"failure", "error"}
     ]
-    return {**suite.attrib, "failed": failed}
+    counts = {name: int(suite.attrib[name]) for name in ("tests", "skipped", "failures", "errors")}
+    return counts | {"seconds": round(float(suite.attrib["time"])), "failed": failed}
 
 
 def main() -> None:
