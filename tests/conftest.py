@@ -8,6 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
+# A thread without work sleeps: where processes share the cores, waiting ones would take half their time. Read once, when
+# torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Without a GPU, kernels run in the interpreter. Triton reads this when it is first imported, which alit_kernels' use of
