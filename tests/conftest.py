@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-# A thread without work sleeps: where processes share the cores, waiting ones would take half their time. Read once, when
-# torch is first imported.
+# Threads without work sleep: where processes share the cores, waiting would take half of their time. Read when torch
+# is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
