@@ -1,9 +1,10 @@
-"""Fixtures of every test: two threads in all, NaN in every uninitialised tensor, a fixed seed; Triton's interpreter."""
+"""Of every test: it begins as if it were the first, with NaN in every uninitialised tensor; Triton's interpreter."""
 
 from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,18 +37,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.randomly_reset_seed = False  # pytest-randomly's seed is that of the order alone
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
+@pytest.fixture(autouse=True)
+def _as_the_first_test() -> None:
+    """Threads, seeds and compiled code are what they are in a test that runs alone, whatever ran before."""
     torch.set_num_threads(THREADS)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 # of libraries that draw from it
+    torch.manual_seed(0)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Models this small lose more to waking a second thread than it brings."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +59,3 @@ def _nan_filled_empty() -> Iterator[None]:
     """An output that an op leaves unwritten is NaN, not whatever was there."""
     with nan_filled_empty():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 # of libraries that draw from it
-    torch.manual_seed(0)

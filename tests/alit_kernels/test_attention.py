@@ -189,17 +189,13 @@ def test_a_thousand_sequences_of_tokens(target: Target) -> None:
 @pytest.mark.parametrize("target", targets("cpp")[1:])
 def test_threads_do_not_change_the_result(target: Target) -> None:
     """Bit for bit: many tasks, and too few, which are cut between blocks of queries."""
-    before = torch.get_num_threads()
     for case in (Case((70, 3, 300, 0, 65), 3, 16, masked=True), Case((400,), 1, 16)):
         x = inputs(case, target)
         results = []
-        try:
-            for threads in (1, 2, 3, 16):
-                torch.set_num_threads(threads)
-                run = lambda y: attend(y, target)  # noqa: E731
-                results.append([*run(x), *gradients(x, torch.float32, run)])
-        finally:
-            torch.set_num_threads(before)
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            run = lambda y: attend(y, target)  # noqa: E731
+            results.append([*run(x), *gradients(x, torch.float32, run)])
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
                 assert torch.equal(a, b)
@@ -472,7 +468,6 @@ def test_rows_too_far_apart_for_sequence_first_results() -> None:
 @everywhere
 def test_compiles_without_graph_break(target: Target) -> None:
     """With changing offsets, and without compiling again for them."""
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     x = inputs(Case((3, 0, 5), 2, 16, spare=1), target)
 
