@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,8 +14,8 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from .atomic_files import CheckpointError, reading, replacing
-from .checks import printable, shown
+from .atomic_files import reading, replacing
+from .checks import CheckpointError, nearest, printable, shown
 from .config import AdaptiveTokenizerConfig
 from .published import plain
 
@@ -42,10 +41,9 @@ def resolve(path_or_name: str | Path) -> Path:
         return SHIPPED / f"{path_or_name}.safetensors"
     if path.exists():
         return path  # no file; who reads it says what it is
-    near = difflib.get_close_matches(str(path_or_name), shipped, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
-        f"{path_or_name}: no such file, nor the name of shipped weights ({', '.join(shipped)}){hint}"
+        f"{path_or_name}: no such file, nor the name of shipped weights ({', '.join(shipped)})"
+        f"{nearest(path_or_name, shipped)}"
     )
 
 

@@ -146,7 +146,7 @@ def bits_per_token(model: AdaptiveTokenizer) -> float:
     config = model.config
     if config.bottleneck == "quantized":
         return math.log2(config.codebook_size)
-    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim)
+    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorized" else config.code_dim)
 
 
 class _Sums:

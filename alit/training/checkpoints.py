@@ -20,7 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..atomic_files import CheckpointError, reading, sync
+from ..atomic_files import reading, sync
+from ..checks import CheckpointError
 from ..model_file import MAX_HEADER
 from . import run_json
 from .processes import Processes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import model_file
-from ..atomic_files import CheckpointError
+from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
@@ -98,7 +98,8 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
 
 def check_same_model(model: AdaptiveTokenizer, checkpoint: Path) -> None:
     """That a model which was given is the one whose run is resumed."""
-    own, there = json.loads(model.config.to_json()), checkpoints.about(checkpoint)["model"]
+    stored = AdaptiveTokenizerConfig.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
+    own, there = (json.loads(config.to_json()) for config in (model.config, stored))
     differ = sorted(name for name in own | there if own.get(name) != there.get(name))
     if differ:
         raise ValueError(

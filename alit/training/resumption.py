@@ -6,7 +6,8 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..atomic_files import CheckpointError, alone
+from ..atomic_files import alone
+from ..checks import CheckpointError
 from . import checkpoints
 from .config import TrainingConfig
 from .processes import Processes

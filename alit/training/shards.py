@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..atomic_files import CheckpointError
+from ..checks import CheckpointError
 from ..images import MAX_MEGAPIXELS, upright
 from .pictures import Batch, Share, augmented, become_worker
 from .tars import NoPictures, Picture, check_name, expand, pictures

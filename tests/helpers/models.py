@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from alit import (
     AdaptiveTokenizer,
@@ -27,7 +26,7 @@ BASES: dict[str, BaseConfig] = {
     ),
     "dct": DCTConfig(patch_size=4, luma=5, chroma=2),
 }
-VARIANTS = ("quantized", "continuous", "unfactorised")
+VARIANTS = ("quantized", "continuous", "unfactorized")
 
 
 def config(base: str = "dct", **options: Any) -> AdaptiveTokenizerConfig:
@@ -55,12 +54,14 @@ def model(base: str = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokeni
     return result.eval()
 
 
-def images(count: int = 3, seed: int = 1) -> Tensor:
+def images(count: int = 3, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, 16, 24, generator=generator)
 
 
-def same_indices(m: AdaptiveTokenizer, batched: Tensor, single: Tensor, latents: Tensor) -> None:
+def same_indices(
+    m: AdaptiveTokenizer, batched: torch.Tensor, single: torch.Tensor, latents: torch.Tensor
+) -> None:
     """Indices are equal unless both are nearest within the exactness bound."""
     differ = batched != single
     if bool(differ.any()):
