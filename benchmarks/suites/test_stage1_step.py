@@ -22,7 +22,7 @@ from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
 from alit.training.processes import keep_memory
-from alit.training.stage1 import compile_parts
+from alit.training.stage import compile_parts
 
 from ..harness.contest import DEVICE, THREADS, Absent, Contest, Work
 from ..harness.timing import OtherLoad, peak_megabytes

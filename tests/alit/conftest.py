@@ -1,12 +1,16 @@
-"""Pictures to train on."""
+"""Pictures to train on; LPIPS without its weights."""
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from alit.losses import Perceptual
 
 
 @pytest.fixture
@@ -20,3 +24,30 @@ def folder(tmp_path: Path) -> Path:
         place = path / "more" if index % 2 else path
         Image.fromarray(pixels).save(place / f"{index}.png")
     return path
+
+
+@pytest.fixture
+def random_perceptual(monkeypatch: pytest.MonkeyPatch) -> list[Perceptual]:
+    """LPIPS with small random weights in place of those from the net; what was made of them."""
+    made: list[Perceptual] = []
+
+    def load(self: Perceptual) -> Perceptual:
+        generator = torch.Generator().manual_seed(0)
+        for p in self.parameters():
+            low = 0 if p.ndim == 4 and p.shape[0] == 1 else -0.05
+            p.data.uniform_(low, 0.05, generator=generator)
+        made.append(self)
+        return self
+
+    monkeypatch.setattr(Perceptual, "load_pretrained", load)
+    return made
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that would come from the net cannot be had."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)

@@ -17,7 +17,7 @@ from alit.training.cuda_graph import GradientGraph, Terms
 from alit.training.processes import Processes
 from alit.training.stage1 import Stage1
 from tests.helpers.models import images, model
-from tests.helpers.training import config, state_of
+from tests.helpers.runs import config, state_of
 
 GPU = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

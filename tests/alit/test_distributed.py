@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.helpers.models import model
-from tests.helpers.training import SMALL
+from tests.helpers.runs import SMALL
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alit.training import checkpoints
-from tests.helpers.training import config
+from tests.helpers.runs import config
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("ALIT_KILLS", "3"))

@@ -25,7 +25,7 @@ from alit.training.processes import Processes
 from alit.training.rows import check_finite
 from alit.training.stage1 import Stage1
 from tests.helpers.hostile import EXAMPLES, memory, mutated
-from tests.helpers.training import config
+from tests.helpers.runs import config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
