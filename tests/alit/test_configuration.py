@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from alit.training import TrainingConfig, train
+from alit.training import TrainingConfig
 from alit.training.config import LIMITS
 from alit.training.fields import assignments, read, within
 from tests.helpers.hostile import EXAMPLES, memory, mutated
@@ -69,6 +69,13 @@ def test_configuration_from_yaml(tmp_path: Path) -> None:
         ("steps: 1\n---\nsteps: 2", "one document"),
         ("#" * 100_000, "at most 64000 characters"),
         ("start_from: a\nbase_from: b", "base_from: expected None where start_from"),
+        ("stage: 3", "stage: expected one of base, 1, 2"),
+        ("perceptual: vgg", "perceptual: expected one of lpips, off, got 'vgg'"),
+        ("discriminators: two", "discriminators: expected one of each, shared"),
+        ("gan_schedule: 0.5", "gan_schedule: expected a list"),
+        ("gan_schedule: [[2, 0.1]]", "gan_schedule: expected rising fractions"),
+        ("cuda_graph: true\nstage: 2", "stage: expected '1' with cuda_graph"),
+        ("cuda_graph: true\niterations_per_step: 2", "iterations_per_step: expected None with cu"),
     ],
 )
 def test_configurations_that_are_none(text: str, message: str, tmp_path: Path) -> None:
@@ -93,7 +100,8 @@ def test_numbers_keep_to_their_limits(name: str) -> None:
     wrong: list[Any] = [10**400, True, False, "x", [], {}, b"1", 1j, -1, low - 1]
     wrong += [high * 2 + 1] if math.isfinite(high) else []
     wrong += [x for x in (low, high) if math.isfinite(x) and not within(x, LIMITS[name])]
-    wrong += [1.5, 2.0, math.nan, math.inf] if name in INTEGERS else []
+    wrong += [1.5, 2.0] if name in INTEGERS else []
+    wrong += [math.nan, math.inf, -math.inf]
     wrong += [] if "None" in KINDS[name] else [None]
     for value in wrong:
         with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
@@ -102,17 +110,6 @@ def test_numbers_keep_to_their_limits(name: str) -> None:
     middle = int(middle) if name in INTEGERS else middle
     kept = getattr(TrainingConfig(**{name: shaped(name, middle)}), name)
     assert json.dumps(kept) == json.dumps(shaped(name, middle))
-
-
-@pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
-@pytest.mark.parametrize("name", FLOATS)
-def test_no_run_begins_with_numbers_that_are_not_finite(
-    name: str, value: float, tmp_path: Path
-) -> None:
-    config = TrainingConfig(output=str(tmp_path / "run"), **{name: shaped(name, value)})
-    with pytest.raises(ValueError, match=f"^{name}: expected a finite number in .*, got "):
-        train(config)
-    assert not (tmp_path / "run").exists()
 
 
 def test_large_numbers_and_paths_of_any_bytes() -> None:
@@ -247,7 +244,6 @@ def test_whatever_comes_is_a_configuration_or_a_value_error(tmp_path: Path) -> N
                         value = chance.choice((texts, chance.choice(WORDS), chance.choice(WORDS)))
                         given = assignments([f"{chance.choice(names)}={value}"])
                         config = TrainingConfig.from_mapping(given)
-                config.check_finite()
                 accepted += 1
                 assert TrainingConfig.from_mapping(config.asdict()) == config
             except (ValueError, OSError):
