@@ -19,6 +19,10 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
 #: One of them: a lesser instruction set than the machine's best, for tests and comparisons.
 INSTRUCTION_SET_VARIABLE = "ALIT_KERNELS_INSTRUCTION_SET"
+#: The process that imported this; others came of a fork.
+_FIRST_PROCESS = os.getpid()
+
+threads = torch.get_num_threads
 
 
 @functools.cache
@@ -26,21 +30,9 @@ def core() -> Any:
     """The compiled extension; C++ implementations are chosen only where it is installed."""
     module = extension()
     assert module is not None
-    module.use_team(0 if _forked else openmp_team())
+    # The threads that torch had before a fork are not there in the child.
+    module.use_team(openmp_team() if os.getpid() == _FIRST_PROCESS else 0)
     return module
-
-
-#: Whether this process came of a fork. The threads that torch had before are not there in it.
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
 
 
 def openmp_team() -> int:
@@ -78,7 +70,3 @@ def matrix(tensor: Tensor) -> Any:
     rows = core().Rows(values.data_ptr(), type_code(values), *values.shape, values.stride(0))
     rows.tensor = values
     return rows
-
-
-def threads() -> int:
-    return torch.get_num_threads()

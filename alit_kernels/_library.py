@@ -3,10 +3,7 @@
 Every op is one ``torch.library`` schema whose last argument is the string ``implementation``. One Python kernel serves
 all devices and looks the implementation up in the op's table; nothing is registered under CPU or CUDA keys, so the
 reference stays reachable everywhere. A backward is an op built the same way. An op without one raises when a gradient
-is asked for: autograd never looks into a reference.
-
-Short sequences make short kernels, so the host has to be quick too. A call that nothing traces, transforms or profiles
-goes around torch's dispatcher, whose way through Python takes longer than many of the kernels.
+is asked for: autograd never looks into a reference. How a call gets here, ``_dispatch.py`` says.
 
 The public functions check shapes, dtypes and devices. The operators in ``torch.ops.alit_kernels``, which compiled and
 exported graphs hold, take what these let through, and check nothing themselves but values on the CPU.
@@ -28,20 +25,20 @@ import torch
 from torch import Tensor
 
 from ._checks import autocast_dtype
+from ._dispatch import Operator
 
 logger = logging.getLogger("alit_kernels")
 
-#: "torch" is a fused operator of PyTorch itself, where one does the work of a kernel of ours.
-IMPLEMENTATIONS = ("reference", "cpp", "torch", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_IMPLEMENTATION"
-#: What ``auto`` tries on each device type, in this order; the reference runs anywhere.
-PREFERENCE = {"cpu": ("cpp", "torch", "reference"), "cuda": ("triton", "cuda", "reference")}
+#: What ``auto`` tries on each device type, in this order, before the reference, which runs anywhere. "torch" is a fused
+#: operator of PyTorch itself, where one does the work of a kernel of ours.
+PREFERENCE = {"cpu": ("cpp", "torch"), "cuda": ("triton", "cuda")}
 #: Compute capability from which the Triton and CUDA kernels run: older GPUs have no tensor cores for their types, or
 #: less shared memory than they take.
 LEAST_CAPABILITY = (8, 0)
 
 
-class Op:
+class Op(Operator):
     """One op: its schema, its table of implementations and the kernel that looks the table up.
 
     Args:
@@ -53,6 +50,8 @@ class Op:
         others: name -> ``"module:function"``, imported on first use, or the function itself.
         limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
             can. Looks at shapes and options, never at values.
+        problem: a named tuple that the first arguments go into: implementations and all of these functions take it in
+            their place.
     """
 
     def __init__(
@@ -64,89 +63,45 @@ class Op:
         check: Callable[..., None] | None = None,
         others: Mapping[str, str | Callable[..., Any]] | None = None,
         limits: Mapping[str, Callable[..., str]] | None = None,
+        problem: Any = None,
     ) -> None:
-        self.name, _, rest = schema.partition("(")
-        self.qualified_name = f"alit_kernels::{self.name}"
+        super().__init__(
+            schema.replace(") ->", ", str implementation) ->", 1),
+            lambda *arguments: fake(*self._grouped(arguments[:-1])),
+        )
         self._table: dict[str, str | Callable[..., Any]] = {
             "reference": reference,
             **(others or {}),
         }
-        self._check = check
-        self._limits = limits or {}
-        self._function: type[torch.autograd.Function] | None = None
-        self._transformable = self._new_transformable(lambda *_: None, self._refuse_gradient)
-        self._op = torch.library.custom_op(
-            self.qualified_name,
-            self._run,
-            mutates_args=(),
-            schema="(" + rest.replace(") ->", ", str implementation) ->", 1),
-        )
-        torch.library.register_fake(self.qualified_name, lambda *arguments: fake(*arguments[:-1]))
-        torch.library.register_vmap(self.qualified_name, self._refuse_vmap)
+        self._check, self._limits, self._problem = check, limits or {}, problem
         _OPS[self.name] = self
 
-    def register_autograd(
-        self, backward: Callable[..., Any], setup_context: Callable[..., None]
-    ) -> None:
-        """Make the op differentiable; ``backward`` calls backward ops; ``implementation`` gets no gradient."""
-
-        def whole_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-            return (*backward(ctx, *grads), None)
-
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            outputs = self._run(*arguments)
-            setup_context(ctx, arguments, outputs)
-            return outputs
-
-        torch.library.register_autograd(
-            self.qualified_name, whole_backward, setup_context=setup_context
-        )
-        self._function = self._new_function(forward=forward, backward=whole_backward)
-        self._transformable = self._new_transformable(setup_context, whole_backward)
-
-    @property
-    def implementations(self) -> tuple[str, ...]:
-        """Names of the implementations this op has, installed or not."""
-        return tuple(self._table)
-
     def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
-        _refuse_forward_mode(self.name, arguments)
-        arguments = (*arguments, _requested(implementation))
-        if torch.compiler.is_compiling():
-            return self._op(*arguments)
-        if _observed(arguments):
-            return self._observed_call(arguments)
-        if not torch.is_grad_enabled() or not _any_requires_grad(arguments):
-            return self._run(*arguments)
-        return self._op(*arguments) if self._function is None else self._function.apply(*arguments)
+        return self.call(*arguments, _requested(implementation))
 
-    def _observed_call(self, arguments: tuple[Any, ...]) -> Any:
-        if any(isinstance(x, Tensor) and _is_batched(x) for x in arguments):
-            self._refuse_vmap()
-        transform = torch._C._functorch.peek_interpreter_stack()
-        if transform is not None and transform.key() == torch._C._functorch.TransformType.Grad:
-            return self._transformable.apply(*arguments)
-        return self._op(*arguments)
-
-    def _below_transforms(self, *arguments: Any) -> Any:
-        """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
-        return self._op(*arguments) if transformed(arguments) else self._run(*arguments)
+    def _grouped(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The arguments as implementations take them."""
+        size = 0 if self._problem is None else len(self._problem._fields)
+        return (self._problem(*values[:size]), *values[size:]) if size else values
 
     def _run(self, *arguments: Any) -> Any:
         *values, requested = arguments
+        grouped = values if self._problem is None else self._grouped(values)
         tensors = [value for value in values if isinstance(value, Tensor)]
         if self._check is not None and all(tensor.device.type == "cpu" for tensor in tensors):
-            self._check(*values)
+            self._check(*grouped)
         device = tensors[0].device.type
         double = any(tensor.dtype == torch.float64 for tensor in tensors)
-        name = self.choose(requested, device, torch.float64 if double else tensors[0].dtype, values)
+        dtype = torch.float64 if double else tensors[0].dtype
+        name = self.choose(requested, device, dtype, grouped)
         function = self._load(name)
-        if name != "reference":
-            values = [_aligned(value) if isinstance(value, Tensor) else value for value in values]
+        if name != "reference" and not all(map(_is_aligned, tensors)):
+            copies = [value.clone() if isinstance(value, Tensor) else value for value in values]
+            grouped = self._grouped(copies)
         if torch.autograd._profiler_enabled():
             with torch.profiler.record_function(f"alit_kernels::{self.name}[{name}]"):
-                return _without_autocast(device, function, values)
-        return _without_autocast(device, function, values)
+                return _without_autocast(device, function, grouped)
+        return _without_autocast(device, function, grouped)
 
     def choose(
         self, requested: str, device: str, dtype: torch.dtype, values: Sequence[Any] = ()
@@ -163,18 +118,18 @@ class Op:
                     f"implementation={requested!r} of alit_kernels.{self.name} cannot run: {reason}"
                 )
             return requested
-        for name in PREFERENCE.get(device, ("reference",)):
+        for name in PREFERENCE.get(device, ()):
             if not self._obstacle(name, device, dtype, values):
-                _log_once(self.name, name, device)
-                return name
-        raise AssertionError("unreachable: the reference runs anywhere")
+                break
+        else:
+            name = "reference"
+        _log_once(self.name, name, device)
+        return name
 
     def _obstacle(self, name: str, device: str, dtype: torch.dtype, values: Sequence[Any]) -> str:
         """Why the implementation cannot run here; empty if it can."""
-        if name not in IMPLEMENTATIONS:
-            return f"expected 'auto' or one of {', '.join(self._table)}"
         if name not in self._table:
-            return f"this op has only {', '.join(self._table)}"
+            return f"this op has only {', '.join(self._table)}, and 'auto'"
         if name == "reference":
             return ""
         if dtype == torch.float64:
@@ -190,44 +145,6 @@ class Op:
             entry = self._table[name] = getattr(importlib.import_module(module), function)
         return entry
 
-    def _new_function(self, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
-        name, bases = f"alit_kernels.{self.name}", (torch.autograd.Function,)
-        return type(name, bases, {name: staticmethod(each) for name, each in methods.items()})
-
-    def _new_transformable(
-        self, setup_context: Callable[..., None], backward: Callable[..., Any]
-    ) -> type[torch.autograd.Function]:
-        """The form that torch.func takes; it costs the host half as much again."""
-        return self._new_function(
-            forward=self._below_transforms,
-            setup_context=setup_context,
-            backward=lambda ctx, *grads: backward(_Unwrapped(ctx), *grads),
-            vmap=self._refuse_vmap,
-        )
-
-    def _refuse_gradient(self, *_: Any) -> Any:
-        raise NotImplementedError(f"alit_kernels.{self.name} has no derivative")
-
-    def _refuse_vmap(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError(
-            f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead"
-        )
-
-
-class _Unwrapped:
-    """A backward's context whose saved tensors have lost the wrappers of transforms that have ended."""
-
-    def __init__(self, ctx: Any) -> None:
-        self._ctx = ctx
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._ctx, name)
-
-    @property
-    def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        unwrapped = torch._C._functorch.unwrap_if_dead
-        return tuple(None if x is None else unwrapped(x) for x in self._ctx.saved_tensors)
-
 
 _OPS: dict[str, Op] = {}
 
@@ -240,27 +157,19 @@ def ops() -> Mapping[str, Op]:
 @functools.cache
 def available(name: str, device: str) -> str:
     """Why implementation ``name`` cannot run on ``device`` on this machine; empty if it can."""
-    if name == "cpp":
-        if device != "cpu":
-            return f"'cpp' needs CPU tensors, got {device}"
-        if extension() is not None:
-            return ""
+    needed = "cuda" if name == "cuda" else "cpu"
+    if name != "triton" and device != needed:
+        return f"{name!r} needs {needed.upper()} tensors, got {device}"
+    if name == "cpp" and extension() is None:
         _warn_of_a_source_folder()
         return "the compiled extension alit_kernels._C is not installed"
-    if name == "torch":
-        return "" if device == "cpu" else f"'torch' needs CPU tensors, got {device}"
-    if name == "cuda":
-        if device != "cuda":
-            return f"'cuda' needs CUDA tensors, got {device}"
-        core = extension()
-        if core is None or not core.build_info()["cuda"]:
-            return "alit_kernels._C was built without CUDA"
-        return _unfit_gpu()
-    if importlib.util.find_spec("triton") is None:
+    if name == "cuda" and (extension() is None or not extension().build_info()["cuda"]):
+        return "alit_kernels._C was built without CUDA"
+    if name == "triton" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device == "cuda":
         return _unfit_gpu()
-    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if (name, device) == ("triton", "cpu") and os.environ.get("TRITON_INTERPRET") != "1":
         return "'triton' needs CUDA tensors, or TRITON_INTERPRET=1 for CPU tensors"
     return ""
 
@@ -310,44 +219,6 @@ def _log_once(op: str, implementation: str, device: str) -> None:
     logger.info("alit_kernels.%s runs its %s implementation on %s", op, implementation, device)
 
 
-def _observed(arguments: tuple[Any, ...]) -> bool:
-    """Whether something looks at the call that has to see an op of torch's."""
-    return torch.autograd._profiler_enabled() or transformed(arguments)
-
-
-def transformed(arguments: tuple[Any, ...]) -> bool:
-    """Whether a call has to be one of torch's operators: under a mode or a transform, or with a tensor of another type,
-    without data or with a sign still to be applied.
-    """
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state()
-        or any(
-            isinstance(x, Tensor)
-            and (
-                type(x) not in _PLAIN
-                or x.is_meta
-                or x.is_neg()
-                or x._is_zerotensor()
-                or _is_batched(x)
-            )
-            for x in arguments
-        )
-    )
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-#: Whether a tensor is one of those that ``is_grads_batched`` and the like make of many.
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
-
-
-def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
-    return any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
-
-
 def _without_autocast(device: str, function: Callable[..., Any], values: Sequence[Any]) -> Any:
     """Dtypes are settled by the public function: autocast must not change products inside the op."""
     if autocast_dtype(device) is None:
@@ -359,10 +230,9 @@ def _without_autocast(device: str, function: Callable[..., Any], values: Sequenc
         torch.set_autocast_enabled(device, True)
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """Views into bytes may begin in the middle of an element."""
-    size = tensor.element_size()
-    return tensor if size == 1 or tensor.data_ptr() % size == 0 else tensor.clone()
+def _is_aligned(tensor: Tensor) -> bool:
+    """Not so of a view into bytes that begins in the middle of an element."""
+    return tensor.data_ptr() % tensor.element_size() == 0
 
 
 def _requested(implementation: str) -> str:
@@ -375,16 +245,3 @@ def _requested(implementation: str) -> str:
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler: half the time of `import alit`.
 _requested._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _refuse_forward_mode(name: str, arguments: tuple[Any, ...]) -> None:
-    if torch.autograd.forward_ad._current_level < 0:
-        return
-    for argument in arguments:
-        if (
-            isinstance(argument, Tensor)
-            and torch.autograd.forward_ad.unpack_dual(argument).tangent is not None
-        ):
-            raise NotImplementedError(
-                f"alit_kernels.{name} does not support forward-mode differentiation"
-            )

@@ -1,4 +1,4 @@
-"""What the machine code of one compiled kernel says: instruction counts, the hot loop, access widths, occupancy.
+"""What the machine code of one compiled kernel says: instructions, the hot loop, access widths, occupancy, faults.
 
 Reads the text that ``cuobjdump -sass`` prints and the PTX that Triton keeps. Needs no GPU.
 """
@@ -6,13 +6,20 @@ Reads the text that ``cuobjdump -sass`` prints and the PTX that Triton keeps. Ne
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 _INSTRUCTION = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);", re.M
 )
 _MATRIX = re.compile(r"(HMMA|IMMA|DMMA|QMMA|OMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)\b")
+#: Their counts.
+MATRIX = ("mma", "wgmma", "tcgen05")
 _FMA = ("FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "IMAD")
 _MEMORY = ("LD", "ST", "ATOM", "RED", "UBLK", "UTMA")
 
@@ -40,6 +47,101 @@ LIMITS = {
     90: Limits(228 << 10, 227 << 10, fma=1, matrix=512),
     100: Limits(228 << 10, 227 << 10, fma=1, matrix=1024),
 }
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the machine code of a kernel is held against.
+
+    Attributes:
+        tensor_core: the kernel declares a tensor-core product: matrix instructions must appear.
+        wgmma: on sm_90 that product must be ``wgmma`` (tiles of at least 64 rows and 4 warps).
+        wide: pointer arguments whose base and row pitch are divisible: every access must be of 16 bytes.
+    """
+
+    tensor_core: bool = False
+    wgmma: bool = False
+    wide: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Code:
+    """What was found: of one thread registers and bytes of stack, of a block bytes of shared memory."""
+
+    registers: int
+    stack: int
+    shared: int
+    occupancy: float
+    instructions: dict[str, int]
+    bound: str
+    hot_loop_cycles: dict[str, int]
+    faults: list[str]
+
+
+def read(found: Any, arch: int, signature: Mapping[str, str], expected: Expected) -> Code:
+    """Of what Triton compiled for an architecture; ``signature`` is that of ``_builds.Build``."""
+    registers, stack, sass = disassemble(found.asm["cubin"])
+    code, meta = instructions(sass), found.metadata
+    columns = getattr(meta, "tmem_size", None) or 0
+    bound, cycles = predicted_bound(hot_loop(code), arch)
+    arguments = [
+        name if kind.startswith("*") else ""
+        for name, kind in signature.items()
+        if kind != "constexpr"
+    ]
+    widths = access_widths(found.asm["ptx"], arguments)
+    return Code(
+        registers=registers,
+        stack=stack,
+        shared=meta.shared,
+        occupancy=occupancy(arch, meta.num_warps, registers, meta.shared, columns),
+        instructions=counts(code),
+        bound=bound,
+        hot_loop_cycles=cycles,
+        faults=faults(counts(code), stack, meta.shared, widths, arch, expected),
+    )
+
+
+def disassemble(cubin: bytes) -> tuple[int, int, str]:
+    """Registers, stack bytes and listing, from the cuobjdump that ships inside Triton."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True)
+            for option in ("-res-usage", "-sass")
+        )
+    values = dict(part.split(":") for part in usage.stdout.split() if part.count(":") == 1)
+    return int(values["REG"]), int(values["STACK"]), sass.stdout
+
+
+def faults(
+    count: Mapping[str, int],
+    stack: int,
+    shared: int,
+    widths: Mapping[str, set[int]],
+    arch: int,
+    expected: Expected,
+) -> list[str]:
+    """What ``python -m alit_kernels.aot --check`` forbids."""
+    found = []
+    if stack or count.get("local"):
+        found.append(f"spills: {stack} bytes of stack, {count.get('local', 0)} accesses")
+    limit = LIMITS[arch].shared_block
+    if shared > limit:
+        found.append(f"shared memory: {shared} bytes, at most {limit}")
+    if expected.tensor_core and not any(count.get(name) for name in MATRIX):
+        found.append("no tensor-core instruction")
+    if expected.wgmma and arch == 90 and not count.get("wgmma"):
+        found.append("no wgmma")
+    for name in expected.wide:
+        narrow = sorted(size for size in widths.get(name, ()) if size != 16)
+        if narrow:
+            found.append(f"{name}: accesses of {narrow} bytes, expected 16")
+    return found
 
 
 @dataclass(frozen=True)

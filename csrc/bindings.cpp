@@ -1,10 +1,10 @@
-// Python bindings of the C++ core. No torch header: kernels take pointers, sizes, strides and a thread count.
+// The Python module of the C++ core: what belongs to no op, and the bindings of all ops.
 
-#include <pybind11/pybind11.h>
+#include "bindings.h"
+
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -14,15 +14,11 @@
 
 #include "instruction_set.h"
 #include "parallel.h"
-
-namespace py = pybind11;
-
-void bind_attention(py::module_& module);    // attention/bindings.cpp
-void bind_codebooks(py::module_& module);    // vector_quantize/bindings.cpp
-void bind_ragged(py::module_& module);       // ragged/bindings.cpp
-void bind_ragged_cuda(py::module_& module);  // ragged/cuda_bindings.cpp
+#include "rows.h"
 
 namespace {
+
+using alit::Rows;
 
 py::dict build_info() {
   py::dict info;
@@ -69,11 +65,19 @@ PYBIND11_MODULE(_C, module) {
   module.def("parallel_ranges", &parallel_ranges, py::arg("total"), py::arg("grain"), py::arg("threads"),
              py::arg("fail_at") = -1, py::call_guard<py::gil_scoped_release>(),
              "Pieces (begin, end) into which the thread pool cuts a range of `total` items.");
-  module.def("use_team", [](std::uintptr_t team) { alit::ThreadPool::use_team(reinterpret_cast<alit::ThreadPool::Team>(team)); },
+  module.def("use_team", [](alit::Address team) { alit::ThreadPool::use_team(reinterpret_cast<alit::ThreadPool::Team>(team)); },
              py::arg("team"), "Borrow the threads of an OpenMP library, given the address of its GOMP_parallel; 0: not any more.");
+  py::class_<Rows>(module, "Rows", py::dynamic_attr(),
+                   "A matrix: address, type code, rows, columns, elements between rows.")
+      .def(py::init([](alit::Address data, int type, std::int64_t count, std::int64_t dim, std::int64_t stride) {
+             return Rows{alit::at<const void>(data), static_cast<alit::Type>(type), count, dim, stride};
+           }),
+           py::arg("data"), py::arg("type"), py::arg("count"), py::arg("dim"), py::arg("stride"));
   bind_attention(module);
-  bind_codebooks(module);
+  bind_codebook_statistics(module);
+  bind_nearest_codeword(module);
   bind_ragged(module);
+  bind_vector_quantize(module);
 #ifdef ALIT_CUDA
   bind_ragged_cuda(module);
 #endif

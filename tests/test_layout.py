@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,8 @@ ROWS = (
     "alit.demo",
     "alit.cli",
 )
+#: Files of implementations that bear the name of a top-level package.
+OWN_FILE = {"torch": "torch_", "triton": "triton_"}
 RANKS = {room: rank for rank, row in enumerate(ROWS) for room in row.split()}
 
 
@@ -93,13 +96,19 @@ def test_no_circle() -> None:
     TopologicalSorter({module_name(path): imports(path) for path in FILES}).prepare()
 
 
-def test_kernels_import_no_triton_at_the_top() -> None:
-    """Commands import it when they run."""
-    commands = ("aot.py", "attention/tune.py", "attention/__main__.py")
-    for path in (ROOT / "alit_kernels").glob("**/*.py"):
-        name = path.relative_to(ROOT / "alit_kernels").as_posix()
-        if path.name != "kernels.py" and name not in commands:
-            assert not any(target.split(".")[0] == "triton" for target in imports(path)), path
+def test_only_kernels_import_triton_at_the_top() -> None:
+    """Others, which are imported where there is no Triton, import it where they need it."""
+    for path in FILES:
+        if path.name != "kernels.py":
+            found = re.search(r"^(import|from) triton\b", path.read_text(), re.MULTILINE)
+            assert found is None, f"{path} imports Triton"
+
+
+def test_a_file_bears_the_name_of_its_implementation() -> None:
+    """So that a script that is run by its path shadows nothing."""
+    for path in (ROOT / "alit_kernels").glob("*/op.py"):
+        for name, file in re.findall(r'"(\w+)": "alit_kernels\.\w+\.(\w+):', path.read_text()):
+            assert file == OWN_FILE.get(name, name), f"{path}: {name} is in {file}.py"
 
 
 def test_core_has_no_torch_header() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import re
 
 import torch
 
@@ -34,33 +33,40 @@ def table() -> str:
         work = [float(issued_work(launch, length)) for length in LENGTHS]
         mean = math.prod(work) ** (1 / len(work))
         rows.append([label, *(f"{w:.3f}" for w in work), f"{mean:.3f}"])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _markdown(rows)
 
 
 def machine_code() -> str:
     """Instructions of a warp in one turn of the main loop: packed, no mask, bfloat16."""
     from .. import _machine_code as machine
-    from ..aot import compiled, disassemble
-    from .kernels import builds
+    from .._builds import Recorder
+    from .builds import record_entry
 
     rows = [["kernel", "chip", "step", "all", "matrix", "exponentials", "other"]]
     rows.append(["---"] * 3 + ["---:"] * 4)
-    plain = re.compile(r"d=(64|128) bf16 M(\d+) N(\d+)")
-    for build in builds():
-        found = plain.fullmatch(build.label) if "TILE" in build.constants else None
-        for architecture in build.architectures if found else ():
-            _, _, listing = disassemble(compiled(build, architecture).asm["cubin"])
-            loop = machine.hot_loop(machine.instructions(listing))
-            count = machine.counts(loop)
-            matrix = sum(count.get(name, 0) for name in ("mma", "wgmma", "tcgen05"))
-            exponentials = count.get("exp2", 0)
-            assert found
-            name = build.kernel.__name__.removesuffix("_kernel").replace("_", " ")
-            rows.append(
-                [f"{name}, D = {found[1]}", f"sm_{architecture}", f"{found[2]} x {found[3]}"]
-            )
-            numbers = (len(loop), matrix, exponentials, len(loop) - matrix - exponentials)
-            rows[-1] += map(str, numbers)
+    for head_dim, kernel, architecture in itertools.product((64, 128), KERNELS, (80, 90, 100)):
+        recorder = Recorder(__package__, architecture)
+        record_entry(recorder, head_dim, torch.bfloat16)
+        (build,) = (
+            b
+            for b in recorder.builds.values()
+            if b.kernel.__name__ == f"{kernel}_kernel" and not b.rare
+        )
+        _, _, listing = machine.disassemble(build.compiled().asm["cubin"])
+        loop = machine.hot_loop(machine.instructions(listing))
+        count = machine.counts(loop)
+        matrix, exponentials = (
+            sum(count.get(name, 0) for name in names) for names in (machine.MATRIX, ("exp2",))
+        )
+        name, sizes = kernel.replace("_", " "), build.sizes
+        rows.append([f"{name}, D = {head_dim}", f"sm_{architecture}"])
+        rows[-1].append(f"{sizes['TILE']} x {sizes['STEP']}")
+        numbers = (len(loop), matrix, exponentials, len(loop) - matrix - exponentials)
+        rows[-1] += map(str, numbers)
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

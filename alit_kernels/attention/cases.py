@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ragged.reference import cumulative_offsets
+from .problem import Problem
 
 
 class Case(NamedTuple):
@@ -20,17 +21,6 @@ class Case(NamedTuple):
     spare: int = 0
     masked: bool = False
     magnitude: float = 1.0
-
-
-class Inputs(NamedTuple):
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    offsets: Tensor
-    key_offsets: Tensor | None
-    key_mask: Tensor | None
-    max_length: int
-    max_key_length: int
 
 
 TEST_CASES = (
@@ -56,7 +46,7 @@ BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514
 
 def make(
     case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
-) -> Inputs:
+) -> Problem:
     """Packed q, k, v; rows beyond the last offset are NaN. A masked case loses a third of the keys."""
     generator = torch.Generator().manual_seed(seed)
     key_lengths = case.lengths if case.key_lengths is None else case.key_lengths
@@ -67,29 +57,23 @@ def make(
         packed[used:] = torch.nan
         return packed.to(device, dtype)
 
-    q, k, v = (
-        rows(case.lengths, case.magnitude),
-        rows(key_lengths, case.magnitude),
-        rows(key_lengths, 1.0),
-    )
-    key_mask = None
+    def offsets(lengths: tuple[int, ...]) -> Tensor:
+        return cumulative_offsets(torch.tensor(lengths, dtype=torch.int64)).to(device)
+
+    q, k = rows(case.lengths, case.magnitude), rows(key_lengths, case.magnitude)
+    v, key_mask = rows(key_lengths, 1.0), None
     if case.masked:
         key_mask = torch.rand(k.shape[0], generator=generator) > 1 / 3
         key_mask[: key_lengths[0]] = False  # the first sequence is left without a key
         key_mask = key_mask.to(device)
-    key_offsets = (
-        None
-        if case.key_lengths is None
-        else cumulative_offsets(torch.tensor(key_lengths)).to(device)
-    )
-    offsets = cumulative_offsets(torch.tensor(case.lengths, dtype=torch.int64)).to(device)
-    return Inputs(
-        q,
-        k,
-        v,
-        offsets,
-        key_offsets,
-        key_mask,
-        max(case.lengths, default=0) + 1,
-        max(key_lengths, default=0) + 1,
+    return Problem(
+        q=q,
+        k=k,
+        v=v,
+        offsets=offsets(case.lengths),
+        key_offsets=None if case.key_lengths is None else offsets(key_lengths),
+        max_length=max(case.lengths, default=0) + 1,
+        max_key_length=max(key_lengths, default=0) + 1,
+        key_mask=key_mask,
+        scale=case.head_dim**-0.5,
     )

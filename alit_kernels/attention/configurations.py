@@ -12,6 +12,8 @@ from fractions import Fraction
 
 import torch
 
+from .._triton import next_power_of_2
+
 KERNELS = ("forward", "backward_queries", "backward_keys")
 #: Accumulators of wider heads do not fit the registers of a program.
 MAX_HEAD_DIM = 128
@@ -105,7 +107,7 @@ def fuses(dtype: torch.dtype) -> bool:
 
 def padded(head_dim: int) -> int:
     """Head dimension as the kernels see it: the next power of two, at least 16."""
-    return max(16, 1 << (head_dim - 1).bit_length())
+    return max(16, next_power_of_2(head_dim))
 
 
 def issued_work(launch: Tile, length: int) -> Fraction:

@@ -14,86 +14,69 @@ from torch import Tensor
 
 from .._cpp import core, instruction_set, pointer, threads, type_code
 from .layout import empty_rows, empty_sums, unit_stride
+from .problem import Problem
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    out, lse = empty_rows(q), empty_sums(q)
-    q, k, v = unit_stride(q, k, v)
-    problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
+def attention(x: Problem) -> tuple[Tensor, Tensor]:
+    out, lse = empty_rows(x.q), empty_sums(x.q)
+    q, k, v = unit_stride(x.q, x.k, x.v)
+    problem = _core_problem(x)
     core().attention(
-        *(problem, _rows(q), _rows(k), _rows(v), _rows(out), _sums(lse)),
-        *(threads(), instruction_set()),
+        problem, _rows(q), _rows(k), _rows(v), _rows(out), _sums(lse), threads(), instruction_set()
     )
-    if offsets is not None:
-        used = int(offsets[-1])
+    if x.offsets is not None:
+        used = int(x.offsets[-1])
         out[used:], lse[:, used:] = 0.0, 0.0
     return out, lse
 
 
 def attention_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int,
-    key_mask: Tensor | None,
-    scale: float,
+    x: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = empty_rows(q), empty_rows(k), empty_rows(k)
-    grad_out, q, k, v, out = unit_stride(grad_out, q, k, v, out)
+    grad_q, grad_k, grad_v = empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)
+    grad_out, q, k, v, out = unit_stride(grad_out, x.q, x.k, x.v, out)
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
-    problem = _problem(q, k, offsets, key_offsets, key_mask, scale)
+    problem = _core_problem(x)
     core().attention_backward(
-        *(problem, _rows(grad_out), _sums(grad_lse), _rows(q), _rows(k), _rows(v), _rows(out)),
-        *(_sums(lse), *map(_rows, grads), threads(), instruction_set()),
+        problem,
+        _rows(grad_out),
+        _sums(grad_lse),
+        _rows(q),
+        _rows(k),
+        _rows(v),
+        _rows(out),
+        _sums(lse),
+        _rows(grad_q),
+        _rows(grad_k),
+        _rows(grad_v),
+        threads(),
+        instruction_set(),
     )
-    if offsets is not None:
-        keys = offsets if key_offsets is None else key_offsets
-        for gradient, ends in zip(grads, (offsets, keys, keys), strict=True):
-            gradient[int(ends[-1]) :] = 0.0
-    return grads
+    ends, key_ends = x.ends
+    if ends is not None:
+        grad_q[int(ends[-1]) :] = 0.0
+        grad_k[int(key_ends[-1]) :] = 0.0
+        grad_v[int(key_ends[-1]) :] = 0.0
+    return grad_q, grad_k, grad_v
 
 
-def _problem(
-    q: Tensor,
-    k: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    key_mask: Tensor | None,
-    scale: float,
-) -> Any:
+def _core_problem(x: Problem) -> Any:
     """The core's description of the call, which keeps what it points to alive."""
-    offsets = None if offsets is None else offsets.contiguous()
-    key_offsets = offsets if key_offsets is None else key_offsets.contiguous()
-    key_mask = None if key_mask is None else key_mask.contiguous()
+    offsets, key_offsets, key_mask = (
+        None if each is None else each.contiguous() for each in (*x.ends, x.key_mask)
+    )
     problem = core().AttentionProblem(
-        sequences=q.shape[0] if offsets is None else offsets.shape[0] - 1,
-        heads=q.shape[-2],
-        dim=q.shape[-1],
-        type=type_code(q),
+        sequences=x.q.shape[0] if offsets is None else offsets.shape[0] - 1,
+        heads=x.q.shape[-2],
+        dim=x.q.shape[-1],
+        type=type_code(x.q),
         offsets=pointer(offsets),
-        length=q.shape[-3],
+        length=x.q.shape[-3],
         key_offsets=pointer(key_offsets),
-        key_length=k.shape[-3],
+        key_length=x.k.shape[-3],
         mask=pointer(key_mask),
         mask_sequence=0 if key_mask is None or key_mask.ndim == 1 else key_mask.shape[1],
-        scale=scale,
+        scale=x.scale,
     )
     problem.tensors = (offsets, key_offsets, key_mask)
     return problem

@@ -13,17 +13,8 @@ zero. Queries beyond the end of a sequence are taken so too, so that no score ne
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-
-from .._triton import TYPES
-from ..aot import ARCHITECTURES, Build
-from .configurations import Tile, fuses, map_tile, padded, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -426,94 +417,3 @@ def map_kernel(
     o_r = sequence.to(tl.int64) * (query_stop - query_start) + (o_m - query_start)
     pointers = p_map + o_r[:, None] * width + (o_n - key_start)[None, :]
     tl.store(pointers, b_map, mask=(o_m < query_stop)[:, None] & (o_n < key_stop)[None, :])
-
-
-_KERNELS = {
-    "forward": forward_kernel,
-    "backward_queries": backward_queries_kernel,
-    "backward_keys": backward_keys_kernel,
-}
-
-
-def builds() -> Iterator[Build]:
-    """Every launch configuration, packed and dense, with a key mask and without; the attention map.
-
-    Dense batches and key masks are rare cases, which ``--common`` leaves out.
-    """
-    dtypes = (torch.bfloat16, torch.float16, torch.float32)
-    for head_dim, dtype in itertools.product((16, 32, 64, 128), dtypes):
-        for name, dense, masked in itertools.product(_KERNELS, (False, True), (False, True)):
-            yield from _builds(name, head_dim, dtype, dense=dense, masked=masked)
-        yield _map_build(head_dim, dtype)
-
-
-def _builds(
-    name: str, head_dim: int, dtype: torch.dtype, *, dense: bool, masked: bool
-) -> Iterator[Build]:
-    """One build per distinct tile among the architectures."""
-    serves: dict[Tile, tuple[int, ...]] = {}
-    for architecture in ARCHITECTURES:
-        launch = tile(name, head_dim, dtype, architecture)
-        serves[launch] = (*serves.get(launch, ()), architecture)
-    absent: dict[str, Any] = {"p_offsets": None, "p_key_offsets": None} if dense else {}
-    absent |= {} if masked else {"p_mask": None}
-    for launch, architectures in serves.items():
-        sizes = {"TILE": launch.rows, "STEP": launch.columns, "MASK_ALL": launch.mask_all}
-        label = f"d={head_dim} {TYPES[dtype]} M{launch.rows} N{launch.columns}"
-        yield _build(
-            _KERNELS[name],
-            label + (" dense" if dense else "") + (" masked" if masked else ""),
-            head_dim,
-            dtype,
-            sizes | absent,
-            num_warps=launch.warps,
-            num_stages=launch.stages,
-            architectures=architectures,
-            wgmma=dtype.itemsize == 2,
-            rare=dense or masked,
-        )
-
-
-def _map_build(head_dim: int, dtype: torch.dtype) -> Build:
-    size, warps = map_tile(dtype)
-    label = f"d={head_dim} {TYPES[dtype]} M{size} N{size}"
-    return _build(
-        *(map_kernel, label, head_dim, dtype, {"ROWS": size, "COLUMNS": size}),
-        num_warps=warps,
-        wgmma=dtype.itemsize == 2,
-    )
-
-
-def _build(
-    kernel: Any,
-    label: str,
-    head_dim: int,
-    dtype: torch.dtype,
-    constants: dict[str, Any],
-    **options: Any,
-) -> Build:
-    """What all builds share: types and alignment as in a launch on fresh tensors."""
-    sums = ("p_lse", "p_dlse", "p_delta", "p_normaliser", "p_map", "scale", "scale_log2")
-    types = {"p_mask": "*u8", "p_offsets": "*i32", "p_key_offsets": "*i32"}
-    types |= {name: "*fp32" if name.startswith("p_") else "fp32" for name in sums}
-    signature, rows = {}, []
-    for name in kernel.arg_names:
-        pointer = name.startswith("p_")
-        signature[name] = types.get(name, f"*{TYPES[dtype]}" if pointer else "i32")
-        if pointer and name not in types:
-            rows.append(name)
-    strides = [n for n in kernel.arg_names if n[-2:] in ("_b", "_r", "_h")]
-    divisible = [n for n in kernel.arg_names if n.startswith("p_") and n not in constants]
-    divisible += [n for n in strides if n not in UNSPECIALIZED]
-    widths = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim)}
-    return Build(
-        kernel,
-        label,
-        signature,
-        constants | widths,
-        divisible=tuple(divisible),
-        tensor_core=dtype.itemsize == 2,
-        wide=tuple(rows) if head_dim >= 64 and dtype.itemsize == 2 else (),
-        fp_fusion=fuses(dtype),
-        **options,
-    )

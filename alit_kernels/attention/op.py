@@ -27,6 +27,7 @@ from .._library import Op
 from . import reference
 from .configurations import MAX_HEAD_DIM
 from .layout import empty_rows, empty_sums
+from .problem import Problem
 
 
 def attention(
@@ -59,16 +60,18 @@ def attention(
     """
     q, k, v = _cast_for_autocast(q, k, v)
     check_shape("q", q, ndim=4)
-    batch, _, heads, width = q.shape
-    check_shape("k", k, shape=(batch, None, heads, width))
-    check_shape("v", v, shape=k.shape)
-    if key_mask is not None:
-        check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:2])
-    check_same("dtype", q=q, k=k, v=v)
-    check_same("device", q=q, k=k, v=v, key_mask=key_mask)
+    _check_keys(q, k, v, key_mask, (q.shape[0], None))
     check_flag("return_lse", return_lse)
     out, lse = _attention(
-        *(q, k, v, None, None, q.shape[1], k.shape[1], key_mask, _scale(scale, width)),
+        q,
+        k,
+        v,
+        None,
+        None,
+        q.shape[1],
+        k.shape[1],
+        key_mask,
+        _scale(scale, q),
         implementation=implementation,
     )
     return (out, lse) if return_lse else out
@@ -111,23 +114,25 @@ def varlen_attention(
     """
     q, k, v = _cast_for_autocast(q, k, v)
     check_shape("q", q, ndim=3)
-    rows, heads, width = q.shape
-    check_shape("k", k, shape=(rows if key_offsets is None else None, heads, width))
-    check_shape("v", v, shape=k.shape)
     _check_shape_of_offsets(offsets)
     if key_offsets is not None:
         check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
-    if key_mask is not None:
-        check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:1])
-    check_same("dtype", q=q, k=k, v=v)
-    check_same("device", q=q, k=k, v=v, offsets=offsets, key_offsets=key_offsets, key_mask=key_mask)
+    key_rows = q.shape[0] if key_offsets is None else None
+    _check_keys(q, k, v, key_mask, (key_rows,), offsets=offsets, key_offsets=key_offsets)
     check_count("max_length", max_length)
     max_key_length = max_length if max_key_length is None else max_key_length
     check_count("max_key_length", max_key_length)
     check_flag("return_lse", return_lse)
     out, lse = _attention(
-        *(q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask),
-        _scale(scale, width),
+        q,
+        k,
+        v,
+        offsets,
+        key_offsets,
+        max_length,
+        max_key_length,
+        key_mask,
+        _scale(scale, q),
         implementation=implementation,
     )
     return (out, lse) if return_lse else out
@@ -178,10 +183,35 @@ def attention_map(
                 f" range({start}, {stop}, {step})"
             )
     return _attention_map(
-        *(q, k, lse, offsets, queries.start, queries.stop, keys.start, keys.stop, max_length),
-        _scale(scale, q.shape[-1]),
+        q,
+        k,
+        lse,
+        offsets,
+        queries.start,
+        queries.stop,
+        keys.start,
+        keys.stop,
+        max_length,
+        _scale(scale, q),
         implementation=implementation,
     )
+
+
+def _check_keys(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    rows: tuple[int | None, ...],
+    **offsets: Tensor | None,
+) -> None:
+    """``rows``: the shape that ``k`` has before its heads."""
+    check_shape("k", k, shape=(*rows, *q.shape[-2:]))
+    check_shape("v", v, shape=k.shape)
+    if key_mask is not None:
+        check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:-2])
+    check_same("dtype", q=q, k=k, v=v)
+    check_same("device", q=q, k=k, v=v, **offsets, key_mask=key_mask)
 
 
 def _check_shape_of_offsets(offsets: Tensor) -> None:
@@ -190,8 +220,8 @@ def _check_shape_of_offsets(offsets: Tensor) -> None:
         raise ValueError("offsets: expected at least one entry (B + 1), got none")
 
 
-def _scale(scale: float | None, width: int) -> float:
-    return max(width, 1) ** -0.5 if scale is None else check_number("scale", scale)
+def _scale(scale: float | None, q: Tensor) -> float:
+    return max(q.shape[-1], 1) ** -0.5 if scale is None else check_number("scale", scale)
 
 
 def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -203,55 +233,55 @@ def _cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
-def _check_values(q: Tensor, k: Tensor, v: Tensor, *layout: Any) -> None:
-    offsets, key_offsets, max_length, max_key_length, *_ = layout
-    if offsets is None:
-        return
-    check_offsets("offsets", offsets, q.shape[0], max_length)
-    name, keys = ("offsets", offsets) if key_offsets is None else ("key_offsets", key_offsets)
-    check_offsets(name, keys, k.shape[0], max_key_length, bound="max_key_length")
+def _check_values(x: Problem) -> None:
+    if x.offsets is not None:
+        check_offsets("offsets", x.offsets, x.q.shape[0], x.max_length)
+        name = "offsets" if x.key_offsets is None else "key_offsets"
+        check_offsets(name, x.ends[1], x.k.shape[0], x.max_key_length, bound="max_key_length")
 
 
-def _fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return empty_rows(q), empty_sums(q, accumulation_dtype(q))
+def _limit(q: Tensor) -> str:
+    width = q.shape[-1]
+    return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
 
 
-def _implementations(function: str, *names: str, query: int = 0) -> dict[str, Any]:
-    """``others`` and ``limits`` of an op; its argument number ``query`` is q."""
-    modules = {"cpp": "cpp", "torch": "aten", "triton": "launch"}
-
-    def limit(*arguments: Any) -> str:
-        width = arguments[query].shape[-1]
-        return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
-
-    others = {name: f"alit_kernels.attention.{modules[name]}:{function}" for name in names}
-    return {"others": others, "limits": {"triton": limit}}
-
-
-#: Where the rows of queries and keys lie, and which of them see each other: the tail of both schemas.
-_LAYOUT = (
-    "Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
+#: The fields of ``Problem``: how the schemas of both ops begin.
+_PROBLEM = (
+    "Tensor q, Tensor k, Tensor v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
     " Tensor? key_mask, float scale"
 )
 _attention = Op(
-    f"attention(Tensor q, Tensor k, Tensor v, {_LAYOUT}) -> (Tensor, Tensor)",
+    f"attention({_PROBLEM}) -> (Tensor, Tensor)",
+    problem=Problem,
     reference=reference.attention,
-    **_implementations("attention", "cpp", "torch", "triton"),
-    fake=_fake,
+    others={
+        "cpp": "alit_kernels.attention.cpp:attention",
+        "torch": "alit_kernels.attention.torch_:attention",
+        "triton": "alit_kernels.attention.triton_:attention",
+    },
+    limits={"triton": lambda x: _limit(x.q)},
+    fake=lambda x: (empty_rows(x.q), empty_sums(x.q, accumulation_dtype(x.q))),
     check=_check_values,
 )
 _attention_backward = Op(
-    "attention_backward(Tensor grad_out, Tensor grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    f" {_LAYOUT}) -> (Tensor, Tensor, Tensor)",
+    f"attention_backward({_PROBLEM}, Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse)"
+    " -> (Tensor, Tensor, Tensor)",
+    problem=Problem,
     reference=reference.attention_backward,
-    **_implementations("attention_backward", "cpp", "torch", "triton", query=2),
-    fake=lambda grad_out, grad_lse, q, k, *rest: (empty_rows(q), empty_rows(k), empty_rows(k)),
+    others={
+        "cpp": "alit_kernels.attention.cpp:attention_backward",
+        "torch": "alit_kernels.attention.torch_:attention_backward",
+        "triton": "alit_kernels.attention.triton_:attention_backward",
+    },
+    limits={"triton": lambda x, *rest: _limit(x.q)},
+    fake=lambda x, *rest: (empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)),
 )
 _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
     " SymInt key_start, SymInt key_stop, SymInt max_length, float scale) -> Tensor",
     reference=reference.attention_map,
-    **_implementations("attention_map", "triton"),
+    others={"triton": "alit_kernels.attention.triton_:attention_map"},
+    limits={"triton": lambda q, *rest: _limit(q)},
     fake=lambda q, k, lse, offsets, query_start, query_stop, key_start, key_stop, *rest: (
         q.new_empty(
             (offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start),
@@ -265,15 +295,27 @@ _attention_map = Op(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, offsets, key_offsets, *bounds, key_mask, ctx.scale, ctx.implementation = inputs
-    ctx.bounds = bounds
-    ctx.save_for_backward(q, k, v, *output, offsets, key_offsets, key_mask)
+    *problem, ctx.implementation = inputs
+    q, k, v, offsets, key_offsets, ctx.max_length, ctx.max_key_length, key_mask, ctx.scale = problem
+    ctx.save_for_backward(q, k, v, offsets, key_offsets, key_mask, *output)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    *saved, key_mask = ctx.saved_tensors
+    q, k, v, offsets, key_offsets, key_mask, out, lse = ctx.saved_tensors
     grads = _attention_backward(
-        *(grad_out, grad_lse, *saved, *ctx.bounds, key_mask, ctx.scale),
+        q,
+        k,
+        v,
+        offsets,
+        key_offsets,
+        ctx.max_length,
+        ctx.max_key_length,
+        key_mask,
+        ctx.scale,
+        grad_out,
+        grad_lse,
+        out,
+        lse,
         implementation=ctx.implementation,
     )
     return (*grads, *[None] * 6)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from ..aot import Build, compile_build
+from .._builds import Build, Recorder
 from . import configurations
 from .configurations import FAMILIES, KERNELS, TABLE, Tile, family
 from .op import _attention, _attention_backward
@@ -75,7 +75,7 @@ def workload(
     if kernel == "forward":
         return forward
     out, lse = forward()
-    saved = (grad_out, torch.zeros_like(lse), q, k, v, out, lse, offsets, None, *sizes, *options)
+    saved = (q, k, v, offsets, None, *sizes, *options, grad_out, torch.zeros_like(lse), out, lse)
     return lambda: _attention_backward(*saved, implementation="triton")
 
 
@@ -139,23 +139,19 @@ def compile_once(key: Key, tile: Tile, lengths: tuple[int, ...], heads: int, dev
 
 def served(key: Key, tile: Tile, architecture: int) -> list[Build]:
     """All builds for an architecture that take ``tile`` where it is the entry of ``key``."""
-    from .kernels import builds
+    from .builds import record_entry
 
     kernel, head_dim, size = key
+    recorder = Recorder(__package__, architecture)
     with entry(key, tile):
-        return [
-            build
-            for build in builds()
-            if build.kernel.__name__ == f"{kernel}_kernel"
-            and build.constants["BLOCK_D"] == head_dim
-            and (build.signature["p_q"] == "*fp32") == (size == 4)
-            and architecture in build.architectures
-        ]
+        for dtype in (torch.float32,) if size == 4 else (torch.bfloat16, torch.float16):
+            record_entry(recorder, head_dim, dtype)
+    return [b for b in recorder.builds.values() if b.kernel.__name__ == f"{kernel}_kernel"]
 
 
 def faults(key: Key, tile: Tile, architecture: int, index: int) -> list[str]:
     """What ``alit_kernels.aot --check`` says of one of the builds that ``tile`` serves."""
-    return compile_build(served(key, tile, architecture)[index], architecture).faults
+    return served(key, tile, architecture)[index].code().faults
 
 
 def sound(key: Key, tile: Tile, architecture: int, pool: Executor) -> bool:

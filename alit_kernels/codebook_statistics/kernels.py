@@ -13,41 +13,8 @@ whatever the runs; the program of a place finds its code by bisection, and has n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .._triton import TYPES, as_rows, device_of
-from ..aot import Build
-
-CHUNK = 128
-
-
-class Runs(NamedTuple):
-    """Vectors in the order of their codes.
-
-    Attributes:
-        order: (N,) int64, the vectors sorted by code, masked ones last.
-        bounds: (K + 1,) int32, where each code's run starts and ends in ``order``.
-    """
-
-    order: Tensor
-    bounds: Tensor
-
-
-def runs(index: Tensor, num_codes: int, mask: Tensor | None) -> Runs:
-    """Sort ``index`` (N,) into runs; where ``mask`` is False a vector is in no run."""
-    dtype = torch.int16 if num_codes < 2**15 - 1 else torch.int32
-    keys = index.to(dtype)
-    if mask is not None:
-        keys = torch.where(mask, keys, num_codes)
-    keys, order = torch.sort(keys, stable=True)
-    codes = torch.arange(num_codes + 1, dtype=dtype, device=index.device)
-    return Runs(order, torch.searchsorted(keys, codes, out_int32=True))
 
 
 @triton.jit
@@ -64,7 +31,7 @@ def _code_at(p_bounds, place, codes, CHUNK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["codes"])
-def _sum_chunks(
+def sum_chunks_kernel(
     p_z,
     p_norm,
     p_codes,
@@ -130,7 +97,7 @@ def sum_of_code(
 
 
 @triton.jit
-def _sum_codes(
+def sum_codes_kernel(
     p_partial,
     p_bounds,
     p_count,
@@ -145,69 +112,3 @@ def _sum_codes(
     count, b_sum = sum_of_code(p_partial, p_bounds, code, D, CHUNK, BR, BD)
     tl.store(p_count + code, count.to(tl.float32))
     tl.store(p_total + code.to(tl.int64) * D + o_dim, b_sum, mask=o_dim < D)
-
-
-def tile(dim: int) -> tuple[int, int]:
-    """Rows and channels of a step: whole vectors, about 2048 elements."""
-    width = triton.next_power_of_2(max(1, dim))
-    return max(1, min(CHUNK, 2048 // width)), width
-
-
-def chunk_sums(
-    z: Tensor, run: Runs, *, norm: Tensor | None = None, codes: Tensor | None = None
-) -> Tensor:
-    """Sum (N // CHUNK + K, D) float64 of each chunk of z (N, D), of z / norm, or with ``codes`` (K, D) of
-    code - z / norm. Places without a chunk are not written.
-    """
-    (rows, dim), num_codes = z.shape, len(run.bounds) - 1
-    partial = torch.empty(rows // CHUNK + num_codes, dim, dtype=torch.float64, device=z.device)
-    if rows and dim:
-        _sum_chunks[(len(partial),)](
-            z, norm, codes, *run, partial, num_codes, z.stride(0),
-            dim, codes is not None, norm is not None, CHUNK, *tile(dim), num_warps=4,
-        )  # fmt: skip
-    return partial
-
-
-def codebook_statistics(
-    index: Tensor, z: Tensor, num_codes: int, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """See :func:`alit_kernels.codebook_statistics`."""
-    z = as_rows(z)
-    count = torch.empty(num_codes, dtype=torch.float32, device=z.device)
-    total = torch.empty(num_codes, z.shape[1], dtype=torch.float32, device=z.device)
-    with device_of(z):
-        run = runs(index, num_codes, mask)
-        partial = chunk_sums(z, run)
-        _sum_codes[(num_codes,)](
-            partial, run.bounds, count, total, z.shape[1], CHUNK, *tile(z.shape[1])
-        )
-    return count, total
-
-
-def builds() -> Iterator[Build]:
-    names = ("p_z", "p_norm", "p_codes", "p_order", "p_bounds", "p_partial")
-    types = ("*fp32", "*fp32", "*i64", "*i32", "*fp64")
-    for dim in (12, 64, 256):
-        rows, width = tile(dim)
-        shape = {"D": dim, "BR": rows, "BD": width}
-        for dtype in (torch.float32, torch.bfloat16):
-            for kind in ("sum", "difference", "normalised difference"):
-                constants: dict[str, object] = {**shape, "CHUNK": CHUNK}
-                constants |= {"DIFFERENCE": kind != "sum", "NORMALISED": "normalised" in kind}
-                constants |= {"p_codes": None} if kind == "sum" else {}
-                constants |= {} if "normalised" in kind else {"p_norm": None}
-                yield Build(
-                    _sum_chunks,
-                    f"{kind} d={dim} {TYPES[dtype]} R{rows}",
-                    dict(zip(names, (f"*{TYPES[dtype]}", *types), strict=True))
-                    | {"codes": "i32", "z_pitch": "i32"},
-                    constants,
-                    divisible=tuple(name for name in names if name not in constants)
-                    + (("z_pitch",) if dim % 16 == 0 else ()),
-                    wide=("p_z",) if dim >= 64 and kind == "sum" else (),
-                )
-        pointers = {"p_partial": "*fp64", "p_bounds": "*i32"}
-        pointers |= {"p_count": "*fp32", "p_total": "*fp32"}
-        constants = {**shape, "CHUNK": CHUNK}
-        yield Build(_sum_codes, f"d={dim} R{rows}", pointers, constants, divisible=tuple(pointers))

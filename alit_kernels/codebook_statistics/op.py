@@ -59,7 +59,7 @@ _codebook_statistics = Op(
     ),
     others={
         "cpp": "alit_kernels.codebook_statistics.cpp:codebook_statistics",
-        "triton": "alit_kernels.codebook_statistics.kernels:codebook_statistics",
+        "triton": "alit_kernels.codebook_statistics.triton_:codebook_statistics",
     },
     check=lambda index, z, num_codes, mask: check_index("index", index, num_codes, mask),
 )

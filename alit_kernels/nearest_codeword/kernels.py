@@ -22,41 +22,12 @@ sign is larger than infinity and never wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._triton import TYPES, as_rows, cdiv, device_of
-from ..aot import Build
-from .reference import unit
-
-UNROLLED = (
-    16  # the largest D whose rows stay in registers, and that is searched by differences alone
-)
-NORMS = 64  # codes of a program of norms
-LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
 INFINITE, INFINITE_64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
 TINY = tl.constexpr(37 << 23)  # bits of 2^-90
 SMALL, LARGE = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)
-
-
-class Tile(NamedTuple):
-    """Rows of a program, codes of a thread, and whether the rows stay in registers (D unrolled)."""
-
-    rows: int
-    codes: int
-    unrolled: bool
-
-
-def tile(dim: int) -> Tile:
-    """Launch table of the direct search. Up to D = 16 all of z stays in registers; beyond, it streams through L1."""
-    if dim <= 4:
-        return Tile(4, 1, True)  # eight rows spill on sm_80
-    return Tile(8, 1, True) if dim <= UNROLLED else Tile(8, 2, False)
 
 
 @triton.jit
@@ -147,7 +118,7 @@ def _apart(p_z, p_codes, code_pitch, D: tl.constexpr, BM: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "step"])
-def _search(
+def search_kernel(
     p_z,
     p_codes,
     p_mask,
@@ -200,7 +171,9 @@ def _search(
 
 
 @triton.jit(do_not_specialize=["codes"])
-def _half_norms(p_codes, p_half_norm, p_largest, codes, dim, BK: tl.constexpr, BD: tl.constexpr):
+def half_norms_kernel(
+    p_codes, p_half_norm, p_largest, codes, dim, BK: tl.constexpr, BD: tl.constexpr
+):
     """|c|^2 / 2 of BK codes, infinite for those that are not finite; and the bits of the largest one of finite codes,
     which is infinite where a square overflows.
     """
@@ -221,7 +194,7 @@ def _half_norms(p_codes, p_half_norm, p_largest, codes, dim, BK: tl.constexpr, B
 
 
 @triton.jit(do_not_specialize=["rows", "codes"])
-def _search_by_products(
+def products_kernel(
     p_z,
     p_codes,
     p_half_norm,
@@ -294,158 +267,3 @@ def _search_by_products(
         b_error = tl.where(tl.maximum(half, b_square) < LARGE, b_error, float("inf"))
         m_certain = b_second - b_least > 2 * b_error  # not where anything is NaN or overflows
         tl.store(p_doubt + o_row, tl.where(m_certain, False, m_row), mask=o_row < rows)
-
-
-def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-    """See :func:`alit_kernels.nearest_codeword`."""
-    if metric == "cosine":
-        z, codebook = unit(z), unit(codebook)
-    return search(z, codebook, precision)
-
-
-def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = None) -> Tensor:
-    """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
-
-    Neighbours in eights (D up to 4: fours; above 16, and "tf32" and "bf16": 64 or 128) that are all masked are not
-    searched.
-    """
-    z = as_rows(z)
-    rows, dim = z.shape
-    index = torch.empty(rows, dtype=torch.int64, device=z.device)
-    if rows == 0:
-        return index
-    mask = None if mask is None else mask.contiguous()
-    with device_of(z):
-        if precision != "ieee":
-            if precision == "bf16" and z.dtype == torch.float32:
-                z, codebook = z.bfloat16(), codebook.bfloat16()
-            _by_products(z, codebook, mask, index, None)
-        elif dim <= UNROLLED:
-            _by_differences(z, codebook, mask, index, keep=False)
-        else:
-            doubt = torch.empty(rows, dtype=torch.bool, device=z.device)
-            _by_products(z, codebook, mask, index, doubt)
-            _by_differences(z, codebook, doubt, index, keep=True)
-    return index
-
-
-def _by_differences(
-    z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, *, keep: bool
-) -> None:
-    (rows, dim), masked = z.shape, mask is not None
-    bm, bj, unrolled = tile(dim)
-    codes = _transposed(codebook, bj * LANES)
-    _search[(cdiv(rows, bm),)](
-        z, codes, mask, index, rows, z.stride(0), codes.shape[1], 1,
-        dim, unrolled, masked, keep, bm, bj, LANES, num_warps=4, num_stages=1,
-    )  # fmt: skip
-
-
-def _by_products(
-    z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, doubt: Tensor | None
-) -> None:
-    (rows, dim), codes = z.shape, len(codebook)
-    if z.dtype == torch.bfloat16 and not z.is_cuda:  # Triton's interpreter has no bfloat16 product
-        z, codebook = z.float(), codebook.float()
-    codebook = codebook.contiguous()
-    half_norm = torch.empty(codes, dtype=torch.float32, device=z.device)
-    largest = torch.zeros((), dtype=torch.int32, device=z.device)
-    _half_norms[(cdiv(codes, NORMS),)](codebook, half_norm, largest, codes, dim, NORMS, 64)
-    certified = doubt is not None
-    bm, bk, bd, warps, stages = products_tile(dim, z.dtype, certified)
-    _search_by_products[(cdiv(rows, bm),)](
-        z, codebook, half_norm, largest, mask, index, doubt, rows, codes, dim, z.stride(0),
-        products_error(dim), "tf32x3" if certified else "tf32", mask is not None, certified,
-        bm, bk, bd, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-
-
-def products_error(dim: int) -> float:
-    """Bound of the error of |c|^2 / 2 - z c by tensor cores, over |z| |c| + |c|^2 / 2.
-
-    float32 factors are split in two parts of 11 bits, of which the lower is cut off after 11 more, and the product of
-    the lower parts is left out: 3 2^-20. Each instruction adds at least 8 products to a float32 sum and cuts off below
-    the last bit of the largest, at most three times for each product: less than D 2^-22. The norms' sum: D 2^-24.
-    """
-    return 2.0**-18 + (dim + 16) * 2.0**-22 + dim * 2.0**-24
-
-
-class ProductsTile(NamedTuple):
-    """Rows and codes of a step, channels of a product, warps, pipeline stages."""
-
-    rows: int
-    codes: int
-    channels: int
-    warps: int
-    stages: int
-
-
-def products_tile(dim: int, dtype: torch.dtype, certified: bool) -> ProductsTile:
-    """Launch table of the search by products."""
-    channels = max(16, min(32, triton.next_power_of_2(dim)))  # 64 spill
-    if certified and dtype == torch.float32:
-        return ProductsTile(64, 64, channels, 4, 2)
-    return ProductsTile(128, 64, channels, 8, 3)
-
-
-def _transposed(codebook: Tensor, multiple: int) -> Tensor:
-    """(D, K) float32, K padded with NaN to a multiple: NaN never wins, so the kernel needs no bounds check."""
-    codes, dim = codebook.shape
-    size = cdiv(codes, multiple) * multiple
-    result = codebook.new_full((dim, size), torch.nan, dtype=torch.float32)
-    result[:, :codes] = codebook.t()
-    return result
-
-
-def builds() -> Iterator[Build]:
-    pointers = ("p_z", "p_codes", "p_mask", "p_index")
-    sizes = {"rows": "i32", "z_pitch": "i32", "code_pitch": "i32", "step": "i32"}
-    for dim in (4, 8, 12, 16, 64, 256):
-        for dtype, masked in ((torch.float32, False), (torch.bfloat16, True)):
-            bm, bj, unrolled = tile(dim)
-            masked, keep = masked or not unrolled, not unrolled
-            constants = {"D": dim, "UNROLLED": unrolled, "MASKED": masked, "KEEP": keep}
-            constants |= {"BM": bm, "BJ": bj, "BK": LANES}
-            types = (f"*{TYPES[dtype]}", "*fp32", "*i1", "*i64")
-            yield Build(
-                _search,
-                f"d={dim} {TYPES[dtype]}{' masked' if masked else ''} M{bm} N{bj * LANES}",
-                dict(zip(pointers, types, strict=True)) | sizes,
-                constants | ({} if masked else {"p_mask": None}),
-                divisible=("p_z", "p_codes", "p_index", "code_pitch")
-                + (("p_mask",) if masked else ()),
-                num_stages=1,
-            )
-    for dtype in (torch.float32, torch.bfloat16):
-        yield Build(
-            _half_norms,
-            TYPES[dtype],
-            {"p_codes": f"*{TYPES[dtype]}", "p_half_norm": "*fp32", "p_largest": "*i32"}
-            | {"codes": "i32", "dim": "i32"},
-            {"BK": NORMS, "BD": 64},
-            divisible=("p_codes", "p_half_norm", "p_largest", "dim"),
-        )
-        for certified, dims in ((True, (64, 256)), (False, (12, 64, 256))):
-            for dim in dims:
-                yield _products_build(dim, dtype, certified)
-
-
-def _products_build(dim: int, dtype: torch.dtype, certified: bool) -> Build:
-    launch, element = products_tile(dim, dtype, certified), f"*{TYPES[dtype]}"
-    pointers = {"p_z": element, "p_codes": element, "p_half_norm": "*fp32", "p_largest": "*i32"}
-    pointers |= {"p_mask": "*i1", "p_index": "*i64", "p_doubt": "*i1"}
-    absent = {"p_mask": None} if certified else {"p_mask": None, "p_doubt": None}
-    return Build(
-        _search_by_products,
-        f"d={dim} {TYPES[dtype]}{' certified' * certified} M{launch.rows} N{launch.codes}",
-        pointers | dict.fromkeys(("rows", "codes", "dim", "z_pitch"), "i32") | {"error": "fp32"},
-        {"PRECISION": "tf32x3" if certified else "tf32", "MASKED": False, "CERTIFIED": certified}
-        | {"BM": launch.rows, "BK": launch.codes, "BD": launch.channels}
-        | absent,
-        divisible=tuple(name for name in pointers if name not in absent)
-        + (("dim", "z_pitch") if dim % 16 == 0 else ()),
-        num_warps=launch.warps,
-        num_stages=launch.stages,
-        tensor_core=True,
-        wgmma=not certified or dtype != torch.float32,
-    )

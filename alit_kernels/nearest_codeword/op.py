@@ -82,6 +82,6 @@ _nearest_codeword = Op(
     fake=lambda z, codebook, metric, precision: z.new_empty(z.shape[0], dtype=torch.int64),
     others={
         "cpp": "alit_kernels.nearest_codeword.cpp:nearest_codeword",
-        "triton": "alit_kernels.nearest_codeword.kernels:nearest_codeword",
+        "triton": "alit_kernels.nearest_codeword.triton_:nearest_codeword",
     },
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from .._vectors import unit
 
 #: Distances held at once: 128 MiB in float64, and a few temporaries of that size.
 BLOCK = 2**24
@@ -18,11 +19,6 @@ def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -
     rows = max(1, BLOCK // max(1, codebook.shape[0]))
     index = [_nearest(block, codebook.to(dtype)) for block in z.to(dtype).split(rows)]
     return torch.cat(index) if index else torch.zeros(0, dtype=torch.int64, device=z.device)
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows divided by max(norm, 1e-12), in float32 at least: what cosine means here and in the published system."""
-    return normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 def _nearest(z: Tensor, codebook: Tensor) -> Tensor:

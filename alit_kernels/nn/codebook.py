@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._checks import is_sharded
+from .._vectors import unit
 from ..codebook_statistics import codebook_statistics
 from ..nearest_codeword import nearest_codeword
-from ..nearest_codeword.reference import unit
 from .distributed import Reduction, broadcast, world
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from .._library import transformed
+from .._dispatch import transformed
 
 #: Multiply-adds from which on oneDNN is worth its start.
 LEAST = 2**22

@@ -14,46 +14,8 @@ probabilities in their own type and accumulate in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from .._triton import TYPES, as_rows, cdiv, device_of
-from ..aot import Build
-
-#: Programs wanted of the gradients: codes (of the logits' gradient) and rows (of the codebook's) are split to have as
-#: many, about four and two per multiprocessor.
-LOGITS_PROGRAMS, CODEBOOK_PROGRAMS = 512, 256
-
-
-class Tile(NamedTuple):
-    """Rows, codes and channels of a step, warps, pipeline stages."""
-
-    rows: int
-    codes: int
-    channels: int
-    warps: int
-    stages: int
-
-
-def tile(channels: int, dtype: torch.dtype, kernel: str) -> Tile:
-    """Launch table by channels of the codebook, its dtype and kernel ("forward", "logits", "codebook")."""
-    width = max(16, min(256, triton.next_power_of_2(max(1, channels))))
-    if (
-        dtype == torch.float32
-    ):  # three products and operands in two parts: small tiles, or registers spill
-        if kernel == "logits":
-            return Tile(64, 32, min(width, 32), 4, 2)
-        if width >= 128:
-            return Tile(32, 32, width, 8, 2)
-        return Tile(32, 32, width, 4, 2)
-    if kernel == "logits":
-        return Tile(64, 32, min(width, 64), 4, 2)
-    return Tile(64, 64, width, 8 if width >= 128 else 4, 2)
 
 
 @triton.jit
@@ -71,7 +33,7 @@ def _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _forward(
+def forward_kernel(
     p_logits,
     p_codebook,
     p_target,
@@ -150,7 +112,7 @@ def _mean_grad(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _grad_logits(
+def grad_logits_kernel(
     p_logits,
     p_codebook,
     p_target,
@@ -213,7 +175,7 @@ def _grad_logits(
 
 
 @triton.jit(do_not_specialize=["rows", "split"])
-def _grad_codebook(
+def grad_codebook_kernel(
     p_logits,
     p_grad_code,
     p_normaliser,
@@ -247,117 +209,3 @@ def _grad_codebook(
         b_result = tl.dot(b_p, b_grad, b_result, input_precision="tf32x3")
     p_tile = p_partial + (part * codes + o_code[:, None]) * channels + o_channel[None, :]
     tl.store(p_tile, b_result, mask=m_code[:, None] & m_channel[None, :])
-
-
-def soft_codebook(
-    logits: Tensor, codebook: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`alit_kernels.soft_codebook`."""
-    logits, codebook = as_rows(logits), as_rows(codebook)
-    (rows, codes), channels = logits.shape, codebook.shape[1]
-    code = torch.empty(rows, channels, dtype=codebook.dtype, device=logits.device)
-    size = 0 if target is None else rows
-    nll, p_target, normaliser = (
-        torch.empty(shape, dtype=torch.float32, device=logits.device)
-        for shape in ((size,), (size,), (2, rows))
-    )
-    bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "forward")
-    with device_of(logits):
-        if rows:
-            _forward[(cdiv(rows, bm), max(1, cdiv(channels, bc)))](
-                logits, codebook, None if target is None else target.contiguous(),
-                code, nll, p_target, normaliser, rows, codes, channels, logits.stride(0), codebook.stride(0),
-                target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
-            )  # fmt: skip
-    return code, nll, p_target, normaliser
-
-
-def soft_codebook_backward(
-    grad_code: Tensor,
-    grad_nll: Tensor,
-    grad_p_target: Tensor,
-    logits: Tensor,
-    codebook: Tensor,
-    target: Tensor | None,
-    code: Tensor,
-    normaliser: Tensor,
-    codebook_wanted: bool,
-) -> tuple[Tensor, Tensor]:
-    """See the reference for the formulas."""
-    logits, codebook = as_rows(logits), as_rows(codebook)
-    grad_code = as_rows(grad_code.to(codebook.dtype))
-    (rows, codes), channels = logits.shape, codebook.shape[1]
-    grad_logits = torch.empty(rows, codes, dtype=logits.dtype, device=logits.device)
-    if rows == 0:
-        return grad_logits, codebook.new_zeros(codebook.shape if codebook_wanted else 0)
-    code, normaliser = code.contiguous(), normaliser.contiguous()
-    with device_of(logits):
-        bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "logits")
-        split = _split(codes, LOGITS_PROGRAMS // cdiv(rows, bm), bv)
-        _grad_logits[(cdiv(rows, bm), cdiv(codes, split))](
-            logits, codebook, None if target is None else target.contiguous(), code, grad_code,
-            grad_nll.contiguous(), grad_p_target.contiguous(), normaliser, grad_logits,
-            rows, codes, channels, logits.stride(0), codebook.stride(0), grad_code.stride(0), split,
-            target is not None, bm, bv, bc, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-        if not codebook_wanted:
-            return grad_logits, codebook.new_empty(0)
-        bm, bv, bc, warps, stages = tile(channels, codebook.dtype, "codebook")
-        tiles = (cdiv(codes, bv), max(1, cdiv(channels, bc)))
-        split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), bm)
-        parts = cdiv(rows, split)
-        partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
-        _grad_codebook[(*tiles, parts)](
-            logits, grad_code, normaliser, partial, rows, codes, channels, logits.stride(0),
-            grad_code.stride(0), split, bm, bv, bc, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-    return grad_logits, partial.sum(0).to(codebook.dtype)
-
-
-def _split(size: int, parts: int, step: int) -> int:
-    """How many of ``size`` a program takes, for about so many parts: a multiple of its step."""
-    return cdiv(cdiv(size, max(1, parts)), step) * step
-
-
-def builds() -> Iterator[Build]:
-    for dtype in (torch.float32, torch.bfloat16):
-        for channels in (16, 64, 128, 256):
-            yield from _builds(channels, dtype)
-
-
-def _builds(channels: int, dtype: torch.dtype) -> Iterator[Build]:
-    element, label = f"*{TYPES[dtype]}", f"c={channels} {TYPES[dtype]}"
-    sizes = dict.fromkeys(("rows", "codes", "channels", "logits_pitch"), "i32")
-    forward = {"p_logits": element, "p_codebook": element, "p_target": "*i64", "p_code": element}
-    forward |= dict.fromkeys(("p_nll", "p_p_target", "p_normaliser"), "*fp32")
-    logits = {
-        "p_logits": element,
-        "p_codebook": element,
-        "p_target": "*i64",
-        "p_code": element,
-        "p_grad_code": element,
-    }
-    logits |= dict.fromkeys(("p_grad_nll", "p_grad_p_target", "p_normaliser"), "*fp32")
-    logits |= {"p_result": element}
-    codebook = {"p_logits": element, "p_grad_code": element}
-    codebook |= dict.fromkeys(("p_normaliser", "p_partial"), "*fp32")
-    for kernel, name, pointers, more in (
-        (_forward, "forward", forward, ("codebook_pitch",)),
-        (_grad_logits, "logits", logits, ("codebook_pitch", "grad_pitch", "split")),
-        (_grad_codebook, "codebook", codebook, ("grad_pitch", "split")),
-    ):
-        size = tile(channels, dtype, name)
-        constants = {"BM": size.rows, "BV": size.codes, "BC": size.channels}
-        signature = pointers | sizes | dict.fromkeys(more, "i32")
-        unknown = ("rows", "split" if name == "codebook" else "")
-        yield Build(
-            kernel,
-            f"{label} M{size.rows} N{size.codes} C{size.channels}",
-            signature,
-            constants | ({} if name == "codebook" else {"TARGET": True}),
-            divisible=tuple(argument for argument in signature if argument not in unknown),
-            num_warps=size.warps,
-            num_stages=size.stages,
-            tensor_core=True,
-            wgmma=dtype != torch.float32,
-        )

@@ -73,8 +73,8 @@ _soft_codebook = Op(
     reference=reference.soft_codebook,
     fake=_fake,
     others={
-        "torch": "alit_kernels.soft_codebook.aten:soft_codebook",
-        "triton": "alit_kernels.soft_codebook.kernels:soft_codebook",
+        "torch": "alit_kernels.soft_codebook.torch_:soft_codebook",
+        "triton": "alit_kernels.soft_codebook.triton_:soft_codebook",
     },
     check=_check,
 )
@@ -88,8 +88,8 @@ _soft_codebook_backward = Op(
         codebook.new_empty(codebook.shape if wanted else 0),
     ),
     others={
-        "torch": "alit_kernels.soft_codebook.aten:soft_codebook_backward",
-        "triton": "alit_kernels.soft_codebook.kernels:soft_codebook_backward",
+        "torch": "alit_kernels.soft_codebook.torch_:soft_codebook_backward",
+        "triton": "alit_kernels.soft_codebook.triton_:soft_codebook_backward",
     },
 )
 

@@ -93,7 +93,7 @@ _vector_quantize = Op(
     fake=_fake,
     others={
         "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize",
-        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize",
+        "triton": "alit_kernels.vector_quantize.triton_:vector_quantize",
     },
 )
 _vector_quantize_backward = Op(
@@ -108,7 +108,7 @@ _vector_quantize_backward = Op(
     ),
     others={
         "cpp": "alit_kernels.vector_quantize.cpp:vector_quantize_backward",
-        "triton": "alit_kernels.vector_quantize.kernels:vector_quantize_backward",
+        "triton": "alit_kernels.vector_quantize.triton_:vector_quantize_backward",
     },
 )
 
@@ -121,8 +121,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
     wanted = bool(ctx.needs_input_grad[1])
     grad_z, grad_codes = _vector_quantize_backward(
-        *(grad_quantized, *grad_losses, *ctx.saved_tensors),
-        *(ctx.metric, ctx.commitment, wanted),
+        grad_quantized,
+        *grad_losses,
+        *ctx.saved_tensors,
+        ctx.metric,
+        ctx.commitment,
+        wanted,
         implementation=ctx.implementation,
     )
     return grad_z, grad_codes if wanted else None, *[None] * 4

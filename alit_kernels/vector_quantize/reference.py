@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulation_dtype
-from ..nearest_codeword.reference import nearest_codeword, unit
+from .._vectors import unit
+from ..nearest_codeword.reference import nearest_codeword
 
 EPSILON = 1e-12
 

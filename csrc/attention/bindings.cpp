@@ -1,40 +1,23 @@
 // Python bindings of the attention kernels: addresses and strides in, nothing allocated.
 
-#include <pybind11/pybind11.h>
-
-#include <cstdint>
-#include <string>
-
+#include "../bindings.h"
 #include "attention.h"
 
-namespace py = pybind11;
-
-void bind_attention(py::module_& module);
-
-namespace {
-
-using namespace alit::attention;
-
-template <typename T>
-T* at(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
-
 void bind_attention(py::module_& module) {
+  using namespace alit::attention;
+  using alit::Address, alit::at;
   const auto no_gil = py::call_guard<py::gil_scoped_release>();
   py::class_<Rows>(module, "AttentionRows", "Address; elements between sequences, rows and heads.")
-      .def(py::init([](std::uintptr_t data, std::int64_t sequence, std::int64_t row, std::int64_t head) {
+      .def(py::init([](Address data, std::int64_t sequence, std::int64_t row, std::int64_t head) {
         return Rows{at<void>(data), sequence, row, head};
       }));
   py::class_<Sums>(module, "AttentionSums", "Address; elements between sequences and heads.")
-      .def(py::init([](std::uintptr_t data, std::int64_t sequence, std::int64_t head) {
+      .def(py::init([](Address data, std::int64_t sequence, std::int64_t head) {
         return Sums{at<float>(data), sequence, head};
       }));
   py::class_<Problem>(module, "AttentionProblem", py::dynamic_attr())
-      .def(py::init([](std::int64_t sequences, std::int64_t heads, std::int64_t dim, int type, std::uintptr_t offsets,
-                       std::int64_t length, std::uintptr_t key_offsets, std::int64_t key_length, std::uintptr_t mask,
+      .def(py::init([](std::int64_t sequences, std::int64_t heads, std::int64_t dim, int type, Address offsets,
+                       std::int64_t length, Address key_offsets, std::int64_t key_length, Address mask,
                        std::int64_t mask_sequence, float scale) {
              return Problem{sequences,
                             heads,

@@ -1,29 +1,19 @@
 // Python bindings of the ragged ops. Addresses and strides (bytes) come as integers; Python allocates.
 
-#include <pybind11/pybind11.h>
+#include <cstddef>
 
-#include <cstdint>
-
+#include "../bindings.h"
 #include "ragged.h"
-
-namespace py = pybind11;
-
-void bind_ragged(py::module_& module);
 
 namespace {
 
 using namespace alit::ragged;
-using Address = std::uintptr_t;
+using alit::Address, alit::at;
 
-template <typename T = std::byte>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Rows packed(Address data, Size row_bytes) { return {pointer<const std::byte>(data), row_bytes}; }
+Rows packed(Address data, Size row_bytes) { return {at<const std::byte>(data), row_bytes}; }
 
 Padded padded(Address data, Size sequence_stride, Size row_stride) {
-  return {pointer<const std::byte>(data), sequence_stride, row_stride};
+  return {at<const std::byte>(data), sequence_stride, row_stride};
 }
 
 }  // namespace
@@ -33,54 +23,54 @@ void bind_ragged(py::module_& module) {
     module.def(name, function, py::call_guard<py::gil_scoped_release>());
   };
   define("cumulative_offsets", [](Address lengths, Size sequences, Address offsets) {
-    cumulative_offsets(pointer<const Size>(lengths), sequences, pointer<Offset>(offsets));
+    cumulative_offsets(at<const Size>(lengths), sequences, at<Offset>(offsets));
   });
   define("pack", [](Address data, Size sequence_stride, Size row_stride, Size length, Address offsets, Size sequences,
                     Address out, Size capacity, Size row_bytes, int threads) {
-    pack(padded(data, sequence_stride, row_stride), length, pointer<const Offset>(offsets), sequences, pointer(out),
+    pack(padded(data, sequence_stride, row_stride), length, at<const Offset>(offsets), sequences, at<std::byte>(out),
          capacity, row_bytes, threads);
   });
   define("unpack", [](Address data, Size row_stride, Size rows, Address offsets, Size sequences, Address fill,
                       Size element_bytes, Address out, Size max_length, Size row_bytes, int threads) {
-    unpack(packed(data, row_stride), rows, pointer<const Offset>(offsets), sequences, pointer<const std::byte>(fill),
-           element_bytes, pointer(out), max_length, row_bytes, threads);
+    unpack(packed(data, row_stride), rows, at<const Offset>(offsets), sequences, at<const std::byte>(fill),
+           element_bytes, at<std::byte>(out), max_length, row_bytes, threads);
   });
   define("compact", [](Address data, Size row_stride, Size rows, Address offsets, Size sequences, Address keep,
                        Address out, Address new_offsets, Address source_row, Size capacity, Size row_bytes,
                        int threads) {
-    compact(packed(data, row_stride), rows, pointer<const Offset>(offsets), sequences,
-            pointer<const std::uint8_t>(keep), pointer(out), pointer<Offset>(new_offsets), pointer<Offset>(source_row),
+    compact(packed(data, row_stride), rows, at<const Offset>(offsets), sequences,
+            at<const std::uint8_t>(keep), at<std::byte>(out), at<Offset>(new_offsets), at<Offset>(source_row),
             capacity, row_bytes, threads);
   });
   define("scatter_rows", [](Address values, Size row_stride, Size count, Address target_row, Address out, Size rows,
                             Size row_bytes, int threads) {
-    scatter_rows(packed(values, row_stride), count, pointer<const Offset>(target_row), pointer(out), rows, row_bytes,
+    scatter_rows(packed(values, row_stride), count, at<const Offset>(target_row), at<std::byte>(out), rows, row_bytes,
                  threads);
   });
   define("append", [](Address data, Size row_stride, Size rows, Address offsets, Size sequences, Address fresh,
                       Size fresh_sequence_stride, Size fresh_row_stride, Size added, Address select, Address out,
                       Address new_offsets, Size capacity, Size row_bytes, int threads) {
-    append(packed(data, row_stride), rows, pointer<const Offset>(offsets), sequences,
-           padded(fresh, fresh_sequence_stride, fresh_row_stride), added, pointer<const std::uint8_t>(select),
-           pointer(out), pointer<Offset>(new_offsets), capacity, row_bytes, threads);
+    append(packed(data, row_stride), rows, at<const Offset>(offsets), sequences,
+           padded(fresh, fresh_sequence_stride, fresh_row_stride), added, at<const std::uint8_t>(select),
+           at<std::byte>(out), at<Offset>(new_offsets), capacity, row_bytes, threads);
   });
   define("append_backward", [](Address grad, Size row_stride, Size capacity, Address offsets, Address new_offsets,
                                Size sequences, Address select, Address grad_packed, Size rows, Address grad_fresh,
                                Size added, bool shared, Size row_bytes, int type, int threads) {
-    append_backward(packed(grad, row_stride), capacity, pointer<const Offset>(offsets),
-                    pointer<const Offset>(new_offsets), sequences, pointer<const std::uint8_t>(select),
-                    pointer(grad_packed), rows, pointer(grad_fresh), added, shared, row_bytes,
+    append_backward(packed(grad, row_stride), capacity, at<const Offset>(offsets),
+                    at<const Offset>(new_offsets), sequences, at<const std::uint8_t>(select),
+                    at<std::byte>(grad_packed), rows, at<std::byte>(grad_fresh), added, shared, row_bytes,
                     static_cast<alit::Type>(type), threads);
   });
   define("tail_mask", [](Address tokens, Size sequence_stride, Size row_stride, Address lengths, Size sequences,
                          Size length, Address fill, Address out, Size row_bytes, int threads) {
-    tail_mask(padded(tokens, sequence_stride, row_stride), pointer<const Size>(lengths), sequences, length,
-              pointer<const std::byte>(fill), pointer(out), row_bytes, threads);
+    tail_mask(padded(tokens, sequence_stride, row_stride), at<const Size>(lengths), sequences, length,
+              at<const std::byte>(fill), at<std::byte>(out), row_bytes, threads);
   });
   define("tail_mask_backward", [](Address grad, Size sequence_stride, Size row_stride, Address lengths, Size sequences,
                                   Size length, Address grad_tokens, Address grad_fill, Size row_bytes, int type,
                                   int threads) {
-    tail_mask_backward(padded(grad, sequence_stride, row_stride), pointer<const Size>(lengths), sequences, length,
-                       pointer(grad_tokens), pointer(grad_fill), row_bytes, static_cast<alit::Type>(type), threads);
+    tail_mask_backward(padded(grad, sequence_stride, row_stride), at<const Size>(lengths), sequences, length,
+                       at<std::byte>(grad_tokens), at<std::byte>(grad_fill), row_bytes, static_cast<alit::Type>(type), threads);
   });
 }

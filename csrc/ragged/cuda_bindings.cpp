@@ -1,12 +1,7 @@
 // Python bindings of the ragged CUDA kernels: the entry points as they are.
 
-#include <pybind11/pybind11.h>
-
+#include "../bindings.h"
 #include "ragged_cuda.h"
-
-namespace py = pybind11;
-
-void bind_ragged_cuda(py::module_& module);
 
 #define DEFINE(name) module.def(#name, &name, py::call_guard<py::gil_scoped_release>())
 

@@ -19,7 +19,8 @@ from alit_kernels._cpp import INSTRUCTION_SETS
 from alit_kernels._library import extension
 from alit_kernels.attention import configurations, issued_work
 from alit_kernels.attention.__main__ import table as issued_work_table
-from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, Inputs, make
+from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, make
+from alit_kernels.attention.problem import Problem
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.targets import DEVICE, Target, targets
 
@@ -32,11 +33,11 @@ def skip_what_the_interpreter_lacks(target: Target, dtype: torch.dtype) -> None:
         pytest.skip("Triton's interpreter has no bfloat16 product")
 
 
-def inputs(case: Case, target: Target, dtype: torch.dtype = torch.float32) -> Inputs:
+def inputs(case: Case, target: Target, dtype: torch.dtype = torch.float32) -> Problem:
     return make(case, dtype=dtype, device=target.device)
 
 
-def attend(x: Inputs, target: Target, **options: Any) -> tuple[Tensor, Tensor]:
+def attend(x: Problem, target: Target, **options: Any) -> tuple[Tensor, Tensor]:
     return varlen_attention(
         *x[:4],
         key_offsets=x.key_offsets,
@@ -49,10 +50,10 @@ def attend(x: Inputs, target: Target, **options: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def per_sequence(x: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Oracle: one sequence and head at a time, softmax spelled out."""
-    q, k, v, offsets, key_offsets, key_mask, *_ = x
-    key_offsets = offsets if key_offsets is None else key_offsets
+    q, k, v, offsets, *_, key_mask, _ = x
+    _, key_offsets = x.ends
     out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.zeros(q.shape[1], q.shape[0], dtype=dtype, device=q.device)
     for b in range(len(offsets) - 1):
@@ -71,7 +72,7 @@ def per_sequence(x: object, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def gradients(x: Inputs, dtype: torch.dtype, run: Any) -> list[Tensor]:
+def gradients(x: Problem, dtype: torch.dtype, run: Any) -> list[Tensor]:
     """Of a weighted sum of outputs and finite log-sum-exps, by q, k and v."""
     leaves = [t.detach().clone().to(dtype).requires_grad_() for t in x[:3]]
     out, lse = run(x._replace(q=leaves[0], k=leaves[1], v=leaves[2]))
@@ -84,7 +85,7 @@ def gradients(x: Inputs, dtype: torch.dtype, run: Any) -> list[Tensor]:
     return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
 
 
-def check_forward(x: Inputs, target: Target, dtype: torch.dtype) -> None:
+def check_forward(x: Problem, target: Target, dtype: torch.dtype) -> None:
     out, lse = attend(x, target)
     exact, exact_lse = per_sequence(x, torch.float64)
     eager, eager_lse = per_sequence(x, torch.float32)
@@ -95,7 +96,7 @@ def check_forward(x: Inputs, target: Target, dtype: torch.dtype) -> None:
     assert_within_budget(lse, eager_lse, exact_lse, what="lse")
 
 
-def check_gradients(x: Inputs, target: Target, dtype: torch.dtype) -> None:
+def check_gradients(x: Problem, target: Target, dtype: torch.dtype) -> None:
     ours = gradients(x, dtype, lambda y: attend(y, target))
     exact = gradients(x, torch.float64, lambda y: per_sequence(y, torch.float64))
     eager = gradients(x, dtype, lambda y: per_sequence(y, dtype))
@@ -175,7 +176,7 @@ def test_a_thousand_sequences_of_tokens(target: Target) -> None:
     x = inputs(Case(tuple(b * 7 % 6 for b in range(1000)), 2, 8, spare=1), target)
 
     def run(name: str, dtype: torch.dtype) -> list[Tensor]:
-        def call(y: Inputs) -> tuple[Tensor, Tensor]:
+        def call(y: Problem) -> tuple[Tensor, Tensor]:
             return attend(y, Target(name, "cpu"))
 
         typed = x._replace(q=x.q.to(dtype), k=x.k.to(dtype), v=x.v.to(dtype))
@@ -296,11 +297,11 @@ def test_no_key_gives_zeros(target: Target) -> None:
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_offsets_that_begin_late(target: Target) -> None:
     """Wrong, but nobody looks at them on a GPU: nothing outside is read, and the sequences are as they should be."""
-    launch = pytest.importorskip("alit_kernels.attention.launch")
+    triton_ = pytest.importorskip("alit_kernels.attention.triton_")
     rows = torch.full((350, 1, 16), torch.nan, device=target.device)
     q = rows[200:].normal_()
     memory = torch.tensor([-192, 100, 150], dtype=torch.int32, device=target.device)
-    out, _ = launch.attention(q, q, q, memory[1:], None, 50, 50, None, 0.25)
+    out, _ = triton_.attention(Problem(q, q, q, memory[1:], None, 50, 50, None, 0.25))
     assert out[64:100].isfinite().all()
     expected = attention(q[None, 100:], q[None, 100:], q[None, 100:])
     torch.testing.assert_close(out[None, 100:], expected)

@@ -54,12 +54,12 @@ def samples() -> dict[str, tuple[Any, ...]]:
         "attention": (q, k, v, OFFSETS, None, 5, 5, None, 0.3),
         "attention (dense)": (*dense, None, None, 4, 4, torch.ones(2, 4) > 0, 0.3),
         "attention_backward": (
-            *(torch.randn(9, 2, 8), lse, q.detach(), k.detach(), v.detach(), q.detach(), lse),
-            *(OFFSETS, None, 5, 5, None, 0.3),
+            *(q.detach(), k.detach(), v.detach(), OFFSETS, None, 5, 5, None, 0.3),
+            *(torch.randn(9, 2, 8), lse, q.detach(), lse),
         ),
         "attention_backward (dense)": (
-            *(torch.randn(2, 4, 2, 8), dense_lse, *(d.detach() for d in dense)),
-            *(dense[0].detach(), dense_lse, None, None, 4, 4, None, 0.3),
+            *(*(d.detach() for d in dense), None, None, 4, 4, None, 0.3),
+            *(torch.randn(2, 4, 2, 8), dense_lse, dense[0].detach(), dense_lse),
         ),
         "attention_map": (q.detach(), k.detach(), lse, OFFSETS, 1, 4, 0, 2, 5, 0.3),
         "codebook_statistics": (index, torch.randn(6, 4), 5, mask),

@@ -125,17 +125,17 @@ def test_infinite_and_nan_logits(target: Target) -> None:
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_codes_that_are_not_there(target: Target) -> None:
     """On a GPU nobody checks the values of a target: outside the codes it gives NaN, and nothing is read there."""
-    kernels = pytest.importorskip("alit_kernels.soft_codebook.kernels")
+    triton_ = pytest.importorskip("alit_kernels.soft_codebook.triton_")
     memory = torch.full((3, 9, 20), 123.0, device=target.device)
     memory[1] = torch.randn(9, 20)
     logits, codebook = memory[1], torch.randn(20, 6, device=target.device)
     true_code = torch.tensor([0, 19, -100, 20, -1, 199, 5, 180, -9], device=target.device)
     there = (true_code >= 0) & (true_code < 20)
-    code, nll, p_target, normaliser = kernels.soft_codebook(logits, codebook, true_code)
+    code, nll, p_target, normaliser = triton_.soft_codebook(logits, codebook, true_code)
     assert torch.equal(nll.isfinite(), there) and torch.equal(p_target.isfinite(), there)
     assert code.isfinite().all()
     ones = torch.ones(9, device=target.device)
-    gradient, _ = kernels.soft_codebook_backward(
+    gradient, _ = triton_.soft_codebook_backward(
         *(code, ones, ones, logits, codebook, true_code, code, normaliser, False)
     )
     assert torch.equal(gradient.isfinite().all(1), there)

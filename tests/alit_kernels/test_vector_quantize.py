@@ -58,13 +58,13 @@ def test_search_with_nan_and_inf(more: int, target: Target) -> None:
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_products_say_which_rows_are_in_doubt(target: Target) -> None:
     """Few of ordinary data, and every row whose index is wrong; all where rounding may decide, or nothing is known."""
-    kernels = pytest.importorskip("alit_kernels.nearest_codeword.kernels")
+    triton_ = pytest.importorskip("alit_kernels.nearest_codeword.triton_")
     z, codebook, _ = make(Case(200, 150, 24), device=target.device)
 
     def search(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.full((len(z),), -1, device=target.device)
         doubt = torch.zeros(len(z), dtype=torch.bool, device=target.device)
-        kernels._by_products(z, codebook, None, index, doubt)
+        triton_.by_products(z, codebook, None, index, doubt)
         return index, doubt
 
     index, doubt = search(z, codebook)
@@ -107,17 +107,17 @@ def test_products_are_believed_from_twice_their_error_on(
     errors: float, certain: bool, target: Target
 ) -> None:
     """Of two codes, the second is so many times the bound of the error behind the first."""
-    kernels = pytest.importorskip("alit_kernels.nearest_codeword.kernels")
+    triton_ = pytest.importorskip("alit_kernels.nearest_codeword.triton_")
     generator = torch.Generator().manual_seed(0)
     z, first = torch.randn(2, 24, generator=generator, dtype=torch.float64)
     away = (first - z) / (first - z).norm()
     radius = first.norm()
-    bound = kernels.products_error(24) * (z.norm() * radius + radius**2 / 2)
+    bound = triton_.products_error(24) * (z.norm() * radius + radius**2 / 2)
     second = first + errors * bound / (first - z).norm() * away
     codebook = torch.stack([first, second]).float().to(target.device)
     index = torch.zeros(1, dtype=torch.int64, device=target.device)
     doubt = torch.zeros(1, dtype=torch.bool, device=target.device)
-    kernels._by_products(z[None].float().to(target.device), codebook, None, index, doubt)
+    triton_.by_products(z[None].float().to(target.device), codebook, None, index, doubt)
     assert bool(doubt) is not certain
 
 
@@ -125,7 +125,7 @@ def test_products_are_believed_from_twice_their_error_on(
 @pytest.mark.parametrize("dim", (24, 256))
 def test_no_wrong_index_is_believed(dim: int, target: Target) -> None:
     """Of two codes whose scores differ by 2^-28 to 2^-10 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
-    kernels = pytest.importorskip("alit_kernels.nearest_codeword.kernels")
+    triton_ = pytest.importorskip("alit_kernels.nearest_codeword.triton_")
     generator = torch.Generator().manual_seed(dim)
     z, first = torch.randn(2, 150, dim, generator=generator, dtype=torch.float64)
     radius = first.norm(dim=1)
@@ -137,7 +137,7 @@ def test_no_wrong_index_is_believed(dim: int, target: Target) -> None:
         codebook, vector = torch.stack(pair).float(), one[None].float()
         index = torch.zeros(1, dtype=torch.int64, device=target.device)
         doubt = torch.zeros(1, dtype=torch.bool, device=target.device)
-        kernels._by_products(
+        triton_.by_products(
             vector.to(target.device), codebook.to(target.device), None, index, doubt
         )
         distance = (codebook.double() - vector.double()).square().sum(1)
@@ -328,12 +328,12 @@ def test_statistics_of_one_code(target: Target) -> None:
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
     """On a GPU nobody checks the values of an index: those outside the codes do not count, and nothing else changes."""
-    kernels = pytest.importorskip("alit_kernels.codebook_statistics.kernels")
+    triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
     index = torch.randint(9, (700,))
     index[::3], index[1::7] = -1, 12
     z = torch.randn(700, 6)
     there = (index >= 0) & (index < 12)
-    found = kernels.codebook_statistics(index.to(target.device), z.to(target.device), 12, None)
+    found = triton_.codebook_statistics(index.to(target.device), z.to(target.device), 12, None)
     expected = codebook_statistics(index[there], z[there], 12, implementation="reference")
     for a, e in zip(found, expected, strict=True):
         torch.testing.assert_close(a.cpu(), e)
@@ -342,10 +342,10 @@ def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
 @pytest.mark.parametrize("num_codes", (5, 2**15 - 2, 2**15 - 1, 2**15, 70000))
 def test_runs_of_many_codes(num_codes: int) -> None:
     """Sorted as 16-bit integers where the codes and the mark of masked vectors are."""
-    kernels = pytest.importorskip("alit_kernels.codebook_statistics.kernels")
+    triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
     index = torch.cat([torch.randint(num_codes, (50,)), torch.tensor([num_codes - 1, 0])])
     mask = torch.arange(52) % 5 > 0
-    order, bounds = kernels.runs(index, num_codes, mask)
+    order, bounds = triton_.runs(index, num_codes, mask)
     counts = index[mask].bincount(minlength=num_codes)
     assert torch.equal(bounds.diff().long(), counts) and bounds[0] == 0
     used = order[: bounds[-1]]

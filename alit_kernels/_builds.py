@@ -1,0 +1,161 @@
+"""What is compiled ahead of time: launches that are recorded instead of run.
+
+Every op with Triton kernels has ``builds.py`` with ``record(recorder)``: calls of the op's own launching functions on
+``meta`` tensors of the dtypes, shapes and options that are shipped. Triton's own binder says what a launch would
+compile: types, constants, and which integers and addresses it specialises on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _machine_code, _triton
+from ._machine_code import Code, Expected, read
+
+#: What Triton's signatures call the element types.
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel as one launch would compile it.
+
+    Attributes:
+        kernel: the ``triton.jit`` function.
+        label: what the table calls it: "d=64 bf16 dense".
+        architecture: 90 for sm_90.
+        signature: argument -> Triton type ("*bf16", "*fp32", "i32", "fp32", "constexpr").
+        constants: position of an argument, in a tuple -> value, of those that are constants.
+        attributes: position of an argument, in a tuple -> what Triton knows of its value.
+        options: launch options.
+        rare: a further case of a kernel that another build covers; ``--common`` leaves it out.
+    """
+
+    kernel: Any
+    label: str
+    architecture: int
+    signature: Mapping[str, str]
+    constants: Mapping[tuple[int, ...], Any]
+    attributes: Mapping[tuple[int, ...], Any]
+    options: Mapping[str, Any]
+    expected: Expected
+    rare: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel.__module__}.{self.kernel.__name__}"
+
+    @property
+    def key(self) -> str:
+        """What names it in a result file."""
+        return f"{self.name} [{self.label}] sm_{self.architecture}"
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Constants by name, without arguments that happen to be one."""
+        names = self.kernel.arg_names
+        return {names[i]: x for (i,), x in self.constants.items() if names[i].isupper()}
+
+    @property
+    def source(self) -> Any:
+        """What Triton compiles."""
+        from triton.compiler import ASTSource
+
+        return ASTSource(self.kernel, self.signature, dict(self.constants), self.attributes)
+
+    def compiled(self) -> Any:
+        """What Triton makes of it; raises what Triton raises where the kernel does not compile."""
+        import triton
+
+        return triton.compile(
+            self.source, target=_target(self.architecture), options=dict(self.options)
+        )
+
+    def code(self) -> Code:
+        """What the machine code says; raises as ``compiled``."""
+        return read(self.compiled(), self.architecture, self.signature, self.expected)
+
+    def hash(self) -> str:
+        """Of all that decides ``code``: the same on every machine."""
+        import triton
+        from triton.backends.nvidia.compiler import get_ptxas_version
+
+        decides = (
+            *(triton.__version__, get_ptxas_version(self.architecture), self.architecture),
+            *(self.source.hash(), sorted(self.options.items()), self.expected),
+            inspect.getsource(_machine_code),
+        )
+        return hashlib.sha256(repr(decides).encode()).hexdigest()
+
+
+class Recorder:
+    """Takes the launches of one package's kernels, each kind once, under the first label that it comes with."""
+
+    def __init__(self, package: str, architecture: int) -> None:
+        self.package = package
+        self.architecture = architecture
+        self.builds: dict[str, Build] = {}
+
+    @contextmanager
+    def __call__(
+        self, label: str, expected: Mapping[str, Expected] | None = None, *, rare: bool = False
+    ) -> Iterator[None]:
+        """Within the context launches are recorded; ``expected`` is by the names of kernels."""
+
+        def record(kernel: Any, arguments: dict[str, Any]) -> None:
+            name, known = kernel.__name__, expected or {}
+            if kernel.__module__ == f"{self.package}.kernels":
+                found = _specialized(kernel, self.architecture, arguments)
+                build = Build(
+                    kernel, label, self.architecture, *found, known.get(name, Expected()), rare
+                )
+                self.builds.setdefault(repr((name, found)), build)
+
+        _triton.recorder, _triton.target, before = record, self.architecture, _triton.target
+        try:
+            yield
+        finally:
+            _triton.recorder, _triton.target = None, before
+
+
+def _specialized(
+    kernel: Any, architecture: int, arguments: dict[str, Any]
+) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any], dict[str, Any]]:
+    """Signature, constants, attributes and options of a launch, as Triton sees it."""
+    backend, bind = _binder(kernel, architecture)
+    bound, specialization, options = bind(**arguments)
+    _, signature, constants, attributes = kernel._pack_args(
+        backend, options, bound, specialization, options
+    )
+    return signature, constants, attributes, options
+
+
+@functools.cache
+def _binder(kernel: Any, architecture: int) -> tuple[Any, Any]:
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(_target(architecture))
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
+
+
+def _target(architecture: int) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("cuda", architecture, 32)
+
+
+def builds(package: str, architecture: int) -> list[Build]:
+    """All builds of an op's package, "alit_kernels.attention", for an architecture."""
+    recorder = Recorder(package, architecture)
+    importlib.import_module(f"{package}.builds").record(recorder)
+    return list(recorder.builds.values())

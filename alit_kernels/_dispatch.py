@@ -1,0 +1,146 @@
+"""Operators of torch.library, and the way around torch's dispatcher for calls that nothing looks at.
+
+Short sequences make short kernels, so the host has to be quick too, and the dispatcher's way through Python takes
+longer than many of the kernels. A call that nothing traces, transforms or profiles goes to the operator's function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Operator:
+    """An operator ``alit_kernels::NAME``, which the method ``_run`` of a subclass computes on all devices.
+
+    Args:
+        schema: ``name(arguments) -> returns``; the last argument is a string.
+        fake: shapes and dtypes of the outputs; takes the operator's arguments.
+    """
+
+    def __init__(self, schema: str, fake: Callable[..., Any]) -> None:
+        self.name, _, signature = schema.partition("(")
+        self._op = torch.library.custom_op(
+            f"alit_kernels::{self.name}", self._run, mutates_args=(), schema="(" + signature
+        )
+        self._op.register_fake(fake)
+        self._op.register_vmap(self._refuse_vmap)
+        self.register_autograd(self._refuse_gradient, lambda ctx, inputs, output: None)
+
+    def _run(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def register_autograd(
+        self, backward: Callable[..., Any], setup_context: Callable[..., None]
+    ) -> None:
+        """Make the operator differentiable; ``backward`` calls operators, and gives nothing for the last argument."""
+
+        def whole_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+            return (*backward(ctx, *grads), None)
+
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            outputs = self._run(*arguments)
+            setup_context(ctx, arguments, outputs)
+            return outputs
+
+        self._op.register_autograd(whole_backward, setup_context=setup_context)
+        self._function = self._new_function(forward=forward, backward=whole_backward)
+        # What torch.func takes costs the host half as much again.
+        self._transformable = self._new_function(
+            forward=self._below_transforms,
+            setup_context=setup_context,
+            backward=lambda ctx, *grads: whole_backward(_Unwrapped(ctx), *grads),
+            vmap=self._refuse_vmap,
+        )
+
+    def _new_function(self, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
+        name, bases = f"alit_kernels.{self.name}", (torch.autograd.Function,)
+        return type(name, bases, {name: staticmethod(each) for name, each in methods.items()})
+
+    def call(self, *arguments: Any) -> Any:
+        """The operator's results, by the shortest way there is for this call."""
+        if torch.autograd.forward_ad._current_level >= 0:
+            self._refuse_tangents(arguments)
+        if torch.compiler.is_compiling():
+            return self._op(*arguments)
+        if torch.autograd._profiler_enabled() or transformed(arguments):
+            return self._observed_call(arguments)
+        if torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in arguments
+        ):
+            return self._function.apply(*arguments)
+        return self._run(*arguments)
+
+    def _observed_call(self, arguments: tuple[Any, ...]) -> Any:
+        if any(isinstance(x, Tensor) and _is_batched(x) for x in arguments):
+            self._refuse_vmap()
+        transform = torch._C._functorch.peek_interpreter_stack()
+        if transform is not None and transform.key() == torch._C._functorch.TransformType.Grad:
+            return self._transformable.apply(*arguments)
+        return self._op(*arguments)
+
+    def _below_transforms(self, *arguments: Any) -> Any:
+        """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
+        return self._op(*arguments) if transformed(arguments) else self._run(*arguments)
+
+    def _refuse_gradient(self, *_: Any) -> Any:
+        raise NotImplementedError(f"alit_kernels.{self.name} has no derivative")
+
+    def _refuse_vmap(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError(
+            f"alit_kernels.{self.name} does not support torch.vmap; add a batch dimension instead"
+        )
+
+    def _refuse_tangents(self, arguments: tuple[Any, ...]) -> None:
+        unpack = torch.autograd.forward_ad.unpack_dual
+        if any(isinstance(x, Tensor) and unpack(x).tangent is not None for x in arguments):
+            raise NotImplementedError(
+                f"alit_kernels.{self.name} does not support forward-mode differentiation"
+            )
+
+
+class _Unwrapped:
+    """A backward's context whose saved tensors have lost the wrappers of transforms that have ended."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        unwrapped = torch._C._functorch.unwrap_if_dead
+        return tuple(None if x is None else unwrapped(x) for x in self._ctx.saved_tensors)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+#: Whether a tensor is one of those that ``is_grads_batched`` and the like make of many.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def transformed(arguments: tuple[Any, ...]) -> bool:
+    """Whether a call has to be one of torch's operators: under a mode or a transform, or with a tensor of another type,
+    without data or with a sign still to be applied.
+    """
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state()
+        or any(
+            isinstance(x, Tensor)
+            and (
+                type(x) not in _PLAIN
+                or x.is_meta
+                or x.is_neg()
+                or x._is_zerotensor()
+                or _is_batched(x)
+            )
+            for x in arguments
+        )
+    )

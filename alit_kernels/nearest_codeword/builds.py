@@ -1,0 +1,25 @@
+"""What is compiled ahead of time: each precision, and the exact search with a mask."""
+
+from __future__ import annotations
+
+import torch
+
+from .._builds import TYPES, Expected, Recorder
+from .triton_ import search
+
+
+def record(recorder: Recorder) -> None:
+    mask = torch.empty(4096, dtype=torch.bool, device="meta")
+    for dtype in (torch.float32, torch.bfloat16):
+        three = Expected(tensor_core=True, wgmma=dtype != torch.float32)
+        one = Expected(tensor_core=True, wgmma=True)
+        for dim in (4, 8, 12, 16, 64, 256):
+            z = torch.empty(4096, dim, dtype=dtype, device="meta")
+            codebook = torch.empty(1024, dim, dtype=dtype, device="meta")
+            name = f"d={dim} {TYPES[dtype]}"
+            with recorder(name, {"products_kernel": three}):
+                search(z, codebook, "ieee")
+            with recorder(f"{name} masked", {"products_kernel": three}):
+                search(z, codebook, "ieee", mask)
+            with recorder(f"{name} tf32", {"products_kernel": one}):
+                search(z, codebook, "tf32")

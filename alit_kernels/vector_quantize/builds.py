@@ -1,0 +1,26 @@
+"""What is compiled ahead of time: both metrics, one of them with a mask. The search and the sums have their own."""
+
+from __future__ import annotations
+
+import torch
+
+from .._builds import TYPES, Recorder
+from .triton_ import vector_quantize, vector_quantize_backward
+
+
+def record(recorder: Recorder) -> None:
+    mask = torch.empty(4096, dtype=torch.bool, device="meta")
+    for dim in (12, 64, 256):
+        for dtype in (torch.float32, torch.bfloat16):
+            z = torch.empty(4096, dim, dtype=dtype, device="meta")
+            codebook = torch.empty(1024, dim, dtype=dtype, device="meta")
+            for metric, some in (("cosine", mask), ("euclidean", None)):
+                masked = " cosine masked" if some is not None else ""
+                with recorder(f"d={dim} {TYPES[dtype]}{masked}"):
+                    quantized, index, loss, *_ = vector_quantize(
+                        z, codebook, some, metric, 0.25, "ieee"
+                    )
+                    vector_quantize_backward(
+                        *(quantized, loss, loss, loss, z, codebook, index, some, metric),
+                        *(0.25, True),
+                    )
