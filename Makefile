@@ -23,12 +23,13 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 demo: setup
 	$(BIN)/alit demo --output demo_output
 
+# In random order, whose seed is printed: --randomly-seed=SEED makes it again.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Everything, at full length.
+# Everything, at full length and in many orders; hours, and goes on where it was cut off. Writes tests/full-run.jsonl.
 test-full: setup
-	ALIT_FUZZ_EXAMPLES=20000 ALIT_KILLS=40 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m tests.helpers.full_run
 	$(BIN)/python -m alit_kernels.aot --check
 
 lint: setup

@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.option.randomly_reorganize = False  # the contenders of a contest stand together
     torch.set_num_threads(THREADS)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
 

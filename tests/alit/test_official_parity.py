@@ -112,8 +112,8 @@ def test_evaluation(base: str, variant: str) -> None:
     for iteration in rollout:
         if iteration.index == 0:
             values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
-        values |= captured(iteration, model)
         pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        values |= captured(iteration, pixels)
         names = ("recon_mean_std", "recon_l1_per_iteration", "decoded_std")
         (mean, std), l1, decoded = (scalars[name][iteration.index] for name in names)
         for found, wanted, tolerance in (
@@ -141,13 +141,27 @@ def test_sampled_codes() -> None:
         close(pixels[:, :, ::4, ::4], expected[f"{name}/recon_sub4"], PIXELS, name)
 
 
+def decoding_once(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
+    """The same codes are decoded once, which takes longer than all else."""
+    decode, seen = model.base_tokenizer.pixels, {}
+
+    def pixels(code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        key = code_BNC.numpy().tobytes()
+        if key not in seen:
+            seen[key] = decode(code_BNC, grid)
+        return seen[key]
+
+    model.base_tokenizer.pixels = pixels
+    return model
+
+
 RULES = [(b, v) for b in BASES for v in VARIANTS if "encode_api" in GOLDEN.json(f"{b}_{v}")]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("base,variant", RULES)
 def test_encode_rule(base: str, variant: str) -> None:
-    model = GOLDEN.model(base, variant)
+    model = decoding_once(GOLDEN.model(base, variant))
     tokens = GOLDEN.base_tokens(model, base)
     iterations = list(model.rollout(GOLDEN.images, base=tokens))
     rules = GOLDEN.json(f"{base}_{variant}")["encode_api"]
@@ -217,8 +231,8 @@ def subsets(scalars: dict[str, Any]) -> list[tuple[str, list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("together", (False, True))
-@pytest.mark.parametrize("variant", VARIANTS)
+# Both ways of running the decoder for one variant: other tests compare them with each other, for all.
+@pytest.mark.parametrize("variant, together", [*((v, True) for v in VARIANTS), ("quant", False)])
 @pytest.mark.parametrize("base", BASES)
 def test_training(base: str, variant: str, together: bool) -> None:
     scalars = GOLDEN.json(f"{base}_{variant}")
@@ -263,7 +277,10 @@ def test_halting_evaluation(variant: str) -> None:
         close(iteration.prediction.p_target_BN, expected["p_gt"][index], TOKENS, f"p_gt {index}")
         if index == 0:
             values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
-        values |= captured(iteration, model)
+        wanted = f"iter{index}/recon_sub4" in expected  # decoding takes longer than all else
+        code = iteration.prediction.code_BNC
+        pixels = model.base_tokenizer.pixels(code, model.config.grid) if wanted else None
+        values |= captured(iteration, pixels)
     apart = ("final_mask", "p_gt", "raw_draw")
     check_tensors(values, {name: x for name, x in expected.items() if name not in apart})
 

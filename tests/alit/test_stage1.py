@@ -138,7 +138,6 @@ def test_recomputed_activations_give_the_same_gradient() -> None:
 @pytest.mark.parametrize("together", [False, True])
 def test_compiled_blocks_have_no_graph_break(together: bool) -> None:
     """``fullgraph`` raises at a graph break; one backend graph serves all lengths."""
-    torch._dynamo.reset()
     compiled = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -164,7 +163,6 @@ def test_compiled_run_is_the_plain_one(base: str, graphs: int) -> None:
     """
     from torch._dynamo.utils import counters
 
-    torch._dynamo.reset()
     counters.clear()
     losses: dict[bool, list[float]] = {False: [], True: []}
     for compiled, seen in losses.items():

@@ -110,7 +110,6 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
 @everywhere
 def test_compiles_without_graph_break(target: Target) -> None:
     """With changing offsets, and without compiling again for them."""
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     x = make(Case((3, 0, 5), 2, 16, spare=1), device=target.device)
 

@@ -335,7 +335,6 @@ def test_recomputations_that_are_not_known_are_refused() -> None:
 @pytest.mark.parametrize("way", CHECKPOINTS)
 def test_a_compiled_module_is_not_recomputed(way: str) -> None:
     """Compiled code cannot tell: it refuses, where it would update twice."""
-    torch._dynamo.reset()
     module = VectorQuantizer(16, 4, ema_decay=0.5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     z = torch.randn(9, 4, requires_grad=True)
@@ -349,7 +348,6 @@ def test_a_compiled_module_is_not_recomputed(way: str) -> None:
 
 def test_a_checkpoint_within_compiled_code_is_refused() -> None:
     """Its recomputation would see the updated codebook, and nothing would tell; one without an update is fine."""
-    torch._dynamo.reset()
     module = VectorQuantizer(16, 4, ema_decay=0.5)
     z = torch.randn(9, 4, requires_grad=True)
 

@@ -217,7 +217,6 @@ def test_state_is_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("ema_decay", (None, 0.9))
 def test_training_step_compiles_without_graph_break(ema_decay: float | None) -> None:
-    torch._dynamo.reset()
     module = VectorQuantizer(8, 4, ema_decay=ema_decay, dead_code_threshold=0.05, metric="cosine")
     compiled_module = copy.deepcopy(module)
     compiled = torch.compile(compiled_module, fullgraph=True, backend="aot_eager")

@@ -150,10 +150,8 @@ def check_tensors(values: dict[str, tuple[Tensor, float]], expected: dict[str, T
         close(actual, tensor, tolerance, name)
 
 
-def captured(
-    iteration: Iteration, model: AdaptiveTokenizer | None = None
-) -> dict[str, tuple[Tensor, float]]:
-    """Our value and tolerance of every tensor that may be stored for an iteration; pixels where a model is given."""
+def captured(iteration: Iteration, pixels: Tensor | None = None) -> dict[str, tuple[Tensor, float]]:
+    """Our value and tolerance of every tensor that may be stored for an iteration; of pixels where they are given."""
     bottleneck, prediction = iteration.bottleneck, iteration.prediction
     values = {
         "latent_tokens": (iteration.latents_BLD, TOKENS),
@@ -162,8 +160,7 @@ def captured(
         "decoded": (prediction.decoded_BNV, TOKENS),
         "decoded_code": (prediction.code_BNC, TOKENS),
     }
-    if model is not None:
-        pixels = model.base_tokenizer.pixels(prediction.code_BNC, model.config.grid)
+    if pixels is not None:
         values["recon_sub4"] = (pixels[:, :, ::4, ::4], PIXELS)
         values["recon_crop"] = (pixels[:, :, 96:160, 96:160], PIXELS)
     if bottleneck.quantized is not None:

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import alit
+import alit_kernels
 from alit.training import TrainingConfig, checkpoints
 from alit.training.processes import Processes
 from alit.training.stage import Stage
 
+PACKAGES = [Path(package.__file__).parent for package in (alit, alit_kernels)]
 ALONE = Processes(torch.device("cpu"))
 
 SMALL: dict[str, Any] = {
@@ -113,7 +116,8 @@ class Synchronisations(TorchDispatchMode):
         indices = args[1] if name in ("index", "index_put", "index_put_") else ()
         if name in self.OPS or any(x is not None and x.dtype == torch.bool for x in indices):
             frames = traceback.extract_stack()[:-1]
-            place = next((f for f in reversed(frames) if "/alit" in f.filename), frames[-1])
+            ours = [f for f in frames if set(Path(f.filename).parents) & set(PACKAGES)]
+            place = (ours or frames)[-1]
             if place.name not in self.CHECKS:
                 self.places.append(f"{place.filename}:{place.name}")
         return func(*args, **(kwargs or {}))
