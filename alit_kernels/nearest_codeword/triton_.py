@@ -106,9 +106,9 @@ def by_products(
         codes=codes,
         dim=dim,
         BK=NORMS,
-        BD=64,
+        BD=32,  # 64 spill where D is not a multiple of 16
     )
-    chosen = products_tile(dim, z.dtype, certified)
+    chosen = products_tile(dim, z.dtype, certified, mask is not None)
     launch(
         kernels.products_kernel,
         (cdiv(rows, chosen["BM"]),),
@@ -141,11 +141,14 @@ def products_error(dim: int) -> float:
     return 2.0**-18 + (dim + 16) * 2.0**-22 + dim * 2.0**-24
 
 
-def products_tile(dim: int, dtype: torch.dtype, certified: bool) -> dict[str, Any]:
+def products_tile(
+    dim: int, dtype: torch.dtype, certified: bool, masked: bool
+) -> dict[str, Any]:
     """Launch table of the search by products: rows and codes of a step, channels of a product, launch options."""
     sizes = {"BK": 64, "BD": max(16, min(32, next_power_of_2(dim)))}  # 64 channels spill
     if certified and dtype == torch.float32:
-        return {"BM": 64, **sizes, "num_warps": 4, "num_stages": 2}
+        # With a mask two stages spill on sm_80.
+        return {"BM": 64, **sizes, "num_warps": 4, "num_stages": 1 if masked else 2}
     return {"BM": 128, **sizes, "num_warps": 8, "num_stages": 3}
 
 
