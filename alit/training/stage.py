@@ -18,7 +18,7 @@ from ..base.convolution import ConvEncoder
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import Terms
-from .optimisation import MovingAverage, Optimiser
+from .optimization import MovingAverage, Optimiser
 from .processes import Processes, distributed, synchronised
 
 

@@ -12,7 +12,7 @@ from ..losses.stage2 import reconstructions
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import Terms
-from .optimisation import Optimiser
+from .optimization import Optimiser
 from .processes import Processes, distributed
 from .stage import AdaptiveStage, accumulated, frozen_tokens, iterations_of
 

@@ -22,7 +22,7 @@ from .batches import batches
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
-from .optimisation import schedule
+from .optimization import schedule
 from .processes import Processes, keep_memory, processes
 from .resumption import drop_later, entered
 from .rows import check_finite

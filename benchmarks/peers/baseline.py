@@ -23,7 +23,7 @@ from alit.losses import stage1_loss
 from alit.losses.stage1 import WEIGHTS
 from alit.training.config import TrainingConfig
 from alit.training.cuda_graph import GradientGraph
-from alit.training.optimisation import Optimiser
+from alit.training.optimization import Optimiser
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
 

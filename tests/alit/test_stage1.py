@@ -11,7 +11,7 @@ import torch.utils.cpp_extension
 
 from alit import stage1_loss
 from alit.training import train
-from alit.training.optimisation import MovingAverage, Optimiser, schedule
+from alit.training.optimization import MovingAverage, Optimiser, schedule
 from alit.training.processes import Processes
 from alit.training.stage import iterations_of, precision, recomputed
 from alit.training.stage1 import Stage1
