@@ -101,7 +101,8 @@ def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> Adapt
     base: Any = model.base_tokenizer
     decoder: Any = model.decoder
 
-    def whole(x: Tensor, *, wanted: slice) -> Tensor:
+    def whole(x: Tensor, offsets: None, *, max_length: int, wanted: slice) -> Tensor:
+        assert offsets is None, "the published decoder takes dense batches"
         return Transformer.forward(decoder, x)[:, wanted]
 
     def tokens(z_BCHW: Tensor) -> BaseTokens:
