@@ -6,10 +6,13 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
+
+import numpy as np
 
 from ..atomic_files import reading
 from ..checks import check_choice
@@ -120,7 +123,8 @@ class TrainingConfig:
         tensorboard: write scalars and pictures for TensorBoard.
 
     Values are converted to the type of their field. Raises:
-        ValueError: a value of another type (a boolean is no number), or one beyond ``LIMITS``, as NaN and infinity are.
+        ValueError: a value of another type (a boolean is no number), or one beyond ``LIMITS``. NaN and infinity pass,
+            and :func:`alit.training.train` refuses them (:meth:`check_finite`).
     """
 
     stage: str = "1"
@@ -177,7 +181,7 @@ class TrainingConfig:
             object.__setattr__(self, name, value)
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
-        starts = [start for start, _ in self.gan_schedule]
+        starts = [start for start, _ in self.gan_schedule if math.isfinite(start)]
         rising = starts == sorted(set(starts)) and all(start <= 1 for start in starts)
         expect(
             "gan_schedule", rising, "rising fractions of the run, from 0 to 1", self.gan_schedule
@@ -191,6 +195,17 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             expect(name, not applies or value == needed, f"{needed!r} {where}", value)
+
+    def check_finite(self) -> None:
+        """That a run can begin with these numbers.
+
+        Raises:
+            ValueError: a field that is NaN or infinite.
+        """
+        for name in LIMITS:
+            if (value := getattr(self, name)) is not None:
+                finite = bool(np.isfinite(np.asarray(value, np.float64)).all())
+                expect(name, finite, f"a finite number in {LIMITS[name]}", value)
 
     @property
     def peak_learning_rate(self) -> float:

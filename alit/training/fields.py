@@ -6,6 +6,7 @@ YAML is read without anchors, tags or interpolation: what a text says is what it
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import reprlib
@@ -126,7 +127,7 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
 
     Args:
         kind: of str, int, float, bool, tuples of these, None, or a dictionary of plain values.
-        limits: of numbers, such as ``[0, 1)``; they leave out NaN and infinity.
+        limits: of numbers, such as ``[0, 1)``; NaN and infinity pass.
 
     Raises:
         ValueError: a value of another type or beyond the limits.
@@ -161,6 +162,8 @@ def _number(name: str, kind: type, value: Any, limits: str | None) -> Any:
     if isinstance(value, str):
         value = _scalar(value)
     assert limits is not None, f"{name} has no limits"
+    if kind is float and type(value) is float and not math.isfinite(value):
+        return value
     good = type(value) is int or (kind is float and type(value) is float)
     expected = f"{'an integer' if kind is int else 'a number'} in {limits}"
     largest = sys.float_info.max if kind is float else 2**63

@@ -89,6 +89,7 @@ def train(
         alit.training.Interrupted: SIGINT or SIGTERM; a checkpoint was written.
         OSError: what cannot be read or written; checkpoints are written whole or not at all.
     """
+    config.check_finite()
     with ExitStack() as stack:
         own = stack.enter_context(processes(config.device))
         if own.device.type == "cpu":

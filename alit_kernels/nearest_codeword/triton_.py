@@ -141,9 +141,7 @@ def products_error(dim: int) -> float:
     return 2.0**-18 + (dim + 16) * 2.0**-22 + dim * 2.0**-24
 
 
-def products_tile(
-    dim: int, dtype: torch.dtype, certified: bool, masked: bool
-) -> dict[str, Any]:
+def products_tile(dim: int, dtype: torch.dtype, certified: bool, masked: bool) -> dict[str, Any]:
     """Launch table of the search by products: rows and codes of a step, channels of a product, launch options."""
     sizes = {"BK": 64, "BD": max(16, min(32, next_power_of_2(dim)))}  # 64 channels spill
     if certified and dtype == torch.float32:

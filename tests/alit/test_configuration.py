@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from alit.training import TrainingConfig
+from alit.training import TrainingConfig, train
 from alit.training.config import LIMITS
 from alit.training.fields import assignments, read, within
 from tests.helpers.hostile import EXAMPLES, memory, mutated
@@ -93,6 +93,17 @@ def test_no_text(tmp_path: Path) -> None:
         TrainingConfig.read(path)
 
 
+@pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
+@pytest.mark.parametrize("name", FLOATS)
+def test_no_run_begins_with_numbers_that_are_not_finite(
+    name: str, value: float, tmp_path: Path
+) -> None:
+    config = TrainingConfig(output=str(tmp_path / "run"), **{name: shaped(name, value)})
+    with pytest.raises(ValueError, match=f"^{name}: expected a finite number in .*, got "):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", INTEGERS + FLOATS)
 def test_numbers_keep_to_their_limits(name: str) -> None:
     """All fields of numbers, those to come too: no booleans, no text, nothing beyond the limits."""
@@ -101,7 +112,7 @@ def test_numbers_keep_to_their_limits(name: str) -> None:
     wrong += [high * 2 + 1] if math.isfinite(high) else []
     wrong += [x for x in (low, high) if math.isfinite(x) and not within(x, LIMITS[name])]
     wrong += [1.5, 2.0] if name in INTEGERS else []
-    wrong += [math.nan, math.inf, -math.inf]
+    wrong += [math.nan, math.inf] if name in INTEGERS else []
     wrong += [] if "None" in KINDS[name] else [None]
     for value in wrong:
         with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
@@ -244,6 +255,7 @@ def test_whatever_comes_is_a_configuration_or_a_value_error(tmp_path: Path) -> N
                         value = chance.choice((texts, chance.choice(WORDS), chance.choice(WORDS)))
                         given = assignments([f"{chance.choice(names)}={value}"])
                         config = TrainingConfig.from_mapping(given)
+                config.check_finite()
                 accepted += 1
                 assert TrainingConfig.from_mapping(config.asdict()) == config
             except (ValueError, OSError):
