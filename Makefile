@@ -23,12 +23,13 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 demo: setup
 	$(BIN)/alit demo --output demo_output
 
+# In random order, whose seed is printed: --randomly-seed=SEED makes it again.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Everything, at full length.
+# Everything, at full length and in many orders; hours, and goes on where it was cut off. Writes tests/full-run.jsonl.
 test-full: setup
-	ALIT_FUZZ_EXAMPLES=20000 ALIT_KILLS=40 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m tests.helpers.full_run
 	$(BIN)/python -m alit_kernels.aot --check
 
 lint: setup
@@ -40,10 +41,10 @@ lint: setup
 RUN ?= weights_run
 weights: setup
 	test -n "$(DATA)" || { echo "DATA: expected a folder of photographs (make weights DATA=photos)"; exit 1; }
-	$(BIN)/alit train alit/training/configs/nano-vae/1-base.yaml --data $(DATA) --output $(RUN)/1 --resume
-	$(BIN)/alit train alit/training/configs/nano-vae/2-tokens.yaml --data $(DATA) --output $(RUN)/2 --resume \
+	$(BIN)/alit train nano-vae/1-base --data $(DATA) --output $(RUN)/1 --resume
+	$(BIN)/alit train nano-vae/2-tokens --data $(DATA) --output $(RUN)/2 --resume \
 		--set base_from=$(RUN)/1/model.safetensors
-	$(BIN)/alit train alit/training/configs/nano-vae/3-pixels.yaml --data $(DATA) --output $(RUN)/3 --resume \
+	$(BIN)/alit train nano-vae/3-pixels --data $(DATA) --output $(RUN)/3 --resume \
 		--set start_from=$(RUN)/2/model.safetensors
 	mkdir -p alit/weights
 	$(BIN)/alit export $(RUN)/3/model.safetensors alit/weights/nano.safetensors

@@ -1,6 +1,7 @@
 """Adaptive-length image tokenization: an image in as few tokens as it needs."""
 
 from .alit_format import FormatError, ModelIdentity
+from .checks import CheckpointError
 from .config import (
     AdaptiveTokenizerConfig,
     DCTConfig,
@@ -13,7 +14,6 @@ from .criteria import CodeError, Criterion, FixedLength, MaxL1, TokenAccuracy
 from .encoding import Progress
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
-from .model_file import CheckpointError
 from .rollout import Rollout
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer

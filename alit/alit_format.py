@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections import Counter
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -59,21 +59,16 @@ class ModelIdentity:
         return max(1, (self.codebook_size - 1).bit_length())
 
 
-class Contents(NamedTuple):
-    """What a file holds: ``lengths`` (B,) int64, ``indices`` (T,) int64."""
-
-    identity: ModelIdentity
-    lengths: np.ndarray
-    indices: np.ndarray
-
-
-def dump(contents: Contents) -> bytes:
+def dump(identity: ModelIdentity, lengths: np.ndarray, indices: np.ndarray) -> bytes:
     """The bytes of a file.
+
+    Args:
+        lengths: (B,) int64.
+        indices: (T,) int64.
 
     Raises:
         ValueError: an index that is no code of the model, more than 65,535 tokens for an image, 2^31 or more in all.
     """
-    identity, lengths, indices = contents
     if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= MAX_LENGTH:
         raise ValueError(f"lengths: expected 0 to {MAX_LENGTH}, got up to {lengths.max()}")
     if len(indices) != lengths.sum() or len(indices) > MAX_TOKENS:
@@ -94,24 +89,11 @@ def dump(contents: Contents) -> bytes:
     for first in range(0, len(lengths), BLOCK):
         file.write(lengths[first : first + BLOCK].astype("<u2").tobytes())
     for first in range(0, len(indices), BLOCK):
-        file.write(_pack_bits(indices[first : first + BLOCK], identity.bits))
+        words = indices[first : first + BLOCK].astype("<i8").view(np.uint8).reshape(-1, 8)
+        digits = np.unpackbits(words, axis=1, count=identity.bits, bitorder="little")
+        file.write(np.packbits(digits, bitorder="little").tobytes())
     file.write(CHECKSUM.pack(zlib.crc32(file.getbuffer())))
     return file.getvalue()
-
-
-def parse(data: bytes, model: ModelIdentity | None = None) -> Contents:
-    """Inverse of :func:`dump`.
-
-    Raises:
-        FormatError: whatever is wrong with the data; that another model than ``model`` wrote them.
-    """
-    reader = Reader(io.BytesIO(data))
-    if model is not None:
-        reader.expect(model)
-    lengths = np.empty(reader.images, np.int64)
-    for first in range(0, reader.images, BLOCK):
-        lengths[first : first + BLOCK] = reader.lengths(first, min(BLOCK, reader.images - first))
-    return Contents(reader.identity, lengths, reader.indices(0, reader.tokens))
 
 
 class Reader:
@@ -209,8 +191,10 @@ class Reader:
             begin = (first + done) * bits
             place, end = begin // 8, (begin + len(block) * bits + 7) // 8
             packed = np.frombuffer(self._read(self._indices + place, end - place), np.uint8)
-            digits = np.unpackbits(packed, bitorder="little")[begin % 8 :]
-            _from_digits(digits[: len(block) * bits].reshape(-1, bits), block)
+            digits = np.unpackbits(packed, bitorder="little")[begin % 8 :][: len(block) * bits]
+            words = np.zeros((len(block), 64), np.uint8)
+            words[:, :bits] = digits.reshape(-1, bits)
+            block[:] = np.packbits(words, axis=1, bitorder="little").view("<i8")[:, 0]
         return indices
 
     def _read(self, place: int, count: int) -> bytes:
@@ -224,18 +208,3 @@ class Reader:
 def _described(model: ModelIdentity) -> str:
     height, width = model.image_size
     return f"{model.fingerprint.hex()[:12]} with {model.codebook_size} codes at {height}x{width}"
-
-
-def _pack_bits(indices: np.ndarray, bits: int) -> bytes:
-    """The lowest ``bits`` bits of each index, lowest bit first, without gaps."""
-    digits = np.empty((len(indices), bits), np.uint8)
-    for bit in range(bits):
-        digits[:, bit] = (indices >> bit) & 1
-    return np.packbits(digits, bitorder="little").tobytes()
-
-
-def _from_digits(digits: np.ndarray, indices: np.ndarray) -> None:
-    """Fill ``indices`` with what the digits of each row say, lowest first."""
-    indices[:] = 0
-    for bit in range(digits.shape[1]):
-        indices |= digits[:, bit].astype(np.int64) << bit

@@ -22,10 +22,6 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
 
 
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint, is damaged, or does not fit the model."""
-
-
 @contextmanager
 def reading(path: str | Path) -> Iterator[BinaryIO]:
     """A file, open for reading; links are followed.
@@ -193,6 +189,11 @@ def check_replaceable(path: Path) -> None:
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
-    kinds |= {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "something that is no file")
+    kinds = {
+        "l": "a link",
+        "d": "a folder",
+        "p": "a pipe",
+        "s": "a socket",
+        **dict.fromkeys("bc", "a device"),
+    }
+    return kinds.get(stat.filemode(mode)[0], "something that is no file")

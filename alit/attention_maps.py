@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,33 +50,15 @@ def latent_attention(
             raise ValueError(f"{name}: expected one of 0..{count - 1}, got {value}")
     if config.halting == "drop":
         raise ValueError("model: expected one that keeps all image tokens, got halting='drop'")
-    layers = range(config.encoder.layers) if layer is None else range(layer, layer + 1)
-    inputs: dict[int, Tensor] = {}
-
-    def remember(index: int, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        inputs[index] = arguments[0]
-
-    blocks = {index: _block(model, index) for index in layers}
-    hooks = [
-        block.attn.register_forward_pre_hook(partial(remember, index))
-        for index, block in blocks.items()
-    ]
-    try:
-        predict_at = () if config.halting == "off" else None
-        for step in model.rollout(images, predict_at=predict_at):
-            if step.index == iteration:
-                break
-    finally:
-        for hook in hooks:
-            hook.remove()
-    maps = [_map(block.attn, inputs[index], model) for index, block in blocks.items()]
+    rollout = model.rollout(images, predict_at=() if config.halting == "off" else None)
+    for _ in range(iteration):
+        next(rollout)
+    x_BSD, maps = rollout.tokens_BSD, []
+    for index, block in enumerate(cast("Iterable[Block]", model.encoder.transformer)):
+        if layer in (None, index):
+            maps.append(_map(block.attn, block.ln_1(x_BSD), model))
+        x_BSD = block(x_BSD)
     return torch.stack(maps).mean(0).unflatten(-1, config.grid)
-
-
-def _block(model: AdaptiveTokenizer, index: int) -> Block:
-    block = model.encoder.transformer[index]
-    assert isinstance(block, Block)
-    return block
 
 
 def _map(layer: SelfAttention, x_BSD: Tensor, model: AdaptiveTokenizer) -> Tensor:

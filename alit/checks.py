@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import reprlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 #: Characters of a configuration in JSON; those of any model are a twentieth.
 MAX_JSON = 2**16
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, is damaged, or does not fit the model."""
 
 
 def parse(text: str) -> Any:
@@ -20,7 +26,7 @@ def parse(text: str) -> Any:
     Raises:
         ValueError: not JSON, or more than 65,536 characters of it.
     """
-    if not isinstance(text, str) or len(text) > MAX_JSON:
+    if len(text) > MAX_JSON:
         raise ValueError(f"configuration: expected JSON of at most {MAX_JSON} characters")
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
@@ -28,8 +34,68 @@ def parse(text: str) -> Any:
         raise ValueError(f"configuration: expected JSON ({error})") from error
 
 
+class Range(NamedTuple):
+    """What ``Annotated`` numbers may be: integers from ``low`` to ``high``, others below ``high``."""
+
+    low: float
+    high: float
+
+
+class Checked:
+    """A dataclass whose fields are what their annotations say: bool, a ``Literal``, numbers or a tuple of integers
+    ``Annotated`` with a :class:`Range`. A list becomes a tuple; fields of other kinds are left alone.
+
+    Raises:
+        ValueError: a field is not; the message names it.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds(type(self)).items():  # type: ignore[arg-type]
+            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+
+
+@functools.cache
+def _kinds(checked: type) -> dict[str, Any]:
+    return get_type_hints(checked, include_extras=True)
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    limits: Any = None
+    if get_origin(kind) is Annotated:
+        kind, limits = get_args(kind)
+    kinds = get_args(kind) or (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    if get_origin(kind) is Literal:
+        check_choice(name, value, kinds)
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected true or false, got {shown(value)}")
+    elif get_origin(kind) is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise ValueError(f"{name}: expected a list of integers, got {shown(value)}")
+        for item in value:
+            check_number(name, item, int, *limits)
+        return tuple(value)
+    elif limits is not None:
+        check_number(name, value, int if int in kinds else float, *limits)
+    return value
+
+
+def check_number(
+    name: str, value: Any, kind: type[int] | type[float], low: float, high: float
+) -> None:
+    """That it is an integer from ``low`` to ``high``, or a number from ``low`` that is below ``high``."""
+    whole = kind is int
+    good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    good = good and low <= value <= min(high, sys.float_info.max) and (whole or value < high)
+    if not good:
+        expected = f"an integer in [{low}, {high}]" if whole else f"a number in [{low:g}, {high:g})"
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+
+
 def build(kind: Any, given: Any, name: str = "") -> Any:
-    """The dataclass of an object of JSON.
+    """The dataclass of an object of JSON, and those within it; a union is told apart by the field ``kind``.
 
     Raises:
         ValueError: no object; an unknown or missing field; what the dataclass says. ``name`` stands before the field's.
@@ -37,6 +103,16 @@ def build(kind: Any, given: Any, name: str = "") -> Any:
     where = f"configuration: {name}." if name else "configuration: "
     if not isinstance(given, dict):
         raise ValueError(f"configuration: {name or 'all'}: expected an object, got {shown(given)}")
+    if choices := {x.kind: x for x in get_args(kind)}:
+        check_choice(f"{where}kind", given.get("kind"), tuple(choices))
+        kind = choices[given["kind"]]
+    fields = {
+        x: build(part, given[x], f"{name}.{x}".lstrip("."))
+        if any(map(dataclasses.is_dataclass, get_args(part) or (part,)))
+        else given[x]
+        for x, part in _kinds(kind).items()
+        if x in given
+    }
     known = {field.name: field for field in dataclasses.fields(kind)}
     for field_name in given:
         if field_name not in known:
@@ -45,7 +121,7 @@ def build(kind: Any, given: Any, name: str = "") -> Any:
         if field_name not in given and field.default is dataclasses.MISSING:
             raise ValueError(f"{where}{field_name}: expected it, got none")
     try:
-        return kind(**given)
+        return kind(**fields)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
 
@@ -82,41 +158,13 @@ def some(names: Iterable[object]) -> str:
     return ", ".join(map(printable, known[:5])) + more
 
 
-def check_integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        wanted = "a positive integer" if low == 1 else f"an integer of at least {low}"
-        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
-    if value > high:
-        raise ValueError(f"{name}: expected at most {high}, got {shown(value)}")
-
-
-def check_integers(config: Any, **most: int) -> None:
-    """That these fields are integers from 1 to what is given."""
-    for name, high in most.items():
-        check_integer(name, getattr(config, name), 1, high)
-
-
-def integers(name: str, values: Any, low: int, high: int) -> tuple[int, ...]:
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise ValueError(f"{name}: expected a list of integers, got {shown(values)}")
-    for value in values:
-        check_integer(name, value, low, high)
-    return tuple(values)
-
-
-def check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected true or false, got {shown(value)}")
-
-
-def check_number(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value < high or value > sys.float_info.max:
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {shown(value)}")
-
-
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {shown(value)}{hint}")
+        expected = f"expected one of {', '.join(choices)}, got {shown(value)}"
+        raise ValueError(f"{name}: {expected}{nearest(value, choices)}")
+
+
+def nearest(value: object, choices: Sequence[str]) -> str:
+    """The end of a message that suggests the choice most like a value, where one is."""
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,18 +6,9 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from .checks import (
-    build,
-    check_choice,
-    check_flag,
-    check_integers,
-    check_number,
-    integers,
-    parse,
-    shown,
-)
+from .checks import Checked, Range, build, check_choice, check_number, parse
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (128, 4, 4),
@@ -29,40 +20,57 @@ SIZES: dict[str, tuple[int, int, int]] = {
 #: Upper bounds: far beyond any model, and low enough that a damaged configuration is refused, not built.
 MAX_SIZE = 2**16  # of widths, channels, sides of images, counts of tokens
 MAX_CODES = 2**31 - 1
-MAX_LAYERS = 128
-MAX_BLOCKS = 16
 MAX_LEVELS = 8
 MAX_PATCH = 64
+Size = Annotated[int, Range(1, MAX_SIZE)]
+Codes = Annotated[int, Range(1, MAX_CODES)]
+#: Fields of model files of before, and a value: what they are called now.
+RENAMED = {
+    "small_code_initialisation": "small_code_initialization",
+    "unfactorised": "unfactorized",
+}
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Checked):
     """Width, layers and heads of the encoder or the decoder."""
 
-    width: int
-    layers: int
-    heads: int
+    width: Size
+    layers: Annotated[int, Range(1, 128)]
+    heads: Size
 
     def __post_init__(self) -> None:
-        check_integers(self, width=MAX_SIZE, layers=MAX_LAYERS, heads=MAX_SIZE)
+        super().__post_init__()
         if self.width % self.heads:
             raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
 
 
 @dataclass(frozen=True)
-class VQGANConfig:
-    """VQGAN base tokenizer; level i has ``channels * multipliers[i]`` channels and ``blocks`` residual blocks."""
+class Convolutional(Checked):
+    """Level i of encoder and decoder has ``channels * multipliers[i]`` channels and ``blocks`` residual blocks."""
 
-    kind: Literal["vqgan"] = "vqgan"
-    latent_channels: int = 256
-    num_codes: int = 1024
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    blocks: int = 2
+    latent_channels: Size = 256
+    channels: Size = 128
+    multipliers: Annotated[tuple[int, ...], Range(1, MAX_SIZE)] = (1, 1, 2, 2, 4)
+    blocks: Annotated[int, Range(1, 16)] = 2
 
     def __post_init__(self) -> None:
-        check_integers(self, num_codes=MAX_CODES)
-        _check_convolutions(self)
+        super().__post_init__()
+        levels = len(self.multipliers)
+        if not 1 <= levels <= MAX_LEVELS:
+            raise ValueError(
+                f"multipliers: expected at least one level and at most {MAX_LEVELS}, got {levels or 'none'}"
+            )
+        if self.channels % 32:
+            raise ValueError(
+                f"channels: expected a multiple of 32, the groups that are normalised, got {self.channels}"
+            )
+        if self.channels * max(self.multipliers) > MAX_SIZE:
+            raise ValueError(f"multipliers: expected at most {MAX_SIZE} channels in a level")
+        if self.patch_size > MAX_PATCH:
+            raise ValueError(
+                f"patch_size: expected at most {MAX_PATCH} pixels, got {self.patch_size}"
+            )
 
     @property
     def patch_size(self) -> int:
@@ -70,7 +78,15 @@ class VQGANConfig:
 
 
 @dataclass(frozen=True)
-class KLVAEConfig:
+class VQGANConfig(Convolutional):
+    """VQGAN base tokenizer."""
+
+    kind: Literal["vqgan"] = "vqgan"
+    num_codes: Codes = 1024
+
+
+@dataclass(frozen=True)
+class KLVAEConfig(Convolutional):
     """KL-VAE base tokenizer; tokens are posterior samples times ``scale``. ``attention_levels`` have self-attention.
 
     ``stem``: side of the blocks of pixels whose values are the channels of the first convolution's input and of the
@@ -81,42 +97,35 @@ class KLVAEConfig:
     """
 
     kind: Literal["vae"] = "vae"
-    latent_channels: int = 16
-    scale: float = 0.2325
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    blocks: int = 2
-    attention_levels: tuple[int, ...] = (4,)
-    stem: int = 1
+    latent_channels: Size = 16
+    scale: Annotated[float, Range(0, math.inf)] = 0.2325
+    attention_levels: Annotated[tuple[int, ...], Range(0, MAX_LEVELS - 1)] = (4,)
+    stem: Annotated[int, Range(1, MAX_PATCH)] = 1
     transform: bool = False
 
     def __post_init__(self) -> None:
-        check_integers(self, stem=MAX_PATCH)
-        _check_convolutions(self)
-        check_number("scale", self.scale, 0, math.inf)
+        super().__post_init__()
         if not self.scale:
             raise ValueError("scale: expected a number above 0, got 0")
-        check_flag("transform", self.transform)
-        levels = integers("attention_levels", self.attention_levels, 0, MAX_LEVELS - 1)
-        object.__setattr__(self, "attention_levels", levels)
 
     @property
     def patch_size(self) -> int:
-        return self.stem * 2 ** (len(self.multipliers) - 1)
+        return self.stem * super().patch_size
 
 
 @dataclass(frozen=True)
-class DCTConfig:
+class DCTConfig(Checked):
     """Base tokenizer without weights: the lowest block-DCT coefficients of each patch, per luma and chroma plane."""
 
     kind: Literal["dct"] = "dct"
-    patch_size: int = 16
-    luma: int = 28
-    chroma: int = 6
+    patch_size: Annotated[int, Range(1, MAX_PATCH)] = 16
+    luma: Size = 28
+    chroma: Size = 6
 
     def __post_init__(self) -> None:
-        check_integers(self, patch_size=MAX_PATCH)
-        check_integers(self, luma=self.patch_size**2, chroma=self.patch_size**2)
+        super().__post_init__()
+        for name in ("luma", "chroma"):
+            check_number(name, getattr(self, name), int, 1, self.patch_size**2)
 
     @property
     def latent_channels(self) -> int:
@@ -125,14 +134,12 @@ class DCTConfig:
 
 BaseConfig = VQGANConfig | KLVAEConfig | DCTConfig
 BASES: dict[str, type[VQGANConfig] | type[KLVAEConfig] | type[DCTConfig]] = {
-    "vqgan": VQGANConfig,
-    "vae": KLVAEConfig,
-    "dct": DCTConfig,
+    base.kind: base for base in (VQGANConfig, KLVAEConfig, DCTConfig)
 }
 
 
 @dataclass(frozen=True)
-class Quirks:
+class Quirks(Checked):
     """What the published code does differently; every field is off by default and on in ``Quirks.official()``.
 
     Attributes:
@@ -150,7 +157,7 @@ class Quirks:
         vae_unit_range: the KL-VAE, trained on images in [-1, 1], gets and gives images in [0, 1].
         vae_scaled_decoding: scaled KL-VAE latents enter the base decoder without division by the scale.
         detached_base_codebook: the expected code passes no gradient to the base codebook.
-        small_code_initialisation: the linear layers on both sides of the quantizer start as small as all others, so
+        small_code_initialization: the linear layers on both sides of the quantizer start as small as all others, so
             that latents of different images hardly differ, and codes hardly enter the decoder.
         ema_rewrites_all_codes: every update of a moving-average codebook writes all codes anew from averages that start
             at the codebook with counts of 0: codes that no vector chose grow in the first steps.
@@ -170,15 +177,11 @@ class Quirks:
     vae_unit_range: bool = False
     vae_scaled_decoding: bool = False
     detached_base_codebook: bool = False
-    small_code_initialisation: bool = False
+    small_code_initialization: bool = False
     ema_rewrites_all_codes: bool = False
     raw_codebook_entries: bool = False
     perceptual_unit_range: bool = False
     perceptual_dropout: bool = False
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_flag(field.name, getattr(self, field.name))
 
     @classmethod
     def official(cls) -> Quirks:
@@ -186,13 +189,13 @@ class Quirks:
 
 
 @dataclass(frozen=True)
-class AdaptiveTokenizerConfig:
+class AdaptiveTokenizerConfig(Checked):
     """Everything that determines an :class:`alit.AdaptiveTokenizer`.
 
     Attributes:
         base: the base tokenizer; its ``patch_size`` divides the image size.
         encoder, decoder: the transformers.
-        bottleneck: "quantized" (indices), "continuous" (``code_dim`` channels) or "unfactorised" (encoder width).
+        bottleneck: "quantized" (indices), "continuous" (``code_dim`` channels) or "unfactorized" (encoder width).
         image_size: (height, width) in pixels.
         latents_per_iteration: tokens that each iteration adds.
         iterations: at most this many; the longest description has ``iterations * latents_per_iteration`` tokens.
@@ -212,35 +215,23 @@ class AdaptiveTokenizerConfig:
     base: BaseConfig
     encoder: TransformerConfig
     decoder: TransformerConfig
-    bottleneck: Literal["quantized", "continuous", "unfactorised"] = "quantized"
-    image_size: tuple[int, int] = (256, 256)
-    latents_per_iteration: int = 32
-    iterations: int = 8
-    codebook_size: int = 4096
-    code_dim: int = 12
+    bottleneck: Literal["quantized", "continuous", "unfactorized"] = "quantized"
+    image_size: Annotated[tuple[int, int], Range(1, MAX_SIZE)] = (256, 256)
+    latents_per_iteration: Size = 32
+    iterations: Size = 8
+    codebook_size: Codes = 4096
+    code_dim: Size = 12
     metric: Literal["cosine", "euclidean"] = "cosine"
-    commitment: float = 0.25
-    ema_decay: float | None = None
-    dead_code_threshold: float = 0.0
+    commitment: Annotated[float, Range(0, math.inf)] = 0.25
+    ema_decay: Annotated[float | None, Range(0, 1)] = None
+    dead_code_threshold: Annotated[float, Range(0, 1)] = 0.0
     halting: Literal["off", "mask", "drop"] = "off"
-    halting_threshold: float | None = None
+    halting_threshold: Annotated[float | None, Range(0, math.inf)] = None
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:
-        check_integers(self, latents_per_iteration=MAX_SIZE, iterations=MAX_SIZE)
-        check_integers(self, codebook_size=MAX_CODES, code_dim=MAX_SIZE)
-        check_choice("bottleneck", self.bottleneck, ("quantized", "continuous", "unfactorised"))
-        check_choice("halting", self.halting, ("off", "mask", "drop"))
-        check_choice("metric", self.metric, ("cosine", "euclidean"))
-        check_number("commitment", self.commitment, 0, math.inf)
-        check_number("dead_code_threshold", self.dead_code_threshold, 0, 1)
-        if self.ema_decay is not None:
-            check_number("ema_decay", self.ema_decay, 0, 1)
-        if self.halting_threshold is not None:
-            check_number("halting_threshold", self.halting_threshold, 0, math.inf)
-        # A list hashes otherwise.
-        size = integers("image_size", self.image_size, 1, MAX_SIZE)
-        object.__setattr__(self, "image_size", size)
+        super().__post_init__()
+        size = self.image_size
         if len(size) != 2 or any(side % self.base.patch_size for side in size):
             raise ValueError(
                 f"image_size: expected (height, width), each a multiple of the base's patch size "
@@ -251,8 +242,8 @@ class AdaptiveTokenizerConfig:
                 f"encoder.width: expected more than the {self.base.latent_channels} channels of the "
                 f"{self.base.kind} base, got {self.encoder.width}; choose a larger size, or another base"
             )
-        if self.bottleneck == "unfactorised" and self.encoder.width != self.decoder.width:
-            raise ValueError("decoder.width: expected the encoder's width in an unfactorised model")
+        if self.bottleneck == "unfactorized" and self.encoder.width != self.decoder.width:
+            raise ValueError("decoder.width: expected the encoder's width in an unfactorized model")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -285,16 +276,13 @@ class AdaptiveTokenizerConfig:
             check_choice("base", base, tuple(BASES))
             base = BASES[base]()
         transformer = TransformerConfig(*SIZES[size])
-        return cls(
-            base=base,
-            encoder=overrides.pop("encoder", transformer),
-            decoder=overrides.pop("decoder", transformer),
-            image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-            quirks=overrides.pop(
-                "quirks", Quirks.official() if compatibility == "official" else Quirks()
-            ),
-            **overrides,
-        )
+        fields: dict[str, Any] = {
+            "encoder": transformer,
+            "decoder": transformer,
+            "image_size": (image_size, image_size) if isinstance(image_size, int) else image_size,
+            "quirks": Quirks.official() if compatibility == "official" else Quirks(),
+        }
+        return cls(base=base, **{**fields, **overrides})
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -307,37 +295,6 @@ class AdaptiveTokenizerConfig:
             ValueError: not JSON; an unknown, missing or doubled field, a value of the wrong kind or out of range. The
                 message names the field.
         """
-        fields = parse(text)
-        base = fields.get("base") if isinstance(fields, dict) else None
-        kind = base.get("kind") if isinstance(base, dict) else None
-        if not isinstance(kind, str) or kind not in BASES:
-            raise ValueError(
-                f"configuration: base.kind: expected one of {', '.join(BASES)}, got {shown(kind)}"
-            )
-        parts: dict[str, Any] = {"base": BASES[kind], "quirks": Quirks}
-        parts |= {"encoder": TransformerConfig, "decoder": TransformerConfig}
-        for name, part in parts.items():
-            if name in fields:
-                fields[name] = build(part, fields[name], name)
-        return build(cls, fields)
-
-
-def _check_convolutions(config: VQGANConfig | KLVAEConfig) -> None:
-    """What both bases have; makes a tuple of the multipliers."""
-    check_integers(config, latent_channels=MAX_SIZE, channels=MAX_SIZE, blocks=MAX_BLOCKS)
-    multipliers = integers("multipliers", config.multipliers, 1, MAX_SIZE)
-    object.__setattr__(config, "multipliers", multipliers)
-    if not 1 <= len(multipliers) <= MAX_LEVELS:
-        raise ValueError(
-            f"multipliers: expected at least one level and at most {MAX_LEVELS}, got {len(multipliers) or 'none'}"
-        )
-    if config.channels % 32:
-        raise ValueError(
-            f"channels: expected a multiple of 32, the groups that are normalised, got {config.channels}"
-        )
-    if config.channels * max(multipliers) > MAX_SIZE:
-        raise ValueError(f"multipliers: expected at most {MAX_SIZE} channels in a level")
-    if config.patch_size > MAX_PATCH:
-        raise ValueError(
-            f"patch_size: expected at most {MAX_PATCH} pixels, got {config.patch_size}"
-        )
+        for old, new in RENAMED.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        return build(cls, parse(text))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+#: Where commands print.
+console = Console()
 #: Libraries that only some commands need: module, and what to install.
 EXTRAS = {"matplotlib": ("matplotlib", "demo"), "skimage": ("scikit-image", "demo")}
 
@@ -37,18 +40,32 @@ def fail(message: str) -> NoReturn:
 
 
 @contextmanager
-def errors(*others: type[Exception]) -> Iterator[None]:
-    """Bad input, and ``others``, become one line, without a traceback."""
-    expected: tuple[type[Exception], ...] = (OSError, ValueError, *others)
+def errors() -> Iterator[None]:
+    """Bad input, missing libraries and a GPU's memory that is full become one line, without a traceback."""
     try:
         yield
-    except typer.Exit:
-        raise
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
         name, extra = EXTRAS[package]
         fail(f"this needs {name}: pip install 'alit[{extra}]'")
-    except expected as error:
+    except (OSError, ValueError) as error:
         fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every command imports
+            raise
+        fail(str(error))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar while the block runs, which calls with the share that is done, and with text to stand beside the bar."""
+    columns = TextColumn(what), BarColumn(), TextColumn("{task.fields[detail]}")
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(what, total=1.0, detail="")
+
+        def advance(done: float, detail: str) -> None:
+            bar.update(task, completed=min(done, 1.0), detail=detail)
+
+        yield advance

@@ -59,6 +59,8 @@ class FixedLength:
 
 @dataclass(frozen=True)
 class _Threshold:
+    """What ``error`` gives for an image, (B,) float32, is below ``threshold``."""
+
     threshold: float
     needs_prediction = True
 
@@ -68,8 +70,10 @@ class _Threshold:
         if not float(self.threshold) >= 0:  # NaN neither
             raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
 
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        return self.error(iteration, model) < self.threshold  # type: ignore[attr-defined]
 
-@dataclass(frozen=True)
+
 class MaxL1(_Threshold):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
@@ -78,18 +82,12 @@ class MaxL1(_Threshold):
     """
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) float32."""
         assert iteration.prediction is not None
-        reconstruction = model.base_tokenizer.pixels(
-            iteration.prediction.code_BNC, model.config.grid
-        )
+        code_BNC = iteration.prediction.code_BNC
+        reconstruction = model.base_tokenizer.pixels(code_BNC, model.config.grid)
         return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
 
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold
 
-
-@dataclass(frozen=True)
 class CodeError(_Threshold):
     """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
 
@@ -98,15 +96,10 @@ class CodeError(_Threshold):
     """
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) float32."""
         assert iteration.prediction is not None
         return (iteration.prediction.code_BNC - iteration.base.code_BNC).float().abs().mean((1, 2))
 
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold
 
-
-@dataclass(frozen=True)
 class TokenAccuracy(_Threshold):
     """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
 

@@ -2,7 +2,7 @@
 
 ``encode`` takes one batch to its end; ``encode_stream`` refills the places of finished images, so that images at
 different iterations share one packed batch: attention is ragged, and the encoder's weights are the same at each
-iteration. Both are methods of :class:`alit.AdaptiveTokenizer`.
+iteration. Both are methods of :class:`alit.AdaptiveTokenizer`, and run one loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .base import BaseTokens
 from .criteria import Criterion, FixedLength
 from .iteration import Iteration
 from .model import AdaptiveModel
-from .rollout import Rollout, encode_together, rollout
+from .rollout import Rollout, encode_together
 from .sequence import TokenSequence
 
 
@@ -40,43 +40,53 @@ class Progress:
 
 
 class Selection:
-    """Asks the criterion about an iteration and keeps the tokens of the images that are done.
+    """Asks the criterion about each iteration and keeps the tokens of the images that are done.
 
-    ``finished`` maps an image's index to its tokens.
+    Attributes:
+        predict_at: what the criterion wants predicted: all iterations (None), or none.
+        finished: an image's index to its tokens.
+
+    Raises:
+        TypeError: the criterion is none.
     """
 
     def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
-        self.model, self.criterion = model, criterion
+        if not callable(criterion) or not hasattr(criterion, "needs_prediction"):
+            expected = "FixedLength, MaxL1, CodeError, TokenAccuracy or the like"
+            raise TypeError(f"criterion: expected {expected}, got {type(criterion).__name__}")
+        self.model = model
+        self.criterion: Any = criterion
+        self.predict_at = None if criterion.needs_prediction else ()
         self.finished: dict[int, TokenSequence] = {}
         self._best: dict[int, tuple[float, TokenSequence]] = {}
         self._by_error = model.config.quirks.best_iteration_fallback and hasattr(criterion, "error")
 
-    def __call__(self, iteration: Iteration) -> Tensor:
-        """(B,) bool over the images of ``iteration``: done, or at the end."""
+    def take(self, running: Rollout, encoded_BSD: Tensor) -> bool:
+        """One more iteration of a rollout; images that are done leave it. Whether any are left."""
+        iteration = running.advance(encoded_BSD)
         done = self.criterion(iteration, self.model)
         if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
             raise ValueError(
                 f"criterion: expected ({iteration.batch_size},) bool, got {tuple(done.shape)} {done.dtype}"
             )
         last = iteration.index == self.model.config.iterations - 1
+        images = iteration.image_index_B.tolist()
         if self._by_error:
-            self._remember_best(iteration)
-        for row, (image, is_done) in enumerate(
-            zip(iteration.image_index_B.tolist(), done.tolist(), strict=True)
-        ):
+            errors = self.criterion.error(iteration, self.model).tolist()
+            for row, (image, error) in enumerate(zip(images, errors, strict=True)):
+                if image not in self._best or error < self._best[image][0]:
+                    self._best[image] = (error, tokens_of(self.model, iteration, row))
+        left = 0
+        for row, (image, is_done) in enumerate(zip(images, done.tolist(), strict=True)):
             if is_done or (last and not self._by_error):
                 self.finished[image] = tokens_of(self.model, iteration, row)
             elif last:
                 self.finished[image] = self._best[image][1]
-        return done | last
-
-    def _remember_best(self, iteration: Iteration) -> None:
-        criterion: Any = self.criterion
-        errors = criterion.error(iteration, self.model).tolist()
-        images = iteration.image_index_B.tolist()
-        for row, (image, error) in enumerate(zip(images, errors, strict=True)):
-            if image not in self._best or error < self._best[image][0]:
-                self._best[image] = (error, tokens_of(self.model, iteration, row))
+            else:
+                left += 1
+        if left:
+            running.keep(~done)
+        return left > 0
 
 
 def tokens_of(model: AdaptiveModel, iteration: Iteration, row: int) -> TokenSequence:
@@ -86,14 +96,6 @@ def tokens_of(model: AdaptiveModel, iteration: Iteration, row: int) -> TokenSequ
     if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
         return TokenSequence(length, latents=bottleneck.continuous_BLC[row].clone())
     return TokenSequence(length, indices=bottleneck.quantized.index[row].clone())
-
-
-def _predict_at(criterion: Criterion) -> tuple[()] | None:
-    """All iterations, or none."""
-    if not callable(criterion) or not hasattr(criterion, "needs_prediction"):
-        expected = "FixedLength, MaxL1, CodeError, TokenAccuracy or the like"
-        raise TypeError(f"criterion: expected {expected}, got {type(criterion).__name__}")
-    return None if criterion.needs_prediction else ()
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def encode(
         images: (B, 3, height, width) floating point in [0, 1], of the configured size.
         criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError`, :class:`TokenAccuracy` or anything with
             their protocol.
-        base, generator: as for :func:`alit.rollout.rollout`.
+        base, generator: as for :class:`alit.Rollout`.
 
     Returns:
         Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
@@ -121,17 +123,14 @@ def encode(
     Raises:
         TypeError, ValueError: as ``rollout``; a criterion that does not fit the model or returns a wrong shape.
     """
-    predict_at, select = _predict_at(criterion), Selection(model, criterion)
+    select = Selection(model, criterion)
     if isinstance(criterion, FixedLength):
         criterion.check(model, images.shape[0])
-    running = rollout(model, images, base=base, predict_at=predict_at, generator=generator)
+    running = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
         return _encode_by_batch_mean(model, list(running), criterion)
-    for iteration in running:
-        done = select(iteration)
-        if len(select.finished) == len(images):
-            break
-        running.keep(~done)
+    while select.take(running, *encode_together([running])):
+        pass
     return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
 
 
@@ -169,7 +168,7 @@ def encode_stream(
             with ``image_index_B`` counted over the whole stream.
         max_tokens_in_flight: bound on the rows (class, image and latent tokens) of one run of the encoder, and so
             on memory; at least those of one image at its longest.
-        generator: as for :func:`alit.rollout.rollout`.
+        generator: as for :class:`alit.Rollout`.
         on_progress: called with :class:`Progress` after every run of the encoder.
 
     Raises:
@@ -199,39 +198,41 @@ def _stream(
     generator: torch.Generator | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
-    predict_at, select = _predict_at(criterion), Selection(model, criterion)
+    select = Selection(model, criterion)
     live: list[Rollout] = []
-    steps = started = done = emitted = 0
+    steps = started = emitted = 0
     while True:
-        fresh = _admit(model, source, live, max_rows)
+        fresh = _admit(model, source, live, max_rows, started)
+        if isinstance(criterion, FixedLength) and criterion.tokens.ndim:
+            given = len(criterion.tokens)
+            if started + len(fresh) > given:
+                raise ValueError(
+                    f"tokens: expected one length per image, got {given} for more images"
+                )
         if fresh:
-            _check_lengths(criterion, started + len(fresh))
-            _check_shapes(fresh, started)
             batch = torch.stack(fresh)
-            live.append(rollout(model, batch, predict_at=predict_at, generator=generator))
+            live.append(Rollout(model, batch, predict_at=select.predict_at, generator=generator))
             live[-1].image_index_B += started
             started += len(fresh)
         if not live:
             return
         rows = sum(running.rows for running in live)
-        for running, encoded_BSD in zip(live, encode_together(live), strict=True):
-            finished = select(running.advance(encoded_BSD))
-            done += int(finished.sum())
-            running.keep(~finished)
-        live = [running for running in live if running.batch_size]
+        encoded = encode_together(live)
+        live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
         steps += 1
         if on_progress is not None:
-            on_progress(Progress(steps, done, started, rows))
+            on_progress(Progress(steps, emitted + len(select.finished), started, rows))
         while emitted in select.finished:
             yield select.finished.pop(emitted)
             emitted += 1
 
 
 def _admit(
-    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int
+    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int, first: int
 ) -> list[Tensor]:
-    """As many images as fit now and at every later step, even if none finishes early."""
+    """As many images as fit now and at every later step, even if none finishes early; they count from ``first``."""
     ages = Counter({running.index: running.batch_size for running in live})
+    shape = (3, *model.config.image_size)
     fresh: list[Tensor] = []
     while True:
         ages[0] += 1
@@ -240,6 +241,9 @@ def _admit(
         image = next(source, None)
         if image is None:
             return fresh
+        if image.shape != shape:
+            found = f"{tuple(image.shape)} for image {first + len(fresh)}"
+            raise ValueError(f"images: expected shape {shape}, got {found}")
         fresh.append(image)
 
 
@@ -256,21 +260,3 @@ def _peak(model: AdaptiveModel, ages: Counter[int]) -> int:
         )
 
     return max(rows(ahead) for ahead in range(config.iterations))
-
-
-def _check_shapes(images: list[Tensor], first: int) -> None:
-    for number, image in enumerate(images, first):
-        if image.shape != images[0].shape:
-            expected, found = tuple(images[0].shape), tuple(image.shape)
-            raise ValueError(f"images: expected shape {expected}, got {found} for image {number}")
-
-
-def _check_lengths(criterion: Criterion, images: int) -> None:
-    if (
-        isinstance(criterion, FixedLength)
-        and criterion.tokens.ndim
-        and images > len(criterion.tokens)
-    ):
-        raise ValueError(
-            f"tokens: expected one length per image, got {len(criterion.tokens)} for more images"
-        )

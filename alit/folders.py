@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -49,10 +51,19 @@ class Listing:
             try:
                 picture = load(path)
             except OSError as error:
-                reason = reason_of(path, error)
+                reason = _reason(path, error)
                 self.unreadable.append(f"{printable(path)}: not a readable picture ({reason})")
             else:
                 yield path, picture
+
+    def batches(
+        self, load: Callable[[Path], Tensor], size: int
+    ) -> Iterator[tuple[list[Path], Tensor]]:
+        """The pictures that can be read, at most ``size`` at a time, stacked."""
+        readable = self.loaded(load)
+        while batch := list(itertools.islice(readable, size)):
+            paths, pictures = zip(*batch, strict=True)
+            yield list(paths), torch.stack(pictures)
 
     def beside(self) -> str:
         """That there are other files; empty where there are none."""
@@ -144,7 +155,7 @@ def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
     found.pictures += sorted(pictures)
 
 
-def reason_of(path: Path, error: Exception) -> str:
+def _reason(path: Path, error: OSError) -> str:
     """Of what Pillow cannot identify, more than that: its content may be known, or its name says what it is."""
     if not isinstance(error, UnidentifiedImageError):
         return str(error)

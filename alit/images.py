@@ -114,11 +114,9 @@ def upright(
 def formats() -> tuple[str, ...]:
     """Names of the formats that are read: Pillow's and, where it is installed, pillow-heif's."""
     Image.init()
-    try:
+    with suppress(ModuleNotFoundError):
         import pillow_heif
-    except ModuleNotFoundError:
-        pass
-    else:
+
         pillow_heif.register_heif_opener()
     return tuple(name for name in Image.ID if name not in _LEFT_OUT)
 

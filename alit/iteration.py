@@ -23,7 +23,7 @@ class Bottleneck:
     """Latents read out for the decoder.
 
     Attributes:
-        codes_BLC: what the decoder gets: quantized, continuous, or (unfactorised) of the encoder's width.
+        codes_BLC: what the decoder gets: quantized, continuous, or (unfactorized) of the encoder's width.
         continuous_BLC: the same before normalisation and quantization.
         quantized: indices and losses; None where there is no quantizer.
     """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from alit_kernels import cumulative_offsets
 from alit_kernels.nn import GELULinear, Linear, SelfAttention
 from alit_kernels.nn.self_attention import positions
 
@@ -72,7 +76,14 @@ class Transformer(nn.Module):
         return last(x, offsets, max_length, wanted)
 
 
-def initialise(module: nn.Module) -> None:
+def one_behind_another(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
+    """Batches of sequences (B, N, C), N of its own each, as packed rows: (T, C), their offsets, the largest N."""
+    lengths = [x.new_full(x.shape[:1], x.shape[1], dtype=torch.int64) for x in batches]
+    rows = torch.cat([x.flatten(0, 1) for x in batches])
+    return rows, cumulative_offsets(torch.cat(lengths)), max(x.shape[1] for x in batches)
+
+
+def initialize(module: nn.Module) -> None:
     """Published initialisation: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
     for layer in module.modules():
         if isinstance(layer, SelfAttention):

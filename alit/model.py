@@ -19,7 +19,7 @@ from .base.interface import to_rows
 from .config import AdaptiveTokenizerConfig
 from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
-from .layers import Transformer, initialise
+from .layers import Transformer, initialize
 
 
 class AdaptiveModel(nn.Module):
@@ -50,7 +50,7 @@ class AdaptiveModel(nn.Module):
         self.encoder_ln_post = nn.LayerNorm(width)
         self.encoder = Transformer(config.encoder)
 
-        # The unfactorised published model keeps this layer, unused.
+        # The unfactorized published model keeps this layer, unused.
         self.pre_quantizer_mlp = Linear(width, config.code_dim)
         if config.bottleneck == "quantized":
             self.quantize = VectorQuantizer(
@@ -71,7 +71,7 @@ class AdaptiveModel(nn.Module):
         self.decoder = Decoder(
             config.decoder,
             max_tokens=config.max_tokens,
-            code_dim=None if config.bottleneck == "unfactorised" else config.code_dim,
+            code_dim=None if config.bottleneck == "unfactorized" else config.code_dim,
             outputs=self.base_tokenizer.outputs,
         )
         self.reset_parameters()
@@ -80,11 +80,11 @@ class AdaptiveModel(nn.Module):
         """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5).
 
         The linear layers on both sides of the quantizer get weights normal(0, fan-in^-0.5), unless
-        ``Quirks.small_code_initialisation``.
+        ``Quirks.small_code_initialization``.
         """
         for module in (self.patch_embed, self.encoder, self.pre_quantizer_mlp, self.decoder):
-            initialise(module)
-        if not self.config.quirks.small_code_initialisation:
+            initialize(module)
+        if not self.config.quirks.small_code_initialization:
             for layer in (self.pre_quantizer_mlp, getattr(self.decoder, "decoder_embed", None)):
                 if layer is not None:
                     nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
@@ -136,7 +136,7 @@ class AdaptiveModel(nn.Module):
     def read_out(self, latents_BLD: Tensor) -> Bottleneck:
         """Latents to codes for the decoder."""
         continuous_BLC = self.encoder_ln_post(latents_BLD)
-        if self.config.bottleneck != "unfactorised":
+        if self.config.bottleneck != "unfactorized":
             continuous_BLC = self.pre_quantizer_mlp(continuous_BLC)
         quantized = self.quantize(continuous_BLC) if self.config.bottleneck == "quantized" else None
         return Bottleneck(
@@ -156,14 +156,14 @@ class AdaptiveModel(nn.Module):
         self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None
     ) -> Prediction:
         """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
-        decoded_BNV = self.decoder.decode(codes_BLC, self.decoder_query_ND, lengths_B)
+        decoded_BNV = self.decoder.decode([codes_BLC], self.decoder_query_ND, lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)
 
     def predict_together(
         self, codes: Sequence[Tensor], target_BN: Tensor | None = None
     ) -> list[Prediction]:
         """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder."""
-        decoded_BNV = self.decoder.decode_together(codes, self.decoder_query_ND)
+        decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND)
         targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
         whole = self.base_tokenizer.predict(decoded_BNV, targets)
         sizes = [x.shape[0] for x in codes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -15,10 +14,11 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from .atomic_files import CheckpointError, reading, replacing
-from .checks import printable, shown
+from .atomic_files import reading, replacing
+from .checks import CheckpointError, printable, shown
 from .config import AdaptiveTokenizerConfig
 from .published import plain
+from .shipped import find
 
 FORMAT = "alit-1"
 #: Bytes of a header: several times that of the largest model. They bound what reading takes beside the tensors.
@@ -34,19 +34,7 @@ def resolve(path_or_name: str | Path) -> Path:
     Raises:
         FileNotFoundError: neither; the message lists the shipped names and suggests the nearest.
     """
-    path = Path(path_or_name)
-    if path.is_file():
-        return path
-    shipped = sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
-    if str(path_or_name) in shipped:
-        return SHIPPED / f"{path_or_name}.safetensors"
-    if path.exists():
-        return path  # no file; who reads it says what it is
-    near = difflib.get_close_matches(str(path_or_name), shipped, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise FileNotFoundError(
-        f"{path_or_name}: no such file, nor the name of shipped weights ({', '.join(shipped)}){hint}"
-    )
+    return find(path_or_name, SHIPPED, ".safetensors", "shipped weights")
 
 
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:

@@ -1,11 +1,10 @@
 """Published checkpoints (``.pth``): state dicts as they are distributed, and the configuration that their shapes tell.
 
-How a file is read without trust in it: ``archives.py``.
+How a file is read without trust in it: ``torch_archive.py``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import torch_archive
-from .atomic_files import CheckpointError
-from .checks import check_choice, some
+from .checks import CheckpointError, check_choice, some
 from .config import (
     SIZES,
     AdaptiveTokenizerConfig,
@@ -111,53 +109,43 @@ def infer_config(
 
     Raises:
         CheckpointError: not the state dict of an adaptive tokenizer, or heads that are not known.
+        ValueError: fields that do not fit together.
     """
     try:
         latents, width = state["latent_tokens"].shape
-        iterations = state["timestep_embedding"].shape[0]
-        tokens = state["encoder_positional_embedding"].shape[0] - 1
-        quantized, factorised = (
-            "quantize.embedding.weight" in state,
-            "decoder.decoder_embed.weight" in state,
-        )
+        decoder_width = state["decoder_positional_embedding"].shape[1]
         base = _infer_base(state)
-        side = round(tokens**0.5) * base.patch_size
+        tokens = state["encoder_positional_embedding"].shape[0] - 1
         fields: dict[str, Any] = {
-            "encoder": _infer_transformer(state, "encoder", width, heads),
-            "decoder": _infer_transformer(
-                state, "decoder", state["decoder_positional_embedding"].shape[1], heads
-            ),
-            "bottleneck": "quantized"
-            if quantized
-            else "continuous"
-            if factorised
-            else "unfactorised",
-            "image_size": (side, side),
+            "bottleneck": "continuous"
+            if "decoder.decoder_embed.weight" in state
+            else "unfactorized",
+            "image_size": (round(tokens**0.5) * base.patch_size,) * 2,
             "latents_per_iteration": latents,
-            "iterations": iterations,
+            "iterations": state["timestep_embedding"].shape[0],
             "code_dim": state["pre_quantizer_mlp.weight"].shape[0],
             "quirks": Quirks.official(),
         }
-        if quantized:
+        if "quantize.embedding.weight" in state:
+            fields["bottleneck"] = "quantized"
             fields["codebook_size"] = state["quantize.embedding.weight"].shape[0]
             fields["ema_decay"] = 0.99 if "quantize.cluster_size" in state else None
     except KeyError as error:
         raise CheckpointError(
             f"not the state of an adaptive tokenizer: {error} is missing, got {some(state) or 'nothing'}"
         ) from error
-    except CheckpointError:
-        raise
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         # Keys or shapes of another kind.
         raise CheckpointError(f"not the state of an adaptive tokenizer ({error})") from error
+    fields["encoder"] = _infer_transformer(state, "encoder", width, heads)
+    fields["decoder"] = _infer_transformer(state, "decoder", decoder_width, heads)
     return AdaptiveTokenizerConfig(base=base, **{**fields, **overrides})
 
 
 def _infer_transformer(
     state: Mapping[str, Tensor], name: str, width: int, heads: int | None
 ) -> TransformerConfig:
-    pattern = re.compile(rf"{name}\.transformer\.(\d+)\.")
-    count = 1 + max((int(match[1]) for key in state if (match := pattern.match(key))), default=-1)
+    count = _count(state, f"{name}.transformer.")
     if heads is None:
         known = {(w, layers): h for w, layers, h in SIZES.values()}
         if (width, count) not in known:
@@ -172,33 +160,30 @@ def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
     kind = "vqgan" if any(key.startswith("base_tokenizer.vqgan.") for key in state) else "vae"
     prefix = f"base_tokenizer.{kind}."
     channels = state[f"{prefix}encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(
-        int(key.split(".")[4]) for key in state if key.startswith(f"{prefix}encoder.down.")
-    )
-    blocks = 1 + max(
-        int(key.split(".")[6]) for key in state if key.startswith(f"{prefix}encoder.down.0.block.")
-    )
+    levels = _count(state, f"{prefix}encoder.down.")
     multipliers = tuple(
         state[f"{prefix}encoder.down.{level}.block.0.conv1.weight"].shape[0] // channels
         for level in range(levels)
     )
+    layout: dict[str, Any] = {
+        "channels": channels,
+        "multipliers": multipliers,
+        "blocks": _count(state, f"{prefix}encoder.down.0.block."),
+    }
     if kind == "vqgan":
-        codes, latent_channels = state[f"{prefix}quantize.embedding.weight"].shape
-        return VQGANConfig(
-            latent_channels=latent_channels,
-            num_codes=codes,
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-        )
+        codes, latents = state[f"{prefix}quantize.embedding.weight"].shape
+        return VQGANConfig(latent_channels=latents, num_codes=codes, **layout)
     return KLVAEConfig(
         latent_channels=state[f"{prefix}post_quant_conv.weight"].shape[0],
-        channels=channels,
-        multipliers=multipliers,
-        blocks=blocks,
         attention_levels=tuple(
             level
             for level in range(levels)
             if f"{prefix}encoder.down.{level}.attn.0.q.weight" in state
         ),
+        **layout,
     )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many parts there are whose names begin so."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

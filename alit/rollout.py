@@ -10,25 +10,16 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from alit_kernels import compact, cumulative_offsets
+from alit_kernels import compact
 
 from .base import BaseTokens
 from .iteration import HaltingDraw, Iteration
+from .layers import one_behind_another
 from .model import AdaptiveModel
 
 
-def rollout(
-    model: AdaptiveModel,
-    images: Tensor,
-    *,
-    base: BaseTokens | None = None,
-    predict_at: Collection[int] | None = None,
-    generator: torch.Generator | None = None,
-    halting_draw: HaltingDraw | None = None,
-    through_time: bool = True,
-    predict_later: bool = False,
-) -> Rollout:
-    """Run the recurrent encoder, one :class:`alit.Iteration` at a time.
+class Rollout(Iterator[Iteration]):
+    """The recurrent encoder on a batch: iterates over its iterations, each an :class:`alit.Iteration`.
 
     Args:
         images: (B, 3, height, width) floating point in [0, 1], of the configured size.
@@ -45,50 +36,43 @@ def rollout(
     Raises:
         TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
     """
-    _check_images(model, images)
-    config, quirks = model.config, model.config.quirks
-    predict_at = range(config.iterations) if predict_at is None else predict_at
-    for index in predict_at:
-        if not 0 <= index < config.iterations:
-            raise ValueError(
-                f"predict_at: expected iterations in 0..{config.iterations - 1}, got {index}"
-            )
-    if predict_later and config.halting != "off":
-        raise ValueError(
-            f"predict_later: halting {config.halting!r} needs predictions at once; expected 'off'"
-        )
-    random = model.training or generator is not None
-    if base is None:
-        sample = random or quirks.random_posterior_in_evaluation
-        base = model.base_tokenizer.encode(images, sample=sample, generator=generator)
-    if halting_draw is None:
-        random = random or quirks.random_halting_in_evaluation
-
-        def halting_draw(p: Tensor) -> Tensor:
-            return (
-                torch.bernoulli(p, generator=generator).bool()
-                if random
-                else torch.ones_like(p, dtype=torch.bool)
-            )
-
-    return Rollout(model, images, base, predict_at, halting_draw, through_time, predict_later)
-
-
-class Rollout(Iterator[Iteration]):
-    """Iterates over at most ``config.iterations`` iterations; see :func:`rollout`."""
 
     def __init__(
         self,
         model: AdaptiveModel,
         images: Tensor,
-        base: BaseTokens,
-        predict_at: Collection[int],
-        halting_draw: HaltingDraw,
-        through_time: bool,
-        predict_later: bool,
+        *,
+        base: BaseTokens | None = None,
+        predict_at: Collection[int] | None = None,
+        generator: torch.Generator | None = None,
+        halting_draw: HaltingDraw | None = None,
+        through_time: bool = True,
+        predict_later: bool = False,
     ) -> None:
+        _check_images(model, images)
+        config, quirks = model.config, model.config.quirks
+        self.predict_at = range(config.iterations) if predict_at is None else predict_at
+        for index in self.predict_at:
+            if not 0 <= index < config.iterations:
+                raise ValueError(
+                    f"predict_at: expected iterations in 0..{config.iterations - 1}, got {index}"
+                )
+        if predict_later and config.halting != "off":
+            raise ValueError(
+                f"predict_later: halting {config.halting!r} needs predictions at once; expected 'off'"
+            )
+        random = model.training or generator is not None
+        if base is None:
+            sample = random or quirks.random_posterior_in_evaluation
+            base = model.base_tokenizer.encode(images, sample=sample, generator=generator)
+
+        def draw(p: Tensor) -> Tensor:
+            if random or quirks.random_halting_in_evaluation:
+                return torch.bernoulli(p, generator=generator).bool()
+            return torch.ones_like(p, dtype=torch.bool)
+
         self.model, self.images, self.base = model, images, base
-        self.predict_at, self.halting_draw = predict_at, halting_draw
+        self.halting_draw = draw if halting_draw is None else halting_draw
         self.through_time, self.predict_later = through_time, predict_later
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
@@ -113,14 +97,19 @@ class Rollout(Iterator[Iteration]):
         if self.dropped is not None:
             self.dropped = self.dropped[images]
 
+    def rows_kept(self) -> Tensor:
+        """(B, S) bool: the rows that the encoder sees."""
+        keep = self.tokens_BSD.new_ones(self.tokens_BSD.shape[:2], dtype=torch.bool)
+        if self.dropped is not None:
+            keep[:, 1 : 1 + self.dropped.shape[1]] = ~self.dropped
+        return keep
+
     def __next__(self) -> Iteration:
         if self.index == self.model.config.iterations:
             raise StopIteration
         with self._recording():
-            iteration = self._observe(*encode_together([self]))
-        with self._recording():
-            self._prepare(iteration)
-        return iteration
+            (encoded_BSD,) = encode_together([self])
+        return self.advance(encoded_BSD)
 
     def _recording(self) -> torch.set_grad_enabled:
         """Gradients as the caller has them; none outside ``predict_at`` if not ``through_time``."""
@@ -129,53 +118,45 @@ class Rollout(Iterator[Iteration]):
 
     def advance(self, encoded_BSD: Tensor) -> Iteration:
         """Take the encoder's output (see :func:`encode_together`) and make the input of the next iteration."""
-        iteration = self._observe(encoded_BSD)
-        self._prepare(iteration)
+        with self._recording():
+            iteration = self._observe(encoded_BSD)
+        self.index += 1
+        if self.index < self.model.config.iterations:
+            with self._recording():
+                self._prepare(iteration)
         return iteration
 
     def _observe(self, encoded_BSD: Tensor) -> Iteration:
-        model = self.model
+        model, config, quirks = self.model, self.model.config, self.model.config.quirks
         image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
         wanted = self.index in self.predict_at and not self.predict_later
-        halts = self._halts(wanted)
+        last = self.index == config.iterations - 1
+        halts = config.halting != "off" and (not last or quirks.halt_after_last_iteration)
+        if model.training and quirks.halt_only_at_predicted_iterations:
+            halts = halts and wanted
         bottleneck = model.read_out(latents_BLD)
-        prediction = (
-            model.predict(bottleneck.codes_BLC, self.base.target_BN) if wanted or halts else None
-        )
-        halted = (
-            model.halted(prediction, self.base, self.halting_draw)
-            if halts and prediction is not None
-            else None
-        )
-        if model.config.halting == "drop" and halted is not None:
+        prediction = halted = None
+        if wanted or halts:
+            prediction = model.predict(bottleneck.codes_BLC, self.base.target_BN)
+            if halts:
+                halted = model.halted(prediction, self.base, self.halting_draw)
+        if config.halting == "drop" and halted is not None:
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
-        iteration = Iteration(
+        return Iteration(
             *(self.index, self.image_index_B, self.images, self.base),
             *(image_tokens_BND, latents_BLD, bottleneck),
             prediction=prediction if wanted else None,
             halted=halted,
         )
-        self.index += 1
-        return iteration
 
     def _prepare(self, iteration: Iteration) -> None:
         """The encoder's next input."""
-        config = self.model.config
-        if self.index == config.iterations:
-            return
         image_tokens_BND, latents_BLD = iteration.image_tokens_BND, iteration.latents_BLD
         if not self.through_time:
             image_tokens_BND, latents_BLD = image_tokens_BND.detach(), latents_BLD.detach()
-        halted = None if config.halting == "drop" else iteration.halted
+        halted = None if self.model.config.halting == "drop" else iteration.halted
         self.tokens_BSD = self.model.next_input(image_tokens_BND, latents_BLD, halted, self.index)
-
-    def _halts(self, wanted: bool) -> bool:
-        config, quirks = self.model.config, self.model.config.quirks
-        last = self.index == config.iterations - 1
-        if config.halting == "off" or (last and not quirks.halt_after_last_iteration):
-            return False
-        return wanted or not (self.model.training and quirks.halt_only_at_predicted_iterations)
 
 
 def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -190,11 +171,9 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
     sizes = [x.shape[0] for x in inputs]
     if not dropped and len({x.shape[1] for x in inputs}) == 1:
         return list(encoder(inputs[0] if len(inputs) == 1 else torch.cat(inputs)).split(sizes))
-    rows_TD = torch.cat([x.flatten(0, 1) for x in inputs])
-    lengths = torch.cat([x.new_full(x.shape[:1], x.shape[1], dtype=torch.int64) for x in inputs])
-    offsets, longest = cumulative_offsets(lengths), max(x.shape[1] for x in inputs)
+    rows_TD, offsets, longest = one_behind_another(inputs)
     if dropped:
-        keep = torch.cat([_kept(rollout).flatten() for rollout in rollouts])
+        keep = torch.cat([rollout.rows_kept().flatten() for rollout in rollouts])
         packed, offsets, source = compact(rows_TD, offsets, keep, capacity=int(keep.sum()))
         packed = encoder(packed, offsets, max_length=longest)
         rows_TD = packed.new_zeros(rows_TD.shape).index_copy(0, source.long(), packed)
@@ -202,14 +181,6 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
         rows_TD = encoder(rows_TD, offsets, max_length=longest)
     pieces = rows_TD.split([rollout.rows for rollout in rollouts])
     return [piece.view(x.shape) for piece, x in zip(pieces, inputs, strict=True)]
-
-
-def _kept(rollout: Rollout) -> Tensor:
-    """(B, S) bool: the rows that the encoder sees."""
-    keep = rollout.tokens_BSD.new_ones(rollout.tokens_BSD.shape[:2], dtype=torch.bool)
-    if rollout.dropped is not None:
-        keep[:, 1 : 1 + rollout.dropped.shape[1]] = ~rollout.dropped
-    return keep
 
 
 def _check_images(model: AdaptiveModel, images: Tensor) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from alit_kernels import cumulative_offsets, pack, unpack
+from alit_kernels import cumulative_offsets, unpack
 
-from .alit_format import Contents, ModelIdentity, dump, parse
+from .alit_format import ModelIdentity, Reader, dump
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +93,6 @@ class TokenSequence:
         return TokenSequence(lengths, *((None, rows) if self.indices is None else (rows, None)))
 
     @classmethod
-    def from_padded(cls, tokens: Tensor, lengths: Tensor) -> TokenSequence:
-        """From (B, N) int64 indices or (B, N, C) latents; what lies beyond each length is dropped."""
-        rows, _ = pack(tokens, lengths, capacity=int(lengths.sum()))
-        return (
-            cls(lengths, latents=rows) if tokens.is_floating_point() else cls(lengths, indices=rows)
-        )
-
-    @classmethod
     def concatenate(cls, sequences: list[TokenSequence]) -> TokenSequence:
         """One batch of several."""
         if not sequences:
@@ -118,7 +111,7 @@ class TokenSequence:
         """
         if self.indices is None:
             raise ValueError("TokenSequence: expected indices, .alit files hold no latents")
-        return dump(Contents(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy()))
+        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy())
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelIdentity | None = None) -> TokenSequence:
@@ -130,6 +123,9 @@ class TokenSequence:
         Raises:
             FormatError: no ``.alit`` data, a damaged one, or one that another model wrote.
         """
-        contents = parse(data, model)
-        lengths, indices = (torch.from_numpy(x) for x in (contents.lengths, contents.indices))
+        reader = Reader(io.BytesIO(data))
+        if model is not None:
+            reader.expect(model)
+        parts = reader.lengths(0, reader.images), reader.indices(0, reader.tokens)
+        lengths, indices = map(torch.from_numpy, parts)
         return cls(lengths, indices=indices)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import encoding, model_file, rollout
+from . import encoding, model_file
 from .alit_format import ModelIdentity
 from .base import build_base
 from .config import AdaptiveTokenizerConfig
 from .model import AdaptiveModel
+from .rollout import Rollout
 from .sequence import TokenSequence
 
 
@@ -25,9 +26,12 @@ class AdaptiveTokenizer(AdaptiveModel):
     """
 
     # Functions of the files that do the work, bound as methods: their first argument is the model.
-    rollout = rollout.rollout
     encode = encoding.encode
     encode_stream = encoding.encode_stream
+
+    def rollout(self, images: Tensor, **options: Any) -> Rollout:
+        """The recurrent encoder, one iteration at a time; arguments as for :class:`alit.Rollout`."""
+        return Rollout(self, images, **options)
 
     @classmethod
     def from_size(cls, size: str, **options: Any) -> AdaptiveTokenizer:
@@ -118,7 +122,7 @@ class AdaptiveTokenizer(AdaptiveModel):
                 )
         else:
             channels = (
-                config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim
+                config.encoder.width if config.bottleneck == "unfactorized" else config.code_dim
             )
             if tokens.rows.shape[1] != channels:
                 raise ValueError(

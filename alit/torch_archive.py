@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .atomic_files import CheckpointError, reading
-from .checks import printable, some
+from .atomic_files import reading
+from .checks import CheckpointError, printable, some
 
 #: Instructions of a pickle, bytes of a zip file's directory, values of a tuple: several times those of any published
 #: checkpoint. They bound what reading takes beside the tensors.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from . import _machine_code, _triton
-from ._machine_code import Code, Expected, read
+from ._machine_code import Expected, Result, read
 
 #: What Triton's signatures call the element types.
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -51,13 +51,11 @@ class Build:
     rare: bool
 
     @property
-    def name(self) -> str:
-        return f"{self.kernel.__module__}.{self.kernel.__name__}"
-
-    @property
     def key(self) -> str:
         """What names it in a result file."""
-        return f"{self.name} [{self.label}] sm_{self.architecture}"
+        return (
+            f"{self.kernel.__module__}.{self.kernel.__name__} [{self.label}] sm_{self.architecture}"
+        )
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -65,36 +63,39 @@ class Build:
         names = self.kernel.arg_names
         return {names[i]: x for (i,), x in self.constants.items() if names[i].isupper()}
 
-    @property
-    def source(self) -> Any:
-        """What Triton compiles."""
-        from triton.compiler import ASTSource
-
-        return ASTSource(self.kernel, self.signature, dict(self.constants), self.attributes)
-
-    def compiled(self) -> Any:
-        """What Triton makes of it; raises what Triton raises where the kernel does not compile."""
-        import triton
-
-        return triton.compile(
-            self.source, target=_target(self.architecture), options=dict(self.options)
-        )
-
-    def code(self) -> Code:
-        """What the machine code says; raises as ``compiled``."""
-        return read(self.compiled(), self.architecture, self.signature, self.expected)
-
-    def hash(self) -> str:
-        """Of all that decides ``code``: the same on every machine."""
+    def about(self) -> dict[str, Any]:
+        """The fields of a result that need no compiler; the hash is the same on every machine."""
         import triton
         from triton.backends.nvidia.compiler import get_ptxas_version
 
         decides = (
             *(triton.__version__, get_ptxas_version(self.architecture), self.architecture),
-            *(self.source.hash(), sorted(self.options.items()), self.expected),
+            *(self._source().hash(), sorted(self.options.items()), self.expected),
             inspect.getsource(_machine_code),
         )
-        return hashlib.sha256(repr(decides).encode()).hexdigest()
+        return {
+            "kernel": f"{self.kernel.__module__}.{self.kernel.__name__}",
+            "label": self.label,
+            "arch": self.architecture,
+            "sizes": self.sizes,
+            "hash": hashlib.sha256(repr(decides).encode()).hexdigest(),
+        }
+
+    def compiled(self) -> Any:
+        """What Triton makes of it; raises what Triton raises where the kernel does not compile."""
+        import triton
+
+        target = _target(self.architecture)
+        return triton.compile(self._source(), target=target, options=dict(self.options))
+
+    def result(self) -> Result:
+        """What the machine code says; raises as ``compiled``."""
+        return read(self.compiled(), self.signature, self.expected, **self.about())
+
+    def _source(self) -> Any:
+        from triton.compiler import ASTSource
+
+        return ASTSource(self.kernel, self.signature, dict(self.constants), self.attributes)
 
 
 class Recorder:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER = (torch.int32, torch.int64)
-_STRIDED = torch.strided
 
 
 def check_tensor(
@@ -28,7 +27,7 @@ def check_tensor(
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     # What no dtype tells is told by these; quantized tensors have dtypes of their own.
     if (
-        tensor.layout is not _STRIDED
+        tensor.layout is not torch.strided
         or tensor.is_nested
         or (dtype is None and tensor.is_quantized)
         or (type(tensor) is not Tensor and is_sharded(tensor))
@@ -124,6 +123,13 @@ def check_flag(name: str, value: Any) -> None:
     """Check an option that is on or off."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def check_offsets_shape(offsets: Any) -> None:
+    """Check type and shape of offsets of packed sequences."""
+    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
+    if offsets.shape[0] == 0:
+        raise ValueError("offsets: expected at least one entry (B + 1), got none")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

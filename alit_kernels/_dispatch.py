@@ -2,6 +2,10 @@
 
 Short sequences make short kernels, so the host has to be quick too, and the dispatcher's way through Python takes
 longer than many of the kernels. A call that nothing traces, transforms or profiles goes to the operator's function.
+
+What that saves, on one thread of a shared AMD EPYC, medians: tail_mask of one token takes 56 us through the dispatcher
+and 38 us around it, with its backward 308 us and 238 us. ``python -m benchmarks.studies.dispatcher`` measures it
+again; a busy machine takes several times as long for each.
 """
 
 from __future__ import annotations

@@ -125,11 +125,11 @@ class Op(Operator):
         *values, requested = arguments
         grouped = values if self._problem is None else self._grouped(values)
         tensors = [value for value in values if isinstance(value, Tensor)]
-        device = tensors[0].device.type
-        if self._check is not None and all(tensor.device.type == "cpu" for tensor in tensors):
+        if self._check is not None and all(tensor.is_cpu for tensor in tensors):
             self._check(*grouped)
-        double = any(tensor.dtype == torch.float64 for tensor in tensors)
-        dtype = torch.float64 if double else tensors[0].dtype
+        device = tensors[0].device.type
+        dtypes = [tensor.dtype for tensor in tensors]
+        dtype = torch.float64 if torch.float64 in dtypes else dtypes[0]
         name = self.choose(requested, device, dtype, grouped)
         function = self._load(name)
         if name != "reference" and not all(map(_is_aligned, tensors)):

@@ -65,9 +65,17 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Code:
-    """What was found: of one thread registers and bytes of stack, of a block bytes of shared memory."""
+class Result:
+    """What the machine code of one build says: of a thread registers and bytes of stack, of a block shared memory.
 
+    ``hash`` is that of all that decides the rest; ``sizes`` are the kernel's constants by name.
+    """
+
+    kernel: str
+    label: str
+    arch: int
+    sizes: dict[str, Any]
+    hash: str
     registers: int
     stack: int
     shared: int
@@ -77,20 +85,25 @@ class Code:
     hot_loop_cycles: dict[str, int]
     faults: list[str]
 
+    @property
+    def key(self) -> str:
+        return f"{self.kernel} [{self.label}] sm_{self.arch}"
 
-def read(found: Any, arch: int, signature: Mapping[str, str], expected: Expected) -> Code:
-    """Of what Triton compiled for an architecture; ``signature`` is that of ``_builds.Build``."""
+
+def read(
+    found: Any, types: Mapping[str, str], expected: Expected, *, arch: int, **about: Any
+) -> Result:
+    """Of what Triton compiled for an architecture; ``types`` is the signature of a ``_builds.Build``."""
     registers, stack, sass = disassemble(found.asm["cubin"])
     code, meta = instructions(sass), found.metadata
-    columns = getattr(meta, "tmem_size", None) or 0
     bound, cycles = predicted_bound(hot_loop(code), arch)
-    arguments = [
-        name if kind.startswith("*") else ""
-        for name, kind in signature.items()
-        if kind != "constexpr"
-    ]
-    widths = access_widths(found.asm["ptx"], arguments)
-    return Code(
+    arguments = {name: kind for name, kind in types.items() if kind != "constexpr"}
+    pointers = [name if kind.startswith("*") else "" for name, kind in arguments.items()]
+    widths = access_widths(found.asm["ptx"], pointers)
+    columns = getattr(meta, "tmem_size", None) or 0
+    return Result(
+        **about,
+        arch=arch,
         registers=registers,
         stack=stack,
         shared=meta.shared,

@@ -21,29 +21,13 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from ._builds import Build, builds
-from ._machine_code import MATRIX, Code
+from ._machine_code import MATRIX, Result
 
 ARCHITECTURES = (80, 90, 100)
-
-
-@dataclass(frozen=True)
-class Result(Code):
-    """What the machine code of one build says; ``hash`` is the build's."""
-
-    kernel: str
-    label: str
-    arch: int
-    sizes: dict[str, Any]
-    hash: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.kernel} [{self.label}] sm_{self.arch}"
 
 
 def packages() -> list[str]:
@@ -96,34 +80,29 @@ def compare(
 _builds_of = functools.cache(builds)
 
 
-def _job(package: str, architecture: int, key: str) -> Code:
+def _job(package: str, architecture: int, key: str) -> Result:
     (build,) = (b for b in _builds_of(package, architecture) if b.key == key)
     try:
-        return build.code()
+        return build.result()
     except Exception as error:
         raise RuntimeError(f"{key} does not compile") from error
 
 
 def compile_all(wanted: list[Build], jobs: int, known: Mapping[str, Result]) -> list[Result]:
-    """Those whose hash is not in ``known`` are compiled, in parallel processes."""
-    hashes = {build.key: build.hash() for build in wanted}
-    anew = [build for build in wanted if hashes[build.key] not in known]
-    tasks = [(b.kernel.__module__.rpartition(".")[0], b.architecture, b.key) for b in anew]
-    codes: dict[str, Code] = {}
+    """Results of all; of those whose hash is not in ``known``, from parallel processes."""
+    about = {build.key: build.about() for build in wanted}
+    found = {k: replace(known[x["hash"]], **x) for k, x in about.items() if x["hash"] in known}
+    tasks = [
+        (build.kernel.__module__.rpartition(".")[0], build.architecture, build.key)
+        for build in wanted
+        if build.key not in found
+    ]
+    print(f"{len(found)} of {len(wanted)} builds are unchanged", flush=True)
     if tasks:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            found = pool.map(_job, *zip(*tasks, strict=True))
-            codes = {build.key: code for build, code in zip(anew, found, strict=True)}
-    print(f"compiled {len(anew)} of {len(wanted)} builds")
-    return [
-        Result(
-            **vars(codes[build.key] if build.key in codes else known[hashes[build.key]])
-            | {"kernel": build.name, "label": build.label, "arch": build.architecture}
-            | {"sizes": build.sizes, "hash": hashes[build.key]}
-        )
-        for build in wanted
-    ]
+            found |= {r.key: r for r in pool.map(_job, *zip(*tasks, strict=True))}
+    return [found[build.key] for build in wanted]
 
 
 def show(results: list[Result]) -> None:

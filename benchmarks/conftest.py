@@ -18,12 +18,10 @@ from .harness.timing import machine
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="small shapes, few rounds")
-    parser.addoption(
-        "--compiled", action="store_true", help="torch.compile whole models on a CPU too"
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.option.randomly_reorganize = False  # the contenders of a contest stand together
     torch.set_num_threads(THREADS)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
 
@@ -74,19 +72,8 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def with_compiled(request: pytest.FixtureRequest) -> bool:
-    return DEVICE == "cuda" or bool(request.config.getoption("--compiled"))
-
-
-@pytest.fixture(scope="session")
 def _contests() -> dict[str, Contest]:
     return {}
-
-
-def failure_kind(failure: Exception) -> str:
-    if isinstance(failure, Absent):
-        return "absent"
-    return "wrong" if isinstance(failure, AssertionError) else "failed"
 
 
 @pytest.fixture
@@ -106,22 +93,23 @@ def race(
             _contests[group] = make()
             _contests[group].run(min(rounds, 3) if quick else rounds, warmup)
         contest = _contests[group]
-        failure = contest.failures.get(name)
-        if failure is not None:
-            left_out = pytestconfig.stash.setdefault(LEFT_OUT, {}).setdefault(group, {})
+        if failure := contest.failures.get(name):
+            kind = "wrong" if isinstance(failure, AssertionError) else "failed"
+            kind = "absent" if isinstance(failure, Absent) else kind
             reason = str(failure).strip() or type(failure).__name__
-            left_out[name] = f"{failure_kind(failure)}: {reason.splitlines()[0]}"
-        if isinstance(failure, Absent):
-            pytest.skip(f"{name} is absent: {failure}")
-        if failure is not None:
+            left_out = pytestconfig.stash.setdefault(LEFT_OUT, {}).setdefault(group, {})
+            left_out[name] = f"{kind}: {reason.splitlines()[0]}"
+            if isinstance(failure, Absent):
+                pytest.skip(f"{name} is absent: {failure}")
             raise failure
-        samples = iter(contest.samples[name])
+        samples = contest.samples[name]
+        times = iter(samples)
         benchmark.group = group
         benchmark.extra_info.update(contest.info(name))
         benchmark.pedantic(
             lambda: None,
-            setup=lambda: REPLAY.load(next(samples)),
-            rounds=len(contest.samples[name]),
+            setup=lambda: REPLAY.extend((0.0, next(times))),
+            rounds=len(samples),
         )
 
     return report

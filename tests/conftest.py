@@ -1,11 +1,19 @@
-"""Fixtures of every test: two threads in all, NaN in every uninitialised tensor, a fixed seed; Triton's interpreter."""
+"""Of every test: it begins as if it were the first, with NaN in every uninitialised tensor; Triton's interpreter."""
 
 from __future__ import annotations
 
 import os
+import random
+import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+
+# Threads without work sleep: where processes share the cores, waiting would take half of their time. Read when torch
+# is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Without a GPU, kernels run in the interpreter. Triton reads this when it is first imported, which alit_kernels' use of
@@ -25,18 +33,25 @@ THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.randomly_reset_seed = False  # pytest-randomly's seed is that of the order alone
+
+
+@pytest.fixture(autouse=True)
+def _as_the_first_test() -> None:
+    """Threads, seeds and compiled code are what they are in a test that runs alone, whatever ran before."""
     torch.set_num_threads(THREADS)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 # of libraries that draw from it
+    torch.manual_seed(0)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Models this small lose more to waking a second thread than it brings."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +59,3 @@ def _nan_filled_empty() -> Iterator[None]:
     """An output that an op leaves unwritten is NaN, not whatever was there."""
     with nan_filled_empty():
         yield
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)

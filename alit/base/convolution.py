@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 
@@ -71,16 +73,22 @@ class AttentionBlock(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, then the change to the next: ``downsample`` or ``upsample``."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, *, plain: bool, attends: bool = False
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()
+        for width in (inputs, *[outputs] * (blocks - 1)):
+            self.block.append(ResidualBlock(width, outputs, plain=plain))
+            if attends:
+                self.attn.append(AttentionBlock(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        for index, block in enumerate(self.block):
+        for block, attend in zip_longest(self.block, self.attn):
             x = block(x)
-            if len(self.attn):
-                x = self.attn[index](x)
+            if attend is not None:
+                x = attend(x)
         for change in ("downsample", "upsample"):
             if hasattr(self, change):
                 x = getattr(self, change)(x)
@@ -150,12 +158,9 @@ class ConvEncoder(nn.Module):
         self.down = nn.ModuleList()
         width = channels
         for index, multiplier in enumerate(multipliers):
-            level = Level()
-            for _ in range(blocks):
-                level.block.append(ResidualBlock(width, channels * multiplier, plain=plain))
-                width = channels * multiplier
-                if index in attention_levels:
-                    level.attn.append(AttentionBlock(width))
+            inputs, width = width, channels * multiplier
+            attends = index in attention_levels
+            level = Level(inputs, width, blocks, plain=plain, attends=attends)
             if index < len(multipliers) - 1:
                 level.downsample = nn.AvgPool2d(2) if plain else Strided(width)
             self.down.append(level)
@@ -191,14 +196,11 @@ class ConvDecoder(nn.Module):
         self.conv_in = nn.Conv2d(inputs, width, 3, padding=1)
         self.mid = Middle(width, plain=plain)
         levels = []
-        for index in reversed(range(len(multipliers))):
-            level = Level()
-            for _ in range(blocks):
-                level.block.append(ResidualBlock(width, channels * multipliers[index], plain=plain))
-                width = channels * multipliers[index]
+        for index, multiplier in reversed(list(enumerate(multipliers))):
+            before, width = width, channels * multiplier
+            levels.append(level := Level(before, width, blocks, plain=plain))
             if index > 0:
                 level.upsample = Upsample(width)
-            levels.append(level)
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = norm(width)
         self.conv_out = nn.Conv2d(width, 3 * stem**2, 3, padding=1)

@@ -76,6 +76,17 @@ class BaseTokenizer(nn.Module, ABC):
         """Images of codes (expected ones included), about [0, 1], not clamped."""
 
 
+class ContinuousBase(BaseTokenizer):
+    """A base without a codebook: targets are the tokens themselves, and decoder outputs are channels."""
+
+    def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
+        """Base tokens of latents that the encoder gave earlier."""
+        return BaseTokens(latents_BCHW, to_rows(latents_BCHW), None)
+
+    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
+        return Prediction(decoded_BNV, decoded_BNV)
+
+
 def to_rows(x_BCHW: Tensor) -> Tensor:
     """(B, C, H, W) to (B, N, C)."""
     return x_BCHW.flatten(2).transpose(1, 2)

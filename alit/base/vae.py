@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, conv_transpose2d
 
 from ..config import KLVAEConfig, Quirks
 from .convolution import ConvDecoder, ConvEncoder
-from .dct import dct_filters
-from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
+from .dct import BlockDCT
+from .interface import BaseTokens, ContinuousBase, to_grid
 
 
 class Posterior(NamedTuple):
@@ -29,76 +28,47 @@ class Posterior(NamedTuple):
 
 
 class KLVAE(nn.Module):
-    """Encoder to a posterior, decoder from (unscaled) latents."""
+    """Encoder to a posterior, decoder from (unscaled) latents; images in [-1, 1]."""
 
     def __init__(self, config: KLVAEConfig) -> None:
         super().__init__()
         latents = config.latent_channels
-        channels, multipliers, blocks = config.channels, config.multipliers, config.blocks
+        layout: dict[str, Any] = {
+            "channels": config.channels,
+            "multipliers": config.multipliers,
+            "stem": config.stem,
+            "plain": False,
+        }
+        attention = config.attention_levels
         self.encoder = ConvEncoder(
-            2 * latents,
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-            plain=False,
-            attention_levels=config.attention_levels,
-            stem=config.stem,
+            2 * latents, blocks=config.blocks, attention_levels=attention, **layout
         )
-        self.decoder = ConvDecoder(
-            latents,
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks + 1,
-            plain=False,
-            stem=config.stem,
-        )
+        self.decoder = ConvDecoder(latents, blocks=config.blocks + 1, **layout)
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
         self.post_quant_conv = nn.Conv2d(latents, latents, 1)
-        self.transform = BlockTransform(config) if config.transform else None
-        if config.transform:  # at first the transform alone, hardly blurred by noise
-            with torch.no_grad():
-                for parameter in (
-                    *self.quant_conv.parameters(),
-                    *self.decoder.conv_out.parameters(),
-                ):
-                    parameter.zero_()
-                self.quant_conv.get_parameter("bias")[latents:] = -8.0
+        self.transform = None
+        if config.transform:
+            chroma = round(3 / 16 * latents)
+            counts = (latents - 2 * chroma, chroma, chroma)
+            self.transform = BlockDCT(config.patch_size, counts, span=2.0)
+            # At first the transform alone, hardly blurred by noise.
+            for layer in (self.quant_conv, self.decoder.conv_out):
+                for parameter in layer.parameters():
+                    nn.init.zeros_(parameter)
+            nn.init.constant_(self.quant_conv.get_parameter("bias")[latents:], -8.0)
 
     def encode(self, images: Tensor) -> Posterior:
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         if self.transform is not None:
-            mean = mean + self.transform.analysis(images)
+            mean = mean + self.transform(images)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         images = self.decoder(self.post_quant_conv(latents_BCHW))
-        if self.transform is not None:
-            images = images + self.transform.synthesis(latents_BCHW)
-        return images
+        return images if self.transform is None else images + self.transform.inverse(latents_BCHW)
 
 
-class BlockTransform(nn.Module):
-    """Patches of images in [-1, 1] to their lowest DCT coefficients, scaled as in :class:`.dct.DCTBase`, and back."""
-
-    def __init__(self, config: KLVAEConfig) -> None:
-        super().__init__()
-        latents, self.patch_size = config.latent_channels, config.patch_size
-        chroma = round(3 / 16 * latents)
-        filters = dct_filters(self.patch_size, (latents - 2 * chroma, chroma, chroma))
-        self.forward_filters: Tensor
-        self.inverse_filters: Tensor
-        self.register_buffer("forward_filters", filters[0] / 2, persistent=False)
-        self.register_buffer("inverse_filters", filters[1] * 2, persistent=False)
-
-    def analysis(self, images: Tensor) -> Tensor:
-        return conv2d(images, self.forward_filters.to(images.dtype), stride=self.patch_size)
-
-    def synthesis(self, coefficients: Tensor) -> Tensor:
-        filters = self.inverse_filters.to(coefficients.dtype)
-        return conv_transpose2d(coefficients, filters, stride=self.patch_size)
-
-
-class KLVAEBase(BaseTokenizer):
+class KLVAEBase(ContinuousBase):
     """Tokens and targets are scaled latents. Images are moved from [0, 1] to the [-1, 1] of the VAE, and back."""
 
     def __init__(self, config: KLVAEConfig, quirks: Quirks) -> None:
@@ -111,7 +81,7 @@ class KLVAEBase(BaseTokenizer):
     def encode(
         self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
     ) -> BaseTokens:
-        posterior = self.vae.encode(images if self.unit_range else 2 * images - 1)
+        posterior = self._posterior(images)
         if not sample:
             return self.tokens(posterior.mean * self.scale)
         noise = torch.randn(
@@ -119,22 +89,21 @@ class KLVAEBase(BaseTokenizer):
         )
         return self.tokens(posterior.sample(noise) * self.scale)
 
-    def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
-        """Base tokens of scaled latents that the encoder gave earlier."""
-        return BaseTokens(latents_BCHW, to_rows(latents_BCHW), None)
-
     def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """From a posterior sample; the term is the KL divergence in nats per pixel value."""
-        posterior = self.vae.encode(images if self.unit_range else 2 * images - 1)
+        posterior = self._posterior(images)
         latents = posterior.sample(torch.randn_like(posterior.mean))
-        decoded = self.vae.decode(latents * self.scale if self.scaled_decoding else latents)
         divergence = Posterior(posterior.mean.float(), posterior.logvar.float()).kl()
-        return decoded if self.unit_range else (decoded + 1) / 2, divergence.sum() / images.numel()
-
-    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
-        return Prediction(decoded_BNV, decoded_BNV)
+        pixels = self._decoded(latents * self.scale if self.scaled_decoding else latents)
+        return pixels, divergence.sum() / images.numel()
 
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         latents = to_grid(code_BNC, grid)
-        images = self.vae.decode(latents if self.scaled_decoding else latents / self.scale)
+        return self._decoded(latents if self.scaled_decoding else latents / self.scale)
+
+    def _posterior(self, images: Tensor) -> Posterior:
+        return self.vae.encode(images if self.unit_range else 2 * images - 1)
+
+    def _decoded(self, latents_BCHW: Tensor) -> Tensor:
+        images = self.vae.decode(latents_BCHW)
         return images if self.unit_range else (images + 1) / 2

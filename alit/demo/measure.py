@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention_maps import latent_attention
-from ..evaluation import thumbnail
-from ..evaluation.evaluate import bits_per_token, eight_bits
+from ..evaluation.metrics import bits_per_token, eight_bits, l1, thumbnail
 from ..tokenizer import AdaptiveTokenizer
 
 #: Photographs together.
@@ -44,16 +43,18 @@ class Measured:
     @property
     def l1(self) -> Tensor:
         """(K, B) mean absolute pixel errors."""
-        return (self.pixels - self.images).abs().mean((2, 3, 4))
+        return l1(self.pixels, self.images)
 
     @property
     def thumbnail_l1(self) -> Tensor:
         """(K, B) those of the thumbnails."""
-        return (self.thumbnails - self.images).abs().mean((2, 3, 4))
+        return l1(self.thumbnails, self.images)
 
 
 @torch.no_grad()
-def measure(model: AdaptiveTokenizer, photos: dict[str, Tensor], *, max_l1: float) -> Measured:
+def measure(
+    model: AdaptiveTokenizer, photos: dict[str, Tensor], *, max_l1: float = 0.08
+) -> Measured:
     """Run the model on photographs (3, height, width) by name."""
     images = torch.stack(list(photos.values()))
     parts = [_rollout(model, batch) for batch in images.split(BATCH)]
@@ -62,12 +63,12 @@ def measure(model: AdaptiveTokenizer, photos: dict[str, Tensor], *, max_l1: floa
     )
     config = model.config
     lengths = [config.latents_per_iteration * (i + 1) for i in range(config.iterations)]
-    bits = [length * bits_per_token(model) for length in lengths]
+    bits = [length * bits_per_token(config) for length in lengths]
     below = errors < max_l1
     reached = below.any(0)
     first = torch.where(reached, below.int().argmax(0), config.iterations - 1)
     order = sorted(range(len(images)), key=lambda b: (int(first[b]), float(errors[-1, b])))
-    small = torch.stack([eight_bits(thumbnail(images, count), "pinned") for count in bits])
+    small = torch.stack([thumbnail(images, count) for count in bits])
     return Measured(
         names=[list(photos)[b] for b in order],
         images=images[order],
@@ -89,6 +90,6 @@ def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
     for iteration in model.rollout(images):
         assert iteration.prediction is not None
         decoded = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
-        pixels.append(eight_bits(decoded, "pinned").cpu())
-        errors.append((decoded - images).float().abs().mean((1, 2, 3)).cpu())
+        pixels.append(eight_bits(decoded).cpu())
+        errors.append(l1(decoded, images).float().cpu())
     return torch.stack(pixels), torch.stack(errors), latent_attention(model, images).cpu()

@@ -2,7 +2,7 @@
 
 from .evaluate import Evaluation, LengthQuality, Quality, evaluate
 from .learned import Networks, networks
-from .thumbnail import thumbnail, thumbnail_side
+from .metrics import thumbnail, thumbnail_side
 
 __all__ = [
     "Evaluation",

@@ -7,25 +7,34 @@ Everywhere: means over all pictures, pixels in [0, 1], each picture counted once
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..console import printable
-from ..folders import reason_of
+from alit_kernels import VectorQuantized
+
+from ..config import AdaptiveTokenizerConfig
+from ..folders import Listing
 from ..images import MAX_MEGAPIXELS, load_square, to_tensor, upright
 from ..tokenizer import AdaptiveTokenizer
 from .learned import Frechet, Networks
-from .thumbnail import thumbnail, thumbnail_side
+from .metrics import (
+    bits_per_token,
+    codebook_usage,
+    eight_bits,
+    l1,
+    psnr,
+    ssim,
+    thumbnail,
+    thumbnail_side,
+)
 
 PROTOCOLS = ("pinned", "official")
+#: In the order in which they are measured; the last only where there is a network for it.
+METRICS = ("l1", "psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True)
@@ -72,9 +81,6 @@ class Evaluation:
     lengths: list[LengthQuality]
     unreadable: list[str]
 
-    def asdict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
-
 
 @torch.no_grad()
 def evaluate(
@@ -99,29 +105,27 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    config = model.config
-    if config.image_size[0] != config.image_size[1]:
+    config, listing, done = model.config, Listing(list(files)), 0
+    side, width = config.image_size
+    if side != width:
         raise ValueError(f"image_size: expected a square, got {config.image_size}")
-    unreadable: list[str] = []
-    sums = [_Sums(model, networks.perceptual) for _ in range(config.iterations)]
-    frechet = None
-    if networks.inception is not None:
-        frechet = Frechet(networks.inception, 2 * config.iterations)
-    device, done = model.latent_tokens.device, 0
+    lengths = [_Length(i, config, networks.perceptual) for i in range(config.iterations)]
+    frechet = None if networks.inception is None else Frechet(networks.inception)
 
     def load(file: Path) -> Tensor:
-        read = load_square if protocol == "pinned" else _cropped
-        return read(file, config.image_size[0], max_megapixels=max_megapixels)
+        read = load_square if protocol == "pinned" else cropped
+        return read(file, side, max_megapixels=max_megapixels)
 
-    for images in _batches(files, load, batch_size, unreadable):
+    for _, images in listing.batches(load, batch_size):
         shown: list[Tensor] = []
-        for iteration, total in zip(model.rollout(images.to(device)), sums, strict=True):
+        rollout = model.rollout(images.to(model.latent_tokens.device))
+        for iteration, length in zip(rollout, lengths, strict=True):
             assert iteration.prediction is not None
             pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, config.grid)
-            quantized = iteration.bottleneck.quantized
-            index = None if quantized is None else quantized.index
-            ours = eight_bits(pixels, protocol).cpu()
-            shown += [ours, total.add(images, ours, iteration.num_tokens, index)]
+            ours = eight_bits(pixels, truncated=protocol == "official").cpu()
+            theirs = thumbnail(images, length.bits)
+            length.add(images, ours, theirs, iteration.bottleneck.quantized)
+            shown += [ours, theirs]
         if frechet is not None:
             frechet.add(images, shown)
         done += len(images)
@@ -129,107 +133,59 @@ def evaluate(
             on_batch(done)
     if done == 0:
         raise ValueError(f"data: none of {len(files)} pictures can be read")
-    rfid: list[float | None] = [None] * (2 * config.iterations)
-    if frechet is not None and done > 1:  # a distance of distributions
-        rfid = list(frechet.distances())
-    lengths = [total.result(done, rfid[2 * i], rfid[2 * i + 1]) for i, total in enumerate(sums)]
-    return Evaluation(protocol, done, config.image_size, lengths, unreadable)
+    none: list[float | None] = [None] * (2 * len(lengths))
+    rfid = none if frechet is None else frechet.distances()
+    results = [x.result(rfid[2 * i : 2 * i + 2]) for i, x in enumerate(lengths)]
+    return Evaluation(protocol, done, config.image_size, results, listing.unreadable)
 
 
-def eight_bits(pixels: Tensor, protocol: str) -> Tensor:
-    """Clamped to [0, 1] and reduced to 8 bits, as the protocol has it."""
-    levels = pixels.float().clamp(0, 1) * 255
-    return (levels.floor() if protocol == "official" else levels.round()) / 255
+class _Length:
+    """What is measured at one length: the model's pictures and thumbnails, each by the fields of :class:`Quality`."""
 
+    def __init__(
+        self, iteration: int, config: AdaptiveTokenizerConfig, perceptual: nn.Module | None
+    ) -> None:
+        self.tokens, self.perceptual = config.latents_per_iteration * (iteration + 1), perceptual
+        self.bits = self.tokens * bits_per_token(config)
+        self.side = min(thumbnail_side(self.bits), *config.image_size)
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.counts = torch.zeros(config.codebook_size, dtype=torch.int64)
 
-def bits_per_token(model: AdaptiveTokenizer) -> float:
-    config = model.config
-    if config.bottleneck == "quantized":
-        return math.log2(config.codebook_size)
-    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorised" else config.code_dim)
+    def add(
+        self, images: Tensor, ours: Tensor, theirs: Tensor, quantized: VectorQuantized | None
+    ) -> None:
+        self.rows.append((self._qualities(images, ours), self._qualities(images, theirs)))
+        if quantized is not None:
+            index = quantized.index.flatten().cpu()
+            self.counts += torch.bincount(index, minlength=len(self.counts))
 
+    def _qualities(self, images: Tensor, shown: Tensor) -> Tensor:
+        """(B, 3 or 4) float64"""
+        values = [metric(images, shown).double() for metric in (l1, psnr, ssim)]
+        if self.perceptual is not None:
+            device = next(self.perceptual.parameters()).device
+            values.append(self.perceptual(images.to(device), shown.to(device)).double().cpu())
+        return torch.stack(values, dim=1)
 
-class _Sums:
-    """Sums over pictures at one length."""
-
-    def __init__(self, model: AdaptiveTokenizer, perceptual: nn.Module | None) -> None:
-        self.perceptual = perceptual
-        self.bits_per_token, self.size = bits_per_token(model), model.config.image_size
-        self.model, self.thumbnail = np.zeros(4), np.zeros(4)
-        self.tokens, self.count = 0, None
-        self.codes = model.config.codebook_size
-        self.used: Tensor | None = None
-
-    def add(self, images: Tensor, pixels: Tensor, tokens: int, index: Tensor | None) -> Tensor:
-        """Returns the thumbnails, enlarged."""
-        self.tokens = tokens
-        small = eight_bits(thumbnail(images, tokens * self.bits_per_token), "pinned")
-        for which, those in ((self.model, pixels), (self.thumbnail, small)):
-            for picture, other in zip(images, those, strict=True):
-                which[:3] += _quality(picture, other)
-            if self.perceptual is not None:
-                on = next(self.perceptual.parameters()).device
-                which[3] += float(self.perceptual(images.to(on), those.to(on)).sum())
-        if index is not None:
-            used = torch.bincount(index.flatten(), minlength=self.codes).double()
-            self.used = used if self.used is None else self.used + used
-        return small
-
-    def result(
-        self, pictures: int, rfid: float | None, thumbnail_rfid: float | None
-    ) -> LengthQuality:
-        bits = self.tokens * self.bits_per_token
-        fraction = perplexity = None
-        if self.used is not None:
-            fraction = float((self.used > 0).double().mean())
-            perplexity = float(torch.special.entr(self.used / self.used.sum()).sum().exp())
+    def result(self, rfid: Sequence[float | None]) -> LengthQuality:
+        means = (torch.cat(x).mean(0).tolist() for x in zip(*self.rows, strict=True))
         ours, theirs = (
-            self._means(sums / pictures, distance)
-            for sums, distance in ((self.model, rfid), (self.thumbnail, thumbnail_rfid))
+            Quality(**dict(zip(METRICS, x, strict=False)), rfid=distance)
+            for x, distance in zip(means, rfid, strict=True)
         )
-        return LengthQuality(
-            *(self.tokens, bits, ours, theirs, min(thumbnail_side(bits), *self.size)),
-            *(fraction, perplexity),
-        )
-
-    def _means(self, means: NDArray[np.float64], rfid: float | None) -> Quality:
-        l1, psnr, ssim, lpips = means.tolist()
-        return Quality(l1, psnr, ssim, None if self.perceptual is None else lpips, rfid)
+        usage = codebook_usage(self.counts) if self.counts.any() else (None, None)
+        return LengthQuality(self.tokens, self.bits, ours, theirs, self.side, *usage)
 
 
-def _quality(picture: Tensor, other: Tensor) -> tuple[float, float, float]:
-    """L1, PSNR and SSIM (scikit-image: 7x7 uniform window, mean over channels) of two (3, height, width)."""
-    try:
-        from skimage.metrics import structural_similarity
-    except ModuleNotFoundError as error:
-        raise ValueError("evaluation needs scikit-image: pip install 'alit[eval]'") from error
-    difference = picture - other
-    squared = max(float(difference.double().square().mean()), 1e-10)  # identical pictures: 100 dB
-    planes = (x.permute(1, 2, 0).numpy() for x in (picture, other))
-    ssim = structural_similarity(*planes, channel_axis=2, data_range=1.0)
-    return float(difference.abs().mean()), -10 * math.log10(squared), float(ssim)
+def cropped(file: Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+    """The centre of a picture as it is. (3, size, size) in [0, 1]
 
-
-def _batches(
-    files: list[Path], load: Callable[[Path], Tensor], batch_size: int, unreadable: list[str]
-) -> Iterator[Tensor]:
-    kept: list[Tensor] = []
-    for file in files:
-        try:
-            kept.append(load(file))
-        except (OSError, ValueError) as error:
-            unreadable.append(f"{printable(file)}: {reason_of(file, error)}")
-        if len(kept) == batch_size:
-            yield torch.stack(kept)
-            kept = []
-    if kept:
-        yield torch.stack(kept)
-
-
-def _cropped(file: Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+    Raises:
+        OSError: as :func:`alit.images.upright`, or a picture that is smaller.
+    """
     picture = upright(file, max_megapixels=max_megapixels)
     width, height = picture.size
     if min(width, height) < size:
-        raise ValueError(f"expected at least {size} x {size} pixels, got {width} x {height}")
+        raise OSError(f"expected at least {size} x {size} pixels, got {width} x {height}")
     left, top = (width - size) // 2, (height - size) // 2
     return to_tensor(picture.crop((left, top, left + size, top + size)))

@@ -16,8 +16,6 @@ INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"
 )
 
-MISFIT = "a torchvision that does not fit torch does that: replace it, or pip uninstall torchvision"
-
 
 class Networks(NamedTuple):
     """Networks at hand.
@@ -42,25 +40,23 @@ def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Netw
     Raises:
         ValueError: ``fetch``, and one of them cannot be had; the message says what to do.
     """
-    found: list[nn.Module | None] = []
     left_out: list[str] = []
-    options: tuple[tuple[str, Callable[[], bool], Callable[[], nn.Module]], ...] = (
-        ("LPIPS", Perceptual.at_hand, lambda: Perceptual().load_pretrained()),
-        ("rFID", _inception_at_hand, _inception),
-    )
-    for name, at_hand, load in options:
-        network = None
-        if not (fetch or at_hand()):
+
+    def had(name: str, at_hand: bool, load: Callable[[], nn.Module]) -> nn.Module | None:
+        if not (fetch or at_hand):
             left_out.append(f"{name}: its weights are not here; --fetch gets them")
-        else:
-            try:
-                network = load().to(device).eval()
-            except ValueError as error:
-                if fetch:
-                    raise
-                left_out.append(f"{name}: {error}")
-        found.append(network)
-    return Networks(found[0], found[1], tuple(left_out))
+            return None
+        try:
+            return load().to(device).eval()
+        except ValueError as error:
+            if fetch:
+                raise
+            left_out.append(f"{name}: {error}")
+            return None
+
+    perceptual = had("LPIPS", Perceptual.at_hand(), lambda: Perceptual().load_pretrained())
+    inception = had("rFID", _inception_at_hand(), _inception)
+    return Networks(perceptual, inception, tuple(left_out))
 
 
 def _inception_at_hand() -> bool:
@@ -72,66 +68,50 @@ def _inception() -> nn.Module:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         return NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-    except ModuleNotFoundError as error:
+    except Exception as error:  # not installed; a torchvision that does not fit torch; no network
         raise ValueError(
-            f"rFID: {error}; it needs torchmetrics and torch-fidelity: pip install torchmetrics torch-fidelity"
-        ) from error
-    except Exception as error:  # torchvision, which both import, may not fit torch; no network
-        raise ValueError(
-            f"rFID: Inception cannot be had ({type(error).__name__}: {error}); it needs torch-fidelity, a torchvision"
-            f" that fits torch, and {INCEPTION} in {torch.hub.get_dir()}/checkpoints"
+            f"rFID: Inception cannot be had ({type(error).__name__}: {error}); it needs torchmetrics, torch-fidelity ("
+            f"pip install torchmetrics torch-fidelity), a torchvision that fits torch, and {INCEPTION} in"
+            f" {torch.hub.get_dir()}/checkpoints"
         ) from error
 
 
 class Frechet:
     """Frechet distance between the features of pictures and of each of several sets of reconstructions.
 
-    Args:
-        sets: how many; float64 statistics of F x F stay in memory, 135 MB for each with Inception's 2048 features.
+    float64 statistics of F x F stay in memory, 135 MB for each set with Inception's 2048 features.
     """
 
-    def __init__(self, inception: nn.Module, sets: int) -> None:
-        self.inception, self.sets = inception, sets
+    def __init__(self, inception: nn.Module) -> None:
+        self.inception = inception
         self.metrics: list[Any] = []
 
     def add(self, pictures: Tensor, reconstructions: list[Tensor]) -> None:
-        """(B, 3, height, width) in [0, 1], of 8 bits."""
-        real = self.features(pictures)
+        """(B, 3, height, width) in [0, 1], of 8 bits; as many sets in every call."""
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        real = self._features(pictures)
         if not self.metrics:
-            self.metrics = [_metric(real.shape[1]) for _ in range(self.sets)]
+            given = _Given(real.shape[1])
+            self.metrics = [FrechetInceptionDistance(feature=given) for _ in reconstructions]
         for metric, images in zip(self.metrics, reconstructions, strict=True):
             metric.update(real, real=True)
-            metric.update(self.features(images), real=False)
+            metric.update(self._features(images), real=False)
 
-    def features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> Tensor:
         device = next(self.inception.parameters()).device
         levels = (images * 255).round().to(torch.uint8)
         return self.inception(levels.to(device)).cpu().double()
 
-    def distances(self) -> list[float]:
-        """Of each set.
-
-        Raises:
-            ValueError: fewer than two pictures.
-        """
-        if not self.metrics or self.metrics[0].real_features_num_samples < 2:
-            raise ValueError("data: rFID is a distance of distributions: expected two pictures")
-        return [max(0.0, float(metric.compute())) for metric in self.metrics]
+    def distances(self) -> list[float | None]:
+        """Of each set; None for fewer than two pictures, which have no distribution."""
+        few = self.metrics[0].real_features_num_samples < 2
+        return [None if few else max(0.0, float(x.compute())) for x in self.metrics]
 
 
-class _Features(nn.Identity):
+class _Given(nn.Identity):
     """In place of a network: features are computed once and given to several metrics."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.num_features = count
-
-
-def _metric(features: int) -> Any:
-    try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
-    except ModuleNotFoundError as error:
-        raise ValueError("rFID needs torchmetrics: pip install 'alit[eval]'") from error
-    except Exception as error:
-        raise ValueError(f"rFID: torchmetrics cannot be imported ({error}); {MISFIT}") from error
-    return FrechetInceptionDistance(feature=_Features(features))

@@ -3,19 +3,10 @@
 from .gan import PatchDiscriminator, adaptive_weight, hinge_loss
 from .perceptual import Perceptual
 from .stage1 import IterationLoss, Stage1Loss, stage1_loss
-from .stage2 import (
-    DiscriminatorLoss,
-    GeneratorLoss,
-    Weights,
-    discriminator_loss,
-    generator_loss,
-    pixel_loss,
-)
+from .stage2 import Weights, discriminator_loss, pixel_loss
 from .structure import structural_similarity
 
 __all__ = [
-    "DiscriminatorLoss",
-    "GeneratorLoss",
     "IterationLoss",
     "PatchDiscriminator",
     "Perceptual",
@@ -23,7 +14,6 @@ __all__ = [
     "Weights",
     "adaptive_weight",
     "discriminator_loss",
-    "generator_loss",
     "hinge_loss",
     "pixel_loss",
     "stage1_loss",

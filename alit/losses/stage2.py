@@ -14,9 +14,6 @@ from ..tokenizer import AdaptiveTokenizer
 from .gan import adaptive_weight, hinge_loss
 from .structure import structural_similarity
 
-#: d_weight = adaptive weight times this, where the weight is 0 and only its value is logged.
-LOGGED_WEIGHT = 0.2
-
 
 class Weights(NamedTuple):
     """Of the terms beside L1, as published: ``perceptual`` of mean LPIPS, ``l2`` of the mean squared error, ``ssim`` of
@@ -27,38 +24,6 @@ class Weights(NamedTuple):
     ssim: float = 0.0
 
 
-class GeneratorLoss(NamedTuple):
-    """``total``, and what it is made of.
-
-    Attributes:
-        reconstruction: l1 + weighted perceptual, l2 and ssim terms.
-        l1, perceptual, l2, ssim: means, unweighted; ssim is 1 - SSIM; 0 where a term is left out.
-        weight: adaptive weight x GAN weight.
-        adversarial: -mean of the logits.
-        quantization: the quantizer's loss.
-        reconstructions: (B, 3, height, width).
-    """
-
-    total: Tensor
-    reconstruction: Tensor
-    l1: Tensor
-    perceptual: Tensor
-    l2: Tensor
-    ssim: Tensor
-    weight: Tensor
-    adversarial: Tensor
-    quantization: Tensor
-    reconstructions: Tensor
-
-
-class DiscriminatorLoss(NamedTuple):
-    """``total``, and mean logits of pictures and of reconstructions."""
-
-    total: Tensor
-    real: Tensor
-    fake: Tensor
-
-
 def reconstructions(
     model: AdaptiveTokenizer,
     images: Tensor,
@@ -66,10 +31,10 @@ def reconstructions(
     base: BaseTokens | None = None,
     *,
     through_time: bool = True,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """Number, pixels (B, 3, height, width) and quantizer loss of the iterations ``at``; nothing after them is computed.
 
-    ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`.
+    The loss is None where there is no quantizer. ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`.
 
     Raises:
         ValueError: ``at`` is empty or holds what is no iteration; wrong images.
@@ -81,84 +46,66 @@ def reconstructions(
         if iteration.prediction is not None:
             pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
             quantized = iteration.bottleneck.quantized
-            loss = images.new_zeros(()) if quantized is None else quantized.loss
-            yield iteration.index, pixels, loss
+            loss = None if quantized is None else quantized.loss
+            yield iteration.index, pixels.to(images.dtype), loss
         if iteration.index == max(at):
             break
-
-
-def reconstruct(
-    model: AdaptiveTokenizer, images: Tensor, at: int, base: BaseTokens | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pixels and quantizer loss of one iteration; see :func:`reconstructions`."""
-    ((_, pixels, quantization),) = reconstructions(model, images, [at], base)
-    return pixels, quantization
-
-
-def generator_loss(
-    model: AdaptiveTokenizer,
-    images: Tensor,
-    discriminator: nn.Module | None,
-    perceptual: nn.Module | None,
-    *,
-    at: int,
-    gan_weight: float,
-    base: BaseTokens | None = None,
-) -> GeneratorLoss:
-    """:func:`pixel_loss` of iteration ``at``."""
-    pixels, quantization = reconstruct(model, images, at, base)
-    return pixel_loss(
-        *(model, images, pixels, quantization, discriminator, perceptual), gan_weight=gan_weight
-    )
 
 
 def pixel_loss(
     model: AdaptiveTokenizer,
     images: Tensor,
     pixels: Tensor,
-    quantization: Tensor,
+    quantization: Tensor | None,
     discriminator: nn.Module | None,
     perceptual: nn.Module | None,
     *,
     gan_weight: float,
     weights: Weights = Weights(),  # noqa: B008 (immutable)
-) -> GeneratorLoss:
-    """mean|x - r| + mean LPIPS + factor * weight * -mean D(r) + quantizer loss.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """mean|x - r| + weighted other terms + weight * -mean D(r) + quantizer loss, and its terms by name.
+
+    The terms are means, unweighted: ``l1``, ``perceptual``, ``l2``, ``ssim`` (1 - SSIM), ``quantization``,
+    ``adversarial`` (-mean of the logits) and ``weight`` (adaptive weight x GAN weight). What is left out is not among
+    them, and not computed.
 
     Args:
         pixels: r, reconstructions by ``model`` of ``images`` x; ``quantization`` is the quantizer's loss with them.
         discriminator: in training mode; its gradients from this loss belong to nobody's step. None leaves the term out.
         perceptual: (images, reconstructions) -> (B,); None leaves the term out.
-        gan_weight: weight = adaptive weight * gan_weight. 0: factor 0, the term vanishes and is only logged.
-        weights: of the other terms; L2 and SSIM are not computed where theirs is 0.
+        gan_weight: weight = adaptive weight * gan_weight.
+        weights: of the other terms; L2 and SSIM are left out where theirs is 0.
     """
-    zero = images.new_zeros(())
-    pixels = pixels.to(images.dtype)
-    l1 = (images - pixels).abs().mean()
-    distance = zero if perceptual is None else perceptual(images, pixels).mean()
-    l2 = mse_loss(pixels, images) if weights.l2 else zero
-    ssim = 1 - structural_similarity(images, pixels).mean() if weights.ssim else zero
-    reconstruction = l1 + weights.perceptual * distance + weights.l2 * l2 + weights.ssim * ssim
-    adversarial = weight = zero
-    total = reconstruction + quantization
+    terms = {"l1": (images - pixels).abs().mean()}
+    if perceptual is not None:
+        terms["perceptual"] = perceptual(images, pixels).mean()
+    if weights.l2:
+        terms["l2"] = mse_loss(pixels, images)
+    if weights.ssim:
+        terms["ssim"] = 1 - structural_similarity(images, pixels).mean()
+    total = terms["l1"]
+    for name, factor in weights._asdict().items():
+        if name in terms:
+            total = total + factor * terms[name]
+    if quantization is not None:
+        terms["quantization"] = quantization
     if discriminator is not None:
         adversarial = -discriminator(pixels).float().mean()
-        weight = adaptive_weight(reconstruction, adversarial, last_layer(model))
-        weight = weight * (gan_weight if gan_weight > 0 else LOGGED_WEIGHT)
-        factor = 1.0 if gan_weight > 0 else 0.0
-        total = reconstruction + factor * weight * adversarial + quantization
-    terms = (reconstruction, l1, distance, l2, ssim, weight, adversarial, quantization)
-    return GeneratorLoss(total, *terms, pixels)
+        weight = adaptive_weight(total, adversarial, last_layer(model)) * gan_weight
+        terms |= {"adversarial": adversarial, "weight": weight}
+        total = total + weight * adversarial
+    return total if quantization is None else total + quantization, terms
 
 
 def discriminator_loss(
-    images: Tensor, reconstructions: Tensor, discriminator: nn.Module, *, gan_weight: float
-) -> DiscriminatorLoss:
-    """Hinge loss of the discriminator, pictures first, then (detached) reconstructions; 0 while ``gan_weight`` is 0."""
+    images: Tensor, reconstructions: Tensor, discriminator: nn.Module
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hinge loss of the discriminator, pictures first, then (detached) reconstructions; and the mean logits of both,
+    ``real`` and ``fake``.
+    """
     real = discriminator(images).float()
     fake = discriminator(reconstructions.detach()).float()
-    factor = 1.0 if gan_weight > 0 else 0.0
-    return DiscriminatorLoss(factor * hinge_loss(real, fake), real.mean(), fake.mean())
+    return hinge_loss(real, fake), {"real": real.mean(), "fake": fake.mean()}
 
 
 def last_layer(model: AdaptiveTokenizer) -> Parameter:
@@ -166,11 +113,9 @@ def last_layer(model: AdaptiveTokenizer) -> Parameter:
 
     Where the base is frozen or has no weights: the decoder's last layer, which is the last that is trained.
     """
-    base = model.base_tokenizer
-    if isinstance(base, VQGANBase):
-        weight = base.get_parameter("vqgan.decoder.conv_out.weight")
-    elif isinstance(base, KLVAEBase):
-        weight = base.get_parameter("vae.decoder.conv_out.weight")
-    else:
-        return model.decoder.get_parameter("ffn.2.weight")
-    return weight if weight.requires_grad else model.decoder.get_parameter("ffn.2.weight")
+    networks = {VQGANBase: "vqgan", KLVAEBase: "vae"}
+    if (network := networks.get(type(model.base_tokenizer))) is not None:
+        weight = model.base_tokenizer.get_parameter(f"{network}.decoder.conv_out.weight")
+        if weight.requires_grad:
+            return weight
+    return model.decoder.get_parameter("ffn.2.weight")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
-    """SSIM of each pair, 1 for equal ones: (B,) float32. Pictures (B, 3, height, width) in [0, 1].
+    """SSIM of each pair, 1 for equal ones: (B,) float32, or float64. Pictures (B, 3, height, width) in [0, 1].
 
     As scikit-image computes it by default: uniform window, sample covariance, mean over channels and the windows
     that lie within the picture.
     """
-    x, y = x.float(), y.float()
+    if x.dtype != torch.float64:
+        x, y = x.float(), y.float()
     mean_x, mean_y = avg_pool2d(x, window, 1), avg_pool2d(y, window, 1)
     sample = window**2 / (window**2 - 1)
     variance_x = sample * (avg_pool2d(x * x, window, 1) - mean_x * mean_x)

@@ -20,9 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..atomic_files import CheckpointError, reading, sync
+from ..atomic_files import reading, sync
+from ..checks import CheckpointError
 from ..model_file import MAX_HEADER
 from . import run_json
+from .log import reason
 from .processes import Processes
 from .rows import fill, is_sharded, rows_of, shape_of
 
@@ -133,16 +135,16 @@ def save(
     return target
 
 
-def _in_all(own: Processes, action: Callable[[], Any]) -> Any:
-    """What ``action`` returns; where it fails in one process, all raise OSError with what happened there."""
+def _in_all(own: Processes, action: Callable[[], Any], kind: type[Exception] = OSError) -> Any:
+    """What ``action`` returns; where it fails in one process, all raise this error with what happened there."""
     result, cause = None, None
     try:
         result = action()
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         cause = error
-    failures = own.gather(cause and ((str(cause) or type(cause).__name__).splitlines()[0]))
+    failures = own.gather(cause and reason(cause))
     if any(failures):
-        raise OSError(next(filter(None, failures))) from cause
+        raise kind(next(filter(None, failures))) from cause
     return result
 
 
@@ -193,29 +195,17 @@ def about(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def check(checkpoint: Path) -> None:
-    """That all files of a checkpoint are as they were written.
-
-    Raises:
-        alit.CheckpointError: they are not.
-    """
-    for rank, (size, checksum) in enumerate(about(checkpoint)["files"]):
-        file = checkpoint / _file(rank)
-        try:
-            if (file.stat().st_size, _checksum(file)) != (size, checksum):
-                raise CheckpointError(f"{checkpoint}: damaged ({file.name} is not as written)")
-        except OSError as error:
-            raise CheckpointError(f"{checkpoint}: could not be read ({error})") from error
-
-
-def newest_intact(candidates: list[Path]) -> Path | None:
-    """Of checkpoints, which are given oldest first."""
-    for candidate in reversed(candidates):
-        try:
-            check(candidate)
-        except CheckpointError:
-            continue
-        return candidate
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None where all its files are as they were written."""
+    try:
+        for rank, stated in enumerate(about(checkpoint)["files"]):
+            file = checkpoint / _file(rank)
+            if [file.stat().st_size, _checksum(file)] != stated:
+                return f"{checkpoint}: damaged ({file.name} is not as written)"
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{checkpoint}: could not be read ({error})"
     return None
 
 
@@ -235,8 +225,7 @@ def _holders(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
                     holders.setdefault(name, []).append(file)
             yield holders
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{checkpoint}: could not be read ({reason})") from error
+        raise CheckpointError(f"{checkpoint}: could not be read ({reason(error)})") from error
 
 
 def shapes(checkpoint: Path, part: str) -> dict[str, tuple[int, ...]]:
@@ -262,14 +251,11 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor], own: Processes) -> lis
         alit.CheckpointError: a damaged checkpoint, or one of other tensors.
     """
     content = about(checkpoint)
-    cause = None
-    try:
+
+    def read() -> None:
         with _holders(checkpoint, len(content["files"])) as holders:
             for name, tensor in tensors.items():
                 fill(name, tensor, holders.get(name, []))
-    except CheckpointError as error:
-        cause = error
-    failures = [x for x in own.gather(cause and str(cause)) if x]
-    if failures:
-        raise CheckpointError(failures[0]) from cause
+
+    _in_all(own, read, CheckpointError)
     return None if all(x is None for x in content["data"]) else content["data"]

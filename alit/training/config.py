@@ -15,16 +15,20 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from ..atomic_files import reading
-from .fields import LARGEST_TEXT, converted, read
+from ..checks import check_choice
+from .fields import LARGEST_TEXT, converted, expect, read
 
 CHOICES = {
     "stage": ("base", "1", "2"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
-    "initialisation": ("published", "transform_coder"),
+    "initialization": ("published", "transform_coder"),
     "perceptual": ("lpips", "off"),
     "discriminators": ("each", "shared"),
 }
+
+#: Names that fields had, as files of earlier versions still say.
+EARLIER = {"initialisation": "initialization"}
 
 #: What numbers may be. Every field of numbers has its limits.
 LIMITS = {
@@ -45,15 +49,8 @@ LIMITS = {
 #: A resumed run may change these: they alter no result.
 FREE = frozenset(
     (
-        *(
-            "output",
-            "device",
-            "log_every",
-            "picture_every",
-            "checkpoint_every",
-            "keep",
-            "tensorboard",
-        ),
+        *("output", "device", "keep", "tensorboard"),
+        *("log_every", "picture_every", "checkpoint_every"),
         *("data", "start_from", "base_from"),  # places; what lies there has to be the same
         "workers",  # which only decode, but for the order of shards
     )
@@ -73,7 +70,7 @@ class TrainingConfig:
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
             ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
-        initialisation: of the weights that come from no file: "published", or "transform_coder" (see
+        initialization: of the weights that come from no file: "published", or "transform_coder" (see
             :func:`alit.training.initialization.as_transform_coder`), which needs a folder of pictures.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
@@ -134,7 +131,7 @@ class TrainingConfig:
     data: str | None = None
     output: str | None = None
     model: dict[str, Any] = field(default_factory=lambda: {"size": "nano", "base": "dct"})
-    initialisation: str = "published"
+    initialization: str = "published"
     start_from: str | None = None
     base_from: str | None = None
     steps: int = 10_000
@@ -183,23 +180,21 @@ class TrainingConfig:
             value = converted(name, kind, getattr(self, name), LIMITS.get(name))
             object.__setattr__(self, name, value)
         for name, choices in CHOICES.items():
-            expected = f"one of {', '.join(choices)}"
-            _check(name, getattr(self, name) in choices, expected, getattr(self, name))
-        _check_schedule(self.gan_schedule)
-        if self.cuda_graph:
-            _check("stage", self.stage == "1", "'1' with cuda_graph", self.stage)
-            drawn = self.iterations_per_step
-            _check("iterations_per_step", drawn is None, "None with cuda_graph", drawn)
-        if self.start_from is not None:
-            expected = "None where start_from gives the weights"
-            _check("base_from", self.base_from is None, expected, self.base_from)
-        if self.initialisation != "published" and self.start_from is not None:
-            _check(
-                "initialisation",
-                False,
-                "published where start_from gives the weights",
-                self.initialisation,
-            )
+            check_choice(name, getattr(self, name), choices)
+        starts = [start for start, _ in self.gan_schedule if math.isfinite(start)]
+        rising = starts == sorted(set(starts)) and all(start <= 1 for start in starts)
+        expect(
+            "gan_schedule", rising, "rising fractions of the run, from 0 to 1", self.gan_schedule
+        )
+        started = self.start_from is not None
+        for name, needed, applies, where in (
+            ("stage", "1", self.cuda_graph, "with cuda_graph"),
+            ("iterations_per_step", None, self.cuda_graph, "with cuda_graph"),
+            ("base_from", None, started, "where start_from gives the weights"),
+            ("initialization", "published", started, "where start_from gives the weights"),
+        ):
+            value = getattr(self, name)
+            expect(name, not applies or value == needed, f"{needed!r} {where}", value)
 
     def check_finite(self) -> None:
         """That a run can begin with these numbers.
@@ -210,7 +205,7 @@ class TrainingConfig:
         for name in LIMITS:
             if (value := getattr(self, name)) is not None:
                 finite = bool(np.isfinite(np.asarray(value, np.float64)).all())
-                _check(name, finite, f"a finite number in {LIMITS[name]}", value)
+                expect(name, finite, f"a finite number in {LIMITS[name]}", value)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -234,7 +229,7 @@ class TrainingConfig:
         Raises:
             ValueError: an unknown field (the nearest one is suggested), a value of another type or out of range.
         """
-        known = _types()
+        known, fields = _types(), _renamed(fields)
         for name in fields:
             if name not in known:
                 near = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.4)
@@ -271,7 +266,7 @@ class TrainingConfig:
 
         A field that it lacks, since it was added later, is at its default there.
         """
-        own, there = self.asdict(), {**TrainingConfig().asdict(), **other}
+        own, there = self.asdict(), {**TrainingConfig().asdict(), **_renamed(other)}
         return [
             f"{name}: {there[name]!r} there, {own[name]!r} here"
             for name in own
@@ -283,18 +278,12 @@ class TrainingConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields by the names that they have now."""
+    return {EARLIER.get(name, name): value for name, value in fields.items()}
+
+
 @functools.cache
 def _types() -> dict[str, Any]:
     """Of the fields."""
     return get_type_hints(TrainingConfig)
-
-
-def _check_schedule(pairs: tuple[tuple[float, float], ...]) -> None:
-    starts = [start for start, _ in pairs if math.isfinite(start)]
-    good = starts == sorted(set(starts)) and all(start <= 1 for start in starts)
-    _check("gan_schedule", good, "rising fractions of the run, from 0 to 1", pairs)
-
-
-def _check(name: str, good: bool, expected: str, got: Any) -> None:
-    if not good:
-        raise ValueError(f"{name}: expected {expected}, got {reprlib.repr(got)}")

@@ -54,11 +54,10 @@ def _built(events: Any) -> Any:
     top: list[Any] = []
     stack: list[tuple[Any, list[Any]]] = [(kinds.StreamStartEvent(), top)]
     for event in events:
-        if getattr(event, "anchor", None) or (event_tag := getattr(event, "tag", None)):
-            what = (
-                f"tag {event_tag!r}" if not getattr(event, "anchor", None) else "anchors, aliases"
-            )
-            raise ValueError(f"expected plain values, got {what}")
+        if getattr(event, "anchor", None):
+            raise ValueError("expected plain values, got anchors, aliases")
+        if getattr(event, "tag", None):
+            raise ValueError(f"expected plain values, got tag {event.tag!r}")
         if isinstance(event, kinds.ScalarEvent):
             stack[-1][1].append(_scalar(event.value) if event.style is None else event.value)
         elif isinstance(event, kinds.MappingStartEvent | kinds.SequenceStartEvent):
@@ -128,10 +127,10 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
 
     Args:
         kind: of str, int, float, bool, tuples of these, None, or a dictionary of plain values.
-        limits: of finite numbers, such as ``[0, 1)``.
+        limits: of numbers, such as ``[0, 1)``; NaN and infinity pass.
 
     Raises:
-        ValueError: a value of another type or beyond the limits. NaN and infinity pass.
+        ValueError: a value of another type or beyond the limits.
     """
     kinds = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
@@ -142,17 +141,17 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
     if kind in (int, float):
         return _number(name, kind, value, limits)
     if typing.get_origin(kind) is tuple:
-        _expect(name, isinstance(value, list | tuple), "a list", value)
+        expect(name, isinstance(value, list | tuple), "a list", value)
         count = len(value) if kinds[-1] is Ellipsis else len(kinds)
-        _expect(name, len(value) == count <= 1000, f"{min(count, 1000)} values", value)
+        expect(name, len(value) == count <= 1000, f"{min(count, 1000)} values", value)
         return tuple(converted(name, kinds[0], x, limits) for x in value)
     if typing.get_origin(kind) is dict:
-        _expect(name, isinstance(value, Mapping), "options by name", value)
+        expect(name, isinstance(value, Mapping), "options by name", value)
         return _plain(name, value, DEEPEST, [MOST_VALUES])
     if kind is bool:
         if isinstance(value, str):
             value = _SWITCHES.get(value.lower(), value)
-        _expect(name, isinstance(value, bool), "true or false", value)
+        expect(name, isinstance(value, bool), "true or false", value)
         return value
     if type(value) is int or isinstance(value, os.PathLike):
         value = str(value)
@@ -162,14 +161,13 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
 def _number(name: str, kind: type, value: Any, limits: str | None) -> Any:
     if isinstance(value, str):
         value = _scalar(value)
-    allowed = (int,) if kind is int else (int, float)
     assert limits is not None, f"{name} has no limits"
-    expected = f"{'an integer' if kind is int else 'a number'} in {limits}"
-    good = isinstance(value, allowed) and not isinstance(value, bool)
-    if good and isinstance(value, float) and not math.isfinite(value):
+    if kind is float and type(value) is float and not math.isfinite(value):
         return value
+    good = type(value) is int or (kind is float and type(value) is float)
+    expected = f"{'an integer' if kind is int else 'a number'} in {limits}"
     largest = sys.float_info.max if kind is float else 2**63
-    _expect(name, good and abs(value) <= largest and within(value, limits), expected, value)
+    expect(name, good and abs(value) <= largest and within(value, limits), expected, value)
     return kind(value)
 
 
@@ -183,7 +181,7 @@ def within(value: float, limits: str) -> bool:
 def _plain(name: str, value: Any, depth: int, left: list[int]) -> Any:
     """A copy of nested plain values, as JSON has them; ``left`` counts down."""
     left[0] -= 1
-    _expect(name, depth >= 0 and left[0] >= 0, f"{MOST_VALUES} values, {DEEPEST} deep", "more")
+    expect(name, depth >= 0 and left[0] >= 0, f"{MOST_VALUES} values, {DEEPEST} deep", "more")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {x.name: getattr(value, x.name) for x in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -195,9 +193,9 @@ def _plain(name: str, value: Any, depth: int, left: list[int]) -> Any:
     if isinstance(value, str):
         return _text(name, value)
     good = value is None or type(value) in (bool, int, float)
-    _expect(name, good, "text, a number, true, false, a list or options by name", value)
+    expect(name, good, "text, a number, true, false, a list or options by name", value)
     if value is not None:
-        _expect(name, abs(value) < 2**63, "a finite number", value)
+        expect(name, abs(value) < 2**63, "a finite number", value)
     return value
 
 
@@ -207,10 +205,11 @@ def _text(name: str, value: Any) -> str:
     good = good and not any(
         "\ud800" <= x <= "\udfff" and not "\udc80" <= x <= "\udcff" for x in value
     )
-    _expect(name, good, f"text of at most {LARGEST_VALUE} characters", value)
+    expect(name, good, f"text of at most {LARGEST_VALUE} characters", value)
     return str(value)
 
 
-def _expect(name: str, good: bool, expected: str, got: Any) -> None:
+def expect(name: str, good: bool, expected: str, got: Any) -> None:
+    """Raise ``ValueError`` about a field that is not as it should be."""
     if not good:
         raise ValueError(f"{name[:200]}: expected {expected}, got {reprlib.repr(got)}")

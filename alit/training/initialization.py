@@ -16,7 +16,6 @@ say what is there. Here that is written into the weights, and everything else is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ def as_transform_coder(model: AdaptiveTokenizer, images: Tensor) -> None:
         ValueError: a model of another shape.
     """
     _check(model.config)
-    roles = _roles(model, images)
+    roles = _Roles(model, images)
     encoder_ND = _positions(model.encoder_positional_embedding, roles.place)
     decoder_ND = _positions(model.decoder_positional_embedding, roles.place)
     _make_tokens(model, roles)
@@ -103,7 +102,6 @@ def _copied(config: AdaptiveTokenizerConfig) -> int:
     return (config.code_dim - 1) // FETCHING
 
 
-@dataclass(frozen=True)
 class _Roles:
     """Channels of the residual stream.
 
@@ -116,36 +114,20 @@ class _Roles:
         norm: root mean square of a base token's norm.
     """
 
-    groups: Tensor
-    carried: Tensor
-    place: slice
-    is_class: int
-    is_token: int
-    deviation: Tensor
-    mean: Tensor
-    norm: float
+    def __init__(self, model: AdaptiveTokenizer, images: Tensor) -> None:
+        rows_TC = to_rows(model.base_tokenizer.encode(images).tokens_BCHW).flatten(0, 1)
+        self.deviation, self.mean = rows_TC.std(0), rows_TC.mean(0)
+        self.norm = rows_TC.square().sum(1).mean().sqrt().item()
+        order = self.deviation.argsort(descending=True)
+        copied, shape = _copied(model.config), model.config.encoder
+        self.groups = order[: shape.layers * copied].view(shape.layers, copied)
+        self.carried = order[-FETCHING * copied :].view(FETCHING, copied)
+        self.place = slice(len(order), shape.width - 2)
+        self.is_class, self.is_token = shape.width - 2, shape.width - 1
 
     def largest(self, layer: int) -> Tensor:
         """Deviation of the first channel that the layer copies."""
         return self.deviation[self.groups[layer]].max()
-
-
-def _roles(model: AdaptiveTokenizer, images: Tensor) -> _Roles:
-    rows_TC = to_rows(model.base_tokenizer.encode(images).tokens_BCHW).flatten(0, 1)
-    deviation = rows_TC.std(0)
-    order = deviation.argsort(descending=True)
-    copied, layers = _copied(model.config), model.config.encoder.layers
-    width = model.config.encoder.width
-    return _Roles(
-        groups=order[: layers * copied].view(layers, copied),
-        carried=order[-FETCHING * copied :].view(FETCHING, copied),
-        place=slice(len(order), width - 2),
-        is_class=width - 2,
-        is_token=width - 1,
-        deviation=deviation,
-        mean=rows_TC.mean(0),
-        norm=rows_TC.square().sum(1).mean().sqrt().item(),
-    )
 
 
 def _make_tokens(model: AdaptiveTokenizer, roles: _Roles) -> None:
@@ -168,34 +150,78 @@ def _route(
     model: AdaptiveTokenizer, roles: _Roles, layer: int, encoder_ND: Tensor, decoder_ND: Tensor
 ) -> None:
     """One layer of the encoder, then of the decoder, and the positions of the latents that use it."""
-    config, positions = model.config, roles.place.stop - roles.place.start
-    count = config.latents_per_iteration
+    config, place, group = model.config, roles.place, roles.groups[layer]
+    count, layers = config.latents_per_iteration, config.encoder.layers
     scale = POSITION_NORM / math.hypot(CONSTANT, roles.norm)
+    asking, answering = (
+        _fetch(transformer.transformer[layer], roles, MATCH[name], SINK[name])
+        for name, transformer in (("encoder", model.encoder), ("decoder", model.decoder))
+    )
+    for head, carried in enumerate(roles.carried):
+        _copy(
+            model.encoder.transformer[layer],
+            head,
+            group,
+            carried,
+            FETCHED / scale / roles.largest(layer),
+        )
+        _copy(model.decoder.transformer[layer], head, carried, group, EMBEDDED)
     latents = model.decoder.latent_token_positional_embedding
-    for name, transformer in (("encoder", model.encoder), ("decoder", model.decoder)):
-        block = transformer.transformer[layer]
-        assert isinstance(block, Block)
-        nn.init.zeros_(block.mlp.c_proj.weight)
-        nn.init.zeros_(block.attn.out_proj.weight)
-        queries, keys = _orthogonal(positions), _orthogonal(positions)
-        fetch = _Fetch(block.attn, queries, keys, roles, MATCH[name], SINK[name])
-        for head in range(FETCHING):
-            fetch.route(head)
-            pairs = zip(roles.groups[layer].tolist(), roles.carried[head].tolist(), strict=True)
-            for i, (channel, carrier) in enumerate(pairs):
-                if name == "encoder":
-                    fetch.copy(head, i, channel, carrier, FETCHED / scale / roles.largest(layer))
-                else:
-                    fetch.copy(head, i, carrier, channel, EMBEDDED)
-        for iteration in range(layer, config.iterations, config.encoder.layers):
-            pair = _pairs(*config.grid, iteration // config.encoder.layers)
-            if name == "encoder":
-                model.timestep_embedding[iteration, :, roles.place] += fetch.asking(
-                    encoder_ND, pair
-                )
-            else:
-                own = slice(iteration * count, (iteration + 1) * count)
-                latents[own, roles.place] += fetch.answering(decoder_ND, pair)
+    for iteration in range(layer, config.iterations, layers):
+        pair = _pairs(*config.grid, iteration // layers)
+        own = slice(iteration * count, (iteration + 1) * count)
+        # Positions from which a head attends to its image tokens, and to which theirs attend.
+        queries, keys = asking
+        model.timestep_embedding[iteration, :, place] += _turned(encoder_ND, pair, keys, queries)
+        queries, keys = answering
+        latents[own, place] += _turned(decoder_ND, pair, queries, keys)
+
+
+def _fetch(block: nn.Module, roles: _Roles, match: float, sink: float) -> tuple[Tensor, Tensor]:
+    """Let two heads of a layer attend by position, half of the position's channels in each, and the rest add nothing.
+
+    A query q asks head h for position p where queries[h] q = keys[h] p, both (positions / 2, positions) with
+    orthonormal rows, which are returned. The head's last row compares a constant query with the class token.
+    """
+    assert isinstance(block, Block)
+    attention = block.attn
+    nn.init.zeros_(block.mlp.c_proj.weight)
+    nn.init.zeros_(attention.out_proj.weight)
+    positions = roles.place.stop - roles.place.start
+    rows = positions // FETCHING
+    halves = (FETCHING, rows, positions)
+    queries, keys = (_orthogonal(positions)[: FETCHING * rows].view(halves) for _ in range(2))
+    weight, bias = (
+        _by_head(attention, attention.in_proj_weight),
+        _by_head(attention, attention.in_proj_bias),
+    )
+    root = math.sqrt(weight.shape[2])
+    # Of norms 8 (keys) and 10 (queries), half of each squared within a head.
+    gain = math.sqrt(match * root / (POSITION_NORM * 10 * 0.5))
+    weight[:, :FETCHING] = 0
+    weight[0, :FETCHING, :rows, roles.place] = gain * queries
+    weight[1, :FETCHING, :rows, roles.place] = gain * keys
+    weight[1, :FETCHING, rows, roles.is_class] = gain
+    bias[0, :FETCHING, rows] = sink * root / (11 * gain)
+    return queries, keys
+
+
+def _by_head(attention: SelfAttention, projection: Tensor | None) -> Tensor:
+    """A view of the input projection: (query key value, heads, channels of a head, ...)."""
+    assert projection is not None
+    return projection.unflatten(0, (3, attention.heads, -1))
+
+
+def _copy(
+    block: nn.Module, head: int, sources: Tensor, targets: Tensor, gain: float | Tensor
+) -> None:
+    """Of what the head attends to, these channels are added to others of the one that attends."""
+    assert isinstance(block, Block)
+    values = _by_head(block.attn, block.attn.in_proj_weight)[2, head]
+    out = block.attn.out_proj.weight.unflatten(1, (block.attn.heads, -1))[:, head]
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        values[row, source] = gain
+        out[target, row] = 1.0
 
 
 def _read_and_write(model: AdaptiveTokenizer, roles: _Roles) -> None:
@@ -217,58 +243,10 @@ def _read_and_write(model: AdaptiveTokenizer, roles: _Roles) -> None:
             last.weight[channel, channel] += roles.largest(layer) / 0.6
 
 
-class _Fetch:
-    """Two heads of one layer that attend by position: half of the position's channels in each.
-
-    A query q asks head h for position p where queries[h] q = keys[h] p, both (positions / 2, positions) with
-    orthonormal rows. The head's last row compares a constant query with the class token.
-    """
-
-    def __init__(
-        self,
-        attention: SelfAttention,
-        queries: Tensor,
-        keys: Tensor,
-        roles: _Roles,
-        match: float,
-        sink: float,
-    ) -> None:
-        self.attention, self.roles, self.sink = attention, roles, sink
-        self.rows = queries.shape[0] // FETCHING
-        self.queries = queries.split(self.rows)[:FETCHING]
-        self.keys = keys.split(self.rows)[:FETCHING]
-        self.width = attention.out_proj.in_features
-        self.head_dim = self.width // attention.heads
-        # Of norms 8 (keys) and 10 (queries), half of each squared within a head.
-        self.gain = math.sqrt(match * math.sqrt(self.head_dim) / (POSITION_NORM * 10 * 0.5))
-
-    def route(self, head: int) -> None:
-        start, width, rows = head * self.head_dim, self.width, self.rows
-        place = self.roles.place
-        weight, bias = self.attention.in_proj_weight, self.attention.in_proj_bias
-        assert bias is not None
-        for part in range(3):
-            weight[part * width + start : part * width + start + self.head_dim] = 0
-        weight[start : start + rows, place] = self.gain * self.queries[head]
-        weight[width + start : width + start + rows, place] = self.gain * self.keys[head]
-        weight[width + start + rows, self.roles.is_class] = self.gain
-        bias[start + rows] = self.sink * math.sqrt(self.head_dim) / (11 * self.gain)
-
-    def copy(self, head: int, i: int, source: int, target: int, gain: float | Tensor) -> None:
-        """Of what the head attends to, channel ``source`` is added to channel ``target`` of the one that attends."""
-        row = head * self.head_dim + i
-        self.attention.in_proj_weight[2 * self.width + row, source] = gain
-        self.attention.out_proj.weight[target, row] = 1.0
-
-    def asking(self, positions_ND: Tensor, pair: Tensor) -> Tensor:
-        """Positions from which head h attends to image token pair[h]: (latents, positions)."""
-        heads = zip(pair, self.queries, self.keys, strict=True)
-        return torch.stack([positions_ND[p] @ k.T @ q for p, q, k in heads]).sum(0)
-
-    def answering(self, positions_ND: Tensor, pair: Tensor) -> Tensor:
-        """Positions that image token pair[h] attends to with head h: (latents, positions)."""
-        heads = zip(pair, self.queries, self.keys, strict=True)
-        return torch.stack([positions_ND[p] @ q.T @ k for p, q, k in heads]).sum(0)
+def _turned(positions_ND: Tensor, pair: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """The positions of image tokens pair[h], as head h sees them from the other side, summed: (latents, positions)."""
+    heads = zip(pair, source, target, strict=True)
+    return torch.stack([positions_ND[p] @ a.T @ b for p, a, b in heads]).sum(0)
 
 
 def _positions(embedding: nn.Parameter, place: slice) -> Tensor:

@@ -18,6 +18,11 @@ class NotFinite(ValueError):
     """A term of the loss, or a tensor that a checkpoint would hold, has a value that is NaN or infinite."""
 
 
+def reason(error: Exception) -> str:
+    """The first line of what it says, or its kind."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class Terms:
     """Terms of the steps since the last look, kept on the device: a step waits for nothing."""
 
@@ -53,7 +58,7 @@ class Terms:
 
 
 class Log:
-    """Appends to ``log.jsonl`` and, if wanted, to TensorBoard files in ``tensorboard``.
+    """Appends to ``log.jsonl`` and, if wanted, to TensorBoard files in ``tensorboard`` (by ``writer``, else None).
 
     Args:
         run: folder of the run.
@@ -95,11 +100,6 @@ class Log:
             for name, value in record.items():
                 if name != "step":
                     self.writer.add_scalar(name, value, int(record["step"]))
-
-    def picture(self, step: int, name: str, image: Tensor) -> None:
-        """(3, height, width) in [0, 1]."""
-        if self.writer is not None:
-            self.writer.add_image(name, image.float().clamp(0, 1).cpu().numpy(), step)
 
     def close(self) -> None:
         with suppress(OSError):  # what could not be written has been reported

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model_file
-from ..atomic_files import CheckpointError
+from .. import checks, model_file
+from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
@@ -21,7 +21,7 @@ from .config import TrainingConfig
 from .initialization import as_transform_coder
 from .pictures import ImageFolder
 from .processes import whole
-from .stages import Stage
+from .stage import Stage
 
 #: Pictures from which the transform coder's statistics are taken.
 INITIAL_SAMPLE = 64
@@ -58,7 +58,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
             f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
             " file to take them from, or base dct, which has none"
         )
-    if config.initialisation == "transform_coder":
+    if config.initialization == "transform_coder":
         as_transform_coder(model, _sample(config, model.config.image_size))
     return model
 
@@ -80,25 +80,24 @@ def _sample(config: TrainingConfig, size: tuple[int, int]) -> Tensor:
 
 
 def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
-    """``of_size`` with plain values, as YAML has them, in place of tuples and dataclasses."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    """``of_size`` with plain values, as YAML has them, in place of dataclasses."""
+    values = dict(options)
+    for name in ("encoder", "decoder"):
+        if isinstance(values.get(name), dict):
+            values[name] = checks.build(TransformerConfig, values[name], name)
+    if isinstance(base := values.get("base"), dict):
+        checks.check_choice("model.base.kind", base.get("kind"), tuple(BASES))
+        values["base"] = checks.build(BASES[base["kind"]], base, "base")
     try:
-        for name in ("encoder", "decoder"):
-            if isinstance(values.get(name), dict):
-                values[name] = TransformerConfig(**values[name])
-        if isinstance(values.get("base"), dict):
-            fields: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values["base"].items()
-            }
-            values["base"] = BASES[str(fields.pop("kind"))](**fields)
         return AdaptiveTokenizerConfig.of_size(values.pop("size"), **values)
-    except (TypeError, KeyError) as error:
+    except TypeError as error:
         raise ValueError(f"model: {error}") from error
 
 
 def check_same_model(model: AdaptiveTokenizer, checkpoint: Path) -> None:
     """That a model which was given is the one whose run is resumed."""
-    own, there = json.loads(model.config.to_json()), checkpoints.about(checkpoint)["model"]
+    stored = AdaptiveTokenizerConfig.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
+    own, there = (json.loads(config.to_json()) for config in (model.config, stored))
     differ = sorted(name for name in own | there if own.get(name) != there.get(name))
     if differ:
         raise ValueError(

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..folders import in_folder
 from ..images import MAX_MEGAPIXELS, upright
+from .log import reason
 from .processes import keep_memory
 
 
@@ -71,20 +72,49 @@ class Share:
                 yield list(range(start, start + self.size))
 
 
-class Pictures(Protocol):
-    """Pictures by number."""
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to each picture.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        size: height and width that it gets.
+        crop, flip, convert_profiles, max_megapixels: as in :class:`alit.training.TrainingConfig`.
+    """
 
-    def name(self, index: int) -> str: ...
+    size: tuple[int, int]
+    crop: float
+    flip: bool
+    convert_profiles: bool = True
+    max_megapixels: float = MAX_MEGAPIXELS
 
-    def load(self, index: int, random: np.random.Generator) -> Tensor:
-        """(3, height, width), augmented; OSError where it cannot be read."""
-        ...
+    def load(self, source: Path | BinaryIO, random: np.random.Generator) -> Tensor:
+        """(3, height, width) uint8, augmented; OSError where it cannot be read."""
+        picture = upright(
+            source,
+            convert_profiles=self.convert_profiles,
+            max_megapixels=self.max_megapixels,
+        )
+        return self.augmented(picture, random)
+
+    def augmented(self, picture: Image.Image, random: np.random.Generator) -> Tensor:
+        """Random resized crop and flip of an RGB picture: (3, height, width) uint8.
+
+        The crop of torchvision's RandomResizedCrop, a share of the area in [crop, 1], of an aspect of 3/4 to 4/3 times
+        the target's; ``crop`` 1 takes the largest centred box of the target's aspect.
+        """
+        height, width = self.size
+        if self.crop < 1:
+            box = _random_box(picture.size, self.crop, width / height, random)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+        else:
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+        if self.flip and random.random() < 0.5:
+            picture = ImageOps.mirror(picture)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 class ImageFolder:
-    """The pictures of a folder and the folders in it, by name.
+    """The pictures of a folder and the folders in it, by name; the options are those of :class:`Preparation`.
 
     Attributes:
         left_out: a line for every file that is no picture for us, but for a person.
@@ -93,20 +123,10 @@ class ImageFolder:
         OSError: not a folder, one that cannot be read, or one without pictures.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        size: tuple[int, int],
-        *,
-        crop: float,
-        flip: bool,
-        convert_profiles: bool = True,
-        max_megapixels: float = MAX_MEGAPIXELS,
-    ) -> None:
+    def __init__(self, folder: str | Path, size: tuple[int, int], **options: Any) -> None:
         listing = in_folder(Path(folder))
         self.files, self.left_out = listing.pictures, listing.left_out
-        self.size, self.crop, self.flip = size, crop, flip
-        self.reading: Any = {"convert_profiles": convert_profiles, "max_megapixels": max_megapixels}
+        self.prepare = Preparation(size, **options)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -115,12 +135,14 @@ class ImageFolder:
         return str(self.files[index])
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        picture = upright(self.files[index], **self.reading)
-        return augmented(picture, self.size, self.crop, self.flip, random)
+        """As :meth:`Preparation.load`."""
+        return self.prepare.load(self.files[index], random)
 
 
 class ImageTensor:
     """Pictures in memory, (N, 3, height, width) in [0, 1], flipped but not cropped."""
+
+    left_out: Sequence[str] = ()
 
     def __init__(self, images: Tensor, *, flip: bool) -> None:
         self.images, self.flip = images, flip
@@ -134,29 +156,6 @@ class ImageTensor:
     def load(self, index: int, random: np.random.Generator) -> Tensor:
         image = self.images[index]
         return image.flip(2) if self.flip and random.random() < 0.5 else image
-
-
-def augmented(
-    picture: Image.Image,
-    size: tuple[int, int],
-    crop: float,
-    flip: bool,
-    random: np.random.Generator,
-) -> Tensor:
-    """Random resized crop and flip of an RGB picture: (3, height, width) uint8.
-
-    The crop of torchvision's RandomResizedCrop, a share of the area in [crop, 1], of an aspect of 3/4 to 4/3 times the
-    target's; ``crop`` 1 takes the largest centred box of the target's aspect.
-    """
-    height, width = size
-    if crop < 1:
-        box = _random_box(picture.size, crop, width / height, random)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    else:
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
-    if flip and random.random() < 0.5:
-        picture = ImageOps.mirror(picture)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _random_box(
@@ -185,7 +184,7 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
     In the place of one that cannot be read comes the next one that can; nothing where none can.
     """
 
-    def __init__(self, pictures: Pictures, seed: int) -> None:
+    def __init__(self, pictures: ImageFolder | ImageTensor, seed: int) -> None:
         self.pictures, self.seed = pictures, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._broken: set[int] = set()
@@ -206,15 +205,19 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
                 return self.pictures.load(index, random), unreadable
             except OSError as error:
                 self._broken.add(index)
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                unreadable.append(f"{self.pictures.name(index)}: {reason}")
-        return torch.empty(
-            0
-        ), unreadable  # an exception would lose its class on the way out of a worker
+                unreadable.append(f"{self.pictures.name(index)}: {reason(error)}")
+        # An exception would lose its class on the way out of a worker.
+        return torch.empty(0), unreadable
 
 
 def shuffled_batches(
-    pictures: Pictures, share: Share, *, seed: int, workers: int, steps: tuple[int, int], pin: bool
+    pictures: ImageFolder | ImageTensor,
+    share: Share,
+    *,
+    seed: int,
+    workers: int,
+    steps: tuple[int, int],
+    pin: bool,
 ) -> Iterator[Batch]:
     """Batches of this process for the steps from the first to before the last.
 
@@ -227,26 +230,13 @@ def shuffled_batches(
         )
     loader: DataLoader[Any] = DataLoader(
         Shuffled(pictures, seed),
-        batch_sampler=_Positions(share, steps),
+        batch_sampler=share.positions(*steps),
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=become_worker,
         pin_memory=pin,
     )
     return iter(loader)
-
-
-class _Positions:
-    """A batch sampler that never holds all positions of a run."""
-
-    def __init__(self, share: Share, steps: tuple[int, int]) -> None:
-        self.share, self.steps = share, steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.share.positions(*self.steps)
-
-    def __len__(self) -> int:
-        return (self.steps[1] - self.steps[0]) * self.share.accumulate
 
 
 def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:

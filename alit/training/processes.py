@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
+
+from ..devices import choose
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class Processes:
         return self.rank == 0
 
     def barrier(self) -> None:
-        if self.count > 1:
-            self.any(False)
+        self.any(False)
 
     def any(self, flag: bool) -> bool:
         """True where it is true in one of the processes; on the CPU, so that no device is waited for."""
@@ -50,11 +51,8 @@ class Processes:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes, which have the same names."""
-        if self.count == 1:
-            return values
-        sums = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(sums)
-        return dict(zip(values, (sums / self.count).tolist(), strict=True))
+        found = self.gather(values)
+        return {name: sum(x[name] for x in found) / self.count for name in values}
 
     def broadcast(self, value: Any) -> Any:
         """The first process's value."""
@@ -92,7 +90,9 @@ def processes(device: str) -> Iterator[Processes]:
         ValueError: a device that is not there.
     """
     grouped = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    own = _device(device, int(os.environ.get("LOCAL_RANK", 0)) if grouped else 0)
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0) if grouped else 0}"
+    own = choose(device)
     with torch.cuda.device(own) if own.type == "cuda" else nullcontext():
         if not grouped or dist.is_initialized():
             count = dist.get_world_size() if dist.is_initialized() else 1
@@ -139,22 +139,9 @@ def leave_group() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", local_rank)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} is not there ({str(error).splitlines()[0]})") from error
-    return device
-
-
 def distributed(
     module: nn.Module,
-    blocks: list[nn.Module],
+    blocks: Sequence[nn.Module],
     own: Processes,
     parallel: str,
     *,

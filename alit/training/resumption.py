@@ -6,7 +6,8 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..atomic_files import CheckpointError, alone
+from ..atomic_files import alone
+from ..checks import CheckpointError
 from . import checkpoints
 from .config import TrainingConfig
 from .processes import Processes
@@ -60,8 +61,7 @@ def entered(
         raise ValueError(
             f"output: {output} holds a run up to {source.name}; resume it, or choose another folder"
         )
-    problem = own.broadcast(_problem(source) if own.first else None)
-    if problem is not None:
+    if (problem := own.broadcast(_problem(source) if own.first else None)) is not None:
         raise CheckpointError(problem)
     differences = config.differences(checkpoints.about(source)["config"])
     if differences and not allow_changes:
@@ -74,17 +74,12 @@ def entered(
 
 def _problem(source: Path) -> str | None:
     """What is wrong with a checkpoint, and which one is intact."""
-    try:
-        checkpoints.check(source)
-    except CheckpointError as error:
-        others = [x for x in checkpoints.saved(source.parent) if x != source]
-        intact = checkpoints.newest_intact(others)
-        if intact is None:
-            return f"{error}; no other one is intact"
-        return (
-            f"{error}; {intact.name} is intact: --resume --checkpoint {intact.name} goes on there"
-        )
-    return None
+    if (damage := checkpoints.damage(source)) is None:
+        return None
+    for other in reversed(checkpoints.saved(source.parent)):
+        if other != source and checkpoints.damage(other) is None:
+            return f"{damage}; {other.name} is intact: --resume --checkpoint {other.name} goes on there"
+    return f"{damage}; no other one is intact"
 
 
 def drop_later(source: Path, own: Processes) -> None:

@@ -53,14 +53,15 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
-    """What this process has of a tensor, live, and the number of its first row in the whole."""
+    """What this process has of a tensor, live, and the number of its first row in the whole.
+
+    FSDP2 shards the first dimension alone, over a mesh of one dimension.
+    """
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
     local = tensor.to_local().detach()
     if not is_sharded(tensor):
         return local, 0
-    if tensor.device_mesh.ndim != 1 or not tensor.placements[0].is_shard(0):
-        raise ValueError(f"expected shards of the first dimension, got {tensor.placements}")
     rows, mesh = tensor.shape[0], tensor.device_mesh
     return local, min(mesh.get_local_rank() * -(-rows // mesh.size()), rows)
 

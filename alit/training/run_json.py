@@ -59,10 +59,6 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _is_seconds(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e12
-
-
 def _is_list_of_files(value: Any) -> bool:
     return (
         isinstance(value, list)
@@ -76,7 +72,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "config": lambda value: isinstance(value, dict),
     "model": lambda value: isinstance(value, dict),
-    "seconds": _is_seconds,
+    "seconds": lambda value: type(value) in (int, float) and 0 <= value < 1e12,
     "files": _is_list_of_files,
     "data": lambda value: isinstance(value, list),
 }

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..atomic_files import CheckpointError
-from ..images import MAX_MEGAPIXELS, upright
-from .pictures import Batch, Share, augmented, become_worker
+from ..checks import CheckpointError
+from .log import reason
+from .pictures import Batch, Preparation, Share, become_worker
 from .tars import NoPictures, Picture, check_name, expand, pictures
 
 #: Shards that a reader tries one after another without a picture that can be read, at least, before it gives up.
@@ -81,17 +81,13 @@ class ShardStream(IterableDataset[Batch]):
         self,
         pattern: str,
         share: Share,
+        prepare: Preparation,
         *,
-        size: tuple[int, int],
-        crop: float,
-        flip: bool,
         seed: int,
         buffer: int,
         workers: int,
         state: list[Any] | None,
         addresses: bool = False,
-        convert_profiles: bool = True,
-        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         self.names = expand(pattern)
         for name in self.names:
@@ -103,9 +99,8 @@ class ShardStream(IterableDataset[Batch]):
                 f"data: expected a shard for each of {share.processes} x {self.workers} readers, got {len(self.names)};"
                 " take fewer workers"
             )
-        self.share, self.size, self.crop, self.flip = share, size, crop, flip
+        self.share, self.prepare = share, prepare
         self.seed, self.buffer, self.addresses = seed, buffer, addresses
-        self.reading: Any = {"convert_profiles": convert_profiles, "max_megapixels": max_megapixels}
         self.facts = {"shards": len(self.names), "seed": seed, "shuffle_buffer": buffer}
         self.positions, self.next = [Position()] * self.workers, 0
         self.before: list[list[Position]] = []
@@ -208,11 +203,10 @@ class ShardStream(IterableDataset[Batch]):
     ) -> Tensor | None:
         file = io.BytesIO(picture.content)
         try:
-            image = upright(file, **self.reading)
-            return augmented(image, self.size, self.crop, self.flip, chance)
+            return self.prepare.load(file, chance)
         except OSError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].replace(repr(file), "it")
-            skipped.append(f"{self.names[shard]}: {picture.name}: {reason}")
+            why = reason(error).replace(repr(file), "it")
+            skipped.append(f"{self.names[shard]}: {picture.name}: {why}")
             return None
 
 

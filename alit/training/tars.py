@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from ..atomic_files import reading
 from ..checks import printable
+from .log import reason
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: Shards of one pattern.
@@ -62,51 +63,38 @@ def expand(pattern: str) -> list[str]:
 def _expanded(text: str) -> list[str]:
     """Braces as in a shell: nested ones too; those without a comma or a range are plain characters."""
     opening = text.find("{")
-    closing = _closing(text, opening) if opening >= 0 else None
-    if closing is None:
+    cuts, depth = [opening], 0
+    for at in range(max(opening, 0), len(text)):
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0 or (depth == 1 and text[at] == ","):
+            cuts.append(at)
+        if depth == 0:
+            break
+    if depth or opening < 0:
         return [text]
-    choices, rests = _choices(text[opening + 1 : closing]), _expanded(text[closing + 1 :])
+    parts = [text[start + 1 : end] for start, end in itertools.pairwise(cuts)]
+    choices, rests = _choices(parts), _expanded(text[cuts[-1] + 1 :])
     _check_count(len(choices) * len(rests))
     return [text[:opening] + choice + rest for choice in choices for rest in rests]
 
 
-def _check_count(count: int) -> None:
-    if count > MOST_SHARDS:
-        raise ValueError(f"data: expected at most {MOST_SHARDS} shards, got {count}")
-
-
-def _closing(text: str, opening: int) -> int | None:
-    depth = 0
-    for at in range(opening, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
-        if depth == 0:
-            return at
-    return None
-
-
-def _choices(body: str) -> list[str]:
-    if match := re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", body, re.ASCII):
+def _choices(parts: list[str]) -> list[str]:
+    """What stands between two braces, cut at its commas."""
+    if match := re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", ",".join(parts), re.ASCII):
         first, last = int(match[1]), int(match[2])
         _check_count(abs(last - first) + 1)
         padded = any(re.match(r"-?0\d", x) for x in match.groups())
         width = max(map(len, match.groups())) if padded else 0
         step = 1 if last >= first else -1
         return [f"{number:0{width}d}" for number in range(first, last + step, step)]
-    parts, depth, start = [], 0, 0
-    for at, character in enumerate(body):
-        depth += (character == "{") - (character == "}")
-        if character == "," and depth == 0:
-            parts.append(body[start:at])
-            start = at + 1
-    parts.append(body[start:])
     choices = [choice for part in parts for choice in _expanded(part)]
     _check_count(len(choices))
-    return choices if len(parts) > 1 else ["{" + choice + "}" for choice in choices]
+    return choices if len(parts) > 1 else [f"{{{choice}}}" for choice in choices]
 
 
-def is_address(name: str) -> bool:
-    """Whether a name looks like an address, which it is only where addresses are allowed."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+def _check_count(count: int) -> None:
+    if count > MOST_SHARDS:
+        raise ValueError(f"data: expected at most {MOST_SHARDS} shards, got {count}")
 
 
 def check_name(name: str, addresses: bool) -> None:
@@ -118,7 +106,7 @@ def check_name(name: str, addresses: bool) -> None:
     """
     if os.path.isfile(name):
         return
-    if not is_address(name):
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         raise FileNotFoundError(f"{name}: no such shard")
     if not addresses:
         raise ValueError(f"data: {name} is an address; expected files, or --allow-addresses")
@@ -183,7 +171,7 @@ def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> I
     """
     others: Counter[str] = Counter()
     count = 0
-    damage = None
+    whole = True
     try:
         with _opened(name, addresses) as tar:
             # What follows one another with one name up to the first dot belongs together.
@@ -202,10 +190,10 @@ def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> I
                     for kind, number in left.items():
                         others[kind if len(others) < MOST_KINDS else "others"] += number
     except _DAMAGED as error:
-        damage = (str(error) or type(error).__name__).splitlines()[0]
-        skipped.append(f"{name}: damaged after {count} pictures ({damage})")
+        whole = False
+        skipped.append(f"{name}: damaged after {count} pictures ({reason(error)})")
     held = ", ".join(f"{number} {kind}" for kind, number in others.most_common(10)) or "nothing"
-    if not count and damage is None:
+    if not count and whole:
         raise NoPictures(f"{name}: no picture ({', '.join(SUFFIXES)}) in it, but {held}")
     if others:
         skipped.append(f"{name}: members without a picture ({held})")

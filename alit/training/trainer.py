@@ -17,17 +17,23 @@ from .. import model_file
 from ..atomic_files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
-from .batches import Skipped, batches
+from .base import BaseStage
+from .batches import batches
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
-from .optimisation import schedule
+from .optimization import schedule
 from .processes import Processes, keep_memory, processes
 from .resumption import drop_later, entered
 from .rows import check_finite
 from .signals import Interrupted, signals
-from .stage1 import recomputed, recomputed_parts
-from .stages import build_stage
+from .stage import Stage, recomputed
+from .stage1 import Stage1
+from .stage2 import Stage2
+
+STAGES: dict[str, Callable[..., Stage]] = {"base": BaseStage, "1": Stage1, "2": Stage2}
+#: Names of skipped files that are kept.
+MOST_NAMES = 10_000
 
 
 class Result(NamedTuple):
@@ -75,8 +81,8 @@ def train(
             the run), ``learning_rate``, ``pictures_per_second``, and the means of the loss terms and the gradient norm.
 
     Raises:
-        ValueError: a configuration with numbers that are not finite; data, model, or checkpoint that do not fit; a
-            resumed configuration that differs (listed); an output to which another run is writing.
+        ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed); an output
+            to which another run is writing.
         alit.CheckpointError: a damaged checkpoint; the message names the newest intact one.
         alit.training.NotFinite: NaN in the loss or in what a checkpoint would hold, such as weights; what came before
             is in the last checkpoint.
@@ -93,7 +99,12 @@ def train(
         run = _Run(config, own, on_log, stack)
         source = entered(config, own, stack, resume, checkpoint, allow_changes)
         run.start(source, model, images, allow_addresses)
-        return run.go()
+        try:
+            return run.go()
+        except NotFinite as error:
+            kept = checkpoints.saved(run.output) if run.output is not None else []
+            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
+            raise NotFinite(f"{error}; {last}") from error
 
 
 class _Run:
@@ -128,9 +139,9 @@ class _Run:
             check_same_model(model, source)
         self.model.to(own.device)
         stack.enter_context(restoring_flags(self.model))
-        self.stage = build_stage(self.model, config, own)
+        self.stage = STAGES[config.stage](self.model, config, own)
         if config.activation_checkpointing:
-            stack.enter_context(recomputed(*recomputed_parts(self.model, config.parallel)))
+            stack.enter_context(recomputed(self.model, config.parallel))
         self.step, data, seconds = 0, None, 0.0
         if source is not None:
             about = checkpoints.about(source)
@@ -142,7 +153,7 @@ class _Run:
             config, images, size, own, self.step, data, addresses=addresses
         )
         self.data_state: dict[str, Any] | None = getattr(self.batches, "state", None)
-        self.skipped = Skipped(left_out)
+        self.skipped = dict.fromkeys(left_out[:MOST_NAMES])
         self.terms = Terms()
         self.log = None
         if source is not None:
@@ -190,7 +201,13 @@ class _Run:
                 if self.step % config.checkpoint_every == 0 or last or stop:
                     self._save()
                 if stop and not last:
-                    raise Interrupted(self._stopped(received))
+                    by = received[0] if received else "another process"
+                    then = (
+                        "nothing was to be kept"
+                        if self.output is None
+                        else "resume goes on from there"
+                    )
+                    raise Interrupted(f"stopped by {by} after step {self.step}; {then}")
         if self.step == first and self.output is not None:
             self._save()
         return self._result()
@@ -203,25 +220,17 @@ class _Run:
 
     def _next(self) -> Tensor:
         batch = next(self.batches)
-        self.skipped.add(batch.unreadable)
+        self.skipped |= dict.fromkeys(batch.unreadable[: MOST_NAMES - len(self.skipped)])
         if batch.images.numel() == 0:
-            tried = self.skipped.list()
-            raise ValueError(f"data: no picture can be read, {len(tried)} tried, {tried[0]} first")
+            first = next(iter(self.skipped))
+            tried = len(self.skipped)
+            raise ValueError(f"data: no picture can be read, {tried} tried, {first} first")
         self.data_state = batch.state
         images = batch.images.to(self.own.device, non_blocking=True)
         return images.float() / 255 if images.dtype == torch.uint8 else images
 
-    def _checked(self, action: Callable[[], Any]) -> Any:
-        """Run something that reads the loss; say where the last checkpoint is if it is not finite."""
-        try:
-            return action()
-        except NotFinite as error:
-            kept = checkpoints.saved(self.output) if self.output is not None else []
-            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint"
-            raise NotFinite(f"{error}; {last}") from error
-
     def _write_log(self, rate: float, done: float, speed: float) -> None:
-        means = self.own.mean(self._checked(self.terms.means))
+        means = self.own.mean(self.terms.means())
         record = {"step": self.step, "done": done, "learning_rate": rate}
         record |= {"pictures_per_second": speed, **means}
         if self.log is not None:
@@ -233,16 +242,17 @@ class _Run:
         """Originals above reconstructions; not of sharded weights, which one process does not have."""
         if self.log is None or self.log.writer is None or self.config.parallel == "fsdp":
             return
-        with self.stage.evaluating(), torch.no_grad():
+        with self.stage.evaluating():
             rows = [images[:4], *self.stage.reconstructions(images[:4])]
         grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-        self.log.picture(self.step, "reconstructions", grid)
+        shown = grid.float().clamp(0, 1).cpu().numpy()
+        self.log.writer.add_image("reconstructions", shown, self.step)
 
     def _save(self) -> None:
         """A checkpoint, and the averaged model beside it; of finite tensors only."""
-        self._checked(self.terms.check)
+        self.terms.check()
         tensors = self.tensors()
-        self._checked(lambda: check_finite(tensors, self.step, self.own))
+        check_finite(tensors, self.step, self.own)
         if self.output is None:
             return
         about = {
@@ -257,15 +267,12 @@ class _Run:
         if self.own.first:
             model_file.write(self.output / "model.safetensors", self.model.config, averaged)
 
-    def _stopped(self, received: list[str]) -> str:
-        by = received[0] if received else "another process"
-        if self.output is None:
-            return f"stopped by {by} after step {self.step}; nothing was to be kept"
-        return f"stopped by {by} after step {self.step}; resume goes on from there"
-
     def _result(self) -> Result:
         state = averaged_state(self.stage)
-        skipped = dict.fromkeys(x for names in self.own.gather(self.skipped.list()) for x in names)
+        own = [*self.skipped]
+        if len(own) == MOST_NAMES:
+            own.append(f"and perhaps more than these {MOST_NAMES}")
+        skipped = dict.fromkeys(x for names in self.own.gather(own) for x in names)
         del self.stage  # its data-parallel wrapper holds the process group, which ends now
         self.stack.close()
         model = rebuilt(self.model, state, sharded=self.config.parallel == "fsdp")

@@ -47,7 +47,7 @@ BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514
 def make(
     case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> Problem:
-    """Packed q, k, v; rows beyond the last offset are NaN. A masked case loses a third of the keys."""
+    """Packed q, k, v; what must not be read is not finite. A masked case loses a third of the keys."""
     generator = torch.Generator().manual_seed(seed)
     key_lengths = case.lengths if case.key_lengths is None else case.key_lengths
 
@@ -63,9 +63,9 @@ def make(
     q, k = rows(case.lengths, case.magnitude), rows(key_lengths, case.magnitude)
     v, key_mask = rows(key_lengths, 1.0), None
     if case.masked:
-        key_mask = torch.rand(k.shape[0], generator=generator) > 1 / 3
+        key_mask = (torch.rand(k.shape[0], generator=generator) > 1 / 3).to(device)
         key_mask[: key_lengths[0]] = False  # the first sequence is left without a key
-        key_mask = key_mask.to(device)
+        k[~key_mask], v[~key_mask] = torch.nan, torch.inf
     return Problem(
         q=q,
         k=k,

@@ -2,7 +2,7 @@
 
 One tile for each kernel, head dimension, element size and family of GPUs. No entry has been tuned on a GPU; each
 compiles without spills for the architectures it serves, dense and packed, with a key mask and without
-(``python -m alit_kernels.aot --module alit_kernels.attention.kernels --check``).
+(``python -m alit_kernels.aot --module alit_kernels.attention --check``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Tile:
 #: The families of GPUs, by 10 times the compute capability; others take the first.
 FAMILIES = (80, 90, 100)
 #: (kernel, padded head dimension, bytes per element) -> tile for each family.
-#: ``python -m alit_kernels.attention.tune`` regenerates it on a GPU.
+#: ``python -m alit_kernels.attention.tune`` times candidates on a GPU and prints the lines of its family.
 # fmt: off
 TABLE = {
     ("forward", 16, 2): (Tile(64, 64, 4, 3),) * 3,

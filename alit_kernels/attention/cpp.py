@@ -62,16 +62,19 @@ def attention_backward(
 
 def _core_problem(x: Problem) -> Any:
     """The core's description of the call, which keeps what it points to alive."""
-    offsets, key_offsets, key_mask = (
-        None if each is None else each.contiguous() for each in (*x.ends, x.key_mask)
-    )
+    offsets, key_offsets, key_mask = *x.ends, x.key_mask
+    if offsets is not None:
+        offsets, key_offsets = offsets.contiguous(), key_offsets.contiguous()
+    if key_mask is not None:
+        key_mask = key_mask.contiguous()
+    *_, length, heads, width = x.q.shape
     problem = core().AttentionProblem(
         sequences=x.q.shape[0] if offsets is None else offsets.shape[0] - 1,
-        heads=x.q.shape[-2],
-        dim=x.q.shape[-1],
+        heads=heads,
+        dim=width,
         type=type_code(x.q),
         offsets=pointer(offsets),
-        length=x.q.shape[-3],
+        length=length,
         key_offsets=pointer(key_offsets),
         key_length=x.k.shape[-3],
         mask=pointer(key_mask),

@@ -18,6 +18,7 @@ from .._checks import (
     check_flag,
     check_number,
     check_offsets,
+    check_offsets_shape,
     check_same,
     check_shape,
     check_tensor,
@@ -129,7 +130,7 @@ def varlen_attention(
     """
     q, k, v = _cast_for_autocast(q, k, v)
     check_shape("q", q, ndim=3)
-    _check_shape_of_offsets(offsets)
+    check_offsets_shape(offsets)
     if key_offsets is not None:
         check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
     key_rows = q.shape[0] if key_offsets is None else None
@@ -184,7 +185,7 @@ def attention_map(
     check_tensor("q", q, dtype=FLOATING, ndim=3)
     check_tensor("k", k, shape=q.shape)
     check_tensor("lse", lse, dtype=accumulation_dtype(q), shape=(q.shape[1], q.shape[0]))
-    _check_shape_of_offsets(offsets)
+    check_offsets_shape(offsets)
     check_same("dtype", q=q, k=k)
     check_same("device", q=q, k=k, lse=lse, offsets=offsets)
     check_count("max_length", max_length)
@@ -227,12 +228,6 @@ def _check_keys(
         check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:-2])
     check_same("dtype", q=q, k=k, v=v)
     check_same("device", q=q, k=k, v=v, **offsets, key_mask=key_mask)
-
-
-def _check_shape_of_offsets(offsets: Tensor) -> None:
-    check_tensor("offsets", offsets, dtype=torch.int32, ndim=1)
-    if offsets.shape[0] == 0:
-        raise ValueError("offsets: expected at least one entry (B + 1), got none")
 
 
 def _scale(scale: float | None, q: Tensor) -> float:

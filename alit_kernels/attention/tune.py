@@ -1,50 +1,41 @@
-"""``python -m alit_kernels.attention.tune``: time launch configurations on this GPU and regenerate their table.
+"""``python -m alit_kernels.attention.tune``: time launch configurations on this GPU and print their table.
 
-For each entry of ``configurations.TABLE`` and the architecture of this GPU, candidates run on mixed lengths of a
-tokenizer (289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is at least
-2 % faster, and where all that the entry serves passes ``alit_kernels.aot --check`` with it. The table in
-``configurations.py`` is then rewritten, and the difference printed.
+For each entry of ``configurations.TABLE`` and the family of this GPU, candidates run on mixed lengths of a tokenizer
+(289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is 2 % faster. A line
+of the table is printed as soon as it is known. ``configurations.py`` is not changed: put the lines there, and ask
+``python -m alit_kernels.aot --module alit_kernels.attention --check`` whether all that they serve compiles well.
 
 All processors compile, before anything is timed.
 
 ``--rehearsal``, or REHEARSAL=1 in the environment: the same on the CPU, in Triton's interpreter, with a few tokens and
-candidates. Its times mean nothing; no file is changed.
+candidates. Its times mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import dataclasses
 import itertools
 import multiprocessing
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import torch
 
-from .._builds import Build, Recorder
-from . import configurations
-from .configurations import FAMILIES, KERNELS, TABLE, Tile, family
+from .configurations import KERNELS, TABLE, Tile, family
 from .op import _attention, _attention_backward
 
 Key = tuple[str, int, int]
-Entry = tuple[Tile, Tile, Tile]
 
-SOURCE = Path(configurations.__file__)
-BEGIN, END = "TABLE = {\n", "}\n"
 #: What a candidate must be faster by, to replace an entry.
 GAIN = 1.02
 #: A candidate that takes so many times as long as the fastest in the first round is out.
 HOPELESS = 1.25
 LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
-HEADS, ROUNDS = 8, 5
 
 
 def candidates(key: Key) -> list[Tile]:
@@ -67,15 +58,11 @@ def workload(
     offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
     shape = (sum(lengths), 4, heads, head_dim)
     q, k, v, grad_out = torch.randn(shape, device=device, dtype=dtype).unbind(1)
-    sizes, options = (longest, longest), (None, head_dim**-0.5)
-
-    def forward() -> tuple[torch.Tensor, ...]:
-        return _attention(*(q, k, v, offsets, None, *sizes, *options), implementation="triton")
-
+    layout = (offsets, None, longest, longest, None, head_dim**-0.5)
+    out, lse = _attention(q, k, v, *layout, implementation="triton")
     if kernel == "forward":
-        return forward
-    out, lse = forward()
-    saved = (q, k, v, offsets, None, *sizes, *options, grad_out, torch.zeros_like(lse), out, lse)
+        return lambda: _attention(q, k, v, *layout, implementation="triton")
+    saved = (q, k, v, *layout, grad_out, torch.zeros_like(lse), out, lse)
     return lambda: _attention_backward(*saved, implementation="triton")
 
 
@@ -125,72 +112,23 @@ def _too_large() -> tuple[type[Exception], ...]:
     return OutOfResources, PTXASError
 
 
-def faster(current: Tile, times: Mapping[Tile, float]) -> list[Tile]:
-    """Tiles that beat the current one, which may not run here, by more than ``GAIN``; the fastest first."""
-    limit = times.get(current, float("inf")) / GAIN
-    return sorted((tile for tile, time in times.items() if time < limit), key=times.__getitem__)
-
-
 def compile_once(key: Key, tile: Tile, lengths: tuple[int, ...], heads: int, device: str) -> None:
     """Fill Triton's cache, whose folder the processes share: compiling takes far longer than timing."""
     with entry(key, tile), suppress(*_too_large()):
         workload(key, lengths, heads, device)()
 
 
-def served(key: Key, tile: Tile, architecture: int) -> list[Build]:
-    """All builds for an architecture that take ``tile`` where it is the entry of ``key``."""
-    from .builds import record_entry
-
-    kernel, head_dim, size = key
-    recorder = Recorder(__package__, architecture)
-    with entry(key, tile):
-        for dtype in (torch.float32,) if size == 4 else (torch.bfloat16, torch.float16):
-            record_entry(recorder, head_dim, dtype)
-    return [b for b in recorder.builds.values() if b.kernel.__name__ == f"{kernel}_kernel"]
+def best(current: Tile, times: Mapping[Tile, float]) -> Tile:
+    """The fastest tile if it beats the current one, which may not run here, by more than ``GAIN``."""
+    fastest = min(times, key=times.__getitem__, default=current)
+    never = float("inf")
+    return fastest if times.get(fastest, never) * GAIN < times.get(current, never) else current
 
 
-def faults(key: Key, tile: Tile, architecture: int, index: int) -> list[str]:
-    """What ``alit_kernels.aot --check`` says of one of the builds that ``tile`` serves."""
-    return served(key, tile, architecture)[index].code().faults
-
-
-def sound(key: Key, tile: Tile, architecture: int, pool: Executor) -> bool:
-    """Whether ``alit_kernels.aot --check`` would pass with ``tile`` as the entry."""
-    count = len(served(key, tile, architecture))
-    tasks = [(key, tile, architecture, index) for index in range(count)]
-    return not any(pool.map(faults, *zip(*tasks, strict=True)))
-
-
-def rendered(table: Mapping[Key, Entry]) -> str:
-    """The table as ``configurations.py`` writes it."""
-
-    def text(tile: Tile) -> str:
-        masks = ", True" * tile.mask_all
-        return f"Tile({tile.rows}, {tile.columns}, {tile.warps}, {tile.stages}{masks})"
-
-    lines = []
-    for (kernel, head_dim, size), tiles in table.items():
-        same = len(set(tiles)) == 1
-        entry = f"({text(tiles[0])},) * 3" if same else f"({', '.join(map(text, tiles))})"
-        lines.append(f'    ("{kernel}", {head_dim}, {size}): {entry},\n')
-    return BEGIN + "".join(lines) + END
-
-
-def regenerated(source: str, table: Mapping[Key, Entry]) -> str:
-    """``source`` with its table replaced."""
-    before, found, rest = source.partition(BEGIN)
-    _, closed, after = rest.partition("\n" + END)
-    if not (found and closed):
-        raise ValueError(f"source: expected a table from {BEGIN!r} to a line {END!r}")
-    return before + rendered(table) + after
-
-
-def write(path: Path, text: str) -> None:
-    """Replace the file as a whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(path.stat().st_mode)
-    Path(file.name).replace(path)
+def line(key: Key, tiles: Iterable[Tile]) -> str:
+    """An entry as ``configurations.TABLE`` has it."""
+    shown = ", ".join(f"Tile{dataclasses.astuple(tile)}" for tile in tiles)
+    return f'    ("{key[0]}", {key[1]}, {key[2]}): ({shown}),'
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -203,67 +141,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="default: all")
     parser.add_argument("--head-dim", action="append", type=int, help="default: all of the table")
     options = parser.parse_args(arguments)
-    if not options.rehearsal and not torch.cuda.is_available():
-        parser.error("no GPU: --rehearsal tries the script out on the CPU")
-    if options.rehearsal and os.environ.get("TRITON_INTERPRET") != "1":
-        # Triton, which is imported by now, has read it.
-        command = [
-            sys.executable,
-            "-m",
-            "alit_kernels.attention.tune",
-            *(arguments or sys.argv[1:]),
-        ]
-        os.execve(sys.executable, command, {**os.environ, "TRITON_INTERPRET": "1"})
-    keys = [
-        key
-        for key in TABLE
-        if key[0] in (options.kernel or [key[0]]) and key[1] in (options.head_dim or [key[1]])
-    ]
-    before = after = SOURCE.read_text()
-    table = dict(TABLE)
-    for key, entry in tuned(keys, options.rehearsal):
-        table[key] = entry
-        after = regenerated(before, table)
-        if not options.rehearsal:  # at once: a run may be cut off
-            write(SOURCE, after)
-    old, new = (text.splitlines(keepends=True) for text in (before, after))
-    print("".join(difflib.unified_diff(old, new, "configurations.py", "tuned")) or "no difference")
     if options.rehearsal:
-        print("rehearsal: nothing is changed")
-
-
-def tuned(keys: Iterable[Key], rehearsal: bool) -> Iterator[tuple[Key, Entry]]:
-    """``keys``, one after another, with the fastest tile on this GPU's side of their entries."""
-    device, place, lengths, heads, rounds = "cuda", 0, LENGTHS, HEADS, ROUNDS
-    if rehearsal:
-        device, lengths, heads, rounds = "cpu", (5, 17), 1, 1
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, with the kernels
+        place, some, rounds, workers = 0, 2, 1, 1
+        work: tuple[tuple[int, ...], int, str] = (5, 17), 1, "cpu"
+    elif not torch.cuda.is_available():
+        parser.error("no GPU: --rehearsal tries the script out on the CPU")
     else:
         place = family(10 * torch.cuda.get_device_capability()[0])
-    tried = {key: list(dict.fromkeys([TABLE[key][place], *candidates(key)])) for key in keys}
-    if rehearsal:
-        tried = {key: tiles[:2] for key, tiles in tried.items()}
-    workers = 1 if rehearsal else min(14, os.cpu_count() or 1)
+        some, rounds, workers = 1000, 5, min(14, os.cpu_count() or 1)
+        work = LENGTHS, 8, "cuda"
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for key, tiles in tried.items():
-            tasks = [(key, tile, lengths, heads, device) for tile in tiles]
+        for key, tiles in TABLE.items():
+            if key[0] not in (options.kernel or KERNELS):
+                continue
+            if key[1] not in (options.head_dim or [key[1]]):
+                continue
+            tried = list(dict.fromkeys([tiles[place], *candidates(key)]))[:some]
+            tasks = [(key, tile, *work) for tile in tried]
             list(pool.map(compile_once, *zip(*tasks, strict=True)))
-            times = measure(key, tiles, workload(key, lengths, heads, device), rounds)
-            better = (
-                tile
-                for tile in faster(tiles[0], times)
-                if rehearsal or sound(key, tile, FAMILIES[place], pool)
-            )
-            chosen = next(better, tiles[0])
-            print(
-                *key,
-                chosen,
-                *(f"{times[t] * 1e6:.0f} us" for t in (chosen, tiles[0]) if t in times),
-                flush=True,
-            )
-            first, second, third = (
-                chosen if i == place else tile for i, tile in enumerate(TABLE[key])
-            )
-            yield key, (first, second, third)
+            times = measure(key, tried, workload(key, *work), rounds)
+            chosen = best(tiles[place], times)
+            found = [chosen if i == place else tile for i, tile in enumerate(tiles)]
+            spent = [f"{times[t] * 1e6:.0f} us" for t in (chosen, tiles[place]) if t in times]
+            print(f"{line(key, found)}  # {', before '.join(spent)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,13 @@ def codebook_statistics(
     total = torch.empty(num_codes, z.shape[1], dtype=torch.float32)
     index, mask = index.contiguous(), None if mask is None else mask.contiguous()
     core().codebook_statistics(
-        *(pointer(index), index.dtype == torch.int64, matrix(z), pointer(mask), num_codes),
-        *(pointer(count), pointer(total), threads()),
+        pointer(index),
+        index.dtype == torch.int64,
+        matrix(z),
+        pointer(mask),
+        num_codes,
+        pointer(count),
+        pointer(total),
+        threads(),
     )
     return count, total

@@ -1,5 +1,5 @@
 """Index of the nearest codebook row."""
 
-from .op import METRICS, PRECISIONS, nearest_codeword
+from .op import METRICS, nearest_codeword
 
-__all__ = ["METRICS", "PRECISIONS", "nearest_codeword"]
+__all__ = ["METRICS", "nearest_codeword"]

@@ -20,7 +20,6 @@ def search(z: Tensor, codebook: Tensor, mask: Tensor | None) -> Tensor:
     index = torch.empty(z.shape[:-1], dtype=torch.int64)
     mask = None if mask is None else mask.contiguous()
     core().nearest_codeword(
-        *(matrix(z), matrix(codebook), pointer(mask)),
-        *(pointer(index), threads(), instruction_set()),
+        matrix(z), matrix(codebook), pointer(mask), pointer(index), threads(), instruction_set()
     )
     return index

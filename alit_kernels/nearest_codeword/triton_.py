@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,19 +17,13 @@ NORMS = 64  # codes of a program of norms
 LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
 
 
-class Tile(NamedTuple):
-    """Rows of a program, codes of a thread, and whether the rows stay in registers (D unrolled)."""
+def tile(dim: int) -> dict[str, Any]:
+    """Launch table of the direct search: rows of a program, codes of a thread, and whether D is unrolled.
 
-    rows: int
-    codes: int
-    unrolled: bool
-
-
-def tile(dim: int) -> Tile:
-    """Launch table of the direct search. Up to D = 16 all of z stays in registers; beyond, it streams through L1."""
-    if dim <= 4:
-        return Tile(4, 1, True)  # eight rows spill on sm_80
-    return Tile(8, 1, True) if dim <= UNROLLED else Tile(8, 2, False)
+    Up to D = 16 all of z stays in registers; beyond, it streams through L1.
+    """
+    rows = 4 if dim <= 4 else 8  # eight rows spill on sm_80
+    return {"BM": rows, "BJ": 1 if dim <= UNROLLED else 2, "UNROLLED": dim <= UNROLLED}
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
@@ -67,11 +61,12 @@ def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = No
 def _by_differences(
     z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, *, keep: bool
 ) -> None:
-    (rows, dim), (bm, bj, unrolled) = z.shape, tile(z.shape[1])
-    codes = _transposed(codebook, bj * LANES)
+    rows, dim = z.shape
+    chosen = tile(dim)
+    codes = _transposed(codebook, chosen["BJ"] * LANES)
     launch(
         kernels.search_kernel,
-        (cdiv(rows, bm),),
+        (cdiv(rows, chosen["BM"]),),
         p_z=z,
         p_codes=codes,
         p_mask=mask,
@@ -81,12 +76,10 @@ def _by_differences(
         code_pitch=codes.shape[1],
         step=1,
         D=dim,
-        UNROLLED=unrolled,
         MASKED=mask is not None,
         KEEP=keep,
-        BM=bm,
-        BJ=bj,
         BK=LANES,
+        **chosen,
         num_stages=1,
     )
 
@@ -113,12 +106,12 @@ def by_products(
         codes=codes,
         dim=dim,
         BK=NORMS,
-        BD=64,
+        BD=32,  # 64 spill where D is not a multiple of 16
     )
-    chosen = products_tile(dim, z.dtype, certified)
+    chosen = products_tile(dim, z.dtype, certified, mask is not None)
     launch(
         kernels.products_kernel,
-        (cdiv(rows, chosen.rows),),
+        (cdiv(rows, chosen["BM"]),),
         p_z=z,
         p_codes=codebook,
         p_half_norm=half_norm,
@@ -134,11 +127,7 @@ def by_products(
         PRECISION="tf32x3" if certified else "tf32",
         MASKED=mask is not None,
         CERTIFIED=certified,
-        BM=chosen.rows,
-        BK=chosen.codes,
-        BD=chosen.channels,
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
+        **chosen,
     )
 
 
@@ -152,22 +141,13 @@ def products_error(dim: int) -> float:
     return 2.0**-18 + (dim + 16) * 2.0**-22 + dim * 2.0**-24
 
 
-class ProductsTile(NamedTuple):
-    """Rows and codes of a step, channels of a product, warps, pipeline stages."""
-
-    rows: int
-    codes: int
-    channels: int
-    warps: int
-    stages: int
-
-
-def products_tile(dim: int, dtype: torch.dtype, certified: bool) -> ProductsTile:
-    """Launch table of the search by products."""
-    channels = max(16, min(32, next_power_of_2(dim)))  # 64 spill
+def products_tile(dim: int, dtype: torch.dtype, certified: bool, masked: bool) -> dict[str, Any]:
+    """Launch table of the search by products: rows and codes of a step, channels of a product, launch options."""
+    sizes = {"BK": 64, "BD": max(16, min(32, next_power_of_2(dim)))}  # 64 channels spill
     if certified and dtype == torch.float32:
-        return ProductsTile(64, 64, channels, 4, 2)
-    return ProductsTile(128, 64, channels, 8, 3)
+        # With a mask two stages spill on sm_80.
+        return {"BM": 64, **sizes, "num_warps": 4, "num_stages": 1 if masked else 2}
+    return {"BM": 128, **sizes, "num_warps": 8, "num_stages": 3}
 
 
 def _transposed(codebook: Tensor, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ from .._checks import is_sharded
 from .._vectors import unit
 from ..codebook_statistics import codebook_statistics
 from ..nearest_codeword import nearest_codeword
-from .distributed import Reduction, broadcast, world
+from .distributed import Reduction, world
 
 
 class Codebook(nn.Module):
@@ -110,11 +110,12 @@ def k_means(
     order = torch.randperm(vectors.shape[0], generator=generator, device=vectors.device)
     repeats = -(-num_codes // vectors.shape[0])
     centres = vectors[order.repeat(repeats)[:num_codes]]
-    broadcast(centres, group)
+    if world(group)[1] > 1:
+        dist.broadcast(centres, group=group, group_src=0)
     count = torch.zeros(num_codes, device=centres.device)
     for _ in range(iterations):
         index = nearest_codeword(vectors, centres)
-        parts = list(codebook_statistics(index, vectors, num_codes))
+        parts = codebook_statistics(index, vectors, num_codes)
         count, total = Reduction(parts, group).results()
         means = total / count.clamp(min=1)[:, None]
         means = unit(means) if metric == "cosine" else means

@@ -33,12 +33,6 @@ def world(group: dist.ProcessGroup | None) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def broadcast(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Overwrite ``tensor`` by that of the group's first process."""
-    if world(group)[1] > 1:
-        dist.broadcast(tensor, group=group, group_src=0)
-
-
 class Reduction:
     """One all-reduce (sum) of several float32 tensors. ``travels``: it is under way, and :meth:`results` waits for it.
 
@@ -47,27 +41,25 @@ class Reduction:
     """
 
     def __init__(self, parts: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
-        self._shapes = [part.shape for part in parts]
-        self._parts: Sequence[Tensor] | None = parts
-        self.travels = False
+        self._parts, self._work = parts, None
         if world(group)[1] == 1:
             return
-        self._parts = None
-        self._buffer = torch.cat([part.flatten() for part in parts])
+        together = torch.cat([part.flatten() for part in parts])
         if torch.compiler.is_compiling():
             group = dist.group.WORLD if group is None else group
             assert group is not None
-            self._buffer = functional.all_reduce(self._buffer, "sum", group)
+            together = functional.all_reduce(together, "sum", group)
         else:
-            self._work = dist.all_reduce(self._buffer, group=group, async_op=True)
-            self.travels = True
+            self._work = dist.all_reduce(together, group=group, async_op=True)
+        pieces = together.split([part.numel() for part in parts])
+        self._parts = [x.view_as(part) for x, part in zip(pieces, parts, strict=True)]
+
+    @property
+    def travels(self) -> bool:
+        return self._work is not None
 
     def results(self) -> Sequence[Tensor]:
         """The sums, in the order of the parts."""
-        if self._parts is not None:
-            return self._parts
-        if self.travels:
+        if self._work is not None:
             self._work.wait()
-        sizes = [shape.numel() for shape in self._shapes]
-        pieces = self._buffer.split(sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+        return self._parts

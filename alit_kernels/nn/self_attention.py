@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -94,14 +96,12 @@ class SelfAttention(nn.Module):
             q, k, v = self._project_apart(wanted, x)
         if not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        out = attention(q, k, v)
-        assert isinstance(out, Tensor)
+        out: Any = attention(q, k, v)
         return self.out_proj((out if self.batch_first else out.transpose(0, 1)).flatten(-2))
 
     def _packed(self, x: Tensor, offsets: Tensor, max_length: int) -> Tensor:
         q, k, v = self._project(x)
-        out = varlen_attention(q, k, v, offsets, max_length=max_length)
-        assert isinstance(out, Tensor)
+        out: Any = varlen_attention(q, k, v, offsets, max_length=max_length)
         return self.out_proj(out.flatten(-2))
 
     def _some_of_packed(
@@ -111,10 +111,15 @@ class SelfAttention(nn.Module):
         batch, count = wanted.shape[:2]
         own = torch.arange(batch + 1, dtype=torch.int32, device=x.device) * count
         q, k, v = self._project_apart(wanted.flatten(0, 1), x)
-        out = varlen_attention(
-            *(q, k, v, own), key_offsets=offsets, max_length=count, max_key_length=max_length
+        out: Any = varlen_attention(
+            q,
+            k,
+            v,
+            own,
+            key_offsets=offsets,
+            max_length=count,
+            max_key_length=max_length,
         )
-        assert isinstance(out, Tensor)
         return self.out_proj(out.flatten(-2)).view(wanted.shape)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:

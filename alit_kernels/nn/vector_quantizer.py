@@ -21,24 +21,14 @@ from .._checks import (
     shown,
 )
 from .._vectors import unit
-from ..codebook_statistics import codebook_statistics
 from ..codebook_statistics.op import check_index
 from ..nearest_codeword import METRICS
 from ..vector_quantize import VectorQuantized, vector_quantize
-from . import checkpointing
-from .codebook import (
-    AsItWas,
-    Codebook,
-    CodebookUsage,
-    ReplacedRows,
-    codebook_usage,
-    k_means,
-    random_vectors,
-)
-from .distributed import Group, Reduction
+from .codebook import CodebookUsage, codebook_usage, k_means
+from .moving_codebook import MovingCodebook
 
 
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(MovingCodebook):
     """Nearest-codeword quantizer (VQ-VAE, van den Oord et al., 2017).
 
     Args:
@@ -87,7 +77,6 @@ class VectorQuantizer(nn.Module):
         channel_dim: int = -1,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__()
         check_count("num_codes", num_codes, minimum=1)
         check_count("dim", dim, minimum=1)
         check_choice("metric", metric, METRICS)
@@ -104,38 +93,16 @@ class VectorQuantizer(nn.Module):
         if type(channel_dim) is not int or channel_dim not in (-1, 1):
             got = shown(channel_dim) if type(channel_dim) is int else type(channel_dim).__name__
             raise ValueError(f"channel_dim: expected -1 or 1, got {got}")
-        self.cluster_size: Tensor
-        self.embed_avg: Tensor
-        self.metric, self.commitment = metric, commitment
-        self.ema_decay, self.ema_epsilon = ema_decay, ema_epsilon
-        self.ema_rewrites_all = ema_rewrites_all
-        self.dead_code_threshold, self.channel_dim = dead_code_threshold, channel_dim
-        self._group = Group(process_group)
-        self._pending: Reduction | None = None
-        self.embedding: nn.Embedding | Codebook
-        if ema_decay is None:
-            self.embedding = (ReplacedRows if self._counts else nn.Embedding)(num_codes, dim)
-        else:
-            self.embedding = Codebook(torch.empty(num_codes, dim))
-        nn.init.uniform_(self.embedding.weight, -1 / num_codes, 1 / num_codes)
-        if ema_decay is not None:
-            self.register_buffer("embed_avg", self.embedding.weight.detach().clone())
-        if self._counts:
-            self.register_buffer("cluster_size", torch.zeros(num_codes))
-        self.register_state_dict_pre_hook(_finish_update)
-        self.register_load_state_dict_pre_hook(_before_loading)
-
-    @property
-    def num_codes(self) -> int:
-        return self.embedding.weight.shape[0]
-
-    @property
-    def process_group(self) -> dist.ProcessGroup | None:
-        return self._group.group
-
-    @property
-    def _counts(self) -> bool:
-        return self.ema_decay is not None or self.dead_code_threshold > 0
+        super().__init__(
+            num_codes,
+            dim,
+            ema_decay=ema_decay,
+            ema_epsilon=ema_epsilon,
+            ema_rewrites_all=ema_rewrites_all,
+            dead_code_threshold=dead_code_threshold,
+            process_group=process_group,
+        )
+        self.metric, self.commitment, self.channel_dim = metric, commitment, channel_dim
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> VectorQuantized:
         """Quantize vectors; in training mode with gradients enabled, the moving averages are updated after.
@@ -159,7 +126,7 @@ class VectorQuantizer(nn.Module):
             z, codebook, metric=self.metric, commitment=self.commitment, mask=mask
         )
         if updates:
-            self._update(z, result.index, mask)
+            self._update(self._vectors(z), result.index.flatten(), _flat(mask))
         quantized, index, loss, commitment_loss, codebook_loss, mask = result
         if self.ema_decay is not None:
             loss = commitment_loss
@@ -167,30 +134,6 @@ class VectorQuantizer(nn.Module):
             quantized = quantized.movedim(-1, 1)
         # Not _replace, which torch 2.11 does not compile.
         return VectorQuantized(quantized, index, loss, commitment_loss, codebook_loss, mask)
-
-    def _codebook(self, z: Tensor) -> tuple[Tensor, bool]:
-        """What this call searches for the rows ``z``, and whether it updates the moving averages."""
-        weight = self.embedding.weight
-        eager, records = not torch.compiler.is_compiling(), torch.is_grad_enabled()
-        if not (self._counts and self.training):
-            self.finish_update()
-            return weight, False
-        if not eager:
-            checkpointing.refuse_compiled_region()
-        region = checkpointing.region() if eager else None
-        if eager and checkpointing.in_backward() and (records or region is not None):
-            if self.dead_code_threshold > 0 and z.numel():
-                torch.rand(self.num_codes, device=z.device)  # as the first run drew
-            seen = checkpointing.recall(self)
-            return AsItWas.apply(weight, seen) if weight.requires_grad else seen, False
-        self.finish_update()
-        if not records and region is None:
-            return weight, False
-        # The backward needs the codebook as it was before the update, which happens in place.
-        codebook = weight.clone()
-        if region is not None:
-            checkpointing.record(region, self, codebook.detach())
-        return codebook, True
 
     @torch.no_grad()
     def update_codebook(
@@ -208,62 +151,7 @@ class VectorQuantizer(nn.Module):
             mask: as for :meth:`forward`.
         """
         rows, mask = self._taking_part(index, mask)
-        self._update(self._rows(z), rows, mask)
-
-    def _update(self, z: Tensor, index: Tensor, mask: Tensor | None) -> None:
-        if not self._counts:
-            raise RuntimeError("update_codebook: this codebook is learned by gradient alone")
-        if self.cluster_size.dtype != torch.float32:
-            raise TypeError(
-                "update_codebook: moving averages are kept in float32, and the module was cast to"
-                f" {str(self.cluster_size.dtype).removeprefix('torch.')}; use autocast instead"
-            )
-        with torch.no_grad():
-            vectors, index, mask = self._vectors(z), index.flatten(), _flat(mask)
-            parts = list(codebook_statistics(index, vectors, self.num_codes, mask=mask))
-            if torch.compiler.is_compiling():
-                parts[0] = checkpointing.not_recomputed(parts[0])
-            if self.dead_code_threshold > 0:
-                parts += random_vectors(vectors, mask, self.num_codes, self.process_group)
-            reduction = Reduction(parts, self.process_group)
-            if reduction.travels:
-                self.finish_update()
-                self._pending = reduction
-            else:
-                self._advance(*reduction.results())
-
-    def finish_update(self) -> None:
-        """Apply statistics that were still travelling between processes."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._advance(*pending.results())
-
-    @torch.no_grad()
-    def _advance(self, count: Tensor, total: Tensor, *candidates: Tensor) -> None:
-        weight, size = self.embedding.weight, self.cluster_size
-        decay = 0.99 if self.ema_decay is None else self.ema_decay
-        if self.ema_decay is not None and not self.ema_rewrites_all:
-            self.embed_avg.copy_(weight * size[:, None])
-        size.lerp_(count, 1 - decay)
-        if self.ema_decay is not None:
-            self.embed_avg.lerp_(total, 1 - decay)
-            smoothed, moves = size, count > 0
-            if self.ema_rewrites_all:
-                everything = size.sum()
-                smoothed = size + self.ema_epsilon
-                smoothed = smoothed / (everything + self.num_codes * self.ema_epsilon) * everything
-                # Nothing counted yet (an empty or fully masked first batch): the codebook stays.
-                moves = everything > 0
-            averages = self.embed_avg / smoothed[:, None]
-            weight.copy_(torch.where(moves[..., None], averages, weight))
-        if candidates:
-            offers, vectors = candidates
-            mean = size.sum() / self.num_codes
-            dead = (size < self.dead_code_threshold * mean) & (offers > 0)
-            weight.copy_(torch.where(dead[:, None], vectors, weight))
-            size.copy_(torch.where(dead, mean, size))
-            if self.ema_decay is not None:
-                self.embed_avg.copy_(torch.where(dead[:, None], vectors * mean, self.embed_avg))
+        self._update(self._vectors(self._rows(z)), rows.flatten(), _flat(mask))
 
     @torch.no_grad()
     def initialize(
@@ -326,15 +214,6 @@ class VectorQuantizer(nn.Module):
         if not bool(weight.isfinite().all()):
             raise ValueError("weight: expected finite values, got NaN or Inf")
         self._set(weight, torch.ones(self.num_codes))
-
-    def _set(self, weight: Tensor, count: Tensor) -> None:
-        check_tensor("embedding.weight", self.embedding.weight)  # a sharded one takes no whole
-        self.finish_update()
-        self.embedding.weight.copy_(weight)
-        if self._counts:
-            self.cluster_size.copy_(count)
-        if self.ema_decay is not None:
-            self.embed_avg.copy_(self.embedding.weight * self.cluster_size[:, None])
 
     def _rows(self, z: Tensor) -> Tensor:
         """(..., D), in float32 where the codebook is and ``z`` is of 16 bits."""
@@ -405,30 +284,6 @@ class VectorQuantizer(nn.Module):
         )
         rows = unit(rows).to(weight.dtype) if self.metric == "cosine" else rows
         return rows.movedim(-1, 1) if self.channel_dim == 1 and rows.ndim > 1 else rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.finish_update()
-        return dict(self.__dict__)
-
-
-def _finish_update(module: VectorQuantizer, *_: Any) -> None:
-    """Before its state is read, and before it is replaced: what still travels belongs to the state there was."""
-    module.finish_update()
-
-
-def _before_loading(
-    module: VectorQuantizer, state: dict[str, Any], prefix: str, *rest: Any
-) -> None:
-    """What a state dict with a weight alone lacks: each code has the count 1."""
-    module.finish_update()
-    weight = state.get(f"{prefix}embedding.weight")
-    average, size = f"{prefix}embed_avg", f"{prefix}cluster_size"
-    if average in state or size in state or not isinstance(weight, Tensor) or not weight.ndim:
-        return
-    if module._counts:
-        state[size] = torch.ones(weight.shape[0], device=weight.device)
-    if module.ema_decay is not None:
-        state[average] = weight.float()
 
 
 def _flat(mask: Tensor | None) -> Tensor | None:

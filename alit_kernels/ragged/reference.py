@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import accumulation_dtype
+
 
 def cumulative_offsets(lengths: Tensor) -> Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
@@ -24,19 +26,19 @@ def sequence_and_position(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor, T
     return sequence, row - offsets.long()[sequence], used
 
 
-def _zero_unless(keep: Tensor, values: Tensor, fill: float = 0.0) -> Tensor:
-    shape = keep.shape + (1,) * (values.ndim - keep.ndim)
-    filler = torch.full((), fill, dtype=values.dtype, device=values.device)
-    return torch.where(keep.view(shape), values, filler).contiguous()
-
-
 def _take(rows: Tensor, index: Tensor, keep: Tensor, fill: float = 0.0) -> Tensor:
     """``rows[index]`` where ``keep`` and in range, ``fill`` elsewhere."""
     if rows.shape[0] == 0:
         return rows.new_full(index.shape + rows.shape[1:], fill)
     keep = keep & (index >= 0) & (index < rows.shape[0])
     taken = rows[torch.where(keep, index, 0)]
-    return _zero_unless(keep, taken, fill)
+    filler = torch.full((), fill, dtype=rows.dtype, device=rows.device)
+    return torch.where(_like(keep, taken), taken, filler).contiguous()
+
+
+def _like(mask: Tensor, values: Tensor) -> Tensor:
+    """With a dimension for each of those that ``values`` has behind the mask's."""
+    return mask.view(mask.shape + (1,) * (values.ndim - mask.ndim))
 
 
 def pack(padded: Tensor, offsets: Tensor, capacity: int) -> Tensor:
@@ -62,11 +64,7 @@ def compact(
     target = torch.where(kept, kept_before[:-1], capacity).clamp(max=capacity)
     source_row = torch.full((capacity + 1,), -1, dtype=torch.int64, device=packed.device)
     source_row = source_row.scatter(0, target, row)[:capacity]
-    out = _take(packed, source_row, torch.arange(capacity, device=packed.device) < new_offsets[-1])
-    source_row = torch.where(
-        torch.arange(capacity, device=packed.device) < new_offsets[-1], source_row, -1
-    )
-    return out, new_offsets, source_row.to(torch.int32)
+    return _take(packed, source_row, source_row >= 0), new_offsets, source_row.to(torch.int32)
 
 
 def scatter_rows(values: Tensor, target_row: Tensor, rows: int) -> Tensor:
@@ -79,18 +77,16 @@ def scatter_rows(values: Tensor, target_row: Tensor, rows: int) -> Tensor:
 def append(
     packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor]:
-    added = rows.shape[-1 - (packed.ndim - 1)]
-    old_lengths = offsets.diff().long()
-    new_offsets = cumulative_offsets(old_lengths + added * select)
+    added = rows.shape[rows.ndim - packed.ndim]
+    lengths = offsets.diff().long()
+    new_offsets = cumulative_offsets(lengths + added * select)
     sequence, position, used = sequence_and_position(new_offsets, capacity)
-    if old_lengths.shape[0] == 0:
-        return packed.new_zeros((capacity, *packed.shape[1:])), new_offsets
-    fresh = position - old_lengths[sequence]
+    # One length more than there are sequences: what belongs to none looks its own up too.
+    fresh = position - torch.nn.functional.pad(lengths, (0, 1))[sequence]
     old = _take(packed, offsets.long()[sequence] + position, used & (fresh < 0))
-    index = sequence * added + fresh if rows.ndim > packed.ndim else fresh
-    flat = rows.flatten(0, 1) if rows.ndim > packed.ndim else rows
-    kept = (fresh < 0).view(-1, *[1] * (packed.ndim - 1))
-    return torch.where(kept, old, _take(flat, index, used & (fresh >= 0))).contiguous(), new_offsets
+    rows = rows.expand(lengths.shape[0], *rows.shape[-packed.ndim :]).flatten(0, 1)
+    new = _take(rows, sequence * added + fresh, used & (fresh >= 0))
+    return torch.where(_like(fresh < 0, old), old, new).contiguous(), new_offsets
 
 
 def append_backward(
@@ -117,8 +113,8 @@ def tail_mask(tokens: Tensor, lengths: Tensor, fill: Tensor) -> Tensor:
 def tail_mask_backward(grad: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     inside = _inside(grad, lengths)
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
-    accumulate = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    grad_fill = torch.where(inside, zero, grad).sum((0, 1), dtype=accumulate).to(grad.dtype)
+    dtype = accumulation_dtype(grad)
+    grad_fill = torch.where(inside, zero, grad).sum((0, 1), dtype=dtype).to(grad.dtype)
     return torch.where(inside, grad, zero).contiguous(), grad_fill.contiguous()
 
 

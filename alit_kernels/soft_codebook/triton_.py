@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,28 +15,21 @@ from . import kernels
 LOGITS_PROGRAMS, CODEBOOK_PROGRAMS = 512, 256
 
 
-class Tile(NamedTuple):
-    """Rows, codes and channels of a step, warps, pipeline stages."""
+def tile(channels: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
+    """Rows, codes and channels of a step, and launch options: the launch table.
 
-    rows: int
-    codes: int
-    channels: int
-    warps: int
-    stages: int
-
-
-def tile(channels: int, dtype: torch.dtype, kernel: str) -> Tile:
-    """Launch table by channels of the codebook, its dtype and kernel ("forward", "logits", "codebook")."""
-    width = max(16, min(256, next_power_of_2(max(1, channels))))
+    Args:
+        channels, dtype: of the codebook.
+        kernel: "forward", "logits" or "codebook".
+    """
+    width = max(16, min(256, next_power_of_2(channels)))
+    large = width >= 128 and kernel != "logits"
     if dtype == torch.float32:  # operands in two parts: small tiles, or registers spill
-        if kernel == "logits":
-            return Tile(64, 32, min(width, 32), 4, 2)
-        if width >= 128:
-            return Tile(32, 32, width, 8, 2)
-        return Tile(32, 32, width, 4, 2)
-    if kernel == "logits":
-        return Tile(64, 32, min(width, 64), 4, 2)
-    return Tile(64, 64, width, 8 if width >= 128 else 4, 2)
+        rows, codes, most = (64, 32, 32) if kernel == "logits" else (32, 32, 256)
+    else:
+        rows, codes, most = (64, 32, 64) if kernel == "logits" else (64, 64, 256)
+    sizes = {"BM": rows, "BV": codes, "BC": min(width, most)}
+    return {**sizes, "num_warps": 8 if large else 4, "num_stages": 2}
 
 
 def soft_codebook(
@@ -54,7 +47,7 @@ def soft_codebook(
     chosen = tile(channels, codebook.dtype, "forward")
     launch(
         kernels.forward_kernel,
-        (cdiv(rows, chosen.rows), max(1, cdiv(channels, chosen.channels))),
+        (cdiv(rows, chosen["BM"]), max(1, cdiv(channels, chosen["BC"]))),
         p_logits=logits,
         p_codebook=codebook,
         p_target=None if target is None else target.contiguous(),
@@ -68,7 +61,7 @@ def soft_codebook(
         logits_pitch=logits.stride(0),
         codebook_pitch=codebook.stride(0),
         TARGET=target is not None,
-        **_options(chosen),
+        **chosen,
     )
     return code, nll, p_target, normaliser
 
@@ -93,10 +86,10 @@ def soft_codebook_backward(
         return grad_logits, codebook.new_zeros(codebook.shape if codebook_wanted else 0)
     code, normaliser = code.contiguous(), normaliser.contiguous()
     chosen = tile(channels, codebook.dtype, "logits")
-    split = _split(codes, LOGITS_PROGRAMS // cdiv(rows, chosen.rows), chosen.codes)
+    split = _split(codes, LOGITS_PROGRAMS // cdiv(rows, chosen["BM"]), chosen["BV"])
     launch(
         kernels.grad_logits_kernel,
-        (cdiv(rows, chosen.rows), cdiv(codes, split)),
+        (cdiv(rows, chosen["BM"]), cdiv(codes, split)),
         p_logits=logits,
         p_codebook=codebook,
         p_target=None if target is None else target.contiguous(),
@@ -114,13 +107,13 @@ def soft_codebook_backward(
         grad_pitch=grad_code.stride(0),
         split=split,
         TARGET=target is not None,
-        **_options(chosen),
+        **chosen,
     )
     if not codebook_wanted:
         return grad_logits, codebook.new_empty(0)
     chosen = tile(channels, codebook.dtype, "codebook")
-    tiles = (cdiv(codes, chosen.codes), max(1, cdiv(channels, chosen.channels)))
-    split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), chosen.rows)
+    tiles = (cdiv(codes, chosen["BV"]), max(1, cdiv(channels, chosen["BC"])))
+    split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), chosen["BM"])
     parts = cdiv(rows, split)
     partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
     launch(
@@ -136,19 +129,9 @@ def soft_codebook_backward(
         logits_pitch=logits.stride(0),
         grad_pitch=grad_code.stride(0),
         split=split,
-        **_options(chosen),
+        **chosen,
     )
     return grad_logits, partial.sum(0).to(codebook.dtype)
-
-
-def _options(chosen: Tile) -> dict[str, Any]:
-    return {
-        "BM": chosen.rows,
-        "BV": chosen.codes,
-        "BC": chosen.channels,
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
-    }
 
 
 def _split(size: int, parts: int, step: int) -> int:

@@ -24,8 +24,15 @@ def vector_quantize(
     quantized = torch.empty(z.shape, dtype=z.dtype)
     losses = torch.empty(3, dtype=torch.float32)
     core().gather_and_losses(
-        *(matrix(u), matrix(codes), pointer(index), pointer(mask), commitment),
-        *(type_code(z), pointer(quantized), pointer(losses), threads()),
+        matrix(u),
+        matrix(codes),
+        pointer(index),
+        pointer(mask),
+        commitment,
+        type_code(z),
+        pointer(quantized),
+        pointer(losses),
+        threads(),
     )
     loss, commitment_loss, codebook_loss = (value.clone() for value in losses)
     return quantized, index, loss, commitment_loss, codebook_loss
@@ -49,8 +56,18 @@ def vector_quantize_backward(
     grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)
     index, mask = index.contiguous(), None if mask is None else mask.contiguous()
     core().quantize_backward(
-        *(matrix(grad_quantized), float(grad_loss), float(grad_commitment), float(grad_codebook)),
-        *(matrix(z), matrix(codebook), pointer(index), pointer(mask), metric == "cosine"),
-        *(commitment, pointer(grad_z), pointer(grad_codes if codebook_wanted else None), threads()),
+        matrix(grad_quantized),
+        float(grad_loss),
+        float(grad_commitment),
+        float(grad_codebook),
+        matrix(z),
+        matrix(codebook),
+        pointer(index),
+        pointer(mask),
+        metric == "cosine",
+        commitment,
+        pointer(grad_z),
+        pointer(grad_codes if codebook_wanted else None),
+        threads(),
     )
     return grad_z, grad_codes

@@ -121,8 +121,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
     wanted = bool(ctx.needs_input_grad[1])
     grad_z, grad_codes = _vector_quantize_backward(
-        *(grad_quantized, *grad_losses, *ctx.saved_tensors),
-        *(ctx.metric, ctx.commitment, wanted),
+        grad_quantized,
+        *grad_losses,
+        *ctx.saved_tensors,
+        ctx.metric,
+        ctx.commitment,
+        wanted,
         implementation=ctx.implementation,
     )
     return grad_z, grad_codes if wanted else None, *[None] * 4

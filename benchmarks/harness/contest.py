@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.metadata
-import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from alit.atomic_files import replacing
+from alit.devices import choose
 from alit_kernels.nn.linear import linear
 
-from .timing import OtherLoad, clock, machine, peak_megabytes, samples_in_turns
+from .timing import Clock, OtherLoad, clock, peak_megabytes, samples_in_turns
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = choose("auto").type
 #: Of torch, on the CPU.
 THREADS = 2
-#: Of the rounds of a contest on the CPU, unless the fewest take longer.
-SECONDS = 5.0
-#: Distributions whose versions a result notes.
-PEERS = (
-    "torch",
-    "triton",
-    "faiss-cpu",
-    "flash-kmeans",
-    "vector-quantize-pytorch",
-    "xformers",
-    "flash-attn",
-)
+#: Of the rounds of a contest, unless the fewest take longer.
+SECONDS = 5.0 if DEVICE == "cpu" else math.inf
 
 
 class Absent(Exception):
@@ -72,11 +58,11 @@ class Contest:
     inspect: Callable[[str, Callable[[], Any]], Mapping[str, Any]] = lambda name, call: {}
     calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
     failures: dict[str, Exception] = field(default_factory=dict)
-    clock_kinds: dict[str, str] = field(default_factory=dict)
+    clocks: dict[str, Clock] = field(default_factory=dict)
     samples: dict[str, list[float]] = field(default_factory=dict)
     other_load: OtherLoad = field(default_factory=OtherLoad)
 
-    def run(self, rounds: int, warmup: int = 1) -> None:
+    def run(self, rounds: int, warmup: int = 1, limit: float = SECONDS) -> None:
         """Verify every contender, time those that are right, and verify what the last timed calls returned."""
         last: dict[str, Any] = {}  # of what timed calls returned
         reference: tuple[Any, ...] | None = () if not self.against_first else None
@@ -95,13 +81,9 @@ class Contest:
             else:
                 self.calls[name] = call
         with self.other_load:
-            limit = SECONDS if DEVICE == "cpu" else math.inf
-            clocks = {
-                name: clock(call, functools.partial(last.__setitem__, name))
-                for name, call in self.calls.items()
-            }
-            self.samples = samples_in_turns(clocks, rounds=rounds, warmup=warmup, limit=limit)
-            self.clock_kinds = {name: own.kind for name, own in clocks.items()}
+            for name, call in self.calls.items():
+                self.clocks[name] = clock(call, functools.partial(last.__setitem__, name))
+            self.samples = samples_in_turns(self.clocks, rounds=rounds, warmup=warmup, limit=limit)
         for name, result in last.items():
             try:
                 self.verify(result, *(reference or ()))
@@ -109,40 +91,46 @@ class Contest:
                 self.failures[name] = error
                 del self.calls[name], self.samples[name]
 
+    def medians(self, rounds: int) -> dict[str, float]:
+        """Median seconds of every contender that is here, after as many rounds as it takes.
+
+        Raises:
+            Exception: what was wrong with one.
+        """
+        self.run(rounds, limit=math.inf)
+        for failure in self.failures.values():
+            if not isinstance(failure, Absent):
+                raise failure
+        return {name: statistics.median(times) for name, times in self.samples.items()}
+
+    def peak_megabytes(self, name: str) -> float:
+        """Memory of one more call."""
+        return peak_megabytes(self.calls[name])
+
     def info(self, name: str) -> dict[str, Any]:
         """What the report needs beside the times."""
-        seconds = statistics.median(self.samples[name])
-        ceiling = ceilings()
-        rates = {
-            "gigabytes_per_second": self.work.bytes / seconds / 1e9,
-            "gigaflops": self.work.flops / seconds / 1e9,
-        }
         found = self.inspect(name, self.calls[name])
         return {
             "contender": name,
-            "clock": self.clock_kinds[name],
-            "bytes": self.work.bytes,
-            "flops": self.work.flops,
-            **rates,
-            "percent_of_copy": 100 * rates["gigabytes_per_second"] / ceiling["copy_gigabytes"],
-            "percent_of_matmul": 100 * rates["gigaflops"] / ceiling["matmul_gigaflops"],
-            "peak_megabytes": found.get("peak_megabytes") or peak_megabytes(self.calls[name]),
+            "clock": self.clocks[name].kind,
+            **self.work._asdict(),
+            "peak_megabytes": found.get("peak_megabytes") or self.peak_megabytes(name),
             "other_load_percent": self.other_load.percent,
-            "versions": versions(),
-            "gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else None,
             **self.notes,
             **found,
         }
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of torch and of every peer that is installed."""
-    found = {}
-    for name in PEERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+def ready(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """Contenders that need no preparation."""
+    return {name: lambda call=call: call for name, call in calls.items()}
+
+
+def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
+    """Hold the largest error of each tensor against the largest value of what is expected."""
+    for result, right in zip(found, expected, strict=True):
+        error = float((result - right).abs().max() / right.abs().max())
+        assert error < tolerance, f"wrong by {error:.2g} of the largest value"
 
 
 @functools.cache
@@ -169,36 +157,11 @@ def ceilings() -> dict[str, float]:
     }
 
 
-class Replay:
+class Replay(list[float]):
     """The clock given to pytest-benchmark: it plays back times taken in turns, so that tables and files show them."""
 
-    def __init__(self) -> None:
-        self._sample: float | None = None
-        self._started = False
-
-    def load(self, seconds: float) -> None:
-        self._sample, self._started = seconds, False
-
     def __call__(self) -> float:
-        if self._sample is None:
-            return time.perf_counter()
-        if self._started:
-            return self._sample
-        self._started = True
-        return 0.0
+        return self.pop(0) if self else time.perf_counter()
 
 
 REPLAY = Replay()
-
-
-def main() -> None:
-    """Write machine, versions and ceilings to a file: ``python -m benchmarks.harness.contest FILE``."""
-    torch.set_num_threads(THREADS)
-    content = {"machine": machine(), "versions": versions(), "ceilings": ceilings()}
-    with replacing(Path(sys.argv[1])) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n")
-    print(content)
-
-
-if __name__ == "__main__":
-    main()

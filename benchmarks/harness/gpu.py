@@ -2,7 +2,7 @@
 
 Every part is a command with a time limit. Its output goes to ``DIR/PART.log`` and its outcome to ``DIR/parts.json``
 when it ends, so a run that is cut off leaves what it has found; the next one, of the same sources, goes on with what
-is missing or failed. After ``--minutes`` a run stops by itself. ``report`` writes its tables and plots anew after every
+is missing or failed. After eight minutes a run stops by itself. ``report`` writes its tables and plots anew after every
 part. ``--rehearsal`` runs the same on a CPU, small. The exit status is 1 where a part failed or was left for the next
 run; a part whose tool is not installed is reported as absent.
 """
@@ -24,13 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alit.atomic_files import replacing
+import torch
+
+from .timing import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS, KERNELS = ROOT / "tests" / "alit_kernels", ROOT / "alit_kernels"
 #: What the outcomes of a run depend on.
 SOURCES = ("alit", "alit_kernels", "benchmarks", "csrc", "tests", "setup.py")
 CODE = (".py", ".cpp", ".cu", ".h")
+#: After which a run stops by itself.
+SECONDS = 8 * 60 - 10
 #: Seconds without which a part is not worth a start.
 LEAST = 20
 #: Outcome of a part for which no time is left.
@@ -80,14 +84,10 @@ def test_parts(out: Path, rehearsal: bool) -> list[Part]:
         Part("training", (*pytest, "-q", *training, "-k", "[cuda or -cuda or on_a_gpu")),
     ]
     small = (*pytest, "-q", str(TESTS / "test_device.py"), "-k", "test_same_bits_every_time")
-    for tool in ("memcheck", "racecheck"):
-        sanitizer = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1")
-        parts.append(
-            Part(
-                *(tool, small, 180, () if rehearsal else sanitizer),
-                {"ALIT_TEST_REPEATS": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            )
-        )
+    environment = {"ALIT_TEST_REPEATS": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for name in ("memcheck", "racecheck"):
+        sanitizer = ("compute-sanitizer", "--tool", name, "--error-exitcode", "1")
+        parts.append(Part(name, small, 180, () if rehearsal else sanitizer, environment))
     return parts
 
 
@@ -104,25 +104,22 @@ METRICS = (
 
 
 def report_parts(out: Path, rehearsal: bool) -> list[Part]:
-    """The machine's ceilings, every suite of benchmarks, and hardware counters of the main kernels."""
+    """Every suite of benchmarks, and hardware counters of the main kernels."""
     # The training step first, what compiles models and may not fit last: a result is whole or not there.
-    step = "test_stage1_step"
+    step, extra = "test_stage1_step", ("--quick",) if rehearsal else ()
     suites = sorted(path.stem for path in (ROOT / "benchmarks" / "suites").glob("test_*.py"))
-    files = {step: f"{step}.py::{step}"}
-    files |= {x: f"{x}.py" for x in (["test_soft_codebook"] if rehearsal else suites) if x != step}
+    others = ["test_soft_codebook"] if rehearsal else [name for name in suites if name != step]
     last = ("test_launches_of_a_step", "test_compiled_step", "test_large_batch")
-    files |= {x: f"{step}.py::{x}" for x in last}
-    parts = [
-        extension(rehearsal),
-        Part("ceilings", (PYTHON, "-m", "benchmarks.harness.contest", str(out / "ceilings.json"))),
-    ]
-    limits = {step: 240, "test_attention": 240, "test_compiled_step": 400, "test_large_batch": 240}
-    for name, file in files.items():
-        options = (f"--benchmark-json={out / name}.json", *(("--quick",) if rehearsal else ()))
-        command = (PYTHON, "-m", "pytest", "-q", f"benchmarks/suites/{file}", *options)
+    parts = [extension(rehearsal)]
+    limits = dict.fromkeys((step, "test_attention", "test_codebooks", "test_large_batch"), 240)
+    limits["test_compiled_step"] = 400
+    for name in (step, *others, *last):
+        file = f"{name}.py" if name in others else f"{step}.py::{name}"
+        options = (f"benchmarks/suites/{file}", f"--benchmark-json={out / name}.json", *extra)
+        command = (PYTHON, "-m", "pytest", "-q", *options)
         parts.append(Part(name, command, limits.get(name, 120)))
     ncu = ("ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS))
-    kernels = (PYTHON, "-m", "benchmarks.harness.kernels", *(("--rehearsal",) if rehearsal else ()))
+    kernels = (PYTHON, "-m", "benchmarks.suites.kernels", *(("--rehearsal",) if rehearsal else ()))
     return [*parts, Part("ncu", kernels, 120, () if rehearsal else ncu)]
 
 
@@ -174,8 +171,6 @@ def run(part: Part, log: Path, left: float) -> dict[str, Any]:
 
 def revision() -> str:
     """A hash of the sources, the GPU and torch; outcomes of other ones are not taken over."""
-    import torch
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     digest = hashlib.sha256(f"{gpu} {torch.__version__}\n".encode())
     for root in (ROOT / name for name in SOURCES):
@@ -183,11 +178,6 @@ def revision() -> str:
         for path in sorted(files):
             digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def write(path: Path, content: Any) -> None:
-    with replacing(path) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def write_report(out: Path) -> bool:
@@ -200,32 +190,28 @@ def write_report(out: Path) -> bool:
 def run_all(kind: str, parts: list[Part], out: Path, seconds: float = 3600) -> bool:
     """Run what is missing, keep the record, print a line for each part; whether nothing failed or was left."""
     end = time.monotonic() + seconds
-    record, now = out / "parts.json", revision()
+    record, now, good = out / "parts.json", revision(), True
     known = json.loads(record.read_text()) if record.exists() else {}
-    good, done = True, {"outcome": "passed", "revision": now}
-    commands = {f"{kind} {x.name}": " ".join([*x.tool, *x.command]) for x in parts}
-    missing = {
-        k
-        for k, command in commands.items()
-        if not (done | {"command": command}).items() <= known.get(k, {}).items()
-    } | {f"{kind} {x.name}" for x in parts if x.anew}
+    entries = {x.name: {"command": " ".join([*x.tool, *x.command]), "revision": now} for x in parts}
+    done = {
+        x.name
+        for x in parts
+        if not x.anew
+        and (entries[x.name] | {"outcome": "passed"}).items()
+        <= known.get(f"{kind} {x.name}", {}).items()
+    }
     if kind == "report":  # results of other sources must not pass for those of this run
-        kept = {f"{x.name}.json" for x in parts if f"{kind} {x.name}" not in missing}
         for file in out.glob("test_*.json"):
-            if file.name not in kept:
+            if file.stem not in done:
                 file.unlink()
     for part in parts:
         key = f"{kind} {part.name}"
-        if key not in missing:
+        if part.name in done:
             print(f"{key}: passed before", flush=True)
             continue
         log = out / f"{part.name}.log"
-        found = known[key] = {
-            "command": commands[key],
-            "revision": now,
-            **run(part, log, end - time.monotonic()),
-        }
-        write(record, known)
+        found = known[key] = entries[part.name] | run(part, log, end - time.monotonic())
+        write_json(record, known)
         print(
             f"{key}: {found['outcome']} {found.get('reason', '')} {found['seconds']} s", flush=True
         )
@@ -242,17 +228,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.harness.gpu", description=__doc__)
     parser.add_argument("kind", choices=("test", "report", "tune"))
     parser.add_argument("--out", type=Path, required=True, help="folder of logs and results")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which it stops")
     parser.add_argument("--rehearsal", action="store_true", help="on the CPU, small")
     options = parser.parse_args(arguments)
-    import torch
-
     if not options.rehearsal and not torch.cuda.is_available():
         raise SystemExit("this interpreter's torch finds no GPU; --rehearsal runs without one")
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     parts = {"test": test_parts, "report": report_parts, "tune": tune_parts}[options.kind]
-    good = run_all(options.kind, parts(out, options.rehearsal), out, 60 * options.minutes - 10)
+    good = run_all(options.kind, parts(out, options.rehearsal), out, SECONDS)
     if options.kind == "tune":
         subprocess.run(["git", "--no-pager", "diff", "--", str(KERNELS)], cwd=ROOT, check=True)
     return 0 if good else 1

@@ -1,104 +1,102 @@
-"""Plots of a run as SVG, readable on white and on black. Each returns whether the run has anything to show in it."""
+"""Plots of a run, readable on white and on black. Each is None where the run has nothing to show in it."""
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from alit.atomic_files import replacing
 
 from .runs import Row, Run, ratios
 
-# The same results give the same files: names within them are else drawn at random.
-plt.rcParams["svg.hashsalt"] = "alit"
-plt.rcParams["svg.fonttype"] = "none"  # text stays text, a tenth of the size of its outlines
 GREY, OURS, PEER = "#808080", "#2a9d8f", "#c97b4a"
 COLOURS = ("#2a9d8f", "#c97b4a", "#7c83d1", "#c85a8a", "#8aa13a", "#4a9cc9", "#b08d2e")
+COLOURED = ("xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor")
+plt.rcParams.update(dict.fromkeys((*COLOURED, "legend.labelcolor"), GREY))
+plt.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.titlesize": 9})
+plt.rcParams.update({"legend.fontsize": 7, "legend.frameon": False})
+# The same results give the same files: names within them are else drawn at random. Text stays text, a tenth of the size
+# of its outlines, and names one font.
+plt.rcParams.update(
+    {"svg.hashsalt": "alit", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+)
+#: What an SVG shows nothing by: decimals of a point from the third on, comments, indentation, names, turns by nothing.
+UNSEEN = re.compile(
+    r'(?<=\d\.\d\d)\d+(?=[^<>]*>)|\s*<!--.*?-->|(?<=\n) +| id="\w+_\d+"| transform="rotate\(-0 [^"]*"'
+)
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(figsize=(width, height))
-    figure.patch.set_alpha(0)
-    _grey(axes)
-    return figure, axes
-
-
-def _grey(axes: Any) -> None:
-    axes.patch.set_alpha(0)
-    axes.tick_params(which="both", colors=GREY, labelsize=8)
-    axes.xaxis.label.set_color(GREY)
-    axes.yaxis.label.set_color(GREY)
-    for spine in axes.spines.values():
-        spine.set_color(GREY)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with replacing(path) as file:
-        figure.savefig(
-            file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
-        )
+def save(figure: Figure, path: Path) -> None:
+    """As SVG, without what cannot be seen."""
+    text, unsaid = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata=unsaid)
     plt.close(figure)
+    with replacing(path) as file:
+        file.write_text(UNSEEN.sub("", text.getvalue()))
 
 
-def plot_ratios(run: Run, path: Path) -> bool:
+def plot_ratios(run: Run) -> Figure | None:
     """One bar for each contender: how many times our time it took, on a logarithmic axis around 1."""
     entries = ratios(run)[::-1]
     if not entries:
-        return False
-    figure, axes = _axes(7, 0.6 + 0.2 * len(entries))
-    values = [ratio for _, _, ratio in entries]
-    axes.barh(
-        [f"{group}: {contender}" for group, contender, _ in entries],
-        [value - 1 for value in values],
-        left=1,
-        color=[OURS if value >= 1 else PEER for value in values],
-    )
+        return None
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.2 * len(entries)))
+    values = np.array([ratio for _, _, ratio in entries])
+    places = np.arange(len(values))
+    for colour, some in ((OURS, values >= 1), (PEER, values < 1)):
+        axes.hlines(places[some], 1, values[some], colors=colour, linewidths=8)
+    names = [f"{group}: {contender}" for group, contender, _ in entries]
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", left=False)
+    axes.set_ylim(-1, len(values))
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0.5), max(high, 2))  # a small difference looks small
+    # A small difference looks small.
+    axes.set_xlim(min(values.min() / 1.2, 0.5), max(values.max() * 1.2, 2))
+    axes.minorticks_off()
     axes.axvline(1, color=GREY, linewidth=1)
-    for place, value in enumerate(values):
+    for place, value in zip(places, values, strict=True):
         text = f" {value:.0f}" if value >= 100 else f" {value:.2g}"
         axes.annotate(text, (max(value, 1), place), va="center", fontsize=7, color=GREY)
     axes.set_xlabel("time of the contender / time of ours (left of 1: the contender is faster)")
-    _save(figure, path)
-    return True
+    return figure
 
 
-def plot_roofline(run: Run, path: Path) -> bool:
+def plot_roofline(run: Run) -> Figure | None:
     """Our cases, numbered, against the machine's measured copy bandwidth and matrix-product rate."""
     copy, matmul = (run.machine["ceilings"][k] for k in ("copy_gigabytes", "matmul_gigaflops"))
     points = [r for r in run.rows if r.contender == "ours" and r.info["flops"] and r.info["bytes"]]
     if not points:
-        return False
+        return None
     intensities = [row.info["flops"] / row.info["bytes"] for row in points]
-    figure, axes = _axes(7, 4.5)
+    figure, axes = plt.subplots(figsize=(7, 4.5))
     low, high = min([*intensities, 0.05]) / 2, max([*intensities, 2 * matmul / copy]) * 2
     roof = [low, matmul / copy, high]
     axes.plot(roof, [min(x * copy, matmul) for x in roof], color=GREY)
     for number, (row, x) in enumerate(zip(points, intensities, strict=True), 1):
         label = f"{number}  {row.group}"
-        axes.scatter([x], [row.info["gigaflops"]], color=OURS, zorder=3, label=label)
+        axes.scatter([x], [row.gigaflops], color=OURS, zorder=3, label=label)
         axes.annotate(
-            str(number), (x, row.info["gigaflops"]), fontsize=8, color=GREY,
+            str(number), (x, row.gigaflops), fontsize=8, color=GREY,
             xytext=(4, 3), textcoords="offset points",
         )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("operations per byte that must move")
-    axes.set_ylabel("GFLOP/s")
-    _legend(axes, markerscale=0, handlelength=0, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, path)
-    return True
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="operations per byte that must move", ylabel="GFLOP/s")
+    axes.minorticks_off()
+    axes.legend(markerscale=0, handlelength=0, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
-def plot_tokens(run: Run, path: Path) -> bool:
+def plot_tokens(run: Run) -> Figure | None:
     """Time and peak memory against tokens, a row of plots for each family of cases that differ in these alone."""
     families: dict[str, dict[str, list[tuple[int, Row]]]] = {}
     for row in run.rows:
@@ -108,64 +106,40 @@ def plot_tokens(run: Run, path: Path) -> bool:
             lines.setdefault(row.contender, []).append((row.info["tokens"], row))
     families = {k: v for k, v in families.items() if max(map(len, v.values())) > 1}
     if not families:
-        return False
+        return None
     figure, grid = plt.subplots(
         len(families), 2, figsize=(9, 2.8 * len(families)), squeeze=False, layout="constrained"
     )
-    for (family, lines), (time, memory) in zip(families.items(), grid, strict=True):
+    for (family, lines), panels in zip(families.items(), grid, strict=True):
         for (contender, points), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
             tokens = [count for count, _ in points]
-            style: dict[str, Any] = {
-                "color": colour,
-                "label": contender,
-                "marker": "o",
-                "markersize": 3,
-            }
-            time.plot(tokens, [1e3 * row.median for _, row in points], **style)
-            memory.plot(tokens, [row.info["peak_megabytes"] for _, row in points], **style)
-        for axes, label in ((time, "milliseconds"), (memory, "peak megabytes")):
-            _grey(axes)
-            axes.set_ylim(0, 1.05 * axes.dataLim.y1)
-            axes.set_xlabel("N")
-            axes.set_ylabel(label)
-            axes.set_title(family, color=GREY, fontsize=9)
-        _legend(memory, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.patch.set_alpha(0)
-    _save(figure, path)
-    return True
+            style: dict[str, Any] = {"color": colour, "label": contender}
+            style |= {"marker": "o", "markersize": 3}
+            panels[0].plot(tokens, [1e3 * row.median for _, row in points], **style)
+            panels[1].plot(tokens, [row.info["peak_megabytes"] for _, row in points], **style)
+        for axes, label in zip(panels, ("milliseconds", "peak megabytes"), strict=True):
+            axes.set(title=family, xlabel="N", ylabel=label, ylim=(0, 1.05 * axes.dataLim.y1))
+        panels[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
-def plot_breakdown(run: Run, path: Path) -> bool:
+def plot_breakdown(run: Run) -> Figure | None:
     """Seconds of a training step by part, forward and backward together."""
     rows = [row for row in run.rows if row.parts][::-1]
     if not rows:
-        return False
-    figure, axes = _axes(7, 0.9 + 0.4 * len(rows))
+        return None
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.4 * len(rows)))
+    names, left = [f"{row.group}: {row.contender}" for row in rows], np.zeros(len(rows))
     for part, colour in zip(rows[0].parts, COLOURS, strict=True):
-        left = [sum(_until(row.parts, part)) for row in rows]
-        axes.barh(
-            [f"{row.group}: {row.contender}" for row in rows],
-            [row.parts[part] for row in rows],
-            *(0.6, left),
-            color=colour,
-            label=part,
-        )
+        seconds = np.array([row.parts[part] for row in rows])
+        axes.barh(names, seconds, 0.6, left, color=colour, label=part)
+        left += seconds
     axes.set_xlabel("seconds of one step, by part")
-    _legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].parts))
-    _save(figure, path)
-    return True
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].parts))
+    return figure
 
 
-def _until(parts: dict[str, float], name: str) -> list[float]:
-    names = list(parts)
-    return [parts[other] for other in names[: names.index(name)]]
-
-
-def _legend(axes: Any, **options: Any) -> None:
-    axes.legend(fontsize=7, frameon=False, labelcolor=GREY, **options)
-
-
-PLOTS: dict[str, tuple[str, Callable[[Run, Path], bool]]] = {
+PLOTS: dict[str, tuple[str, Callable[[Run], Figure | None]]] = {
     "ratios": ("Time of each contender over ours", plot_ratios),
     "roofline": ("Roofline", plot_roofline),
     "tokens": ("Time and memory against tokens", plot_tokens),

@@ -8,12 +8,12 @@ contender was faster than ours. A folder is one run on one machine, its files ``
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from alit.atomic_files import replacing
 
-from .plots import PLOTS
+from .plots import PLOTS, save
 from .runs import BUSY, Row, Run, compact, files, ratios, read
 from .timing import RESULTS
 
@@ -32,32 +32,36 @@ MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
 
+def _table(columns: Sequence[str], sides: str, rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown; columns are left (l) or right (r)."""
+    line = "|" + "".join("--:|" if side == "r" else "---|" for side in sides)
+    head, *lines = ("| " + " | ".join(cells) + " |" for cells in (columns, *rows))
+    return "\n".join([head, line, *lines])
+
+
 COLUMNS = ("case", "contender", "median", "min to max", "over ours", "GFLOP/s", "of matmul", "GB/s")
 COLUMNS += ("of copy", "peak memory")
 
 
 def table(run: Run) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "--:|" * (len(COLUMNS) - 2)]
+    """Every time of a run, ours first in each case."""
+    lines, ceilings = [], run.machine["ceilings"]
+
+    def rate(value: float, ceiling: str) -> tuple[str, str]:
+        return (f"{value:.3g}", f"{value / ceilings[ceiling]:.0%}") if value else ("", "")
+
     for group, rows in run.groups.items():
-        ours = next((row.median for row in rows if row.contender == "ours"), None)
-        for row in sorted(rows, key=lambda row: row.contender != "ours"):
-            info, compute, memory = row.info, ("", ""), ("", "")
-            ceilings = run.machine["ceilings"]
-            if info["flops"]:
-                share = info["gigaflops"] / ceilings["matmul_gigaflops"]
-                compute = (f"{info['gigaflops']:.3g}", f"{share:.0%}")
-            if info["bytes"]:
-                share = info["gigabytes_per_second"] / ceilings["copy_gigabytes"]
-                memory = (f"{info['gigabytes_per_second']:.3g}", f"{share:.0%}")
-            mark = _mark(row)
+        for row in sorted(rows.values(), key=lambda row: row.contender != "ours"):
             cells = [
-                *(group, row.contender, f"{1e3 * row.median:.3g} ms{mark}"),
-                f"{1e3 * row.low:.3g} to {1e3 * row.high:.3g}",
-                "" if ours is None else f"{row.median / ours:.2f}",
-                *(*compute, *memory, f"{info['peak_megabytes']:.1f} MB"),
+                *(group, row.contender, f"{1e3 * row.median:.3g} ms{_mark(row)}"),
+                f"{1e3 * min(row.seconds):.3g} to {1e3 * max(row.seconds):.3g}",
+                f"{row.median / rows['ours'].median:.2f}" if "ours" in rows else "",
+                *rate(row.gigaflops, "matmul_gigaflops"),
+                *rate(row.gigabytes, "copy_gigabytes"),
+                f"{row.info['peak_megabytes']:.1f} MB",
             ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return _table(COLUMNS, "ll" + "r" * 8, lines)
 
 
 def left_out(run: Run) -> str:
@@ -65,14 +69,11 @@ def left_out(run: Run) -> str:
     cases: dict[tuple[str, str], list[str]] = {}
     for group, found in run.left_out.items():
         for name, reason in found.items():
-            cases.setdefault((name, reason), []).append(group)
+            cases.setdefault((name, reason.replace("|", "/")), []).append(group)
     if not cases:
         return ""
-    lines = [
-        f"| {name} | {reason.replace('|', '/')} | {'; '.join(groups)} |"
-        for (name, reason), groups in cases.items()
-    ]
-    return "\n".join(["| without a time | why | case |", "|---|---|---|", *lines, ""])
+    lines = [(*key, "; ".join(groups)) for key, groups in cases.items()]
+    return _table(("without a time", "why", "case"), "lll", lines) + "\n"
 
 
 def described(run: Run) -> str:
@@ -92,34 +93,29 @@ def training(run: Run) -> str:
     """The training steps: pictures per second, model FLOP utilisation, memory; empty without any."""
     lines = []
     for group, rows in run.groups.items():
-        eager = next((row for row in rows if row.contender == "eager baseline"), None)
-        for row in rows:
-            info = row.info
-            if "state_megabytes" not in info:
+        eager = rows.get("eager baseline")
+        for row in rows.values():
+            if "state_megabytes" not in row.info:
                 continue
-            parts = ", ".join(
-                f"{part} {seconds:.3g}" for part, seconds in (row.parts or {}).items()
-            )
+            parts = (f"{part} {seconds:.3g}" for part, seconds in (row.parts or {}).items())
             cells = [
-                *(group, row.contender, f"{info['images'] / row.median:.3g}"),
+                *(group, row.contender, f"{row.info['images'] / row.median:.3g}"),
                 "" if eager is None else f"{eager.median / row.median:.2f}",
-                f"{info['gigaflops'] / run.machine['ceilings']['matmul_gigaflops']:.0%}",
-                *(_beside(row, eager, state) for state in (0.0, info["state_megabytes"])),
-                parts,
+                f"{row.gigaflops / run.machine['ceilings']['matmul_gigaflops']:.0%}",
+                *(_beside(row, eager, state) for state in (0.0, row.info["state_megabytes"])),
+                ", ".join(parts),
             ]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(cells)
     if not lines:
         return ""
-    head = (
-        "| step | | images/s | times the eager baseline | FLOP utilisation | MB of the step (of eager)"
-        " | with weights and moments | seconds by part |\n|---|---|--:|--:|--:|--:|--:|---|\n"
-    )
+    columns = ("step", "contender", "images/s", "times the eager baseline", "FLOP utilisation")
+    columns += ("MB of the step (of eager)", "with weights and moments", "seconds by part")
     note = (
         "\n\nUtilisation: operations of the eager step, counted, over time and the measured matrix-product ceiling."
         " The parts are those of one step with a stopwatch in it, and are left out where it was"
         " disturbed.\n"
     )
-    return head + "\n".join(lines) + note
+    return _table(columns, "llrrrrrl", lines) + note
 
 
 def _beside(row: Row, eager: Row | None, state: float) -> str:
@@ -142,7 +138,8 @@ def write(runs: list[Run], folder: Path) -> str:
         )
         for kind, (title, plot) in PLOTS.items():
             file = f"{run.name}-{kind}.svg"
-            if plot(run, folder / file):
+            if figure := plot(run):
+                save(figure, folder / file)
                 pages.append(f"![{title}]({file})\n")
         pages += [training(run), table(run) + "\n", left_out(run)]
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
@@ -154,16 +151,13 @@ def summary(runs: list[Run]) -> str:
     cells: dict[str, dict[str, str]] = {}
     for run in runs:
         for group, name, ratio in ratios(run):
-            if run.name not in cells.setdefault(group, {}):
-                pair = [row for row in run.groups[group] if row.contender in ("ours", name)]
-                cells[group][run.name] = f"{ratio:.2f}{_mark(*pair)} {name}"
+            mark = _mark(run.groups[group]["ours"], run.groups[group][name])
+            cells.setdefault(group, {}).setdefault(run.name, f"{ratio:.2f}{mark} {name}")
     names = [run.name for run in runs]
     lines = [f"- **{run.name}**: {described(run)}" for run in runs]
     lines += ["", f"The fastest other contender's time over ours.{_legend(runs)}", ""]
-    lines += [f"| case | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for group, found in cells.items():
-        lines.append(f"| {group} | " + " | ".join(found.get(name, "") for name in names) + " |")
-    return "\n".join(lines)
+    rows = [[group, *(cells[group].get(name, "") for name in names)] for group in cells]
+    return "\n".join([*lines, _table(["case", *names], "l" * (1 + len(names)), rows)])
 
 
 def _mark(*rows: Row) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,21 +18,33 @@ SLOWER = 1.25
 
 
 class Row(NamedTuple):
-    """One contender of one group: median and spread in seconds, and what the contest noted."""
+    """One contender of one group: seconds of each round, and what the contest noted."""
 
     group: str
     contender: str
-    median: float
-    low: float
-    high: float
+    seconds: list[float]
     info: dict[str, Any]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def gigaflops(self) -> float:
+        """A second."""
+        return self.info["flops"] / self.median / 1e9
+
+    @property
+    def gigabytes(self) -> float:
+        """A second."""
+        return self.info["bytes"] / self.median / 1e9
 
     @property
     def parts(self) -> dict[str, float] | None:
         """Seconds of a training step by part, if it was measured while the machine was ours."""
         load, parts = self.info.get("parts_other_load_percent", 100.0), self.info.get("parts")
         disturbed = load is not None and load > BUSY
-        if disturbed or parts is None or sum(parts.values()) > SLOWER * self.high:
+        if disturbed or parts is None or sum(parts.values()) > SLOWER * max(self.seconds):
             return None
         return parts
 
@@ -45,10 +58,11 @@ class Run(NamedTuple):
     left_out: dict[str, dict[str, str]] = {}  # noqa: RUF012 (immutable): case -> contender -> why
 
     @property
-    def groups(self) -> dict[str, list[Row]]:
-        grouped: dict[str, list[Row]] = {}
+    def groups(self) -> dict[str, dict[str, Row]]:
+        """Case -> contender -> its row."""
+        grouped: dict[str, dict[str, Row]] = {}
         for row in self.rows:
-            grouped.setdefault(row.group, []).append(row)
+            grouped.setdefault(row.group, {})[row.contender] = row
         return grouped
 
 
@@ -58,9 +72,25 @@ def files(path: Path) -> list[Path]:
 
 
 def compact(path: Path) -> None:
-    """Write a JSON file anew in one line: half the bytes of what pytest-benchmark indents, and the same content."""
+    """Write a result anew in one line, a sixth of what pytest-benchmark writes: what the report reads of it, every
+    time, and the commit; numbers with seven digits.
+    """
     text = path.read_text()
-    short = json.dumps(json.loads(text), separators=(",", ":")) + "\n"
+    content = json.loads(text, parse_float=lambda number: float(f"{float(number):.7g}"))
+    kept = {
+        "machine_info": {"alit": content["machine_info"]["alit"]},
+        "commit_info": {k: v for k, v in content["commit_info"].items() if k in ("id", "dirty")},
+        "left_out": content.get("left_out", {}),
+        "benchmarks": [
+            {
+                "group": entry["group"],
+                "extra_info": entry["extra_info"],
+                "stats": {"data": entry["stats"]["data"]},
+            }
+            for entry in content["benchmarks"]
+        ],
+    }
+    short = json.dumps(kept, separators=(",", ":")) + "\n"
     if short != text:
         with replacing(path) as file:
             file.write_text(short)
@@ -78,25 +108,16 @@ def read(path: Path) -> Run:
     if "benchmarks" not in content or "alit" not in content.get("machine_info", {}):
         raise ValueError(f"{path}: expected a result of 'pytest benchmarks --benchmark-json'")
     rows = [
-        Row(
-            entry["group"],
-            entry["extra_info"]["contender"],
-            *(entry["stats"][name] for name in ("median", "min", "max")),
-            entry["extra_info"],
-        )
-        for entry in content["benchmarks"]
+        Row(x["group"], x["extra_info"]["contender"], x["stats"]["data"], x["extra_info"])
+        for x in content["benchmarks"]
     ]
-    machine = content["machine_info"]["alit"] | {"revision": _revision(content)}
-    return Run(path.stem, machine, rows, content.get("left_out", {}))
-
-
-def _revision(content: dict[str, Any]) -> str:
-    """The commit that pytest-benchmark noted, and whether files differed from it; empty where it noted none."""
+    # pytest-benchmark notes "unversioned" or "unknown" where there is no repository.
     noted = content.get("commit_info", {})
-    commit = (noted.get("id") or "")[:7]
-    if not re.fullmatch("[0-9a-f]{7}", commit):  # "unversioned", "unknown"
-        return ""
-    return f"{commit} with changes" if noted.get("dirty") else commit
+    revision = (noted.get("id") or "")[:7] + (" with changes" if noted.get("dirty") else "")
+    if not re.match("[0-9a-f]{7}", revision):
+        revision = ""
+    machine = content["machine_info"]["alit"] | {"revision": revision}
+    return Run(path.stem, machine, rows, content.get("left_out", {}))
 
 
 def merged(name: str, runs: Iterable[Run]) -> Run:
@@ -106,7 +127,7 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
         ValueError: no part, or parts of different machines.
     """
     runs = list(runs)
-    own = ("ceilings", "command", "date", "revision")
+    own = ("ceilings", "command", "date", "revision", "versions")
     machines = [{k: v for k, v in run.machine.items() if k not in own} for run in runs]
     if not runs or any(machine != machines[0] for machine in machines):
         raise ValueError(f"{name}: expected parts of one machine, got {machines}")
@@ -125,10 +146,10 @@ def ratios(run: Run) -> list[tuple[str, str, float]]:
     """(group, contender, its median over ours), best contender of each group first; without further ones of ours."""
     result = []
     for group, rows in run.groups.items():
-        ours = next((row for row in rows if row.contender == "ours"), None)
-        if ours is None:
+        if "ours" not in rows:
             continue
-        others = [row for row in rows if not row.contender.startswith("ours")]
+        others = [row for row in rows.values() if not row.contender.startswith("ours")]
         others.sort(key=lambda row: row.median)
-        result += [(group, row.contender, row.median / ours.median) for row in others]
+        ours = rows["ours"].median
+        result += [(group, row.contender, row.median / ours) for row in others]
     return result

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import datetime
 import functools
+import importlib.metadata
 import json
 import logging
 import math
 import multiprocessing
 import os
 import platform
-import statistics
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -39,15 +41,6 @@ class Clock(NamedTuple):
 
     kind: str
     seconds: Callable[[], float]
-
-
-def take_turns(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
-) -> dict[str, float]:
-    """Median seconds of each contender."""
-    clocks = {name: clock(call) for name, call in contenders.items()}
-    samples = samples_in_turns(clocks, rounds=rounds, warmup=warmup)
-    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def clock(call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None) -> Clock:
@@ -241,14 +234,20 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
+#: Distributions whose versions a result notes.
+PEERS = ("torch", "triton", "faiss-cpu", "flash-kmeans", "vector-quantize-pytorch", "xformers")
+PEERS += ("flash-attn",)
+
+
 def machine() -> dict[str, Any]:
     """What the times depend on."""
     info = Path("/proc/cpuinfo")
-    models = (
-        [x for x in info.read_text().splitlines() if "model name" in x] if info.exists() else []
-    )
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    installed = {
+        x.name.lower().replace("_", "-"): x.version for x in importlib.metadata.distributions()
+    }
     return {
-        "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
+        "cpu": model[1] if model else platform.processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
@@ -256,15 +255,27 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.date.today().isoformat(),
+        "versions": {name: installed[name] for name in PEERS if name in installed},
     }
 
 
-def write(name: str, results: Mapping[str, Any], part: str = "") -> Path:
-    """``benchmarks/results/NAME.json``, or ``NAME-PART.json``: command, machine, results."""
+def write_json(path: Path, content: Any) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write(name: str, results: Mapping[str, Any], part: str = "") -> None:
+    """Print a study's results; write ``benchmarks/results/NAME.json``, or ``NAME-PART.json``: also command, machine."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (f"{name}-{part}.json" if part else f"{name}.json")
     command = " ".join(["python -m", f"benchmarks.studies.{name}", *sys.argv[1:]])
     content = {"command": command, "machine": machine(), "results": results}
-    with replacing(path) as file:
-        file.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    write_json(path, content)
+    print(json.dumps(results, indent=1), path, sep="\n")
+
+
+def rounds(description: str | None, default: int) -> int:
+    """``--rounds`` of a study that has no other option."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=default)
+    return parser.parse_args().rounds

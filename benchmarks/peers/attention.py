@@ -60,20 +60,16 @@ class Problem:
     ) -> Call:
         """``function(q, k, v)`` and, for a step, its gradients; ``order`` brings results back to (..., H, D)."""
         *leaves, grad = (x.detach().contiguous() for x in inputs)
-        if not self.step:
+        for leaf in leaves:
+            leaf.requires_grad_(self.step)
 
-            def forward() -> list[Tensor]:
-                with torch.no_grad():
-                    return [order(function(*leaves))]
+        def call() -> list[Tensor]:
+            with torch.set_grad_enabled(self.step):
+                out = function(*leaves)
+            gradients = torch.autograd.grad(out, leaves, grad) if self.step else ()
+            return [order(x) for x in (out.detach(), *gradients)]
 
-            return forward
-        leaves = [x.requires_grad_() for x in leaves]
-
-        def step() -> list[Tensor]:
-            out = function(*leaves)
-            return [order(x) for x in (out.detach(), *torch.autograd.grad(out, leaves, grad))]
-
-        return step
+        return call
 
 
 def ours(problem: Problem) -> Call:
@@ -83,7 +79,7 @@ def ours(problem: Problem) -> Call:
     return problem.call(function, problem.packed())
 
 
-def _heads_first(problem: Problem, function: Callable[..., Tensor]) -> Call:
+def heads_first(problem: Problem, function: Callable[..., Tensor]) -> Call:
     """``function`` takes (B, H, N, D) and a mask that broadcasts to (B, H, N, N), or None."""
     mask = None if problem.equal else problem.inside[:, None, None]
     inputs = [x.transpose(1, 2) for x in problem.padded()]
@@ -97,7 +93,7 @@ def sdpa(backend: SDPBackend, problem: Problem) -> Call:
         with sdpa_kernel(backend):
             return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    call = _heads_first(problem, function)
+    call = heads_first(problem, function)
     try:
         call()
     except RuntimeError as error:
@@ -129,15 +125,17 @@ def sdpa_by_sequence(problem: Problem) -> Call:
     return problem.call(function, problem.packed())
 
 
+def _varlen(problem: Problem, function: Callable[..., Tensor]) -> Call:
+    """``function`` takes packed rows, offsets and longest lengths, of queries and of keys."""
+    sizes = (problem.offsets, problem.offsets, problem.longest, problem.longest)
+    return problem.call(lambda *qkv: function(*qkv, *sizes), problem.packed())
+
+
 def torch_varlen(problem: Problem) -> Call:
     if DEVICE != "cuda":
         raise Absent("torch.nn.attention.varlen needs a GPU")
     module = libraries.need("torch.nn.attention.varlen", "torch>=2.10")
-    longest, offsets = problem.longest, problem.offsets
-    return problem.call(
-        lambda q, k, v: module.varlen_attn(q, k, v, offsets, offsets, longest, longest),
-        problem.packed(),
-    )
+    return _varlen(problem, module.varlen_attn)
 
 
 def flex(problem: Problem) -> Call:
@@ -174,17 +172,13 @@ def flash_attention(problem: Problem) -> Call:
     module = libraries.need("flash_attn", "flash-attn")
     if problem.equal:
         return problem.call(module.flash_attn_func, problem.padded())
-    longest, offsets = problem.longest, problem.offsets
-    return problem.call(
-        lambda q, k, v: module.flash_attn_varlen_func(q, k, v, offsets, offsets, longest, longest),
-        problem.packed(),
-    )
+    return _varlen(problem, module.flash_attn_varlen_func)
 
 
 CONTENDERS: dict[str, Callable[[Problem], Call]] = {
     "ours": ours,
-    "eager": lambda problem: _heads_first(problem, eager.attention),
-    "torch.compile": lambda problem: _heads_first(problem, libraries.compiled(eager.attention)),
+    "eager": lambda problem: heads_first(problem, eager.attention),
+    "torch.compile": lambda problem: heads_first(problem, libraries.compiled(eager.attention)),
     "SDPA math": partial(sdpa, SDPBackend.MATH),
     "SDPA flash": partial(sdpa, SDPBackend.FLASH_ATTENTION),
     "SDPA efficient": partial(sdpa, SDPBackend.EFFICIENT_ATTENTION),

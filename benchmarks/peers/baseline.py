@@ -8,6 +8,7 @@ the host in every iteration. Written from the description of the published syste
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from alit.losses import stage1_loss
 from alit.losses.stage1 import WEIGHTS
 from alit.training.config import TrainingConfig
 from alit.training.cuda_graph import GradientGraph
-from alit.training.optimisation import Optimiser
+from alit.training.optimization import Optimiser
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
 
@@ -100,7 +101,8 @@ def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> Adapt
     base: Any = model.base_tokenizer
     decoder: Any = model.decoder
 
-    def whole(x: Tensor, *, wanted: slice) -> Tensor:
+    def whole(x: Tensor, offsets: None, *, max_length: int, wanted: slice) -> Tensor:
+        assert offsets is None, "the published decoder takes dense batches"
         return Transformer.forward(decoder, x)[:, wanted]
 
     def tokens(z_BCHW: Tensor) -> BaseTokens:
@@ -117,12 +119,8 @@ def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> Adapt
     return model
 
 
-def _stacked(terms: list[tuple[Any, ...]]) -> Tensor:
+def _stacked(terms: Iterable[Iterable[Any]]) -> Tensor:
     return torch.stack([torch.stack([x.detach().float() for x in each]) for each in terms])
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 class Outcome(NamedTuple):
@@ -161,32 +159,36 @@ class Step:
         self.model, self.images, self.published = model, images, published
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in trained]
-        config = TrainingConfig()
-        self.optimiser = None if published else Optimiser(trained, config)
+        self.config = TrainingConfig()
+        self.optimiser = None if published else Optimiser(trained, self.config)
         self.adamw = torch.optim.AdamW(
-            self.parameters, lr=0.0, betas=config.betas, weight_decay=config.weight_decay
+            self.parameters, lr=0.0, betas=self.config.betas, weight_decay=self.config.weight_decay
         )
-        self.clip = config.clip
 
     def __call__(self) -> Outcome:
-        loss, terms = self.loss()
-        loss.backward()
-        gradients = self.gradient_norms()
+        loss, terms = self.backward(self.images).values()
+        # None where a parameter gets no gradient.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        parts = [part for gradient in gradients for part in gradient.tensor_split(3)]
+        norms = torch.stack(torch._foreach_norm(parts))
         self.optimise()
-        return Outcome(loss.detach(), terms, gradients)
+        return Outcome(loss, terms, norms)
 
-    def gradient_norms(self) -> Tensor:
-        parts = [part for p in self.parameters for part in _gradient(p).tensor_split(3)]
-        return torch.stack(torch._foreach_norm(parts))
+    def backward(self, images: Tensor) -> dict[str, Tensor]:
+        """The gradients; total and terms of the loss, in this order."""
+        loss, terms = self.published_loss(images) if self.published else self.loss(images)
+        loss.backward()
+        return {"loss": loss.detach(), "terms": terms}
 
-    def loss(self) -> tuple[Tensor, Tensor]:
+    def loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Total, and its terms."""
-        if not self.published:
-            loss = stage1_loss(self.model, self.images, together=self.together)
-            return loss.total, _stacked([tuple(x) for x in loss.iterations.values()])
+        loss = stage1_loss(self.model, images, together=self.together)
+        return loss.total, _stacked(loss.iterations.values())
+
+    def published_loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         terms: list[tuple[Tensor, ...]] = []
-        total = torch.zeros((), device=self.images.device)
-        for iteration in self.model.rollout(self.images):
+        total = torch.zeros((), device=images.device)
+        for iteration in self.model.rollout(images):
             prediction, quantized = iteration.prediction, iteration.bottleneck.quantized
             assert (
                 prediction is not None and prediction.nll_BN is not None and quantized is not None
@@ -199,20 +201,20 @@ class Step:
             self.logged = [term.item() for term in terms[-1]]
         return total, _stacked(terms)
 
-    def optimise(self) -> Tensor:
-        """Clip, step, drop the gradients; the gradient norm before clipping."""
+    def optimise(self) -> None:
+        """Clip, step, drop the gradients."""
         if self.optimiser is not None:
-            return self.optimiser.step(0.0)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
-        return norm
+            self.optimiser.step(0.0)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+            self.adamw.step()
+            self.adamw.zero_grad(set_to_none=True)
 
     @property
     def state_bytes(self) -> int:
         """Weights, and two moments of each that is trained: what is there between steps."""
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        return weights + 2 * sum(p.numel() * p.element_size() for p in self.parameters)
+        parameters = (*self.model.parameters(), *self.parameters, *self.parameters)
+        return sum(p.nbytes for p in parameters)
 
 
 class CapturedStep(Step):
@@ -224,20 +226,11 @@ class CapturedStep(Step):
     graph: GradientGraph | None = None
     peak_megabytes: float
 
-    def __call__(self) -> Outcome:
+    def backward(self, images: Tensor) -> dict[str, Tensor]:
         if self.graph is None:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            self.graph = GradientGraph(self.model, self._gradients, self.images)
+            self.graph = GradientGraph(self.model, super().backward, images)
             self.peak_megabytes = (torch.cuda.max_memory_allocated() - before) / 1e6
         self.graph.zero_gradients()
-        found = {name: term.clone() for name, term in self.graph(self.images).items()}
-        gradients = self.gradient_norms()
-        self.optimise()
-        return Outcome(found["loss"], found["terms"], gradients)
-
-    def _gradients(self, images: Tensor) -> dict[str, Tensor]:
-        loss = stage1_loss(self.model, images, together=self.together)
-        loss.total.backward()
-        terms = _stacked([tuple(x) for x in loss.iterations.values()])
-        return {"loss": loss.total.detach(), "terms": terms}
+        return {name: term.clone() for name, term in self.graph(images).items()}

@@ -15,6 +15,18 @@ def nearest_codeword(z: Tensor, codebook: Tensor) -> Tensor:
     return (squares - 2 * (z @ codebook.t())).argmin(1)
 
 
+def statistics_with_one_hot(index: Tensor, z: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """How many of z (N, D) fell to each code, (K,), and their sums, (K, D)."""
+    matrix = one_hot(index, codes).to(z.dtype)
+    return matrix.sum(0), matrix.t() @ z
+
+
+def statistics_with_index_add(index: Tensor, z: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    """The same, without the matrix."""
+    count = torch.zeros(codes, device=z.device).index_add_(0, index, torch.ones_like(z[:, 0]))
+    return count, torch.zeros(codes, z.shape[1], device=z.device).index_add_(0, index, z)
+
+
 def vector_quantize(
     z: Tensor, codebook: Tensor, metric: str, commitment: float = 0.25, with_one_hot: bool = True
 ) -> VectorQuantized:

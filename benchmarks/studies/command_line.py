@@ -6,7 +6,6 @@ command runs once unmeasured, so that the files it reads are in the system's cac
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -21,10 +20,11 @@ from PIL import Image
 from alit.demo import photographs
 from alit.images import to_image
 
-from ..harness.timing import write
+from ..harness.contest import THREADS
+from ..harness.timing import rounds, write
 
 
-def seconds(command: list[str], folder: Path) -> float:
+def seconds(command: list[str], folder: str) -> float:
     """One run, which has to succeed.
 
     Raises:
@@ -37,34 +37,29 @@ def seconds(command: list[str], folder: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    alit, rows = [sys.executable, "-m", "alit.cli"], []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        photo = to_image(photographs(512)["astronaut"]).resize(
-            (3000, 2000), Image.Resampling.LANCZOS
-        )
-        photo.save(folder / "photo.jpg", quality=90)
-        for arguments, rounds in (
-            (["--help"], options.rounds),
-            (["reconstruct", "photo.jpg"], options.rounds),
-            (["demo"], 1),
+    count, rows = rounds(__doc__, default=5), []
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory() as folder:
+        photo = to_image(photographs(512)["astronaut"])
+        large = photo.resize((3000, 2000), Image.Resampling.LANCZOS)
+        large.save(Path(folder, "photo.jpg"), quality=90)
+        for arguments, times_each in (
+            ("--help", count),
+            ("reconstruct photo.jpg", count),
+            ("demo", 1),
         ):
-            times = [seconds([*alit, *arguments], folder) for _ in range(1 + rounds)][1:]
+            command = [sys.executable, "-m", "alit.cli", *arguments.split()]
+            times = [seconds(command, folder) for _ in range(1 + times_each)][1:]
+            median, slowest = (round(x, 2) for x in (statistics.median(times), max(times)))
             rows.append(
                 {
-                    "command": " ".join(["alit", *arguments]),
-                    "rounds": rounds,
-                    "seconds": round(statistics.median(times), 2),
-                    "slowest": round(max(times), 2),
+                    "command": f"alit {arguments}",
+                    "rounds": times_each,
+                    "seconds": median,
+                    "slowest": slowest,
                 }
             )
-            print(rows[-1])
-    print(write("command_line", {"rows": rows}))
+    write("command_line", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -42,24 +42,24 @@ def measure(model: AdaptiveTokenizer, folder: Path, batch_size: int) -> dict[str
     with (folder / "scores.csv").open(newline="") as file:
         scores = {row["file"]: float(row["complexity"]) for row in csv.DictReader(file)}
     files = [folder / name for name in scores]
-    complexity = list(scores.values())
-    found = errors(model, files, batch_size)
-    step, rows = model.config.latents_per_iteration, []
+    found, rows = errors(model, files, batch_size), []
+
+    def spearman(values: Any) -> float:
+        return float(spearmanr(list(scores.values()), values).statistic)
+
     for limit in LIMITS:
         met = found < limit
         first = torch.where(met.any(1), met.int().argmax(1), found.shape[1] - 1)
-        tokens = step * (first + 1)
-        correlation = float(spearmanr(complexity, tokens).statistic)
-        share = float(met.any(1).float().mean())
+        tokens = model.config.latents_per_iteration * (first + 1)
         rows.append(
             {
                 "max_l1": limit,
-                "spearman": correlation,
+                "spearman": spearman(tokens),
                 "tokens": float(tokens.float().mean()),
-                "met": share,
+                "met": float(met.any(1).float().mean()),
             }
         )
-    jpeg = float(spearmanr(complexity, [file.stat().st_size for file in files]).statistic)
+    jpeg = spearman([file.stat().st_size for file in files])
     return {"pictures": len(files), "tokens_at": rows, "jpeg_size": jpeg}
 
 
@@ -69,17 +69,9 @@ def main() -> None:
     )
     parser.add_argument("model", help="model file, or the name of shipped weights")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--batch-size", type=int, default=20)
     options = parser.parse_args()
     model = AdaptiveTokenizer.from_pretrained(options.model)
-    result = measure(model, options.folder, options.batch_size)
-    for row in result["tokens_at"]:
-        print(
-            f"error {row['max_l1']:.2f}: {row['tokens']:5.0f} tokens on average,"
-            f" met by {row['met']:.0%}, Spearman {row['spearman']:.2f}"
-        )
-    print(f"JPEG size: Spearman {result['jpeg_size']:.2f}")
-    print(write("complexity", result))
+    write("complexity", measure(model, options.folder, batch_size=20))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 ITERATIONS = (0, 1, 3, 7)
-
-
-def read(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+UNITS = {"code": "squared error of base tokens", "l1": "L1, pixels in [0, 1]"}
 
 
 def terms(records: list[dict[str, float]]) -> list[str]:
@@ -25,43 +27,31 @@ def terms(records: list[dict[str, float]]) -> list[str]:
     return [name for name in wanted if name in names] or ["l1"]
 
 
-def smooth(records: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and means of a term over a fiftieth of the run."""
-    found = [(record["step"], record[name]) for record in records if name in record]
+def smooth(records: list[dict[str, float]], name: str) -> np.ndarray:
+    """(2, n) steps and means of a term over a fiftieth of the run."""
+    found = np.array([(record["step"], record[name]) for record in records if name in record])
     size = max(1, len(found) // 50)
-    parts = [found[i : i + size] for i in range(0, len(found), size)]
-    steps, values = ([sum(x[k] for x in part) / len(part) for part in parts] for k in (0, 1))
-    return steps, values
-
-
-def draw(axes: Any, path: Path) -> None:
-    records = read(path)
-    for name in terms(records):
-        kind, _, iteration = name.partition("_")
-        label = f"iteration {int(iteration) + 1}" if iteration else "L1"
-        axes.plot(*smooth(records, name), label=label)
-        axes.set_ylabel(
-            {"code": "squared error of base tokens", "l1": "L1, pixels in [0, 1]"}[kind]
-        )
-    axes.set(xlabel="step", title=path.parent.name, yscale="log")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3, which="both")
+    return np.stack([found[i : i + size].mean(0) for i in range(0, len(found), size)], axis=1)
 
 
 def main() -> None:
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    out, logs = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
-    figure, panels = pyplot.subplots(1, len(logs), figsize=(4.6 * len(logs), 3.6), squeeze=False)
+    out, *logs = map(Path, sys.argv[1:])
+    size = (4.6 * len(logs), 3.6)
+    figure, panels = pyplot.subplots(1, len(logs), figsize=size, squeeze=False)
     for axes, path in zip(panels[0], logs, strict=True):
-        draw(axes, path)
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for name in terms(records):
+            kind, _, iteration = name.partition("_")
+            label = f"iteration {int(iteration) + 1}" if iteration else "L1"
+            axes.plot(*smooth(records, name), label=label)
+            axes.set_ylabel(UNITS[kind])
+        axes.set(xlabel="step", title=path.parent.name, yscale="log")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3, which="both")
     figure.tight_layout()
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=80, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -10,21 +10,19 @@ file holds every median.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from alit_kernels import varlen_attention
 
-from ..harness.timing import peak_megabytes, take_turns, write
-from ..peers.attention import Call, Problem, ours
+from ..harness.contest import ready
+from ..harness.timing import rounds, write
+from ..peers.attention import Call, Problem, heads_first, ours
 from ..suites.test_attention import HEAD_DIM, HEADS, contest
 
 PICTURES, LATENTS = 32, (32, 256)
@@ -46,19 +44,13 @@ def in_place(function: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
 
 def contenders(problem: Problem) -> dict[str, Call]:
     """Name -> call that returns output and gradients of q, k and v."""
-    mask = problem.inside[:, None, None]
 
     def padded(*qkv: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in qkv)
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        heads = (x.transpose(1, 2) for x in qkv)
+        return masked(*heads, problem.inside[:, None, None]).transpose(1, 2)
 
-    *separate, grad = problem.padded()
-    heads_first = [x.transpose(1, 2).contiguous().requires_grad_() for x in separate]
-
-    def padded_separate() -> list[Tensor]:
-        out = padded(*(x.transpose(1, 2) for x in heads_first))
-        gradients = torch.autograd.grad(out, heads_first, grad)
-        return [out.detach(), *(x.transpose(1, 2) for x in gradients)]
+    def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     packed = partial(varlen_attention, offsets=problem.offsets, max_length=problem.longest)
     return {
@@ -66,42 +58,26 @@ def contenders(problem: Problem) -> dict[str, Call]:
         "packed, torch": in_place(partial(packed, implementation="torch"), problem.packed()),
         "padded, torch": in_place(padded, problem.padded()),
         "packed, separate": ours(problem),
-        "padded, torch, separate": padded_separate,
+        "padded, torch, separate": heads_first(problem, masked),
     }
 
 
-def run(fixed: int, rounds: int) -> dict[str, Any]:
+def run(fixed: int, count: int) -> dict[str, Any]:
     low, high = LATENTS
     generator = torch.Generator().manual_seed(0)
     lengths = fixed + torch.randint(low, high + 1, (PICTURES,), generator=generator)
     sizes = tuple(lengths.tolist())
-    calls = contenders(Problem(sizes, HEADS, HEAD_DIM, torch.float32, step=True))
     race = contest(sizes, step=True)  # of the same numbers
-    for call in calls.values():
-        race.verify(call())
+    race.prepare = ready(contenders(Problem(sizes, HEADS, HEAD_DIM, torch.float32, step=True)))
     padded_work = PICTURES * int(lengths.max()) ** 2 / int(lengths.square().sum())
     results: dict[str, Any] = {"lengths": lengths.tolist(), "padded / true work": padded_work}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results[f"{threads} threads"] = take_turns(calls, rounds=rounds)
-    results["peak_megabytes"] = {name: peak_megabytes(call) for name, call in calls.items()}
+        results[f"{threads} threads"] = race.medians(count)
+    results["peak_megabytes"] = {name: race.peak_megabytes(name) for name in race.calls}
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
-    results = {name: run(fixed, rounds) for name, fixed in WORKLOADS.items()}
-    table = Table("workload", "", "1 thread", "2 threads", "peak MB", title="seconds (relative)")
-    for workload, result in results.items():
-        for name, peak in result["peak_megabytes"].items():
-            seconds = [result[f"{threads} threads"] for threads in (1, 2)]
-            cells = [f"{s[name]:.3f} ({s[name] / s['packed']:.2f})" for s in seconds]
-            table.add_row(workload, name, *cells, f"{peak:.0f}")
-    Console().print(table)
-    print(write("padding", results))
-
-
 if __name__ == "__main__":
-    main()
+    count = rounds(__doc__, default=7)
+    write("padding", {name: run(fixed, count) for name, fixed in WORKLOADS.items()})

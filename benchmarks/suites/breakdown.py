@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
-from alit_kernels.nn import SelfAttention, VectorQuantizer
+from alit_kernels.nn import SelfAttention
 
 from ..harness.contest import DEVICE
-from ..peers.baseline import EagerAttention, EagerQuantizer, Outcome, Step
+from ..peers.baseline import EagerAttention, Outcome, Step
 
 PARTS = ("base", "encoder", "decoder", "attention", "quantizer", "optimiser", "rest")
 
@@ -63,34 +64,6 @@ def _between(start: Any, end: Any) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-class _Mark(torch.autograd.Function):
-    """The identity; calls ``passed`` when the gradient comes by."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, passed: Callable[[], None]) -> Tensor:
-        ctx.passed = passed
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.passed()
-        return grad, None
-
-
-def _watched(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` of a tensor (and more) to a tensor or a quantizer's result, both of its directions charged."""
-
-    def run(x: Tensor, *args: Any, **options: Any) -> Any:
-        watch.enter(part)
-        out = function(_Mark.apply(x, lambda: watch.leave(part)), *args, **options)
-        through = out if isinstance(out, Tensor) else out.quantized
-        through = _Mark.apply(through, lambda: watch.enter(part))
-        watch.leave(part)
-        return through if isinstance(out, Tensor) else out._replace(quantized=through)
-
-    return run
-
-
 def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, which has no backward, charged."""
 
@@ -103,6 +76,10 @@ def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callabl
     return run
 
 
+def _hook(event: Callable[[str], None], part: str) -> Callable[..., None]:
+    return lambda *_: event(part)
+
+
 def breakdown(step: Step) -> tuple[dict[str, float], Outcome]:
     """Seconds of one step by ``PARTS``, and what it returned.
 
@@ -110,29 +87,27 @@ def breakdown(step: Step) -> tuple[dict[str, float], Outcome]:
     what else is in their blocks and in the decoder's last layers; ``rest`` is embeddings, losses and all between.
     """
     watch, model = Stopwatch(), step.model
-    replaced: list[tuple[Any, str, Any]] = []
-
-    def replace(owner: Any, name: str, part: str, how: Callable[..., Any] = _watched) -> None:
-        replaced.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, how(watch, part, getattr(owner, name)))
-
-    replace(model.encoder, "forward", "encoder")
-    for module in (model.decoder, model.decoder.ffn):
-        replace(module, "forward", "decoder")
-    replace(model.quantize, "forward", "quantizer")
+    parts = {model.encoder: "encoder", model.decoder: "decoder", model.decoder.ffn: "decoder"}
+    parts[model.quantize] = "quantizer"
     for module in model.modules():
         if isinstance(module, (SelfAttention, EagerAttention)):
-            replace(module, "forward", "attention")
-    assert isinstance(model.quantize, (VectorQuantizer, EagerQuantizer))
-    replace(model.base_tokenizer, "encode", "base", _timed)
-    replace(step, "optimise", "optimiser", _timed)
-    try:
+            parts[module] = "attention"
+    with ExitStack() as stack:
+        for module, part in parts.items():
+            enter, leave = _hook(watch.enter, part), _hook(watch.leave, part)
+            for handle in (
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(leave),
+                module.register_full_backward_pre_hook(enter),
+                module.register_full_backward_hook(leave),
+            ):
+                stack.callback(handle.remove)
+        for owner, name, part in (
+            (model.base_tokenizer, "encode", "base"),
+            (step, "optimise", "optimiser"),
+        ):
+            timed = _timed(watch, part, getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, timed))
         result = _timed(watch, "rest", step)()
-    finally:
-        for owner, name, before in reversed(replaced):
-            if before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
     seconds = watch.seconds()
     return {part: seconds.get(part, 0.0) for part in PARTS}, result

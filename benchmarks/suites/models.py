@@ -10,7 +10,7 @@ from torch import Tensor
 from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.base import VQGANBase
 from alit.config import AdaptiveTokenizerConfig
-from alit.training.stage1 import precision
+from alit.training.stage import precision
 
 from ..harness.contest import DEVICE
 

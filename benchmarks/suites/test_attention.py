@@ -16,7 +16,7 @@ from torch import Tensor
 from alit_kernels import varlen_attention
 from alit_kernels.attention.cases import BENCHMARK_CASES
 
-from ..harness.contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work, assert_near
 from ..peers.attention import CONTENDERS, Problem
 from .models import NATIVE_BFLOAT16
 
@@ -41,10 +41,8 @@ def contest(lengths: tuple[int, ...], step: bool, dtype: torch.dtype = DTYPE) ->
         expected += torch.autograd.grad(out, exact, problem.grad.float())
 
     def verify(results: list[Tensor]) -> None:
-        for result, right in zip(results, expected, strict=True):
-            rows = (result[problem.inside] if result.ndim == 4 else result).float()
-            error = float((rows - right).abs().max() / right.abs().max())
-            assert error < TOLERANCES[dtype], f"wrong by {error:.2g} of the largest value"
+        rows = [(x[problem.inside] if x.ndim == 4 else x).float() for x in results]
+        assert_near(rows, expected, TOLERANCES[dtype])
 
     scores = HEADS * sum(length**2 for length in lengths)
     # Two products forward; backward makes the scores again and four gradients.

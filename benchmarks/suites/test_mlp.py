@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alit.layers import MLP
 
-from ..harness.contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work, assert_near
 from ..peers import libraries
 from ..peers.baseline import EagerMLP
 
@@ -51,16 +51,11 @@ def contest(rows: int) -> Contest:
     exact = EagerMLP(copy.deepcopy(mlp)).double()
     expected = step(exact, list(exact.parameters()), x.detach().double().requires_grad_())
 
-    def verify(results: list[Tensor]) -> None:
-        for result, right in zip(results, expected, strict=True):
-            error = float((result - right).abs().max() / right.abs().max())
-            assert error < (2e-2 if GPU else 1e-4), f"wrong by {error:.2g} of the largest value"
-
     weights = 8 * WIDTH**2
     traffic = x.element_size() * (2 * weights + 4 * x.numel())
     return Contest(
         {name: partial(prepare, name) for name in CONTENDERS},
-        verify,
+        partial(assert_near, expected=expected, tolerance=2e-2 if GPU else 1e-4),
         Work(traffic, 6 * rows * weights),
     )
 

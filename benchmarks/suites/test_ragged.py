@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 import alit_kernels as ak
 from alit_kernels.ragged.cases import BENCHMARK_CASES
 
-from ..harness.contest import DEVICE, Contest, Work
+from ..harness.contest import DEVICE, Contest, Work, ready
 
-NAMES = ("ours", "eager", "copy")
 CASE, ADDED = BENCHMARK_CASES[0], 32
 LONGEST, WIDTH = max(CASE.lengths), CASE.width
+
+
+def lengths_of(small: bool) -> list[int]:
+    return list(CASE.lengths[: 4 if small else None])
 
 
 def contenders(
@@ -71,20 +75,15 @@ def contest(op: str, lengths: list[int]) -> Contest:
     ours, eager, rows = contenders(lengths, DEVICE)[op]
     expected = eager()
     source = expected.clone()
-
-    def verify(result: Tensor) -> None:
-        assert torch.equal(result, expected), "differs from eager"
-
-    calls = {"ours": ours, "eager": eager, "copy": source.clone}
     return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
-        verify,
+        ready({"ours": ours, "eager": eager, "copy": source.clone}),
+        partial(torch.testing.assert_close, expected=expected, rtol=0, atol=0),
         Work(4 * (rows * WIDTH + expected.numel())),
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ("ours", "eager", "copy"))
 @pytest.mark.parametrize("op", ("pack", "unpack", "compact", "append", "tail_mask"))
 def test_ragged(op: str, name: str, race: Callable, quick: bool) -> None:
-    lengths = list(CASE.lengths[: 4 if quick else None])
+    lengths = lengths_of(quick)
     race(f"{op} {len(lengths)} sequences of 289 to 513", name, lambda: contest(op, lengths))

@@ -15,7 +15,7 @@ from alit_kernels.soft_codebook.cases import BENCHMARK_CASES, Case, make
 from ..harness.contest import DEVICE, Contest, Work
 from ..peers import eager, libraries
 
-QUICK = Case(512, 256, 64)
+CASE, QUICK = BENCHMARK_CASES[0], Case(512, 256, 64)
 Parts = tuple[Tensor, ...]
 
 CONTENDERS: dict[str, Callable[[], Callable[..., Parts]]] = {
@@ -39,7 +39,7 @@ def contest(case: Case) -> Contest:
     expected = step(eager.soft_codebook)
     return Contest(
         {n: lambda f=f: partial(step, f()) for n, f in CONTENDERS.items()},
-        lambda result: torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4),
+        partial(torch.testing.assert_close, expected=expected, rtol=1e-3, atol=1e-4),
         Work(
             4 * (3 * logits.numel() + 2 * codebook.numel() + 3 * weights.numel()),
             6 * case.rows * case.codes * case.channels,
@@ -49,6 +49,6 @@ def contest(case: Case) -> Contest:
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_soft_codebook_step(name: str, race: Callable, quick: bool) -> None:
-    case = QUICK if quick else BENCHMARK_CASES[0]
+    case = QUICK if quick else CASE
     group = f"soft_codebook step {case.rows} x {case.codes} x {case.channels}"
     race(group, name, lambda: contest(case))

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,9 +22,9 @@ from alit import AdaptiveTokenizer, TransformerConfig, VQGANConfig
 from alit.config import AdaptiveTokenizerConfig
 from alit.losses import stage1_loss
 from alit.training.processes import keep_memory
-from alit.training.stage1 import compile_parts
+from alit.training.stage import compile_parts
 
-from ..harness.contest import DEVICE, THREADS, Absent, Contest, Work
+from ..harness.contest import DEVICE, THREADS, Absent, Contest, Work, ready
 from ..harness.timing import OtherLoad, peak_megabytes
 from ..peers.baseline import CapturedStep, Outcome, Step, eager_copy
 from .breakdown import breakdown
@@ -38,20 +38,22 @@ COMPILED = (
 )
 
 
-class Case:
+class Case(NamedTuple):
     """A step's size, pictures, precision and contenders; the first one's results are the others'."""
 
-    def __init__(
-        self,
-        size: str,
-        batch: int,
-        dtype: torch.dtype = torch.float32,
-        contenders: tuple[str, ...] = CONTENDERS,
-    ) -> None:
-        self.size, self.batch, self.dtype, self.contenders = size, batch, dtype, contenders
-        self.half = dtype != torch.float32
-        self.id = f"{size}-{batch}-{str(dtype).removeprefix('torch.')}"
-        self.name = f"stage-1 step {size} {str(dtype).removeprefix('torch.')} batch {batch}"
+    size: str
+    batch: int
+    dtype: torch.dtype = torch.float32
+    contenders: tuple[str, ...] = CONTENDERS
+
+    @property
+    def name(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"stage-1 step {self.size} {dtype} batch {self.batch}"
+
+    @property
+    def half(self) -> bool:
+        return self.dtype != torch.float32
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.half)
@@ -70,7 +72,7 @@ STEPS = (
     if GPU
     else (Case("tiny", 2), *([Case("tiny", 2, torch.bfloat16)] if NATIVE_BFLOAT16 else []))
 )
-COMPILED_STEPS = tuple(Case(x.size, x.batch, x.dtype, COMPILED) for x in STEPS)
+COMPILED_STEPS = tuple(case._replace(contenders=COMPILED) for case in STEPS)
 LARGE = Case("base", 32 if ROOMY else 16, torch.bfloat16, CAPTURED)
 
 
@@ -84,15 +86,37 @@ def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
     return kind(copied, images, published=eager)
 
 
-def watched(case: Case, step: Step, name: str, found: dict[str, Any]) -> Outcome:
-    """One step; its breakdown by part goes to ``found``: a stopwatch cannot look into compiled blocks."""
-    load = OtherLoad()
-    with case.autocast(), load:
-        if "compiled" in name:
-            return step()
-        found["parts"], result = breakdown(step)
-    found["parts_other_load_percent"] = load.percent
-    return result
+class Prepared:
+    """A contender's step; ``outcome`` of the last one with a stopwatch in it."""
+
+    outcome: Outcome
+
+    def __init__(self, case: Case, name: str, model: AdaptiveTokenizer, images: Tensor) -> None:
+        self.case, self.compiled = case, "compiled" in name
+        self.step = contender(name, model, images)
+        self._found: dict[str, Any] = {"state_megabytes": self.step.state_bytes / 1e6}
+
+    def __call__(self) -> Outcome:
+        with self.case.autocast():
+            return self.step()
+
+    def watched(self) -> Outcome:
+        """One step, whose parts are noted: a stopwatch cannot look into compiled blocks."""
+        if self.compiled:
+            self.outcome = self()
+        else:
+            with self.case.autocast(), OtherLoad() as load:
+                self._found["parts"], self.outcome = breakdown(self.step)
+            self._found["parts_other_load_percent"] = load.percent
+        return self.outcome
+
+    def found(self) -> dict[str, Any]:
+        """Parts and memory; of what is not known yet, of one more step."""
+        if isinstance(self.step, CapturedStep):
+            self._found["peak_megabytes"] = self.step.peak_megabytes
+        elif "peak_megabytes" not in self._found:
+            self._found["peak_megabytes"] = peak_megabytes(self.watched)
+        return self._found
 
 
 class Apart:
@@ -103,37 +127,29 @@ class Apart:
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def __call__(self) -> Outcome:
-        return self._process.submit(_step_alone, *self._arguments).result()
+        return self._process.submit(_alone, *self._arguments).result()
 
     def found(self) -> dict[str, Any]:
         """Peak memory of the first call, breakdown of the last."""
         return self._process.submit(_found_alone).result()
 
 
-#: In a step's own process: the step, and what is found of it.
-_step: list[Step] = []
-_found: dict[str, Any] = {}
+#: The step of this process.
+_own: list[Prepared] = []
 
 
-def _step_alone(case: Case, name: str, quick: bool) -> Outcome:
-    if _step:
-        return watched(case, _step[0], name, _found)
+def _alone(case: Case, name: str, quick: bool) -> Outcome:
+    if _own:
+        return _own[0].watched()
     torch.set_num_threads(THREADS)
     keep_memory()
-    step = contender(name, *case.prepared(quick))
-    _step.append(step)
-    if "compiled" in name:  # the compiler's memory is not the step's
-        watched(case, step, name, {})
-    results: list[Outcome] = []
-    _found["peak_megabytes"] = peak_megabytes(
-        lambda: results.append(watched(case, step, name, _found))
-    )
-    _found["state_megabytes"] = step.state_bytes / 1e6
-    return results[0]
+    _own.append(Prepared(case, name, *case.prepared(quick)))
+    _own[0].found()
+    return _own[0].outcome
 
 
 def _found_alone() -> dict[str, Any]:
-    return _found
+    return _own[0].found()
 
 
 def agree(found: Outcome, expected: Outcome, half: bool = False) -> None:
@@ -152,35 +168,16 @@ def agree(found: Outcome, expected: Outcome, half: bool = False) -> None:
 
 def stage1(case: Case, quick: bool) -> Contest:
     ours, images = case.prepared(quick)
-    steps: dict[str, Step] = {}
 
-    def prepare(name: str) -> Callable[[], Outcome]:
+    def prepare(name: str) -> Prepared | Apart:
         if name.endswith("captured") and not GPU:
             raise Absent("CUDA graphs need a GPU")
-        if not GPU:
-            return Apart(case, name, quick)
-        step = steps[name] = contender(name, ours, images)
-
-        def call() -> Outcome:
-            with case.autocast():
-                return step()
-
-        return call
+        return Prepared(case, name, ours, images) if GPU else Apart(case, name, quick)
 
     with FlopCounterMode(display=False) as counter:
         counted = contender("eager baseline", ours, images)
         counted.model.to("meta")
         stage1_loss(counted.model, images.to("meta"), together=False).total.backward()
-
-    def inspect(name: str, call: Callable[[], Any]) -> Mapping[str, Any]:
-        if isinstance(call, Apart):
-            return call.found()
-        step = steps[name]
-        found: dict[str, Any] = {"state_megabytes": step.state_bytes / 1e6}
-        if isinstance(step, CapturedStep):
-            return found | {"peak_megabytes": step.peak_megabytes}
-        peak = peak_megabytes(lambda: watched(case, step, name, found))
-        return found | {"peak_megabytes": peak}
 
     return Contest(
         {name: partial(prepare, name) for name in case.contenders},
@@ -188,35 +185,32 @@ def stage1(case: Case, quick: bool) -> Contest:
         Work(flops=counter.get_total_flops()),
         against_first=True,
         notes={"images": case.batch},
-        inspect=inspect,
+        inspect=lambda name, call: call.found(),
     )
 
 
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [pytest.param(x, name, id=f"{x.id}-{name}") for x in STEPS for name in x.contenders],
-)
+def each(cases: tuple[Case, ...]) -> pytest.MarkDecorator:
+    """Every contender of every case."""
+    pairs = [pytest.param(x, name, id=f"{x.name}-{name}") for x in cases for name in x.contenders]
+    return pytest.mark.parametrize(("case", "name"), pairs)
+
+
+@each(STEPS)
 def test_stage1_step(case: Case, name: str, race: Callable, quick: bool) -> None:
     race(case.name, name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [pytest.param(x, name, id=f"{x.id}-{name}") for x in COMPILED_STEPS for name in COMPILED],
-)
-def test_compiled_step(
-    case: Case, name: str, race: Callable, quick: bool, with_compiled: bool
-) -> None:
-    if not with_compiled:
-        pytest.skip("compiling takes minutes on the CPU; --compiled runs it")
+@pytest.mark.skipif(not GPU, reason="compiling whole models takes minutes on a CPU")
+@each(COMPILED_STEPS)
+def test_compiled_step(case: Case, name: str, race: Callable, quick: bool) -> None:
     race(f"{case.name}, compiled", name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
 @pytest.mark.skipif(not GPU, reason="a CUDA graph needs a GPU")
-@pytest.mark.parametrize("name", CAPTURED)
-def test_large_batch(name: str, race: Callable, quick: bool) -> None:
+@each((LARGE,))
+def test_large_batch(case: Case, name: str, race: Callable, quick: bool) -> None:
     """How busy ours keeps a GPU: more pictures than the eager step has memory for."""
-    race(LARGE.name, name, lambda: stage1(LARGE, quick), ROUNDS, WARMUP)
+    race(case.name, name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
 def launches(quick: bool) -> Contest:
@@ -231,13 +225,7 @@ def launches(quick: bool) -> Contest:
     images = pictures(ours, 1)
     steps = {name: contender(name, ours, images) for name in ("eager baseline", "ours")}
     steps["ours"].together = True
-    expected = steps["eager baseline"]()
-    return Contest(
-        {name: lambda step=step: step for name, step in steps.items()},
-        lambda found: agree(found, expected),
-        Work(),
-        notes={"images": 1},
-    )
+    return Contest(ready(steps), agree, Work(), against_first=True, notes={"images": 1})
 
 
 @pytest.mark.parametrize("name", ("ours", "eager baseline"))

@@ -1,12 +1,18 @@
-"""Pictures to train on."""
+"""Pictures to train on, a folder to call commands in, and LPIPS without its weights."""
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from alit import model_file
+from alit.losses import Perceptual
+from tests.helpers.models import model
 
 
 @pytest.fixture
@@ -20,3 +26,40 @@ def folder(tmp_path: Path) -> Path:
         place = path / "more" if index % 2 else path
         Image.fromarray(pixels).save(place / f"{index}.png")
     return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory; the shipped weights, "nano", are in it, those of a small model."""
+    (tmp_path / "weights").mkdir()
+    model().save_pretrained(tmp_path / "weights" / "nano.safetensors")
+    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def random_perceptual(monkeypatch: pytest.MonkeyPatch) -> list[Perceptual]:
+    """LPIPS with small random weights in place of those from the net; what was made of them."""
+    made: list[Perceptual] = []
+
+    def load(self: Perceptual) -> Perceptual:
+        generator = torch.Generator().manual_seed(0)
+        for p in self.parameters():
+            low = 0 if p.ndim == 4 and p.shape[0] == 1 else -0.05
+            p.data.uniform_(low, 0.05, generator=generator)
+        made.append(self)
+        return self
+
+    monkeypatch.setattr(Perceptual, "load_pretrained", load)
+    return made
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that would come from the net cannot be had."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)

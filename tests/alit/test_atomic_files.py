@@ -8,9 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,21 +106,20 @@ def test_mode_and_owner_stay(mode: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_a_new_file_has_the_mode_of_the_umask(umask: int, tmp_path: Path) -> None:
+def test_a_new_file_has_the_mode_of_the_umask(
+    umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is not touched: it belongs to the whole process, in which other threads make files."""
     old = os.umask(umask)
     try:
-        write(tmp_path / "x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda _: pytest.fail("the umask was set"))
+            write(tmp_path / "x")
         (tmp_path / "plain").touch()
     finally:
         os.umask(old)
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("x", "plain")}
     assert modes == {0o666 & ~umask}
-
-
-def test_the_umask_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It belongs to the whole process, in which other threads make files."""
-    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the umask was set"))
-    write(tmp_path / "x")
 
 
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -204,24 +203,20 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
 
 def test_several_writers_at_once(tmp_path: Path) -> None:
     """Each reader sees one writer's file, whole; nothing is left over."""
-    path, failures = tmp_path / "x", []
+    path = tmp_path / "x"
 
     def work(character: str) -> None:
-        try:
-            for _ in range(25):
-                write(path, character * 1000)
-        except BaseException as error:  # for the assertion below
-            failures.append(error)
+        for _ in range(25):
+            write(path, character * 1000)
 
-    threads = [threading.Thread(target=work, args=(c,)) for c in "abcdefgh"]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        if path.exists():
-            text = path.read_text()
-            assert len(text) == 1000 and len(set(text)) == 1
-        time.sleep(0.001)
-    assert not failures and os.listdir(tmp_path) == ["x"]
+    with ThreadPoolExecutor(8) as pool:
+        writers = [pool.submit(work, character) for character in "abcdefgh"]
+        while not all(writer.done() for writer in writers):
+            if path.exists():
+                text = path.read_text()
+                assert len(text) == 1000 and len(set(text)) == 1
+            time.sleep(0.001)
+    assert [writer.result() for writer in writers] == [None] * 8 and os.listdir(tmp_path) == ["x"]
     with replacing(path) as outer, replacing(path) as inner:
         inner.write_text("inner")
         outer.write_text("outer")

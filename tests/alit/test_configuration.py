@@ -69,6 +69,13 @@ def test_configuration_from_yaml(tmp_path: Path) -> None:
         ("steps: 1\n---\nsteps: 2", "one document"),
         ("#" * 100_000, "at most 64000 characters"),
         ("start_from: a\nbase_from: b", "base_from: expected None where start_from"),
+        ("stage: 3", "stage: expected one of base, 1, 2"),
+        ("perceptual: vgg", "perceptual: expected one of lpips, off, got 'vgg'"),
+        ("discriminators: two", "discriminators: expected one of each, shared"),
+        ("gan_schedule: 0.5", "gan_schedule: expected a list"),
+        ("gan_schedule: [[2, 0.1]]", "gan_schedule: expected rising fractions"),
+        ("cuda_graph: true\nstage: 2", "stage: expected '1' with cuda_graph"),
+        ("cuda_graph: true\niterations_per_step: 2", "iterations_per_step: expected None with cu"),
     ],
 )
 def test_configurations_that_are_none(text: str, message: str, tmp_path: Path) -> None:
@@ -86,24 +93,6 @@ def test_no_text(tmp_path: Path) -> None:
         TrainingConfig.read(path)
 
 
-@pytest.mark.parametrize("name", INTEGERS + FLOATS)
-def test_numbers_keep_to_their_limits(name: str) -> None:
-    """All fields of numbers, those to come too: no booleans, no text, nothing beyond the limits."""
-    low, high = map(float, LIMITS[name][1:-1].split(","))
-    wrong: list[Any] = [10**400, True, False, "x", [], {}, b"1", 1j, -1, low - 1]
-    wrong += [high * 2 + 1] if math.isfinite(high) else []
-    wrong += [x for x in (low, high) if math.isfinite(x) and not within(x, LIMITS[name])]
-    wrong += [1.5, 2.0, math.nan, math.inf] if name in INTEGERS else []
-    wrong += [] if "None" in KINDS[name] else [None]
-    for value in wrong:
-        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
-            TrainingConfig(**{name: shaped(name, value)})
-    middle = max(low, 1) if name in INTEGERS else (low + min(high, 1)) / 2
-    middle = int(middle) if name in INTEGERS else middle
-    kept = getattr(TrainingConfig(**{name: shaped(name, middle)}), name)
-    assert json.dumps(kept) == json.dumps(shaped(name, middle))
-
-
 @pytest.mark.parametrize("value", (math.nan, math.inf, -math.inf))
 @pytest.mark.parametrize("name", FLOATS)
 def test_no_run_begins_with_numbers_that_are_not_finite(
@@ -113,6 +102,25 @@ def test_no_run_begins_with_numbers_that_are_not_finite(
     with pytest.raises(ValueError, match=f"^{name}: expected a finite number in .*, got "):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", INTEGERS + FLOATS)
+def test_numbers_keep_to_their_limits(name: str) -> None:
+    """All fields of numbers, those to come too: no booleans, no text, nothing beyond the limits."""
+    low, high = map(float, LIMITS[name][1:-1].split(","))
+    wrong: list[Any] = [10**400, True, False, "x", [], {}, b"1", 1j, -1, low - 1]
+    wrong += [high * 2 + 1] if math.isfinite(high) else []
+    wrong += [x for x in (low, high) if math.isfinite(x) and not within(x, LIMITS[name])]
+    wrong += [1.5, 2.0] if name in INTEGERS else []
+    wrong += [math.nan, math.inf] if name in INTEGERS else []
+    wrong += [] if "None" in KINDS[name] else [None]
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
+            TrainingConfig(**{name: shaped(name, value)})
+    middle = max(low, 1) if name in INTEGERS else (low + min(high, 1)) / 2
+    middle = int(middle) if name in INTEGERS else middle
+    kept = getattr(TrainingConfig(**{name: shaped(name, middle)}), name)
+    assert json.dumps(kept) == json.dumps(shaped(name, middle))
 
 
 def test_large_numbers_and_paths_of_any_bytes() -> None:

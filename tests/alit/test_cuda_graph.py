@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ from alit.training.cuda_graph import GradientGraph, Terms
 from alit.training.processes import Processes
 from alit.training.stage1 import Stage1
 from tests.helpers.models import images, model
-
-from .test_training import config, state_of
+from tests.helpers.runs import config, state_of, stopping
 
 GPU = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -89,17 +86,13 @@ def test_a_captured_run_is_the_plain_one(case: str, device: str) -> None:
 def test_a_stopped_captured_run_goes_on_as_if_it_had_not(device: str, tmp_path: Path) -> None:
     """The second half captures again, in the middle of the run."""
 
-    def stop(record: dict[str, float]) -> None:
-        if record["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     def go(name: str, **options: Any) -> None:
         fields = config(steps=4, device=device, cuda_graph=True, output=str(tmp_path / name))
         train(fields, model=model("vae", **STATEFUL), images=images(8), **options)
 
     go("whole")
     with pytest.raises(Interrupted, match="after step 2"):
-        go("halves", on_log=stop)
+        go("halves", on_log=stopping(2))
     go("halves", resume=True)
     assert state_of(tmp_path / "whole") == state_of(tmp_path / "halves")
 
@@ -152,18 +145,6 @@ def test_a_failed_capture_changes_nothing(device: str) -> None:
     for name, x in layer.state_dict().items():
         assert torch.equal(x, before[name]), name
     assert all(parameter.grad is None for parameter in layer.parameters())
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"stage": "2"}, "stage: expected '1' with cuda_graph"),
-        ({"iterations_per_step": 2}, "iterations_per_step: expected None with cuda_graph, got 2"),
-    ],
-)
-def test_what_cannot_be_captured_is_refused(fields: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ValueError, match=expected):
-        config(cuda_graph=True, **fields)
 
 
 @pytest.mark.parametrize(

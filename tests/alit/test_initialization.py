@@ -121,7 +121,7 @@ def test_a_run_starts_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "decoder": dataclasses.asdict(SHAPE),
     }
     described = TrainingConfig(
-        **{"model": {"size": "nano", **options}, "initialisation": "transform_coder"},
+        **{"model": {"size": "nano", **options}, "initialization": "transform_coder"},
         **{
             "data": str(tmp_path / "photos"),
             "output": str(tmp_path / "run"),
@@ -142,6 +142,6 @@ def test_a_run_starts_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_unfit_runs() -> None:
     with pytest.raises(ValueError, match="data: transform_coder needs a folder"):
-        build(TrainingConfig(initialisation="transform_coder", model=OPTIONS), None)
-    with pytest.raises(ValueError, match="initialisation: expected published where start_from"):
-        TrainingConfig(initialisation="transform_coder", start_from="nano")
+        build(TrainingConfig(initialization="transform_coder", model=OPTIONS), None)
+    with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
+        TrainingConfig(initialization="transform_coder", start_from="nano")

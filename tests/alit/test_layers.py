@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, linear
@@ -48,43 +49,27 @@ def test_mlp_keeps_no_activation_for_its_backward() -> None:
         assert torch.equal(ours, expected)
 
 
-def test_last_block_computes_what_is_wanted() -> None:
+@pytest.mark.parametrize("lengths", ([5, 5], [4, 5]), ids=("dense", "packed"))
+def test_last_block_computes_what_is_wanted(lengths: list[int]) -> None:
     """The same results and gradients, and nothing beyond in what follows its keys and values."""
     transformer = Transformer(TransformerConfig(width=16, layers=2, heads=2))
-    rows: list[tuple[int, ...]] = []
+    rows: list[int] = []
     last: Any = transformer.transformer[1]
-    last.mlp.c_fc.register_forward_hook(lambda module, inputs, out: rows.append(tuple(out.shape)))
+    last.mlp.c_fc.register_forward_hook(lambda *calls: rows.append(calls[2].shape[:-1].numel()))
+    wanted, offsets = slice(1, 4), torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32)
     results = []
-    for wanted in (slice(1, 4), None):
-        x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        out = transformer(x, wanted=wanted)
-        out = out if wanted is not None else out[:, 1:4]
-        results.append(
-            [out, *torch.autograd.grad(out.square().sum(), [x, *transformer.parameters()])]
-        )
-    assert rows == [(2, 3, 64), (2, 9, 64)]
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected)
-
-
-def test_last_block_of_packed_rows_computes_what_is_wanted() -> None:
-    transformer = Transformer(TransformerConfig(width=16, layers=2, heads=2))
-    offsets, wanted, results = torch.tensor([0, 4, 9], dtype=torch.int32), slice(1, 4), []
     for some in (True, False):
-        x = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        if some:
-            out = transformer(x, offsets, max_length=5, wanted=wanted)
+        x = torch.randn(sum(lengths), 16, generator=torch.Generator().manual_seed(0))
+        x.requires_grad_()
+        if not some:
+            parts = x.split(lengths)
+            out = torch.stack([transformer(part[None])[0, wanted] for part in parts])
+        elif lengths == [5, 5]:
+            out = transformer(x.view(2, 5, 16), wanted=wanted)
         else:
-            out = torch.stack([transformer(each[None])[0, wanted] for each in x.split([4, 5])])
+            out = transformer(x, offsets, max_length=5, wanted=wanted)
         leaves = [x, *transformer.parameters()]
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert rows == [6, *lengths]
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected)
-
-
-def test_transforms_of_an_mlp() -> None:
-    mlp, x = MLP(8), torch.randn(3, 8)
-    grad = torch.func.grad(lambda x: mlp(x).square().sum())(x)
-    leaf = x.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(mlp(leaf).square().sum(), leaf)
-    torch.testing.assert_close(grad, expected)

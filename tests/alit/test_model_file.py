@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,9 @@ from alit.model_file import load_state, read, write
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.hostile_json import mutated_json
 from tests.helpers.models import BASES, images, model
+
+#: Bytes beside the tensors.
+LITTLE = 100 * 2**20
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -57,32 +59,26 @@ def test_a_model_too_large_for_its_file_takes_no_memory() -> None:
     own = model()
     AdaptiveTokenizer.from_state(own.config, own.state_dict())  # the first one imports much
     huge = replace(own.config, iterations=2**16, latents_per_iteration=2**16)
-    with memory() as measured, pytest.raises(CheckpointError, match="missing timestep_embedding"):
+    with memory(LITTLE), pytest.raises(CheckpointError, match="missing timestep_embedding"):
         AdaptiveTokenizer.from_state(huge, {})
-    assert measured.taken < 100 * 2**20
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "x.safetensors"
     model().save_pretrained(path)
-    content = path.read_bytes()
-    for name, damaged in (
-        ("truncated", content[: len(content) // 2]),
-        ("empty", b""),
-        ("garbage", os.urandom(4096)),
-        ("header", b"\xff" * 8 + content[8:]),
+    content, one = path.read_bytes(), {"x": torch.zeros(1)}
+    truncated = "x.safetensors: not a safetensors file, or truncated"
+    for damaged, message in (
+        (content[: len(content) // 2], truncated),
+        (b"", truncated),
+        (os.urandom(4096), truncated),
+        (b"\xff" * 8 + content[8:], truncated),
+        (safetensors.torch.save(one), "expected format 'alit-1'"),
+        (safetensors.torch.save(one, {"format": "alit-1"}), "configuration"),
     ):
-        broken = tmp_path / f"{name}.safetensors"
-        broken.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=name):
-            AdaptiveTokenizer.from_pretrained(broken)
-    other = tmp_path / "other.safetensors"
-    safetensors.torch.save_file({"x": torch.zeros(1)}, other)
-    with pytest.raises(CheckpointError, match="expected format 'alit-1'"):
-        AdaptiveTokenizer.from_pretrained(other)
-    safetensors.torch.save_file({"x": torch.zeros(1)}, other, metadata={"format": "alit-1"})
-    with pytest.raises(CheckpointError, match="configuration"):
-        AdaptiveTokenizer.from_pretrained(other)
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=message):
+            AdaptiveTokenizer.from_pretrained(path)
     with pytest.raises(FileNotFoundError, match="no such file, nor the name of shipped weights"):
         AdaptiveTokenizer.from_pretrained("nano-vqgan")
 
@@ -116,11 +112,6 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]
 
 
-def test_unwritable_directory(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="missing"):
-        model().save_pretrained(tmp_path / "missing" / "model.safetensors")
-
-
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_half_precision_round_trip(stored: torch.dtype, tmp_path: Path) -> None:
     """Read as float32, the same values; written with other precisions in one file, each is aligned."""
@@ -144,20 +135,16 @@ def test_weights_of_another_kind(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {**m.state_dict(), "latent_tokens": m.latent_tokens.detach().to(dtype)}
     with pytest.raises(TypeError, match=f"latent_tokens: expected torch.float32, .*got {dtype}"):
         write(path, m.config, state)
-    metadata = {"format": "alit-1", "config": m.config.to_json()}
-    safetensors.torch.save_file(state, path, metadata)
     with pytest.raises(CheckpointError, match=f"latent_tokens is {dtype}, expected torch.float32"):
-        AdaptiveTokenizer.from_pretrained(path)
+        AdaptiveTokenizer.from_state(m.config, state)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_weights_that_are_not_finite(value: float, tmp_path: Path) -> None:
-    m, path = model(), tmp_path / "x.safetensors"
-    with torch.no_grad():
-        m.latent_tokens[1, 2] = value
-    m.save_pretrained(path)
+def test_weights_that_are_not_finite(value: float) -> None:
+    m = model()
+    m.latent_tokens.data[1, 2] = value
     with pytest.raises(CheckpointError, match="latent_tokens has values that are NaN or infinite"):
-        AdaptiveTokenizer.from_pretrained(path)
+        AdaptiveTokenizer.from_state(m.config, m.state_dict())
 
 
 class Wrapped(torch.nn.Module):
@@ -211,25 +198,34 @@ def small_file(base: str, folder: Path) -> bytes:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoder": {"width": 32, "layers": 10**5, "heads": 2}}, "encoder.layers: expected at mo"),
+        (
+            {"encoder": {"width": 32, "layers": 10**5, "heads": 2}},
+            "encoder.layers: expected an integer in",
+        ),
         ({"encoder": {"width": 32, "layers": 128, "heads": 2}}, r"encoder.transformer.1.ln_1.weig"),
-        ({"decoder": {"width": 10**9, "layers": 1, "heads": 1}}, "decoder.width: expected at most"),
+        (
+            {"decoder": {"width": 10**9, "layers": 1, "heads": 1}},
+            "decoder.width: expected an integer in",
+        ),
         ({"decoder": {"width": 2**16, "layers": 1, "heads": 1}}, "decoder_positional_embedding: e"),
-        ({"iterations": 10**6}, "iterations: expected at most"),
+        ({"iterations": 10**6}, "iterations: expected an integer in"),
         ({"iterations": 2**16}, "timestep_embedding: expected shape"),
-        ({"image_size": [10**6, 10**6]}, "image_size: expected at most"),
+        ({"image_size": [10**6, 10**6]}, "image_size: expected an integer in"),
         ({"image_size": [2**15, 2**15]}, "encoder_positional_embedding: expected shape"),
-        ({"codebook_size": 10**12}, "codebook_size: expected at most"),
+        ({"codebook_size": 10**12}, "codebook_size: expected an integer in"),
         ({"codebook_size": 2**31 - 1}, "quantize.embedding.weight: expected shape"),
         ({"code_dim": 2**16}, "pre_quantizer_mlp.weight: expected shape"),
         ({"latents_per_iteration": 2**16}, "latent_tokens: expected shape"),
-        ({"base": {"kind": "vqgan", "num_codes": 10**12}}, "base.num_codes: expected at most"),
+        (
+            {"base": {"kind": "vqgan", "num_codes": 10**12}},
+            "base.num_codes: expected an integer in",
+        ),
         ({"base": {"kind": "vqgan", "multipliers": [1] * 10**5}}, "JSON of at most|multipliers"),
         (
             {"base": {"kind": "vae", "multipliers": [1] * 9}},
             "base.multipliers: .* at most 8, got 9",
         ),
-        ({"base": {"kind": "dct", "patch_size": 10**6}}, "base.patch_size: expected at most"),
+        ({"base": {"kind": "dct", "patch_size": 10**6}}, "base.patch_size: expected an integer in"),
     ],
     ids=range(16),
 )
@@ -240,17 +236,15 @@ def test_configurations_of_larger_models(
     path = tmp_path / "x.safetensors"
     data = small_file("dct", tmp_path)
     path.write_bytes(with_config(data, lambda text: json.dumps({**json.loads(text), **fields})))
-    start = time.process_time()
-    with memory() as measured, pytest.raises(CheckpointError, match=message):
+    with memory(LITTLE, seconds=1), pytest.raises(CheckpointError, match=message):
         read(path)
-    assert time.process_time() - start < 1 and measured.taken < 100 * 2**20
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_damaged_headers(base: str, tmp_path: Path) -> None:
     """Bytes, the header or the configuration in it: a named error at once, or a model as large as its file."""
     rng, path = random.Random(base), tmp_path / "x.safetensors"
-    good, slowest, most = small_file(base, tmp_path), 0.0, 0
+    good = small_file(base, tmp_path)
     AdaptiveTokenizer.from_pretrained(tmp_path / "small.safetensors")  # the first one imports much
     for _ in range(EXAMPLES // 3):
         kind = rng.choice((mutated, with_header, with_config, with_config))
@@ -258,12 +252,8 @@ def test_damaged_headers(base: str, tmp_path: Path) -> None:
             mutated(good, rng) if kind is mutated else kind(good, lambda x: mutated_json(x, rng))
         )
         path.write_bytes(changed)
-        start = time.process_time()
-        with memory() as measured, contextlib.suppress(CheckpointError):
+        with memory(LITTLE + len(changed), seconds=5), contextlib.suppress(CheckpointError):
             AdaptiveTokenizer.from_pretrained(path)
-        slowest = max(slowest, time.process_time() - start)
-        most = max(most, measured.taken - len(changed))
-    assert slowest < 5 and most <= 100 * 2**20
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 2**22 + 1, 2**40])
@@ -271,6 +261,5 @@ def test_headers_longer_than_their_file(size: int, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(size.to_bytes(8, "little") + b"{}" if size else b"")
     os.truncate(path, max(2, min(size, 2**35)))  # without a byte on the disk
-    with memory() as measured, pytest.raises(CheckpointError, match="not a safetensors file, or t"):
+    with memory(LITTLE), pytest.raises(CheckpointError, match="not a safetensors file, or t"):
         read(path)
-    assert measured.taken < 100 * 2**20

@@ -13,7 +13,6 @@ import pickle
 import pickletools
 import random
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -124,24 +123,6 @@ def test_executable_pickle_is_refused(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "refused" in done.output and not trace.exists()
 
 
-def test_what_is_no_published_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError):
-        read_official(path)
-    published(path, "vqgan", "quantized")
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(CheckpointError):
-        read_official(path)
-    for state in (None, [1], {1: torch.zeros(1)}, {"x": 1}):
-        torch.save({"ema": state}, path)
-        with pytest.raises(CheckpointError, match="expected tensors by name"):
-            read_official(path)
-    torch.save({"model": {}}, path)
-    with pytest.raises(CheckpointError, match="expected an entry 'ema', got model"):
-        read_official(path)
-
-
 GOOD = {"ema": collections.OrderedDict(a=torch.zeros(4), b=torch.ones(2, 3))}
 
 
@@ -166,11 +147,9 @@ def with_pickle(path: Path, pickled: bytes) -> Path:
 
 def refused(path: Path, message: str) -> None:
     """With little memory, and at once."""
-    start = time.process_time()
-    with memory() as measured, pytest.raises(CheckpointError, match=message):
+    most = 100 * 2**20 + path.stat().st_size
+    with memory(most, seconds=10), pytest.raises(CheckpointError, match=message):
         read_official(path)
-    assert measured.taken <= 100 * 2**20 + path.stat().st_size
-    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
@@ -216,6 +195,9 @@ def test_what_is_refused_is_named(content: Any, message: str, tmp_path: Path) ->
     ("content", "message"),
     [
         ([1], "expected an entry 'ema', got a list"),
+        ({"model": {}}, "expected an entry 'ema', got model"),
+        ({"ema": None}, "expected tensors by name in 'ema', got a NoneType"),
+        ({"ema": [1]}, "expected tensors by name in 'ema', got a list"),
         (torch.zeros(1), "expected an entry 'ema', got a Tensor"),
         ({}, "expected an entry 'ema', got none"),
         ({"ema": {1: torch.zeros(1)}}, "expected tensors by name in 'ema', got a key of type int"),
@@ -225,14 +207,14 @@ def test_what_is_refused_is_named(content: Any, message: str, tmp_path: Path) ->
         ({"ema": dict.fromkeys("abcdef", torch.zeros(9999))}, "they share memory"),
         ({"ema": {"x": torch.zeros(1).expand(2**20, 2**20)}}, "they share memory"),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_content_of_another_kind(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", message)
 
 
-def test_archives_of_another_kind(tmp_path: Path) -> None:
+def test_archives_of_another_kind_and_damaged_ones(tmp_path: Path) -> None:
     path, bomb = tmp_path / "x.pth", tmp_path / "bomb.pth"
     torch.save({"ema": {"x": torch.zeros(50_000_000)}}, path)
     rebuilt(path, bomb, lambda _, old: old, compression=zipfile.ZIP_DEFLATED)
@@ -244,18 +226,17 @@ def test_archives_of_another_kind(tmp_path: Path) -> None:
     refused(path, "expected pickle protocol 2, torch.save's own, got 4")
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(path))
     refused(path, "expected it uncompressed")
-    torch.save(GOOD, path)
-    path.write_bytes(path.read_bytes() + b"more")
-    refused(path, "truncated, or something lies behind its end")
-
-
-def test_a_damaged_weight_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
     torch.save({"ema": {"x": torch.full((100,), 0.1)}}, path)
-    data = bytearray(path.read_bytes())
-    data[data.index(struct.pack("<f", 0.1)) + 40] ^= 1
-    path.write_bytes(data)
-    refused(path, "damaged: the checksum of .*data/0 does not match")
+    good = path.read_bytes()
+    for data, message in (
+        (good + b"more", "truncated, or something lies behind its end"),
+        (good[:700], "x.pth: "),
+        (good[:3], "x.pth: "),
+        (b"not a checkpoint", "expected a zip file"),
+        (good.replace(struct.pack("<f", 0.1) * 9, bytes(36), 1), "checksum of .*data/0 does not m"),
+    ):
+        path.write_bytes(data)
+        refused(path, message)
 
 
 class Crafted:
@@ -361,18 +342,15 @@ def test_damaged_files_of_all_kinds(tmp_path: Path) -> None:
     rng, good, path = random.Random(0), tmp_path / "good.pth", tmp_path / "x.pth"
     state = model("vqgan").state_dict()
     torch.save({"ema": {name: x.flatten()[:1] for name, x in state.items()}, **GOOD}, good)
-    whole, slowest, most = good.read_bytes(), 0.0, 0
+    whole = good.read_bytes()
+
+    def changed(name: str, old: bytes) -> bytes:
+        return damaged_pickle(old, rng) if name.endswith(".pkl") else old
+
     for _ in range(EXAMPLES):
         if rng.random() < 0.3:
             path.write_bytes(mutated(whole, rng))
         else:
-            rebuilt(
-                good,
-                path,
-                lambda name, old: damaged_pickle(old, rng) if name.endswith(".pkl") else old,
-            )
-        start = time.process_time()
-        with memory() as measured, contextlib.suppress(CheckpointError):
+            rebuilt(good, path, changed)
+        with memory(100 * 2**20, seconds=5), contextlib.suppress(CheckpointError):
             infer_config(read_official(path), heads=2)
-        slowest, most = max(slowest, time.process_time() - start), max(most, measured.taken)
-    assert slowest < 5 and most <= 100 * 2**20

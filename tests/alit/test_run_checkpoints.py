@@ -21,16 +21,12 @@ from torch import Tensor
 
 from alit import CheckpointError
 from alit.training import NotFinite, TrainingConfig, checkpoints, run_json, train
-from alit.training.processes import Processes
 from alit.training.rows import check_finite
 from alit.training.stage1 import Stage1
 from tests.helpers.hostile import EXAMPLES, memory, mutated
-
-from .test_training import config
+from tests.helpers.runs import ALONE, config, differing, pictures, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-ALONE = Processes(torch.device("cpu"))
 
 
 def tensors() -> dict[str, Tensor]:
@@ -44,7 +40,7 @@ def written(run: Path, step: int = 1, keep: int = 2, data: Any = None) -> Path:
 
 
 def loaded(checkpoint: Path) -> Any:
-    checkpoints.check(checkpoint)
+    assert checkpoints.damage(checkpoint) is None
     found = {name: torch.zeros_like(x) for name, x in tensors().items()}
     data = checkpoints.load(checkpoint, found, ALONE)
     assert all(torch.equal(x, found[name]) for name, x in tensors().items())
@@ -127,9 +123,10 @@ def test_nothing_in_a_checkpoint_is_executed(name: str, tmp_path: Path) -> None:
     for payload in payloads(mark):
         checkpoint = written(tmp_path)
         (checkpoint / name).write_bytes(payload)
+        damaged = checkpoints.damage(checkpoint) is not None
+        assert damaged == (name in ("run.json", "tensors-00000.safetensors"))
         with suppress(CheckpointError):
-            loaded(checkpoint)
-            assert name not in ("run.json", "tensors-00000.safetensors")
+            checkpoints.load(checkpoint, tensors(), ALONE)
         assert not mark.exists()
 
 
@@ -167,8 +164,7 @@ def test_damage_is_a_checkpoint_error(name: str, tmp_path: Path) -> None:
             damaged = mutated(whole, chance)
             (checkpoint / name).write_bytes(damaged)
             if damaged != whole and not same(name, damaged, whole):
-                with pytest.raises(CheckpointError):
-                    checkpoints.check(checkpoint)
+                assert checkpoints.damage(checkpoint)
             with suppress(CheckpointError):
                 checkpoints.load(checkpoint, found, ALONE)
     assert used.taken < 100 << 20
@@ -179,8 +175,7 @@ def test_damage_is_a_checkpoint_error(name: str, tmp_path: Path) -> None:
         elif kind == "pipe":
             (checkpoint / name).rmdir()
             os.mkfifo(checkpoint / name)
-        with pytest.raises(CheckpointError):
-            checkpoints.check(checkpoint)
+        assert checkpoints.damage(checkpoint)
 
 
 def same(name: str, damaged: bytes, whole: bytes) -> bool:
@@ -208,12 +203,8 @@ WRONG: dict[str, list[Any]] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
-    train(config(steps=1, output=str(run)), images=images32())
+    train(config(steps=1, output=str(run)), images=pictures(side=32))
     return run
-
-
-def images32() -> Tensor:
-    return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def refused(run: Path, tmp_path: Path, content: bytes) -> None:
@@ -223,7 +214,12 @@ def refused(run: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(run, copy)
     (copy / "checkpoint-00000001" / "run.json").write_bytes(content)
     with pytest.raises(CheckpointError):
-        train(config(steps=1, output=str(copy)), images=images32(), resume=True, allow_changes=True)
+        train(
+            config(steps=1, output=str(copy)),
+            images=pictures(side=32),
+            resume=True,
+            allow_changes=True,
+        )
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -256,7 +252,7 @@ def test_a_damaged_one_names_the_intact_one(folder: Path, tmp_path: Path) -> Non
     fields: dict[str, Any] = {"data": str(folder), "output": str(run), "checkpoint_every": 1}
     fields |= {"steps": 4, "keep": 4}
     train(config(**fields))
-    straight = load_file(run / "model.safetensors")
+    straight = weights_of(run)
     for step in (3, 4):
         file = run / f"checkpoint-0000000{step}" / "tensors-00000.safetensors"
         content = bytearray(file.read_bytes())
@@ -280,8 +276,7 @@ def test_a_damaged_one_names_the_intact_one(folder: Path, tmp_path: Path) -> Non
 
     train(config(**fields), resume=True, checkpoint="checkpoint-00000002", on_log=look)
     assert seen == [3, 4]
-    again = load_file(run / "model.safetensors")
-    assert all(torch.equal(x, again[name]) for name, x in straight.items())
+    assert differing(straight, weights_of(run)) == []
     assert len((run / "log.jsonl").read_text().splitlines()) == 4
     for checkpoint in checkpoints.saved(run):
         (checkpoint / "run.json").write_text("{")
@@ -383,7 +378,7 @@ def test_a_log_that_a_kill_cut_short(tail: bytes, finished: Path, tmp_path: Path
     (run / "config.json").write_text('{"steps"')
     (run / ".checkpoint-00000009.part").mkdir()
     (run / ".checkpoint-00000009.part" / "x").touch()
-    train(config(steps=1, output=str(run)), images=images32(), resume=True)
+    train(config(steps=1, output=str(run)), images=pictures(side=32), resume=True)
     assert (run / "log.jsonl").read_bytes() == line
     assert TrainingConfig.read(run / "config.json").steps == 1
     assert not list(run.glob(".checkpoint*"))
@@ -419,7 +414,7 @@ def test_what_is_not_finite_is_not_saved(
     monkeypatch.setattr(Stage1, "step", poisoned)
     fields: dict[str, Any] = {"steps": 3, "checkpoint_every": 1, "output": str(run), "keep": 9}
     with pytest.raises(NotFinite, match=r"not finite after step 3: .*; the last good .*00000002"):
-        train(config(**fields), images=images32())
+        train(config(**fields), images=pictures(side=32))
     found = checkpoints.saved(run)
     assert [x.name[-1] for x in found] == ["1", "2"]
     for file in (*run.glob("*/*.safetensors"), run / "model.safetensors"):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from alit import CheckpointError
 from alit.training import TrainingConfig, train
-from alit.training.pictures import Batch, Share
+from alit.training.pictures import Batch, Preparation, Share
 from alit.training.shards import ShardBatches, ShardStream
 from alit.training.tars import MOST_SHARDS, NoPictures, Picture, expand, pictures
 from tests.helpers.hostile import EXAMPLES, memory, mutated
@@ -90,8 +90,8 @@ def stream(
     kind: type[ShardStream] = ShardStream,
     **other: Any,
 ) -> ShardBatches:
-    options: dict[str, Any] = {"size": (16, 16), "crop": 0.8, "flip": True, "seed": 0, "buffer": 4}
-    made = kind(pattern, share or Share(3), workers=workers, state=state, **{**options, **other})
+    options: dict[str, Any] = {"seed": 0, "buffer": 4, "workers": workers, "state": state, **other}
+    made = kind(pattern, share or Share(3), Preparation((16, 16), 0.8, True), **options)
     return ShardBatches(made, workers=workers, pin=False)
 
 
@@ -413,29 +413,3 @@ def test_headers_of_headers_of_headers(tmp_path: Path) -> None:
     with memory() as used:
         assert "damaged after 0 pictures" in read_all(path)[1][0]
     assert used.taken < 50 << 20
-
-
-# Runs.
-
-
-def test_a_run_on_shards_resumes(shards: str, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {
-        **{"data": shards, "batch_size": 4, "learning_rate": 1e-3, "workers": 1, "device": "cpu"},
-        **{"checkpoint_every": 2, "tensorboard": False, "shuffle_buffer": 4, "ema": 0.0},
-    }
-    whole = train(TrainingConfig(steps=4, **fields), model=model())
-    run = str(tmp_path / "run")
-    # A run of four steps that is cut after two: warm-up and decay are those of four.
-    with pytest.raises(RuntimeError, match="cut"):
-        train(
-            TrainingConfig(steps=4, log_every=3, output=run, **fields), model=model(), on_log=_cut
-        )
-    resumed = train(
-        TrainingConfig(steps=4, log_every=3, output=run, **fields), model=model(seed=1), resume=True
-    )
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-
-
-def _cut(record: dict[str, float]) -> None:
-    raise RuntimeError("cut")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.error
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,10 +11,10 @@ from alit.losses import (
     Perceptual,
     adaptive_weight,
     discriminator_loss,
-    generator_loss,
     hinge_loss,
+    pixel_loss,
 )
-from alit.losses.stage2 import last_layer, reconstruct
+from alit.losses.stage2 import last_layer, reconstructions
 from tests.helpers.models import images, model
 
 
@@ -36,11 +33,12 @@ def test_generator_loss_is_its_formula() -> None:
     m, x, judge = model("vqgan"), images(), Mean()
     calls: list[int] = []
     m.encoder.register_forward_hook(lambda *_: calls.append(1))
-    loss = generator_loss(
-        m, x, judge, lambda a, b: (a - b).square().mean((1, 2, 3)), at=1, gan_weight=0.8
+    ((index, pixels, quantization),) = reconstructions(m, x, [1])
+    assert len(calls) == 2 and index == 1
+    loss, terms = pixel_loss(
+        *(m, x, pixels, quantization, judge, lambda a, b: (a - b).square().mean((1, 2, 3))),
+        gan_weight=0.8,
     )
-    assert len(calls) == 2
-    pixels, quantization = reconstruct(m, x, 1)
     reconstruction = (x - pixels).abs().mean() + (x - pixels).square().mean()
     adversarial = -2 * pixels.mean()
     weight = m.base_tokenizer.vqgan.decoder.conv_out.weight
@@ -49,22 +47,25 @@ def test_generator_loss_is_its_formula() -> None:
         for term in (reconstruction, adversarial)
     ]
     expected = 0.8 * norms[0] / (norms[1] + 1e-4)
-    torch.testing.assert_close(loss.weight, expected.detach())
-    torch.testing.assert_close(loss.total, reconstruction + expected * adversarial + quantization)
-    assert not loss.weight.requires_grad
-    off = generator_loss(m, x, judge, None, at=1, gan_weight=0.0)
-    torch.testing.assert_close(off.total, (x - pixels).abs().mean() + quantization)
+    torch.testing.assert_close(terms["weight"], expected.detach())
+    torch.testing.assert_close(loss, reconstruction + expected * adversarial + quantization)
+    assert not terms["weight"].requires_grad
+    loss, terms = pixel_loss(m, x, pixels, None, None, None, gan_weight=0.0)
+    torch.testing.assert_close(loss, (x - pixels).abs().mean())
+    assert terms.keys() == {"l1"}
+    with pytest.raises(ValueError, match="at: expected at least one iteration"):
+        next(reconstructions(m, x, []))
 
 
 def test_discriminator_step_reaches_no_generator() -> None:
     m, x, judge = model("vqgan"), images(), Mean()
-    pixels, _ = reconstruct(m, x, 0)
-    loss = discriminator_loss(x, pixels, judge, gan_weight=0.2)
-    loss.total.backward()
+    ((_, pixels, _),) = reconstructions(m, x, [0])
+    loss, terms = discriminator_loss(x, pixels, judge)
+    loss.backward()
     assert judge.scale.grad is not None and judge.scale.grad != 0
     assert all(p.grad is None for p in m.parameters())
-    torch.testing.assert_close(loss.total, hinge_loss(judge(x), judge(pixels)))
-    assert float(discriminator_loss(x, pixels, judge, gan_weight=0.0).total) == 0
+    torch.testing.assert_close(loss, hinge_loss(judge(x), judge(pixels)))
+    torch.testing.assert_close(terms["real"], judge(x).mean())
 
 
 def test_hinge_and_adaptive_weight() -> None:
@@ -110,13 +111,8 @@ def test_perceptual() -> None:
     torch.testing.assert_close(own(2 * x - 1, 1 - x), measure(x, 1 - x / 2))
 
 
-def test_perceptual_weights_that_cannot_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+@pytest.mark.usefixtures("offline")
+def test_perceptual_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"weights of VGG16 cannot be had .*no network.*put https"):
         Perceptual().load_pretrained()
     state = {}

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alit.evaluation.evaluate import _cropped
+from alit.evaluation.evaluate import cropped
 from alit.folders import find
 from alit.images import load_square
 from alit.training import TrainingConfig, train
 from alit.training.pictures import (
     ImageFolder,
     ImageTensor,
+    Preparation,
     Share,
     Shuffled,
-    augmented,
     shuffled_batches,
 )
 from tests.helpers.models import model
@@ -48,7 +48,7 @@ def test_pictures_are_those_of_every_command(tmp_path: Path) -> None:
     for index, file in enumerate(pictures.files):
         loaded, expected = pictures.load(index, np.random.default_rng(0)), load_square(file, 16)
         assert torch.equal(loaded.float() / 255, expected)
-        assert torch.equal(_cropped(file, 20), load_square(file, 20))
+        assert torch.equal(cropped(file, 20), load_square(file, 20))
 
 
 def levels(images: Tensor) -> list[int]:
@@ -102,21 +102,22 @@ def test_crops() -> None:
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (200, 1, 3)))
     random, flips, spans = np.random.default_rng(0), 0, []
     for _ in range(300):
-        row = augmented(ramp, (16, 16), 0.8, True, random)[0, 0].float()
+        row = Preparation((16, 16), 0.8, True).augmented(ramp, random)[0, 0].float()
         flips += int(row[0] > row[-1])
         spans.append(abs(float(row[-1] - row[0])) / 15 * 16 / 200)
     assert 110 < flips < 190
     # Width / side = sqrt(area * aspect), area in [0.8, 1], aspect in [3/4, 4/3], and at most 1.
     assert 0.75 < min(spans) < 0.82 and 0.97 < max(spans) <= 1.03
-    still = augmented(ramp, (16, 8), 1.0, False, random)
+    centre = Preparation((16, 8), 1.0, False)
+    still = centre.augmented(ramp, random)
     assert still.shape == (3, 16, 8) and still.dtype == torch.uint8
-    assert torch.equal(still, augmented(ramp, (16, 8), 1.0, False, random))
+    assert torch.equal(still, centre.augmented(ramp, random))
     # Twice as high as wide, and so is what is taken of it, but for the drawn aspect.
     tall = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[:, None, None], (1, 100, 3)))
     for _ in range(100):
-        column = augmented(tall, (16, 8), 0.8, False, random)[0, :, 0].float()
+        column = Preparation((16, 8), 0.8, False).augmented(tall, random)[0, :, 0].float()
         assert 0.75 < float(column[-1] - column[0]) / 15 * 16 / 200 <= 1.03
-    panorama = augmented(grey(7, (500, 20)), (16, 16), 0.8, True, random)
+    panorama = Preparation((16, 16), 0.8, True).augmented(grey(7, (500, 20)), random)
     assert panorama.shape == (3, 16, 16) and int(panorama[0, 0, 0]) == 7
 
 

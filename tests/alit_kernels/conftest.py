@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+def _two_threads(_as_the_first_test: None) -> None:
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)

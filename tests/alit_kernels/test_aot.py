@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from alit_kernels import _machine_code as machine
-from alit_kernels.aot import Build, Result, _faults, compare
+from alit_kernels._machine_code import Expected, Result
+from alit_kernels.aot import compare, packages
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
-PLANTED = """
+KERNELS = """
 import triton, triton.language as tl
-from alit_kernels.aot import Build
 
 @triton.jit
 def spilling(p_x, p_y, N: tl.constexpr):
@@ -49,47 +50,70 @@ def product(p_x, p_y, M: tl.constexpr, N: tl.constexpr):
 @triton.jit
 def forgotten(p_x):
     tl.store(p_x, 1.0)
+"""
+BUILDS = """
+import torch
+from alit_kernels._builds import Expected
+from alit_kernels._triton import launch
+from .kernels import narrow, product, spilling
 
-def builds():
-    one = {"p_x": "*fp32", "p_y": "*fp32"}
-    half = {"p_x": "*fp16", "p_y": "*fp16"}
-    both = ("p_x", "p_y")
-    tile = {"BM": 64, "BN": 64}
-    yield Build(spilling, "planted", one, {"N": 16384}, divisible=both, num_warps=1)
-    for pitch, divisible in (("odd pitch", both), ("good pitch", (*both, "pitch"))):
-        yield Build(narrow, pitch, half | {"pitch": "i32"}, tile, divisible=divisible, wide=both)
-    yield Build(narrow, "rare", half | {"pitch": "i32"}, tile, divisible=both, wide=both, rare=True)
-    yield Build(narrow, "no product", half | {"pitch": "i32"}, tile, divisible=both, tensor_core=True)
+def record(recorder):
+    x = torch.empty(16384, device="meta")
+    with recorder("planted"):
+        launch(spilling, (1,), p_x=x, p_y=x, N=16384, num_warps=1)
+        launch(spilling, (0,), p_x=x, p_y=x, N=16384, num_warps=2)
+    half = {"p_x": x.half(), "p_y": x.half()}
+    tile = {**half, "BM": 64, "BN": 64}
+    wide = {"narrow": Expected(wide=("p_x", "p_y"))}
+    with recorder("odd pitch", wide):
+        launch(narrow, (1,), **tile, pitch=63)
+    with recorder("named twice", wide):
+        launch(narrow, (1,), **tile, pitch=65)
+    with recorder("good pitch", wide):
+        launch(narrow, (1,), **tile, pitch=64)
+    with recorder("rare", wide, rare=True):
+        launch(narrow, (1,), **tile, pitch=63, num_warps=2)
+    with recorder("no product", {"narrow": Expected(tensor_core=True)}):
+        launch(narrow, (1,), **tile, pitch=63, num_warps=8)
     for rows, warps in ((64, 4), (16, 1)):
-        size = {"M": rows, "N": rows}
-        yield Build(product, f"{rows} rows", half, size, divisible=both, num_warps=warps,
-                    tensor_core=True, wgmma=True)
+        with recorder(f"{rows} rows", {"product": Expected(tensor_core=True, wgmma=True)}):
+            launch(product, (1,), **half, M=rows, N=rows, num_warps=warps)
 """
 
 
-def aot(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(str(p) for p in (path, ROOT) if p)
-    command = [sys.executable, "-m", "alit_kernels.aot", "--arch", "sm_90", *arguments]
+    environment["PYTHONPATH"] = os.pathsep.join((str(path), str(ROOT)))
+    command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_shipped_kernels() -> None:
+def aot(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return python("-m", "alit_kernels.aot", "--arch", "sm_90", *arguments, path=path)
+
+
+@pytest.mark.parametrize("package", packages())
+def test_shipped_kernels(package: str) -> None:
     """No fault on sm_90, every kernel covered, and machine code no worse than the committed result.
 
-    All but the rare builds (attention on dense batches or with a key mask), which ``make test-full`` compiles too.
+    Only what has changed since then is compiled, and no rare builds (attention on dense batches or with a key mask):
+    ``make test-full`` compiles everything.
     """
-    committed = ROOT / "benchmarks" / "results" / f"aot-triton-{version('triton')}.json"
-    if not committed.exists():
+    committed = str(ROOT / "benchmarks" / "results" / f"aot-triton-{version('triton')}.json")
+    if not Path(committed).exists():
         pytest.skip(f"no committed machine code for Triton {version('triton')}")
-    done = aot("--common", "--check", "--compare", str(committed))
+    options = ("--common", "--check", "--compare", committed, "--unchanged-from", committed)
+    done = aot("--module", package, *options)
     assert done.returncode == 0, done.stderr
 
 
 def test_planted_faults(tmp_path: Path) -> None:
-    (tmp_path / "planted_kernels.py").write_text(PLANTED)
+    package = tmp_path / "planted"
+    package.mkdir()
+    (package / "kernels.py").write_text(KERNELS)
+    (package / "builds.py").write_text(BUILDS)
     result = tmp_path / "result.json"
-    done = aot("--check", "--module", "planted_kernels", "--json", str(result), path=tmp_path)
+    done = aot("--check", "--module", "planted", "--json", str(result), path=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
 
@@ -103,44 +127,70 @@ def test_planted_faults(tmp_path: Path) -> None:
     assert "no tensor-core instruction" in faults("no product")
     assert "no wgmma" in faults("16 rows")
     uncovered = [line for line in lines if "no build covers" in line]
-    assert uncovered == ["planted_kernels.forgotten: no build covers this kernel"]
-    common = aot("--common", "--check", "--module", "planted_kernels", path=tmp_path)
-    assert common.returncode == 1
-    assert common.stderr.splitlines() == [line for line in lines if "[rare]" not in line]
-    entry = next(r for r in json.loads(result.read_text())["results"] if r["label"] == "64 rows")
+    assert uncovered == ["planted.kernels.forgotten: no build covers this kernel"]
+    results = {r["label"]: r for r in json.loads(result.read_text())["results"]}
+    assert len(results) == 7, "an empty grid is no launch, and equal launches are one build"
+    entry = results["64 rows"]
     assert entry["instructions"]["wgmma"] and entry["shared"] and 0 < entry["occupancy"] <= 1
+
+    known = ("--module", "planted", "--unchanged-from", str(result))
+    common = aot("--common", "--check", *known, path=tmp_path)
+    assert "6 of 6 builds are unchanged" in common.stdout and common.returncode == 1
+    assert common.stderr.splitlines() == [line for line in lines if "[rare]" not in line]
+    worse = KERNELS.replace(
+        "return x + 1", "return tl.exp(tl.sin(x.to(tl.float32))).to(tl.float16)"
+    )
+    (package / "kernels.py").write_text(worse)
+    changed = aot("--compare", str(result), *known, path=tmp_path)
+    assert "3 of 7 builds are unchanged" in changed.stdout and changed.returncode == 1
+    found = [line for line in changed.stderr.splitlines() if "instructions" in line]
+    assert len(found) == 4 and all("planted.kernels.narrow" in line for line in found)
+
+
+LIGHT = """
+import sys
+import alit_kernels.attention.builds
+found = [m for name, m in sys.modules.items() if name.startswith("alit_kernels")]
+assert len(found) > 10
+assert not any(hasattr(m, name) for m in found for name in ("argparse", "multiprocessing"))
+"""
+
+
+def test_builds_import_no_command() -> None:
+    done = python("-c", LIGHT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_too_much_shared_memory() -> None:
     """Of what a block may have on each architecture, not of what a multiprocessor has."""
     limits = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
     for arch, limit in limits.items():
-        fits = Result("m.k", "a", arch, 64, 0, limit, 0.5, {"all": 100}, "fma", {"fma": 9}, [])
-        assert _faults(Build(None, "a", {}), fits, {}) == []
-        over = Result(**{**vars(fits), "shared": limit + 1})
-        (fault,) = _faults(Build(None, "a", {}), over, {})
+        assert machine.faults({"all": 100}, 0, limit, {}, arch, Expected()) == []
+        (fault,) = machine.faults({"all": 100}, 0, limit + 1, {}, arch, Expected())
         assert fault == f"shared memory: {limit + 1} bytes, at most {limit}"
 
 
 def test_compare() -> None:
-    good = Result("m.k", "a", 90, 64, 0, 1024, 0.5, {"all": 100}, "fma", {"fma": 9}, [])
-    committed = {"results": [vars(good)]}
+    code = {"shared": 1024, "instructions": {"all": 100}, "bound": "fma", "hot_loop_cycles": {}}
+    good = Result("m.k", "a", 90, {}, "", 64, 0, **code, occupancy=0.5, faults=[])
+    committed = {good.key: good}
     assert compare([good], committed) == []
     changes = {
-        "registers": Result(**{**vars(good), "registers": 128, "occupancy": 0.25}),
-        "stack": Result(**{**vars(good), "stack": 8}),
-        "instructions": Result(**{**vars(good), "instructions": {"all": 106}}),
+        "registers": replace(good, registers=128, occupancy=0.25),
+        "stack": replace(good, stack=8),
+        "instructions": replace(good, instructions={"all": 106}),
     }
     for word, changed in changes.items():
         (failure,) = compare([changed], committed)
         assert word in failure
-    more = Result(**{**vars(good), "instructions": {"all": 105}, "registers": 72})
+    more = replace(good, instructions={"all": 105}, registers=72)
     assert compare([more], committed) == [], "5 % and registers that cost nothing are admitted"
-    renamed = Result(**{**vars(good), "label": "b"})
+    renamed = replace(good, label="b")
     assert len(compare([renamed], committed)) == 2, "a new build and a missing one"
     assert len(compare([renamed], committed, [good.key])) == 1, "a new build; the other is left out"
-    elsewhere = Result(**{**vars(good), "arch": 80})
-    assert "not in the committed result" in compare([elsewhere], committed)[0]
+    for elsewhere in (replace(good, arch=80), replace(good, kernel="n.k")):
+        (failure,) = compare([elsewhere], committed)
+        assert "not in the committed result" in failure
 
 
 def test_occupancy() -> None:

@@ -57,16 +57,19 @@ def in_place(module: VectorQuantizer, weight: Tensor) -> None:
     module.embedding.weight.data.copy_(weight)
 
 
-def in_place_later(module: VectorQuantizer, weight: Tensor) -> None:
-    """After the averages have gone elsewhere."""
+def wandering(module: VectorQuantizer) -> None:
+    """Moves the averages elsewhere."""
     for _ in range(20):
-        module(torch.randn(500, weight.shape[1]) * 3 + 1)
+        module(torch.randn(500, 8) * 3 + 1)
+
+
+def in_place_later(module: VectorQuantizer, weight: Tensor) -> None:
+    wandering(module)
     in_place(module, weight)
 
 
 def loaded(module: VectorQuantizer, weight: Tensor) -> None:
-    for _ in range(20):
-        module(torch.randn(500, weight.shape[1]) * 3 + 1)
+    wandering(module)
     module.load_state_dict({"embedding.weight": weight})
 
 
@@ -332,7 +335,6 @@ def test_recomputations_that_are_not_known_are_refused() -> None:
 @pytest.mark.parametrize("way", CHECKPOINTS)
 def test_a_compiled_module_is_not_recomputed(way: str) -> None:
     """Compiled code cannot tell: it refuses, where it would update twice."""
-    torch._dynamo.reset()
     module = VectorQuantizer(16, 4, ema_decay=0.5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     z = torch.randn(9, 4, requires_grad=True)
@@ -346,7 +348,6 @@ def test_a_compiled_module_is_not_recomputed(way: str) -> None:
 
 def test_a_checkpoint_within_compiled_code_is_refused() -> None:
     """Its recomputation would see the updated codebook, and nothing would tell; one without an update is fine."""
-    torch._dynamo.reset()
     module = VectorQuantizer(16, 4, ema_decay=0.5)
     z = torch.randn(9, 4, requires_grad=True)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 import alit_kernels
 from alit_kernels import append, compact, cumulative_offsets, pack, tail_mask, unpack
 from alit_kernels._library import extension, ops
+from alit_kernels.ragged import reference
 from alit_kernels.ragged.cases import TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.emulation import COMPILER, NO_COMPILER, emulated_cuda
@@ -22,6 +23,7 @@ from tests.helpers.targets import Target, targets
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("cumulative_offsets", "pack", "unpack", "compact", "append", "tail_mask")
+needs_core = pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
 every_case = pytest.mark.parametrize("case", TEST_CASES, ids=str)
 
 
@@ -175,33 +177,36 @@ def differentiated(
     return [out.detach(), *(x.grad for x in own)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
-    device = ak.device
-    lengths = torch.tensor([2, 0, 130, 3], device=device)
-    offsets = cumulative_offsets(lengths)
+Calls = dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
+
+
+def differentiable_calls(longest: int, device: str, dtype: torch.dtype) -> Calls:
+    """Of every op, "append" with rows that sequences share and with rows of their own: a call, and its leaves."""
+    lengths = torch.tensor([2, 0, longest, 3], device=device)
+    offsets, rows = cumulative_offsets(lengths), longest + 10
     generator = torch.Generator().manual_seed(3)
-    keep = (torch.rand(140, generator=generator) > 0.5).to(device)
+    keep = (torch.rand(rows, generator=generator) > 0.5).to(device)
     select = torch.tensor([True, True, False, True], device=device)
 
     def leaf(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    calls: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
-        "pack": (lambda f, x: f(x, lengths, capacity=140)[0], (leaf(4, 133, 6),)),
-        "unpack": (lambda f, x: f(x, offsets, max_length=131, fill=1.0), (leaf(140, 6),)),
-        "compact": (lambda f, x: f(x, offsets, keep, capacity=100)[0], (leaf(140, 6),)),
-        "append": (
-            lambda f, x, r: f(x, offsets, r, select=select, capacity=150)[0],
-            (leaf(140, 6), leaf(3, 6)),
-        ),
-        "append ": (
-            lambda f, x, r: f(x, offsets, r, select=select, capacity=150)[0],
-            (leaf(140, 6), leaf(4, 3, 6)),
-        ),
-        "tail_mask": (lambda f, x, m: f(x, lengths, m), (leaf(4, 200, 6), leaf(6))),
+    def grown(f: Callable[..., Any], x: Tensor, r: Tensor) -> Tensor:
+        return f(x, offsets, r, select=select, capacity=rows + 10)[0]
+
+    return {
+        "pack": (lambda f, x: f(x, lengths, capacity=rows)[0], (leaf(4, longest + 3, 6),)),
+        "unpack": (lambda f, x: f(x, offsets, max_length=longest + 1, fill=1.0), (leaf(rows, 6),)),
+        "compact": (lambda f, x: f(x, offsets, keep, capacity=rows - 2)[0], (leaf(rows, 6),)),
+        "append": (grown, (leaf(rows, 6), leaf(3, 6))),
+        "append ": (grown, (leaf(rows, 6), leaf(4, 3, 6))),
+        "tail_mask": (lambda f, x, m: f(x, lengths, m), (leaf(4, longest + 70, 6), leaf(6))),
     }
-    for name, (call, leaves) in calls.items():
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
+    for name, (call, leaves) in differentiable_calls(130, ak.device, dtype).items():
         eager = partial(getattr(alit_kernels, name.strip()), implementation="reference")
         ours = differentiated(partial(call, getattr(ak, name.strip())), *leaves, dtype=dtype)
         theirs = differentiated(partial(call, eager), *leaves, dtype=dtype)
@@ -212,7 +217,13 @@ def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
             assert_within_budget(a, e, x, k=3, what=f"gradient of {name}")
 
 
-@pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
+def test_gradchecks() -> None:
+    for name, (call, leaves) in differentiable_calls(3, "cpu", torch.float64).items():
+        function = partial(call, getattr(alit_kernels, name.strip()))
+        assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in leaves]), name
+
+
+@needs_core
 def test_results_do_not_depend_on_the_thread_count() -> None:
     grad, lengths = torch.randn(5, 700, 33), torch.tensor([600, 0, 7, 700, 64])
     offsets = cumulative_offsets(torch.tensor([300, 1, 0, 700, 40]))
@@ -228,16 +239,13 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            try:
-                out = ops()[name](*values, implementation="cpp")
-            finally:
-                torch.set_num_threads(2)
+            out = ops()[name](*values, implementation="cpp")
             results.append(out if isinstance(out, tuple) else (out,))
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True)), name
 
 
-@pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
+@needs_core
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_large_outputs(dtype: torch.dtype) -> None:
     """Outputs of more than 16 MB are written past the caches; odd widths put rows anywhere in a line."""
@@ -265,7 +273,7 @@ def test_large_outputs(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), name
 
 
-@pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
+@needs_core
 def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     """Backward ops have no check of their own before them: the core refuses what would lead out of bounds."""
     rows, select = torch.randn(4, 2), torch.ones(2, dtype=torch.bool)
@@ -285,32 +293,8 @@ def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     ops()["append_backward"](rows, fine, 2 * fine, select, 4, 1, True, implementation="cpp")
 
 
-def test_gradchecks() -> None:
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    lengths = torch.tensor([2, 0, 3])
-    offsets = cumulative_offsets(lengths)
-    keep = torch.tensor([True, False, True, True, False, True])
-    select = torch.tensor([True, True, False])
-    check = torch.autograd.gradcheck
-    assert check(lambda x: pack(x, lengths, capacity=7)[0], leaf(3, 4, 2))
-    assert check(lambda x: unpack(x, offsets, max_length=4, fill=1.0), leaf(6, 2))
-    assert check(lambda x: compact(x, offsets, keep, capacity=5)[0], leaf(6, 2))
-    assert check(
-        lambda x, r: append(x, offsets, r, select=select, capacity=10)[0], (leaf(6, 2), leaf(2, 2))
-    )
-    assert check(
-        lambda x, r: append(x, offsets, r, select=select, capacity=10)[0],
-        (leaf(6, 2), leaf(3, 2, 2)),
-    )
-    assert check(lambda x, f: tail_mask(x, lengths, f), (leaf(3, 4, 2), leaf(2)))
-
-
 def test_values_no_check_can_see() -> None:
     """Where values are not checked (CUDA), a capacity too small drops rows and reads nothing out of bounds."""
-    from alit_kernels.ragged import reference
-
     padded, offsets = torch.randn(2, 3, 1), torch.tensor([0, 3, 6], dtype=torch.int32)
     assert torch.equal(reference.pack(padded, offsets, 4)[:, 0], padded.flatten()[:4])
     packed = reference.pack(padded, offsets, 4)
@@ -421,13 +405,10 @@ def test_wrong_arguments(call: object, error: type[Exception], message: str) -> 
         call(torch.randn(2, 3, 4), torch.tensor([0, 2, 3], dtype=torch.int32))
 
 
-@pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
-def test_lengths_of_either_type(dtype: torch.dtype) -> None:
-    assert cumulative_offsets(torch.tensor([3, 0, 2], dtype=dtype)).tolist() == [0, 3, 3, 5]
+def test_lengths_of_32_bits() -> None:
+    assert cumulative_offsets(torch.tensor([3, 0, 2], dtype=torch.int32)).tolist() == [0, 3, 3, 5]
     with pytest.raises(ValueError, match=r"lengths: expected a sum below 2\^31, got 2147483648"):
-        cumulative_offsets(torch.tensor([2**30, 2**30], dtype=dtype))
-    with pytest.raises(ValueError, match="lengths: expected at least 0, got -1"):
-        cumulative_offsets(torch.tensor([3, -1], dtype=dtype))
+        cumulative_offsets(torch.tensor([2**30, 2**30], dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

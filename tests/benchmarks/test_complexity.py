@@ -15,11 +15,9 @@ from tests.helpers.models import model
 
 def test_ranks_are_those_of_the_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures whose errors fall later get more tokens; their order is the judgement's here, and the files' is not."""
-    names = [f"{i}.png" for i in range(4)]
-    lines = [f"{name},{score}" for name, score in zip(names, (1, 3, 7, 9), strict=True)]
-    (tmp_path / "scores.csv").write_text("\n".join(["file,complexity", *lines]) + "\n")
-    for name, size in zip(names, (90, 60, 40, 10), strict=True):
-        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / "scores.csv").write_text("file,complexity\n0.png,1\n1.png,3\n2.png,7\n3.png,9\n")
+    for i, size in enumerate((90, 60, 40, 10)):
+        (tmp_path / f"{i}.png").write_bytes(b"x" * size)
     errors = torch.tensor([[0.03, 0.01], [0.045, 0.02], [0.2, 0.065], [0.3, 0.3]])
     monkeypatch.setattr(complexity, "errors", lambda *_: errors)
     result = measure(model(), tmp_path, batch_size=2)
@@ -36,11 +34,11 @@ def test_errors_are_those_of_the_criterion(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     alit.images.save_image(alit.images.to_image(pixels), path)
     found = complexity.errors(m, [path, path, path], batch_size=2)
-    expected = []
     image = alit.images.load(path, m.config.image_size)[None]
     with torch.no_grad():
-        for x in m.rollout(image):
-            assert x.prediction is not None
-            decoded = m.base_tokenizer.pixels(x.prediction.code_BNC, m.config.grid)
-            expected.append((decoded - image).abs().mean())
-    torch.testing.assert_close(found, torch.stack(expected).expand(3, -1), atol=1e-3, rtol=0)
+        decoded = [
+            m.base_tokenizer.pixels(x.prediction.code_BNC, m.config.grid)  # type: ignore[union-attr]
+            for x in m.rollout(image)
+        ]
+    expected = torch.stack([(pixels - image).abs().mean() for pixels in decoded])
+    torch.testing.assert_close(found, expected.expand(3, -1), atol=1e-3, rtol=0)

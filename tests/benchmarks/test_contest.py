@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,17 +19,15 @@ pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from alit import FixedLength
 from benchmarks.harness import timing
-from benchmarks.harness.contest import REPLAY, Absent, Contest, Replay, Work
+from benchmarks.harness.contest import Absent, Contest, Work, ready
 from benchmarks.harness.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
 from benchmarks.suites import (
     test_attention,
-    test_codebook_statistics,
-    test_decode,
+    test_codebooks,
+    test_encode_decode,
     test_mlp,
-    test_nearest_codeword,
     test_ragged,
     test_soft_codebook,
-    test_vector_quantize,
 )
 from benchmarks.suites.models import LENGTHS, model
 
@@ -36,10 +35,10 @@ ROOT = Path(__file__).parents[2]
 SUITE = """
 import pytest
 from benchmarks.harness.contest import Absent, Contest, Work
-from benchmarks.suites.test_nearest_codeword import Case, contest
+from benchmarks.suites.test_codebooks import Case, search
 
 def broken():
-    race = contest(Case(256, 64, 12))
+    race = search(Case(256, 64, 12))
     right = race.prepare["ours"]
     race.prepare = {
         "ours": lambda: lambda: (right()() + 1) % 64,
@@ -106,12 +105,12 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
     (
         lambda: test_attention.contest((5, 9), True),
         lambda: test_soft_codebook.contest(test_soft_codebook.QUICK),
-        lambda: test_nearest_codeword.contest(test_nearest_codeword.QUICK),
-        lambda: test_vector_quantize.contest(test_vector_quantize.QUICK),
-        lambda: test_codebook_statistics.contest(test_codebook_statistics.QUICK),
+        lambda: test_codebooks.search(test_codebooks.QUICK),
+        lambda: test_codebooks.quantizer(test_codebooks.QUICK),
+        lambda: test_codebooks.statistics(test_codebooks.QUICK),
         lambda: test_mlp.contest(8),
         lambda: test_ragged.contest("unpack", [289, 3]),
-        lambda: test_decode.decoding(quick=True),
+        lambda: test_encode_decode.decoding(quick=True),
     ),
     ids=(
         *("attention", "soft_codebook", "nearest_codeword", "vector_quantize"),
@@ -139,7 +138,7 @@ def test_zeros_are_not_timed(make: object) -> None:
 
 
 def test_other_tokens_are_no_decode() -> None:
-    contest = test_decode.decoding(quick=True)
+    contest = test_encode_decode.decoding(quick=True)
     ours = model(quick=True).eval()
     black = torch.zeros(len(LENGTHS), 3, *ours.config.image_size)
     other = ours.encode(black, FixedLength(LENGTHS))
@@ -148,42 +147,49 @@ def test_other_tokens_are_no_decode() -> None:
     assert contest.failures.keys() == {"black"}
 
 
+def numbers(against_first: bool = False, **calls: Callable[[], int]) -> Contest:
+    """Of contenders that return a number: 1, or what the first one returns."""
+    if against_first:
+        return Contest(ready(calls), assert_equal, Work(), against_first=True)
+    return Contest(ready(calls), lambda found: assert_equal(found, 1), Work())
+
+
+def assert_equal(found: int, expected: int) -> None:
+    assert found == expected
+
+
 def test_what_is_wrong_only_when_it_is_timed_is_not_reported() -> None:
     calls = iter((1, *[0] * 20))
-    contest = Contest(
-        {"tiring": lambda: lambda: next(calls), "ours": lambda: lambda: 1},
-        lambda result: assert_equal(result, 1),
-        Work(),
-    )
+    contest = numbers(tiring=lambda: next(calls), ours=lambda: 1)
     contest.run(rounds=3)
     assert contest.samples.keys() == {"ours"} == contest.calls.keys()
     assert isinstance(contest.failures["tiring"], AssertionError)
 
 
-def test_absent_is_no_failure() -> None:
-    def absent() -> None:
-        raise Absent("not here")
+def test_medians_are_of_those_that_are_here() -> None:
+    """An absent one is none of them; a wrong one leaves none."""
+    contest = numbers(ours=lambda: 1)
+    contest.prepare = {"absent": absent, **contest.prepare}
+    assert contest.medians(rounds=2).keys() == {"ours"} and len(contest.samples["ours"]) == 2
+    assert isinstance(contest.failures["absent"], Absent)
+    with pytest.raises(AssertionError):
+        numbers(ours=lambda: 1, wrong=lambda: 2).medians(rounds=2)
 
-    contest = Contest({"absent": absent, "ours": lambda: lambda: 1}, lambda result: None, Work())
-    contest.run(rounds=2)
-    assert isinstance(contest.failures["absent"], Absent) and len(contest.samples["ours"]) == 2
 
-
-def test_contenders_take_turns() -> None:
-    order: list[str] = []
-    clocks = {name: clock(lambda name=name: order.append(name)) for name in "ab"}
-    samples = samples_in_turns(clocks, rounds=2, warmup=1)
-    if not torch.cuda.is_available():
-        assert order == ["a", "a", "b", "b"] * 3  # short calls: the first wakes the threads
-    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
+def absent() -> None:
+    raise Absent("not here")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the host's clock")
-def test_a_long_call_is_timed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SHORT_ON_HOST", 0.0)
+@pytest.mark.parametrize(("short", "calls"), ((0.2, 2), (0.0, 1)))
+def test_contenders_take_turns(short: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of short calls the first wakes the threads."""
+    monkeypatch.setattr(timing, "SHORT_ON_HOST", short)
     order: list[str] = []
-    samples_in_turns({"a": clock(lambda: order.append("a"))}, rounds=2, warmup=1)
-    assert order == ["a"] * 3
+    clocks = {name: clock(lambda name=name: order.append(name)) for name in "ab"}
+    samples = samples_in_turns(clocks, rounds=2, warmup=1)
+    assert order == [*"a" * calls, *"b" * calls] * 3
+    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
 
 
 def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
@@ -193,42 +199,20 @@ def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
 
 
 def test_the_first_contender_is_the_reference() -> None:
-    contest = Contest(
-        {name: lambda x=x: lambda: x for name, x in {"eager": 1, "ours": 1, "wrong": 2}.items()},
-        assert_equal,
-        Work(),
-        against_first=True,
-    )
+    contest = numbers(True, eager=lambda: 2, ours=lambda: 2, wrong=lambda: 1)
     contest.run(rounds=1, warmup=0)
     assert contest.samples.keys() == {"eager", "ours"}
     assert isinstance(contest.failures["wrong"], AssertionError)
 
 
 def test_without_its_reference_nothing_is_timed() -> None:
-    def crashing() -> None:
+    def crashing() -> int:
         raise RuntimeError("out of memory")
 
-    contest = Contest(
-        {"eager": lambda: crashing, "ours": lambda: lambda: 1},
-        assert_equal,
-        Work(),
-        against_first=True,
-    )
+    contest = numbers(True, eager=crashing, ours=lambda: 1)
     contest.run(rounds=1, warmup=0)
     assert not contest.samples
     assert "no reference: eager has failed" in str(contest.failures["ours"])
-
-
-def assert_equal(found: int, expected: int) -> None:
-    assert found == expected
-
-
-def test_replayed_time_is_what_the_table_shows() -> None:
-    clock = Replay()
-    clock.load(0.25)
-    start = clock()
-    assert clock() - start == 0.25
-    assert isinstance(REPLAY, Replay)
 
 
 def peak_of_three_tensors() -> float:
@@ -254,15 +238,6 @@ def busy() -> None:
     end = time.process_time() + 0.3
     while time.process_time() < end:
         pass
-
-
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
-def test_other_load_leaves_out_our_own() -> None:
-    load = OtherLoad()
-    with load:
-        busy()
-    assert load.percent is not None
-    assert 0 <= load.percent <= 100
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")

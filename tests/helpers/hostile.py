@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,8 +48,11 @@ class Memory:
 
 
 @contextmanager
-def memory() -> Iterator[Memory]:
-    """Measures resident memory at its peak, whoever allocates; skips where the system does not tell (Linux does)."""
+def memory(most: float = math.inf, seconds: float = math.inf) -> Iterator[Memory]:
+    """Measures resident memory at its peak, whoever allocates; skips where the system does not tell (Linux does).
+
+    The block is to take at most so many bytes, and so many seconds of this process.
+    """
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not clear.exists():
         pytest.skip("the peak of memory can only be read on Linux")
@@ -56,10 +61,10 @@ def memory() -> Iterator[Memory]:
         line = next(x for x in status.read_text().splitlines() if x.startswith(field))
         return int(line.split()[1])
 
-    measured = Memory()
+    measured, start = Memory(), time.process_time()
     clear.write_text("5")  # forget the peak so far
     before = kilobytes("VmRSS:")
-    try:
-        yield measured
-    finally:
-        measured.taken = max(0, kilobytes("VmHWM:") - before) * 1024
+    yield measured
+    measured.taken = max(0, kilobytes("VmHWM:") - before) * 1024
+    taken = time.process_time() - start
+    assert measured.taken <= most and taken <= seconds, (measured.taken, taken)

@@ -6,6 +6,7 @@ prints the fork's process number, and when that has ended its exit status.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -22,102 +23,59 @@ import torch._dynamo  # which the optimiser imports, and takes longest
 
 from alit import model_file
 from alit.cli import app
-from alit.training import checkpoints, command, log
+from alit.training import checkpoints, log
+
+
+def half_the_tensors(save: Any, tensors: Any, path: Path) -> None:
+    save(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def half_the_model(replacing: Any, path: Path) -> None:
+    file = replacing(path)
+    file.__enter__().write_bytes(b"x" * 1000)
+    die()
+
+
+def half_a_line(write: Any, file: log.Log, record: Any) -> None:
+    file.file.write('{"step": 3, "lo')
+    file.file.flush()
+
+
+def half_a_folder(remove: Any, path: Path, **options: Any) -> None:
+    next(x for x in Path(path).iterdir() if x.is_file()).unlink()
+
+
+#: Whose function is about to be called for which time, and what is still done then. A second time is that of the second
+#: checkpoint, since a first one is then there; text is written to the log, then to the configuration.
+MOMENTS: dict[str, tuple[Any, str, int, Callable[..., Any]]] = {
+    "none": (checkpoints, "drop", 0, print),
+    "tensors": (safetensors.torch, "save_file", 2, half_the_tensors),
+    "model": (model_file, "replacing", 2, half_the_model),
+    "before the rename": (checkpoints, "_move", 2, lambda *_: None),
+    "after the rename": (checkpoints, "drop", 1, lambda *_: None),
+    "between the renames": (Path, "rename", 1, lambda rename, *paths: rename(*paths)),
+    "in the midst of a removal": (shutil, "rmtree", 1, half_a_folder),
+    "log": (log.Log, "write", 2, half_a_line),
+    "config": (Path, "write_text", 2, lambda write, path, text: write(path, text[:100])),
+}
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half(path: Path, function: Callable[[], Any]) -> None:
-    """Write the whole file, cut it, and die."""
-    function()
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-    die()
-
-
 def prepare(moment: str) -> None:
-    """Patch what comes at this moment; the second time it comes, since a first checkpoint is then there."""
-    seen = [0]
+    owner, name, turn, last = MOMENTS[moment]
+    function, calls = getattr(owner, name), itertools.count(1)
 
-    def second() -> bool:
-        seen[0] += 1
-        return seen[0] == 2
-
-    if moment == "tensors":
-        save = safetensors.torch.save_file
-
-        def saving(tensors: Any, path: Path, **options: Any) -> None:
-            if second():
-                half(path, lambda: save(tensors, path, **options))
-            save(tensors, path, **options)
-
-        safetensors.torch.save_file = saving  # type: ignore[assignment]
-    elif moment == "model":
-        replacing = model_file.replacing
-
-        def writing(path: Path) -> Any:
-            if second():
-                with replacing(path) as temporary:
-                    temporary.write_bytes(b"x" * 1000)
-                    die()
-            return replacing(path)
-
-        model_file.replacing = writing  # type: ignore[assignment]
-    elif moment == "before the rename":
-        move = checkpoints._move
-
-        def moving(part: Path, target: Path) -> None:
-            if second():
-                die()
-            move(part, target)
-
-        checkpoints._move = moving
-    elif moment == "after the rename":
-        checkpoints.drop = lambda _: die()
-    elif moment == "between the renames":
-        # The checkpoint of a step that is there already is written again.
-        rename = Path.rename
-
-        def renaming(path: Path, target: Path) -> Path:
-            result = rename(path, target)
-            if str(target).endswith(".aside"):
-                die()
-            return result
-
-        Path.rename = renaming  # type: ignore[assignment, method-assign]
-    elif moment == "in the midst of a removal":
-
-        def removing(path: Path, **_: Any) -> None:
-            next(x for x in Path(path).iterdir() if x.is_file()).unlink()
+    def dying(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == turn:
+            last(function, *arguments, **options)
             die()
+        return function(*arguments, **options)
 
-        shutil.rmtree = removing  # type: ignore[assignment]
-    elif moment == "log":
-        write = log.Log.write
-
-        def logging(self: log.Log, record: dict[str, float]) -> None:
-            if second():
-                self.file.write('{"step": 3, "lo')
-                self.file.flush()
-                die()
-            write(self, record)
-
-        log.Log.write = logging  # type: ignore[method-assign]
-    elif moment == "config":
-        write_text = Path.write_text
-
-        def cut(path: Path, text: str) -> int:
-            written = write_text(path, text[: len(text) // 2])
-            if ".config.json" in path.name:
-                die()
-            return write_text(path, text) if written else 0
-
-        Path.write_text = cut  # type: ignore[assignment, method-assign]
-    else:
-        assert moment == "none", moment
-    assert command.train is not None  # imported before the fork
+    setattr(owner, name, dying)
 
 
 def main() -> None:

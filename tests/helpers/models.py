@@ -15,6 +15,7 @@ from alit import (
     VQGANConfig,
 )
 from alit.config import BaseConfig
+from alit_kernels.testing import assert_exact_nearest
 
 BASES: dict[str, BaseConfig] = {
     "vqgan": VQGANConfig(
@@ -25,7 +26,7 @@ BASES: dict[str, BaseConfig] = {
     ),
     "dct": DCTConfig(patch_size=4, luma=5, chroma=2),
 }
-VARIANTS = ("quantized", "continuous", "unfactorised")
+VARIANTS = ("quantized", "continuous", "unfactorized")
 
 
 def config(base: str = "dct", **options: Any) -> AdaptiveTokenizerConfig:
@@ -56,3 +57,14 @@ def model(base: str = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokeni
 def images(count: int = 3, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(count, 3, 16, 24, generator=generator)
+
+
+def same_indices(
+    m: AdaptiveTokenizer, batched: torch.Tensor, single: torch.Tensor, latents: torch.Tensor
+) -> None:
+    """Indices are equal unless both are nearest within the exactness bound."""
+    differ = batched != single
+    if bool(differ.any()):
+        z = torch.nn.functional.normalize(latents[differ].float(), dim=-1)
+        codes = torch.nn.functional.normalize(m.quantize.embedding.weight, dim=-1)
+        assert_exact_nearest(batched[differ], z, codes)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ..atomic_files import replacing
-from ..console import errors, fail, printable
+from ..console import console, printable
 from ..devices import choose
+from ..evaluation import Evaluation, networks
+from ..evaluation import evaluate as run
 from ..folders import in_folder
 from ..images import MAX_MEGAPIXELS
-from ..tokenizer import AdaptiveTokenizer
-from .evaluate import Evaluation
-from .evaluate import evaluate as run
-from .learned import networks
+from ..plots import BLUE, ORANGE, pyplot, save
+from . import options
 
-#: Heading and format of each field of :class:`Quality`.
+#: Heading and format of each field of :class:`alit.evaluation.Quality`.
 COLUMNS = {
     "l1": ("L1", ".4f"),
     "psnr": ("PSNR", ".2f"),
@@ -43,19 +43,12 @@ def evaluate(
         int | None, typer.Option(help="So many pictures, the first by name.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
-    recursive: Annotated[
-        bool, typer.Option("--recursive/--no-recursive", help="Look into folders within DATA.")
-    ] = True,
-    max_megapixels: Annotated[
-        float,
-        typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=0.0),
-    ] = MAX_MEGAPIXELS,
+    recursive: options.Recursive = True,
+    max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download the weights that LPIPS and rFID need.")
     ] = False,
-    device: Annotated[
-        str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1.")
-    ] = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
 
@@ -63,40 +56,32 @@ def evaluate(
 
     A tokenizer that loses to a thumbnail has learned nothing.
     """
-    console = Console()
-    with errors(RuntimeError):
-        listing = in_folder(data, recursive=recursive)
-        files = listing.pictures = listing.pictures[:limit]
-        chosen = choose(device)
-        others = networks(str(chosen), fetch=fetch)
-        loaded = AdaptiveTokenizer.from_pretrained(model).to(chosen)
-        with console.status("evaluating") as status:
-
-            def on_batch(done: int) -> None:
-                status.update(f"{done} of {len(files)} pictures")
-
-            result = run(
-                loaded,
-                files,
-                protocol=protocol,
-                batch_size=batch_size,
-                max_megapixels=max_megapixels,
-                networks=others,
-                on_batch=on_batch,
-            )
-        if output is not None:
-            output.mkdir(parents=True, exist_ok=True)
-            with replacing(output / "evaluation.json") as file:
-                file.write_text(json.dumps({"model": model, **result.asdict()}, indent=1) + "\n")
-            _plot(result, output / "evaluation.png")
+    listing = in_folder(data, recursive=recursive)
+    files = listing.pictures = listing.pictures[:limit]
+    if output is not None:
+        pyplot()  # a missing library is reported before any work
+    others = networks(choose(device), fetch=fetch)
+    loaded = options.load(model, device)
+    with console.status("evaluating") as status:
+        result = run(
+            loaded,
+            files,
+            protocol=protocol,
+            batch_size=batch_size,
+            max_megapixels=max_megapixels,
+            networks=others,
+            on_batch=lambda done: status.update(f"{done} of {len(files)} pictures"),
+        )
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        with replacing(output / "evaluation.json") as file:
+            file.write_text(json.dumps({"model": model, **asdict(result)}, indent=1) + "\n")
+        _plot(result, output / "evaluation.png")
     console.print(_table(result))
     for reason in others.left_out:
         console.out(f"left out {printable(reason)}")
-    if beside := listing.beside():
-        console.out(beside)
     listing.unreadable = result.unreadable
-    if skipped := listing.skipped():
-        fail(skipped)
+    options.say_what_is_missing(listing)
 
 
 def _table(result: Evaluation) -> Table:
@@ -118,23 +103,14 @@ def _table(result: Evaluation) -> Table:
 
 
 def _plot(result: Evaluation, path: Path) -> None:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ValueError("the plot needs matplotlib: pip install 'alit[eval]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, panels = pyplot().subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     bits = [row.bits for row in result.lengths]
-    for axis, name, label in zip(
-        axes, ("l1", "psnr", "ssim"), ("L1", "PSNR, dB", "SSIM"), strict=True
+    for axes, name, label in zip(
+        panels, ("l1", "psnr", "ssim"), ("L1", "PSNR, dB", "SSIM"), strict=True
     ):
-        for kind, style in (("model", "o-"), ("thumbnail", "s--")):
+        for kind, style, color in (("model", "o-", BLUE), ("thumbnail", "s--", ORANGE)):
             values = [getattr(getattr(row, kind), name) for row in result.lengths]
-            axis.plot(bits, values, style, label=kind)
-        axis.set(xlabel="bits per picture", ylabel=label)
-    axes[0].legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+            axes.plot(bits, values, style, color=color, label=kind)
+        axes.set(xlabel="bits per picture", ylabel=label)
+    panels[0].legend(frameon=False)
+    save(figure, path)

@@ -1,8 +1,9 @@
-"""Encoding into tokens with ``tiny``: as many as each picture needs, and every picture to one length."""
+"""With ``tiny``: encoding into as many tokens as each picture needs, or every picture to one length; decoding them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from alit import FixedLength
 
-from ..harness.contest import Contest, Work
+from ..harness.contest import Contest, Work, ready
 from ..peers.baseline import eager_copy
 from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, pictures
 
@@ -29,7 +30,6 @@ def encoding(quick: bool) -> Contest:
     expected = [
         ours.encode(images[i : i + 1], FixedLength(n)).indices for i, n in enumerate(LENGTHS)
     ]
-    step = ours.config.latents_per_iteration
 
     @torch.no_grad()
     def all_iterations() -> list[Tensor]:
@@ -37,20 +37,18 @@ def encoding(quick: bool) -> Contest:
         found: dict[int, Tensor] = {}
         for iteration in ours.rollout(images, predict_at=()):
             for i, length in enumerate(LENGTHS):
-                if iteration.index == length // step - 1:
-                    quantized = iteration.bottleneck.quantized
-                    assert quantized is not None
-                    found[i] = quantized.index[i]
+                if iteration.num_tokens == length:
+                    assert iteration.bottleneck.quantized is not None
+                    found[i] = iteration.bottleneck.quantized.index[i]
         return [found[i] for i in range(len(LENGTHS))]
 
     def with_lengths() -> list[Tensor]:
         tokens = ours.encode(images, FixedLength(LENGTHS))
         return [tokens[i].indices for i in range(len(LENGTHS))]
 
-    calls = {"ours": with_lengths, "every iteration for all": all_iterations}
     return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
-        lambda found: agreement(found, expected),
+        ready({"ours": with_lengths, "every iteration for all": all_iterations}),
+        partial(agreement, expected=expected),
         Work(),
         notes={"images": len(LENGTHS)},
     )
@@ -65,14 +63,11 @@ def test_encode_with_lengths(name: str, race: Callable, quick: bool) -> None:
 def encoding_to(tokens: int, quick: bool) -> Contest:
     """Every picture to the same number of tokens."""
     ours = model(quick).eval()
-    eager = eager_copy(ours)
     images = pictures(ours, 8 if GPU else 1)
-    calls = {
-        "eager baseline": lambda: [eager.encode(images, FixedLength(tokens)).indices],
-        "ours": lambda: [ours.encode(images, FixedLength(tokens)).indices],
-    }
+    models = {"eager baseline": eager_copy(ours), "ours": ours}
+    length = FixedLength(tokens)
     return Contest(
-        {name: lambda call=call: call for name, call in calls.items()},
+        ready({name: lambda m=m: [m.encode(images, length).indices] for name, m in models.items()}),
         agreement,
         Work(),
         against_first=True,
@@ -84,3 +79,26 @@ def encoding_to(tokens: int, quick: bool) -> Contest:
 @pytest.mark.parametrize("tokens", (32, 64, 128, 256) if GPU else (32, 256))
 def test_encode_to(tokens: int, name: str, race: Callable, quick: bool) -> None:
     race(f"encode to {tokens} tokens", name, lambda: encoding_to(tokens, quick), ROUNDS, WARMUP)
+
+
+def decoding(quick: bool) -> Contest:
+    """Tokens of mixed lengths to pixels, as one packed batch or a picture at a time."""
+    ours = model(quick).eval()
+    tokens = ours.encode(pictures(ours, len(LENGTHS)), FixedLength(LENGTHS))
+
+    def alone() -> Tensor:
+        return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])
+
+    return Contest(
+        ready({"a picture at a time": alone, "ours": lambda: ours.decode(tokens)}),
+        partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3),
+        Work(),
+        against_first=True,
+        notes={"images": len(LENGTHS)},
+    )
+
+
+@pytest.mark.parametrize("name", ("ours", "a picture at a time"))
+def test_decode(name: str, race: Callable, quick: bool) -> None:
+    group = f"decode {len(LENGTHS)} pictures, 96 tokens on average"
+    race(group, name, lambda: decoding(quick), ROUNDS, WARMUP)

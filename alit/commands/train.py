@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..console import errors, printable
-from . import Interrupted, Result, TrainingConfig, checkpoints
-from . import train as run
-from .fields import assignments
+from .. import training
+from ..console import console, printable, progress
+from ..shipped import find
+from ..training import Interrupted, TrainingConfig, checkpoints
+from ..training.fields import assignments
+
+#: The shipped configurations.
+CONFIGS = Path(training.__file__).parent / "configs"
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(help="Configuration (YAML).")] = None,
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="Configuration (YAML), or the name of a shipped one, such as nano-dct."
+        ),
+    ] = None,
     stage: Annotated[str | None, typer.Option(help="base, 1 (base tokens) or 2 (pixels).")] = None,
     data: Annotated[
         str | None, typer.Option(help="Folder of pictures, or shards: 'x-{000..099}.tar'.")
@@ -62,15 +66,17 @@ def train(
 ) -> None:
     """Train a tokenizer: on one machine as it is, on several GPUs under torchrun.
 
-    Either a configuration file, whose fields the options replace, or options alone:
+    Either a configuration, whose fields the options replace, or options alone:
 
         alit train --size nano --data photos --output run
 
-        torchrun --nproc-per-node 8 -m alit.cli train config.yaml --output run --resume
+        alit train nano-dct --data photos --output run
+
+        torchrun --nproc-per-node 8 -m alit train config.yaml --output run --resume
 
     Ctrl-C leaves a checkpoint from which --resume goes on.
     """
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # one voice under torchrun
+    console.quiet = os.environ.get("RANK", "0") != "0"  # one voice under torchrun
     fields: dict[str, Any] = {
         "stage": stage,
         "data": data,
@@ -84,30 +90,40 @@ def train(
     }
     model = {"size": size, "base": base, "image_size": image_size}
     model = {name: value for name, value in model.items() if value is not None}
-    with _stopped(console), errors(torch.OutOfMemoryError):
-        chosen = assignments(option or [])
-        if not isinstance(chosen.setdefault("model", {}), dict):
-            raise ValueError(f"model: expected options by name, got {chosen['model']!r}")
-        model = {**chosen.pop("model"), **model}
-        fields |= chosen
-        if model:
-            before = TrainingConfig.read(config).model if config else TrainingConfig().model
-            fields["model"] = {**before, **model}
-        given = {name: value for name, value in fields.items() if value is not None}
-        described = (
-            TrainingConfig.read(config, **given) if config else TrainingConfig.from_mapping(given)
-        )
-        if described.output is None:
-            raise ValueError("output: expected a folder for the run (--output)")
-        if described.stage == "2" and described.start_from is None and not resume:
-            console.out("stage 2 without --start-from: from random weights")
-        if resume and not checkpoints.saved(Path(described.output)):
-            console.out(f"{printable(described.output)}: no checkpoint there; from the beginning")
-        options = {
-            **{"resume": resume, "checkpoint": checkpoint},
-            **{"allow_changes": allow_changes, "allow_addresses": allow_addresses},
-        }
-        result = _run_with_progress(described, options, console)
+    chosen = assignments(option or [])
+    if not isinstance(chosen.setdefault("model", {}), dict):
+        raise ValueError(f"model: expected options by name, got {chosen['model']!r}")
+    model = {**chosen.pop("model"), **model}
+    fields |= chosen
+    file = None if config is None else find(config, CONFIGS, ".yaml", "a configuration")
+    if model:
+        before = TrainingConfig.read(file).model if file else TrainingConfig().model
+        fields["model"] = {**before, **model}
+    given = {name: value for name, value in fields.items() if value is not None}
+    described = TrainingConfig.read(file, **given) if file else TrainingConfig.from_mapping(given)
+    if described.output is None:
+        raise ValueError("output: expected a folder for the run (--output)")
+    if described.stage == "2" and described.start_from is None and not resume:
+        console.out("stage 2 without --start-from: from random weights")
+    if resume and not checkpoints.saved(Path(described.output)):
+        console.out(f"{printable(described.output)}: no checkpoint there; from the beginning")
+    try:
+        with progress("training") as advance:
+            result = training.train(
+                described,
+                resume=resume,
+                checkpoint=checkpoint,
+                allow_changes=allow_changes,
+                allow_addresses=allow_addresses,
+                on_log=lambda record: advance(
+                    record["done"],
+                    f"step {record['step']}, loss {record['loss']:.4f}, "
+                    f"{record['pictures_per_second']:.1f} pictures/s",
+                ),
+            )
+    except Interrupted as error:
+        console.out(printable(error))
+        raise typer.Exit(130) from error
     model_file = printable(Path(described.output) / "model.safetensors")
     console.out(f"{model_file}: after {result.steps} steps")
     if result.unreadable:
@@ -115,33 +131,3 @@ def train(
         console.out(
             f"skipped, unreadable or without a picture: {len(result.unreadable)}\n  {shown}"
         )
-
-
-@contextmanager
-def _stopped(console: Console) -> Iterator[None]:
-    """A run that was stopped says so, with the exit status of an interrupted command."""
-    try:
-        yield
-    except Interrupted as error:
-        console.out(printable(error))
-        raise typer.Exit(130) from error
-
-
-def _run_with_progress(config: TrainingConfig, options: dict[str, Any], console: Console) -> Result:
-    columns = (
-        TextColumn("step {task.fields[step]}"),
-        BarColumn(),
-        TextColumn("{task.fields[latest]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("training", total=1.0, step=0, latest="")
-
-        def on_log(record: dict[str, float]) -> None:
-            progress.update(
-                task,
-                completed=min(record["done"], 1.0),
-                step=int(record["step"]),
-                latest=f"loss {record['loss']:.4f}, {record['pictures_per_second']:.1f} pictures/s",
-            )
-
-        return run(config, on_log=on_log, **options)

@@ -1,0 +1,5 @@
+"""``python -m alit``: the command line."""
+
+from .cli import app
+
+app()

@@ -1,0 +1,44 @@
+"""``alit convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import published
+from ..atomic_files import check_replaceable
+from ..config import SIZES
+from ..console import console, printable
+from ..tokenizer import AdaptiveTokenizer
+from .options import check_another
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).")],
+    target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    weights: Annotated[
+        str, typer.Option(help="'ema', as the published evaluation uses, or 'model'.")
+    ] = "ema",
+    halting: Annotated[str, typer.Option(help="'mask' for a model trained with halting.")] = "off",
+    heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where the size is not a published one.")
+    ] = None,
+) -> None:
+    """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.
+
+    alit convert official.pth model.safetensors
+
+    """
+    check_another(source, target)
+    check_replaceable(target)
+    state = published.read_official(source, weights=weights)
+    config = published.infer_config(state, heads=heads, halting=halting)
+    AdaptiveTokenizer.from_state(config, state).save_pretrained(target)
+    shape = config.encoder
+    names = {size: name for name, size in SIZES.items()}
+    name = names.get((shape.width, shape.layers, shape.heads), "custom size")
+    console.out(
+        f"{printable(target)}: {name}, {config.base.kind} base, {config.bottleneck}, up to {config.max_tokens} tokens"
+    )

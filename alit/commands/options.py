@@ -1,0 +1,76 @@
+"""Options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import console, fail
+from ..criteria import CodeError, Criterion, FixedLength, MaxL1
+from ..devices import choose
+from ..folders import Listing
+from ..tokenizer import AdaptiveTokenizer
+
+Photos = Annotated[
+    list[Path], typer.Argument(help="Pictures of any kind and orientation, or folders of them.")
+]
+Model = Annotated[
+    str, typer.Option(help="Name of shipped weights, or a model file of alit train or convert.")
+]
+Device = Annotated[
+    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or one of several: cuda:1.")
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive/--no-recursive", help="Look into folders within folders.")
+]
+MaxMegapixels = Annotated[
+    float,
+    typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=0.0),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--max-l1",
+        help="Stop at this mean pixel error, pixels in [0, 1]. Without any such option: 0.08.",
+    ),
+]
+Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
+
+
+def criterion(
+    max_l1: float | None, tokens: int | None, code_error: float | None = None
+) -> Criterion:
+    """The one that is given.
+
+    Raises:
+        ValueError: several are.
+    """
+    given: list[Criterion] = [
+        *([MaxL1(max_l1)] if max_l1 is not None else []),
+        *([CodeError(code_error)] if code_error is not None else []),
+        *([FixedLength(tokens)] if tokens is not None else []),
+    ]
+    if len(given) > 1:
+        raise ValueError("expected one of --max-l1, --code-error and --tokens, got several")
+    return given[0] if given else MaxL1(0.08)
+
+
+def load(model: str, device: str) -> AdaptiveTokenizer:
+    """A model on its device; raises as :meth:`AdaptiveTokenizer.from_pretrained` and :func:`choose`."""
+    return AdaptiveTokenizer.from_pretrained(model).to(choose(device))
+
+
+def check_another(source: str | Path, target: Path) -> None:
+    """Raise ``ValueError`` where a command would replace the file that it reads."""
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise ValueError(f"target: {target} is the source; choose another file")
+
+
+def say_what_is_missing(listing: Listing) -> None:
+    """Files in folders that are no pictures, and those that were skipped, for which the status is 1."""
+    if beside := listing.beside():
+        console.out(beside)
+    if skipped := listing.skipped():
+        fail(skipped)

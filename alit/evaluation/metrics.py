@@ -1,0 +1,74 @@
+"""How good pictures are and what they cost, and the baseline that a tokenizer has to beat.
+
+Pictures are float tensors (..., 3, height, width) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from ..config import AdaptiveTokenizerConfig
+from ..losses import structural_similarity
+
+#: Bits a channel of a thumbnail.
+DEPTH = 4
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of each pair. (...) in the pictures' type"""
+    return (a - b).abs().mean((-3, -2, -1))
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Decibels of each pair, at most 100, for equal ones. (...) float64"""
+    return -10 * (a - b).double().square().mean((-3, -2, -1)).clamp(min=1e-10).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of each pair, see :func:`alit.losses.structural_similarity`. (B,) float64"""
+    return structural_similarity(a.double(), b.double())
+
+
+def codebook_usage(counts: Tensor) -> tuple[float, float]:
+    """The share of codes that occur, and exp(entropy) of how often. ``counts`` (K,), not all of them 0"""
+    share = counts.double() / counts.sum()
+    return float((share > 0).double().mean()), float(torch.special.entr(share).sum().exp())
+
+
+def bits_per_token(config: AdaptiveTokenizerConfig) -> float:
+    """log2 of the number of codes; continuous tokens count 16 bits a channel."""
+    if config.bottleneck == "quantized":
+        return math.log2(config.codebook_size)
+    return 16.0 * (config.encoder.width if config.bottleneck == "unfactorized" else config.code_dim)
+
+
+def eight_bits(pixels: Tensor, *, truncated: bool = False) -> Tensor:
+    """Clamped to [0, 1] and rounded to 8 bits, or truncated, as published. float32"""
+    levels = pixels.float().clamp(0, 1) * 255
+    return (levels.floor() if truncated else levels.round()) / 255
+
+
+def thumbnail_side(bits: float) -> int:
+    """Side of the largest square RGB picture of ``DEPTH`` bits a channel that fits into ``bits``; at least 1."""
+    return max(1, math.isqrt(int(bits // (3 * DEPTH))))
+
+
+def thumbnail(images: Tensor, bits: float) -> Tensor:
+    """Block means, rounded to ``DEPTH`` bits a channel, enlarged (bilinear) to the images' size; never larger.
+
+    Args:
+        images: (B, 3, height, width).
+        bits: per picture; n tokens of a codebook of K have n log2 K.
+
+    Returns:
+        (B, 3, height, width), of 8 bits.
+    """
+    side, levels = thumbnail_side(bits), 2**DEPTH - 1
+    height, width = (min(side, size) for size in images.shape[2:])
+    small = torch.round(adaptive_avg_pool2d(images, (height, width)) * levels) / levels
+    size = images.shape[2:]
+    return eight_bits(interpolate(small, size=size, mode="bilinear", align_corners=False))

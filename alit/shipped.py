@@ -1,0 +1,28 @@
+"""Files that come with the package, by name."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+
+def find(given: str | Path, folder: Path, suffix: str, what: str) -> Path:
+    """The file of a path, or of a name: that of a file in ``folder`` without ``suffix``, with folders within.
+
+    Raises:
+        FileNotFoundError: neither; the message lists the names and suggests the nearest.
+    """
+    path, name = Path(given), str(given)
+    if path.is_file():
+        return path
+    files = sorted(folder.rglob(f"*{suffix}"))
+    names = [file.relative_to(folder).as_posix().removesuffix(suffix) for file in files]
+    if name in names:
+        return folder / f"{name}{suffix}"
+    if path.exists():
+        return path  # no file; who reads it says what it is
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise FileNotFoundError(
+        f"{given}: no such file, nor the name of {what} ({', '.join(names)}){hint}"
+    )

@@ -1,0 +1,120 @@
+"""What the entry points of the core (csrc/ragged) take: of each op the inputs, and the outputs, which Python allocates.
+
+A tensor stands for its address. A row is everything behind the leading dimensions, as bytes; those may have any
+strides, which are in bytes too. Nothing here looks at a value: lengths and offsets stay where they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from .._cpp import type_code
+
+Arguments = tuple[Tensor | int, ...]
+Entries = Mapping[str, Callable[..., Arguments]]
+
+
+def rows_of(tensor: Tensor, leading: int) -> Arguments:
+    """Rows and the strides of their ``leading`` dimensions; a copy where what is behind these is not contiguous."""
+    tensor = tensor.resolve_conj().resolve_neg()
+    if not tensor.is_contiguous():
+        row = tensor.as_strided(tensor.shape[leading:], tensor.stride()[leading:])
+        tensor = tensor if row.is_contiguous() else tensor.contiguous()
+    size, strides = tensor.element_size(), tensor.stride()
+    return (tensor, *[size * strides[i] for i in range(leading)])
+
+
+def row_bytes(tensor: Tensor, leading: int) -> int:
+    return math.prod(tensor.shape[leading:]) * tensor.element_size()
+
+
+def packed(rows: Tensor, offsets: Tensor) -> Arguments:
+    """Packed rows, how many there are, and where each of how many sequences begins."""
+    return *rows_of(rows, 1), rows.shape[0], offsets.contiguous(), offsets.shape[0] - 1
+
+
+def _added(rows: Tensor, leading: int) -> Arguments:
+    """Rows of each sequence and how many they are; those that all share are 0 bytes apart from one to the next."""
+    tensor, *strides = rows_of(rows, leading)
+    return tensor, *(strides if leading == 2 else (0, *strides)), rows.shape[leading - 1]
+
+
+#: Those that C++ and CUDA have in common. C++ takes the number of threads besides, CUDA what it needs of memory.
+COMMON: Entries = {
+    "cumulative_offsets": lambda lengths, offsets: (
+        lengths.long().contiguous(),
+        lengths.shape[0],
+        offsets,
+    ),
+    "pack": lambda padded, offsets, capacity, out: (
+        *rows_of(padded, 2),
+        padded.shape[1],
+        offsets.contiguous(),
+        offsets.shape[0] - 1,
+        out,
+        capacity,
+        row_bytes(padded, 2),
+    ),
+    "compact": lambda rows, offsets, keep, capacity, out: (
+        *packed(rows, offsets),
+        keep.contiguous(),
+        *out,
+        capacity,
+        row_bytes(rows, 1),
+    ),
+    "scatter_rows": lambda values, target_row, rows, out: (
+        *rows_of(values, 1),
+        values.shape[0],
+        target_row.int().contiguous(),
+        out,
+        rows,
+        row_bytes(values, 1),
+    ),
+    "append": lambda rows, offsets, fresh, select, capacity, out: (
+        *packed(rows, offsets),
+        *_added(fresh, 1 + fresh.ndim - rows.ndim),
+        select.contiguous(),
+        *out,
+        capacity,
+        row_bytes(rows, 1),
+    ),
+    "append_backward": lambda grad, offsets, new_offsets, select, rows, added, shared, out: (
+        *rows_of(grad, 1),
+        grad.shape[0],
+        offsets.contiguous(),
+        new_offsets.contiguous(),
+        offsets.shape[0] - 1,
+        select.contiguous(),
+        out[0],
+        rows,
+        out[1],
+        added,
+        shared,
+        row_bytes(grad, 1),
+        type_code(grad) if shared else 0,
+    ),
+    "tail_mask": lambda tokens, lengths, fill, out: (
+        *rows_of(tokens, 2),
+        lengths.long().contiguous(),
+        *tokens.shape[:2],
+        fill.contiguous(),
+        out,
+        row_bytes(tokens, 2),
+    ),
+    "tail_mask_backward": lambda grad, lengths, out: (
+        *rows_of(grad, 2),
+        lengths.long().contiguous(),
+        *grad.shape[:2],
+        *out,
+        row_bytes(grad, 2),
+        type_code(grad),
+    ),
+}
+
+
+def addresses(arguments: Arguments) -> list[int]:
+    """The arguments as the numbers that the core takes."""
+    return [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]

@@ -1,0 +1,98 @@
+"""The Triton kernels of attention: tiles, what their launches do not depend on, and the work that they issue."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from alit_kernels import attention
+from alit_kernels.attention import configurations, issued_work
+from alit_kernels.attention.__main__ import table as issued_work_table
+from alit_kernels.attention.cases import Case, make
+from alit_kernels.attention.problem import Problem
+from tests.helpers.attention import check_forward, check_gradients
+from tests.helpers.targets import DEVICE, Target, targets
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+@pytest.mark.parametrize("mask_all", (False, True))
+@pytest.mark.parametrize("columns", (16, 64))
+def test_every_kind_of_tile(
+    columns: int, mask_all: bool, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of other sizes than the table has; the last one masked after the loop, or all of them in it."""
+    tile = configurations.Tile(32, columns, 4, 2, mask_all)
+    for kernel in configurations.KERNELS:
+        monkeypatch.setitem(configurations.TABLE, (kernel, 16, 2), (tile,) * 3)
+    case = Case((16, 64, 65, 33, 63), 1, 16, spare=3)
+    x = make(case, dtype=torch.float16, device=target.device)
+    check_forward(x, target)
+    check_gradients(x, target)
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_offsets_that_begin_late(target: Target) -> None:
+    """Wrong, but nobody looks at them on a GPU: nothing outside is read, and the sequences are as they should be."""
+    triton_ = pytest.importorskip("alit_kernels.attention.triton_")
+    rows = torch.full((350, 1, 16), torch.nan, device=target.device)
+    q = rows[200:].normal_()
+    memory = torch.tensor([-192, 100, 150], dtype=torch.int32, device=target.device)
+    out, _ = triton_.attention(Problem(q, q, q, memory[1:], None, 50, 50, None, 0.25))
+    assert out[64:100].isfinite().all()
+    expected = attention(q[None, 100:], q[None, 100:], q[None, 100:])
+    torch.testing.assert_close(out[None, 100:], expected)
+
+
+UNSPECIALIZED = """
+from alit_kernels.attention import kernels
+sizes = {"sequences", "length", "key_length", "lse_b", "lse_h", "mask_b"}
+for kernel in (kernels.forward_kernel, kernels.backward_queries_kernel, kernels.backward_keys_kernel):
+    found = {p.name for p in kernel.params if p.name in sizes}
+    fixed = {p.name for p in kernel.params if p.is_constexpr or not p.do_not_specialize}
+    assert found == sizes and not found & fixed, (kernel.__name__, found & fixed)
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_kernels_do_not_depend_on_lengths(target: Target) -> None:
+    """Nothing that follows from the lengths is a compile-time constant or specialised on divisibility."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNSPECIALIZED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_limits_of_head_dimensions() -> None:
+    """Wider heads than the kernels take: an explicit request raises and names the reason."""
+    q = torch.randn(1, 3, 1, 136)
+    if "triton" in [t.values[0].implementation for t in targets("triton") if not t.marks]:
+        with pytest.raises(ValueError, match="head dimension 136 exceeds 128"):
+            attention(q.to(DEVICE), q.to(DEVICE), q.to(DEVICE), implementation="triton")
+    assert attention(q, q, q).shape == q.shape
+
+
+def test_issued_work_counts_what_the_kernel_does() -> None:
+    """The steps and programs of the kernels, counted one by one."""
+    tile = configurations.Tile(64, 32, 4, 2)
+    for length, issued in {0: 0, 1: 64, 64: 64, 65: 128, 129: 192}.items():
+        assert tile.issued(length, 32) == 32 * issued
+    for length, issued in {0: 0, 1: 32, 32: 32, 33: 64, 289: 320}.items():
+        assert tile.issued(64, length) == 64 * issued
+    assert issued_work(configurations.Tile(128, 128, 4, 2), 289) == Fraction(384**2, 289**2)
+
+
+def test_the_page_shows_the_issued_work() -> None:
+    page = Path(__file__).parents[2] / "docs" / "attention.md"
+    assert issued_work_table() in page.read_text(), "run python -m alit_kernels.attention"

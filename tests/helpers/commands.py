@@ -1,0 +1,23 @@
+"""The command line, called in this process."""
+
+from __future__ import annotations
+
+from typer.testing import CliRunner, Result
+
+from alit.cli import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def text(done: Result) -> str:
+    """What it printed, however long its lines."""
+    return done.output.replace("\n", "")
+
+
+def refused(done: Result, *messages: str) -> None:
+    """That it failed with these messages, and without a traceback."""
+    assert done.exit_code == 1 and "Traceback" not in done.output, done.output
+    assert "error: " in done.output
+    assert all(message in text(done) for message in messages), done.output

@@ -1,0 +1,271 @@
+"""Calls of every op and of every public function: small ones, and for the device large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import alit_kernels as ak
+from alit_kernels.nn import SelfAttention, VectorQuantizer
+
+LENGTHS = torch.tensor([3, 0, 5])
+#: Of nine rows, one of which is no sequence's.
+OFFSETS = torch.tensor([0, 3, 3, 8], dtype=torch.int32)
+
+
+#: At which many programs add to the same place, if any do.
+MANY = (65, 0, 130, 17)
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator)
+
+
+def leaf(*shape: int) -> Tensor:
+    return values(*shape).requires_grad_()
+
+
+def samples() -> dict[str, dict[str, Any]]:
+    """Arguments of every op but ``implementation``; more than one kind of call in brackets."""
+    mask, index = torch.tensor([True, False, True, True, True, True]), torch.arange(6) % 5
+    select, rows = torch.tensor([True, False, True]), {"packed": leaf(9, 4), "offsets": OFFSETS}
+    bounds = {"max_length": 5, "max_key_length": 5, "scale": 0.3}
+    packed = {"offsets": OFFSETS, "key_offsets": None, "key_mask": None, **bounds}
+    dense = {"offsets": None, "key_offsets": None, "key_mask": None, **bounds}
+    qkv = {"q": leaf(9, 2, 8), "k": leaf(9, 2, 8), "v": leaf(9, 2, 8)}
+    dense_qkv = {"q": leaf(2, 5, 2, 8), "k": leaf(2, 5, 2, 8), "v": leaf(2, 5, 2, 8)}
+    saved = {name: x.detach() for name, x in qkv.items()}
+    dense_saved = {name: x.detach() for name, x in dense_qkv.items()}
+    lse, dense_lse = torch.randn(2, 9), torch.randn(2, 2, 5)
+    search = {"metric": "cosine", "precision": "ieee"}
+    return {
+        "append": {**rows, "rows": leaf(2, 4), "select": select, "capacity": 13},
+        "append_backward": {
+            "grad": torch.randn(13, 4),
+            "offsets": OFFSETS,
+            "new_offsets": OFFSETS + torch.tensor([0, 2, 2, 4], dtype=torch.int32),
+            "select": select,
+            "rows": 9,
+            "added": 2,
+            "shared": True,
+        },
+        "attention": {**qkv, **packed},
+        "attention (dense)": {**dense_qkv, **dense, "key_mask": torch.ones(2, 5) > 0},
+        "attention_backward": {
+            **saved,
+            **packed,
+            "grad_out": torch.randn(9, 2, 8),
+            "grad_lse": lse,
+            "out": saved["q"],
+            "lse": lse,
+        },
+        "attention_backward (dense)": {
+            **dense_saved,
+            **dense,
+            "grad_out": torch.randn(2, 5, 2, 8),
+            "grad_lse": dense_lse,
+            "out": dense_saved["q"],
+            "lse": dense_lse,
+        },
+        "attention_map": {
+            "q": saved["q"],
+            "k": saved["k"],
+            "lse": lse,
+            "offsets": OFFSETS,
+            "query_start": 1,
+            "query_stop": 4,
+            "key_start": 0,
+            "key_stop": 2,
+            "max_length": 5,
+            "scale": 0.3,
+        },
+        "codebook_statistics": {
+            "index": index,
+            "z": torch.randn(6, 4),
+            "num_codes": 5,
+            "mask": mask,
+        },
+        "compact": {**rows, "keep": torch.arange(9) % 2 == 0, "capacity": 7},
+        "cumulative_offsets": {"lengths": LENGTHS},
+        "nearest_codeword": {"z": torch.randn(6, 4), "codebook": torch.randn(5, 4), **search},
+        "pack": {"padded": leaf(3, 6, 4), "offsets": OFFSETS, "capacity": 9},
+        "scatter_rows": {
+            "values": torch.randn(4, 3),
+            "target_row": torch.tensor([2, -1, 0, 5], dtype=torch.int32),
+            "rows": 6,
+        },
+        "soft_codebook": {"logits": leaf(6, 5), "codebook": leaf(5, 4), "target": index},
+        "soft_codebook_backward": {
+            "grad_code": torch.randn(6, 4),
+            "grad_nll": torch.randn(6),
+            "grad_p_target": torch.randn(6),
+            "logits": torch.randn(6, 5),
+            "codebook": torch.randn(5, 4),
+            "target": index,
+            "code": torch.randn(6, 4),
+            "normaliser": torch.rand(2, 6) + 1,
+            "codebook_wanted": True,
+        },
+        "tail_mask": {"tokens": leaf(3, 6, 4), "lengths": LENGTHS, "fill": leaf(4)},
+        "tail_mask_backward": {"grad": torch.randn(3, 6, 4), "lengths": LENGTHS},
+        "unpack": {**rows, "max_length": 6, "fill": 0.5},
+        "vector_quantize": {
+            "z": leaf(6, 4),
+            "codebook": leaf(5, 4),
+            "mask": mask,
+            "commitment": 0.25,
+            **search,
+        },
+        "vector_quantize_backward": {
+            "grad_quantized": torch.randn(6, 4),
+            "grad_loss": torch.tensor(1.0),
+            "grad_commitment": torch.tensor(1.0),
+            "grad_codebook": torch.tensor(1.0),
+            "z": torch.randn(6, 4),
+            "codebook": torch.randn(5, 4),
+            "index": index,
+            "mask": mask,
+            "metric": "cosine",
+            "commitment": 0.25,
+            "codebook_wanted": True,
+        },
+    }
+
+
+NAMES = sorted(samples())
+
+
+def op_of(sample: str) -> str:
+    return sample.partition(" ")[0]
+
+
+def operator(sample: str) -> Any:
+    return getattr(torch.ops.alit_kernels, op_of(sample)).default
+
+
+def sample(name: str) -> tuple[Any, ...]:
+    """The arguments in the order of the schema, without ``implementation``."""
+    found = samples()[name]
+    *arguments, _ = operator(name)._schema.arguments
+    assert {argument.name for argument in arguments} == found.keys()
+    return tuple(found[argument.name] for argument in arguments)
+
+
+SELF_ATTENTION, QUANTIZER = SelfAttention(16, 2), VectorQuantizer(5, 4).eval()
+PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "attention": (lambda q, k, v: ak.attention(q, k, v), tuple(leaf(2, 4, 2, 8) for _ in range(3))),
+    "varlen_attention": (
+        lambda q, k, v: ak.varlen_attention(q, k, v, OFFSETS, max_length=5),
+        tuple(leaf(9, 2, 8) for _ in range(3)),
+    ),
+    "nearest_codeword": (
+        lambda z, c: ak.nearest_codeword(z, c) + 0 * z.sum(),
+        (leaf(6, 4), leaf(5, 4)),
+    ),
+    "codebook_statistics": (
+        lambda z: ak.codebook_statistics(torch.arange(6) % 5, z, 5)[1] + 0 * z.sum(),
+        (leaf(6, 4),),
+    ),
+    "vector_quantize": (
+        lambda z, c: sum(x.to(z.dtype).sum() for x in ak.vector_quantize(z, c)[:5]),
+        (leaf(6, 4), leaf(5, 4)),
+    ),
+    "soft_codebook": (
+        lambda x, c: sum(y.sum() for y in ak.soft_codebook(x, c, torch.arange(6) % 5)),
+        (leaf(6, 5), leaf(5, 4)),
+    ),
+    "attention_map": (
+        lambda q: (
+            ak.attention_map(
+                q, q, torch.zeros(2, 9), OFFSETS, queries=range(1, 3), keys=range(2), max_length=5
+            ).detach()
+            + 0 * q.sum()
+        ),
+        (leaf(9, 2, 8),),
+    ),
+    "pack": (lambda x: ak.pack(x, LENGTHS, capacity=9)[0], (leaf(3, 6, 4),)),
+    "unpack": (lambda x: ak.unpack(x, OFFSETS, max_length=6), (leaf(9, 4),)),
+    "compact": (
+        lambda x: ak.compact(x, OFFSETS, torch.arange(9) % 2 == 0, capacity=7)[0],
+        (leaf(9, 4),),
+    ),
+    "append": (lambda x, r: ak.append(x, OFFSETS, r, capacity=15)[0], (leaf(9, 4), leaf(2, 4))),
+    "tail_mask": (lambda x, f: ak.tail_mask(x, LENGTHS, f), (leaf(3, 6, 4), leaf(4))),
+    "SelfAttention": (lambda x: SELF_ATTENTION(x, OFFSETS, max_length=5), (leaf(9, 16),)),
+    "VectorQuantizer": (lambda z: QUANTIZER(z).loss, (leaf(6, 4),)),
+}
+
+
+def tensors(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return [x for part in result if part is not None for x in tensors(part)]
+
+
+def with_gradients(function: Callable[..., Any], *leaves: Tensor) -> Callable[[], list[Tensor]]:
+    """Results of ``function``, and gradients of a weighted sum of those that have one."""
+    weights: dict[int, Tensor] = {}
+
+    def run() -> list[Tensor]:
+        results = tensors(function(*leaves))
+        total = torch.zeros((), device=leaves[0].device)
+        for i, x in enumerate(results):
+            if x.requires_grad:
+                if i not in weights:
+                    weights[i] = values(*x.shape, seed=1).to(x.device)
+                total = total + (x.float() * weights[i]).sum()
+        return [*(x.detach() for x in results), *torch.autograd.grad(total, leaves)]
+
+    return run
+
+
+def runs(device: str) -> dict[str, Callable[[], Iterable[Tensor]]]:
+    """Every public function, forward and backward, on ``MANY`` rows."""
+
+    def leaf(*shape: int, seed: int = 0) -> Tensor:
+        return values(*shape, seed=seed).to(device).requires_grad_()
+
+    lengths = torch.tensor(MANY, device=device)
+    offsets, rows, longest = ak.cumulative_offsets(lengths), sum(MANY), max(MANY)
+    q, k, v = (leaf(rows, 2, 64, seed=i) for i in range(3))
+    dense = [leaf(2, longest, 2, 64, seed=i) for i in range(3)]
+    z, codebook, x = leaf(2048, 12), leaf(16, 12), leaf(rows, 32)
+    index = torch.arange(2048, device=device) % 16
+    target, keep = torch.arange(512, device=device) % 64, torch.arange(rows, device=device) % 3 > 0
+    lse = torch.zeros(2, rows, device=device)
+    return {
+        "attention": with_gradients(lambda *qkv: ak.attention(*qkv), *dense),
+        "varlen_attention": with_gradients(
+            lambda *qkv: ak.varlen_attention(*qkv, offsets, max_length=longest), q, k, v
+        ),
+        "attention_map": lambda: tensors(
+            ak.attention_map(
+                *(q.detach(), k.detach(), lse, offsets),
+                queries=range(16),
+                keys=range(8),
+                max_length=longest,
+            )
+        ),
+        "nearest_codeword": lambda: [ak.nearest_codeword(z.detach(), codebook.detach())],
+        "codebook_statistics": lambda: tensors(ak.codebook_statistics(index, z.detach(), 16)),
+        "vector_quantize": with_gradients(lambda z, c: ak.vector_quantize(z, c), z, codebook),
+        "soft_codebook": with_gradients(
+            lambda x, c: ak.soft_codebook(x, c, target), leaf(512, 64), leaf(64, 32)
+        ),
+        "pack": with_gradients(
+            lambda x: ak.pack(x, lengths, capacity=rows)[0], leaf(len(MANY), longest, 32)
+        ),
+        "unpack": with_gradients(lambda x: ak.unpack(x, offsets, max_length=longest), x),
+        "compact": with_gradients(lambda x: ak.compact(x, offsets, keep, capacity=rows)[0], x),
+        "append": with_gradients(
+            lambda x, r: ak.append(x, offsets, r, capacity=rows + 4 * 8)[0], x, leaf(8, 32)
+        ),
+        "tail_mask": with_gradients(
+            lambda x, f: ak.tail_mask(x, lengths, f), leaf(len(MANY), longest, 32), leaf(32)
+        ),
+        "cumulative_offsets": lambda: [ak.cumulative_offsets(lengths)],
+    }
