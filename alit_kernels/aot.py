@@ -31,10 +31,10 @@ ARCHITECTURES = (80, 90, 100)
 
 
 def packages() -> list[str]:
-    """Names of the packages of all ops that have builds."""
+    """Names of the packages of all ops that have Triton kernels."""
     path = importlib.import_module(__package__).__path__
     names = (info.name for info in pkgutil.walk_packages(path, f"{__package__}."))
-    return sorted(name.removesuffix(".builds") for name in names if name.endswith(".builds"))
+    return sorted(name.removesuffix(".kernels") for name in names if name.endswith(".kernels"))
 
 
 def uncovered(package: str, found: Iterable[Build]) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import alit_kernels as ak
 from alit_kernels._library import Op, ops
 from tests.helpers.ops import NAMES, PUBLIC, op_of, operator, sample, samples
 
@@ -77,6 +78,11 @@ def test_functional_gradients_are_the_usual_ones(name: str) -> None:
     found = torch.func.grad(loss, tuple(range(len(leaves))))(*(x.detach() for x in leaves))
     for a, e in zip(found, expected, strict=True):
         torch.testing.assert_close(a, e)
+
+
+def test_every_public_function_is_here() -> None:
+    functions = {name for name in ak.__all__ if name.islower()}
+    assert {name for name in PUBLIC if name.islower()} == functions - {"cumulative_offsets"}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
