@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+#: Signatures that are remembered in one place.
+MOST_KNOWN = 4096
+
 
 @functools.cache
 def extension() -> Any:
@@ -32,6 +35,13 @@ def _signature() -> Callable[..., bytes | None]:
     return core.signature
 
 
-#: (*arguments) -> bytes, equal for calls that differ in the contents and addresses of tensors alone; None where an argument
-#: is none of torch's own tensors, None, bool, int, float or str, or where nothing can tell.
+#: (*arguments) -> bytes, equal for calls that differ in the contents and addresses of tensors alone; None where an
+#: argument is none of torch's own tensors, None, bool, int, float or str, or where nothing can tell.
 signature = _signature()
+
+
+def remember(known: set[bytes], key: bytes) -> None:
+    """Add a signature; where there are too many, all are forgotten."""
+    if len(known) >= MOST_KNOWN:
+        known.clear()
+    known.add(key)

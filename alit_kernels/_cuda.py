@@ -6,6 +6,7 @@ they read. ``ALIT_KERNELS_DEBUG=1`` makes them report what did not fit; each op 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -25,6 +26,11 @@ def library() -> Any:
     return module
 
 
+@functools.cache
+def _entry(core: Any, name: str) -> Any:
+    return getattr(core, f"alit_cuda_{name}")
+
+
 def launch(
     name: str, device: torch.device, *arguments: int, messages: Mapping[int, str] | None = None
 ) -> None:
@@ -37,14 +43,15 @@ def launch(
         RuntimeError: CUDA refused the launch.
         ValueError: in debug mode, what the kernels flagged.
     """
-    on_gpu = device.type == "cuda"
-    with torch.cuda.device(device) if on_gpu else nullcontext():
-        stream = torch.cuda.current_stream().cuda_stream if on_gpu else 0
-        index = torch.cuda.current_device() if on_gpu else 0
-        debug = os.environ.get(DEBUG_VARIABLE, "0") == "1"
-        flags = torch.zeros(1, dtype=torch.int32, device=device) if debug else None
-        error = 0 if flags is None else flags.data_ptr()
-        code = getattr(library(), f"alit_cuda_{name}")(stream, index, error, *arguments)
+    debug = os.environ.get(DEBUG_VARIABLE, "0") == "1"
+    flags = torch.zeros(1, dtype=torch.int32, device=device) if debug else None
+    entry, error = _entry(library(), name), 0 if flags is None else flags.data_ptr()
+    if device.type != "cuda":  # emulated
+        code = entry(0, 0, error, *arguments)
+    else:
+        index = device.index
+        with nullcontext() if index == torch.cuda.current_device() else torch.cuda.device(index):
+            code = entry(torch._C._cuda_getCurrentRawStream(index), index, error, *arguments)
     if code != 0:
         raise RuntimeError(f"alit_kernels.{name}: CUDA error {code} at launch")
     if flags is not None and (found := int(flags.item())):

@@ -75,18 +75,14 @@ class Operator:
         if torch.compiler.is_compiling():
             return self._op(*arguments)
         if _nothing_looks() and (key := signature(*arguments)) is not None:
-            if torch.is_grad_enabled() and any(
-                [x.requires_grad for x in arguments if isinstance(x, Tensor)]
-            ):
+            if torch.is_grad_enabled() and _any_requires_grad(arguments):
                 return self._function.apply(*arguments)
             return self._run(key, *arguments)
         if torch.autograd.forward_ad._current_level >= 0:
             self._refuse_tangents(arguments)
         if torch.autograd._profiler_enabled() or transformed(arguments):
             return self._observed_call(arguments)
-        if torch.is_grad_enabled() and any(
-            isinstance(x, Tensor) and x.requires_grad for x in arguments
-        ):
+        if torch.is_grad_enabled() and _any_requires_grad(arguments):
             return self._function.apply(*arguments)
         return self._run(None, *arguments)
 
@@ -149,11 +145,13 @@ LOOKS = (
 )
 
 
+def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+
+
 def _nothing_looks() -> bool:
     dispatch, function, transforms, trace, profiler, forward_mode = LOOKS
-    return not (
-        dispatch() or function() or transforms() or trace() or profiler() or forward_mode()
-    )
+    return not (dispatch() or function() or transforms() or trace() or profiler() or forward_mode())
 
 
 def transformed(arguments: tuple[Any, ...]) -> bool:

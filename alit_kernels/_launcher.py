@@ -1,6 +1,7 @@
 """Launches of compiled Triton kernels by ``csrc/launcher``: what it asks Triton about kernels. Imports no Triton.
 
-``ALIT_KERNELS_LAUNCHER=0`` leaves all launches to Triton. A kernel's globals are not looked at again once it is compiled.
+``ALIT_KERNELS_LAUNCHER=0`` leaves all launches to Triton. A kernel's globals are not looked at again once it is
+compiled.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def enabled() -> bool:
 
 
 def looks(kernel: Any, names: tuple[str, ...]) -> tuple[bytes, Any] | None:
-    """How the kernel looks at each named argument, a letter each (``Look`` in launcher.cpp), and Triton's caches of its forms.
+    """How the kernel looks at each named argument, a letter each (``Look`` in launcher.cpp), and Triton's caches of it.
 
     None where Triton has rules that are not known here: annotated types, arguments that are left out.
     """

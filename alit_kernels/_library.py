@@ -273,7 +273,7 @@ def _is_aligned(tensor: Tensor) -> bool:
 
 #: The environment without the decoding of every name and value that os.environ does, 0.7 us.
 _ENVIRONMENT: Mapping[Any, Any] = os.environ._data  # type: ignore[attr-defined]
-_VARIABLE = os.environ.encodekey(ENVIRONMENT_VARIABLE)  # type: ignore[attr-defined]
+_VARIABLE = os.environ.encodekey(ENVIRONMENT_VARIABLE)
 
 
 def requested(implementation: str) -> str:
@@ -281,7 +281,8 @@ def requested(implementation: str) -> str:
         raise TypeError(f"implementation: expected a string, got {type(implementation).__name__}")
     if implementation != "auto":
         return implementation
-    return _ENVIRONMENT.get(_VARIABLE, b"auto").decode()
+    found = _ENVIRONMENT.get(_VARIABLE)
+    return "auto" if found is None else os.environ.decodevalue(found)
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler: half the time of `import alit`.

@@ -66,7 +66,7 @@ class _Watch(TorchDispatchMode):
 
 
 def watched(
-    function: Callable[..., Any], values: Sequence[Any], tensors: list[Tensor | None]
+    function: Callable[..., Any], values: Sequence[Any], tensors: Sequence[Tensor | None]
 ) -> tuple[Any, Any]:
     """The function's result, and a plan of it; None where it does more than a plan can.
 
@@ -88,7 +88,7 @@ def watched(
 
 
 def _plan(
-    tensors: list[Tensor | None],
+    tensors: Sequence[Tensor | None],
     allocated: list[Tensor],
     launches: list[tuple[Any, ...]],
     result: Any,
@@ -123,7 +123,7 @@ def _prepared(
     grid: tuple[int, ...],
     arguments: dict[str, Any],
     compiled: Any,
-    buffers: list[Tensor | None],
+    buffers: Sequence[Tensor | None],
 ) -> tuple[Any, ...] | None:
     """A launch as the core takes it."""
     names = tuple(arguments)
@@ -147,8 +147,8 @@ def _prepared(
     return kernel, compiled, function, sizes, threads, shared, values, addresses
 
 
-def _place(tensor: Tensor, buffers: list[Tensor | None]) -> tuple[int, int] | None:
-    """Which buffer a launch's tensor lies in, and how many bytes from its first element; None where several may be it."""
+def _place(tensor: Tensor, buffers: Sequence[Tensor | None]) -> tuple[int, int] | None:
+    """Which buffer a launch's tensor lies in, and how many bytes from its first element; None where several may be."""
     address = tensor.data_ptr()
     for i, buffer in enumerate(buffers):
         if buffer is not None and buffer.data_ptr() == address:

@@ -43,8 +43,8 @@ def add_layer_norm(
 
     Returns:
         :class:`AddedNormalized`: ``total`` in the dtype that torch's addition gives (x itself without a branch), and
-        ``(total - mean) / sqrt(variance + eps) * weight + bias`` of its rows, computed in float32. Both are differentiable
-        with respect to all tensors.
+        ``(total - mean) / sqrt(variance + eps) * weight + bias`` of its rows, computed in float32. Both are
+        differentiable with respect to all tensors.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape or device, or an ``eps`` below 0.

@@ -1,7 +1,7 @@
 """The definition, in plain PyTorch.
 
-With s = x + branch, mean m, deviation r = (var + eps)^-1/2 and h = (s - m) r of a row, the result is h w + b (Ba, Kiros,
-Hinton: Layer Normalization, 2016). Of a gradient g of the result, with a = g w: the gradient of s is
+With s = x + branch, mean m, deviation r = (var + eps)^-1/2 and h = (s - m) r of a row, the result is h w + b (Ba,
+Kiros, Hinton: Layer Normalization, 2016). Of a gradient g of the result, with a = g w: the gradient of s is
 r (a - mean(a) - h mean(a h)), that of w is sum(g h), that of b sum(g).
 """
 

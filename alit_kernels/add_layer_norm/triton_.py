@@ -97,6 +97,5 @@ def add_layer_norm_backward(
         BLOCK=next_power_of_2(channels),
         num_warps=warps(channels),
     )
-    if not weight_wanted:
-        return grad_x, grad_branch, *partial.new_empty((2, 0)).unbind()
-    return grad_x, grad_branch, *partial.sum(0).to(weight.dtype).unbind()
+    sums = partial.sum(0).to(weight.dtype) if weight_wanted else weight.new_empty((2, 0))
+    return grad_x, grad_branch, sums[0], sums[1]

@@ -5,6 +5,7 @@ One op serves both public functions: with ``offsets`` the rows are packed, witho
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,16 +25,15 @@ from .._checks import (
     check_tensor,
     shown,
 )
-from .._core import signature
-from .._library import Op, requested
+from .._core import remember, signature
+from .._library import Op
 from . import reference
 from .configurations import MAX_HEAD_DIM
 from .layout import empty_rows, empty_sums
 from .problem import Problem
 
-
 #: Signatures of calls of the public functions whose arguments have been checked.
-_checked = set()
+_checked: set[bytes] = set()
 
 
 def attention(
@@ -64,33 +64,9 @@ def attention(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
-    if type(q) is Tensor and type(k) is Tensor and not torch.is_autocast_enabled():
-        factor = q.shape[-1] ** -0.5 if scale is None else scale
-        found = _attention.planned(
-            q, k, v, None, None, q.shape[1], k.shape[1], key_mask, factor, requested(implementation)
-        )
-        if found is not None:
-            return found if return_lse else found[0]
-    key = signature(q, k, v, key_mask, scale, return_lse)
-    if key is None or key not in _checked or torch.is_autocast_enabled(q.device.type):
-        q, k, v = _cast_for_autocast(q, k, v)
-        check_shape("q", q, ndim=4)
-        _check_keys(q, k, v, key_mask, (q.shape[0], None))
-        check_flag("return_lse", return_lse)
-        _checked.add(key)
-    out, lse = _attention(
-        q,
-        k,
-        v,
-        None,
-        None,
-        q.shape[1],
-        k.shape[1],
-        key_mask,
-        _scale(scale, q),
-        implementation=implementation,
+    return _attend(
+        _check_dense, q, k, v, None, None, None, None, key_mask, scale, return_lse, implementation
     )
-    return (out, lse) if return_lse else out
 
 
 def varlen_attention(
@@ -128,17 +104,51 @@ def varlen_attention(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets or bounds that do not fit.
     """
-    q, k, v = _cast_for_autocast(q, k, v)
-    check_shape("q", q, ndim=3)
-    check_offsets_shape(offsets)
-    if key_offsets is not None:
-        check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
-    key_rows = q.shape[0] if key_offsets is None else None
-    _check_keys(q, k, v, key_mask, (key_rows,), offsets=offsets, key_offsets=key_offsets)
-    check_count("max_length", max_length)
-    max_key_length = max_length if max_key_length is None else max_key_length
-    check_count("max_key_length", max_key_length)
-    check_flag("return_lse", return_lse)
+    return _attend(
+        _check_packed,
+        q,
+        k,
+        v,
+        offsets,
+        key_offsets,
+        max_length,
+        max_key_length,
+        key_mask,
+        scale,
+        return_lse,
+        implementation,
+    )
+
+
+def _attend(
+    check: Callable[..., None],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None,
+    key_offsets: Tensor | None,
+    max_length: int | None,
+    max_key_length: int | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    return_lse: bool,
+    implementation: str,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What both public functions do; ``check`` raises where arguments are wrong: of each signature it is asked once."""
+    problem = (q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask, scale)
+    key = None
+    if not torch.compiler.is_compiling():
+        key = signature(check.__name__, *problem, return_lse)
+    if key is None or key not in _checked or torch.is_autocast_enabled(q.device.type):
+        q, k, v = _cast_for_autocast(q, k, v)
+        check(q, k, v, *problem[3:-1])
+        check_flag("return_lse", return_lse)
+        if key is not None:
+            remember(_checked, key)
+    if offsets is None:
+        max_length, max_key_length = q.shape[1], k.shape[1]
+    elif max_key_length is None:
+        max_key_length = max_length
     out, lse = _attention(
         q,
         k,
@@ -152,6 +162,41 @@ def varlen_attention(
         implementation=implementation,
     )
     return (out, lse) if return_lse else out
+
+
+def _check_dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: None,
+    key_offsets: None,
+    n: None,
+    m: None,
+    key_mask: Any,
+) -> None:
+    check_shape("q", q, ndim=4)
+    _check_keys(q, k, v, key_mask, (q.shape[0], None))
+
+
+def _check_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    key_offsets: Tensor | None,
+    max_length: int,
+    max_key_length: int | None,
+    key_mask: Tensor | None,
+) -> None:
+    check_shape("q", q, ndim=3)
+    check_offsets_shape(offsets)
+    if key_offsets is not None:
+        check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
+    key_rows = q.shape[0] if key_offsets is None else None
+    _check_keys(q, k, v, key_mask, (key_rows,), offsets=offsets, key_offsets=key_offsets)
+    check_count("max_length", max_length)
+    if max_key_length is not None:
+        check_count("max_key_length", max_key_length)
 
 
 def attention_map(

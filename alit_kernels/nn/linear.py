@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     ):
-        return _Linear.apply(x, weight, bias, False)
+        return _apply(x, weight, bias, False)
     return _onednn(x, weight, bias)
 
 
@@ -55,26 +55,32 @@ class GELULinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.autograd.forward_ad._current_level < 0:
-            return _Linear.apply(x, self.weight, self.bias, True)
+            return _apply(x, self.weight, self.bias, True)
         return linear(gelu(x), self.weight, self.bias)
+
+
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, activated: bool) -> Tensor:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _TransformableLinear.apply(x, weight, bias, activated)
+    return _Linear.apply(x, weight, bias, activated)
+
+
+def _keep(ctx: Any, x: Tensor, weight: Tensor, activated: bool) -> None:
+    ctx.activated, ctx.dtype = activated, x.dtype
+    wants_x, wants_weight, *_ = ctx.needs_input_grad
+    needs_x = wants_weight or (wants_x and activated)
+    ctx.save_for_backward(x if needs_x else None, weight if wants_x else None)
 
 
 class _Linear(torch.autograd.Function):
     """x W^T + b, or gelu(x) W^T + b where ``activated``; keeps x and W, as far as gradients need them."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activated: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activated: bool
+    ) -> Tensor:
+        _keep(ctx, x, weight, activated)
         return linear(gelu(x) if activated else x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.activated = inputs
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
-        needs_x = wants_weight or (wants_x and ctx.activated)
-        ctx.save_for_backward(x if needs_x else None, weight if wants_x else None)
-        ctx.dtype = x.dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,6 +96,22 @@ class _Linear(torch.autograd.Function):
             factor = gelu(x) if ctx.activated else x
             grad_weight = _transposed_times(_rows(grad), _rows(factor).to(grad.dtype))
         return grad_x, grad_weight, _rows(grad).sum(0) if wants_bias else None, None
+
+
+class _TransformableLinear(torch.autograd.Function):
+    """The form that torch.func takes; a call costs the host six times as much."""
+
+    generate_vmap_rule = True
+    backward = _Linear.backward
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activated: bool) -> Tensor:
+        return linear(gelu(x) if activated else x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, activated = inputs
+        _keep(ctx, x, weight, activated)
 
 
 def _rows(x: Tensor) -> Tensor:

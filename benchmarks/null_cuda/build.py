@@ -1,8 +1,8 @@
 """Build the CUDA that does nothing, for the torch of the interpreter that runs this.
 
-``python benchmarks/null_cuda/build.py FOLDER``: ``FOLDER/libnull_cuda.so``, and a link to it under the name of every CUDA library that
-torch needs. What ``null.c`` does not define is made here: functions that return 0, are remembered by name, and count as a
-launch where a name is that of a product of matrices or vectors.
+``python benchmarks/null_cuda/build.py FOLDER``: ``FOLDER/libnull_cuda.so``, and a link to it under the name of every
+CUDA library that torch needs. What ``null.c`` does not define is made here: functions that return 0 and are remembered
+by name, or count as a launch where the name is that of a product of matrices or vectors.
 """
 
 from __future__ import annotations

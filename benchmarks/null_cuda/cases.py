@@ -1,8 +1,8 @@
 """What is measured over the null CUDA: ops and modules as links of a chain, beside what users of torch would write.
 
 A link takes a tensor and gives one of the same shape and dtype, so forward and backward can be measured as the marginal
-cost in a chain of calls: a single call would add the start of the autograd engine to both sides. Shapes are those of a step
-of ``base``: 12 images, 12 heads of 64, up to 513 tokens.
+cost in a chain of calls: a single call would add the start of the autograd engine to both sides. Shapes are those of a
+step of ``base``: 12 images, 12 heads of 64, up to 513 tokens.
 """
 
 from __future__ import annotations

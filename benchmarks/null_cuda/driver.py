@@ -28,7 +28,7 @@ HARMLESS = {
 
 
 class Counts(NamedTuple):
-    """Of one call: kernels launched (copies and fills of device memory too), waits, calls of Python and of C functions."""
+    """Of one call: launches (copies and fills of device memory too), waits, calls of Python and of C functions."""
 
     launches: int
     waits: int

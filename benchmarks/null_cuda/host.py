@@ -1,7 +1,7 @@
 """What a call costs the host, measured over a CUDA that does nothing: ``make host``.
 
-Launches, waits and calls of functions are exact. Host times are CPU time of the process, ours and torch's own in turns; a
-driver's own work, 1.3 to 3 us a launch, is not in them, nor is any work of a GPU: there is no step time here.
+Launches, waits and calls of functions are exact. Host times are CPU time of the process, ours and torch's own in turns;
+a driver's own work, 1.3 to 3 us a launch, is not in them, nor is any work of a GPU: there is no step time here.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import argparse
 import gc
 import hashlib
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,50 @@ def sources() -> str:
     return digest.hexdigest()[:16]
 
 
+def step(turns: int) -> dict[str, Any]:
+    """A training step of ``base``, batch 12, in bfloat16 autocast: ours beside the eager baselines."""
+    from benchmarks.suites.test_stage1_step import Case, contender
+
+    case = Case("base", 12, torch.bfloat16)
+    prepared = case.prepared(False)
+    names = ("ours", "eager baseline", "eager baseline, fused attention")
+    works = {name: in_autocast(case, contender(name, *prepared)) for name in names}
+    counts = {name: driver.counted(work, 2) for name, work in works.items()}
+    times = in_turns(works, turns)
+    return {
+        name: counts[name]._asdict()
+        | {f"{kind}ms": round(1e3 * of(times[name]), 1) for kind, of in KINDS.items()}
+        for name in names
+    }
+
+
+KINDS: dict[str, Callable[[list[float]], float]] = {"": statistics.median, "least_": min}
+
+
+def in_autocast(case: Any, work: Callable[[], Any]) -> Callable[[], None]:
+    def run() -> None:
+        with case.autocast():
+            work()
+
+    return run
+
+
+def show(name: str, rows: dict[str, Any], unit: str) -> None:
+    for contender, row in rows.items():
+        if contender != "ratio":
+            calls = f"functions {row['python']} + {row['c']}"
+            print(
+                f"{name:58} {contender:32} {row[unit]:8.1f} {unit}, least {row[f'least_{unit}']:8.1f};"
+                f" launches {row['launches']}, waits {row['waits']}, {calls}"
+            )
+    if "ratio" in rows:
+        print(f"{'':58} ratio {rows['ratio']}", flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.null_cuda.host", description=__doc__
-    )
-    parser.add_argument(
-        "--core", type=Path, help="alit_kernels._C, linked to the dynamic CUDA runtime"
-    )
+    name = "python -m benchmarks.null_cuda.host"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
+    parser.add_argument("--core", type=Path, help="alit_kernels._C for the null CUDA")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="", help="cases whose names contain this")
     parser.add_argument("--turns", type=int, default=15)
@@ -119,31 +156,32 @@ def main() -> None:
     driver.prepare(options.core)
     from .cases import cases
 
-    found = {}
+    calls = {}
     for case in cases():
-        if options.only not in case.name:
-            continue
-        found[case.name] = result = measured(case, options.turns)
-        for kind in ("forward", "forward and backward"):
-            for name, row in result.get(kind, {}).items():
-                if name != "ratio":
-                    print(
-                        f"{case.name:34} {kind:21} {name if name == 'ours' else case.peer:24} {row['us']:8.1f} us, least {row['least_us']:8.1f};"
-                        f" launches {row['launches']}, waits {row['waits']}, functions {row['python']} + {row['c']}",
-                        flush=True,
-                    )
-            if "ratio" in result.get(kind, {}):
-                print(f"{'':34} {'':21} ratio {result[kind]['ratio']}", flush=True)
+        if options.only in case.name:
+            calls[case.name] = found = measured(case, options.turns)
+            for kind in ("forward", "forward and backward"):
+                show(f"{case.name}, {kind}", found.get(kind, {}), "us")
+    steps = step(max(3, options.turns // 3)) if options.only in "step of base" else {}
+    show("step of base", steps, "ms")
     if missing := driver.unknown():
         raise SystemExit(f"the null CUDA has no body for {', '.join(missing)}, which was called")
     if options.json:
-        head = {
+        about = {
             "date": date.today().isoformat(),
-            "machine": platform.processor(),
+            "machine": processor(),
             "torch": torch.__version__,
+            "triton": metadata.version("triton"),
             "sources": sources(),
         }
-        options.json.write_text(json.dumps(head | {"calls": found}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps(about | {"calls": calls, "step": steps}, indent=1) + "\n"
+        )
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(x.partition(": ")[2] for x in lines if x.startswith("model name"))
 
 
 if __name__ == "__main__":
