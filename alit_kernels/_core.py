@@ -36,7 +36,7 @@ def _signature() -> Callable[..., bytes | None]:
 
 
 #: (*arguments) -> bytes, equal for calls that differ in the contents and addresses of tensors alone; None where an
-#: argument is none of torch's own tensors, None, bool, int, float or str, or where nothing can tell.
+#: argument is none of torch's own tensors, None, bool, int, float, str or dtype, or where nothing can tell.
 signature = _signature()
 
 

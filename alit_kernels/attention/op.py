@@ -138,12 +138,13 @@ def _attend(
     problem = (q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask, scale)
     key = None
     if not torch.compiler.is_compiling():
-        key = signature(check.__name__, *problem, return_lse)
-    if key is None or key not in _checked or torch.is_autocast_enabled(q.device.type):
+        key = signature(check.__name__, _autocast(q), *problem, return_lse)
+    if key is None or key not in _checked:
         q, k, v = _cast_for_autocast(q, k, v)
         check(q, k, v, *problem[3:-1])
         check_flag("return_lse", return_lse)
-        if key is not None:
+        # A signature whose tensors autocast has to cast is asked for again.
+        if key is not None and q is problem[0] and k is problem[1] and v is problem[2]:
             remember(_checked, key)
     if offsets is None:
         max_length, max_key_length = q.shape[1], k.shape[1]
@@ -162,6 +163,10 @@ def _attend(
         implementation=implementation,
     )
     return (out, lse) if return_lse else out
+
+
+def _autocast(q: Tensor) -> torch.dtype | None:
+    return autocast_dtype(q.device.type) if isinstance(q, Tensor) else None
 
 
 def _check_dense(

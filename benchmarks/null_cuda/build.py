@@ -19,7 +19,9 @@ LIBRARIES = re.compile(
 )
 NAMES = re.compile(r"_*(cu|nccl|nvrtc|nvshmem)\w+")
 #: Computations of cuBLAS: a type, then what is computed.
-PRODUCTS = re.compile(r"cublas(LtMatmul|GemmEx|GemmStridedBatchedEx|[SDCZ](?!et|estroy|reate)[a-z]\w*)")
+PRODUCTS = re.compile(
+    r"cublas(LtMatmul|GemmEx|GemmStridedBatchedEx|[SDCZ](?!et|estroy|reate)[a-z]\w*)"
+)
 
 
 def folder(package: str) -> Path:

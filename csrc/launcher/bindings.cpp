@@ -13,7 +13,7 @@ py::object taken(PyObject* made) {
 
 PyMethodDef SIGNATURE = {"signature", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(alit::signature)), METH_FASTCALL,
                          "signature(*arguments) -> bytes: equal for calls that differ in tensors' contents and addresses alone; None where an"
-                         " argument is none of torch's own tensors, None, bool, int, float or str."};
+                         " argument is none of torch's own tensors, None, bool, int, float, str or dtype."};
 
 }  // namespace
 

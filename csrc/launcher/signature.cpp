@@ -13,22 +13,23 @@ const TorchTensors* torch_tensors() {
   PyObject* tensor = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
   PyObject* nn = tensor ? PyObject_GetAttrString(torch, "nn") : nullptr;
   PyObject* parameter = nn ? PyObject_GetAttrString(nn, "Parameter") : nullptr;
-  PyObject* capsule = parameter ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : nullptr;
+  PyObject* dtype = parameter ? PyObject_GetAttrString(torch, "dtype") : nullptr;
+  PyObject* capsule = dtype ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : nullptr;
   const void* pointer = capsule ? PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)) : nullptr;
   if (const auto* api = static_cast<const exchange::Api*>(pointer)) {
     if (api->header.major == exchange::MAJOR && api->tensor_from_object && api->current_stream) {
-      found = {api, Py_NewRef(tensor), Py_NewRef(parameter)};
+      found = {api, Py_NewRef(tensor), Py_NewRef(parameter), Py_NewRef(dtype)};
     } else {
       PyErr_Format(PyExc_RuntimeError, "expected DLPack's exchange API %d, got %d", exchange::MAJOR, api->header.major);
     }
   }
-  for (PyObject* each : {torch, tensor, nn, parameter, capsule}) Py_XDECREF(each);
+  for (PyObject* each : {torch, tensor, nn, parameter, dtype, capsule}) Py_XDECREF(each);
   return found.api ? &found : nullptr;
 }
 
 namespace {
 
-enum Tag : std::int64_t { NONE = 1, TENSOR, TRUE, FALSE, INT, FLOAT, TEXT };
+enum Tag : std::int64_t { NONE = 1, TENSOR, TRUE, FALSE, INT, FLOAT, TEXT, DTYPE };
 
 bool is_negative(PyObject* tensor) {  // its sign has still to be applied
   static PyObject* const name = PyUnicode_InternFromString("is_neg");
@@ -92,6 +93,9 @@ int Signature::describe(PyObject* const* arguments, Py_ssize_t given) {
       words[used + length / 8] = 0;
       std::memcpy(words + used, text, length);
       used += length / 8 + 1;
+    } else if (reinterpret_cast<PyObject*>(Py_TYPE(argument)) == torch->dtype) {
+      words[used++] = DTYPE;
+      words[used++] = reinterpret_cast<std::intptr_t>(argument);
     } else {
       return 0;
     }

@@ -13,6 +13,7 @@ namespace alit {
 struct TorchTensors {
   const exchange::Api* api;
   PyObject *tensor, *parameter;  // the two types that are looked into; others may have rules of their own
+  PyObject* dtype;               // the type of torch.float32 and its kin, of which there is one object each
 
   bool holds(PyObject* object) const {
     auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
@@ -30,7 +31,7 @@ struct Signature {
   PyObject* tensors[MOST_ARGUMENTS];
   int count = 0;  // of tensors
 
-  // 1; 0 where an argument is none of torch's own tensors with data, None, bool, int, float or str; -1 with a Python error.
+  // 1; 0 where an argument is none of torch's own tensors with data, None, bool, int, float, str or dtype; -1 with a Python error.
   int describe(PyObject* const* arguments, Py_ssize_t count);
 };
 
