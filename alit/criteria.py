@@ -102,9 +102,7 @@ class MaxL1(ErrorCriterion):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        code_BNC = iteration.prediction.code_BNC
-        reconstruction = model.base_tokenizer.pixels(code_BNC, model.config.grid)
-        return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
+        return (model.pixels(iteration.prediction) - iteration.images).float().abs().mean((1, 2, 3))
 
 
 class CodeError(ErrorCriterion):

@@ -68,7 +68,7 @@ class Selection:
         """One more iteration of a rollout; images that are done leave it. Whether any are left."""
         iteration = running.advance(encoded_BSD)
         done = self.criterion(iteration, self.model)
-        expected = f"criterion: expected {type(self.criterion).__name__} to give a tensor, ({iteration.batch_size},) bool"
+        expected = f"criterion: expected {type(self.criterion).__name__} to give ({iteration.batch_size},) bool"
         if not isinstance(done, Tensor):
             raise TypeError(f"{expected}, got {type(done).__name__}")
         if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
