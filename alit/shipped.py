@@ -21,7 +21,7 @@ def find(given: str | Path, folder: Path, suffix: str, what: str) -> Path:
         return folder / f"{name}{suffix}"
     if path.exists():
         return path  # no file; who reads it says what it is
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
         f"{given}: no such file, nor the name of {what} ({', '.join(names)}){hint}"

@@ -10,7 +10,7 @@ import typer
 
 from ..alit_format import Reader
 from ..atomic_files import reading
-from ..console import console, printable, progress
+from ..console import console, counted, printable, progress
 from ..images import save_image, to_image
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
@@ -30,8 +30,11 @@ def decode(
 ) -> None:
     """Decode an .alit file to numbered PNG files, in the order in which the pictures were encoded.
 
-    alit decode holiday.alit -o pictures
+    The model (--model) must be the one that wrote the file:
 
+        alit decode holiday.alit -o pictures
+
+    A folder that holds more pictures, of another file, is refused.
     """
     loaded = options.load(model, device)
     with reading(source) as file:
@@ -40,7 +43,7 @@ def decode(
         _check(tokens, loaded.config.max_tokens, output)
         output.mkdir(parents=True, exist_ok=True)
         _write_pictures(loaded, tokens, output)
-    console.out(f"{printable(output)}: {tokens.images} pictures")
+    console.out(f"{printable(output)}: {counted(tokens.images, 'picture')}")
 
 
 def _check(tokens: Reader, longest: int, output: Path) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..alit_format import Reader
 from ..atomic_files import reading
-from ..console import console, printable
+from ..console import console, counted, printable
 
 #: Lengths in the table.
 ROWS = 256
@@ -19,8 +19,11 @@ ROWS = 256
 def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
     """Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model.
 
-    alit info holiday.alit
+    The whole file is checked first:
 
+        alit info holiday.alit
+
+    A damaged one is refused, with what is wrong in it.
     """
     with reading(source) as file:
         tokens = Reader(file)
@@ -46,6 +49,6 @@ def summary(tokens: Reader) -> str:
     if not count:
         return f"no images, {tokens.size} bytes"
     return (
-        f"{count} images, {tokens.tokens} tokens ({tokens.tokens / count:.1f} an image), {tokens.size} bytes, "
-        f"{8 * tokens.size / (count * height * width):.4f} bits per pixel"
+        f"{counted(count, 'image')}, {counted(tokens.tokens, 'token')} ({tokens.tokens / count:.1f} an image), "
+        f"{tokens.size} bytes, {8 * tokens.size / (count * height * width):.4f} bits per pixel"
     )
