@@ -52,7 +52,7 @@ def criterion(model: AdaptiveTokenizer, **options: float | None) -> Criterion:
     """The one that is given, of the ``options`` that a command has; without any, a mean pixel error of 0.08.
 
     Raises:
-        ValueError: several are; a value that is none, or that the model does not have.
+        ValueError: several are, or a value that the criterion or the model does not take.
     """
     given = [CRITERIA[name](value) for name, value in options.items() if value is not None]
     if len(given) > 1:
