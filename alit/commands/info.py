@@ -33,7 +33,7 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
         f"pictures of {width}x{height}"
     )
-    if tokens.images:
+    if tokens.image_count:
         table = Table("tokens", "images", "", title="lengths")
         most = max(tokens.histogram.values())
         for length, count in list(tokens.histogram.items())[:ROWS]:
@@ -45,10 +45,11 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
 
 def summary(tokens: Reader) -> str:
     """What a file holds, in a line."""
-    count, (height, width) = tokens.images, tokens.identity.image_size
+    count, (height, width) = tokens.image_count, tokens.identity.image_size
     if not count:
         return f"no images, {tokens.size} bytes"
     return (
-        f"{counted(count, 'image')}, {counted(tokens.tokens, 'token')} ({tokens.tokens / count:.1f} an image), "
+        f"{counted(count, 'image')}, {counted(tokens.token_count, 'token')} "
+        f"({tokens.token_count / count:.1f} an image), "
         f"{tokens.size} bytes, {8 * tokens.size / (count * height * width):.4f} bits per pixel"
     )
