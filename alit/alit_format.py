@@ -117,18 +117,8 @@ class Reader:
         header = self._read(0, min(self.size, HEADER.size))
         if self.size < HEADER.size + CHECKSUM.size or not header.startswith(MAGIC):
             raise FormatError(f"not an .alit file: expected it to begin with {MAGIC!r}")
-        fields = HEADER.unpack(header)
-        (
-            _,
-            version,
-            reserved,
-            fingerprint,
-            codes,
-            height,
-            width,
-            self.image_count,
-            self.token_count,
-        ) = fields
+        _, version, reserved, fingerprint, codes, height, width, *counts = HEADER.unpack(header)
+        self.image_count, self.token_count = counts
         if version != VERSION:
             raise FormatError(
                 f"version: expected {VERSION}, got {version}; written by a later alit"
