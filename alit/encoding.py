@@ -53,16 +53,19 @@ class Selection:
     def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
         needed = getattr(criterion, "needs_prediction", None)
         if not callable(criterion) or not isinstance(needed, bool):
-            expected = "FixedLength, MaxL1, CodeError, TokenAccuracy or another callable"
             raise TypeError(
-                f"criterion: expected {expected} with a bool attribute needs_prediction, got {type(criterion).__name__}"
+                "criterion: expected FixedLength, MaxL1, CodeError, TokenAccuracy or another callable with a bool "
+                f"attribute needs_prediction, got {type(criterion).__name__}"
             )
         self.model, self.criterion = model, criterion
         self.predict_at = None if needed else ()
         self.finished: dict[int, TokenSequence] = {}
         self._best: dict[int, tuple[float, TokenSequence]] = {}
-        fallback = model.config.quirks.best_iteration_fallback
-        self._by_error = criterion if fallback and isinstance(criterion, ErrorCriterion) else None
+        self._by_error = (
+            criterion
+            if isinstance(criterion, ErrorCriterion) and model.config.quirks.best_iteration_fallback
+            else None
+        )
 
     def take(self, running: Rollout, encoded_BSD: Tensor) -> bool:
         """One more iteration of a rollout; images that are done leave it. Whether any are left."""
