@@ -10,7 +10,7 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
-from .criteria import CodeError, Criterion, FixedLength, MaxL1, TokenAccuracy
+from .criteria import CodeError, Criterion, ErrorCriterion, FixedLength, MaxL1, TokenAccuracy
 from .encoding import Progress
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
@@ -27,6 +27,7 @@ __all__ = [
     "CodeError",
     "Criterion",
     "DCTConfig",
+    "ErrorCriterion",
     "FixedLength",
     "FormatError",
     "Iteration",

@@ -104,7 +104,7 @@ class Reader:
 
     Attributes:
         identity: of the model that wrote it.
-        images, tokens, size: how many; size in bytes.
+        image_count, token_count, size: how many; size in bytes.
         histogram: how many images each length has, by length.
 
     Raises:
@@ -117,8 +117,8 @@ class Reader:
         header = self._read(0, min(self.size, HEADER.size))
         if self.size < HEADER.size + CHECKSUM.size or not header.startswith(MAGIC):
             raise FormatError(f"not an .alit file: expected it to begin with {MAGIC!r}")
-        fields = HEADER.unpack(header)
-        _, version, reserved, fingerprint, codes, height, width, self.images, self.tokens = fields
+        _, version, reserved, fingerprint, codes, height, width, *counts = HEADER.unpack(header)
+        self.image_count, self.token_count = counts
         if version != VERSION:
             raise FormatError(
                 f"version: expected {VERSION}, got {version}; written by a later alit"
@@ -127,11 +127,11 @@ class Reader:
             self.identity = ModelIdentity(fingerprint, codes, (height, width))
         except ValueError as error:
             raise FormatError(f"damaged header: {error}") from error
-        self._indices = HEADER.size + 2 * self.images
-        self._end = self._indices + (self.tokens * self.identity.bits + 7) // 8
+        self._indices = HEADER.size + 2 * self.image_count
+        self._end = self._indices + (self.token_count * self.identity.bits + 7) // 8
         if self.size != self._end + CHECKSUM.size:
             raise FormatError(
-                f"truncated or damaged: {self.images} images with {self.tokens} tokens take "
+                f"truncated or damaged: {self.image_count} images with {self.token_count} tokens take "
                 f"{self._end + CHECKSUM.size} bytes, got {self.size}"
             )
         self._check_sum()
@@ -149,25 +149,25 @@ class Reader:
 
     def _histogram(self) -> dict[int, int]:
         histogram: Counter[int] = Counter()
-        for first in range(0, self.images, BLOCK):
-            lengths = self.lengths(first, min(BLOCK, self.images - first))
+        for first in range(0, self.image_count, BLOCK):
+            lengths = self.lengths(first, min(BLOCK, self.image_count - first))
             values, counts = np.unique(lengths, return_counts=True)
             histogram.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         total = sum(length * count for length, count in histogram.items())
-        if self.tokens > MAX_TOKENS or total != self.tokens:
-            raise FormatError(f"lengths: expected a sum of {self.tokens}, got {total}")
+        if self.token_count > MAX_TOKENS or total != self.token_count:
+            raise FormatError(f"lengths: expected a sum of {self.token_count}, got {total}")
         return dict(sorted(histogram.items()))
 
     def _check_indices(self) -> None:
         codes, bits = self.identity.codebook_size, self.identity.bits
-        if self.tokens * bits % 8:
+        if self.token_count * bits % 8:
             (last,) = self._read(self._end - 1, 1)
-            if last >> self.tokens * bits % 8:
+            if last >> self.token_count * bits % 8:
                 raise FormatError("indices: expected zero bits behind the last one")
         if codes == 2**bits:
             return  # every index is one
-        for first in range(0, self.tokens, BLOCK):
-            highest = int(self.indices(first, min(BLOCK, self.tokens - first)).max())
+        for first in range(0, self.token_count, BLOCK):
+            highest = int(self.indices(first, min(BLOCK, self.token_count - first)).max())
             if highest >= codes:
                 raise FormatError(f"indices: expected 0..{codes - 1}, got {highest}")
 

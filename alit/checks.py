@@ -166,5 +166,5 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def nearest(value: object, choices: Sequence[str]) -> str:
     """The end of a message that suggests the choice most like a value, where one is."""
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

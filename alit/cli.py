@@ -28,16 +28,13 @@ COMMANDS = {
 class Commands(TyperGroup):
     """``COMMANDS``, and one way for all of them to fail."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
+
     def main(self, *args: Any, **options: Any) -> Any:
         escape_what_cannot_be_printed()
         return super().main(*args, **options)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """One that can be listed, or None."""
-        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """One that can be called."""

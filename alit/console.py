@@ -24,6 +24,11 @@ def printable(name: object) -> str:
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in str(name))
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 picture``, ``2 pictures``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def escape_what_cannot_be_printed() -> None:
     """From now on standard output and error show characters that their encoding lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
@@ -41,7 +46,10 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Bad input, missing libraries and a GPU's memory that is full become one line, without a traceback."""
+    """Bad input, missing libraries and a GPU's memory that is full become one line, without a traceback.
+
+    What the system says of a file becomes ``NAME: no such file or directory``.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -50,7 +58,13 @@ def errors() -> Iterator[None]:
             raise
         name, extra = EXTRAS[package]
         fail(f"this needs {name}: pip install 'alit[{extra}]'")
-    except (OSError, ValueError) as error:
+    except BrokenPipeError:  # whoever read the output has gone; typer leaves silently
+        raise
+    except OSError as error:
+        reason = error.strerror or ""  # an HTTPError has none
+        known = error.filename is not None and reason
+        fail(f"{error.filename}: {reason[0].lower()}{reason[1:]}" if known else str(error))
+    except ValueError as error:
         fail(str(error))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every command imports

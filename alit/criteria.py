@@ -6,6 +6,7 @@ image that is still being encoded whether it is done. ``needs_prediction`` tells
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,7 +60,11 @@ class FixedLength:
 
 @dataclass(frozen=True)
 class _Threshold:
-    """What ``error`` gives for an image, (B,) float32, is below ``threshold``."""
+    """A number that a criterion compares with.
+
+    Raises:
+        TypeError, ValueError: one that is no number, or below 0.
+    """
 
     threshold: float
     needs_prediction = True
@@ -70,11 +75,25 @@ class _Threshold:
         if not float(self.threshold) >= 0:  # NaN neither
             raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
 
+
+class ErrorCriterion(_Threshold, ABC):
+    """An image is done when its ``error`` is below ``threshold``; base class of criteria that measure one.
+
+    ``Quirks.batch_mean_criterion`` and ``Quirks.best_iteration_fallback`` apply to these alone.
+
+    Raises:
+        TypeError, ValueError: a threshold that is no number, or below 0.
+    """
+
+    @abstractmethod
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        """Of each image, (B,) floating point."""
+
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold  # type: ignore[attr-defined]
+        return self.error(iteration, model) < self.threshold
 
 
-class MaxL1(_Threshold):
+class MaxL1(ErrorCriterion):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
     Raises:
@@ -83,12 +102,10 @@ class MaxL1(_Threshold):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        code_BNC = iteration.prediction.code_BNC
-        reconstruction = model.base_tokenizer.pixels(code_BNC, model.config.grid)
-        return (reconstruction - iteration.images).float().abs().mean((1, 2, 3))
+        return (model.pixels(iteration.prediction) - iteration.images).float().abs().mean((1, 2, 3))
 
 
-class CodeError(_Threshold):
+class CodeError(ErrorCriterion):
     """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
 
     Raises:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import BaseTokens
-from .criteria import Criterion, FixedLength
+from .criteria import Criterion, ErrorCriterion, FixedLength
 from .iteration import Iteration
 from .model import AdaptiveModel
 from .rollout import Rollout, encode_together
@@ -47,38 +46,46 @@ class Selection:
         finished: an image's index to its tokens.
 
     Raises:
-        TypeError: the criterion is none.
+        TypeError: the criterion is none, or gives no tensor.
+        ValueError: it gives one of another shape or dtype than (B,) bool.
     """
 
     def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
-        if not callable(criterion) or not hasattr(criterion, "needs_prediction"):
-            expected = "FixedLength, MaxL1, CodeError, TokenAccuracy or the like"
-            raise TypeError(f"criterion: expected {expected}, got {type(criterion).__name__}")
-        self.model = model
-        self.criterion: Any = criterion
-        self.predict_at = None if criterion.needs_prediction else ()
+        needed = getattr(criterion, "needs_prediction", None)
+        if not callable(criterion) or not isinstance(needed, bool):
+            raise TypeError(
+                "criterion: expected FixedLength, MaxL1, CodeError, TokenAccuracy or another callable with a bool "
+                f"attribute needs_prediction, got {type(criterion).__name__}"
+            )
+        self.model, self.criterion = model, criterion
+        self.predict_at = None if needed else ()
         self.finished: dict[int, TokenSequence] = {}
         self._best: dict[int, tuple[float, TokenSequence]] = {}
-        self._by_error = model.config.quirks.best_iteration_fallback and hasattr(criterion, "error")
+        self._by_error = (
+            criterion
+            if isinstance(criterion, ErrorCriterion) and model.config.quirks.best_iteration_fallback
+            else None
+        )
 
     def take(self, running: Rollout, encoded_BSD: Tensor) -> bool:
         """One more iteration of a rollout; images that are done leave it. Whether any are left."""
         iteration = running.advance(encoded_BSD)
         done = self.criterion(iteration, self.model)
+        expected = f"criterion: expected {type(self.criterion).__name__} to give ({iteration.batch_size},) bool"
+        if not isinstance(done, Tensor):
+            raise TypeError(f"{expected}, got {type(done).__name__}")
         if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
-            raise ValueError(
-                f"criterion: expected ({iteration.batch_size},) bool, got {tuple(done.shape)} {done.dtype}"
-            )
+            raise ValueError(f"{expected}, got {tuple(done.shape)} {done.dtype}")
         last = iteration.index == self.model.config.iterations - 1
         images = iteration.image_index_B.tolist()
-        if self._by_error:
-            errors = self.criterion.error(iteration, self.model).tolist()
+        if self._by_error is not None:
+            errors = self._by_error.error(iteration, self.model).tolist()
             for row, (image, error) in enumerate(zip(images, errors, strict=True)):
                 if image not in self._best or error < self._best[image][0]:
                     self._best[image] = (error, tokens_of(self.model, iteration, row))
         left = 0
         for row, (image, is_done) in enumerate(zip(images, done.tolist(), strict=True)):
-            if is_done or (last and not self._by_error):
+            if is_done or (last and self._by_error is None):
                 self.finished[image] = tokens_of(self.model, iteration, row)
             elif last:
                 self.finished[image] = self._best[image][1]
@@ -121,13 +128,13 @@ def encode(
         Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
 
     Raises:
-        TypeError, ValueError: as ``rollout``; a criterion that does not fit the model or returns a wrong shape.
+        TypeError, ValueError: as ``rollout``; a criterion that does not fit the model, or gives anything but (B,) bool.
     """
     select = Selection(model, criterion)
     if isinstance(criterion, FixedLength):
         criterion.check(model, images.shape[0])
     running = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
-    if model.config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
+    if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
         return _encode_by_batch_mean(model, list(running), criterion)
     while select.take(running, *encode_together([running])):
         pass
@@ -135,7 +142,7 @@ def encode(
 
 
 def _encode_by_batch_mean(
-    model: AdaptiveModel, iterations: list[Iteration], criterion: Any
+    model: AdaptiveModel, iterations: list[Iteration], criterion: ErrorCriterion
 ) -> TokenSequence:
     """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
     errors = [float(criterion.error(iteration, model).mean()) for iteration in iterations]
@@ -180,7 +187,7 @@ def encode_stream(
         raise ValueError(
             f"max_tokens_in_flight: expected at least {longest}, one image at its longest, got {max_tokens_in_flight}"
         )
-    if config.quirks.batch_mean_criterion and hasattr(criterion, "error"):
+    if config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
         raise ValueError(
             "criterion: the published rule (Quirks.batch_mean_criterion) gives a batch one length, a stream has none"
         )

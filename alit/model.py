@@ -159,6 +159,10 @@ class AdaptiveModel(nn.Module):
         decoded_BNV = self.decoder.decode([codes_BLC], self.decoder_query_ND, lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)
 
+    def pixels(self, prediction: Prediction) -> Tensor:
+        """Images of what is predicted: (B, 3, height, width), about [0, 1], not clamped."""
+        return self.base_tokenizer.pixels(prediction.code_BNC, self.config.grid)
+
     def predict_together(
         self, codes: Sequence[Tensor], target_BN: Tensor | None = None
     ) -> list[Prediction]:

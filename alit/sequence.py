@@ -126,6 +126,6 @@ class TokenSequence:
         reader = Reader(io.BytesIO(data))
         if model is not None:
             reader.expect(model)
-        parts = reader.lengths(0, reader.images), reader.indices(0, reader.tokens)
+        parts = reader.lengths(0, reader.image_count), reader.indices(0, reader.token_count)
         lengths, indices = map(torch.from_numpy, parts)
         return cls(lengths, indices=indices)

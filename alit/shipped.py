@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
+
+from .checks import nearest
 
 
 def find(given: str | Path, folder: Path, suffix: str, what: str) -> Path:
@@ -21,8 +22,6 @@ def find(given: str | Path, folder: Path, suffix: str, what: str) -> Path:
         return folder / f"{name}{suffix}"
     if path.exists():
         return path  # no file; who reads it says what it is
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise FileNotFoundError(
-        f"{given}: no such file, nor the name of {what} ({', '.join(names)}){hint}"
+        f"{given}: no such file, nor the name of {what} ({', '.join(names)}){nearest(name, names)}"
     )

@@ -95,8 +95,7 @@ class AdaptiveTokenizer(AdaptiveModel):
             if self.config.bottleneck == "quantized":
                 codes_BLC = self.quantize(codes_BLC).quantized
         equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
-        prediction = self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths)
-        return self.base_tokenizer.pixels(prediction.code_BNC, self.config.grid)
+        return self.pixels(self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths))
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config

@@ -28,8 +28,11 @@ def convert(
 ) -> None:
     """Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.
 
-    alit convert official.pth model.safetensors
+    Its tensors say which model it holds:
 
+        alit convert official.pth model.safetensors
+
+    But for the number of attention heads, where the size is not a published one: --heads.
     """
     check_another(source, target)
     check_replaceable(target)

@@ -40,6 +40,8 @@ def encode(
 ) -> None:
     """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
 
+    How few, a mean pixel error says, or an error of base codes; or all get the same number.
+
         alit encode photo.jpg -o photo.alit
 
         alit encode holiday/ -o holiday.alit --max-l1 0.06
@@ -49,8 +51,8 @@ def encode(
     alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
     named at the end, and the status is 1; the others are encoded all the same.
     """
-    criterion = options.criterion(max_l1, tokens, code_error)
     loaded = options.load(model, device)
+    criterion = options.criterion(loaded, max_l1=max_l1, code_error=code_error, tokens=tokens)
     listing = find(photos, recursive=recursive)
     _check(loaded, listing, output)
     sequences = _encoded(loaded, listing, criterion, in_flight, max_megapixels)

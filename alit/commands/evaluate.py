@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from ..atomic_files import replacing
-from ..console import console, printable
+from ..console import console, counted, printable
 from ..devices import choose
 from ..evaluation import Evaluation, networks
 from ..evaluation import evaluate as run
@@ -54,6 +54,8 @@ def evaluate(
 
     And LPIPS and rFID, where the weights of their networks are at hand.
 
+        alit evaluate run/model.safetensors --data photos
+
     A tokenizer that loses to a thumbnail has learned nothing.
     """
     listing = in_folder(data, recursive=recursive)
@@ -85,7 +87,9 @@ def evaluate(
 
 
 def _table(result: Evaluation) -> Table:
-    title = f"{result.pictures} pictures, {result.protocol} protocol; thumbnail in brackets"
+    title = (
+        f"{counted(result.pictures, 'picture')}, {result.protocol} protocol; thumbnail in brackets"
+    )
     has = [x for x in COLUMNS if getattr(result.lengths[0].model, x) is not None]
     names = [COLUMNS[x][0] for x in has]
     table = Table("tokens", "bits", *names, "codes used", "perplexity", title=title)

@@ -17,11 +17,13 @@ def export(
     source: Annotated[str, typer.Argument(help="Model file, such as a run's model.safetensors.")],
     target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
 ) -> None:
-    """Store a model in 16 bits, but for what exceeds them: half the size, for passing on. Models are float32 again when
-    they are loaded.
+    """Store a model in 16 bits, but for what exceeds them: half the size, for passing on.
 
-    alit export run/model.safetensors small.safetensors
+    The model of a run, for example:
 
+        alit export run/model.safetensors small.safetensors
+
+    Models are float32 again when they are loaded.
     """
     check_another(source, target)
     model = AdaptiveTokenizer.from_pretrained(source)

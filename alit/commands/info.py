@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..alit_format import Reader
 from ..atomic_files import reading
-from ..console import console, printable
+from ..console import console, counted, printable
 
 #: Lengths in the table.
 ROWS = 256
@@ -19,8 +19,11 @@ ROWS = 256
 def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
     """Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model.
 
-    alit info holiday.alit
+    The whole file is checked first:
 
+        alit info holiday.alit
+
+    A damaged one is refused, with what is wrong in it.
     """
     with reading(source) as file:
         tokens = Reader(file)
@@ -30,7 +33,7 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
         f"pictures of {width}x{height}"
     )
-    if tokens.images:
+    if tokens.image_count:
         table = Table("tokens", "images", "", title="lengths")
         most = max(tokens.histogram.values())
         for length, count in list(tokens.histogram.items())[:ROWS]:
@@ -42,10 +45,11 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
 
 def summary(tokens: Reader) -> str:
     """What a file holds, in a line."""
-    count, (height, width) = tokens.images, tokens.identity.image_size
+    count, (height, width) = tokens.image_count, tokens.identity.image_size
     if not count:
         return f"no images, {tokens.size} bytes"
     return (
-        f"{count} images, {tokens.tokens} tokens ({tokens.tokens / count:.1f} an image), {tokens.size} bytes, "
-        f"{8 * tokens.size / (count * height * width):.4f} bits per pixel"
+        f"{counted(count, 'image')}, {counted(tokens.token_count, 'token')} "
+        f"({tokens.token_count / count:.1f} an image), "
+        f"{tokens.size} bytes, {8 * tokens.size / (count * height * width):.4f} bits per pixel"
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,22 +40,28 @@ Threshold = Annotated[
 Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
 
 
-def criterion(
-    max_l1: float | None, tokens: int | None, code_error: float | None = None
-) -> Criterion:
-    """The one that is given.
+#: The criterion that each option asks for, by the option's parameter.
+CRITERIA: dict[str, Callable[[Any], Criterion]] = {
+    "max_l1": MaxL1,
+    "code_error": CodeError,
+    "tokens": FixedLength,
+}
+
+
+def criterion(model: AdaptiveTokenizer, **options: float | None) -> Criterion:
+    """The one that is given, of the ``options`` that a command has; without any, a mean pixel error of 0.08.
 
     Raises:
-        ValueError: several are.
+        ValueError: several are, or a value that the criterion or the model does not take.
     """
-    given: list[Criterion] = [
-        *([MaxL1(max_l1)] if max_l1 is not None else []),
-        *([CodeError(code_error)] if code_error is not None else []),
-        *([FixedLength(tokens)] if tokens is not None else []),
-    ]
+    given = [CRITERIA[name](value) for name, value in options.items() if value is not None]
     if len(given) > 1:
-        raise ValueError("expected one of --max-l1, --code-error and --tokens, got several")
-    return given[0] if given else MaxL1(0.08)
+        names = " or ".join("--" + name.replace("_", "-") for name in options)
+        raise ValueError(f"expected {names}, got several")
+    chosen = given[0] if given else MaxL1(0.08)
+    if isinstance(chosen, FixedLength):
+        chosen.check(model, 1)
+    return chosen
 
 
 def load(model: str, device: str) -> AdaptiveTokenizer:

@@ -13,8 +13,8 @@ from rich.text import Text
 from torch import Tensor
 
 from .. import images
-from ..console import console, printable
-from ..criteria import Criterion, FixedLength
+from ..console import console, counted, printable
+from ..criteria import Criterion
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
 from ..folders import Listing, find
 from ..tokenizer import AdaptiveTokenizer
@@ -54,23 +54,21 @@ def reconstruct(
         alit reconstruct holiday/ -o small --max-l1 0.06
 
     """
-    criterion = options.criterion(max_l1, tokens)
     loaded = options.load(model, device)
+    criterion = options.criterion(loaded, max_l1=max_l1, tokens=tokens)
     listing = find(photos, recursive=recursive)
     listing.pictures = list(dict.fromkeys(listing.pictures))
     targets = targets_of(listing.pictures, output)
-    if isinstance(criterion, FixedLength):
-        criterion.check(loaded, 1)
     output.mkdir(parents=True, exist_ok=True)
     table = Table("picture", box=None, pad_edge=False)
     for title in ("tokens", "bits", "L1 (thumbnail)", "PSNR, dB (thumbnail)"):
         table.add_column(title, justify="right")
-    with console.status(f"reconstructing {len(targets)} pictures"):
+    with console.status(f"reconstructing {counted(len(targets), 'picture')}"):
         _write(loaded, listing, criterion, targets, table, beside, max_megapixels)
     if not table.row_count:
         raise OSError(listing.skipped())
     console.print(table)
-    console.out(f"{printable(output)}: {table.row_count} pictures")
+    console.out(f"{printable(output)}: {counted(table.row_count, 'picture')}")
     options.say_what_is_missing(listing)
 
 

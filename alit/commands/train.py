@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import training
-from ..console import console, printable, progress
+from ..console import console, counted, printable, progress
 from ..shipped import find
 from ..training import Interrupted, TrainingConfig, checkpoints
 from ..training.fields import assignments
@@ -125,7 +125,7 @@ def train(
         console.out(printable(error))
         raise typer.Exit(130) from error
     model_file = printable(Path(described.output) / "model.safetensors")
-    console.out(f"{model_file}: after {result.steps} steps")
+    console.out(f"{model_file}: after {counted(result.steps, 'step')}")
     if result.unreadable:
         shown = "\n  ".join(map(printable, result.unreadable[:10]))
         console.out(

@@ -89,7 +89,7 @@ def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
     pixels, errors = [], []
     for iteration in model.rollout(images):
         assert iteration.prediction is not None
-        decoded = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        decoded = model.pixels(iteration.prediction)
         pixels.append(eight_bits(decoded).cpu())
         errors.append(l1(decoded, images).float().cpu())
     return torch.stack(pixels), torch.stack(errors), latent_attention(model, images).cpu()

@@ -121,7 +121,7 @@ def evaluate(
         rollout = model.rollout(images.to(model.latent_tokens.device))
         for iteration, length in zip(rollout, lengths, strict=True):
             assert iteration.prediction is not None
-            pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, config.grid)
+            pixels = model.pixels(iteration.prediction)
             ours = eight_bits(pixels, truncated=protocol == "official").cpu()
             theirs = thumbnail(images, length.bits)
             length.add(images, ours, theirs, iteration.bottleneck.quantized)

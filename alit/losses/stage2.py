@@ -44,7 +44,7 @@ def reconstructions(
     rollout = model.rollout(images, base=base, predict_at=at, through_time=through_time)
     for iteration in rollout:
         if iteration.prediction is not None:
-            pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+            pixels = model.pixels(iteration.prediction)
             quantized = iteration.bottleneck.quantized
             loss = None if quantized is None else quantized.loss
             yield iteration.index, pixels.to(images.dtype), loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -15,7 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from ..atomic_files import reading
-from ..checks import check_choice
+from ..checks import check_choice, nearest
 from .fields import LARGEST_TEXT, converted, expect, read
 
 CHOICES = {
@@ -232,9 +231,9 @@ class TrainingConfig:
         known, fields = _types(), _renamed(fields)
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.4)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"configuration: no field {str(name)[:100]!r}{hint}")
+                short = str(name)[:100]
+                hint = nearest(short, tuple(known))
+                raise ValueError(f"configuration: no field {short!r}{hint}")
         return cls(**fields)
 
     @classmethod

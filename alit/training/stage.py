@@ -110,8 +110,8 @@ class AdaptiveStage(Stage):
         model, last = self.model, self.model.config.iterations - 1
         wanted = sorted({round(i * last / 3) for i in range(4)})
         predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
-        codes = [x.code_BNC.float() for x in predictions if x is not None]
-        return [model.base_tokenizer.pixels(code_BNC, model.config.grid) for code_BNC in codes]
+        precise = (x._replace(code_BNC=x.code_BNC.float()) for x in predictions if x is not None)
+        return [model.pixels(x) for x in precise]
 
 
 def accumulated(module: nn.Module, parts: Sequence[Any], compute: Callable[[Any], Terms]) -> Terms:

@@ -17,7 +17,7 @@ from .. import model_file
 from ..atomic_files import replacing
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
-from .base import BaseStage
+from .base_stage import BaseStage
 from .batches import batches
 from .config import TrainingConfig
 from .log import Log, NotFinite, Terms

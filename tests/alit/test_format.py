@@ -144,9 +144,9 @@ def rewritten(source: io.BytesIO | Path, step: int) -> bytes:
     """What is read, so many tokens at a time, as it is written anew."""
     with reading(source) if isinstance(source, Path) else source as file:
         reader = Reader(file)
-        places = range(0, reader.tokens, step)
-        parts = [reader.indices(place, min(step, reader.tokens - place)) for place in places]
-        lengths = reader.lengths(0, reader.images)
+        places = range(0, reader.token_count, step)
+        parts = [reader.indices(place, min(step, reader.token_count - place)) for place in places]
+        lengths = reader.lengths(0, reader.image_count)
     assert sum(reader.histogram.values()) == len(lengths)
     return dump(reader.identity, lengths, np.concatenate([np.zeros(0, np.int64), *parts]))
 

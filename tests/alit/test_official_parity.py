@@ -112,7 +112,7 @@ def test_evaluation(base: str, variant: str) -> None:
     for iteration in rollout:
         if iteration.index == 0:
             values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
-        pixels = model.base_tokenizer.pixels(iteration.prediction.code_BNC, model.config.grid)
+        pixels = model.pixels(iteration.prediction)
         values |= captured(iteration, pixels)
         names = ("recon_mean_std", "recon_l1_per_iteration", "decoded_std")
         (mean, std), l1, decoded = (scalars[name][iteration.index] for name in names)
@@ -278,8 +278,7 @@ def test_halting_evaluation(variant: str) -> None:
         if index == 0:
             values["encoder_in_iter1"] = (rollout.tokens_BSD, TOKENS)
         wanted = f"iter{index}/recon_sub4" in expected  # decoding takes longer than all else
-        code = iteration.prediction.code_BNC
-        pixels = model.base_tokenizer.pixels(code, model.config.grid) if wanted else None
+        pixels = model.pixels(iteration.prediction) if wanted else None
         values |= captured(iteration, pixels)
     apart = ("final_mask", "p_gt", "raw_draw")
     check_tensors(values, {name: x for name, x in expected.items() if name not in apart})

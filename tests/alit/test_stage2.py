@@ -330,7 +330,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
     cheap = ("--perceptual", "off", "--set", "gan_schedule=[]", "--set", "train_base=false")
     done = run("cheap", *cheap)
-    assert done.exit_code == 0 and "after 1 steps" in " ".join(done.output.split()), done.output
+    assert done.exit_code == 0 and "after 1 step" in " ".join(done.output.split()), done.output
     done = run("judged", "--set", "perceptual=off", "--set", "gan_schedule=[[0.0, 0.1]]")
     assert done.exit_code == 0, done.output
     assert "real_0" in log_of(tmp_path / "judged")[0]

@@ -67,7 +67,7 @@ def test_decode_of_tokens_is_the_rollout_prediction(base: str, variant: str) -> 
     m, x = model(base, bottleneck=variant), images()
     with torch.no_grad():
         for iteration in m.rollout(x):
-            expected = m.base_tokenizer.pixels(iteration.prediction.code_BNC, m.config.grid)
+            expected = m.pixels(iteration.prediction)
             actual = m.decode(m.encode(x, FixedLength(iteration.num_tokens)))
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -183,13 +183,16 @@ def test_nano_size() -> None:
     assert 1.5e6 <= sum(p.numel() for p in m.parameters()) <= 8e6
 
 
-class Whole:
-    """One answer for all images."""
+class Always:
+    """The same answer at every iteration."""
 
     needs_prediction = False
 
-    def __call__(self, iteration: object, m: object) -> Tensor:
-        return torch.tensor(True)
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def __call__(self, iteration: object, m: object) -> object:
+        return self.answer
 
 
 @pytest.mark.parametrize(
@@ -220,8 +223,16 @@ class Whole:
         ),
         (lambda m: m.encode(images(), FixedLength([3, 6])), r"one length per image \(3\), got 2"),
         (lambda m: m.encode(images(), FixedLength(2.5)), "tokens: expected an integer"),
-        (lambda m: m.encode(images(), Whole()), r"criterion: expected \(3,\) bool, got \(\)"),
+        (
+            lambda m: m.encode(images(), Always(torch.tensor(True))),
+            r"criterion: expected Always to give \(3,\) bool, got \(\) torch.bool",
+        ),
+        (
+            lambda m: m.encode(images(), Always([True] * 3)),
+            r"criterion: expected Always to give \(3,\) bool, got list",
+        ),
         (lambda m: m.encode(images(), 0.05), r"criterion: expected FixedLength, .* got float"),
+        (lambda m: m.encode(images(), len), "with a bool attribute needs_prediction, got builtin"),
         (lambda m: m.encode(images(), MaxL1("a")), "threshold: expected a number, got str"),
         (lambda m: m.decode(torch.zeros(2, 3)), "tokens: expected a TokenSequence, got Tensor"),
         (lambda m: m.decode(indices(0, 32)), r"tokens: expected indices in 0\.\.31, got 0\.\.32"),
@@ -229,7 +240,7 @@ class Whole:
         (lambda m: m.decode(indices(*[0] * 13)), "tokens: expected at most 12 per image, got 13"),
         (lambda m: m.decode(NOTHING), "tokens: expected at least one sequence"),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 def test_wrong_arguments(call: Callable[[AdaptiveTokenizer], object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):

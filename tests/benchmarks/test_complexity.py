@@ -37,7 +37,7 @@ def test_errors_are_those_of_the_criterion(tmp_path: Path) -> None:
     image = alit.images.load(path, m.config.image_size)[None]
     with torch.no_grad():
         decoded = [
-            m.base_tokenizer.pixels(x.prediction.code_BNC, m.config.grid)  # type: ignore[union-attr]
+            m.pixels(x.prediction)  # type: ignore[arg-type]
             for x in m.rollout(image)
         ]
     expected = torch.stack([(pixels - image).abs().mean() for pixels in decoded])
