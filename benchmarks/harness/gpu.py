@@ -77,7 +77,7 @@ def test_parts(out: Path, rehearsal: bool) -> list[Part]:
         kernels = [str(TESTS), *(f"--ignore={TESTS / name}.py" for name in WITHOUT_GPU)]
     # Minutes of compiling, on all processors; -vv: a run that is cut off has said which tests passed.
     together = ("-vv", "--tb=short", "-n", str(min(14, os.cpu_count() or 1)))
-    training = (str(ROOT / "tests" / "alit" / f"test_{x}.py") for x in ("cuda_graph", "training"))
+    training = (str(ROOT / "tests" / "alit" / f"test_{x}.py") for x in ("cuda_graph", "stage1"))
     parts = [
         extension(rehearsal),
         Part("kernels", (*pytest, *together, *kernels), 300),
