@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full weights lint format sanitize bench gpu-test gpu-report gpu-tune clean
+.PHONY: setup demo test test-full weights lint format sanitize bench gpu-test gpu-report gpu-tune host host-core clean
 
 setup: $(READY)
 
@@ -72,6 +72,31 @@ OUT ?= gpu_report
 
 gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
 	$(GPU_PYTHON) -m benchmarks.harness.gpu $* --out $(OUT) $(if $(REHEARSAL),--rehearsal)
+
+# What calls cost the host of a GPU, over a CUDA that does nothing: benchmarks/null_cuda. A torch of its own, 2.4 GB.
+HOST := build/host
+HOST_TORCH ?= torch==2.14.1 triton==3.8.0
+HOST_RUN := LD_LIBRARY_PATH=$(abspath $(HOST))/cuda TRITON_LIBCUDA_PATH=$(abspath $(HOST))/cuda \
+	TRITON_CACHE_DIR=$(abspath $(HOST))/triton CUDA_MODULE_LOADING=LAZY $(HOST)/venv/bin/python
+
+$(HOST)/venv/.ready: pyproject.toml
+	test -x $(HOST)/venv/bin/python || $(PYTHON) -m venv $(HOST)/venv
+	$(HOST)/venv/bin/python -m pip install --quiet --no-deps $(HOST_TORCH)
+	$(HOST)/venv/bin/python -m pip install --quiet filelock typing-extensions sympy networkx jinja2 fsspec numpy safetensors \
+		pillow typer rich pyyaml pybind11 cmake ninja pytest pytest-benchmark
+	touch $@
+
+host-core: $(HOST)/venv/.ready
+	$(HOST)/venv/bin/python benchmarks/null_cuda/build.py $(HOST)/cuda
+	PATH="$(abspath $(HOST))/venv/bin:$$PATH" cmake -S csrc -B $(HOST)/core -G Ninja -DALIT_CUDA=ON \
+		-DALIT_CUDA_RUNTIME=cudart -DALIT_CUDA_ARCHITECTURES=90-real -DALIT_VERSION=host \
+		-DPython_EXECUTABLE="$(abspath $(HOST))/venv/bin/python" -DPYTHON_EXECUTABLE="$(abspath $(HOST))/venv/bin/python" \
+		-Dpybind11_DIR="$$($(HOST)/venv/bin/python -c 'import pybind11; print(pybind11.get_cmake_dir())')"
+	PATH="$(abspath $(HOST))/venv/bin:$$PATH" cmake --build $(HOST)/core
+
+host: host-core
+	$(HOST_RUN) -m benchmarks.null_cuda.check --core $(HOST)/core/_C*.so
+	$(HOST_RUN) -m benchmarks.null_cuda.host --core $(HOST)/core/_C*.so --json benchmarks/results/host.json
 
 clean:
 	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output

@@ -77,6 +77,10 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         for item in value:
             check_number(name, item, int, *limits)
         return tuple(value)
+    elif any(map(dataclasses.is_dataclass, kinds)):
+        if not isinstance(value, kinds):
+            expected = " or ".join(x.__name__ for x in kinds)
+            raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
     elif limits is not None:
         check_number(name, value, int if int in kinds else float, *limits)
     return value
