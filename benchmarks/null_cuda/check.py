@@ -44,7 +44,7 @@ def launches_are_tritons() -> str:
         return function(*values), None
 
     with (
-        mock.patch.object(_triton, "_launcher", lambda: compared),
+        mock.patch.object(_triton, "_launcher", return_value=compared),
         mock.patch.object(_plans, "watched", unplanned),
     ):
         for case in cases():
