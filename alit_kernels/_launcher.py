@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ._core import extension
+from ._core import extension, sees_tensors
 
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_LAUNCHER"
 #: Arguments of a launch that are not the kernel's.
@@ -39,8 +39,7 @@ def enabled() -> bool:
     """Whether the core can launch here, and may."""
     return (
         os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
-        and extension() is not None
-        and hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+        and sees_tensors()
         and torch.cuda.is_available()
     )
 

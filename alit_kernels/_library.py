@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _plans
+from . import _launcher, _plans
 from ._checks import autocast_dtype
 from ._core import extension
 from ._dispatch import Operator
@@ -52,6 +52,10 @@ class _Known(NamedTuple):
     device: str
     plan: Any
     tensors: tuple[int, ...]
+
+
+def _no_plan(*_: Any) -> None:
+    """Stands for an op's plans until there is one."""
 
 
 class Op(Operator):
@@ -93,7 +97,7 @@ class Op(Operator):
         self._known: dict[bytes, _Known] = {}
         #: (*arguments, implementation) -> results of a call that is known, that nothing looks at and that needs no
         #: gradient; None for all others.
-        self.planned = _plans.new_table(MOST_KNOWN)
+        self.planned: Any = _no_plan
         _OPS[self.name] = self
 
     def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
@@ -142,7 +146,7 @@ class Op(Operator):
             return _without_autocast(device, function, grouped)
         places = tuple(i for i, value in enumerate(values) if isinstance(value, Tensor))
         plan = None
-        if name == "triton" and device == "cuda":
+        if name == "triton" and device == "cuda" and _launcher.enabled():
             watched = partial(_plans.watched, function, grouped, tensors)
             result, plan = _without_autocast(device, watched, ())
         else:
@@ -151,6 +155,8 @@ class Op(Operator):
             self._known.clear()
         self._known[key] = _Known(function, device, plan, places)
         if plan is not None:
+            if self.planned is _no_plan:
+                self.planned = _plans.new_table(MOST_KNOWN)
             self.planned.add(key, plan)
         return result
 

@@ -32,17 +32,8 @@ _VIEWS = {
 }
 
 
-class _NoPlans:
-    """A table where the core cannot launch."""
-
-    def __call__(self, *_: Any) -> None:
-        return None
-
-
 def new_table(most: int) -> Any:
     """An op's plans by signature: ``csrc/launcher/plans.cpp``."""
-    if not _launcher.enabled():
-        return _NoPlans()
     return extension().Plans(looks=LOOKS, grad_mode=torch.is_grad_enabled, most=most)
 
 

@@ -45,6 +45,6 @@ struct Api {  // DLPackExchangeAPI
   int (*current_stream)(std::int32_t device_type, std::int32_t device, void** out);
 };
 
-constexpr std::uint32_t MAJOR = 1;
+constexpr std::uint32_t MAJOR = 1, MINOR = 3;
 
 }  // namespace alit::exchange

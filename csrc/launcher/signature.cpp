@@ -17,10 +17,11 @@ const TorchTensors* torch_tensors() {
   PyObject* capsule = dtype ? PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__") : nullptr;
   const void* pointer = capsule ? PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)) : nullptr;
   if (const auto* api = static_cast<const exchange::Api*>(pointer)) {
-    if (api->header.major == exchange::MAJOR && api->tensor_from_object && api->current_stream) {
+    if (api->header.major == exchange::MAJOR && api->header.minor >= exchange::MINOR && api->tensor_from_object && api->current_stream) {
       found = {api, Py_NewRef(tensor), Py_NewRef(parameter), Py_NewRef(dtype)};
     } else {
-      PyErr_Format(PyExc_RuntimeError, "expected DLPack's exchange API %d, got %d", exchange::MAJOR, api->header.major);
+      PyErr_Format(PyExc_RuntimeError, "expected DLPack's exchange API %d.%d or later, got %d.%d", exchange::MAJOR, exchange::MINOR,
+                   api->header.major, api->header.minor);
     }
   }
   for (PyObject* each : {torch, tensor, nn, parameter, dtype, capsule}) Py_XDECREF(each);
