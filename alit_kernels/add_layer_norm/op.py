@@ -62,8 +62,8 @@ def add_layer_norm(
         raise ValueError(f"eps: expected at least 0, got {eps}")
     if dtype is None:
         dtype = x.dtype if branch is None else torch.promote_types(x.dtype, branch.dtype)
-    elif dtype not in FLOATING:
-        raise TypeError(f"dtype: expected a floating type, got {dtype}")
+    elif not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+        raise TypeError(f"dtype: expected a floating torch.dtype, got {dtype!r}")
     total, normalized, _ = _add_layer_norm(
         x, branch, weight, bias, eps, dtype, implementation=implementation
     )

@@ -17,14 +17,14 @@ def add_layer_norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum (empty without a branch), its layer norm, and mean and reciprocal deviation of the rows, (2, ...)."""
-    total = x if branch is None else x + branch
+    total = x if branch is None else (x + branch).contiguous()
     wide = total.to(accumulation_dtype(total))
     mean = wide.mean(-1, keepdim=True)
     centred = wide - mean
     deviation = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     normalized = centred * deviation * weight + bias
     stats = torch.stack((mean.squeeze(-1), deviation.squeeze(-1)))
-    return x.new_empty(0) if branch is None else total, normalized.to(dtype), stats
+    return x.new_empty(0) if branch is None else total, normalized.to(dtype).contiguous(), stats
 
 
 def add_layer_norm_backward(
@@ -43,8 +43,7 @@ def add_layer_norm_backward(
     h = (total.to(mean.dtype) - mean) * deviation
     a = g * weight
     grad = deviation * (a - a.mean(-1, keepdim=True) - h * (a * h).mean(-1, keepdim=True))
-    if grad_sum is not None:
-        grad = grad + grad_sum
+    grad = (grad if grad_sum is None else grad + grad_sum).contiguous()
     nothing = total.new_empty(0)
     apart = branch_dtype not in (None, x_dtype)
     grad_branch = grad.to(branch_dtype) if apart else nothing
