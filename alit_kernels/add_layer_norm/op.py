@@ -63,7 +63,8 @@ def add_layer_norm(
     if dtype is None:
         dtype = x.dtype if branch is None else torch.promote_types(x.dtype, branch.dtype)
     elif not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
-        raise TypeError(f"dtype: expected a floating torch.dtype, got {dtype!r}")
+        got = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+        raise TypeError(f"dtype: expected a floating torch.dtype, got {got}")
     total, normalized, _ = _add_layer_norm(
         x, branch, weight, bias, eps, dtype, implementation=implementation
     )
