@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alit_kernels import cumulative_offsets
-from alit_kernels.nn import GELULinear, LayerNorm, Linear, SelfAttention
+from alit_kernels.nn import GELULinear, Linear, SelfAttention
 from alit_kernels.nn.self_attention import positions
 
 from .config import TransformerConfig
@@ -31,9 +31,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width)
         self.attn = SelfAttention(width, heads)
-        self.ln_2 = LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width)
 
     def forward(
@@ -46,8 +46,8 @@ class Block(nn.Module):
         attended = self.attn(self.ln_1(x), offsets, max_length=max_length, queries=wanted)
         if wanted is not None:
             x = x[:, wanted] if offsets is None else positions(x, offsets, wanted)
-        x, normalized = self.ln_2(x, attended)
-        return x + self.mlp(normalized)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):

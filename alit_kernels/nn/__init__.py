@@ -1,8 +1,7 @@
 """Drop-in modules built on the ops."""
 
-from .layer_norm import LayerNorm
 from .linear import GELULinear, Linear
 from .self_attention import SelfAttention
 from .vector_quantizer import VectorQuantizer
 
-__all__ = ["GELULinear", "LayerNorm", "Linear", "SelfAttention", "VectorQuantizer"]
+__all__ = ["GELULinear", "Linear", "SelfAttention", "VectorQuantizer"]

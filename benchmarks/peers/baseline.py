@@ -25,7 +25,7 @@ from alit.training.config import TrainingConfig
 from alit.training.cuda_graph import GradientGraph
 from alit.training.optimization import Optimiser
 from alit_kernels import VectorQuantized
-from alit_kernels.nn import GELULinear, LayerNorm, Linear, SelfAttention, VectorQuantizer
+from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
 
 from . import eager
 
@@ -72,20 +72,6 @@ class EagerMLP(nn.Module):
         return self.c_proj(self.gelu(self.c_fc(x)))
 
 
-class EagerLayerNorm(nn.LayerNorm):
-    """An addition, and a layer norm."""
-
-    def __init__(self, other: LayerNorm) -> None:
-        super().__init__(other.normalized_shape, other.eps, device="meta")
-        self.weight, self.bias = other.weight, other.bias
-
-    def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
-        if branch is None:
-            return super().forward(x)
-        total = x + branch
-        return total, super().forward(total)
-
-
 class EagerQuantizer(nn.Module):
     """Distance matrix, one-hot, and losses by autograd."""
 
@@ -104,7 +90,6 @@ def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> Adapt
     replaced: dict[type, Any] = {
         SelfAttention: partial(EagerAttention, fused=fused_attention),
         MLP: EagerMLP,
-        LayerNorm: EagerLayerNorm,
         VectorQuantizer: EagerQuantizer,
         Linear: plain,
     }

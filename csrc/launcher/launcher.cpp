@@ -197,11 +197,9 @@ PyObject* through_triton(Launcher* self, PyObject* const* args, PyObject* kwname
     Py_DECREF(compiled);
     Py_RETURN_NONE;
   }
-  Py_INCREF(site->kernel);
-  PyObject* kernel = site->kernel;
+  PyObject* kernel = args[0];  // the site may be gone: Python code has run
   PyObject* found = PyObject_CallFunctionObjArgs(self->plan, kernel, compiled, kwnames, nullptr);
   if (!found || found == Py_None) {
-    Py_DECREF(kernel);
     Py_DECREF(compiled);
     if (!found) return nullptr;
     Py_DECREF(found);
@@ -217,7 +215,6 @@ PyObject* through_triton(Launcher* self, PyObject* const* args, PyObject* kwname
     plan->argument.assign(first, first + arguments.len);
     PyBuffer_Release(&arguments);
     plan->compiled = compiled;
-    // Python code has run since the site was found; it may be gone.
     if (std::find(self->sites->begin(), self->sites->end(), site) == self->sites->end()) {
       drop(plan);
     } else {
@@ -232,7 +229,6 @@ PyObject* through_triton(Launcher* self, PyObject* const* args, PyObject* kwname
     delete plan;
   }
   Py_DECREF(found);
-  Py_DECREF(kernel);
   if (!parsed) return nullptr;
   Py_RETURN_NONE;
 }
