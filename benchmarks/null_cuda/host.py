@@ -1,7 +1,7 @@
 """What a call costs the host, measured over a CUDA that does nothing: ``make host``.
 
 Launches, waits and calls of functions are exact. Host times are CPU time of the process, ours and torch's own in turns;
-a driver's own work, 1.3 to 3 us a launch, is not in them, nor is any work of a GPU: there is no step time here.
+a driver's own work is not in them, nor is any work of a GPU: there is no step time here.
 """
 
 from __future__ import annotations

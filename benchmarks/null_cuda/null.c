@@ -2,7 +2,7 @@
 //
 // It shows one GPU of compute capability 9.0 (NULL_CUDA_DEVICES: more). Device memory is address space that nothing
 // touches; kernels are counted and not run; a wait returns at once. So the host's whole path from Python to the driver
-// runs on a machine without a GPU, and costs what it costs but for the driver's own work, 1.3 to 3 us a launch. While a
+// runs on a machine without a GPU, and costs what it costs but for the driver's own work. While a
 // stream is captured into a graph, what would wait is refused, as a GPU refuses it.
 //
 // Here are the functions that have results. build.py makes the others: they return 0 and are remembered by name.

@@ -1,9 +1,9 @@
 // launcher(kernel, grid, name=value, ...) stands for kernel[grid](name=value, ...) of a triton.jit function.
 //
-// Triton looks at every argument of a call to find the machine code that was specialised for it, in Python, and that takes
-// 10 to 25 us for an attention kernel. Here a call is described by a key of a few words, and what Triton compiled for it is
-// remembered under that key. A call whose key is known costs about 1 us: the parameters are written into one array and
-// cuLaunchKernel gets them. All else goes to Triton, and is remembered if it can be.
+// Triton looks at every argument of a call, in Python, to find the machine code that was specialised for it. Here a call is
+// described by a key of a few words, and what Triton compiled for it is remembered under that key. Where the key is known,
+// the parameters are written into one array and cuLaunchKernel gets them. All else goes to Triton, and is remembered if
+// it can be.
 //
 // The key is at least as fine as Triton's own: of a tensor its type, device and 16-byte alignment; of an integer whether it
 // is 1 or a multiple of 16, and its width, unless the kernel does not specialise on it; of a constant or a launch option

@@ -1,4 +1,4 @@
-// Launches compiled Triton kernels: what kernel[grid](...) does, at a twentieth of its cost on the host.
+// Launches compiled Triton kernels: what kernel[grid](...) does, without its work in Python.
 #pragma once
 
 #include <Python.h>
