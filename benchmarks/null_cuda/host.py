@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -154,6 +152,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     driver.prepare(options.core)
+    # Of the project nothing is imported before its core is in place.
+    from ..harness.timing import machine, write_json
     from .cases import cases
 
     calls = {}
@@ -168,20 +168,12 @@ def main() -> None:
         raise SystemExit(f"the null CUDA has no body for {', '.join(missing)}, which was called")
     if options.json:
         about = {
-            "date": date.today().isoformat(),
-            "machine": processor(),
-            "torch": torch.__version__,
+            "command": "make host",
+            "machine": machine(),
             "triton": metadata.version("triton"),
             "sources": sources(),
         }
-        options.json.write_text(
-            json.dumps(about | {"calls": calls, "step": steps}, indent=1) + "\n"
-        )
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(x.partition(": ")[2] for x in lines if x.startswith("model name"))
+        write_json(options.json, about | {"calls": calls, "step": steps})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from alit_kernels._library import ops
 
+from ..harness.timing import write
+
 CALLS, ROUNDS = 50, 51
 
 
@@ -28,6 +30,7 @@ def prepared(forward: Callable[..., Tensor], requires_grad: bool) -> Callable[[]
 
 def main() -> None:
     torch.set_num_threads(1)
+    found = {}
     for requires_grad in (False, True):
         ways = {
             "dispatcher": lambda *x: torch.ops.alit_kernels.tail_mask(*x, "auto"),
@@ -40,8 +43,9 @@ def main() -> None:
                 times[name].append(
                     timeit.timeit(call, time.thread_time, number=CALLS) / CALLS * 1e6
                 )
-        medians = {name: round(statistics.median(each), 1) for name, each in times.items()}
-        print("forward and backward" if requires_grad else "forward", medians)
+        kind = "forward and backward" if requires_grad else "forward"
+        found[kind] = {name: round(statistics.median(each), 1) for name, each in times.items()}
+    write("dispatcher", found)
 
 
 if __name__ == "__main__":
