@@ -3,9 +3,9 @@
 Short sequences make short kernels, so the host has to be quick too, and the dispatcher's way through Python takes
 longer than many of the kernels. A call that nothing traces, transforms or profiles goes to the operator's function.
 
-What that saves, on one thread of a shared AMD EPYC, medians: tail_mask of one token takes 56 us through the dispatcher
-and 38 us around it, with its backward 308 us and 238 us. ``python -m benchmarks.studies.dispatcher`` measures it
-again; a busy machine takes several times as long for each.
+What that saves, on one thread, medians in turns: tail_mask of one token takes 32.0 us through the dispatcher and 13.2 us
+around it, with its backward 373.8 us and 219.8 us (``python -m benchmarks.studies.dispatcher``; machine and date are in
+``benchmarks/results/dispatcher.json``).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Operator:
 
         self._op.register_autograd(whole_backward, setup_context=setup_context)
         self._function = self._new_function(forward=forward, backward=whole_backward)
-        # What torch.func takes costs the host half as much again.
+        # The form that torch.func takes.
         self._transformable = self._new_function(
             forward=self._below_transforms,
             setup_context=setup_context,
