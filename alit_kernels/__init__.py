@@ -4,7 +4,14 @@ Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", 
 variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
 """
 
-from .attention import attention, attention_map, varlen_attention
+from .attention import (
+    attention,
+    attention_map,
+    stops_blocks,
+    stops_causal,
+    stops_prefix,
+    varlen_attention,
+)
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
 from .ragged import append, compact, cumulative_offsets, pack, tail_mask, unpack
@@ -25,6 +32,9 @@ __all__ = [
     "nearest_codeword",
     "pack",
     "soft_codebook",
+    "stops_blocks",
+    "stops_causal",
+    "stops_prefix",
     "tail_mask",
     "unpack",
     "varlen_attention",

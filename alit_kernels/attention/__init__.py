@@ -2,5 +2,14 @@
 
 from .configurations import issued_work
 from .op import attention, attention_map, varlen_attention
+from .stops import stops_blocks, stops_causal, stops_prefix
 
-__all__ = ["attention", "attention_map", "issued_work", "varlen_attention"]
+__all__ = [
+    "attention",
+    "attention_map",
+    "issued_work",
+    "stops_blocks",
+    "stops_causal",
+    "stops_prefix",
+    "varlen_attention",
+]

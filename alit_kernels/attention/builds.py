@@ -1,6 +1,7 @@
-"""What is compiled ahead of time: every launch configuration, packed and dense, with a key mask and without; the map.
+"""What is compiled ahead of time: every launch configuration, packed and dense, with a key mask and without, with
+stops; the map.
 
-Dense batches and key masks are rare cases, which ``--common`` leaves out.
+Dense batches, key masks and stops are rare cases, which ``--common`` leaves out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ KERNELS = ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel", 
 #: Pointers to rows.
 ROWS = ("p_q", "p_k", "p_v", "p_out", "p_do", "p_dq", "p_dk", "p_dv")
 
+#: Dense, masked, without stops.
+_EVERY_WAY = tuple((*way, False) for way in itertools.product((True, False), (True, False)))
+
 
 def record(recorder: Recorder) -> None:
     for head_dim, dtype in itertools.product((16, 32, 64, 128), TYPES):
@@ -32,13 +36,17 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
     rows = torch.empty(4, 256, 8, head_dim, dtype=dtype, device="meta")
     offsets = torch.empty(5, dtype=torch.int32, device="meta")
     mask = torch.empty(4, 256, dtype=torch.bool, device="meta")
-    for dense, masked in itertools.product((True, False), (True, False)):
+    stops = torch.empty(4, 256, dtype=torch.int32, device="meta")
+    for dense, masked, stopped in (*_EVERY_WAY, (False, False, True), (True, True, True)):
         q = rows if dense else rows.flatten(0, 1)
-        key_mask = None if not masked else mask if dense else mask.flatten()
         ends = None if dense else offsets
-        problem = Problem(q, q, q, ends, None, 256, 256, key_mask, 0.125)
-        label = f"{name}{' dense' * dense}{' masked' * masked}"
-        with recorder(label, every, rare=dense or masked):
+        key_mask, key_stop = (
+            None if not given else x if dense else x.flatten()
+            for given, x in ((masked, mask), (stopped, stops))
+        )
+        problem = Problem(q, q, q, ends, None, 256, 256, key_mask, key_stop, 0.125)
+        label = f"{name}{' dense' * dense}{' masked' * masked}{' stops' * stopped}"
+        with recorder(label, every, rare=dense or masked or stopped):
             out, lse = attention(problem)
             attention_backward(problem, out, lse, out, lse)
     with recorder(name, every):

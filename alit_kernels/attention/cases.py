@@ -12,7 +12,9 @@ from .problem import Problem
 
 
 class Case(NamedTuple):
-    """Query lengths, heads, head dimension; key lengths where they differ; unused rows; whether keys are masked."""
+    """Query lengths, heads, head dimension; key lengths where they differ; unused rows; whether keys are masked; where
+    queries stop: "causal", or anywhere and beyond ("random").
+    """
 
     lengths: tuple[int, ...]
     heads: int
@@ -21,6 +23,7 @@ class Case(NamedTuple):
     spare: int = 0
     masked: bool = False
     magnitude: float = 1.0
+    stops: str = ""
 
 
 TEST_CASES = (
@@ -38,9 +41,16 @@ TEST_CASES = (
     Case((40, 70), 1, 20, key_lengths=(80, 33), masked=True),
     Case((70, 3), 1, 64),
     Case((33, 66), 1, 128, masked=True),
+    Case((65, 1, 0, 130), 2, 16, spare=2, stops="causal"),
+    Case((70, 3, 40), 1, 20, key_lengths=(80, 0, 300), stops="random"),
+    Case((9, 17, 33), 2, 64, masked=True, spare=5, stops="random"),
 )
 #: Slow in Triton's interpreter.
-LONG_CASES = (Case((127, 129, 257, 0, 289), 1, 16), Case((513,), 1, 64))
+LONG_CASES = (
+    Case((127, 129, 257, 0, 289), 1, 16),
+    Case((513,), 1, 64),
+    Case((300, 70), 1, 16, masked=True, stops="random"),
+)
 BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514, 32))
 
 
@@ -66,6 +76,12 @@ def make(
         key_mask = (torch.rand(k.shape[0], generator=generator) > 1 / 3).to(device)
         key_mask[: key_lengths[0]] = False  # the first sequence is left without a key
         k[~key_mask], v[~key_mask] = torch.nan, torch.inf
+    key_stop = None
+    if case.stops == "causal":
+        key_stop = torch.cat([torch.arange(1, n + 1) for n in (*case.lengths, case.spare)])
+    elif case.stops == "random":
+        key_stop = torch.randint(-9, 99, q.shape[:1], generator=generator)
+        key_stop[::7] = 2**31 - 1
     return Problem(
         q=q,
         k=k,
@@ -75,5 +91,6 @@ def make(
         max_length=max(case.lengths, default=0) + 1,
         max_key_length=max(key_lengths, default=0) + 1,
         key_mask=key_mask,
+        key_stop=None if key_stop is None else key_stop.to(device, torch.int32),
         scale=case.head_dim**-0.5,
     )

@@ -62,11 +62,13 @@ def attention_backward(
 
 def _core_problem(x: Problem) -> Any:
     """The core's description of the call, which keeps what it points to alive."""
-    offsets, key_offsets, key_mask = *x.ends, x.key_mask
+    offsets, key_offsets, key_mask, key_stop = *x.ends, x.key_mask, x.key_stop
     if offsets is not None:
         offsets, key_offsets = offsets.contiguous(), key_offsets.contiguous()
     if key_mask is not None:
         key_mask = key_mask.contiguous()
+    if key_stop is not None and key_stop.stride(-1) != 1:
+        key_stop = key_stop.contiguous()
     *_, length, heads, width = x.q.shape
     problem = core().AttentionProblem(
         sequences=x.q.shape[0] if offsets is None else offsets.shape[0] - 1,
@@ -79,9 +81,11 @@ def _core_problem(x: Problem) -> Any:
         key_length=x.k.shape[-3],
         mask=pointer(key_mask),
         mask_sequence=0 if key_mask is None or key_mask.ndim == 1 else key_mask.shape[1],
+        stops=pointer(key_stop),
+        stops_sequence=0 if key_stop is None or key_stop.ndim == 1 else key_stop.stride(0),
         scale=x.scale,
     )
-    problem.tensors = (offsets, key_offsets, key_mask)
+    problem.tensors = (offsets, key_offsets, key_mask, key_stop)
     return problem
 
 

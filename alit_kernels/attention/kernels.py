@@ -9,6 +9,9 @@ T / M + B programs, whatever the lengths. A dense batch is the same with offsets
 Softmax: running maximum m of the raw scores and sum l of exp2(c s - c m), c = scale log2(e). The backward recomputes
 P = exp(scale s - lse). A query without any key has log-sum-exp -inf; the backward takes that as +inf, which makes its P
 zero. Queries beyond the end of a sequence are taken so too, so that no score needs a mask for them.
+
+With stops, query i sees the keys before ``stop[i]``. A tile of queries goes as far as its largest stop, without masks
+as far as its smallest; a tile of keys leaves out the queries that stop before it.
 """
 
 from __future__ import annotations
@@ -116,12 +119,31 @@ def _taken(p_mask, first, stop, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr):
+def _stops(p_stop, o_m, m_m, stop):
+    """Stops of a tile of queries within 0..stop, the smallest and the largest; ``stop`` three times without stops."""
+    b_stop, least, last = stop, stop, stop
+    if p_stop is not None:
+        b_stop = tl.minimum(tl.maximum(tl.load(p_stop + o_m, mask=m_m, other=0), 0), stop)
+        least, last = tl.min(tl.where(m_m, b_stop, stop), 0), tl.max(b_stop, 0)
+    return b_stop, least, last
+
+
+@triton.jit
+def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
+    """Which of SIZE keys from ``first`` on each query sees, of those that take part; one row for all without stops."""
+    m_s = m_n[None, :]
+    if p_stop is not None:
+        m_s = m_s & ((first + tl.arange(0, SIZE))[None, :] < b_stop[:, None])
+    return m_s
+
+
+@triton.jit
+def _attend(state, b_q, b_k, b_v, m_s, scale, MASKED: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
     b_acc, b_m, b_l = state
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
     if MASKED:
-        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+        b_s = tl.where(m_s, b_s, float("-inf"))
     b_largest = tl.maximum(b_m, tl.max(b_s, 1))
     # A row without any key so far: any finite number will do as its maximum.
     b_finite = tl.where(b_largest == float("-inf"), 0.0, b_largest)
@@ -137,7 +159,7 @@ def _attend(state, b_q, b_k, b_v, m_n, scale, MASKED: tl.constexpr):
 
 @triton.jit
 def _forward_step(
-    state, b_q, keys, values, p_mask, first, stop, scale_log2,
+    state, b_q, keys, values, p_mask, p_stop, b_stop, first, stop, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """SIZE keys from ``first`` on."""
@@ -145,16 +167,17 @@ def _forward_step(
     m_n = _taken(p_mask, first, stop, SIZE)
     b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    return _attend(state, b_q, b_k, b_v, m_n, scale_log2, TAKEN)
+    m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
+    return _attend(state, b_q, b_k, b_v, m_s, scale_log2, TAKEN)
 
 
-UNSPECIALIZED = ("sequences", "length", "key_length", "lse_b", "lse_h", "mask_b")
+UNSPECIALIZED = ("sequences", "length", "key_length", "lse_b", "lse_h", "mask_b", "stop_b")
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
-    p_q, p_k, p_v, p_mask, p_out, p_lse, p_offsets, p_key_offsets,
-    q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b,
+    p_q, p_k, p_v, p_mask, p_stop, p_out, p_lse, p_offsets, p_key_offsets,
+    q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -180,19 +203,22 @@ def forward_kernel(
     values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
+    if p_stop is not None:
+        p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
 
     b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_m = tl.full((TILE,), float("-inf"), tl.float32)
     state = tl.zeros((TILE, BLOCK_D), tl.float32), b_m, tl.zeros((TILE,), tl.float32)
-    whole = key_stop if MASK_ALL else key_stop // STEP * STEP
+    b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
+    whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in range(0, whole, STEP):
         state = _forward_step(
-            state, b_q, keys, values, p_mask, o_n, key_stop, scale_log2,
-            MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
+            state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
+            False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    if not MASK_ALL and whole < key_stop:
+    for o_n in range(whole, last, STEP):
         state = _forward_step(
-            state, b_q, keys, values, p_mask, whole, key_stop, scale_log2,
+            state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     b_acc, b_m, b_l = state
@@ -224,7 +250,7 @@ def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
 
 @triton.jit
 def _query_gradient_step(
-    b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, first, stop, scale, scale_log2,
+    b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K for SIZE keys from ``first`` on."""
@@ -235,7 +261,8 @@ def _query_gradient_step(
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
     b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     if TAKEN:
-        b_p = tl.where(m_n[None, :], b_p, 0.0)
+        m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
+        b_p = tl.where(m_s, b_p, 0.0)
     b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
     b_ds = b_p * (b_dp - b_delta[:, None])
     return tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
@@ -243,10 +270,10 @@ def _query_gradient_step(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_queries_kernel(
-    p_q, p_k, p_v, p_mask, p_out, p_do, p_dlse, p_lse, p_delta, p_normaliser, p_dq,
+    p_q, p_k, p_v, p_mask, p_stop, p_out, p_do, p_dlse, p_lse, p_delta, p_normaliser, p_dq,
     p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
-    dq_b, dq_r, dq_h, lse_b, lse_h, mask_b,
+    dq_b, dq_r, dq_h, lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -272,6 +299,8 @@ def backward_queries_kernel(
     gradient = _base(p_do, sequence, start, head, do_b, do_r, do_h), do_r
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
+    if p_stop is not None:
+        p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
 
     o_m = first + tl.arange(0, TILE)
     m_m = o_m < stop
@@ -288,16 +317,17 @@ def backward_queries_kernel(
     b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
-    whole = key_stop if MASK_ALL else key_stop // STEP * STEP
+    b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
+    whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in range(0, whole, STEP):
         b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, o_n, key_stop, scale, scale_log2,
-            MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
+            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+            scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    if not MASK_ALL and whole < key_stop:
+    for o_n in range(whole, last, STEP):
         b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, whole, key_stop, scale, scale_log2,
-            True, STEP, HEAD_DIM, BLOCK_D,
+            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+            scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     _store(query_gradient, first, stop, b_dq * scale, TILE, HEAD_DIM, BLOCK_D)
 
@@ -309,10 +339,10 @@ def _load_sums(pointers, m_r, other, MASKED: tl.constexpr):
 
 @triton.jit
 def _key_gradient_step(
-    b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, first, stop, scale, scale_log2,
+    b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, p_stop, o_n, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys are their rows."""
+    """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys ``o_n`` are their rows."""
     o_m = first + tl.arange(0, SIZE)
     m_m = o_m < stop
     b_q = _load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
@@ -320,6 +350,9 @@ def _key_gradient_step(
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
     b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, b_q.dtype == tl.float32)
+    if p_stop is not None:
+        b_stop = _load_sums(p_stop + o_m, m_m, 0, MASKED)
+        b_p = tl.where(o_n[:, None] < b_stop[None, :], b_p, 0.0)
     b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
     b_dp = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
     # Here, where it is needed: registers are short.
@@ -329,11 +362,18 @@ def _key_gradient_step(
     return b_dk, b_dv
 
 
+@triton.jit
+def _reach(p_stop, first, stop, SIZE: tl.constexpr):
+    """Largest stop of SIZE queries from ``first`` on."""
+    o_m = first + tl.arange(0, SIZE)
+    return tl.max(tl.load(p_stop + o_m, mask=o_m < stop, other=0), 0)
+
+
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_keys_kernel(
-    p_q, p_k, p_v, p_mask, p_do, p_delta, p_normaliser, p_dk, p_dv, p_offsets, p_key_offsets,
+    p_q, p_k, p_v, p_mask, p_stop, p_do, p_delta, p_normaliser, p_dk, p_dv, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
-    lse_b, lse_h, mask_b,
+    lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -361,19 +401,23 @@ def backward_keys_kernel(
     p_delta = _base(p_delta, sequence, start, head, lse_b, 1, lse_h)
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
+    if p_stop is not None:
+        p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
     m_n = _taken(p_mask, first, key_stop, TILE)
     b_k = _load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
     b_v = _load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
 
+    o_n = first + tl.arange(0, TILE)
     whole = stop if MASK_ALL else stop // STEP * STEP
     for o_m in range(0, whole, STEP):
-        b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, o_m, stop, scale, scale_log2,
-            MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
-        )  # fmt: skip
+        if p_stop is None or _reach(p_stop, o_m, stop, STEP) > first:
+            b_dk, b_dv = _key_gradient_step(
+                b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, p_stop, o_n, o_m, stop, scale, scale_log2,
+                MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
     if not MASK_ALL and whole < stop:
         b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, whole, stop, scale, scale_log2,
+            b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, p_stop, o_n, whole, stop, scale, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.

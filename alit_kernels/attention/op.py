@@ -42,6 +42,7 @@ def attention(
     v: Tensor,
     *,
     key_mask: Tensor | None = None,
+    key_stop: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     implementation: str = "auto",
@@ -52,6 +53,8 @@ def attention(
         q: (B, N, H, D) float32, bfloat16 or float16 (float64 in the reference).
         k, v: (B, M, H, D), dtype of ``q``.
         key_mask: (B, M) bool, True where a key takes part; masked keys are not read and get zero gradients.
+        key_stop: (N,) or (B, N) int32: query i sees keys 0 to ``key_stop[i] - 1``, of those that take part. Clamped to
+            0..M; in any order. Causal, prefix and block-causal masks are stops (:func:`stops_causal` and others).
         scale: factor on the scores; 1/sqrt(D) by default.
         return_lse: also return the log-sum-exp of the scaled scores, which is differentiable.
 
@@ -65,7 +68,19 @@ def attention(
         TypeError, ValueError: wrong dtype, shape or device.
     """
     return _attend(
-        _check_dense, q, k, v, None, None, None, None, key_mask, scale, return_lse, implementation
+        _check_dense,
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        None,
+        key_mask,
+        key_stop,
+        scale,
+        return_lse,
+        implementation,
     )
 
 
@@ -79,6 +94,7 @@ def varlen_attention(
     max_length: int,
     max_key_length: int | None = None,
     key_mask: Tensor | None = None,
+    key_stop: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
     implementation: str = "auto",
@@ -93,6 +109,8 @@ def varlen_attention(
         key_offsets: (B + 1,) int32, the sequences of the keys (cross-attention); ``offsets`` by default.
         max_length, max_key_length: static bounds for the longest sequence; the latter defaults to ``max_length``.
         key_mask: (T',) bool, True where a key takes part.
+        key_stop: (T,) int32: a query sees the keys of its sequence before this one, counted from that sequence's first,
+            of those that take part. Clamped to 0 and the number of the sequence's keys; in any order.
         scale: factor on the scores; 1/sqrt(D) by default.
         return_lse: also return the log-sum-exp of the scaled scores, which is differentiable.
 
@@ -114,6 +132,7 @@ def varlen_attention(
         max_length,
         max_key_length,
         key_mask,
+        key_stop,
         scale,
         return_lse,
         implementation,
@@ -130,12 +149,13 @@ def _attend(
     max_length: int | None,
     max_key_length: int | None,
     key_mask: Tensor | None,
+    key_stop: Tensor | None,
     scale: float | None,
     return_lse: bool,
     implementation: str,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What both public functions do; ``check`` raises where arguments are wrong: of each signature it is asked once."""
-    problem = (q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask, scale)
+    problem = (q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask, key_stop, scale)
     key = None
     if not torch.compiler.is_compiling():
         key = signature(check.__name__, _autocast(q), *problem, return_lse)
@@ -148,6 +168,7 @@ def _attend(
             remember(_checked, key)
     if offsets is None:
         max_length, max_key_length = q.shape[1], k.shape[1]
+        key_stop = None if key_stop is None else key_stop.expand(q.shape[:2])
     elif max_key_length is None:
         max_key_length = max_length
     out, lse = _attention(
@@ -159,6 +180,7 @@ def _attend(
         max_length,
         max_key_length,
         key_mask,
+        key_stop,
         _scale(scale, q),
         implementation=implementation,
     )
@@ -178,9 +200,10 @@ def _check_dense(
     n: None,
     m: None,
     key_mask: Any,
+    key_stop: Any,
 ) -> None:
     check_shape("q", q, ndim=4)
-    _check_keys(q, k, v, key_mask, (q.shape[0], None))
+    _check_keys(q, k, v, key_mask, key_stop, (q.shape[0], None))
 
 
 def _check_packed(
@@ -192,13 +215,14 @@ def _check_packed(
     max_length: int,
     max_key_length: int | None,
     key_mask: Tensor | None,
+    key_stop: Tensor | None,
 ) -> None:
     check_shape("q", q, ndim=3)
     check_offsets_shape(offsets)
     if key_offsets is not None:
         check_tensor("key_offsets", key_offsets, dtype=torch.int32, shape=offsets.shape)
     key_rows = q.shape[0] if key_offsets is None else None
-    _check_keys(q, k, v, key_mask, (key_rows,), offsets=offsets, key_offsets=key_offsets)
+    _check_keys(q, k, v, key_mask, key_stop, (key_rows,), offsets=offsets, key_offsets=key_offsets)
     check_count("max_length", max_length)
     if max_key_length is not None:
         check_count("max_key_length", max_key_length)
@@ -268,6 +292,7 @@ def _check_keys(
     k: Tensor,
     v: Tensor,
     key_mask: Tensor | None,
+    key_stop: Tensor | None,
     rows: tuple[int | None, ...],
     **offsets: Tensor | None,
 ) -> None:
@@ -276,8 +301,12 @@ def _check_keys(
     check_shape("v", v, shape=k.shape)
     if key_mask is not None:
         check_tensor("key_mask", key_mask, dtype=torch.bool, shape=k.shape[:-2])
+    if key_stop is not None:
+        check_tensor("key_stop", key_stop, dtype=torch.int32)
+        shared = q.ndim == 4 and key_stop.ndim == 1
+        check_shape("key_stop", key_stop, shape=q.shape[shared:-2])
     check_same("dtype", q=q, k=k, v=v)
-    check_same("device", q=q, k=k, v=v, **offsets, key_mask=key_mask)
+    check_same("device", q=q, k=k, v=v, **offsets, key_mask=key_mask, key_stop=key_stop)
 
 
 def _scale(scale: float | None, q: Tensor) -> float:
@@ -305,10 +334,14 @@ def _limit(q: Tensor) -> str:
     return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
 
 
+def _no_stops(x: Problem) -> str:
+    return "it knows no key_stop" if x.key_stop is not None else ""
+
+
 #: The fields of ``Problem``: how the schemas of both ops begin.
 _PROBLEM = (
     "Tensor q, Tensor k, Tensor v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
-    " Tensor? key_mask, float scale"
+    " Tensor? key_mask, Tensor? key_stop, float scale"
 )
 _attention = Op(
     f"attention({_PROBLEM}) -> (Tensor, Tensor)",
@@ -319,7 +352,7 @@ _attention = Op(
         "torch": "alit_kernels.attention.torch_:attention",
         "triton": "alit_kernels.attention.triton_:attention",
     },
-    limits={"triton": lambda x: _limit(x.q)},
+    limits={"triton": lambda x: _limit(x.q), "torch": lambda x: _no_stops(x)},
     fake=lambda x: (empty_rows(x.q), empty_sums(x.q, accumulation_dtype(x.q))),
     check=_check_values,
 )
@@ -333,7 +366,7 @@ _attention_backward = Op(
         "torch": "alit_kernels.attention.torch_:attention_backward",
         "triton": "alit_kernels.attention.triton_:attention_backward",
     },
-    limits={"triton": lambda x, *rest: _limit(x.q)},
+    limits={"triton": lambda x, *rest: _limit(x.q), "torch": lambda x, *rest: _no_stops(x)},
     fake=lambda x, *rest: (empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)),
 )
 _attention_map = Op(
@@ -356,12 +389,12 @@ _attention_map = Op(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *problem, ctx.implementation = inputs
-    q, k, v, offsets, key_offsets, ctx.max_length, ctx.max_key_length, key_mask, ctx.scale = problem
-    ctx.save_for_backward(q, k, v, offsets, key_offsets, key_mask, *output)
+    *tensors, ctx.max_length, ctx.max_key_length, key_mask, key_stop, ctx.scale = problem
+    ctx.save_for_backward(*tensors, key_mask, key_stop, *output)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
-    q, k, v, offsets, key_offsets, key_mask, out, lse = ctx.saved_tensors
+    q, k, v, offsets, key_offsets, key_mask, key_stop, out, lse = ctx.saved_tensors
     grads = _attention_backward(
         q,
         k,
@@ -371,6 +404,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
         ctx.max_length,
         ctx.max_key_length,
         key_mask,
+        key_stop,
         ctx.scale,
         grad_out,
         grad_lse,
@@ -378,7 +412,7 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
         lse,
         implementation=ctx.implementation,
     )
-    return (*grads, *[None] * 6)
+    return (*grads, *[None] * 7)
 
 
 _attention.register_autograd(_backward, _setup)

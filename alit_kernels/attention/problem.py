@@ -16,6 +16,7 @@ class Problem(NamedTuple):
             that lie as the queries do.
         max_length, max_key_length: static bounds for the longest sequence.
         key_mask: (T,) or (B, N) bool, True where a key takes part.
+        key_stop: (T,) or (B, N) int32: a query sees the keys of its sequence before this one.
         scale: factor on the scores.
     """
 
@@ -27,6 +28,7 @@ class Problem(NamedTuple):
     max_length: int
     max_key_length: int
     key_mask: Tensor | None
+    key_stop: Tensor | None
     scale: float
 
     @property

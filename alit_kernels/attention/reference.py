@@ -22,7 +22,7 @@ def attention(x: Problem) -> tuple[Tensor, Tensor]:
         packed_lse = pack(lse.transpose(1, 2), x.offsets, x.q.shape[0])
         return pack(out, x.offsets, x.q.shape[0]), packed_lse.t().contiguous()
     query, keys, values = _operands(x)
-    scores = _scores(query, keys, x.key_mask, x.scale)
+    scores = _scores(query, keys, x.scale, x.key_mask, x.key_stop)
     lse = scores.logsumexp(-1)
     out = torch.einsum("bhqk,bkhd->bqhd", _probabilities(scores, lse), values)
     return empty_rows(x.q).copy_(out), lse
@@ -50,7 +50,7 @@ def attention_backward(
         return grad_q, grad_k, grad_v
     query, keys, values = _operands(x)
     grad = grad_out.to(query.dtype)
-    probabilities = _probabilities(_scores(query, keys, x.key_mask, x.scale), lse)
+    probabilities = _probabilities(_scores(query, keys, x.scale, x.key_mask, x.key_stop), lse)
     grad_v = torch.einsum("bhqk,bqhd->bkhd", probabilities, grad)
     grad_probabilities = torch.einsum("bqhd,bkhd->bhqk", grad, values)
     delta = (grad * out.to(query.dtype)).sum(-1).transpose(1, 2)
@@ -81,7 +81,7 @@ def attention_map(
     dtype, every = accumulation_dtype(q), q.new_ones(q.shape[0], dtype=torch.bool)
     query, key, used = (unpack(each, offsets, max_length, 0.0) for each in (q, k, every))
     queries, keys = slice(query_start, query_stop), slice(key_start, key_stop)
-    scores = _scores(query[:, queries].to(dtype), key[:, keys].to(dtype), used[:, keys], scale)
+    scores = _scores(query[:, queries].to(dtype), key[:, keys].to(dtype), scale, used[:, keys])
     sums = _padded_sums(lse, offsets, max_length)[..., queries]
     return torch.where(used[:, queries, None], _probabilities(scores, sums).mean(1), 0.0)
 
@@ -95,6 +95,7 @@ def _padded(x: Problem) -> Problem:
         k=unpack(x.k, key_ends, x.max_key_length, 0.0),
         v=unpack(x.v, key_ends, x.max_key_length, 0.0),
         key_mask=unpack(key_mask, key_ends, x.max_key_length, 0.0),
+        key_stop=None if x.key_stop is None else unpack(x.key_stop, ends, x.max_length, 0.0),
         offsets=None,
         key_offsets=None,
     )
@@ -112,11 +113,16 @@ def _operands(x: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return x.q.to(dtype), keys, values
 
 
-def _scores(q: Tensor, k: Tensor, key_mask: Tensor | None, scale: float) -> Tensor:
+def _scores(
+    q: Tensor, k: Tensor, scale: float, key_mask: Tensor | None, key_stop: Tensor | None = None
+) -> Tensor:
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
-    return (
-        scores if key_mask is None else scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
-    )
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+    if key_stop is not None:
+        unseen = torch.arange(k.shape[1], device=k.device) >= key_stop[:, None, :, None]
+        scores = scores.masked_fill(unseen, -torch.inf)
+    return scores
 
 
 def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:

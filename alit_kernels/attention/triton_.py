@@ -21,7 +21,7 @@ from .problem import Problem
 
 
 def attention(problem: Problem) -> tuple[Tensor, Tensor]:
-    q, k, v, offsets, key_offsets, _, _, key_mask, scale = problem
+    q, k, v, offsets, key_offsets, _, _, key_mask, key_stop, scale = problem
     out, lse = empty_rows(q), empty_sums(q)
     q, k, v = _rows(q), _rows(k), _rows(v)
     q, _, scale = _with_positive_scale(q, scale)
@@ -31,7 +31,7 @@ def attention(problem: Problem) -> tuple[Tensor, Tensor]:
         _grid(chosen, q, offsets),
         **_pointers_and_strides(q=q, k=k, v=v, out=out),
         **_sums(lse, p_lse=lse),
-        **_sequences(q, k, offsets, key_offsets, key_mask),
+        **_sequences(q, k, offsets, key_offsets, key_mask, key_stop),
         **_scales(scale),
         **_options(chosen, q),
     )
@@ -41,7 +41,7 @@ def attention(problem: Problem) -> tuple[Tensor, Tensor]:
 def attention_backward(
     problem: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, offsets, key_offsets, _, _, key_mask, scale = problem
+    q, k, v, offsets, key_offsets, _, _, key_mask, key_stop, scale = problem
     grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
@@ -49,7 +49,7 @@ def attention_backward(
     delta, normaliser = torch.empty_like(lse), torch.empty_like(lse)
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
     shared = _sums(lse, p_delta=delta, p_normaliser=normaliser)
-    shared |= _sequences(q, k, offsets, key_offsets, key_mask) | _scales(scale)
+    shared |= _sequences(q, k, offsets, key_offsets, key_mask, key_stop) | _scales(scale)
     chosen = tile("backward_queries", q.shape[-1], q.dtype, architecture(q.device))
     launch(
         kernels.backward_queries_kernel,
@@ -168,9 +168,12 @@ def _sequences(
     offsets: Tensor | None,
     key_offsets: Tensor | None,
     key_mask: Tensor | None,
+    key_stop: Tensor | None,
 ) -> dict[str, Any]:
-    """Where sequences lie: offsets, number of sequences, the dense lengths or numbers of packed rows; the key mask."""
+    """Where sequences lie: offsets, number of sequences, dense lengths or numbers of packed rows; mask and stops."""
     offsets = None if offsets is None else offsets.contiguous()
+    if key_stop is not None and key_stop.stride(-1) != 1:
+        key_stop = key_stop.contiguous()
     return {
         "p_offsets": offsets,
         "p_key_offsets": offsets if key_offsets is None else key_offsets.contiguous(),
@@ -179,6 +182,8 @@ def _sequences(
         "key_length": k.shape[-3],
         "p_mask": None if key_mask is None else key_mask.contiguous().view(torch.uint8),
         "mask_b": 0 if key_mask is None or key_mask.ndim == 1 else key_mask.shape[1],
+        "p_stop": key_stop,
+        "stop_b": 0 if key_stop is None or key_stop.ndim == 1 else key_stop.stride(0),
     }
 
 

@@ -246,12 +246,33 @@ float dot(const T* a, const T* b, int64_t count) {
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
 }
 
-// Rows, from the first of the sequence, of the keys that take part.
-void keep(const Problem& problem, const Task& task, const Range& keys, std::vector<int64_t>& kept) {
+// How many keys query n of a sequence sees, of those that take part and of those that do not.
+int64_t stop_of(const Problem& problem, const Task& task, const Range& keys, int64_t n) {
+  if (problem.stops == nullptr) return keys.count;
+  const int64_t stop = problem.stops[task.sequence * problem.stops_sequence + n];
+  return std::clamp<int64_t>(stop, 0, keys.count);
+}
+
+// Rows, from the first of the sequence, of the keys that take part and that one of `count` queries from `first` on sees.
+void keep(const Problem& problem, const Task& task, const Range& keys, int64_t first, int64_t count,
+          std::vector<int64_t>& kept) {
+  int64_t stop = 0;
+  for (int64_t n = first; n < first + count && stop < keys.count; ++n) stop = std::max(stop, stop_of(problem, task, keys, n));
   kept.clear();
-  for (int64_t j = 0; j < keys.count; ++j) {
+  for (int64_t j = 0; j < stop; ++j) {
     if (problem.mask == nullptr || problem.mask[task.sequence * problem.mask_sequence + keys.first + j]) kept.push_back(j);
   }
+}
+
+// How many of the kept keys each of `count` queries from `first` on sees, into `seen`; the largest of these.
+int64_t see(const Problem& problem, const Task& task, const Range& keys, int64_t first, int64_t count,
+            const std::vector<int64_t>& kept, int64_t* seen) {
+  int64_t most = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    seen[n] = std::lower_bound(kept.begin(), kept.end(), stop_of(problem, task, keys, first + n)) - kept.begin();
+    most = std::max(most, seen[n]);
+  }
+  return most;
 }
 
 int64_t longest(const Problem& problem, const Side& side) {
@@ -294,7 +315,7 @@ void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse,
     const int64_t workspace = for_keys + kQueries * (width.row + pitch + 2) + kScores + 8 * kUnit;
     run(tasks_of(problem, true, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
       const Range queries = rows_of(problem.queries, task.sequence), keys = rows_of(problem.keys, task.sequence);
-      keep(problem, task, keys, memory.kept);
+      keep(problem, task, keys, queries.first + task.first, task.count, memory.kept);
       const auto count = static_cast<int64_t>(memory.kept.size());
       const auto packed_rows = [&](const Rows& x) {
         E* rows = memory.take<E>(most * width.row);
@@ -305,7 +326,8 @@ void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse,
       transpose(packed_rows(k), count, width.depth, width.row, panels, blocks.panel);
       const E* value = packed_rows(v);
       value = stack(value, count, dim, width.row, memory.take<E>(width.stack(most)), pitch);
-      const Keys<E> packed{count, width.depth, width.row, pitch, panels, value};
+      Keys<E> packed{count, width.depth, width.row, pitch, panels, value};
+      int64_t seen[kQueries];
 
       E* query = memory.take<E>(kQueries * width.row);
       float *sums = memory.take(kQueries * pitch), *largest = memory.take(kQueries), *sum = memory.take(kQueries);
@@ -313,8 +335,9 @@ void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse,
       for (int64_t i = 0; i < task.count; i += kQueries) {
         const int64_t rows = std::min(kQueries, task.count - i), first = queries.first + task.first + i;
         gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, width.row);
-        if (count > 0) {
-          blocks.forward(packed, {rows, query, problem.scale}, sums, largest, sum, scores);
+        packed.count = see(problem, task, keys, first, rows, memory.kept, seen);
+        if (packed.count > 0) {
+          blocks.forward(packed, {rows, query, seen, problem.scale}, sums, largest, sum, scores);
         } else {
           std::fill_n(sums, rows * pitch, 0.0f);
           std::fill_n(largest, rows, 0.0f);
@@ -340,7 +363,7 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
     const int64_t workspace = for_keys + for_queries + 3 * kScores + 16 * kUnit;
     run(tasks_of(problem, false, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
       const Range queries = rows_of(problem.queries, task.sequence), keys = rows_of(problem.keys, task.sequence);
-      keep(problem, task, keys, memory.kept);
+      keep(problem, task, keys, queries.first + task.first, task.count, memory.kept);
       const auto count = static_cast<int64_t>(memory.kept.size());
       const auto panels_of = [&](const E* rows) {
         E* panels = memory.take<E>(most * width.depth);
@@ -352,7 +375,8 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
       gather(at<const T>(v, task, keys.first), v.row, memory.kept.data(), count, dim, 1.0f, value, width.row);
       const E *key_panels = panels_of(key), *value_panels = panels_of(value);
       const E* key_stack = stack(key, count, dim, width.row, memory.take<E>(width.stack(most)), pitch);
-      const Keys<E> packed{count, width.depth, width.row, pitch, key_panels, nullptr, value_panels, key_stack};
+      Keys<E> packed{count, width.depth, width.row, pitch, key_panels, nullptr, value_panels, key_stack};
+      int64_t seen[kQueries];
       float *key_gradient = memory.take(most * pitch), *value_gradient = memory.take(most * pitch);
       std::fill_n(key_gradient, count * pitch, 0.0f);
       std::fill_n(value_gradient, count * pitch, 0.0f);
@@ -374,10 +398,11 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
           const float product = dot(its_gradient + r * grad_out.row, at<const T>(out, task, first + r), dim);
           delta[r] = product - (none ? 0.0f : of_logarithm[r]);
         }
-        if (count > 0) {
+        packed.count = see(problem, task, keys, first, rows, memory.kept, seen);
+        if (packed.count > 0) {
           const E* query_stack = stack(query, rows, dim, width.row, query_memory, pitch);
           const E* gradient_stack = stack(gradient, rows, dim, width.row, gradient_memory, pitch);
-          const Queries<E> block{rows, query, problem.scale, gradient, query_stack, gradient_stack, sum, delta};
+          const Queries<E> block{rows, query, seen, problem.scale, gradient, query_stack, gradient_stack, sum, delta};
           blocks.backward(packed, block, query_gradient, key_gradient, value_gradient, scores);
         } else {
           std::fill_n(query_gradient, rows * pitch, 0.0f);

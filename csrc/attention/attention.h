@@ -34,6 +34,8 @@ struct Problem {
   Side queries, keys;
   const std::uint8_t* mask;    // of row n of the keys of sequence b at mask[b * mask_sequence + n], 0 if it does not take part; or null
   std::int64_t mask_sequence;
+  const std::int32_t* stops;   // query n of sequence b sees the keys before stops[b * stops_sequence + n], within its own; or null
+  std::int64_t stops_sequence;
   float scale;
 };
 

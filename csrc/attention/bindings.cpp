@@ -18,7 +18,7 @@ void bind_attention(py::module_& module) {
   py::class_<Problem>(module, "AttentionProblem", py::dynamic_attr())
       .def(py::init([](std::int64_t sequences, std::int64_t heads, std::int64_t dim, int type, Address offsets,
                        std::int64_t length, Address key_offsets, std::int64_t key_length, Address mask,
-                       std::int64_t mask_sequence, float scale) {
+                       std::int64_t mask_sequence, Address stops, std::int64_t stops_sequence, float scale) {
              return Problem{sequences,
                             heads,
                             dim,
@@ -27,11 +27,13 @@ void bind_attention(py::module_& module) {
                             {at<const std::int32_t>(key_offsets), key_length},
                             at<const std::uint8_t>(mask),
                             mask_sequence,
+                            at<const std::int32_t>(stops),
+                            stops_sequence,
                             scale};
            }),
            py::kw_only(), py::arg("sequences"), py::arg("heads"), py::arg("dim"), py::arg("type"), py::arg("offsets"),
            py::arg("length"), py::arg("key_offsets"), py::arg("key_length"), py::arg("mask"), py::arg("mask_sequence"),
-           py::arg("scale"));
+           py::arg("stops"), py::arg("stops_sequence"), py::arg("scale"));
   module.def(
       "attention",
       [](const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse, int threads, const std::string& set) {

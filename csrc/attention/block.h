@@ -43,6 +43,7 @@ template <typename E>
 struct Queries {
   std::int64_t count;
   const E* query;                                            // rows
+  const std::int64_t* seen;                                  // how many keys each sees, the first ones
   float scale = 1.0f;                                        // of pairs
   const E *grad_out = nullptr;                               // rows
   const E *query_stack = nullptr, *grad_out_stack = nullptr;

@@ -177,6 +177,12 @@ inline F exponential(F x) {
   return x < -86.6f ? F{} : y * read<F>(&bits);
 }
 
+// How many of `count` keys from `first` on query i sees.
+inline int64_t seen_of(const Queries& queries, int64_t i, int64_t first, int64_t count) {
+  const int64_t seen = smaller(queries.seen[i] - first, count);
+  return seen < 0 ? 0 : seen;
+}
+
 inline float largest_of(F x) {
   float result = x[0];
   for (int l = 1; l < kLanes; ++l) result = x[l] > result ? x[l] : result;
@@ -199,7 +205,7 @@ void forward(const Keys& keys, const Queries& queries, float* out, float* larges
 #ifdef ALIT_PAIRS
       for (int64_t v = 0; v < vectors; ++v) store(row + v * kLanes, load(row + v * kLanes) * queries.scale);
 #endif
-      for (int64_t j = count; j < vectors * kLanes; ++j) row[j] = -__builtin_inff();
+      for (int64_t j = seen_of(queries, i, first, count); j < vectors * kLanes; ++j) row[j] = -__builtin_inff();
       F most = load(row);
       for (int64_t v = 1; v < vectors; ++v) {
         const F x = load(row + v * kLanes);
@@ -245,15 +251,17 @@ void backward(const Keys& keys, const Queries& queries, float* grad_query, float
     const float* stack = grad_scores;
     for (int64_t i = 0; i < rows; ++i) {
       float *s = scores + i * kScorePitch, *ds = grad_scores + i * kScorePitch;
-      for (int64_t v = 0; v < vectors; ++v, s += kLanes, ds += kLanes) {
+      const int64_t seen = seen_of(queries, i, first, count);
+      for (int64_t v = 0; v < vectors_for(seen); ++v) {
 #ifdef ALIT_PAIRS
-        const F p = exponential(load(s) * queries.scale - queries.lse[i]);
+        const F p = exponential(load(s + v * kLanes) * queries.scale - queries.lse[i]);
 #else
-        const F p = exponential(load(s) - queries.lse[i]);
+        const F p = exponential(load(s + v * kLanes) - queries.lse[i]);
 #endif
-        store(s, p);
-        store(ds, p * (load(ds) - queries.delta[i]));
+        store(s + v * kLanes, p);
+        store(ds + v * kLanes, p * (load(ds + v * kLanes) - queries.delta[i]));
       }
+      for (int64_t j = seen; seen < count && j < vectors * kLanes; ++j) s[j] = ds[j] = 0.0f;
     }
     // What lies beyond the last key in a row of scores is arbitrary; no product of numbers reads it.
 #ifdef ALIT_PAIRS

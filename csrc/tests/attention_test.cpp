@@ -47,7 +47,7 @@ std::vector<float> numbers(int64_t count, unsigned seed) {
 struct Case {
   std::vector<int64_t> lengths, key_lengths;
   int64_t heads, dim, spare;
-  bool masked;
+  bool masked, stopped = false;
 };
 
 std::vector<std::int32_t> offsets_of(const std::vector<int64_t>& lengths) {
@@ -80,10 +80,12 @@ struct Inputs {
         v(key_count * c.heads * c.dim, numbers(key_count * c.heads * c.dim, 3)),
         grad_out(count * c.heads * c.dim, numbers(count * c.heads * c.dim, 4)),
         grad_lse(c.heads * count, numbers(c.heads * count, 5)),
-        mask(static_cast<std::size_t>(key_count)) {
+        mask(static_cast<std::size_t>(key_count)),
+        stops(static_cast<std::size_t>(count)) {
     std::mt19937 random(6);
     for (auto& m : mask) m = random() % 3 != 0;
     if (!c.key_lengths.empty()) std::fill_n(mask.begin(), c.key_lengths[0], 0);  // the first sequence is left without a key
+    for (auto& s : stops) s = static_cast<std::int32_t>(random() % 100) - 9;
     problem = {static_cast<int64_t>(c.lengths.size()),
                c.heads,
                c.dim,
@@ -91,6 +93,8 @@ struct Inputs {
                {offsets.data(), count},
                {key_offsets.data(), key_count},
                c.masked ? mask.data() : nullptr,
+               0,
+               c.stopped ? stops.data() : nullptr,
                0,
                0.7f};
   }
@@ -111,6 +115,7 @@ struct Inputs {
   Exact<T> q, k, v, grad_out;
   Exact<float> grad_lse;
   std::vector<std::uint8_t> mask;
+  std::vector<std::int32_t> stops;
   Problem problem;
 };
 
@@ -144,6 +149,7 @@ void check_case(const Case& c, Type type, double tolerance) {
         double sum = 0, delta = 0;
         for (int64_t j = x.key_offsets[b]; j < x.key_offsets[b + 1]; ++j) {
           if (c.masked && !x.mask[static_cast<std::size_t>(j)]) continue;
+          if (c.stopped && j - x.key_offsets[b] >= x.stops[static_cast<std::size_t>(i)]) continue;
           double s = 0;
           for (int64_t d = 0; d < dim; ++d) s += value(x.q, at(i, h, d)) * value(x.k, at(j, h, d));
           keys.push_back(j);
@@ -217,6 +223,8 @@ int main() {
       {{9, 33, 66}, {9, 33, 66}, 1, 64, 5, true},
       {{3, 70}, {300, 530}, 1, 16, 0, true},  // several blocks of keys
       {{200}, {65}, 1, 128, 0, false},        // several blocks of queries; too few tasks: cut between them
+      {{9, 33, 66}, {66, 9, 300}, 2, 20, 5, true, true},
+      {{200}, {65}, 1, 16, 0, false, true},
   };
   for (const Case& c : cases) {
     check_case<float>(c, Type::float32, 1e-5);

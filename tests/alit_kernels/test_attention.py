@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit_kernels import attention, attention_map, varlen_attention
+from alit_kernels import (
+    attention,
+    attention_map,
+    stops_blocks,
+    stops_causal,
+    stops_prefix,
+    varlen_attention,
+)
 from alit_kernels._cpp import INSTRUCTION_SETS
 from alit_kernels._library import extension
 from alit_kernels.attention.cases import LONG_CASES, TEST_CASES, Case, make
@@ -24,7 +31,9 @@ from tests.helpers.targets import Target, targets
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def skip_in_the_interpreter(target: Target, dtype: torch.dtype) -> None:
+def skip_where_impossible(case: Case, dtype: torch.dtype, target: Target) -> None:
+    if target.implementation == "torch" and case.stops:
+        pytest.skip("torch's fused attention takes no stops")
     if target == Target("triton", "cpu") and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter has no bfloat16 product")
 
@@ -33,7 +42,7 @@ def skip_in_the_interpreter(target: Target, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", (*TEST_CASES, *LONG_CASES))
 def test_varlen_forward(case: Case, dtype: torch.dtype, target: Target) -> None:
-    skip_in_the_interpreter(target, dtype)
+    skip_where_impossible(case, dtype, target)
     check_forward(make(case, dtype=dtype, device=target.device), target)
 
 
@@ -41,7 +50,7 @@ def test_varlen_forward(case: Case, dtype: torch.dtype, target: Target) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", (*TEST_CASES, *LONG_CASES))
 def test_varlen_gradients(case: Case, dtype: torch.dtype, target: Target) -> None:
-    skip_in_the_interpreter(target, dtype)
+    skip_where_impossible(case, dtype, target)
     if case in LONG_CASES and (target == Target("triton", "cpu") or dtype != torch.float32):
         pytest.skip("minutes in the interpreter; in C++ float32 stands for all")
     check_gradients(make(case, dtype=dtype, device=target.device), target)
@@ -237,6 +246,9 @@ def test_heads_without_width() -> None:
             "max_key_length: expected at least 3, the longest of offsets",
         ),
         ({"key_mask": torch.ones(5, dtype=torch.bool)}, ValueError, "key_mask: expected shape"),
+        ({"key_stop": torch.ones(6)}, TypeError, "key_stop: expected dtype int32"),
+        ({"key_stop": torch.ones(1, 6).int()}, ValueError, "key_stop: expected shape"),
+        ({"key_stop": 3}, TypeError, "key_stop: expected a tensor"),
         (
             {"implementation": "fast"},
             ValueError,
@@ -264,3 +276,43 @@ def test_wrong_map_ranges() -> None:
         attention_map(*x[:2], lse, x.offsets, queries=range(0, 9), keys=range(2), max_length=3)
     with pytest.raises(TypeError, match="keys: expected a range"):
         attention_map(*x[:2], lse, x.offsets, queries=range(2), keys=[0], max_length=3)
+
+
+@everywhere
+@pytest.mark.parametrize("shared", (True, False))
+def test_stops_of_a_dense_batch(shared: bool, target: Target) -> None:
+    """As with a mask of all pairs, forward and backward; stops beyond either end are the ends."""
+    if target.implementation == "torch":
+        pytest.skip("torch's fused attention takes no stops")
+    generator = torch.Generator().manual_seed(0)
+    stops = torch.randint(-9, 90, (70,) if shared else (2, 70), generator=generator).int()
+    seen = torch.arange(81) < stops.clamp(0, 81)[..., None]
+    weights = torch.randn(2, 70, 2, 16, generator=generator)
+    weights *= seen.any(-1)[..., None, None]  # torch has no zero for a query without any key
+    q, k, v = (torch.randn(2, n, 2, 16, generator=generator) for n in (70, 81, 81))
+    leaves = [x.to(target.device).requires_grad_() for x in (q, k, v)]
+    out = attention(*leaves, key_stop=stops.to(target.device), implementation=target.implementation)
+    ours = torch.autograd.grad((out * weights.to(out)).sum(), leaves)
+    mask = (seen | ~seen.any(-1, keepdim=True)).expand(2, 70, 81)[:, None]
+    doubles = [x.double().requires_grad_() for x in (q, k, v)]
+    heads_first = [x.transpose(1, 2) for x in doubles]
+    dense_out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask)
+    dense_out = dense_out.transpose(1, 2) * seen.any(-1)[..., None, None]
+    theirs = torch.autograd.grad((dense_out * weights).sum(), doubles)
+    for a, b in zip((out.detach(), *ours), (dense_out.detach(), *theirs), strict=True):
+        torch.testing.assert_close(a.cpu(), b.float())
+
+
+def test_stops_of_usual_masks() -> None:
+    assert stops_causal(4).tolist() == [1, 2, 3, 4]
+    assert stops_prefix(5, 3).tolist() == [3, 3, 3, 4, 5]
+    assert stops_blocks([1, 0, 2, 3]).tolist() == [1, 3, 3, 6, 6, 6]
+    assert stops_blocks([]).dtype == torch.int32
+    for call, name in (
+        (lambda: stops_causal(-1), "n: "),
+        (lambda: stops_prefix(3, 4), "prefix: "),
+        (lambda: stops_blocks([1, -2]), r"sizes\[1\]: "),
+        (lambda: stops_blocks(3), "sizes: "),
+    ):
+        with pytest.raises((TypeError, ValueError), match=name):
+            call()

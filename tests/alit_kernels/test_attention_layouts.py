@@ -93,7 +93,7 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
     leaves = [t.clone().requires_grad_() for t in x[:3]]
     torch.library.opcheck(
         torch.ops.alit_kernels.attention.default,
-        (*leaves, x.offsets, None, 6, 6, None, 0.3, target.implementation),
+        (*leaves, x.offsets, None, 6, 6, None, None, 0.3, target.implementation),
     )
     q, k, v = dense(target, 2, 4, 2, 16)
     for order in (
@@ -103,7 +103,7 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
         layout = q.detach().permute(order).contiguous().permute(order).requires_grad_()
         torch.library.opcheck(
             torch.ops.alit_kernels.attention.default,
-            (layout, k, v, None, None, 4, 4, None, 0.3, target.implementation),
+            (layout, k, v, None, None, 4, 4, None, None, 0.3, target.implementation),
         )
 
 

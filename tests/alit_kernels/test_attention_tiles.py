@@ -30,10 +30,11 @@ def test_every_kind_of_tile(
     tile = configurations.Tile(32, columns, 4, 2, mask_all)
     for kernel in configurations.KERNELS:
         monkeypatch.setitem(configurations.TABLE, (kernel, 16, 2), (tile,) * 3)
-    case = Case((16, 64, 65, 33, 63), 1, 16, spare=3)
-    x = make(case, dtype=torch.float16, device=target.device)
-    check_forward(x, target)
-    check_gradients(x, target)
+    for stops in ("", "random"):
+        case = Case((16, 64, 65, 33, 63), 1, 16, spare=3, stops=stops)
+        x = make(case, dtype=torch.float16, device=target.device)
+        check_forward(x, target)
+        check_gradients(x, target)
 
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
@@ -43,7 +44,7 @@ def test_offsets_that_begin_late(target: Target) -> None:
     rows = torch.full((350, 1, 16), torch.nan, device=target.device)
     q = rows[200:].normal_()
     memory = torch.tensor([-192, 100, 150], dtype=torch.int32, device=target.device)
-    out, _ = triton_.attention(Problem(q, q, q, memory[1:], None, 50, 50, None, 0.25))
+    out, _ = triton_.attention(Problem(q, q, q, memory[1:], None, 50, 50, None, None, 0.25))
     assert out[64:100].isfinite().all()
     expected = attention(q[None, 100:], q[None, 100:], q[None, 100:])
     torch.testing.assert_close(out[None, 100:], expected)
@@ -51,7 +52,7 @@ def test_offsets_that_begin_late(target: Target) -> None:
 
 UNSPECIALIZED = """
 from alit_kernels.attention import kernels
-sizes = {"sequences", "length", "key_length", "lse_b", "lse_h", "mask_b"}
+sizes = {"sequences", "length", "key_length", "lse_b", "lse_h", "mask_b", "stop_b"}
 for kernel in (kernels.forward_kernel, kernels.backward_queries_kernel, kernels.backward_keys_kernel):
     found = {p.name for p in kernel.params if p.name in sizes}
     fixed = {p.name for p in kernel.params if p.is_constexpr or not p.do_not_specialize}

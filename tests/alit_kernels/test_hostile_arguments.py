@@ -40,11 +40,14 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
     attending = {"scale": 0.3, "return_lse": True}
     blocks = {"queries": range(1, 3), "keys": range(2), "max_length": 3, "scale": 0.3}
     ops: dict[str, Arguments] = {
-        "attention": {**qkv, "key_mask": torch.ones(2, 3) > 0, **attending},
+        "attention": {
+            **{**qkv, "key_mask": torch.ones(2, 3) > 0, "key_stop": torch.ones(3).int()},
+            **attending,
+        },
         "varlen_attention": {
             **qkv_packed,
             **{"key_offsets": OFFSETS.clone(), "max_length": 3, "max_key_length": 3},
-            **{"key_mask": torch.ones(5) > 0, **attending},
+            **{"key_mask": torch.ones(5) > 0, "key_stop": torch.ones(5).int(), **attending},
         },
         "attention_map": {
             **{"q": packed, "k": packed + 1, "lse": torch.randn(2, 5), "offsets": OFFSETS, **blocks}
@@ -69,6 +72,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
     found: dict[str, tuple[Callable[..., Any], Arguments]] = {
         name: (getattr(ak, name), {**arguments, **auto}) for name, arguments in ops.items()
     }
+    found["stops_causal"] = (ak.stops_causal, {"n": 5})
+    found["stops_prefix"] = (ak.stops_prefix, {"n": 5, "prefix": 3})
+    found["stops_blocks"] = (ak.stops_blocks, {"sizes": (2, 3)})
     options: Arguments = {"metric": "cosine", "commitment": 0.25, "ema_decay": 0.9}
     options |= {"ema_epsilon": 1e-5, "ema_rewrites_all": False, "dead_code_threshold": 0.1}
     options |= {"num_codes": 5, "dim": 4, "channel_dim": -1, "process_group": None}

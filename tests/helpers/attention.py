@@ -22,7 +22,7 @@ def attend(x: Problem, target: Target) -> tuple[Tensor, Tensor]:
 
 def per_sequence(x: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Oracle: one sequence and head at a time, softmax spelled out."""
-    q, k, v, offsets, *_, key_mask, _ = x
+    q, k, v, offsets, *_, key_mask, key_stop, _ = x
     _, key_offsets = x.ends
     out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.zeros(q.shape[1], q.shape[0], dtype=dtype, device=q.device)
@@ -36,9 +36,15 @@ def per_sequence(x: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
                 v[keys, h].to(dtype)[kept],
             )
             scores = qh @ kh.t() * q.shape[2] ** -0.5
-            lse[h, rows] = scores.logsumexp(-1)
-            if kh.shape[0]:
-                out[rows, h] = scores.softmax(-1) @ vh
+            seen = torch.ones_like(scores, dtype=torch.bool)
+            if key_stop is not None:
+                places = torch.arange(keys.stop - keys.start, device=q.device)[kept]
+                seen = places < key_stop[rows, None]
+            some = seen.any(1)
+            scores = scores.masked_fill(~seen, -torch.inf)[some]
+            lse[h, rows] = -torch.inf
+            lse[h, rows][some] = scores.logsumexp(-1)
+            out[rows, h][some] = scores.softmax(-1) @ vh
     return out, lse
 
 

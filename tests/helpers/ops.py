@@ -34,8 +34,9 @@ def samples() -> dict[str, dict[str, Any]]:
     mask, index = torch.tensor([True, False, True, True, True, True]), torch.arange(6) % 5
     select, rows = torch.tensor([True, False, True]), {"packed": leaf(9, 4), "offsets": OFFSETS}
     bounds = {"max_length": 5, "max_key_length": 5, "scale": 0.3}
-    packed = {"offsets": OFFSETS, "key_offsets": None, "key_mask": None, **bounds}
-    dense = {"offsets": None, "key_offsets": None, "key_mask": None, **bounds}
+    unmasked = {"key_mask": None, "key_stop": None}
+    packed = {"offsets": OFFSETS, "key_offsets": None, **unmasked, **bounds}
+    dense = {"offsets": None, "key_offsets": None, **unmasked, **bounds}
     qkv = {"q": leaf(9, 2, 8), "k": leaf(9, 2, 8), "v": leaf(9, 2, 8)}
     dense_qkv = {"q": leaf(2, 5, 2, 8), "k": leaf(2, 5, 2, 8), "v": leaf(2, 5, 2, 8)}
     saved = {name: x.detach() for name, x in qkv.items()}
