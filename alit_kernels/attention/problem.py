@@ -16,8 +16,10 @@ class Problem(NamedTuple):
             that lie as the queries do.
         max_length, max_key_length: static bounds for the longest sequence.
         key_mask: (T,) or (B, N) bool, True where a key takes part.
-        key_stop: (T,) or (B, N) int32: a query sees the keys of its sequence before this one.
+        key_stop: (T,) or (B, N) int32, or (N,) for all of a dense batch: a query sees the keys of its sequence before
+            this one.
         scale: factor on the scores.
+        fused: whether q, k and v were given as one tensor.
     """
 
     q: Tensor
@@ -30,6 +32,12 @@ class Problem(NamedTuple):
     key_mask: Tensor | None
     key_stop: Tensor | None
     scale: float
+    fused: bool = False
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> Problem:
+        """From the ops' arguments; without ``k`` and ``v`` all are in ``q``, (T, 3, H, D) or (B, N, 3, H, D)."""
+        return cls(*q.unbind(-3), *rest, fused=True) if k is None else cls(q, k, v, *rest)
 
     @property
     def ends(self) -> tuple[Any, Any]:
