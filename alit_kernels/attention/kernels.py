@@ -216,9 +216,15 @@ def forward_kernel(
             state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
             False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    for o_n in range(whole, last, STEP):
+    if MASK_ALL or p_stop is not None:
+        for o_n in range(whole, last, STEP):
+            state = _forward_step(
+                state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
+                True, STEP, HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
+    elif whole < last:
         state = _forward_step(
-            state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
+            state, b_q, keys, values, p_mask, p_stop, b_stop, whole, key_stop, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     b_acc, b_m, b_l = state
@@ -324,9 +330,15 @@ def backward_queries_kernel(
             b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
             scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    for o_n in range(whole, last, STEP):
+    if MASK_ALL or p_stop is not None:
+        for o_n in range(whole, last, STEP):
+            b_dq = _query_gradient_step(
+                b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+                scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
+    elif whole < last:
         b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
             scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     _store(query_gradient, first, stop, b_dq * scale, TILE, HEAD_DIM, BLOCK_D)
