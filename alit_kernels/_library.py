@@ -62,7 +62,7 @@ class Op(Operator):
         others: name -> ``"module:function"``, imported on first use, or the function itself.
         limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
             can. Looks at shapes and options, never at values.
-        problem: a named tuple that the first arguments, for the fields that have no default, go into by its ``of``:
+        problem: a named tuple that the first arguments, as many as it has fields, go into by its method ``of``:
             implementations and all of these functions take it in their place.
     """
 
@@ -98,7 +98,7 @@ class Op(Operator):
         """The arguments as implementations take them."""
         if self._problem is None:
             return values
-        size = len(self._problem._fields) - len(self._problem._field_defaults)
+        size = len(self._problem._fields)
         return self._problem.of(*values[:size]), *values[size:]
 
     def run_known(self, *arguments: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .problem import Fused, Problem
 
 #: Row pitch, in elements, below which the Triton kernels' offsets within a tile fit 32 bits.
 MAX_PITCH = 1 << 24
@@ -29,7 +29,7 @@ def empty_gradients(x: Problem, keys_wanted: bool) -> tuple[tuple[Tensor, ...], 
     """Uninitialised, what the backward returns, and in it the gradients of q, k and v: of q alone unless
     ``keys_wanted``. What was given as one tensor has one gradient.
     """
-    if not x.fused:
+    if not isinstance(x, Fused):
         keys = (empty_rows(x.k), empty_rows(x.k)) if keys_wanted else ()
         gradients = empty_rows(x.q), *keys
         return gradients, gradients

@@ -19,7 +19,6 @@ class Problem(NamedTuple):
         key_stop: (T,) or (B, N) int32, or (N,) for all of a dense batch: a query sees the keys of its sequence before
             this one.
         scale: factor on the scores.
-        fused: whether q, k and v were given as one tensor.
     """
 
     q: Tensor
@@ -32,14 +31,22 @@ class Problem(NamedTuple):
     key_mask: Tensor | None
     key_stop: Tensor | None
     scale: float
-    fused: bool = False
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> Problem:
         """From the ops' arguments; without ``k`` and ``v`` all are in ``q``, (T, 3, H, D) or (B, N, 3, H, D)."""
-        return cls(*q.unbind(-3), *rest, fused=True) if k is None else cls(q, k, v, *rest)
+        if k is None or v is None:
+            q, k, v = q.unbind(-3)
+            cls = Fused
+        return cls(q, k, v, *rest)
 
     @property
     def ends(self) -> tuple[Any, Any]:
         """Offsets of queries and of keys, each None for a dense batch."""
         return self.offsets, self.offsets if self.key_offsets is None else self.key_offsets
+
+
+class Fused(Problem):
+    """One whose q, k and v were given as one tensor, which has one gradient."""
+
+    __slots__ = ()

@@ -21,7 +21,7 @@ from .problem import Problem
 
 
 def attention(problem: Problem) -> tuple[Tensor, Tensor]:
-    q, k, v, offsets, key_offsets, _, _, key_mask, key_stop, scale, _ = problem
+    q, k, v, offsets, key_offsets, _, _, key_mask, key_stop, scale = problem
     out, lse = empty_rows(q), empty_sums(q)
     q, k, v = _rows(q), _rows(k), _rows(v)
     q, _, scale = _with_positive_scale(q, scale)
@@ -46,7 +46,7 @@ def attention_backward(
     lse: Tensor,
     keys_wanted: bool,
 ) -> tuple[Tensor, ...]:
-    q, k, v, offsets, key_offsets, _, _, key_mask, key_stop, scale, _ = problem
+    q, k, v, offsets, key_offsets, _, _, key_mask, key_stop, scale = problem
     results, (grad_q, *grad_keys) = empty_gradients(problem, keys_wanted)
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     lse = lse.contiguous()
