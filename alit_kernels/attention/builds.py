@@ -19,7 +19,7 @@ KERNELS = ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel", 
 ROWS = ("p_q", "p_k", "p_v", "p_out", "p_do", "p_dq", "p_dk", "p_dv")
 
 #: Dense, masked, without stops.
-_EVERY_WAY = tuple((*way, False) for way in itertools.product((True, False), (True, False)))
+_WITHOUT_STOPS = tuple((*way, False) for way in itertools.product((True, False), (True, False)))
 
 
 def record(recorder: Recorder) -> None:
@@ -37,7 +37,7 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
     offsets = torch.empty(5, dtype=torch.int32, device="meta")
     mask = torch.empty(4, 256, dtype=torch.bool, device="meta")
     stops = torch.empty(4, 256, dtype=torch.int32, device="meta")
-    for dense, masked, stopped in (*_EVERY_WAY, (False, False, True), (True, True, True)):
+    for dense, masked, stopped in ((False, False, True), (True, True, True), *_WITHOUT_STOPS):
         q = rows if dense else rows.flatten(0, 1)
         ends = None if dense else offsets
         key_mask, key_stop = (
