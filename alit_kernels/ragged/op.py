@@ -62,8 +62,7 @@ def pack(
     check_tensor("lengths", lengths, dtype=INTEGER, shape=(padded.shape[0],))
     check_same("device", padded=padded, lengths=lengths)
     check_count("capacity", capacity)
-    offsets = cumulative_offsets(lengths, implementation=implementation)
-    return schema.pack(padded, offsets, capacity, implementation=implementation), offsets
+    return schema.pack(padded, lengths, capacity, implementation=implementation)
 
 
 def unpack(
@@ -118,7 +117,8 @@ def compact(
     check_tensor("keep", keep, dtype=torch.bool, shape=packed.shape[:1])
     check_same("device", packed=packed, offsets=offsets, keep=keep)
     check_count("capacity", capacity)
-    return schema.compact(packed, offsets, keep, capacity, implementation=implementation)
+    found = schema.compact(packed, offsets, keep, capacity, implementation=implementation)
+    return found[:3]
 
 
 def append(
@@ -155,9 +155,8 @@ def append(
             f"rows: expected (L, ...) or (B, L, ...) like packed, got shape {tuple(rows.shape)}"
         )
     check_tensor("rows", rows, shape=shapes[rows.ndim - packed.ndim])
-    if select is None:
-        select = torch.ones(sequences, dtype=torch.bool, device=packed.device)
-    check_tensor("select", select, dtype=torch.bool, shape=(sequences,))
+    if select is not None:
+        check_tensor("select", select, dtype=torch.bool, shape=(sequences,))
     check_same("dtype", packed=packed, rows=rows)
     check_same("device", packed=packed, offsets=offsets, rows=rows, select=select)
     check_count("capacity", capacity)

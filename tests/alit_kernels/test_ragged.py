@@ -231,8 +231,11 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
     packed = torch.randn(int(offsets[-1]) + 4 * 50, 33)
     grown = offsets + 50 * torch.tensor([0, 1, 1, 2, 3, 4], dtype=torch.int32)
     arguments = {
-        "tail_mask_backward": (grad, lengths),
-        "append_backward": (packed, offsets, grown, select, int(offsets[-1]) + 3, 50, True),
+        "tail_mask_backward": (grad, lengths, True, True),
+        "append_backward": (
+            *(packed, offsets, grown, select, int(offsets[-1]) + 3, 50),
+            *(True, True, True),
+        ),
         "unpack": (packed, offsets, 700, 0.5),
     }
     for name, values in arguments.items():
@@ -277,10 +280,12 @@ def test_large_outputs(dtype: torch.dtype) -> None:
 def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     """Backward ops have no check of their own before them: the core refuses what would lead out of bounds."""
     rows, select = torch.randn(4, 2), torch.ones(2, dtype=torch.bool)
-    fine = torch.tensor([0, 1, 2], dtype=torch.int32)
+    fine, rest = torch.tensor([0, 1, 2], dtype=torch.int32), (4, 1, True, True, True)
     for target_row in ([0, 1, 4, 2], [0, -2, 1, 2]):
         with pytest.raises(ValueError, match="target_row: expected -1 or a row"):
-            ops()["scatter_rows"](rows, torch.tensor(target_row), 4, implementation="cpp")
+            ops()["compact_backward"](
+                rows, torch.tensor(target_row, dtype=torch.int32), implementation="cpp"
+            )
     for offsets, grown, message in (
         ([0, 9, 9], [0, 1, 2], "offsets: expected at most"),
         ([0, 2, 1], [0, 1, 2], "offsets: expected an ascending"),
@@ -289,27 +294,28 @@ def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     ):
         before, after = (torch.tensor(x, dtype=torch.int32) for x in (offsets, grown))
         with pytest.raises(ValueError, match=message):
-            ops()["append_backward"](rows, before, after, select, 4, 1, True, implementation="cpp")
-    ops()["append_backward"](rows, fine, 2 * fine, select, 4, 1, True, implementation="cpp")
+            ops()["append_backward"](rows, before, after, select, *rest, implementation="cpp")
+    ops()["append_backward"](rows, fine, 2 * fine, select, *rest, implementation="cpp")
 
 
 def test_values_no_check_can_see() -> None:
     """Where values are not checked (CUDA), a capacity too small drops rows and reads nothing out of bounds."""
     padded, offsets = torch.randn(2, 3, 1), torch.tensor([0, 3, 6], dtype=torch.int32)
-    assert torch.equal(reference.pack(padded, offsets, 4)[:, 0], padded.flatten()[:4])
-    packed = reference.pack(padded, offsets, 4)
+    packed, same = reference.pack(padded, torch.tensor([3, 3]), 4)
+    assert torch.equal(packed[:, 0], padded.flatten()[:4]) and torch.equal(same, offsets)
     assert torch.equal(
         reference.unpack(packed, offsets, 3, 0.0)[1, :, 0], torch.cat([packed[3], torch.zeros(2)])
     )
-    out, _, source = reference.compact(
+    out, _, source, target = reference.compact(
         packed, torch.tensor([0, 4], dtype=torch.int32), torch.ones(4) > 0, 2
     )
     assert source.tolist() == [0, 1] and torch.equal(out, packed[:2])
+    assert target.tolist() == [0, 1, -1, -1]
     far, select = torch.tensor([0, 3, 99], dtype=torch.int32), torch.ones(2) > 0
     reference.compact(packed, far, torch.ones(4) > 0, 2)
     grown, grown_offsets = reference.append(packed, far, torch.ones(2, 1), select, 5)
     assert grown.shape == (5, 1) and grown.isfinite().all()
-    reference.append_backward(grown, far, grown_offsets, select, 4, 2, True)
+    reference.append_backward(grown, far, grown_offsets, select, 4, 2, True, True, True)
 
 
 @pytest.mark.parametrize(
