@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _cuda, _launcher, _triton
 from ._core import extension
-from ._dispatch import LOOKS
 
 _aten = torch.ops.aten
 _ALLOCATIONS = {
@@ -31,11 +30,6 @@ _VIEWS = {
     *(_aten.transpose.int, _aten.t.default, _aten.permute.default, _aten.unsqueeze.default),
     *(_aten.squeeze.dim, _aten.detach.default, _aten.expand.default),
 }
-
-
-def new_table(most: int) -> Any:
-    """An op's plans by signature: ``csrc/launcher/plans.cpp``."""
-    return extension().Plans(looks=LOOKS, grad_mode=torch.is_grad_enabled, most=most)
 
 
 class _Watch(TorchDispatchMode):

@@ -31,11 +31,13 @@ def attention(x: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    x: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
+    x: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_q, grad_k, grad_v = empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)
     grad_out, q, k, v, out = unit_stride(grad_out, x.q, x.k, x.v, out)
-    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    lse = lse.contiguous()
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
     problem = _core_problem(x)
     core().attention_backward(
         problem,
@@ -90,5 +92,7 @@ def _rows(x: Tensor) -> Any:
     return core().AttentionRows(pointer(x), 0 if x.ndim == 3 else x.stride(0), *x.stride()[-3:-1])
 
 
-def _sums(x: Tensor) -> Any:
+def _sums(x: Tensor | None) -> Any:
+    if x is None:
+        return core().AttentionSums(0, 0, 0)
     return core().AttentionSums(pointer(x), 0 if x.ndim == 2 else x.stride(0), x.stride(-2))

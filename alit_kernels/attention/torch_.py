@@ -37,7 +37,7 @@ def attention(x: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    x: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
+    x: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fused backward knows no gradient of the log-sum-exp. Where there is one it enters as a second backward:
     with dS += P dlse, dQ += scale dlse (P K) and dK += scale P^T (dlse Q), the value gradient for values K and
@@ -47,7 +47,7 @@ def attention_backward(
         grads = attention_backward(
             _packed(x),
             grad_out.flatten(0, 1),
-            grad_lse.transpose(0, 1).flatten(1),
+            None if grad_lse is None else grad_lse.transpose(0, 1).flatten(1),
             out.flatten(0, 1),
             lse.transpose(0, 1).flatten(1),
         )
@@ -66,8 +66,8 @@ def attention_backward(
         targets = queries(grad_q), keys(grad_k), keys(grad_v)
         for target, gradient in zip(targets, result, strict=True):
             target.copy_(gradient)
-        grad_sums = queries(grad_lse.t()[..., None])
-        if grad_sums.any():
+        if grad_lse is not None:
+            grad_sums = queries(grad_lse.t()[..., None])
             weighted = (grad_sums * query * x.scale).to(q.dtype)
             mean_key, _ = _fused(query, key, key, scale=x.scale)
             _, _, to_key = _fused_backward(

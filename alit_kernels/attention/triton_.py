@@ -39,12 +39,14 @@ def attention(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    problem: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
+    problem: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, offsets, key_offsets, _, _, key_mask, scale = problem
     grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
-    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    lse = lse.contiguous()
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
     delta, normaliser = torch.empty_like(lse), torch.empty_like(lse)
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
