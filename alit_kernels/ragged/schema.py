@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -148,62 +148,62 @@ tail_mask_backward = _op(
 
 
 def _differentiable(
-    op: Op, backward: Op, kept: Callable[..., tuple[Any, ...]], of: tuple[int, ...] = (0,)
+    op: Op, backward: Op, kept: Callable[..., tuple[Any, ...]], others: int
 ) -> None:
-    """Gradients of the inputs at the places ``of`` are what ``backward`` makes of that of the first output.
-
-    Where they are two, it is told last which of them are wanted.
+    """The gradient of the first input, before ``others``, is what ``backward`` makes of that of the first output.
 
     Args:
-        kept: (*inputs, output=) -> what ``backward`` takes besides: tensors or None, then numbers.
+        kept: (inputs, output) -> (tensors, numbers), which ``backward`` takes besides.
     """
+    nothing = (None,) * others
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *values, ctx.implementation = inputs
-        arguments = kept(*values, output=output)
-        tensors = [x for x in arguments if x is None or isinstance(x, Tensor)]
+    def setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        tensors, ctx.numbers = kept(inputs, output)
         ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        ctx.numbers, ctx.inputs = arguments[len(tensors) :], len(values)
+        ctx.implementation = inputs[-1]
 
-    def gradients(ctx: Any, grad: Tensor | None, *_: Any) -> list[Tensor | None]:
-        by_place: list[Tensor | None] = [None] * ctx.inputs
-        if grad is None:
-            return by_place
-        arguments = (grad, *ctx.saved_tensors, *ctx.numbers)
-        if len(of) == 1:
-            by_place[of[0]] = backward(*arguments, implementation=ctx.implementation)
-            return by_place
-        wanted = [ctx.needs_input_grad[place] for place in of]
-        found = backward(*arguments, *wanted, implementation=ctx.implementation)
-        for place, wants, gradient in zip(of, wanted, found, strict=True):
-            by_place[place] = gradient if wants else None
-        return by_place
+    def gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        arguments = (*ctx.saved_tensors, *ctx.numbers)
+        return backward(grad, *arguments, implementation=ctx.implementation), *nothing
 
     op.register_autograd(gradients, setup)
 
 
-_differentiable(pack, unpack, lambda padded, *_, output: (output[1], padded.shape[1], 0.0))
-_differentiable(
-    unpack, unpack_backward, lambda packed, offsets, *_, output: (offsets, packed.shape[0])
-)
-_differentiable(
-    unpack_backward, unpack, lambda grad, offsets, *_, output: (offsets, grad.shape[1], 0.0)
-)
-_differentiable(compact, compact_backward, lambda *_, output: (output[3],))
-_differentiable(
-    append,
-    append_backward,
-    lambda packed, offsets, rows, select, capacity, output: (
-        offsets,
-        output[1],
-        select,
-        packed.shape[0],
-        rows.shape[rows.ndim - packed.ndim],
-        rows.ndim == packed.ndim,
-    ),
-    of=(0, 2),
-)
-_differentiable(
-    tail_mask, tail_mask_backward, lambda tokens, lengths, *_, output: (lengths,), of=(0, 2)
-)
+_differentiable(pack, unpack, lambda x, y: ((y[1],), (x[0].shape[1], 0.0)), 2)
+_differentiable(unpack, unpack_backward, lambda x, y: ((x[1],), (x[0].shape[0],)), 3)
+_differentiable(unpack_backward, unpack, lambda x, y: ((x[1],), (x[0].shape[1], 0.0)), 2)
+_differentiable(compact, compact_backward, lambda x, y: ((y[3],), ()), 3)
+
+
+def _setup_append(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    packed, offsets, rows, select, _, ctx.implementation = inputs
+    ctx.save_for_backward(offsets, output[1], select)
+    leading = rows.ndim - packed.ndim
+    ctx.numbers = packed.shape[0], rows.shape[leading], leading == 0
+
+
+def _append_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+    arguments = (*ctx.saved_tensors, *ctx.numbers, *wanted)
+    found = append_backward(grad, *arguments, implementation=ctx.implementation)
+    packed, rows = (x if wants else None for x, wants in zip(found, wanted, strict=True))
+    return packed, None, rows, None, None
+
+
+append.register_autograd(_append_backward, _setup_append)
+
+
+def _setup_tail_mask(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.implementation = inputs[-1]
+
+
+def _tail_mask_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+    arguments = (*ctx.saved_tensors, *wanted)
+    found = tail_mask_backward(grad, *arguments, implementation=ctx.implementation)
+    tokens, fill = (x if wants else None for x, wants in zip(found, wanted, strict=True))
+    return tokens, None, fill
+
+
+tail_mask.register_autograd(_tail_mask_backward, _setup_tail_mask)
