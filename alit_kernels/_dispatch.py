@@ -29,13 +29,15 @@ class Operator:
 
     def __init__(self, schema: str, fake: Callable[..., Any]) -> None:
         self.name, _, rest = schema.partition("(")
+        #: What torch takes for several results: "Tensor[]" are a list to it, to its autograd functions a tuple.
+        results = list if rest.endswith("-> Tensor[]") else _as_they_are
         self._op = torch.library.custom_op(
             f"alit_kernels::{self.name}",
-            lambda *arguments: self._run(None, *arguments),
+            lambda *arguments: results(self._run(None, *arguments)),
             mutates_args=(),
             schema="(" + rest,
         )
-        self._op.register_fake(fake)
+        self._op.register_fake(lambda *arguments: results(fake(*arguments)))
         self._op.register_vmap(self._refuse_vmap)
         self.register_autograd(self._refuse_gradient, lambda ctx, inputs, output: None)
 
@@ -131,7 +133,10 @@ class Operator:
 
     def _below_transforms(self, *arguments: Any) -> Any:
         """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
-        return self._op(*arguments) if transformed(arguments) else self._run(None, *arguments)
+        if not transformed(arguments):
+            return self._run(None, *arguments)
+        results = self._op(*arguments)
+        return tuple(results) if isinstance(results, list) else results
 
     def _refuse_gradient(self, *_: Any) -> Any:
         raise NotImplementedError(f"alit_kernels.{self.name} has no derivative")
@@ -147,6 +152,10 @@ class Operator:
             raise NotImplementedError(
                 f"alit_kernels.{self.name} does not support forward-mode differentiation"
             )
+
+
+def _as_they_are(results: Any) -> Any:
+    return results
 
 
 class _Unwrapped:

@@ -62,8 +62,8 @@ class Op(Operator):
         others: name -> ``"module:function"``, imported on first use, or the function itself.
         limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
             can. Looks at shapes and options, never at values.
-        problem: a named tuple that the first arguments go into: implementations and all of these functions take it in
-            their place.
+        problem: a named tuple that the first arguments, as many as it has fields, go into by its method ``of``:
+            implementations and all of these functions take it in their place.
     """
 
     def __init__(
@@ -96,8 +96,10 @@ class Op(Operator):
 
     def _grouped(self, values: Sequence[Any]) -> Sequence[Any]:
         """The arguments as implementations take them."""
-        size = 0 if self._problem is None else len(self._problem._fields)
-        return (self._problem(*values[:size]), *values[size:]) if size else values
+        if self._problem is None:
+            return values
+        size = len(self._problem._fields)
+        return self._problem.of(*values[:size]), *values[size:]
 
     def run_known(self, *arguments: Any) -> Any:
         *values, _, known = arguments
@@ -105,7 +107,7 @@ class Op(Operator):
             result = known.plan(*[values[i] for i in known.tensors])
             if result is not None:
                 return result
-        grouped = values if self._problem is None else self._grouped(values)
+        grouped = self._grouped(values)
         if self._check is not None and known.device == "cpu":
             self._check(*grouped)
         return _without_autocast(known.device, known.function, grouped)
@@ -113,7 +115,7 @@ class Op(Operator):
     def _run(self, key: bytes | None, *arguments: Any) -> Any:
         """A call whose signature has not been seen, or is not remembered."""
         *values, requested = arguments
-        grouped = values if self._problem is None else self._grouped(values)
+        grouped = self._grouped(values)
         tensors = [value for value in values if isinstance(value, Tensor)]
         if self._check is not None and all(tensor.is_cpu for tensor in tensors):
             self._check(*grouped)

@@ -29,7 +29,7 @@ from .._checks import (
 from .._library import Op
 from . import reference
 from .configurations import MAX_HEAD_DIM
-from .layout import empty_rows, empty_sums
+from .layout import empty_gradients, empty_rows, empty_sums
 from .problem import Problem
 
 
@@ -127,6 +127,43 @@ def varlen_attention(
     lengths = max_length, max_key_length
     values = q, k, v, offsets, key_offsets, *lengths, key_mask, _scale(scale, q)
     return _packed.first(arguments, values, None if return_lse else _output)
+
+
+def self_attention(
+    qkv: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    max_length: int = 0,
+    implementation: str = "auto",
+) -> Tensor:
+    """Attention among rows whose queries, keys and values are one tensor, and so is their gradient.
+
+    Args:
+        qkv: (B, N, 3, H, D); with ``offsets`` packed rows, (T, 3, H, D).
+        offsets, max_length: as for :func:`varlen_attention`.
+
+    Returns:
+        (B, N, H, D) or (T, H, D), as :func:`attention` or :func:`varlen_attention` of the three.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    arguments = qkv, offsets, max_length, implementation
+    if not is_dynamo_compiling() and (found := _fused.call(*arguments)) is not None:
+        return found
+    check_tensor("qkv", qkv, dtype=FLOATING, ndim=5 if offsets is None else 4)
+    check_shape("qkv", qkv, shape=(*[None] * (qkv.ndim - 3), 3, None, None))
+    if offsets is None:
+        max_length = qkv.shape[1]
+    else:
+        check_offsets_shape(offsets)
+        check_same("device", qkv=qkv, offsets=offsets)
+        check_count("max_length", max_length)
+    dtype = autocast_dtype(qkv.device.type)
+    if dtype is not None and qkv.dtype != torch.float64:
+        qkv = qkv.to(dtype)
+    values = qkv, None, None, offsets, None, max_length, max_length, None, _scale(None, qkv)
+    return _fused.first(arguments, values, _output)
 
 
 def _output(results: tuple[Tensor, Tensor]) -> Tensor:
@@ -235,9 +272,9 @@ def _limit(q: Tensor) -> str:
     return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
 
 
-#: The fields of ``Problem``: how the schemas of both ops begin.
+#: What ``Problem.of`` takes: how the schemas of both ops begin.
 _PROBLEM = (
-    "Tensor q, Tensor k, Tensor v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
+    "Tensor q, Tensor? k, Tensor? v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
     " Tensor? key_mask, float scale"
 )
 _attention = Op(
@@ -254,8 +291,9 @@ _attention = Op(
     check=_check_values,
 )
 _attention_backward = Op(
-    f"attention_backward({_PROBLEM}, Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse)"
-    " -> (Tensor, Tensor, Tensor)",
+    # Gradients of q, k and v; of q alone unless the keys' are wanted; one where the three were one tensor.
+    f"attention_backward({_PROBLEM}, Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool keys_wanted)"
+    " -> Tensor[]",
     problem=Problem,
     reference=reference.attention_backward,
     others={
@@ -264,7 +302,7 @@ _attention_backward = Op(
         "triton": "alit_kernels.attention.triton_:attention_backward",
     },
     limits={"triton": lambda x, *rest: _limit(x.q)},
-    fake=lambda x, *rest: (empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)),
+    fake=lambda x, *rest: empty_gradients(x, rest[-1])[0],
 )
 _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
@@ -308,10 +346,11 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
         grad_lse,
         out,
         lse,
+        k is None or any(ctx.needs_input_grad[1:3]),
         implementation=ctx.implementation,
     )
-    return (*grads, *[None] * 6)
+    return (*grads, *[None] * (9 - len(grads)))
 
 
 _attention.register_autograd(_backward, _setup)
-_dense, _packed = Public(_attention), Public(_attention)
+_dense, _packed, _fused = Public(_attention), Public(_attention), Public(_attention)

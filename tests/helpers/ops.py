@@ -56,6 +56,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "rows_wanted": True,
         },
         "attention": {**qkv, **packed},
+        "attention (fused)": {"q": leaf(9, 3, 2, 8), "k": None, "v": None, **packed},
         "attention (dense)": {**dense_qkv, **dense, "key_mask": torch.ones(2, 5) > 0},
         "attention_backward": {
             **saved,
@@ -64,6 +65,12 @@ def samples() -> dict[str, dict[str, Any]]:
             "grad_lse": lse,
             "out": saved["q"],
             "lse": lse,
+            "keys_wanted": True,
+        },
+        "attention_backward (fused)": {
+            **packed,
+            **{"q": values(9, 3, 2, 8), "k": None, "v": None, "grad_out": torch.randn(9, 2, 8)},
+            **{"grad_lse": None, "out": saved["q"], "lse": lse, "keys_wanted": True},
         },
         "attention_backward (dense)": {
             **dense_saved,
@@ -72,6 +79,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "grad_lse": dense_lse,
             "out": dense_saved["q"],
             "lse": dense_lse,
+            "keys_wanted": False,
         },
         "attention_map": {
             "q": saved["q"],
