@@ -148,31 +148,47 @@ tail_mask_backward = _op(
 
 
 def _differentiable(
-    op: Op, backward: Op, kept: Callable[..., tuple[Any, ...]], others: int
+    op: Op, backward: Op, setup: Callable[[Any, Sequence[Any], Any], None], others: int
 ) -> None:
     """The gradient of the first input, before ``others``, is what ``backward`` makes of that of the first output.
 
     Args:
-        kept: (inputs, output) -> (tensors, numbers), which ``backward`` takes besides.
+        setup: saves the tensors that ``backward`` takes besides, and in ``ctx.rest`` numbers and the implementation.
     """
     nothing = (None,) * others
 
-    def setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        tensors, ctx.numbers = kept(inputs, output)
-        ctx.save_for_backward(*tensors)
-        ctx.implementation = inputs[-1]
-
     def gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        arguments = (*ctx.saved_tensors, *ctx.numbers)
-        return backward(grad, *arguments, implementation=ctx.implementation), *nothing
+        *numbers, implementation = ctx.rest
+        found = backward(grad, *ctx.saved_tensors, *numbers, implementation=implementation)
+        return found, *nothing
 
     op.register_autograd(gradients, setup)
 
 
-_differentiable(pack, unpack, lambda x, y: ((y[1],), (x[0].shape[1], 0.0)), 2)
-_differentiable(unpack, unpack_backward, lambda x, y: ((x[1],), (x[0].shape[0],)), 3)
-_differentiable(unpack_backward, unpack, lambda x, y: ((x[1],), (x[0].shape[1], 0.0)), 2)
-_differentiable(compact, compact_backward, lambda x, y: ((y[3],), ()), 3)
+def _setup_pack(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.rest = inputs[0].shape[1], 0.0, inputs[-1]
+
+
+def _setup_unpack(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.rest = inputs[0].shape[0], inputs[-1]
+
+
+def _setup_unpack_backward(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.rest = inputs[0].shape[1], 0.0, inputs[-1]
+
+
+def _setup_compact(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(output[3])
+    ctx.rest = (inputs[-1],)
+
+
+_differentiable(pack, unpack, _setup_pack, 2)
+_differentiable(unpack, unpack_backward, _setup_unpack, 3)
+_differentiable(unpack_backward, unpack, _setup_unpack_backward, 2)
+_differentiable(compact, compact_backward, _setup_compact, 3)
 
 
 def _setup_append(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
