@@ -66,6 +66,8 @@ def test_pack_and_unpack(ak: SimpleNamespace, case: Case, dtype: torch.dtype) ->
     assert offsets.tolist() == [sum(case.lengths[:i]) for i in range(len(case.lengths) + 1)]
     assert offsets.dtype == torch.int32
     assert torch.equal(packed, packed_of(pieces(x), x.capacity, x.padded))
+    for again in ak.pack(x.padded, x.lengths.int(), capacity=x.capacity):
+        assert torch.equal(again, packed if again.dtype == dtype else offsets)
     packed[int(offsets[-1]) :] = torch.nan
     for fill in (0.0, -7.0):
         back = ak.unpack(packed, offsets, max_length=x.max_length, fill=fill)
@@ -97,6 +99,23 @@ def test_compact(ak: SimpleNamespace, case: Case) -> None:
     assert torch.equal(out[: len(kept)], packed[kept]) and not out[len(kept) :].any()
     bounds = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
     assert new_offsets.diff().tolist() == [int(keep[a:b].sum()) for a, b in bounds]
+
+
+@pytest.mark.parametrize("first", (0, 1, 16))
+def test_compact_of_many_rows(ak: SimpleNamespace, first: int) -> None:
+    """More than a block of the CUDA kernel has, chosen by bytes at any address; sequences that end where blocks do."""
+    rows, capacity = 4 * 4096 - 5, 7000
+    packed = torch.randn(rows, 1)
+    offsets = torch.tensor([0, 0, 4096, 4096, 8191, 12300, rows - 3], dtype=torch.int32)
+    keep = torch.rand(rows + first) > 0.6
+    keep[4000:4200] = True
+    chosen = keep.to(ak.device)[first:]
+    assert chosen.data_ptr() % 16 == first % 16
+    eager = partial(alit_kernels.compact, capacity=capacity, implementation="reference")
+    expected = eager(packed, offsets, keep[first:])
+    found = ak.compact(packed.to(ak.device), offsets.to(ak.device), chosen, capacity=capacity)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.parametrize("shared", (True, False))
@@ -215,6 +234,22 @@ def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
         for a, e, x in zip(ours[1:], theirs[1:], exact[1:], strict=True):
             assert a.dtype == dtype
             assert_within_budget(a, e, x, k=3, what=f"gradient of {name}")
+
+
+def test_gradients_that_nobody_asked_for(ak: SimpleNamespace) -> None:
+    """Those asked for do not depend on whether others are."""
+    for name, (call, leaves) in differentiable_calls(70, ak.device, torch.float32).items():
+        function, grads = getattr(ak, name.strip()), []
+        for wanted in (leaves, *([x] for x in leaves)):
+            own = [x.detach().requires_grad_(any(x is y for y in wanted)) for x in leaves]
+            out = call(function, *own)
+            weights = torch.linspace(-1, 1, out.numel(), device=ak.device).view(out.shape)
+            out.backward(weights)
+            grads.append([x.grad for x in own])
+        for i, together in enumerate(grads[0]):
+            alone = grads[1 + i]
+            assert torch.equal(alone[i], together), name
+            assert all(x is None for j, x in enumerate(alone) if j != i), name
 
 
 def test_gradchecks() -> None:
