@@ -96,7 +96,7 @@ class Operator:
         function = self._new_function(forward=forward, backward=complete(None, None))
         self.differentiate = function.apply
         # A known call has no tensors with wrappers of torch.func, which Function.apply looks for.
-        self.differentiate_known = super(torch.autograd.Function, function).apply
+        self.differentiate_known = super(torch.autograd.Function, function).apply  # type: ignore[misc]
         self.calls = table(self.run_known, self.differentiate_known)
         # The form that torch.func takes.
         self._transformable = self._new_function(

@@ -103,9 +103,11 @@ def _plan(
     prepared = []
     for launch in launches:
         if isinstance(launch[0], str):
-            entry = _prepared_call(*launch, device, buffers)
+            name, arguments = launch
+            entry = _prepared_call(name, arguments, device, buffers)
         else:
-            entry = _prepared(*launch, buffers)
+            kernel, grid, arguments, compiled = launch
+            entry = _prepared(kernel, grid, arguments, compiled, buffers)
             from triton import knobs
 
             runtime = knobs.runtime
