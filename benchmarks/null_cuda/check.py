@@ -59,9 +59,9 @@ def launches_are_tritons() -> str:
 
 def plans_call_the_extension_as_python_does() -> str:
     """Where Python passed a number, plans pass the same one; where it passed a tensor, an address."""
+    import alit_kernels as ak
     from alit_kernels import _plans
-
-    from .cases import cases
+    from alit_kernels._core import extension
 
     prepare, seen, kept = _plans._prepared_call, set(), []
     entry_point = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64))
@@ -87,13 +87,20 @@ def plans_call_the_extension_as_python_does() -> str:
         )
         return *kernel, address, sizes, threads, shared, values, addresses
 
+    x, rows = (torch.zeros(n, 5, 8, device="cuda", requires_grad=True) for n in (3, 15))
+    lengths, keep = torch.zeros(3, device="cuda").int(), torch.ones(15, device="cuda") > 0
     with mock.patch.object(_plans, "_prepared_call", prepared):
-        for case in cases():
-            for _ in range(2):
-                x = case.leaf().requires_grad_(case.learns)
-                y = case.ours(x)
-                if case.learns:
-                    y.backward(torch.ones_like(y))
+        for _ in range(2):
+            offsets = ak.cumulative_offsets(lengths)
+            for y in (
+                ak.pack(x, lengths, capacity=9)[0],
+                ak.unpack(rows, offsets, max_length=4, fill=2.0),
+                ak.compact(rows, offsets, keep, capacity=9)[0],
+                ak.append(rows, offsets, x, capacity=30)[0],
+                ak.tail_mask(x, lengths, rows[0, 0]),
+            ):
+                y.backward(torch.ones_like(y))
+    assert seen == {name.removeprefix("alit_cuda_") for name in extension().unpacked}
     return f"plans call {len(seen)} functions of the extension as Python calls them"
 
 
