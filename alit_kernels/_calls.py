@@ -74,7 +74,7 @@ def table(run: Callable[..., Any], differentiate: Callable[..., Any] | None) -> 
 
     Args:
         run, differentiate: (*the op's arguments, what was remembered) -> results; the second where a gradient is asked
-            for, None if there never is one.
+            for, None if there never is one. It may get (results,) as the last argument, of a plan that has run.
     """
     if not sees_tensors():
         return _NothingKnown()
@@ -106,7 +106,7 @@ class Public:
     def __init__(self, op: Any, *, differentiable: bool = True) -> None:
         self._op, self._differentiable = op, differentiable
         self.call = (
-            table(op.run_known, op.differentiate)
+            table(op.run_known, op.differentiate_known)
             if differentiable
             else table(lambda *arguments: op.run_known(*map(_detached, arguments)), None)
         )

@@ -134,7 +134,7 @@ class Op(Operator):
             return _without_autocast(device, function, grouped)
         places = tuple(i for i, value in enumerate(values) if isinstance(value, Tensor))
         plan = None
-        if name == "triton" and device == "cuda" and _launcher.enabled():
+        if name in ("triton", "cuda") and device == "cuda" and _launcher.enabled():
             watched = partial(_plans.watched, function, grouped, tensors)
             result, plan = _without_autocast(device, watched, ())
         else:

@@ -1,8 +1,9 @@
 """What an implementation does on the host for one signature of its arguments, done once.
 
 Checks, the choice of tiles, strides, the grid: all follow from shapes, types and numbers. An implementation that only
-allocates, takes views and launches Triton kernels is watched once, and from then on its allocations and launches are
-repeated with the addresses of other tensors: one call of the core (``csrc/launcher/plan.cpp``).
+allocates, takes views and launches kernels, Triton's or the extension's, is watched once, and from then on its
+allocations and launches are repeated with the addresses of other tensors: one call of the core
+(``csrc/launcher/plan.cpp``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _launcher, _triton
+from . import _cuda, _launcher, _triton
 from ._core import extension
 
 
@@ -77,8 +78,11 @@ def watched(
             (kernel, grid, arguments, _triton.through_triton(kernel, grid, **arguments))
         )
 
+    def note(name: str, arguments: _cuda.Arguments) -> None:
+        launches.append((name, arguments))
+
     watch = _Watch()
-    with _triton.recorded(record), watch:
+    with _triton.recorded(record), _cuda.recorded(note), watch:
         result = function(*values)
     return result, None if watch.other else _plan(tensors, watch.allocated, launches, result)
 
@@ -95,18 +99,25 @@ def _plan(
     if first is None or None in where:
         return None
     buffers = [*tensors, *allocated]
+    device, runtime = first.device.index, None
     prepared = []
-    for kernel, grid, arguments, compiled in launches:
-        entry = _prepared(kernel, grid, arguments, compiled, buffers)
+    for launch in launches:
+        if isinstance(launch[0], str):
+            name, arguments = launch
+            entry = _prepared_call(name, arguments, device, buffers)
+        else:
+            kernel, grid, arguments, compiled = launch
+            entry = _prepared(kernel, grid, arguments, compiled, buffers)
+            from triton import knobs
+
+            runtime = knobs.runtime
         if entry is None:
             return None
         prepared.append(entry)
-    from triton import knobs
-
     return extension().Plan(
         launches=prepared,
-        device=first.device.index,
-        runtime=knobs.runtime,
+        device=device,
+        runtime=runtime,
         empty=_empty,
         view=_view,
         allocations=[(tuple(t.shape), t.stride(), t.dtype) for t in allocated],
@@ -142,20 +153,37 @@ def _prepared(
     if found is None:
         return None
     function, threads, shared, order = found
-    given, values, addresses = list(arguments.values()), b"", []
-    for parameter, place in enumerate(struct.unpack(f"{len(order)}b", order)):
-        value = given[place] if place >= 0 else 0
+    given = list(arguments.values())
+    places = struct.unpack(f"{len(order)}b", order)
+    bound = _bound([given[place] if place >= 0 else 0 for place in places], buffers)
+    sizes = (*grid, 1, 1)[:3]
+    return bound and (kernel, compiled, function, sizes, threads, shared, *bound)
+
+
+def _prepared_call(
+    name: str, arguments: _cuda.Arguments, device: int, buffers: Sequence[Tensor | None]
+) -> tuple[Any, ...] | None:
+    """A call of an entry point of the extension as the core takes it."""
+    bound = _bound((0, device, 0, *arguments), buffers)
+    return bound and (None, None, _cuda.unpacked(name), (1, 1, 1), 0, 0, *bound)
+
+
+def _bound(
+    arguments: Sequence[Any], buffers: Sequence[Tensor | None]
+) -> tuple[bytes, list[tuple[int, int, int]]] | None:
+    """The arguments' values, 8 bytes each, and of the tensors (argument, buffer, bytes from its beginning)."""
+    values, addresses = b"", []
+    for i, value in enumerate(arguments):
         if isinstance(value, Tensor):
             where = _place(value, buffers)
             if where is None:
                 return None
-            addresses.append((parameter, *where))
+            addresses.append((i, *where))
             value = 0
         values += (
             struct.pack("<f4x", value) if isinstance(value, float) else struct.pack("<q", value)
         )
-    sizes = (*grid, 1, 1)[:3]
-    return kernel, compiled, function, sizes, threads, shared, values, addresses
+    return values, addresses
 
 
 def _place(tensor: Tensor, buffers: Sequence[Tensor | None]) -> tuple[int, int] | None:

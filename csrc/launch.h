@@ -7,7 +7,7 @@
 // The emulation runs blocks in turn and the threads of a block as fibres that change at __syncthreads(), so that a race
 // is not seen but everything else is: every read and write, under a sanitizer too. With ALIT_EMULATE_THREADS the threads
 // of a block are threads indeed and __syncthreads() is a barrier: slow, and made for ThreadSanitizer. Kernels keep to
-// threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads() reached by all threads, and atomicOr().
+// threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads() reached by all threads, atomicOr() and __popc().
 #pragma once
 
 #include <cstddef>
@@ -229,6 +229,7 @@ inline void synchronize_block() { Block::current()->wait(); }
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
   ((void)(stream), alit::emulation::launch(grid, block, shared, [&] { (kernel)(__VA_ARGS__); }))
 
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int atomicOr(int* address, int value) { return __atomic_fetch_or(address, value, __ATOMIC_RELAXED); }
 
 namespace alit::device {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulation_dtype
-from ..ragged.reference import pack, unpack
+from ..ragged.reference import pack_by_offsets, unpack
 from .layout import empty_rows, laid_out
 from .problem import Problem
 
@@ -19,8 +19,9 @@ from .problem import Problem
 def attention(x: Problem) -> tuple[Tensor, Tensor]:
     if x.offsets is not None:
         out, lse = attention(_padded(x))
-        packed_lse = pack(lse.transpose(1, 2), x.offsets, x.q.shape[0])
-        return pack(out, x.offsets, x.q.shape[0]), packed_lse.t().contiguous()
+        packed_lse = pack_by_offsets(lse.transpose(1, 2), x.offsets, x.q.shape[0])
+        packed = pack_by_offsets(out, x.offsets, x.q.shape[0])
+        return packed, packed_lse.t().contiguous()
     query, keys, values = _operands(x)
     scores = _scores(query, keys, x.scale, x.key_mask, x.key_stop)
     lse = scores.logsumexp(-1)
@@ -56,7 +57,7 @@ def _gradients(
         ends, key_ends = x.ends
         rows, key_rows = x.q.shape[0], x.k.shape[0]
         grad_q, grad_k, grad_v = map(
-            pack, grads, (ends, key_ends, key_ends), (rows, key_rows, key_rows)
+            pack_by_offsets, grads, (ends, key_ends, key_ends), (rows, key_rows, key_rows)
         )
         return grad_q, grad_k, grad_v
     query, keys, values = _operands(x)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._cpp import core, threads
-from .entries import COMMON, Arguments, Entries, addresses, packed, row_bytes
+from .entries import COMMON, Arguments, Entries, packed, row_bytes
 
 
 def _element(fill: float, dtype: torch.dtype) -> Arguments:
@@ -35,10 +36,10 @@ def implementation(name: str, allocate: Callable[..., Any]) -> Callable[..., Any
     def run(*inputs: Any) -> Any:
         outputs = allocate(*inputs)
         taken = entry(*inputs, outputs)
-        function, numbers = getattr(core(), name), addresses(taken)
+        numbers = [x.data_ptr() if isinstance(x, Tensor) else x for x in taken]
         if name != "cumulative_offsets":  # which is one pass over a few numbers
             numbers.append(threads())
-        function(*numbers)
+        getattr(core(), name)(*numbers)
         return outputs
 
     return run

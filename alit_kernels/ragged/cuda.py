@@ -7,23 +7,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _cuda
-from .entries import COMMON, Arguments, Entries, addresses, packed, row_bytes
+from .entries import COMMON, Entries, packed, row_bytes
 
 #: Flags of csrc/ragged/ragged_cuda.h.
 MESSAGES = {
     1: "offsets: expected an ascending sequence from 0, within the rows packed",
     2: "capacity: too small for the rows there are",
-    4: "target_row: expected -1 or a row of the output",
-    8: "lengths: expected 0 or more, at most as many as there are positions",
+    4: "lengths: expected 0 or more, at most as many as there are positions",
 }
 
 
-def _pattern(fill: float, dtype: torch.dtype) -> Arguments:
+def _pattern(fill: float, dtype: torch.dtype) -> tuple[int, ...]:
     """The fill value, repeated over 16 bytes, as two integers."""
-    element = torch.full((1,), fill, dtype=dtype)
-    data = bytes(element.view(torch.uint8).tolist()) * (16 // element.element_size())
+    with (
+        _disable_current_modes()
+    ):  # it follows from the arguments: whoever watches the call need not see it
+        element = torch.full((1,), fill, dtype=dtype)
+        data = bytes(element.view(torch.uint8).tolist()) * (16 // element.element_size())
     return tuple(int.from_bytes(part, "little", signed=True) for part in (data[:8], data[8:]))
 
 
@@ -38,14 +41,14 @@ ENTRIES: Entries = {
     ),
 }
 #: What the kernels of an op need beside its outputs; the last argument.
-SCRATCH: dict[str, Callable[..., Tensor]] = {
-    "compact": lambda rows, offsets, *_: offsets.new_empty(
-        rows.shape[0] + 1 + _cuda.library().alit_cuda_tiles(rows.shape[0])
-    ),
-    "scatter_rows": lambda values, target_row, rows: target_row.new_empty(rows, dtype=torch.int32),
-    "tail_mask_backward": lambda grad, _: grad.new_empty(
-        (grad.shape[0] * _cuda.library().alit_cuda_sum_blocks(grad.shape[1]), grad.shape[2]),
-        dtype=torch.float32,
+SCRATCH: dict[str, Callable[..., Tensor | int]] = {
+    "tail_mask_backward": lambda grad, lengths, tokens_wanted, fill_wanted: (
+        grad.new_empty(
+            (grad.shape[0] * _cuda.library().alit_cuda_sum_blocks(grad.shape[1]), grad.shape[2]),
+            dtype=torch.float32,
+        )
+        if fill_wanted
+        else 0
     ),
 }
 
@@ -58,7 +61,7 @@ def implementation(name: str, allocate: Callable[..., Any]) -> Callable[..., Any
         taken = ENTRIES[name](*inputs, outputs)
         if name in SCRATCH:
             taken = (*taken, SCRATCH[name](*inputs))
-        _cuda.launch(name, inputs[0].device, *addresses(taken), messages=MESSAGES)
+        _cuda.launch(name, inputs[0].device, *taken, messages=MESSAGES)
         return outputs
 
     return run

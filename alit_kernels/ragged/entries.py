@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from .._cpp import type_code
+from .._cuda import Arguments
 
-Arguments = tuple[Tensor | int, ...]
 Entries = Mapping[str, Callable[..., Arguments]]
 
 
@@ -42,21 +42,43 @@ def _added(rows: Tensor, leading: int) -> Arguments:
     return tensor, *(strides if leading == 2 else (0, *strides)), rows.shape[leading - 1]
 
 
+def _lengths(lengths: Tensor) -> Arguments:
+    return lengths.contiguous(), lengths.element_size()
+
+
+def _selection(select: Tensor | None) -> Tensor | int:
+    return 0 if select is None else select.contiguous()
+
+
+def _wanted(place: int, first: bool, second: bool, out: tuple[Tensor, Tensor]) -> Tensor | int:
+    """One of two gradients; no address where it is not wanted."""
+    return out[place] if (first, second)[place] else 0
+
+
 #: Those that C++ and CUDA have in common. C++ takes the number of threads besides, CUDA what it needs of memory.
 COMMON: Entries = {
     "cumulative_offsets": lambda lengths, offsets: (
-        lengths.long().contiguous(),
+        *_lengths(lengths),
         lengths.shape[0],
         offsets,
     ),
-    "pack": lambda padded, offsets, capacity, out: (
+    "pack": lambda padded, lengths, capacity, out: (
         *rows_of(padded, 2),
         padded.shape[1],
+        *_lengths(lengths),
+        lengths.shape[0],
+        *out,
+        capacity,
+        row_bytes(padded, 2),
+    ),
+    "unpack_backward": lambda grad, offsets, rows, out: (
+        *rows_of(grad, 2),
+        grad.shape[1],
         offsets.contiguous(),
         offsets.shape[0] - 1,
         out,
-        capacity,
-        row_bytes(padded, 2),
+        rows,
+        row_bytes(grad, 2),
     ),
     "compact": lambda rows, offsets, keep, capacity, out: (
         *packed(rows, offsets),
@@ -65,56 +87,52 @@ COMMON: Entries = {
         capacity,
         row_bytes(rows, 1),
     ),
-    "scatter_rows": lambda values, target_row, rows, out: (
-        *rows_of(values, 1),
-        values.shape[0],
-        target_row.int().contiguous(),
+    "compact_backward": lambda grad, target_row, out: (
+        *rows_of(grad, 1),
+        grad.shape[0],
+        target_row.contiguous(),
         out,
-        rows,
-        row_bytes(values, 1),
+        target_row.shape[0],
+        row_bytes(grad, 1),
     ),
     "append": lambda rows, offsets, fresh, select, capacity, out: (
         *packed(rows, offsets),
         *_added(fresh, 1 + fresh.ndim - rows.ndim),
-        select.contiguous(),
+        _selection(select),
         *out,
         capacity,
         row_bytes(rows, 1),
     ),
-    "append_backward": lambda grad, offsets, new_offsets, select, rows, added, shared, out: (
+    "append_backward": lambda grad, offsets, new_offsets, select, rows, added, shared, *wanted_out: (
         *rows_of(grad, 1),
         grad.shape[0],
         offsets.contiguous(),
         new_offsets.contiguous(),
         offsets.shape[0] - 1,
-        select.contiguous(),
-        out[0],
+        _selection(select),
+        _wanted(0, *wanted_out),
         rows,
-        out[1],
+        _wanted(1, *wanted_out),
         added,
         shared,
         row_bytes(grad, 1),
-        type_code(grad) if shared else 0,
+        type_code(grad) if shared and wanted_out[1] else 0,
     ),
     "tail_mask": lambda tokens, lengths, fill, out: (
         *rows_of(tokens, 2),
-        lengths.long().contiguous(),
+        *_lengths(lengths),
         *tokens.shape[:2],
         fill.contiguous(),
         out,
         row_bytes(tokens, 2),
     ),
-    "tail_mask_backward": lambda grad, lengths, out: (
+    "tail_mask_backward": lambda grad, lengths, *wanted_out: (
         *rows_of(grad, 2),
-        lengths.long().contiguous(),
+        *_lengths(lengths),
         *grad.shape[:2],
-        *out,
+        _wanted(0, *wanted_out),
+        _wanted(1, *wanted_out),
         row_bytes(grad, 2),
         type_code(grad),
     ),
 }
-
-
-def addresses(arguments: Arguments) -> list[int]:
-    """The arguments as the numbers that the core takes."""
-    return [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .._calls import Public
 from .._checks import (
     FLOATING,
     INTEGER,
@@ -33,8 +35,11 @@ def cumulative_offsets(lengths: Tensor, *, implementation: str = "auto") -> Tens
     Raises:
         TypeError, ValueError: wrong dtype or shape; on the CPU also negative lengths or a sum of 2^31 or more.
     """
+    arguments = lengths, implementation
+    if not is_dynamo_compiling() and (found := _known_offsets.call(*arguments)) is not None:
+        return found
     check_tensor("lengths", lengths, dtype=INTEGER, ndim=1)
-    return schema.cumulative_offsets(lengths, implementation=implementation)
+    return _known_offsets.first(arguments, (lengths,))
 
 
 def pack(
@@ -54,6 +59,9 @@ def pack(
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also lengths out of range or a capacity too
         small. On CUDA rows that do not fit are dropped: nothing is written out of bounds.
     """
+    arguments = padded, lengths, capacity, implementation
+    if not is_dynamo_compiling() and (found := _known_pack.call(*arguments)) is not None:
+        return found
     check_tensor("padded", padded)
     if padded.ndim < 2:
         raise ValueError(
@@ -62,8 +70,7 @@ def pack(
     check_tensor("lengths", lengths, dtype=INTEGER, shape=(padded.shape[0],))
     check_same("device", padded=padded, lengths=lengths)
     check_count("capacity", capacity)
-    offsets = cumulative_offsets(lengths, implementation=implementation)
-    return schema.pack(padded, offsets, capacity, implementation=implementation), offsets
+    return _known_pack.first(arguments, (padded, lengths, capacity))
 
 
 def unpack(
@@ -88,11 +95,14 @@ def unpack(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets that do not fit.
     """
+    arguments = packed, offsets, max_length, fill, implementation
+    if not is_dynamo_compiling() and (found := _known_unpack.call(*arguments)) is not None:
+        return found
     _check_packed(packed, offsets)
     check_same("device", packed=packed, offsets=offsets)
     check_count("max_length", max_length)
     fill = 0.0 if type(fill) is float and fill == 0 else _fill(fill, packed.dtype)
-    return schema.unpack(packed, offsets, max_length, fill, implementation=implementation)
+    return _known_unpack.first(arguments, (packed, offsets, max_length, fill))
 
 
 def compact(
@@ -114,11 +124,14 @@ def compact(
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets that do not fit or a capacity too
         small.
     """
+    arguments = packed, offsets, keep, capacity, implementation
+    if not is_dynamo_compiling() and (found := _known_compact.call(*arguments)) is not None:
+        return found
     _check_packed(packed, offsets)
     check_tensor("keep", keep, dtype=torch.bool, shape=packed.shape[:1])
     check_same("device", packed=packed, offsets=offsets, keep=keep)
     check_count("capacity", capacity)
-    return schema.compact(packed, offsets, keep, capacity, implementation=implementation)
+    return _known_compact.first(arguments, (packed, offsets, keep, capacity), _without_targets)
 
 
 def append(
@@ -146,6 +159,9 @@ def append(
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets that do not fit or a capacity too
         small.
     """
+    arguments = packed, offsets, rows, select, capacity, implementation
+    if not is_dynamo_compiling() and (found := _known_append.call(*arguments)) is not None:
+        return found
     _check_packed(packed, offsets)
     check_tensor("rows", rows)
     sequences, feature = offsets.shape[0] - 1, tuple(packed.shape[1:])
@@ -155,13 +171,12 @@ def append(
             f"rows: expected (L, ...) or (B, L, ...) like packed, got shape {tuple(rows.shape)}"
         )
     check_tensor("rows", rows, shape=shapes[rows.ndim - packed.ndim])
-    if select is None:
-        select = torch.ones(sequences, dtype=torch.bool, device=packed.device)
-    check_tensor("select", select, dtype=torch.bool, shape=(sequences,))
+    if select is not None:
+        check_tensor("select", select, dtype=torch.bool, shape=(sequences,))
     check_same("dtype", packed=packed, rows=rows)
     check_same("device", packed=packed, offsets=offsets, rows=rows, select=select)
     check_count("capacity", capacity)
-    return schema.append(packed, offsets, rows, select, capacity, implementation=implementation)
+    return _known_append.first(arguments, (packed, offsets, rows, select, capacity))
 
 
 def tail_mask(
@@ -180,12 +195,15 @@ def tail_mask(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
+    arguments = tokens, lengths, fill, implementation
+    if not is_dynamo_compiling() and (found := _known_tail_mask.call(*arguments)) is not None:
+        return found
     check_tensor("tokens", tokens, dtype=FLOATING, ndim=3)
     check_tensor("lengths", lengths, dtype=INTEGER, shape=tokens.shape[:1])
     check_tensor("fill", fill, shape=tokens.shape[2:])
     check_same("dtype", tokens=tokens, fill=fill)
     check_same("device", tokens=tokens, lengths=lengths, fill=fill)
-    return schema.tail_mask(tokens, lengths, fill, implementation=implementation)
+    return _known_tail_mask.first(arguments, (tokens, lengths, fill))
 
 
 def _fill(fill: Any, dtype: torch.dtype) -> float:
@@ -213,3 +231,16 @@ def _check_packed(packed: Tensor, offsets: Tensor) -> None:
     if packed.ndim < 1:
         raise ValueError("packed: expected at least 1 dimension (T, ...), got a scalar")
     check_offsets_shape(offsets)
+
+
+def _without_targets(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return found[:3]
+
+
+_known_offsets, _known_pack, _known_unpack, _known_compact, _known_append, _known_tail_mask = map(
+    Public,
+    (
+        *(schema.cumulative_offsets, schema.pack, schema.unpack),
+        *(schema.compact, schema.append, schema.tail_mask),
+    ),
+)

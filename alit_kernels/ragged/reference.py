@@ -41,8 +41,13 @@ def _like(mask: Tensor, values: Tensor) -> Tensor:
     return mask.view(mask.shape + (1,) * (values.ndim - mask.ndim))
 
 
-def pack(padded: Tensor, offsets: Tensor, capacity: int) -> Tensor:
-    sequence, position, used = sequence_and_position(offsets, capacity)
+def pack(padded: Tensor, lengths: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    offsets = cumulative_offsets(lengths)
+    return pack_by_offsets(padded, offsets, capacity), offsets
+
+
+def pack_by_offsets(padded: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    sequence, position, used = sequence_and_position(offsets, rows)
     length = padded.shape[1]
     return _take(padded.flatten(0, 1), sequence * length + position, used & (position < length))
 
@@ -53,9 +58,12 @@ def unpack(packed: Tensor, offsets: Tensor, max_length: int, fill: float) -> Ten
     return _take(packed, row, row < stop[:, None], fill)
 
 
+unpack_backward = pack_by_offsets
+
+
 def compact(
     packed: Tensor, offsets: Tensor, keep: Tensor, capacity: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = packed.shape[0]
     row = torch.arange(rows, device=packed.device)
     kept = keep & (row < offsets[-1])
@@ -64,22 +72,21 @@ def compact(
     target = torch.where(kept, kept_before[:-1], capacity).clamp(max=capacity)
     source_row = torch.full((capacity + 1,), -1, dtype=torch.int64, device=packed.device)
     source_row = source_row.scatter(0, target, row)[:capacity]
-    return _take(packed, source_row, source_row >= 0), new_offsets, source_row.to(torch.int32)
+    target_row = torch.where(target < capacity, target, -1)
+    kept_rows = _take(packed, source_row, source_row >= 0)
+    return kept_rows, new_offsets, source_row.to(torch.int32), target_row.to(torch.int32)
 
 
-def scatter_rows(values: Tensor, target_row: Tensor, rows: int) -> Tensor:
-    """Inverse of the gather in ``compact``: row j goes to ``target_row[j]``, -1 goes nowhere, other rows are zero."""
-    out = values.new_zeros((rows + 1, *values.shape[1:]))
-    out[torch.where(target_row >= 0, target_row.long(), rows)] = values
-    return out[:rows]
+def compact_backward(grad: Tensor, target_row: Tensor) -> Tensor:
+    return _take(grad, target_row.long(), target_row >= 0)
 
 
 def append(
-    packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor, capacity: int
+    packed: Tensor, offsets: Tensor, rows: Tensor, select: Tensor | None, capacity: int
 ) -> tuple[Tensor, Tensor]:
     added = rows.shape[rows.ndim - packed.ndim]
     lengths = offsets.diff().long()
-    new_offsets = cumulative_offsets(lengths + added * select)
+    new_offsets = cumulative_offsets(lengths + added * (1 if select is None else select))
     sequence, position, used = sequence_and_position(new_offsets, capacity)
     # One length more than there are sequences: what belongs to none looks its own up too.
     fresh = position - torch.nn.functional.pad(lengths, (0, 1))[sequence]
@@ -93,29 +100,42 @@ def append_backward(
     grad: Tensor,
     offsets: Tensor,
     new_offsets: Tensor,
-    select: Tensor,
+    select: Tensor | None,
     rows: int,
     added: int,
     shared: bool,
+    packed_wanted: bool,
+    rows_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    sequence, position, used = sequence_and_position(offsets, rows)
-    grad_packed = _take(grad, new_offsets.long()[sequence] + position, used)
-    first = new_offsets[:-1].long() + offsets.diff()
-    index = first[:, None] + torch.arange(added, device=grad.device)
-    grad_rows = _take(grad, index, select[:, None].expand_as(index))
-    return grad_packed, grad_rows.sum(0) if shared else grad_rows
+    grad_packed = grad_rows = grad.new_empty(0)
+    if packed_wanted:
+        sequence, position, used = sequence_and_position(offsets, rows)
+        grad_packed = _take(grad, new_offsets.long()[sequence] + position, used)
+    if rows_wanted:
+        first = new_offsets[:-1].long() + offsets.diff()
+        index = first[:, None] + torch.arange(added, device=grad.device)
+        chosen = torch.ones_like(first, dtype=torch.bool) if select is None else select
+        grad_rows = _take(grad, index, chosen[:, None].expand_as(index))
+        grad_rows = grad_rows.sum(0) if shared else grad_rows
+    return grad_packed, grad_rows
 
 
 def tail_mask(tokens: Tensor, lengths: Tensor, fill: Tensor) -> Tensor:
     return torch.where(_inside(tokens, lengths), tokens, fill).contiguous()
 
 
-def tail_mask_backward(grad: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def tail_mask_backward(
+    grad: Tensor, lengths: Tensor, tokens_wanted: bool, fill_wanted: bool
+) -> tuple[Tensor, Tensor]:
+    grad_tokens = grad_fill = grad.new_empty(0)
     inside = _inside(grad, lengths)
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
-    dtype = accumulation_dtype(grad)
-    grad_fill = torch.where(inside, zero, grad).sum((0, 1), dtype=dtype).to(grad.dtype)
-    return torch.where(inside, grad, zero).contiguous(), grad_fill.contiguous()
+    if tokens_wanted:
+        grad_tokens = torch.where(inside, grad, zero).contiguous()
+    if fill_wanted:
+        dtype = accumulation_dtype(grad)
+        grad_fill = torch.where(inside, zero, grad).sum((0, 1), dtype=dtype).to(grad.dtype)
+    return grad_tokens, grad_fill.contiguous()
 
 
 def _inside(tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What can be held over the null CUDA beside times: ``make host`` runs it first.
 
 - The launcher gives the driver what Triton gives it, byte for byte, in every launch of every op.
+- Plans call the extension's CUDA kernels as Python does.
 - A training step is captured into a CUDA graph, and a step that waits for the device is refused.
 - Rollouts, halting and both stages run on the GPU's branches. (Encoding asks for lengths, which nothing computes.)
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +55,53 @@ def launches_are_tritons() -> str:
             if case.learns:
                 y.backward(torch.ones_like(y))
     return f"{len(seen)} kernels are launched as Triton launches them"
+
+
+def plans_call_the_extension_as_python_does() -> str:
+    """Where Python passed a number, plans pass the same one; where it passed a tensor, an address."""
+    import alit_kernels as ak
+    from alit_kernels import _plans
+    from alit_kernels._core import extension
+
+    prepare, seen, kept = _plans._prepared_call, set(), []
+    entry_point = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64))
+
+    def prepared(name: str, arguments: tuple[Any, ...], device: int, *rest: Any) -> Any:
+        stream = torch.cuda.current_stream(device).cuda_stream
+        expected = [stream, device, 0, *arguments]
+        is_tensor = [isinstance(x, torch.Tensor) for x in expected]
+        numbers = [0 if tensor else x for x, tensor in zip(expected, is_tensor, strict=True)]
+
+        def taken(given: Any) -> int:  # 0: as expected
+            found = given[: len(numbers)]
+            seen.add(name)
+            return any(
+                value == 0 if tensor else value != number
+                for value, number, tensor in zip(found, numbers, is_tensor, strict=True)
+            )
+
+        kept.append(entry_point(taken))
+        address = ctypes.cast(kept[-1], ctypes.c_void_p).value
+        *kernel, _, sizes, threads, shared, values, addresses = prepare(
+            name, arguments, device, *rest
+        )
+        return *kernel, address, sizes, threads, shared, values, addresses
+
+    x, rows = (torch.zeros(n, 5, 8, device="cuda", requires_grad=True) for n in (3, 15))
+    lengths, keep = torch.zeros(3, device="cuda").int(), torch.ones(15, device="cuda") > 0
+    with mock.patch.object(_plans, "_prepared_call", prepared):
+        for _ in range(2):
+            offsets = ak.cumulative_offsets(lengths)
+            for y in (
+                ak.pack(x, lengths, capacity=9)[0],
+                ak.unpack(rows, offsets, max_length=4, fill=2.0),
+                ak.compact(rows, offsets, keep, capacity=9)[0],
+                ak.append(rows, offsets, x, capacity=30)[0],
+                ak.tail_mask(x, lengths, rows[0, 0]),
+            ):
+                y.backward(torch.ones_like(y))
+    assert seen == {name.removeprefix("alit_cuda_") for name in extension().unpacked}
+    return f"plans call {len(seen)} functions of the extension as Python calls them"
 
 
 SIZES = {"64": 8, "32": 4, "16": 2, "8": 1}
@@ -136,6 +185,7 @@ def main() -> None:
     driver.prepare(parser.parse_args().core)
     for check in (
         launches_are_tritons,
+        plans_call_the_extension_as_python_does,
         a_step_is_captured,
         a_step_that_waits_is_refused,
         other_paths_run,

@@ -47,7 +47,8 @@ using Remembered = std::unordered_map<std::string, std::shared_ptr<Call>>;
 struct Calls {
   PyObject_HEAD
   vectorcallfunc vectorcall;
-  PyObject *run, *differentiate;      // (*the op's arguments, known) -> results; the second None: gradients stop here
+  PyObject *run, *differentiate;      // (*the op's arguments, known) -> results; the second None: gradients stop here, or
+                                      // (*the op's arguments, (results,)) where a plan has them ready
   PyObject *looks;                    // tuple of functions without arguments; true: something looks at calls
   PyObject *grad_mode;                // () -> whether gradients are asked for at all
   PyObject *autocast, *autocast_dtype;  // () -> whether it is on for any device; (device type) -> dtype or None
@@ -104,19 +105,24 @@ int describe(const Calls* self, PyObject* const* arguments, Py_ssize_t count, Si
 
 std::string key_of(const Signature& found) { return {reinterpret_cast<const char*>(found.words), 8 * static_cast<std::size_t>(found.used)}; }
 
-// The op's results; None where a plan cannot launch and there is nothing else.
+// The op's results; None where a plan cannot launch and there is nothing else. A plan's results reach the derivative ready,
+// in a tuple in the place of what was remembered.
 PyObject* results(const Calls* self, const Call& call, const Signature& found, bool wanted) {
-  if (!wanted && call.plan != Py_None) {
+  PyObject *ready = nullptr, *arguments[Signature::MOST_ARGUMENTS + 1];
+  if (call.plan != Py_None) {
     PyObject* result = PyObject_Vectorcall(call.plan, found.tensors, found.count, nullptr);
-    if (result != Py_None) return result;
+    if (!result || (!wanted && result != Py_None)) return result;
+    if (result != Py_None) ready = PyTuple_Pack(1, result);
     Py_DECREF(result);
   }
-  PyObject* arguments[Signature::MOST_ARGUMENTS + 1];
+  if (PyErr_Occurred()) return nullptr;
   const Py_ssize_t count = PyTuple_GET_SIZE(call.values);
   for (Py_ssize_t i = 0; i < count; ++i) arguments[i] = PyTuple_GET_ITEM(call.values, i);
   for (std::size_t i = 0; i < call.places.size(); ++i) arguments[call.places[i]] = found.tensors[i];
-  arguments[count] = call.known;
-  return PyObject_Vectorcall(wanted ? self->differentiate : self->run, arguments, count + 1, nullptr);
+  arguments[count] = ready ? ready : call.known;
+  PyObject* result = PyObject_Vectorcall(wanted ? self->differentiate : self->run, arguments, count + 1, nullptr);
+  Py_XDECREF(ready);
+  return result;
 }
 
 PyObject* call(PyObject* object, PyObject* const* arguments, std::size_t nargsf, PyObject* kwnames) {

@@ -33,7 +33,7 @@ struct Driver {
   PyObject* raise(int error) const {
     const char* text = nullptr;
     error_string(error, &text);
-    return PyErr_Format(PyExc_RuntimeError, "a Triton kernel was not launched: CUDA error %d, %s", error, text ? text : "unknown");
+    return PyErr_Format(PyExc_RuntimeError, "a kernel was not launched: CUDA error %d, %s", error, text ? text : "unknown");
   }
 };
 

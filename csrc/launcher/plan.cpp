@@ -26,6 +26,8 @@ namespace {
 constexpr int MOST_TENSORS = 32, MOST_PARAMETERS = 72;
 
 struct Launch {
+  // A function of the extension's own that launches, given (stream, device, 0, arguments); null: a Triton kernel is launched.
+  int (*entry)(const std::int64_t*);
   PyObject *kernel, *compiled;
   CUfunction function;
   unsigned grid[3], threads, shared;
@@ -108,6 +110,12 @@ bool launch_all(const Plan* self, PyObject* const* given, Py_ssize_t count, PyOb
     void* parameters[MOST_PARAMETERS];
     std::memcpy(values, launch.values.data(), 8 * launch.values.size());
     for (const Launch::Address& each : launch.addresses) values[each.parameter] = address[each.tensor] + each.offset;
+    if (launch.entry) {
+      values[0] = reinterpret_cast<std::uintptr_t>(stream);
+      error = launch.entry(reinterpret_cast<const std::int64_t*>(values));
+      if (error) break;
+      continue;
+    }
     for (std::size_t i = 0; i < launch.values.size(); ++i) parameters[i] = &values[i];
     error = driver->launch(launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.threads, 1, 1, launch.shared, stream,
                            parameters, nullptr);
@@ -129,7 +137,7 @@ PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, P
   int current;
   if (Driver::get()->current_device(&current) || current != self->device) Py_RETURN_NONE;
   for (const Launch& launch : *self->launches)
-    if (watched(self->runtime, launch.kernel)) Py_RETURN_NONE;
+    if (!launch.entry && watched(self->runtime, launch.kernel)) Py_RETURN_NONE;
   PyObject* made[MOST_TENSORS];
   if (!allocate(self, made)) return nullptr;
   Py_INCREF(object);
@@ -139,7 +147,8 @@ PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, P
   return result;
 }
 
-// One entry of Plan(launches=...): (kernel, compiled, function, grid, threads, shared, values, [(parameter, tensor, offset)]).
+// One entry of Plan(launches=...): (kernel, compiled, function, grid, threads, shared, values, [(parameter, tensor, offset)]);
+// without a kernel (None) the function is one of the extension's own.
 bool parse(PyObject* given, Launch& launch) {
   unsigned long long function;
   Py_buffer values;
@@ -147,12 +156,13 @@ bool parse(PyObject* given, Launch& launch) {
   if (!PyArg_ParseTuple(given, "OOK(III)IIy*O!", &kernel, &compiled, &function, &launch.grid[0], &launch.grid[1], &launch.grid[2],
                         &launch.threads, &launch.shared, &values, &PyList_Type, &addresses))
     return false;
+  if (kernel == Py_None) launch.entry = reinterpret_cast<decltype(launch.entry)>(function);
   launch.function = reinterpret_cast<CUfunction>(function);
   launch.values.resize(values.len / 8);
   std::memcpy(launch.values.data(), values.buf, 8 * launch.values.size());
   PyBuffer_Release(&values);
-  if (launch.values.size() > MOST_PARAMETERS) {
-    PyErr_Format(PyExc_ValueError, "values: expected up to %d parameters, got %zu", MOST_PARAMETERS, launch.values.size());
+  if (launch.values.size() > MOST_PARAMETERS || launch.values.empty()) {
+    PyErr_Format(PyExc_ValueError, "values: expected 1 to %d parameters, got %zu", MOST_PARAMETERS, launch.values.size());
     return false;
   }
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(addresses); ++i) {

@@ -135,6 +135,8 @@ void check_offsets(const Offset* offsets, Size sequences, Size rows) {
   require(offsets[sequences] <= rows, "offsets: expected at most as many rows as are packed");
 }
 
+bool chosen(const std::uint8_t* select, Size b) { return select == nullptr || select[b] != 0; }
+
 Rows at(Rows rows, Size row) { return {rows.data + row * rows.stride, rows.stride}; }
 
 Rows at(Padded padded, Size b) { return {padded.data + b * padded.sequence_stride, padded.row_stride}; }
@@ -156,7 +158,7 @@ void sum_fresh(Rows grad, const Offset* new_offsets, Size sequences, const std::
     for (Size row = begin; row < end; ++row) {
       std::fill(sum.begin(), sum.end(), 0.0);
       for (Size b = 0; b < sequences; ++b) {
-        if (!select[b]) continue;
+        if (!chosen(select, b)) continue;
         const T* values = reinterpret_cast<const T*>(at(grad, new_offsets[b + 1] - added + row).data);
         for (Size c = 0; c < width; ++c) sum[static_cast<std::size_t>(c)] += load(values[c]);
         COUNT_BYTES(row_bytes);
@@ -168,21 +170,30 @@ void sum_fresh(Rows grad, const Offset* new_offsets, Size sequences, const std::
   });
 }
 
+// The first lengths[b] of `length` rows of each sequence, then those of `tail`.
+void write_masked(Padded padded, Lengths lengths, Size sequences, Size length, Rows tail, std::byte* out, Size row_bytes,
+                  int threads) {
+  const auto sequence = [&](Size b) { return Sequence{at(padded, b), std::clamp<Size>(lengths[b], 0, length), tail}; };
+  write_sequences(out, sequences * length, row_bytes, sequences, [&](Size b) { return b * length; }, sequence, threads);
+}
+
 template <typename T>
-void mask_gradients(Padded grad, const Size* lengths, Size sequences, Size length, std::byte* grad_tokens,
+void mask_gradients(Padded grad, Lengths lengths, Size sequences, Size length, std::byte* grad_tokens,
                     std::byte* grad_fill, Size row_bytes, int threads) {
   const Size width = row_bytes / static_cast<Size>(sizeof(T));
   const Size blocks = (length + kSumRows - 1) / kSumRows;  // of each sequence
-  prefer_huge_pages(grad_tokens, sequences * length * row_bytes);
+  if (grad_tokens != nullptr) prefer_huge_pages(grad_tokens, sequences * length * row_bytes);
   std::vector<float> partial(static_cast<std::size_t>(sequences * blocks * width), 0.0f);
   parallel_for(sequences * blocks, grain(row_bytes * kSumRows), threads, [&](Size begin, Size end) {
     for (Size block = begin; block < end; ++block) {
       const Size b = block / blocks, first = block % blocks * kSumRows, stop = std::min(first + kSumRows, length);
       const Size middle = std::clamp(lengths[b], first, stop);
       const Rows rows = at(grad, b);
-      std::byte* const out = grad_tokens + b * length * row_bytes;
-      write_rows(out + first * row_bytes, rows, first, middle - first, row_bytes, false);
-      write_rows(out + middle * row_bytes, Rows{}, 0, stop - middle, row_bytes, false);
+      if (grad_tokens != nullptr) {
+        std::byte* const out = grad_tokens + b * length * row_bytes;
+        write_rows(out + first * row_bytes, rows, first, middle - first, row_bytes, false);
+        write_rows(out + middle * row_bytes, Rows{}, 0, stop - middle, row_bytes, false);
+      }
       float* const sum = partial.data() + block * width;
       for (Size row = middle; row < stop; ++row) add_row<T>(sum, at(rows, row).data, width);
     }
@@ -197,13 +208,14 @@ void mask_gradients(Padded grad, const Size* lengths, Size sequences, Size lengt
 
 }  // namespace
 
-void cumulative_offsets(const Size* lengths, Size sequences, Offset* offsets) {
+void cumulative_offsets(Lengths lengths, Size sequences, Offset* offsets) {
   Size sum = 0;
   offsets[0] = 0;
   for (Size b = 0; b < sequences; ++b) {
-    require(lengths[b] >= 0, "lengths: expected at least 0");
-    require(lengths[b] <= std::numeric_limits<Offset>::max() - sum, "lengths: expected a sum below 2^31");
-    sum += lengths[b];
+    const Size length = lengths[b];
+    require(length >= 0, "lengths: expected at least 0");
+    require(length <= std::numeric_limits<Offset>::max() - sum, "lengths: expected a sum below 2^31");
+    sum += length;
     offsets[b + 1] = static_cast<Offset>(sum);
   }
 }
@@ -232,30 +244,30 @@ void unpack(Rows packed, Size rows, const Offset* offsets, Size sequences, const
 }
 
 void compact(Rows packed, Size rows, const Offset* offsets, Size sequences, const std::uint8_t* keep, std::byte* out,
-             Offset* new_offsets, Offset* source_row, Size capacity, Size row_bytes, int threads) {
+             Offset* new_offsets, Offset* source_row, Offset* target_row, Size capacity, Size row_bytes, int threads) {
   check_offsets(offsets, sequences, rows);
   Size kept = 0;
   new_offsets[0] = 0;
   for (Size b = 0; b < sequences; ++b) {
     for (Offset row = offsets[b]; row < offsets[b + 1]; ++row) {
+      target_row[row] = -1;
       if (!keep[row]) continue;
       require(kept < capacity, "capacity: expected at least as many rows as are kept");
+      target_row[row] = static_cast<Offset>(kept);
       source_row[kept++] = row;
     }
     new_offsets[b + 1] = static_cast<Offset>(kept);
   }
   std::fill(source_row + kept, source_row + capacity, Offset{-1});
+  std::fill(target_row + offsets[sequences], target_row + rows, Offset{-1});
   gather(packed, source_row, out, capacity, row_bytes, threads);
 }
 
-void scatter_rows(Rows values, Size count, const Offset* target_row, std::byte* out, Size rows, Size row_bytes,
-                  int threads) {
-  std::vector<Offset> source(static_cast<std::size_t>(rows), -1);
-  for (Size i = 0; i < count; ++i) {
-    require(target_row[i] >= -1 && target_row[i] < rows, "target_row: expected -1 or a row of the output");
-    if (target_row[i] >= 0) source[static_cast<std::size_t>(target_row[i])] = static_cast<Offset>(i);
-  }
-  gather(values, source.data(), out, rows, row_bytes, threads);
+void compact_backward(Rows grad, Size capacity, const Offset* target_row, std::byte* out, Size rows, Size row_bytes,
+                      int threads) {
+  for (Size i = 0; i < rows; ++i)
+    require(target_row[i] >= -1 && target_row[i] < capacity, "target_row: expected -1 or a row of the gradient");
+  gather(grad, target_row, out, rows, row_bytes, threads);
 }
 
 void append(Rows packed, Size rows, const Offset* offsets, Size sequences, Padded fresh, Size added,
@@ -265,7 +277,7 @@ void append(Rows packed, Size rows, const Offset* offsets, Size sequences, Padde
   Size total = 0;
   new_offsets[0] = 0;
   for (Size b = 0; b < sequences; ++b) {
-    total += offsets[b + 1] - offsets[b] + (select[b] ? added : 0);
+    total += offsets[b + 1] - offsets[b] + (chosen(select, b) ? added : 0);
     require(total <= capacity && total <= std::numeric_limits<Offset>::max(),
             "capacity: expected at least as many rows as there are");
     new_offsets[b + 1] = static_cast<Offset>(total);
@@ -282,10 +294,12 @@ void append_backward(Rows grad, Size capacity, const Offset* offsets, const Offs
   check_offsets(offsets, sequences, rows);
   check_offsets(new_offsets, sequences, capacity);
   for (Size b = 0; b < sequences; ++b)
-    require(new_offsets[b + 1] - new_offsets[b] == offsets[b + 1] - offsets[b] + (select[b] ? added : 0),
+    require(new_offsets[b + 1] - new_offsets[b] == offsets[b + 1] - offsets[b] + (chosen(select, b) ? added : 0),
             "new_offsets: expected the offsets of the sequences after they have grown");
   const auto old = [&](Size b) { return Sequence{at(grad, new_offsets[b]), rows, Rows{}}; };
-  write_sequences(grad_packed, rows, row_bytes, sequences, [&](Size b) { return Size{offsets[b]}; }, old, threads);
+  if (grad_packed != nullptr)
+    write_sequences(grad_packed, rows, row_bytes, sequences, [&](Size b) { return Size{offsets[b]}; }, old, threads);
+  if (grad_fresh == nullptr) return;
   if (shared) {
     dispatch(type, [&](auto element) {
       sum_fresh<decltype(element)>(grad, new_offsets, sequences, select, grad_fresh, added, row_bytes, threads);
@@ -293,21 +307,23 @@ void append_backward(Rows grad, Size capacity, const Offset* offsets, const Offs
     return;
   }
   const auto fresh = [&](Size b) {
-    return Sequence{select[b] ? at(grad, new_offsets[b + 1] - added) : Rows{}, added, Rows{}};
+    return Sequence{chosen(select, b) ? at(grad, new_offsets[b + 1] - added) : Rows{}, added, Rows{}};
   };
   write_sequences(grad_fresh, sequences * added, row_bytes, sequences, [&](Size b) { return b * added; }, fresh, threads);
 }
 
-void tail_mask(Padded tokens, const Size* lengths, Size sequences, Size length, const std::byte* fill, std::byte* out,
+void tail_mask(Padded tokens, Lengths lengths, Size sequences, Size length, const std::byte* fill, std::byte* out,
                Size row_bytes, int threads) {
-  const auto sequence = [&](Size b) {
-    return Sequence{at(tokens, b), std::clamp<Size>(lengths[b], 0, length), Rows{fill, 0}};
-  };
-  write_sequences(out, sequences * length, row_bytes, sequences, [&](Size b) { return b * length; }, sequence, threads);
+  write_masked(tokens, lengths, sequences, length, Rows{fill, 0}, out, row_bytes, threads);
 }
 
-void tail_mask_backward(Padded grad, const Size* lengths, Size sequences, Size length, std::byte* grad_tokens,
+void tail_mask_backward(Padded grad, Lengths lengths, Size sequences, Size length, std::byte* grad_tokens,
                         std::byte* grad_fill, Size row_bytes, Type type, int threads) {
+  if (grad_fill == nullptr) {
+    if (grad_tokens != nullptr)
+      write_masked(grad, lengths, sequences, length, Rows{}, grad_tokens, row_bytes, threads);
+    return;
+  }
   dispatch(type, [&](auto element) {
     mask_gradients<decltype(element)>(grad, lengths, sequences, length, grad_tokens, grad_fill, row_bytes, threads);
   });

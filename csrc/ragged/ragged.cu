@@ -13,8 +13,9 @@ using Offset = std::int32_t;
 #endif
 constexpr int kThreads = ALIT_BLOCK_THREADS;
 constexpr int kWarp = 32;
-constexpr i64 kTile = 4 * kThreads;  // rows that a block of the compaction scans
-constexpr i64 kSumRows = 64;         // rows whose gradients are summed in float before the sum goes on in double
+constexpr int kRowsEach = 16;                 // whose choice a thread of the compaction reads at once
+constexpr i64 kTile = kRowsEach * kThreads;  // rows of a block of the compaction
+constexpr i64 kSumRows = 64;                 // rows whose gradients are summed in float before the sum goes on in double
 
 template <typename T>
 T* pointer(i64 address) {
@@ -68,6 +69,21 @@ struct Offsets {
   __device__ i64 length(i64 b) const { return i64{values[b + 1]} - values[b]; }
 };
 
+struct Lengths {
+  const void* values;
+  i64 bytes;  // of each
+
+  __device__ i64 operator[](i64 b) const {
+    return bytes == 8 ? static_cast<const i64*>(values)[b] : static_cast<const std::int32_t*>(values)[b];
+  }
+};
+
+struct Selection {
+  const std::uint8_t* values;  // null: all
+
+  __device__ bool operator[](i64 b) const { return values == nullptr || values[b] != 0; }
+};
+
 // Where an output row comes from; no address: the fill value.
 
 struct PackPlan {
@@ -98,6 +114,19 @@ struct GatherPlan {
   __device__ const char* operator()(i64 row) const { return rows(source[row]); }
 };
 
+// The rows from *count on are not in use: `source` is told here.
+struct CompactPlan {
+  Rows rows;
+  Offset* source;
+  const Offset* count;
+
+  __device__ const char* operator()(i64 row) const {
+    if (row < *count) return rows(source[row]);
+    if (threadIdx.x % kWarp == 0) source[row] = -1;
+    return nullptr;
+  }
+};
+
 struct AppendPlan {
   Rows packed;
   Offsets offsets, grown;
@@ -124,7 +153,7 @@ struct OldGradPlan {
 struct FreshGradPlan {
   Rows grad;
   Offsets offsets, grown;
-  const std::uint8_t* select;
+  Selection select;
   i64 added;
 
   __device__ const char* operator()(i64 row) const {
@@ -135,7 +164,7 @@ struct FreshGradPlan {
 
 struct TailMaskPlan {
   Padded tokens;
-  const i64* lengths;
+  Lengths lengths;
   const char* fill;
 
   __device__ const char* operator()(i64 row) const {
@@ -184,7 +213,7 @@ __global__ void write_rows(Plan plan, Fill fill, char* out, i64 rows, i64 row_by
 
 template <typename V, typename Plan>
 void launch_write(i64 stream, const Plan& plan, Fill fill, i64 out, i64 rows, i64 row_bytes) {
-  if (rows <= 0 || row_bytes <= 0) return;
+  if (rows <= 0) return;
   const i64 warps = kThreads / kWarp, most = (i64{1} << 31) - 1;
   const i64 blocks = divided(rows, warps) < most ? divided(rows, warps) : most;
   LAUNCH((write_rows<V, Plan>), blocks, kThreads, 0, stream, plan, fill, pointer<char>(out), rows, row_bytes);
@@ -222,13 +251,13 @@ __device__ T scan_block(T value, T* shared, T* total) {
 }
 
 struct StatedLength {
-  const i64* lengths;
+  Lengths lengths;
   __device__ i64 operator()(i64 b) const { return lengths[b]; }
 };
 
 struct GrownLength {
   Offsets offsets;
-  const std::uint8_t* select;
+  Selection select;
   i64 added;
   __device__ i64 operator()(i64 b) const { return offsets.length(b) + (select[b] ? added : 0); }
 };
@@ -278,61 +307,56 @@ struct Kept {
   Offsets offsets;
   i64 rows;
 
-  __device__ int operator()(i64 row) const {
-    return row < rows && row < offsets.values[offsets.sequences] && keep[row] ? 1 : 0;
+  // Rows from here on belong to no sequence, and none of them is kept.
+  __device__ i64 end() const {
+    const i64 end = offsets.values[offsets.sequences];
+    return end < rows ? end : rows;
+  }
+
+  // Bit i: row first + i is kept.
+  __device__ unsigned operator()(i64 first, i64 end) const {
+    unsigned found = 0;
+    if (first + kRowsEach <= end && reinterpret_cast<std::uintptr_t>(keep + first) % sizeof(Vector16) == 0) {
+      const Vector16 bytes = *reinterpret_cast<const Vector16*>(keep + first);
+      UNROLL for (int i = 0; i < kRowsEach; ++i) found |= (bytes.words[i / 4] >> i % 4 * 8 & 255 ? 1u : 0u) << i;
+    } else {
+      for (int i = 0; i < kRowsEach && first + i < end; ++i) found |= (keep[first + i] ? 1u : 0u) << i;
+    }
+    return found;
   }
 };
 
-__global__ void count_tiles(Kept kept, Offset* counts) {
+// The rows in use of source_row, and all of target_row and new_offsets. A block has kTile rows, and counts for itself those
+// that are kept before its own: bytes are few beside rows.
+__global__ void select_rows(Kept kept, Offset* new_offsets, Offset* source_row, Offset* target_row, i64 capacity,
+                            int* error) {
   DYNAMIC_SHARED(int, shared);
-  int own = 0, total;
-  for (int i = 0; i < kTile / kThreads; ++i) own += kept(blockIdx.x * kTile + i64{threadIdx.x} * (kTile / kThreads) + i);
-  scan_block(own, shared, &total);
-  if (threadIdx.x == 0) counts[blockIdx.x] = total;
-}
-
-// before[row]: kept rows before `row`, for 0 to rows; source_row of every kept row that fits.
-__global__ void scan_tiles(Kept kept, const Offset* counts, Offset* before, Offset* source_row, i64 capacity) {
-  DYNAMIC_SHARED(int, shared);
+  int* const starts = shared + 2 * kThreads;
+  unsigned* const masks = reinterpret_cast<unsigned*>(starts + kThreads);
+  const i64 end = kept.end(), begin = blockIdx.x * kTile;
   int earlier = 0, base, total;
-  for (i64 tile = threadIdx.x; tile < i64{blockIdx.x}; tile += blockDim.x) earlier += counts[tile];
+  for (i64 row = i64{threadIdx.x} * kRowsEach; row < begin; row += kTile) earlier += __popc(kept(row, end));
   scan_block(earlier, shared, &base);
-  const i64 first = blockIdx.x * kTile + i64{threadIdx.x} * (kTile / kThreads);
-  int own = 0;
-  for (int i = 0; i < kTile / kThreads; ++i) own += kept(first + i);
-  int target = base + scan_block(own, shared, &total);
-  for (i64 row = first; row < first + kTile / kThreads && row <= kept.rows; ++row) {
-    before[row] = target;
-    if (!kept(row)) continue;
-    if (target < capacity) source_row[target] = static_cast<Offset>(row);
-    ++target;
+  const unsigned own = kept(begin + i64{threadIdx.x} * kRowsEach, end);
+  starts[threadIdx.x] = base + scan_block(__popc(own), shared, &total);
+  masks[threadIdx.x] = own;
+  __syncthreads();
+  const auto before = [&](i64 row) {  // how many are kept
+    const i64 i = row - begin;
+    return starts[i / kRowsEach] + __popc(masks[i / kRowsEach] & ((1u << i % kRowsEach) - 1));
+  };
+  for (i64 row = begin + threadIdx.x; row < begin + kTile && row < kept.rows; row += kThreads) {
+    const i64 i = row - begin;
+    const int target = before(row);
+    const bool taken = masks[i / kRowsEach] >> i % kRowsEach & 1 && target < capacity;
+    target_row[row] = taken ? target : -1;
+    if (taken) source_row[target] = static_cast<Offset>(row);
   }
-}
-
-// What is left to write: the new offsets, and -1 for the rows that are not in use.
-__global__ void finish_compaction(Kept kept, const Offset* before, Offset* new_offsets, Offset* source_row, i64 capacity,
-                                  int* error) {
-  const i64 i = i64{blockIdx.x} * blockDim.x + threadIdx.x;
-  const i64 total = before[kept.rows];
-  if (i <= kept.offsets.sequences) {
-    const i64 row = kept.offsets.values[i];
-    new_offsets[i] = before[row < 0 ? 0 : row < kept.rows ? row : kept.rows];
+  for (i64 b = threadIdx.x; b <= kept.offsets.sequences; b += kThreads) {
+    const i64 stated = kept.offsets.values[b], row = stated < 0 ? 0 : stated < kept.rows ? stated : kept.rows;
+    if (row >= begin && row < begin + kTile) new_offsets[b] = before(row);
   }
-  if (i < capacity && i >= total) source_row[i] = -1;
-  if (i == 0 && error && total > capacity) atomicOr(error, kCapacityTooSmall);
-}
-
-__global__ void fill_offsets(Offset* values, i64 count, Offset value) {
-  const i64 i = i64{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < count) values[i] = value;
-}
-
-__global__ void invert_rows(const Offset* target_row, i64 count, Offset* source, i64 rows, int* error) {
-  const i64 i = i64{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= count) return;
-  const Offset target = target_row[i];
-  if (target >= 0 && target < rows) source[target] = static_cast<Offset>(i);
-  if (error && (target < -1 || target >= rows)) atomicOr(error, kBadTargetRow);
+  if (error && threadIdx.x == 0 && base + total > capacity) atomicOr(error, kCapacityTooSmall);
 }
 
 // A block sums kWarp columns, lane by lane: its warps share the `count` terms of each, and the first warp gets the sum.
@@ -356,7 +380,7 @@ __device__ double sum_in_block(i64 count, const Term& term) {
   LAUNCH(kernel, divided(columns, kWarp), kThreads, kThreads * sizeof(double), stream, __VA_ARGS__)
 
 template <typename T>
-__global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, const std::uint8_t* select, T* out, i64 added,
+__global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, Selection select, T* out, i64 added,
                           i64 width) {
   const i64 i = i64{blockIdx.x} * kWarp + threadIdx.x % kWarp, position = i / width, column = i % width;
   const double sum = sum_in_block(offsets.sequences, [&](i64 b) {
@@ -371,9 +395,9 @@ __global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, const std::
   COUNT_BYTES(sizeof(T));
 }
 
-// A block has kSumRows rows of one sequence.
+// A block has kSumRows rows of one sequence. The gradient of the tokens is left out where it has no address.
 template <typename T>
-__global__ void mask_gradients(Padded grad, const i64* lengths, i64 blocks, T* grad_tokens, float* partial, i64 width) {
+__global__ void mask_gradients(Padded grad, Lengths lengths, i64 blocks, T* grad_tokens, float* partial, i64 width) {
   const i64 b = blockIdx.x / blocks, first = blockIdx.x % blocks * kSumRows, kept = lengths[b];
   const i64 stop = first + kSumRows < grad.length ? first + kSumRows : grad.length;
   for (i64 c = threadIdx.x; c < width; c += blockDim.x) {
@@ -386,7 +410,7 @@ __global__ void mask_gradients(Padded grad, const i64* lengths, i64 blocks, T* g
       UNROLL for (int n = 0; n < kInFlight; ++n) {
         const i64 row = start + n;
         if (row >= stop) continue;
-        grad_tokens[(b * grad.length + row) * width + c] = row < kept ? held[n] : alit::store<T>(0.0f);
+        if (grad_tokens) grad_tokens[(b * grad.length + row) * width + c] = row < kept ? held[n] : alit::store<T>(0.0f);
         if (row >= kept) sum += alit::load(held[n]);
         COUNT_BYTES(2 * sizeof(T));
       }
@@ -417,6 +441,8 @@ Padded padded_of(i64 data, i64 sequence_stride, i64 row_stride, i64 length) {
   return {pointer<const char>(data), sequence_stride, row_stride, length};
 }
 
+Lengths lengths_of(i64 values, i64 bytes) { return {pointer<const void>(values), bytes}; }
+
 constexpr i64 kNoLimit = (i64{1} << 31) - 1;
 
 }  // namespace
@@ -428,18 +454,29 @@ constexpr i64 kNoLimit = (i64{1} << 31) - 1;
 
 extern "C" {
 
-int alit_cuda_cumulative_offsets(i64 stream, i64 device, i64 error, i64 lengths, i64 sequences, i64 offsets) {
+int alit_cuda_cumulative_offsets(i64 stream, i64 device, i64 error, i64 lengths, i64 length_bytes, i64 sequences,
+                                 i64 offsets) {
   ALIT_BEGIN;
-  launch_scan(stream, StatedLength{pointer<const i64>(lengths)}, sequences, offsets, kNoLimit, error);
+  launch_scan(stream, StatedLength{lengths_of(lengths, length_bytes)}, sequences, offsets, kNoLimit, error);
   ALIT_END;
 }
 
 int alit_cuda_pack(i64 stream, i64 device, i64 error, i64 padded, i64 sequence_stride, i64 row_stride, i64 length,
-                   i64 offsets, i64 sequences, i64 out, i64 capacity, i64 row_bytes) {
+                   i64 lengths, i64 length_bytes, i64 sequences, i64 out, i64 offsets, i64 capacity, i64 row_bytes) {
   ALIT_BEGIN;
+  launch_scan(stream, StatedLength{lengths_of(lengths, length_bytes)}, sequences, offsets, kNoLimit, error);
   const PackPlan plan{padded_of(padded, sequence_stride, row_stride, length), offsets_of(offsets, sequences)};
   check(stream, plan.offsets, capacity, kCapacityTooSmall, length, error);
   write(stream, plan, padded | sequence_stride | row_stride, out, capacity, row_bytes);
+  ALIT_END;
+}
+
+int alit_cuda_unpack_backward(i64 stream, i64 device, i64 error, i64 grad, i64 sequence_stride, i64 row_stride,
+                              i64 length, i64 offsets, i64 sequences, i64 out, i64 rows, i64 row_bytes) {
+  ALIT_BEGIN;
+  const PackPlan plan{padded_of(grad, sequence_stride, row_stride, length), offsets_of(offsets, sequences)};
+  check(stream, plan.offsets, rows, kBadOffsets, length, error);
+  write(stream, plan, grad | sequence_stride | row_stride, out, rows, row_bytes);
   ALIT_END;
 }
 
@@ -453,36 +490,25 @@ int alit_cuda_unpack(i64 stream, i64 device, i64 error, i64 packed, i64 row_stri
   ALIT_END;
 }
 
-i64 alit_cuda_tiles(i64 rows) { return divided(rows + 1, kTile); }
-
 int alit_cuda_compact(i64 stream, i64 device, i64 error, i64 packed, i64 row_stride, i64 rows, i64 offsets, i64 sequences,
-                      i64 keep, i64 out, i64 new_offsets, i64 source_row, i64 capacity, i64 row_bytes, i64 scratch) {
+                      i64 keep, i64 out, i64 new_offsets, i64 source_row, i64 target_row, i64 capacity, i64 row_bytes) {
   ALIT_BEGIN;
   const Kept kept{pointer<const std::uint8_t>(keep), offsets_of(offsets, sequences), rows};
-  Offset* const before = pointer<Offset>(scratch);
-  Offset* const counts = before + rows + 1;
-  Offset* const source = pointer<Offset>(source_row);
-  const i64 tiles = alit_cuda_tiles(rows), most = sequences + 1 > capacity ? sequences + 1 : capacity;
+  auto* const source = pointer<Offset>(source_row);
   check(stream, kept.offsets, rows, kBadOffsets, kNoLimit, error);
-  LAUNCH(count_tiles, tiles, kThreads, 2 * kThreads * sizeof(int), stream, kept, counts);
-  LAUNCH(scan_tiles, tiles, kThreads, 2 * kThreads * sizeof(int), stream, kept, counts, before, source, capacity);
-  LAUNCH(finish_compaction, divided(most, kThreads), kThreads, 0, stream, kept, before, pointer<Offset>(new_offsets),
-         source, capacity, pointer<int>(error));
-  write(stream, GatherPlan{rows_of(packed, row_stride, rows), source}, packed | row_stride, out, capacity, row_bytes);
+  LAUNCH(select_rows, divided(rows + 1, kTile), kThreads, 4 * kThreads * sizeof(int), stream, kept,
+         pointer<Offset>(new_offsets), source, pointer<Offset>(target_row), capacity, pointer<int>(error));
+  const CompactPlan plan{rows_of(packed, row_stride, rows), source, pointer<const Offset>(new_offsets) + sequences};
+  write(stream, plan, packed | row_stride, out, capacity, row_bytes);
   ALIT_END;
 }
 
-int alit_cuda_scatter_rows(i64 stream, i64 device, i64 error, i64 values, i64 row_stride, i64 count, i64 target_row, i64 out,
-                           i64 rows, i64 row_bytes, i64 scratch) {
+int alit_cuda_compact_backward(i64 stream, i64 device, i64 error, i64 grad, i64 row_stride, i64 capacity, i64 target_row,
+                               i64 out, i64 rows, i64 row_bytes) {
+  (void)error;  // rows that are not there are zero
   ALIT_BEGIN;
-  if (rows == 0) return 0;
-  Offset* const source = pointer<Offset>(scratch);
-  LAUNCH(fill_offsets, divided(rows, kThreads), kThreads, 0, stream, source, rows, Offset{-1});
-  if (count > 0) {
-    LAUNCH(invert_rows, divided(count, kThreads), kThreads, 0, stream, pointer<const Offset>(target_row), count, source,
-           rows, pointer<int>(error));
-  }
-  write(stream, GatherPlan{rows_of(values, row_stride, count), source}, values | row_stride, out, rows, row_bytes);
+  write(stream, GatherPlan{rows_of(grad, row_stride, capacity), pointer<const Offset>(target_row)}, grad | row_stride, out,
+        rows, row_bytes);
   ALIT_END;
 }
 
@@ -492,7 +518,7 @@ int alit_cuda_append(i64 stream, i64 device, i64 error, i64 packed, i64 row_stri
   ALIT_BEGIN;
   const Offsets before = offsets_of(offsets, sequences), grown = offsets_of(new_offsets, sequences);
   check(stream, before, rows, kBadOffsets, kNoLimit, error);
-  launch_scan(stream, GrownLength{before, pointer<const std::uint8_t>(select), added}, sequences, new_offsets, capacity,
+  launch_scan(stream, GrownLength{before, {pointer<const std::uint8_t>(select)}, added}, sequences, new_offsets, capacity,
               error);
   const AppendPlan plan{rows_of(packed, row_stride, rows), before, grown,
                         padded_of(fresh, fresh_sequence_stride, fresh_row_stride, added)};
@@ -506,14 +532,14 @@ int alit_cuda_append_backward(i64 stream, i64 device, i64 error, i64 grad, i64 r
   ALIT_BEGIN;
   const Offsets before = offsets_of(offsets, sequences), grown = offsets_of(new_offsets, sequences);
   const Rows from = rows_of(grad, row_stride, capacity);
-  const auto* const chosen = pointer<const std::uint8_t>(select);
+  const Selection chosen{pointer<const std::uint8_t>(select)};
   check(stream, before, rows, kBadOffsets, kNoLimit, error);
   check(stream, grown, capacity, kBadOffsets, kNoLimit, error);
-  write(stream, OldGradPlan{from, before, grown}, grad | row_stride, grad_packed, rows, row_bytes);
-  if (!shared) {
+  if (grad_packed) write(stream, OldGradPlan{from, before, grown}, grad | row_stride, grad_packed, rows, row_bytes);
+  if (grad_fresh && !shared) {
     write(stream, FreshGradPlan{from, before, grown, chosen, added}, grad | row_stride, grad_fresh, sequences * added,
           row_bytes);
-  } else if (added * row_bytes > 0) {
+  } else if (grad_fresh && added * row_bytes > 0) {
     alit::dispatch(static_cast<alit::Type>(type), [&](auto element) {
       using T = decltype(element);
       const i64 width = row_bytes / static_cast<i64>(sizeof(T));
@@ -524,10 +550,10 @@ int alit_cuda_append_backward(i64 stream, i64 device, i64 error, i64 grad, i64 r
 }
 
 int alit_cuda_tail_mask(i64 stream, i64 device, i64 error, i64 tokens, i64 sequence_stride, i64 row_stride, i64 lengths,
-                        i64 sequences, i64 length, i64 fill, i64 out, i64 row_bytes) {
+                        i64 length_bytes, i64 sequences, i64 length, i64 fill, i64 out, i64 row_bytes) {
   (void)error;  // every length is valid
   ALIT_BEGIN;
-  const TailMaskPlan plan{padded_of(tokens, sequence_stride, row_stride, length), pointer<const i64>(lengths),
+  const TailMaskPlan plan{padded_of(tokens, sequence_stride, row_stride, length), lengths_of(lengths, length_bytes),
                           pointer<const char>(fill)};
   write(stream, plan, tokens | sequence_stride | row_stride | fill, out, sequences * length, row_bytes);
   ALIT_END;
@@ -536,19 +562,25 @@ int alit_cuda_tail_mask(i64 stream, i64 device, i64 error, i64 tokens, i64 seque
 i64 alit_cuda_sum_blocks(i64 length) { return divided(length, kSumRows); }
 
 int alit_cuda_tail_mask_backward(i64 stream, i64 device, i64 error, i64 grad, i64 sequence_stride, i64 row_stride,
-                                 i64 lengths, i64 sequences, i64 length, i64 grad_tokens, i64 grad_fill, i64 row_bytes,
-                                 i64 type, i64 scratch) {
+                                 i64 lengths, i64 length_bytes, i64 sequences, i64 length, i64 grad_tokens,
+                                 i64 grad_fill, i64 row_bytes, i64 type, i64 scratch) {
   (void)error;
   ALIT_BEGIN;
   if (row_bytes == 0) return 0;
+  const Padded from = padded_of(grad, sequence_stride, row_stride, length);
+  const Lengths kept = lengths_of(lengths, length_bytes);
+  if (!grad_fill) {
+    if (grad_tokens) write(stream, TailMaskPlan{from, kept, nullptr}, grad | sequence_stride | row_stride, grad_tokens,
+                           sequences * length, row_bytes);
+    ALIT_END;
+  }
   const i64 blocks = alit_cuda_sum_blocks(length);
   alit::dispatch(static_cast<alit::Type>(type), [&](auto element) {
     using T = decltype(element);
     const i64 width = row_bytes / static_cast<i64>(sizeof(T));
     if (sequences * blocks > 0) {
-      LAUNCH(mask_gradients<T>, sequences * blocks, kThreads, 0, stream,
-             padded_of(grad, sequence_stride, row_stride, length), pointer<const i64>(lengths), blocks,
-             pointer<T>(grad_tokens), pointer<float>(scratch), width);
+      LAUNCH(mask_gradients<T>, sequences * blocks, kThreads, 0, stream, from, kept, blocks, pointer<T>(grad_tokens),
+             pointer<float>(scratch), width);
     }
     LAUNCH_SUM(sum_partial<T>, width, stream, pointer<const float>(scratch), sequences * blocks, pointer<T>(grad_fill),
                width);

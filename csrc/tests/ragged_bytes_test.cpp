@@ -47,7 +47,7 @@ int main() {
   for (Size b = 0; b < 24; ++b) lengths.push_back(b % 5 == 4 ? 0 : 257 + 32 * (b % 8));
   const Size B = static_cast<Size>(lengths.size()), longest = 257 + 32 * 7, spare = 40;
   std::vector<Offset> offsets(static_cast<std::size_t>(B) + 1);
-  cumulative_offsets(lengths.data(), B, offsets.data());
+  cumulative_offsets({lengths.data(), 8}, B, offsets.data());
   const Size total = offsets.back(), capacity = total + spare;
   Memory padded(B * longest), packed(capacity), back(B * longest);
 
@@ -57,8 +57,8 @@ int main() {
     pack({padded.data(), longest * kRow, kRow}, longest, offsets.data(), B, packed.data(), capacity, kRow, 2);
   });
   measure("pack, CUDA", pack_floor, [&] {
-    alit_cuda_pack(0, 0, 0, padded.address(), longest * kRow, kRow, longest, address(offsets), B, packed.address(), capacity,
-                   kRow);
+    alit_cuda_pack(0, 0, 0, padded.address(), longest * kRow, kRow, longest, address(lengths), 8, B, packed.address(),
+                   address(offsets), capacity, kRow);
   });
   measure("unpack", unpack_floor, [&] {
     unpack({packed.data(), kRow}, capacity, offsets.data(), B, zeros, 4, back.data(), longest, kRow, 2);
@@ -71,23 +71,21 @@ int main() {
   Size kept = 0;
   for (Size i = 0; i < capacity; ++i) kept += (keep[static_cast<std::size_t>(i)] = i * 7 % 3 != 0) && i < total;
   const Size room = kept + spare;
-  Memory few(room), scattered(capacity);
-  std::vector<Offset> shorter(offsets.size()), source(static_cast<std::size_t>(room));
-  std::vector<Offset> scratch(static_cast<std::size_t>(capacity + 1 + alit_cuda_tiles(capacity)));
+  Memory few(room), old(capacity);
+  std::vector<Offset> shorter(offsets.size()), source(static_cast<std::size_t>(room)), target(keep.size());
   measure("compact", kept + room, [&] {
-    compact({packed.data(), kRow}, capacity, offsets.data(), B, keep.data(), few.data(), shorter.data(), source.data(), room,
-            kRow, 2);
+    compact({packed.data(), kRow}, capacity, offsets.data(), B, keep.data(), few.data(), shorter.data(), source.data(),
+            target.data(), room, kRow, 2);
   });
   measure("compact, CUDA", kept + room, [&] {
     alit_cuda_compact(0, 0, 0, packed.address(), kRow, capacity, address(offsets), B, address(keep), few.address(),
-                      address(shorter), address(source), room, kRow, address(scratch));
+                      address(shorter), address(source), address(target), room, kRow);
   });
   measure("compact, backward", kept + capacity, [&] {
-    scatter_rows({few.data(), kRow}, room, source.data(), scattered.data(), capacity, kRow, 2);
+    compact_backward({few.data(), kRow}, room, target.data(), old.data(), capacity, kRow, 2);
   });
   measure("compact, backward, CUDA", kept + capacity, [&] {
-    alit_cuda_scatter_rows(0, 0, 0, few.address(), kRow, room, address(source), scattered.address(), capacity, kRow,
-                           address(scratch));
+    alit_cuda_compact_backward(0, 0, 0, few.address(), kRow, room, address(target), old.address(), capacity, kRow);
   });
 
   std::vector<std::uint8_t> select(static_cast<std::size_t>(B));
@@ -107,12 +105,12 @@ int main() {
   for (const bool shared : {false, true}) {
     const Size floor = grown + capacity + (shared ? 1 : B) * kAdded;
     measure(shared ? "append, backward, shared" : "append, backward", floor, [&] {
-      append_backward({longer.data(), kRow}, more, offsets.data(), new_offsets.data(), B, select.data(), scattered.data(),
+      append_backward({longer.data(), kRow}, more, offsets.data(), new_offsets.data(), B, select.data(), old.data(),
                       capacity, fresh_grad.data(), kAdded, shared, kRow, alit::Type::float32, 2);
     });
     measure(shared ? "append, backward, shared, CUDA" : "append, backward, CUDA", floor, [&] {
       alit_cuda_append_backward(0, 0, 0, longer.address(), kRow, more, address(offsets), address(new_offsets), B,
-                                address(select), scattered.address(), capacity, fresh_grad.address(), kAdded, shared, kRow, 0);
+                                address(select), old.address(), capacity, fresh_grad.address(), kAdded, shared, kRow, 0);
     });
   }
 
@@ -122,18 +120,18 @@ int main() {
   const Size all = 2 * B * longest;
   std::vector<float> partial(static_cast<std::size_t>(B * alit_cuda_sum_blocks(longest) * kWidth));
   measure("tail_mask", all, [&] {
-    tail_mask({padded.data(), longest * kRow, kRow}, half.data(), B, longest, fill.data(), back.data(), kRow, 2);
+    tail_mask({padded.data(), longest * kRow, kRow}, {half.data(), 8}, B, longest, fill.data(), back.data(), kRow, 2);
   });
   measure("tail_mask, CUDA", all, [&] {
-    alit_cuda_tail_mask(0, 0, 0, padded.address(), longest * kRow, kRow, address(half), B, longest, fill.address(),
+    alit_cuda_tail_mask(0, 0, 0, padded.address(), longest * kRow, kRow, address(half), 8, B, longest, fill.address(),
                         back.address(), kRow);
   });
   measure("tail_mask, backward", all, [&] {
-    tail_mask_backward({padded.data(), longest * kRow, kRow}, half.data(), B, longest, back.data(), fill.data(), kRow,
+    tail_mask_backward({padded.data(), longest * kRow, kRow}, {half.data(), 8}, B, longest, back.data(), fill.data(), kRow,
                        alit::Type::float32, 2);
   });
   measure("tail_mask, backward, CUDA", all, [&] {
-    alit_cuda_tail_mask_backward(0, 0, 0, padded.address(), longest * kRow, kRow, address(half), B, longest, back.address(),
+    alit_cuda_tail_mask_backward(0, 0, 0, padded.address(), longest * kRow, kRow, address(half), 8, B, longest, back.address(),
                                  fill.address(), kRow, 0, address(partial));
   });
   return failures;

@@ -53,7 +53,7 @@ Exact<float> output(Size count) {
 
 Exact<Offset> offsets_of(const std::vector<Size>& lengths) {
   Exact<Offset> offsets(static_cast<Size>(lengths.size()) + 1);
-  cumulative_offsets(lengths.data(), static_cast<Size>(lengths.size()), offsets.data.get());
+  cumulative_offsets({lengths.data(), 8}, static_cast<Size>(lengths.size()), offsets.data.get());
   return offsets;
 }
 
@@ -106,7 +106,7 @@ void test_pack_and_unpack(const Batch& batch, int threads) {
   }
 }
 
-void test_compact_and_scatter(const Batch& batch, int threads) {
+void test_compact(const Batch& batch, int threads) {
   const Size sequences = static_cast<Size>(batch.lengths.size()), width = batch.width, row_bytes = width * kFloat;
   const Exact<Offset> offsets = offsets_of(batch.lengths);
   const Size rows = offsets[sequences];
@@ -117,24 +117,28 @@ void test_compact_and_scatter(const Batch& batch, int threads) {
     if ((keep[row] = static_cast<std::uint8_t>((row * 7 + row / 3) % 3 != 0))) kept.push_back(row);
   const Size count = static_cast<Size>(kept.size()), capacity = count + batch.spare;
   Exact<float> out = output(capacity * width);
-  Exact<Offset> new_offsets(sequences + 1), source_row(capacity);
+  Exact<Offset> new_offsets(sequences + 1), source_row(capacity), target_row(rows);
   compact({packed.bytes(), row_bytes}, rows, offsets.data.get(), sequences, keep.data.get(), out.bytes(),
-          new_offsets.data.get(), source_row.data.get(), capacity, row_bytes, threads);
+          new_offsets.data.get(), source_row.data.get(), target_row.data.get(), capacity, row_bytes, threads);
   CHECK(new_offsets[sequences] == count);
   for (Size i = 0; i < capacity; ++i) {
     CHECK(source_row[i] == (i < count ? kept[static_cast<std::size_t>(i)] : -1));
     check_row(out, i, i < count ? &packed[kept[static_cast<std::size_t>(i)] * width] : nullptr, width);
   }
+  for (Size i = 0; i < count; ++i) CHECK(target_row[kept[static_cast<std::size_t>(i)]] == i);
   Exact<float> back = output(rows * width);
-  scatter_rows({out.bytes(), row_bytes}, capacity, source_row.data.get(), back.bytes(), rows, row_bytes, threads);
+  compact_backward({out.bytes(), row_bytes}, capacity, target_row.data.get(), back.bytes(), rows, row_bytes, threads);
+  for (Size row = 0; row < rows; ++row) CHECK(keep[row] || target_row[row] == -1);
   for (Size row = 0; row < rows; ++row) check_row(back, row, keep[row] ? &packed[row * width] : nullptr, width);
   if (count > 0) {
     throws([&] {
       compact({packed.bytes(), row_bytes}, rows, offsets.data.get(), sequences, keep.data.get(), out.bytes(),
-              new_offsets.data.get(), source_row.data.get(), count - 1, row_bytes, threads);
+              new_offsets.data.get(), source_row.data.get(), target_row.data.get(), count - 1, row_bytes, threads);
     });
     throws([&] {
-      scatter_rows({out.bytes(), row_bytes}, capacity, source_row.data.get(), back.bytes(), kept.back(), row_bytes, threads);
+      compact({packed.bytes(), row_bytes}, rows, offsets.data.get(), sequences, keep.data.get(), out.bytes(),
+              new_offsets.data.get(), source_row.data.get(), target_row.data.get(), capacity, row_bytes, threads);
+      compact_backward({out.bytes(), row_bytes}, count - 1, target_row.data.get(), back.bytes(), rows, row_bytes, threads);
     });
   }
 }
@@ -165,7 +169,9 @@ void test_append(const Batch& batch, bool shared, int threads) {
 
   Exact<float> grad_packed = output(rows * width), grad_fresh = output(fresh_count * width);
   append_backward({out.bytes(), row_bytes}, capacity, offsets.data.get(), grown.data.get(), sequences, select.data.get(),
-                  grad_packed.bytes(), rows, grad_fresh.bytes(), kAdded, shared, row_bytes, alit::Type::float32, threads);
+                  grad_packed.bytes(), rows, nullptr, kAdded, shared, row_bytes, alit::Type::float32, threads);
+  append_backward({out.bytes(), row_bytes}, capacity, offsets.data.get(), grown.data.get(), sequences, select.data.get(),
+                  nullptr, rows, grad_fresh.bytes(), kAdded, shared, row_bytes, alit::Type::float32, threads);
   for (Size i = 0; i < rows; ++i) check_row(grad_packed, i, &packed[i * width], width);
   for (Size i = 0; i < fresh_count * width; ++i) {
     double expected = 0;  // `out` is its own gradient here: every chosen sequence gives its fresh rows back
@@ -189,9 +195,16 @@ void test_tail_mask(const Batch& batch, int threads) {
   Exact<float> out = output(sequences * length * width), grad = output(sequences * length * width);
   Exact<float> grad_fill = output(width);
   const Padded view{tokens.bytes(), length * row_bytes, row_bytes};
-  tail_mask(view, lengths.data(), sequences, length, fill.bytes(), out.bytes(), row_bytes, threads);
-  tail_mask_backward(view, lengths.data(), sequences, length, grad.bytes(), grad_fill.bytes(), row_bytes,
+  tail_mask(view, {lengths.data(), 8}, sequences, length, fill.bytes(), out.bytes(), row_bytes, threads);
+  tail_mask_backward(view, {lengths.data(), 8}, sequences, length, grad.bytes(), grad_fill.bytes(), row_bytes,
                      alit::Type::float32, threads);
+  Exact<float> alone = output(sequences * length * width), alone_fill = output(width);
+  tail_mask_backward(view, {lengths.data(), 8}, sequences, length, alone.bytes(), nullptr, row_bytes, alit::Type::float32,
+                     threads);
+  tail_mask_backward(view, {lengths.data(), 8}, sequences, length, nullptr, alone_fill.bytes(), row_bytes,
+                     alit::Type::float32, threads);
+  for (Size i = 0; i < alone.size; ++i) CHECK(alone[i] == grad[i]);
+  for (Size c = 0; c < width; ++c) CHECK(alone_fill[c] == grad_fill[c]);
   std::vector<double> sum(static_cast<std::size_t>(width), 0.0);
   for (Size b = 0; b < sequences; ++b)
     for (Size n = 0; n < length; ++n) {
@@ -216,12 +229,12 @@ void test_offsets_that_do_not_fit() {
     });
   Exact<Offset> offsets(3);
   for (const auto& lengths : std::vector<std::vector<Size>>{{1, -1}, {2147483647, 1}, {Size{1} << 62, Size{1} << 62}})
-    throws([&] { cumulative_offsets(lengths.data(), 2, offsets.data.get()); });
+    throws([&] { cumulative_offsets({lengths.data(), 8}, 2, offsets.data.get()); });
 }
 
 void test_all(const Batch& batch, int threads) {
   test_pack_and_unpack(batch, threads);
-  test_compact_and_scatter(batch, threads);
+  test_compact(batch, threads);
   test_append(batch, true, threads);
   test_append(batch, false, threads);
   test_tail_mask(batch, threads);

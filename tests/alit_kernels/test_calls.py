@@ -143,3 +143,25 @@ def test_a_known_call_keeps_no_tensor() -> None:
     seen = ref(q)
     del q, k, v
     assert seen() is None
+
+
+@pytest.mark.parametrize(("name", "launches"), (("planned", True), ("unplanned", False)))
+def test_what_a_plan_has_computed_is_differentiated(name: str, launches: bool) -> None:
+    """Where the plan cannot launch, the implementation computes."""
+    planned = Op(
+        f"test_{name}(Tensor x) -> Tensor",
+        reference=lambda x: 2 * x,
+        fake=torch.empty_like,
+    )
+    planned.register_autograd(
+        lambda ctx, grad: (grad * ctx.saved_tensors[0],),
+        lambda ctx, inputs, output: ctx.save_for_backward(output),
+    )
+    x = torch.ones(3, requires_grad=True)
+    for factor in (2.0, 7.0 if launches else 2.0):
+        y = planned(x)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert (y == factor).all() and (grad == factor).all()
+        key, known = planned.calls.key(x, "auto"), planned.known(x, "auto")
+        plan = (lambda x: 7 * x.detach()) if launches else (lambda x: None)
+        planned.calls.add(key, plan, known, (x, "auto"), None)

@@ -16,6 +16,7 @@ import torch
 from alit_kernels import append, compact, pack, unpack
 from alit_kernels._library import ops
 from tests.helpers.emulation import COMPILER, CSRC, NO_COMPILER, emulated_cuda
+from tests.helpers.ops import tensors
 
 SOURCES = sorted(CSRC.glob("*/*.cu"))
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -89,7 +90,7 @@ def test_debug_switch_turns_flags_into_errors(monkeypatch: pytest.MonkeyPatch) -
             torch.tensor([2, -1]), implementation="cuda"
         ),
         "alit_kernels.pack: capacity": lambda: ops()["pack"](
-            packed[None].expand(2, 4, 2), few, 3, implementation="cuda"
+            packed[None].expand(2, 4, 2), torch.tensor([2, 2]), 3, implementation="cuda"
         ),
         "alit_kernels.unpack: offsets": lambda: ops()["unpack"](
             packed, far, 9, 0.0, implementation="cuda"
@@ -100,8 +101,8 @@ def test_debug_switch_turns_flags_into_errors(monkeypatch: pytest.MonkeyPatch) -
         "alit_kernels.append: capacity": lambda: ops()["append"](
             packed, few, packed[:1], select, 5, implementation="cuda"
         ),
-        "target_row": lambda: ops()["scatter_rows"](
-            packed, torch.tensor([0, 1, 2, 9]), 4, implementation="cuda"
+        "alit_kernels.unpack_backward: lengths": lambda: ops()["unpack_backward"](
+            packed.view(4, 1, 2), few, 4, implementation="cuda"
         ),
     }
     for op in ops().values():
@@ -126,11 +127,14 @@ def test_values_that_do_not_fit_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     for op in ops().values():
         monkeypatch.setattr(op, "_check", None)
     padded, offsets = torch.randn(2, 3, 4), torch.tensor([0, 3, 6], dtype=torch.int32)
+    target_row = torch.tensor([3, -1, 9, 0], dtype=torch.int32)
     packed, select = torch.randn(4, 4), torch.ones(2, dtype=torch.bool)
     far = torch.tensor([0, 3, 99], dtype=torch.int32)
     keep = torch.tensor([True, True, False, True])
     calls = {
-        "pack": (padded, offsets, 4),
+        "pack": (padded, torch.tensor([3, 3]), 4),
+        "unpack_backward": (padded, offsets, 4),
+        "compact_backward": (packed, target_row),
         "unpack": (packed, offsets, 3, 0.5),
         "compact": (packed, torch.tensor([0, 1, 4], dtype=torch.int32), keep, 2),
         "append": (packed, torch.tensor([0, 1, 4], dtype=torch.int32), packed[:2], select, 5),
@@ -139,11 +143,6 @@ def test_values_that_do_not_fit_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
         for name, arguments in calls.items():
             ours = ops()[name](*arguments, implementation="cuda")
             expected = ops()[name](*arguments, implementation="reference")
-            pairs = (
-                zip(ours, expected, strict=True)
-                if name in ("compact", "append")
-                else [(ours, expected)]
-            )
-            for a, b in pairs:
+            for a, b in zip(tensors(ours), tensors(expected), strict=True):
                 assert torch.equal(a, b), name
         assert ops()["unpack"](packed, far, 3, 0.0, implementation="cuda").isfinite().all()

@@ -142,7 +142,7 @@ def test_second_derivatives_are_right_or_refused(name: str) -> None:
     gradients = torch.autograd.grad(out, inputs, weights, create_graph=True)
     for gradient in gradients:
         assert gradient.requires_grad
-        with pytest.raises(RuntimeError, match=r"alit_kernels\W+(\w+_backward|scatter_rows)\b"):
+        with pytest.raises(RuntimeError, match=r"alit_kernels\W+\w+_backward\b"):
             torch.autograd.grad(gradient.square().sum(), (*inputs, weights), retain_graph=True)
 
 

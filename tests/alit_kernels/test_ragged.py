@@ -66,6 +66,8 @@ def test_pack_and_unpack(ak: SimpleNamespace, case: Case, dtype: torch.dtype) ->
     assert offsets.tolist() == [sum(case.lengths[:i]) for i in range(len(case.lengths) + 1)]
     assert offsets.dtype == torch.int32
     assert torch.equal(packed, packed_of(pieces(x), x.capacity, x.padded))
+    for again in ak.pack(x.padded, x.lengths.int(), capacity=x.capacity):
+        assert torch.equal(again, packed if again.dtype == dtype else offsets)
     packed[int(offsets[-1]) :] = torch.nan
     for fill in (0.0, -7.0):
         back = ak.unpack(packed, offsets, max_length=x.max_length, fill=fill)
@@ -97,6 +99,23 @@ def test_compact(ak: SimpleNamespace, case: Case) -> None:
     assert torch.equal(out[: len(kept)], packed[kept]) and not out[len(kept) :].any()
     bounds = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
     assert new_offsets.diff().tolist() == [int(keep[a:b].sum()) for a, b in bounds]
+
+
+@pytest.mark.parametrize("first", (0, 1, 16))
+def test_compact_of_many_rows(ak: SimpleNamespace, first: int) -> None:
+    """More than a block of the CUDA kernel has, chosen by bytes at any address; sequences that end where blocks do."""
+    rows, capacity = 4 * 4096 - 5, 7000
+    packed = torch.randn(rows, 1)
+    offsets = torch.tensor([0, 0, 4096, 4096, 8191, 12300, rows - 3], dtype=torch.int32)
+    keep = torch.rand(rows + first) > 0.6
+    keep[4000:4200] = True
+    chosen = keep.to(ak.device)[first:]
+    assert chosen.data_ptr() % 16 == first % 16
+    eager = partial(alit_kernels.compact, capacity=capacity, implementation="reference")
+    expected = eager(packed, offsets, keep[first:])
+    found = ak.compact(packed.to(ak.device), offsets.to(ak.device), chosen, capacity=capacity)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.parametrize("shared", (True, False))
@@ -217,6 +236,22 @@ def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
             assert_within_budget(a, e, x, k=3, what=f"gradient of {name}")
 
 
+def test_gradients_that_nobody_asked_for(ak: SimpleNamespace) -> None:
+    """Those asked for do not depend on whether others are."""
+    for name, (call, leaves) in differentiable_calls(70, ak.device, torch.float32).items():
+        function, grads = getattr(ak, name.strip()), []
+        for wanted in (leaves, *([x] for x in leaves)):
+            own = [x.detach().requires_grad_(any(x is y for y in wanted)) for x in leaves]
+            out = call(function, *own)
+            weights = torch.linspace(-1, 1, out.numel(), device=ak.device).view(out.shape)
+            out.backward(weights)
+            grads.append([x.grad for x in own])
+        for i, together in enumerate(grads[0]):
+            alone = grads[1 + i]
+            assert torch.equal(alone[i], together), name
+            assert all(x is None for j, x in enumerate(alone) if j != i), name
+
+
 def test_gradchecks() -> None:
     for name, (call, leaves) in differentiable_calls(3, "cpu", torch.float64).items():
         function = partial(call, getattr(alit_kernels, name.strip()))
@@ -231,8 +266,11 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
     packed = torch.randn(int(offsets[-1]) + 4 * 50, 33)
     grown = offsets + 50 * torch.tensor([0, 1, 1, 2, 3, 4], dtype=torch.int32)
     arguments = {
-        "tail_mask_backward": (grad, lengths),
-        "append_backward": (packed, offsets, grown, select, int(offsets[-1]) + 3, 50, True),
+        "tail_mask_backward": (grad, lengths, True, True),
+        "append_backward": (
+            *(packed, offsets, grown, select, int(offsets[-1]) + 3, 50),
+            *(True, True, True),
+        ),
         "unpack": (packed, offsets, 700, 0.5),
     }
     for name, values in arguments.items():
@@ -277,10 +315,12 @@ def test_large_outputs(dtype: torch.dtype) -> None:
 def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     """Backward ops have no check of their own before them: the core refuses what would lead out of bounds."""
     rows, select = torch.randn(4, 2), torch.ones(2, dtype=torch.bool)
-    fine = torch.tensor([0, 1, 2], dtype=torch.int32)
+    fine, rest = torch.tensor([0, 1, 2], dtype=torch.int32), (4, 1, True, True, True)
     for target_row in ([0, 1, 4, 2], [0, -2, 1, 2]):
         with pytest.raises(ValueError, match="target_row: expected -1 or a row"):
-            ops()["scatter_rows"](rows, torch.tensor(target_row), 4, implementation="cpp")
+            ops()["compact_backward"](
+                rows, torch.tensor(target_row, dtype=torch.int32), implementation="cpp"
+            )
     for offsets, grown, message in (
         ([0, 9, 9], [0, 1, 2], "offsets: expected at most"),
         ([0, 2, 1], [0, 1, 2], "offsets: expected an ascending"),
@@ -289,27 +329,28 @@ def test_compiled_core_refuses_to_leave_its_arrays() -> None:
     ):
         before, after = (torch.tensor(x, dtype=torch.int32) for x in (offsets, grown))
         with pytest.raises(ValueError, match=message):
-            ops()["append_backward"](rows, before, after, select, 4, 1, True, implementation="cpp")
-    ops()["append_backward"](rows, fine, 2 * fine, select, 4, 1, True, implementation="cpp")
+            ops()["append_backward"](rows, before, after, select, *rest, implementation="cpp")
+    ops()["append_backward"](rows, fine, 2 * fine, select, *rest, implementation="cpp")
 
 
 def test_values_no_check_can_see() -> None:
     """Where values are not checked (CUDA), a capacity too small drops rows and reads nothing out of bounds."""
     padded, offsets = torch.randn(2, 3, 1), torch.tensor([0, 3, 6], dtype=torch.int32)
-    assert torch.equal(reference.pack(padded, offsets, 4)[:, 0], padded.flatten()[:4])
-    packed = reference.pack(padded, offsets, 4)
+    packed, same = reference.pack(padded, torch.tensor([3, 3]), 4)
+    assert torch.equal(packed[:, 0], padded.flatten()[:4]) and torch.equal(same, offsets)
     assert torch.equal(
         reference.unpack(packed, offsets, 3, 0.0)[1, :, 0], torch.cat([packed[3], torch.zeros(2)])
     )
-    out, _, source = reference.compact(
+    out, _, source, target = reference.compact(
         packed, torch.tensor([0, 4], dtype=torch.int32), torch.ones(4) > 0, 2
     )
     assert source.tolist() == [0, 1] and torch.equal(out, packed[:2])
+    assert target.tolist() == [0, 1, -1, -1]
     far, select = torch.tensor([0, 3, 99], dtype=torch.int32), torch.ones(2) > 0
     reference.compact(packed, far, torch.ones(4) > 0, 2)
     grown, grown_offsets = reference.append(packed, far, torch.ones(2, 1), select, 5)
     assert grown.shape == (5, 1) and grown.isfinite().all()
-    reference.append_backward(grown, far, grown_offsets, select, 4, 2, True)
+    reference.append_backward(grown, far, grown_offsets, select, 4, 2, True, True, True)
 
 
 @pytest.mark.parametrize(

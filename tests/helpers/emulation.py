@@ -28,7 +28,7 @@ class Emulated:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._library, name)
-        function.restype = ctypes.c_int64 if name.endswith(("tiles", "blocks")) else ctypes.c_int
+        function.restype = ctypes.c_int64 if name.endswith("blocks") else ctypes.c_int
         return lambda *arguments: function(*map(ctypes.c_int64, arguments))
 
 
