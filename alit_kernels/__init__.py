@@ -8,6 +8,7 @@ from .attention import attention, attention_map, varlen_attention
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
 from .ragged import append, compact, cumulative_offsets, pack, tail_mask, unpack
+from .sdpa import fused_sdpa, scaled_dot_product_attention
 from .soft_codebook import SoftCode, soft_codebook
 from .vector_quantize import VectorQuantized, vector_quantize
 
@@ -22,8 +23,10 @@ __all__ = [
     "codebook_statistics",
     "compact",
     "cumulative_offsets",
+    "fused_sdpa",
     "nearest_codeword",
     "pack",
+    "scaled_dot_product_attention",
     "soft_codebook",
     "tail_mask",
     "unpack",
