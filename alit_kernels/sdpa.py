@@ -15,10 +15,10 @@ from torch.nn.functional import scaled_dot_product_attention as _torch_attention
 from torch.overrides import TorchFunctionMode
 
 from ._library import available
+from ._plain import is_plain, watched
 from .attention import attention
 from .attention.configurations import MAX_HEAD_DIM
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -109,16 +109,15 @@ _ALL: Any = object()
 
 def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool) -> bool:
     """Whether our kernel computes this, masks aside."""
-    if type(query) not in _PLAIN or type(key) not in _PLAIN or type(value) not in _PLAIN:
+    if not is_plain(query, key, value):
         return False
     ndim, dtype, device = query.ndim, query.dtype, query.device
     if dtype not in _DTYPES or ndim < 2 or query.shape[-1] > widest_head(device.type):
         return False
     if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
         return False
-    for x in (query, key, value):
-        if x.layout is not torch.strided or x.is_nested or x.dtype != dtype or x.device != device:
-            return False
+    if not dtype == key.dtype == value.dtype or not device == key.device == value.device:
+        return False
     shape, of_keys = query.shape, key.shape
     if value.shape != of_keys or len(of_keys) != ndim or of_keys[-1] != shape[-1]:
         return False
@@ -127,17 +126,7 @@ def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool
         same = shape[:-3] == of_keys[:-3] and heads >= shared > 0 and heads % shared == 0
     else:
         same = not enable_gqa and shape[:-2] == of_keys[:-2]
-    return same and torch._C._get_flash_sdp_enabled() and not _watched()
-
-
-def _watched() -> bool:
-    """Whether something is at work that knows torch's operator and not ours."""
-    return not torch.compiler.is_compiling() and bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state()
-    )
+    return same and torch._C._get_flash_sdp_enabled() and not watched()
 
 
 def widest_head(device_type: str) -> int:
@@ -153,7 +142,7 @@ widest_head._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _key_mask(mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
     """(B, M), of a mask that is the same for all queries and heads; None of any other."""
-    if type(mask) is not Tensor or mask.dtype != torch.bool or mask.layout is not torch.strided:
+    if not is_plain(mask) or mask.dtype != torch.bool:
         return None
     shared = 2 if query.ndim > 3 else 1  # heads and queries, or queries alone
     batch, keys = query.shape[: -1 - shared], key.shape[-2]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._plain import is_plain
 from ..sdpa import scaled_dot_product_attention
 from .linear import linear
-
-_PLAIN = (Tensor, nn.Parameter)
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -91,7 +90,7 @@ def _fit(
     """Dense batches in agreement with each other and the weights; torch says what is wrong with others."""
     inputs = (query, key, value)
     tensors = (*inputs, module.in_proj_weight, module.out_proj.weight)
-    if any(type(x) not in _PLAIN or x.is_nested for x in tensors):
+    if not is_plain(*tensors):
         return False
     if any(x.ndim != 3 or x.shape[-1] != module.embed_dim for x in inputs):
         return False
@@ -99,7 +98,7 @@ def _fit(
     if key.shape != value.shape or query.shape[batch] != key.shape[batch]:
         return False
     return mask is None or (
-        type(mask) is Tensor
+        is_plain(mask)
         and mask.dtype == torch.bool
         and mask.shape == (key.shape[batch], key.shape[1 - batch])
     )
