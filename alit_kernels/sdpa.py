@@ -56,11 +56,15 @@ def scaled_dot_product_attention(
     Returns:
         The shape and dtype of ``query``, like torch's; a query without any key gives zeros.
     """
-    if dropout_p or is_causal or not _same_problem(query, key, value, scale, enable_gqa):
-        mask = None
-    else:
-        mask = _key_mask(attn_mask, query, key) if attn_mask is not None else _ALL
-    if mask is None:
+    mask: Tensor | None = None
+    ours = not (dropout_p or is_causal) and (
+        attn_mask is None or _of_keys_alone(attn_mask, query.ndim)
+    )
+    ours = ours and _same_problem(query, key, value, scale, enable_gqa)
+    if ours and attn_mask is not None:
+        mask = _key_mask(attn_mask, query, key)
+        ours = mask is not None
+    if not ours:
         return _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -72,7 +76,7 @@ def scaled_dot_product_attention(
         shape = *tensors[0].shape[:-3], shared, heads // shared * query.shape[-2], query.shape[-1]
         tensors = tensors[0].reshape(shape), *tensors[1:]
     q, k, v = map(_rows, tensors)
-    out: Any = attention(q, k, v, key_mask=None if mask is _ALL else mask, scale=scale)
+    out: Any = attention(q, k, v, key_mask=mask, scale=scale)
     return out.transpose(1, 2).reshape(query.shape)
 
 
@@ -103,23 +107,19 @@ class fused_sdpa(TorchFunctionMode):
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
-#: Stands for a key mask that lets every key take part.
-_ALL: Any = object()
-
-
 def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool) -> bool:
     """Whether our kernel computes this, masks aside."""
     if not is_plain(query, key, value):
         return False
-    ndim, dtype, device = query.ndim, query.dtype, query.device
-    if dtype not in _DTYPES or ndim < 2 or query.shape[-1] > widest_head(device.type):
-        return False
-    if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
+    shape, of_keys = query.shape, key.shape
+    ndim, dtype, device = len(shape), query.dtype, query.device
+    if value.shape != of_keys or len(of_keys) != ndim or ndim < 2 or of_keys[-1] != shape[-1]:
         return False
     if not dtype == key.dtype == value.dtype or not device == key.device == value.device:
         return False
-    shape, of_keys = query.shape, key.shape
-    if value.shape != of_keys or len(of_keys) != ndim or of_keys[-1] != shape[-1]:
+    if dtype not in _DTYPES or shape[-1] > widest_head(device.type):
+        return False
+    if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
         return False
     if enable_gqa and ndim > 3:
         heads, shared = shape[-3], of_keys[-3]
@@ -140,21 +140,26 @@ def widest_head(device_type: str) -> int:
 widest_head._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _key_mask(mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
-    """(B, M), of a mask that is the same for all queries and heads; None of any other."""
-    if not is_plain(mask) or mask.dtype != torch.bool:
-        return None
+def _of_keys_alone(mask: Any, dims: int) -> bool:
+    """Whether a mask of booleans says the same for all queries, and for all heads where there are ``dims`` of four."""
+    if not is_plain(mask) or mask.dtype != torch.bool or mask.ndim < 2 or not mask.numel():
+        return False
+    sizes, strides = mask.shape, mask.stride()
+    if sizes[-2] != 1 and strides[-2]:
+        return False
+    return dims < 4 or mask.ndim < 3 or sizes[-3] == 1 or strides[-3] == 0
+
+
+def _key_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
+    """(B, M), of a mask that is the same for all queries and heads; None where it does not fit."""
     shared = 2 if query.ndim > 3 else 1  # heads and queries, or queries alone
     batch, keys = query.shape[: -1 - shared], key.shape[-2]
     whole = (*batch, *query.shape[-1 - shared : -1], keys)
-    if mask.device != query.device or not 2 <= mask.ndim <= len(whole):
+    if mask.device != query.device or mask.ndim > len(whole):
         return None
-    sizes, strides = mask.shape, mask.stride()
-    if any(have not in (1, want) for have, want in zip(sizes[::-1], whole[::-1], strict=False)):
+    pairs = zip(mask.shape[::-1], whole[::-1], strict=False)
+    if any(have not in (1, want) for have, want in pairs):
         return None
-    for dim in range(-2, max(-2 - shared, -1 - mask.ndim), -1):
-        if sizes[dim] != 1 and (strides[dim] or not sizes[dim]):
-            return None
     for _ in range(min(shared, mask.ndim - 1)):
         mask = mask.select(-2, 0)
     return mask.expand(*batch, keys).reshape(math.prod(batch), keys)

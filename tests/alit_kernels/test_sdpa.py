@@ -157,6 +157,7 @@ def passed_on() -> list[Any]:
         ("dropout", (q, k, k), {"dropout_p": 0.5}),
         ("queries differ", (q, k, k, causal), {}),
         ("heads differ", (q, k, k), {"attn_mask": torch.ones(1, 4, 1, 7) > 0}),
+        ("an empty mask", (q[:, :, :0], k, k, causal[:0]), {}),
         ("additive", (q, k, k), {"attn_mask": torch.zeros(2, 1, 1, 7)}),
         ("value channels", (q, k, k[..., :4]), {}),
         ("float64", (q.double(), k.double(), k.double()), {}),
