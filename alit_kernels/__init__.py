@@ -4,6 +4,7 @@ Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", 
 variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
 """
 
+from .accelerate import Report, accelerate
 from .attention import attention, attention_map, varlen_attention
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
@@ -15,8 +16,10 @@ from .vector_quantize import VectorQuantized, vector_quantize
 __version__ = "0.1.0"
 
 __all__ = [
+    "Report",
     "SoftCode",
     "VectorQuantized",
+    "accelerate",
     "append",
     "attention",
     "attention_map",
