@@ -175,9 +175,8 @@ def _titok(self: Any, z: Tensor) -> Any:
 
 def _llamagen(self: Any, z: Tensor) -> Any:
     metric = "cosine" if self.l2_norm else "euclidean"
-    found = vector_quantize(
-        z.movedim(1, -1), self.embedding.weight, metric=metric, commitment=self.beta
-    )
+    codes = self.embedding.weight if self.training else self.embedding.weight.detach()
+    found = vector_quantize(z.movedim(1, -1), codes, metric=metric, commitment=self.beta)
     index, quantized = found.index.flatten(), found.quantized.movedim(-1, 1)
     losses: tuple[Tensor | None, ...] = (None, None, None)
     used: Any = 0
@@ -252,7 +251,8 @@ def _lucidrains_codebook(self: Any, original: Forward, x: Any, **options: Any) -
             self.embed_avg.lerp_(total[None], 1 - self.decay)
             if self.ema_update and not self.manual_ema_update:
                 self.update_ema()
-            self.expire_codes_(rows.detach()[None], seq_mask=mask)
+            if self.has_dead_code_replacement:
+                self.expire_codes_(rows.detach()[None], seq_mask=mask)
     return quantized, index.view(x.shape[:-1]), None
 
 
