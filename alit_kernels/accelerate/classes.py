@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 
 
 class InOurWay:

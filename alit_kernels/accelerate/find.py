@@ -44,7 +44,6 @@ def accelerate(model: nn.Module, *, strict: bool = False) -> Report:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     swapped: list[Swapped] = []
     left: list[Left] = []
-    notes = []
     for name, module in model.named_modules():
         within = any(_is_within(name, each.name) for each in (*swapped, *left))
         found = None if within else _attention(name, module) or _quantizer(name, module)
@@ -52,11 +51,14 @@ def accelerate(model: nn.Module, *, strict: bool = False) -> Report:
             swapped.append(found)
         elif found is not None:
             left.append(found)
-        if type(module) is nn.TransformerEncoderLayer:
-            notes.append(
-                f"{name or '(model)'}: the fast path of nn.TransformerEncoderLayer (evaluation without gradients)"
-                " never calls the attention module"
-            )
+    names = {each.name for each in swapped}
+    notes = [
+        f"{name or '(model)'}: the fast path of nn.TransformerEncoderLayer (evaluation without gradients) never calls"
+        " its attention module"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        and f"{name}.self_attn".lstrip(".") in names
+    ]
     report = Report(tuple(swapped), tuple(left), tuple(notes))
     if strict and left:
         report.undo()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .classes import restore, swap
-from .families import Family
+from .family import Family
 
 SIZES = {"b": 2, "h": 3, "w": 5, "n": 15, "t": 2}
 #: By how much, relatively, a probe's vectors are nearer to one code than to any other.

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import alit_kernels as ak
+from alit_kernels.accelerate import embedded, lucidrains
 from alit_kernels.accelerate.classes import InOurWay
 from alit_kernels.accelerate.families import FAMILIES, family_of
 from alit_kernels.accelerate.probe import SIZES, probe_input
@@ -100,14 +102,16 @@ def test_steps_are_equal(name: str, training: bool) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_our_ops_compute(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alit_kernels.accelerate import families
-
     _, ours, x = pair(name)
     calls = []
-    for op in ("vector_quantize", "nearest_codeword"):
-        function = getattr(families, op)
+    for module, op in (
+        (embedded, "vector_quantize"),
+        (embedded, "nearest_codeword"),
+        (lucidrains, "nearest_codeword"),
+    ):
+        function = getattr(module, op)
         record = lambda *a, f=function, **k: (calls.append(1), f(*a, **k))[1]  # noqa: E731
-        monkeypatch.setattr(families, op, record)
+        monkeypatch.setattr(module, op, record)
     ours(x)
     assert len(calls) == 1
 
@@ -407,6 +411,22 @@ def test_a_model_without_any() -> None:
     assert str(report) == "no attention module or quantizer that is known here"
     with pytest.raises(TypeError, match=r"^model: expected a torch\.nn\.Module, got Tensor"):
         ak.accelerate(torch.ones(2))  # type: ignore[arg-type]
+
+
+def documented() -> list[str]:
+    """The rows of the table of quantizers in docs/your-tokenizer.md."""
+    rows = []
+    for family in FAMILIES.values():
+        classes = ", ".join(f"`{name}`" for name in family.classes.split())
+        cells = (family.name, classes, family.works, family.differs, family.left)
+        rows.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return rows
+
+
+def test_the_page_has_every_family() -> None:
+    page = Path(__file__).parents[2] / "docs" / "your-tokenizer.md"
+    found = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert found[2:] == documented(), "\n".join(documented())
 
 
 def test_every_family_is_tested() -> None:
