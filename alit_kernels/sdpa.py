@@ -68,7 +68,7 @@ def scaled_dot_product_attention(
         return _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    tensors = query, key, value
+    tensors: tuple[Tensor, ...] = (query, key, value)
     if query.ndim < 4:  # one head
         tensors = tuple(x.unsqueeze(-3) for x in tensors)
     heads, shared = (x.shape[-3] for x in tensors[:2])

@@ -10,24 +10,27 @@ from torch import nn
 
 from .families import FAMILIES
 from .family import Family
+from .report import Change
 
 
 class InOurWay:
     """Base of the classes that swapped quantizers have. What pickles and copies them finds the class again."""
 
+    #: Their class, the name of the family, the part of it.
+    _swapped: tuple[type[nn.Module], str, str]
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        _, _, *state = super().__reduce_ex__(max(protocol, 2))  # type: ignore[misc]
-        base, family, part = type(self)._swapped  # type: ignore[attr-defined]
-        return (_new, (base, family, part), *state)
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        return (_new, self._swapped, *reduced[2:])
 
 
-def _new(base: type, family: str, part: str) -> Any:
+def _new(base: Any, family: str, part: str) -> Any:
     cls = swapped_class(base, family, part)
     return cls.__new__(cls)
 
 
 @functools.cache
-def swapped_class(base: type[nn.Module], family: str, part: str) -> type[nn.Module]:
+def swapped_class(base: Any, family: str, part: str) -> Any:
     """The subclass of ``base`` whose forward is that of a family's part, by the same name."""
     function, original = FAMILIES[family].parts[part], base.forward
 
@@ -44,15 +47,16 @@ def swapped_class(base: type[nn.Module], family: str, part: str) -> type[nn.Modu
     return types.new_class(base.__name__, (InOurWay, base), {}, lambda body: body.update(members))
 
 
-def swap(module: nn.Module, family: Family) -> tuple[tuple[nn.Module, type[nn.Module]], ...]:
-    """Change the class of each part; the parts with the classes that they had."""
-    before = []
+def swap(module: nn.Module, family: Family) -> tuple[Change, ...]:
+    """Change the class of each part that no other module shares and swapped before."""
+    changes = []
     for part in family.parts:
         target = module.get_submodule(part)
-        if not isinstance(target, InOurWay):  # one that several modules share
-            before.append((target, type(target)))
-            target.__class__ = swapped_class(type(target), family.name, part)
-    return tuple(before)
+        if not isinstance(target, InOurWay):
+            before: Any = type(target)
+            target.__class__ = swapped_class(before, family.name, part)
+            changes.append(Change(target, before, type(target)))
+    return tuple(changes)
 
 
 def restore(module: nn.Module, family: Family) -> None:
@@ -60,4 +64,4 @@ def restore(module: nn.Module, family: Family) -> None:
     for part in family.parts:
         target: Any = module.get_submodule(part)
         if isinstance(target, InOurWay):
-            target.__class__ = type(target)._swapped[0]
+            target.__class__ = target._swapped[0]

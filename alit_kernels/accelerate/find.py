@@ -14,7 +14,7 @@ from ..nn.multihead_attention import MultiheadAttention, unfit
 from .classes import InOurWay, swap
 from .families import family_of
 from .probe import agree, prove
-from .report import Left, Report, Swapped
+from .report import Change, Left, Report, Swapped
 
 
 def accelerate(model: nn.Module, *, strict: bool = False) -> Report:
@@ -44,13 +44,18 @@ def accelerate(model: nn.Module, *, strict: bool = False) -> Report:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     swapped: list[Swapped] = []
     left: list[Left] = []
+    known: list[str] = []
     for name, module in model.named_modules():
-        within = any(_is_within(name, each.name) for each in (*swapped, *left))
-        found = None if within else _attention(name, module) or _quantizer(name, module)
+        if any(_is_within(name, other) for other in known):
+            continue
+        found = _attention(name, module) or _quantizer(name, module)
+        if found is not None or isinstance(module, InOurWay):
+            known.append(name)
         if isinstance(found, Swapped):
             swapped.append(found)
         elif found is not None:
             left.append(found)
+    left += _unknown(model, known)
     names = {each.name for each in swapped}
     notes = [
         f"{name or '(model)'}: the fast path of nn.TransformerEncoderLayer (evaluation without gradients) never calls"
@@ -81,7 +86,7 @@ def _attention(name: str, module: nn.Module) -> Swapped | Left | None:
     if not why:
         module.__class__ = MultiheadAttention
         if _attention_agrees(module):
-            return Swapped(name, kind, ((module, cls),))
+            return Swapped(name, kind, (Change(module, cls, MultiheadAttention),))
         module.__class__ = cls
         why = "results differ"
     return Left(name, kind, why)
@@ -114,7 +119,7 @@ def _quantizer(name: str, module: nn.Module) -> Swapped | Left | None:
         return None
     family = family_of(module)
     if family is None:
-        return _unknown(name, module)
+        return None
     why = _changed(module) or _hooked(module) or family.obstacle(module)
     if not why:
         why = prove(module, family)
@@ -128,17 +133,17 @@ def _is_within(name: str, other: str) -> bool:
     return not other or name.startswith(f"{other}.")
 
 
-def _unknown(name: str, module: nn.Module) -> Left | None:
-    """What is called a quantizer and has a codebook of its own."""
-    cls = type(module)
-    if cls.__module__.startswith("torch.") or not re.search(
-        "quantize|codebook", cls.__name__, re.I
-    ):
-        return None
-    own = [*module.children(), *_tensors(module)]
-    if any(isinstance(x, nn.Embedding) or (isinstance(x, Tensor) and x.ndim > 1) for x in own):
-        return Left(name, cls.__name__, "no quantizer of a known family")
-    return None
+def _unknown(model: nn.Module, known: list[str]) -> Iterator[Left]:
+    """What is called a quantizer and has a codebook of its own, but has or is no part of a known one."""
+    for name, module in model.named_modules():
+        called = type(module).__name__
+        if not re.search("quantizer|quantize$|codebook", called, re.IGNORECASE):
+            continue
+        if any(_is_within(name, k) or _is_within(k, name) or k == name for k in known):
+            continue
+        own = [*module.children(), *_tensors(module)]
+        if any(isinstance(x, nn.Embedding) or (isinstance(x, Tensor) and x.ndim > 1) for x in own):
+            yield Left(name, called, "no quantizer of a known family")
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 
+class Change(NamedTuple):
+    """A module and its class, before and after."""
+
+    module: nn.Module
+    before: type[nn.Module]
+    after: type[nn.Module]
+
+
 @dataclass(frozen=True)
 class Swapped:
-    """A module whose class was changed.
+    """A module that computes in our way.
 
     Attributes:
         name: of the module in the model; empty for the model itself.
         kind: what it was recognised as.
-        before: the modules whose class was changed, itself or parts of it, with the classes that they had.
+        changes: of its class and those of its parts.
     """
 
     name: str
     kind: str
-    before: tuple[tuple[nn.Module, type[nn.Module]], ...]
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,15 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def undo(self) -> None:
-        """Give every swapped module the class that it had; nothing else was changed."""
+        """Give every swapped module the class that it had; nothing else was changed.
+
+        Raises:
+            RuntimeError: something else changed the class of a module since, as ``fully_shard`` does.
+        """
         for each in self.swapped:
-            for module, before in each.before:
+            for module, before, after in each.changes:
+                if type(module) not in (before, after):
+                    raise RuntimeError(f"{each.name}: its class was changed after it was swapped")
                 module.__class__ = before
 
     def __str__(self) -> str:

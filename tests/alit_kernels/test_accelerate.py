@@ -131,6 +131,7 @@ def test_swapping_changes_the_class_alone_and_is_undone(name: str) -> None:
         assert (id(x), x.grad) == (tensors[key][0], None)
         assert torch.equal(x, tensors[key][1])
     report.undo()
+    report.undo()
     for key, part in parts.items():
         assert type(part) is before[key][0]
         assert {k: id(v) for k, v in vars(part).items()} == {
@@ -336,6 +337,24 @@ def test_options_of_lucidrains(name: str) -> None:
             leaves_of(ours(x, options.get("indices"))), leaves_of(theirs(x, options.get("indices")))
         )
         compare(list(ours.state_dict().values()), list(theirs.state_dict().values()))
+
+
+def test_undo_of_what_changed_since() -> None:
+    module = nn.MultiheadAttention(8, 2)
+    report = ak.accelerate(module)
+    module.__class__ = type("Sharded", (type(module),), {})
+    with pytest.raises(RuntimeError, match="its class was changed after it was swapped"):
+        report.undo()
+
+
+def test_unknown_quantizers_hide_nothing() -> None:
+    class MyQuantizer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 2))
+            self.inner = VectorQuantizer2(40, 6, legacy=True)
+
+    assert [each.name for each in ak.accelerate(MyQuantizer(), strict=True).swapped] == ["inner"]
 
 
 def test_a_shared_codebook() -> None:
