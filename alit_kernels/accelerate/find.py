@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .._plain import is_plain
 from ..nn.multihead_attention import MultiheadAttention, unfit
 from .classes import InOurWay, swap
 from .families import family_of
-from .probe import agree, prove
+from .probe import prove, prove_attention
 from .report import Change, Left, Report, Swapped
 
 
@@ -83,35 +81,11 @@ def _attention(name: str, module: nn.Module) -> Swapped | Left | None:
         why = "its weights are no plain tensors"
     if not why and module.out_proj.weight.is_meta:
         why = "it is on the meta device, where nothing can be compared"
-    if not why:
-        module.__class__ = MultiheadAttention
-        if _attention_agrees(module):
-            return Swapped(name, kind, (Change(module, cls, MultiheadAttention),))
-        module.__class__ = cls
-        why = "results differ"
-    return Left(name, kind, why)
-
-
-def _attention_agrees(module: Any) -> bool:
-    """Of values and gradients on random tokens; attention has no state that this could change."""
-    weight = module.out_proj.weight
-    x = torch.randn(2, 5, module.embed_dim, generator=torch.Generator().manual_seed(0))
-    x = x.to(weight.device, weight.dtype).requires_grad_()
-    leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
-
-    def results(forward: Any) -> list[Tensor]:
-        out, _ = forward(module, x, x, x, need_weights=False)
-        return [out.detach(), *torch.autograd.grad(out.sum(), leaves)]
-
-    dropout, module.dropout = module.dropout, 0.0
-    try:
-        with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):
-            found, expected = (
-                results(cls.forward) for cls in (MultiheadAttention, nn.MultiheadAttention)
-            )
-    finally:
-        module.dropout = dropout
-    return all(map(agree, found, expected))
+    why = why or prove_attention(module)
+    if why:
+        return Left(name, kind, why)
+    module.__class__ = MultiheadAttention
+    return Swapped(name, kind, (Change(module, cls, MultiheadAttention),))
 
 
 def _quantizer(name: str, module: nn.Module) -> Swapped | Left | None:

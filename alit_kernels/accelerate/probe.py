@@ -1,4 +1,4 @@
-"""The proof that a quantizer computes the same in our way: a copy as it was and a copy that is swapped, compared."""
+"""The proof that a module computes the same in our way: as it was and swapped, compared."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.multihead_attention import MultiheadAttention
 from .classes import restore, swap
 from .family import Family
 
@@ -41,6 +42,25 @@ def prove(module: nn.Module, family: Family) -> str:
     except Exception as error:  # of their code or of copying: whatever it is, nothing is proved
         return f"the probe failed: {type(error).__name__}: {error}".splitlines()[0]
     return ""
+
+
+def prove_attention(module: nn.MultiheadAttention) -> str:
+    """Why values or gradients of random tokens differ in our way; empty if they do not."""
+    try:
+        weight: Any = module.out_proj.weight
+        x = torch.randn(2, 5, module.embed_dim, generator=torch.Generator().manual_seed(0))
+        x = x.to(weight.device, weight.dtype).requires_grad_()
+        leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
+        results = []
+        with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):
+            for cls in (nn.MultiheadAttention, MultiheadAttention):
+                candidate = cls.__new__(cls)
+                candidate.__dict__ |= {**vars(module), "dropout": 0.0}  # its own weights
+                out, _ = candidate.forward(x, x, x, need_weights=False)
+                results.append([out.detach(), *torch.autograd.grad(out.sum(), leaves)])
+        return "" if all(map(agree, *results)) else "results differ"
+    except Exception as error:
+        return f"the probe failed: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def probe_input(module: nn.Module, family: Family) -> Tensor:

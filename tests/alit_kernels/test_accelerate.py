@@ -424,6 +424,18 @@ def test_training_state_of_attention_is_kept() -> None:
     assert not module.in_proj_bias.requires_grad and module.training
 
 
+def test_attention_is_probed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.MultiheadAttention(8, 2)
+    monkeypatch.setattr(nn.MultiheadAttention, "forward", lambda self, q, *a, **k: (q * 1.0, None))
+    assert ak.accelerate(module).left[0].why.startswith("the probe failed: RuntimeError: One of")
+    monkeypatch.undo()
+    linear = torch.nn.functional.multi_head_attention_forward
+    wrong = lambda *a, **k: (linear(*a, **k)[0] * 1.01, None)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "multi_head_attention_forward", wrong)
+    assert ak.accelerate(module).left[0].why == "results differ"
+    assert type(module) is nn.MultiheadAttention
+
+
 def test_a_model_without_any() -> None:
     report = ak.accelerate(nn.Linear(2, 2), strict=True)
     assert (report.swapped, report.left) == ((), ())
