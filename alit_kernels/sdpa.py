@@ -56,28 +56,14 @@ def scaled_dot_product_attention(
     Returns:
         The shape and dtype of ``query``, like torch's; a query without any key gives zeros.
     """
-    mask: Tensor | None = None
-    ours = not (dropout_p or is_causal) and (
-        attn_mask is None or _of_keys_alone(attn_mask, query.ndim)
+    found = _attend(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
-    ours = ours and _same_problem(query, key, value, scale, enable_gqa)
-    if ours and attn_mask is not None:
-        mask = _key_mask(attn_mask, query, key)
-        ours = mask is not None
-    if not ours:
-        return _torch_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    tensors: tuple[Tensor, ...] = (query, key, value)
-    if query.ndim < 4:  # one head
-        tensors = tuple(x.unsqueeze(-3) for x in tensors)
-    heads, shared = (x.shape[-3] for x in tensors[:2])
-    if heads > shared:  # the heads that share keys, as more queries of these
-        shape = *tensors[0].shape[:-3], shared, heads // shared * query.shape[-2], query.shape[-1]
-        tensors = tensors[0].reshape(shape), *tensors[1:]
-    q, k, v = map(_rows, tensors)
-    out: Any = attention(q, k, v, key_mask=mask, scale=scale)
-    return out.transpose(1, 2).reshape(query.shape)
+    if found is not None:
+        return found
+    return _torch_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
 
 
 class fused_sdpa(TorchFunctionMode):
@@ -91,8 +77,9 @@ class fused_sdpa(TorchFunctionMode):
       ``nn.MultiheadAttention`` computes: :func:`alit_kernels.accelerate` replaces these modules;
     - in C++: scripted modules and exported programs.
 
-    Every other function of torch that is called in the context passes a mode, at a microsecond or so each, and
-    ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` leave their fast paths, as under any mode.
+    Every function of torch that is called in the context passes a mode, which costs microseconds on the host (``python -m
+    benchmarks.studies.sdpa_context``), and ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` leave their
+    fast paths, as under any mode.
     """
 
     def __torch_function__(
@@ -103,8 +90,45 @@ class fused_sdpa(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is _torch_attention:
-            func = scaled_dot_product_attention
+            found = _attend(*args, **kwargs) if kwargs else _attend(*args)
+            if found is not None:
+                return found
         return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """The call by our kernel; None where it is torch's."""
+    mask: Tensor | None = None
+    if dropout_p or is_causal:
+        return None
+    if attn_mask is not None and not _of_keys_alone(attn_mask, query.ndim):
+        return None
+    if not _same_problem(query, key, value, scale, enable_gqa):
+        return None
+    if attn_mask is not None:
+        mask = _key_mask(attn_mask, query, key)
+        if mask is None:
+            return None
+    tensors: tuple[Tensor, ...] = (query, key, value)
+    if query.ndim < 4:  # one head
+        tensors = tuple(x.unsqueeze(-3) for x in tensors)
+    heads, shared = (x.shape[-3] for x in tensors[:2])
+    if heads > shared:  # the heads that share keys, as more queries of these
+        shape = *tensors[0].shape[:-3], shared, heads // shared * query.shape[-2], query.shape[-1]
+        tensors = tensors[0].reshape(shape), *tensors[1:]
+    q, k, v = map(_rows, tensors)
+    out: Any = attention(q, k, v, key_mask=mask, scale=scale)
+    return out.transpose(1, 2).reshape(query.shape)
 
 
 def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool) -> bool:
