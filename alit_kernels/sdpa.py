@@ -77,9 +77,9 @@ class fused_sdpa(TorchFunctionMode):
       ``nn.MultiheadAttention`` computes: :func:`alit_kernels.accelerate` replaces these modules;
     - in C++: scripted modules and exported programs.
 
-    Every function of torch that is called in the context passes a mode, which costs microseconds on the host (``python -m
-    benchmarks.studies.sdpa_context``), and ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` leave their
-    fast paths, as under any mode.
+    Every function of torch that is called in the context passes a mode, which costs microseconds on the host
+    (``python -m benchmarks.studies.sdpa_context``), and ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``
+    leave their fast paths, as under any mode.
     """
 
     def __torch_function__(
