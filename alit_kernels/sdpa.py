@@ -122,11 +122,19 @@ def _attend(
     tensors: tuple[Tensor, ...] = (query, key, value)
     if query.ndim < 4:  # one head
         tensors = tuple(x.unsqueeze(-3) for x in tensors)
+    # Like torch's, the result lies in memory as the queries do: of contiguous ones each head is a batch entry, and heads
+    # that share keys are more queries of these.
+    apart = query.is_contiguous()
     heads, shared = (x.shape[-3] for x in tensors[:2])
-    if heads > shared:  # the heads that share keys, as more queries of these
+    if heads > shared and apart:
         shape = *tensors[0].shape[:-3], shared, heads // shared * query.shape[-2], query.shape[-1]
-        tensors = tensors[0].reshape(shape), *tensors[1:]
-    q, k, v = map(_rows, tensors)
+        tensors = tensors[0].view(shape), *tensors[1:]
+    elif heads > shared:
+        keys = (x.repeat_interleave(heads // shared, -3) for x in tensors[1:])
+        tensors = tensors[0], *keys
+    if apart and mask is not None:
+        mask = mask[:, None].expand(-1, shared, -1).flatten(0, 1)
+    q, k, v = (_rows(x, apart) for x in tensors)
     out: Any = attention(q, k, v, key_mask=mask, scale=scale)
     return out.transpose(1, 2).reshape(query.shape)
 
@@ -189,6 +197,8 @@ def _key_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
     return mask.expand(*batch, keys).reshape(math.prod(batch), keys)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., H, N, D) as (B, N, H, D)."""
-    return (x if x.ndim == 4 else x.flatten(0, -4) if x.ndim > 4 else x[None]).transpose(1, 2)
+def _rows(x: Tensor, apart: bool) -> Tensor:
+    """(..., H, N, D) as (B, N, H, D), or (B H, N, 1, D)."""
+    *batch, heads, rows, width = x.shape
+    shape = (math.prod(batch) * heads, 1) if apart else (math.prod(batch), heads)
+    return x.reshape(*shape, rows, width).transpose(1, 2)

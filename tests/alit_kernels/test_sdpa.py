@@ -61,6 +61,7 @@ def check(*tensors: Tensor, **options: Any) -> None:
     theirs = with_gradients(held, *tensors, **options)
     with torch.autocast("cpu", enabled=False):
         exact = with_gradients(held, *(x.double() for x in tensors), **options)
+    assert ours[0].stride() == theirs[0].stride()
     for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
         assert a.dtype == b.dtype
         assert_within_budget(a, b, c, k=3 if i else 2)
@@ -85,6 +86,18 @@ def test_layouts(shape: tuple[int, ...], dtype: torch.dtype, taken: list[int]) -
     check(q, k, v)
     check(q, k, v, scale=0.3)
     assert len(taken) == 2
+
+
+def test_memory_of_the_result(taken: list[int]) -> None:
+    """As the queries lie: callers call view."""
+    packed = values(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    first = values(5, 2, 4, 8).permute(1, 2, 0, 3)
+    after = values(2, 5, 4, 8).transpose(1, 2)
+    mask = values(2, 1, 1, 5) > -0.5
+    for q, k, v in (packed, (first,) * 3, (after,) * 3, (first.contiguous(), after, first)):
+        check(q, k, v)
+        check(q, k, v, attn_mask=mask)
+    assert len(taken) == 8
 
 
 def test_large_values_and_views(taken: list[int]) -> None:
