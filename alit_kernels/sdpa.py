@@ -122,8 +122,8 @@ def _attend(
     tensors: tuple[Tensor, ...] = (query, key, value)
     if query.ndim < 4:  # one head
         tensors = tuple(x.unsqueeze(-3) for x in tensors)
-    # Like torch's, the result lies in memory as the queries do: of contiguous ones each head is a batch entry, and heads
-    # that share keys are more queries of these.
+    # Like torch's, the result lies in memory as the queries do: of contiguous ones each head is a batch entry, and
+    # heads that share keys are more queries of these.
     apart = query.is_contiguous()
     heads, shared = (x.shape[-3] for x in tensors[:2])
     if heads > shared and apart:
