@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full weights lint format sanitize bench gpu-test gpu-report gpu-tune host host-core clean
+.PHONY: setup demo test test-full integration weights lint format sanitize bench gpu-test gpu-report gpu-tune host host-core clean
 
 setup: $(READY)
 
@@ -31,6 +31,11 @@ test: setup
 test-full: setup
 	$(BIN)/python -m tests.helpers.full_run
 	$(BIN)/python -m alit_kernels.aot --check
+
+# Other people's packages, before and after their quantizers and attention are swapped; times in turns are printed.
+integration: setup
+	$(BIN)/python -m pip install --quiet --editable ".[integration]"
+	ALIT_INTEGRATION=1 $(BIN)/python -m pytest tests/integration -p no:randomly
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", 
 variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
 """
 
+from .accelerate import Report, accelerate
 from .attention import (
     attention,
     attention_map,
@@ -15,22 +16,27 @@ from .attention import (
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
 from .ragged import append, compact, cumulative_offsets, pack, tail_mask, unpack
+from .sdpa import fused_sdpa, scaled_dot_product_attention
 from .soft_codebook import SoftCode, soft_codebook
 from .vector_quantize import VectorQuantized, vector_quantize
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Report",
     "SoftCode",
     "VectorQuantized",
+    "accelerate",
     "append",
     "attention",
     "attention_map",
     "codebook_statistics",
     "compact",
     "cumulative_offsets",
+    "fused_sdpa",
     "nearest_codeword",
     "pack",
+    "scaled_dot_product_attention",
     "soft_codebook",
     "stops_blocks",
     "stops_causal",

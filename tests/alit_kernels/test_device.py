@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import alit_kernels as ak
-from tests.helpers.ops import runs
+from tests.helpers.ops import OTHER_NAMES, runs
 from tests.helpers.targets import DEVICE
 
 REPEATS = int(os.environ.get("ALIT_TEST_REPEATS", 1000 if DEVICE == "cuda" else 10))
@@ -17,7 +17,7 @@ NAMES = tuple(runs(DEVICE))
 
 def test_every_public_function_runs_here() -> None:
     functions = {name for name in ak.__all__ if name[0].islower() and callable(getattr(ak, name))}
-    assert functions == set(NAMES)
+    assert functions - OTHER_NAMES == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

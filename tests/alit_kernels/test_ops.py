@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import alit_kernels as ak
 from alit_kernels._library import Op, ops
-from tests.helpers.ops import NAMES, PUBLIC, op_of, operator, sample, samples
+from tests.helpers.ops import NAMES, OTHER_NAMES, PUBLIC, op_of, operator, sample, samples
 
 
 def test_every_op_has_a_sample() -> None:
@@ -81,8 +81,10 @@ def test_functional_gradients_are_the_usual_ones(name: str) -> None:
 
 
 def test_every_public_function_is_here() -> None:
-    functions = {name for name in ak.__all__ if name.islower() and not name.startswith("stops_")}
-    assert {name for name in PUBLIC if name.islower()} == functions - {"cumulative_offsets"}
+    functions = {name for name in ak.__all__ if name.islower()}
+    # The last is torch's where something looks at calls; tests of its own compile it.
+    others = {*OTHER_NAMES, "cumulative_offsets", "scaled_dot_product_attention"}
+    assert {name for name in PUBLIC if name.islower()} == functions - others
 
 
 @pytest.mark.parametrize("name", PUBLIC)

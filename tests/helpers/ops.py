@@ -15,6 +15,8 @@ LENGTHS = torch.tensor([3, 0, 5])
 #: Of nine rows, one of which is no sequence's.
 OFFSETS = torch.tensor([0, 3, 3, 8], dtype=torch.int32)
 
+#: Public names that are no functions of tensors.
+OTHER_NAMES = {"accelerate", "fused_sdpa", "stops_blocks", "stops_causal", "stops_prefix"}
 
 #: At which many programs add to the same place, if any do.
 MANY = (65, 0, 130, 17)
@@ -257,6 +259,9 @@ def runs(device: str) -> dict[str, Callable[[], Iterable[Tensor]]]:
         "attention": with_gradients(lambda *qkv: ak.attention(*qkv), *dense),
         "varlen_attention": with_gradients(
             lambda *qkv: ak.varlen_attention(*qkv, offsets, max_length=longest), q, k, v
+        ),
+        "scaled_dot_product_attention": with_gradients(
+            lambda *qkv: ak.scaled_dot_product_attention(*qkv), *dense
         ),
         "attention_map": lambda: tensors(
             ak.attention_map(

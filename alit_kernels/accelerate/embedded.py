@@ -1,0 +1,170 @@
+"""Quantizers with a codebook in an ``nn.Embedding``: taming, LlamaGen, TiTok, diffusers, transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nearest_codeword import nearest_codeword
+from ..vector_quantize import VectorQuantized, vector_quantize
+from .family import Family, Forward, takes
+
+
+def of_one_tensor(compute: Callable[[Any, Tensor], Any], *, casts: bool = False) -> Forward:
+    """The forward of a family whose module is called with a tensor alone; other calls stay as they were."""
+
+    def forward(self: Any, original: Forward, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and takes(args[0], self.embedding.weight, casts=casts):
+            return compute(self, args[0])
+        return original(self, *args, **kwargs)
+
+    return forward
+
+
+def _quantized(
+    self: Any, z: Tensor, *, metric: str = "euclidean", commitment: float, dim: int = 1
+) -> tuple[Tensor, VectorQuantized]:
+    """Quantized vectors in the layout of ``z``, contiguous, and the rest."""
+    found = vector_quantize(
+        z.movedim(dim, -1), self.embedding.weight, metric=metric, commitment=commitment
+    )
+    return found.quantized.movedim(-1, dim).contiguous(), found
+
+
+def _two_losses(self: Any, found: VectorQuantized, legacy: bool) -> Tensor:
+    """taming's loss. ``beta`` weighs the commitment, or in its legacy form the codebook; ``found`` has weights of 1."""
+    if legacy:
+        return found.commitment_loss + self.beta * found.codebook_loss
+    return self.beta * found.commitment_loss + found.codebook_loss
+
+
+def _taming(self: Any, z: Tensor) -> Any:
+    quantized, found = _quantized(self, z, commitment=1.0)
+    index = found.index if self.sane_index_shape else found.index.flatten()
+    return quantized, _two_losses(self, found, self.legacy), (None, None, index)
+
+
+def _refused_by_taming(module: Any) -> str:
+    return "" if module.remap is None else "remap"
+
+
+def _taming_one_hot(self: Any, z: Tensor) -> Any:
+    quantized, found = _quantized(self, z, commitment=1.0)
+    index = found.index.view(-1, 1)
+    one_hot = z.new_zeros(index.shape[0], self.n_e).scatter_(1, index, 1)
+    share = torch.bincount(index[:, 0], minlength=self.n_e).to(z.dtype) / index.shape[0]
+    perplexity = (-(share * (share + 1e-10).log()).sum()).exp()
+    return quantized, _two_losses(self, found, True), (perplexity, one_hot, index)
+
+
+def _titok(self: Any, z: Tensor) -> Any:
+    metric = "cosine" if self.use_l2_norm else "euclidean"
+    quantized, found = _quantized(self, z.float(), metric=metric, commitment=self.commitment_cost)
+    return quantized, {
+        "quantizer_loss": found.loss,
+        "commitment_loss": found.commitment_loss,
+        "codebook_loss": found.codebook_loss,
+        "min_encoding_indices": found.index,
+    }
+
+
+def _llamagen(self: Any, z: Tensor) -> Any:
+    metric = "cosine" if self.l2_norm else "euclidean"
+    codes = self.embedding.weight if self.training else self.embedding.weight.detach()
+    found = vector_quantize(z.movedim(1, -1), codes, metric=metric, commitment=self.beta)
+    index, quantized = found.index.flatten(), found.quantized.movedim(-1, 1)
+    losses: tuple[Tensor | None, ...] = (None, None, None)
+    used: Any = 0
+    if self.training:
+        if self.show_usage:  # a ring of the last codes
+            new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
+            self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
+            used = len(self.codebook_used.unique()) / self.n_e
+        losses = (found.codebook_loss, found.commitment_loss, found.loss * 0)
+    return quantized, (*losses, used), (None, None, index)
+
+
+def _of_transformers(self: Any, hidden: Tensor) -> Any:
+    cosine = _is_cosine_of_transformers(self)
+    metric = "cosine" if cosine else "euclidean"
+    quantized, found = _quantized(self, hidden, metric=metric, commitment=1.0)
+    return quantized, _two_losses(self, found, True), found.index.flatten()
+
+
+def _is_cosine_of_transformers(self: Any) -> bool:
+    return type(self).__qualname__.startswith("GlmImage")
+
+
+def _emu3(self: Any, hidden: Tensor) -> Any:
+    rows = hidden.movedim(2, -1)
+    index = nearest_codeword(rows.flatten(0, -2).detach(), self.embedding.weight.detach())
+    return index.view(rows.shape[:-1])
+
+
+EMBEDDED = (
+    Family(
+        name="TiTok",
+        classes="VectorQuantizer",
+        attributes="embedding commitment_cost use_l2_norm",
+        parts={"": of_one_tensor(_titok, casts=True)},
+        cosine=lambda module: module.use_l2_norm,
+        refused=lambda module: "clustering_vq" if getattr(module, "clustering_vq", False) else "",
+        works="`use_l2_norm` or not, half precision, autocast on a GPU",
+        left="`clustering_vq`, autocast on a CPU",
+    ),
+    Family(
+        name="LlamaGen",
+        classes="VectorQuantizer",
+        attributes="embedding n_e beta l2_norm entropy_loss_ratio show_usage",
+        parts={"": of_one_tensor(_llamagen)},
+        cosine=lambda module: module.l2_norm,
+        refused=lambda module: "an entropy loss" if module.entropy_loss_ratio else "",
+        works="`l2_norm` or not, `show_usage`",
+        left="`entropy_loss_ratio` other than 0, half precision, autocast",
+    ),
+    Family(
+        name="taming",
+        classes="VectorQuantizer2",
+        attributes="embedding n_e e_dim beta legacy remap sane_index_shape",
+        parts={"": of_one_tensor(_taming)},
+        refused=_refused_by_taming,
+        works="`legacy` or not, `sane_index_shape`",
+        left="`remap`, half precision, autocast",
+    ),
+    Family(
+        name="diffusers",
+        package="diffusers",
+        classes="VectorQuantizer",
+        attributes="embedding n_e vq_embed_dim beta legacy remap sane_index_shape",
+        parts={"": of_one_tensor(_taming)},
+        refused=_refused_by_taming,
+        works="`legacy` or not, `sane_index_shape`",
+        left="`remap`, half precision, autocast",
+    ),
+    Family(
+        name="taming, one-hot",
+        classes="VectorQuantizer",
+        attributes="embedding n_e e_dim beta",
+        parts={"": of_one_tensor(_taming_one_hot)},
+        differs="the one-hot matrix that it returns is still made",
+    ),
+    Family(
+        name="transformers",
+        package="transformers",
+        classes="ChameleonVQVAEVectorQuantizer JanusVQVAEVectorQuantizer GlmImageVQVAEVectorQuantizer",
+        attributes="embedding num_embeddings embedding_dim beta",
+        parts={"": of_one_tensor(_of_transformers)},
+        cosine=_is_cosine_of_transformers,
+    ),
+    Family(
+        name="transformers, Emu3",
+        package="transformers",
+        classes="Emu3VQVAEVectorQuantizer",
+        attributes="embedding",
+        parts={"": of_one_tensor(_emu3)},
+        layout=lambda module: "btchw",
+    ),
+)

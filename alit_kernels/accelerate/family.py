@@ -1,0 +1,111 @@
+"""One kind of quantizer: how it is recognised, and what it computes with our ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import autocast_dtype
+from .._plain import is_plain, watched
+
+#: (module, the forward that its class had, arguments of the call) -> what that forward returns.
+Forward = Callable[..., Any]
+
+
+def _no(module: Any) -> str:
+    return ""
+
+
+def near_codes(module: Any, codes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count, D): random codes, moved by a fifth of their spread."""
+    chosen = torch.randint(len(codes), (count,), generator=generator).to(codes.device)
+    noise = torch.randn(count, codes.shape[1], generator=generator).to(codes)
+    return codes[chosen] + 0.2 * codes.std() * noise
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of quantizer.
+
+    Attributes:
+        name: in reports and in the documentation.
+        classes: qualified names of its classes.
+        package: where these are; empty for a class that repositories copy from each other.
+        attributes: what an instance has, separated by blanks; after a dot, what a part has.
+        parts: path of a submodule, empty for the module itself -> its forward in our way.
+        refused: why a module of the family computes something else; empty if it does not.
+        layout: axes of the input, "c" being channels.
+        codes: its codebook, (K, D).
+        cosine: whether vectors and codes are normalised before the search.
+        rows: (module, codes, count, generator) -> inputs, (count, channels).
+        searched: (module, inputs) -> the vectors that are searched, (count, D).
+        works, differs, left: for the documentation: what is computed in our way, what is other than in their code, and
+            which modules and calls stay theirs.
+    """
+
+    name: str
+    classes: str
+    attributes: str
+    parts: Mapping[str, Forward]
+    package: str = ""
+    refused: Callable[[Any], str] = _no
+    layout: Callable[[Any], str] = lambda module: "bchw"
+    codes: Callable[[Any], Tensor] = lambda module: module.embedding.weight
+    cosine: Callable[[Any], bool] = lambda module: False
+    rows: Callable[..., Tensor] = near_codes
+    searched: Callable[[Any, Tensor], Tensor] = lambda module, rows: rows
+    works: str = "training, evaluation"
+    differs: str = ""
+    left: str = "half precision, autocast"
+
+    def knows(self, module: nn.Module) -> bool:
+        """Whether a module is of this family, by the name of its class and its attributes."""
+        cls = type(module)
+        return (
+            cls.__qualname__ in self.classes.split()
+            and f"{cls.__module__}.".startswith(f"{self.package}." if self.package else "")
+            and all(_has(module, name) for name in self.attributes.split())
+        )
+
+    def obstacle(self, module: Any) -> str:
+        """Why a module is not probed; empty if it is."""
+        embedding = getattr(module, "embedding", None)
+        if isinstance(embedding, nn.Module):
+            plain = type(embedding) is nn.Embedding and embedding.max_norm is None
+            if (
+                not plain
+                or embedding.sparse
+                or embedding.scale_grad_by_freq
+                or embedding.padding_idx is not None
+            ):
+                return "its embedding is no plain nn.Embedding"
+        codes = self.codes(module)
+        if not is_plain(*module.parameters(), *module.buffers()):
+            return "its parameters or buffers are no plain tensors"
+        if codes.is_meta:
+            return "it is on the meta device, where nothing can be compared"
+        if codes.dtype != torch.float32:
+            return f"its codebook is of {str(codes.dtype).removeprefix('torch.')}"
+        return self.refused(module)
+
+
+def _has(module: Any, path: str) -> bool:
+    name, _, rest = path.partition(".")
+    return hasattr(module, name) and (not rest or _has(getattr(module, name), rest))
+
+
+def takes(z: Any, codes: Tensor, *, casts: bool = False) -> bool:
+    """Whether our ops compute on ``z`` what eager code does: float32, nothing that looks at operators, not empty.
+
+    ``casts``: the family's code casts to float32 and leaves autocast on a GPU.
+    """
+    if not is_plain(z, codes) or codes.dtype != torch.float32 or not z.numel() or watched():
+        return False
+    if casts:
+        floating = z.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return floating and (z.is_cuda or autocast_dtype(z.device.type) is None)
+    return z.dtype == torch.float32 and autocast_dtype(z.device.type) is None

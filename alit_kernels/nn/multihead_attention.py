@@ -1,0 +1,104 @@
+"""``torch.nn.MultiheadAttention`` by our kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .._plain import is_plain
+from ..sdpa import scaled_dot_product_attention
+from .linear import linear
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """``torch.nn.MultiheadAttention``: its constructor, its call, its parameters and state dict.
+
+    Our kernels compute calls with ``need_weights=False``, batches of tokens (three dimensions) and no mask but a
+    boolean ``key_padding_mask``. All other calls are the parent's: ``attn_mask``, ``is_causal``, additive masks,
+    dropout in training, ``add_bias_kv``, ``add_zero_attn``, ``kdim`` and ``vdim``, tensors that are not dense. What
+    attention itself does not take, :func:`alit_kernels.scaled_dot_product_attention` leaves to torch likewise.
+
+    A query whose keys are all masked gives the output projection of zeros, also where torch's fast path gives NaN.
+    ``nn.TransformerEncoderLayer`` calls no module in its fast path (evaluation without gradients), this one neither.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the parent's."""
+        if (
+            need_weights
+            or attn_mask is not None
+            or is_causal
+            or (self.dropout and self.training)
+            or unfit(self)
+            or not _fit(self, query, key, value, key_padding_mask)
+        ):
+            return super().forward(
+                query,
+                key,
+                value,
+                key_padding_mask,
+                need_weights,
+                attn_mask,
+                average_attn_weights,
+                is_causal,
+            )
+        q, k, v = self._project(query, key, value)
+        if not self.batch_first:
+            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+        out = (out if self.batch_first else out.transpose(0, 1)).flatten(-2)
+        return linear(out, self.out_proj.weight, self.out_proj.bias), None
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Queries, keys and values (.., .., heads, D), in as few products as there are different inputs."""
+        width = self.embed_dim
+        parts = [3] if query is key is value else [1, 2] if key is value else [1, 1, 1]
+        sizes = [width * n for n in parts]
+        weights = self.in_proj_weight.split(sizes)
+        bias = self.in_proj_bias
+        biases = [None] * len(parts) if bias is None else bias.split(sizes)
+        found: list[Tensor] = []
+        for x, n, w, b in zip((query, key, value), parts, weights, biases, strict=False):
+            found += linear(x, w, b).unflatten(-1, (n, self.num_heads, self.head_dim)).unbind(-3)
+        return found
+
+
+def unfit(module: nn.MultiheadAttention) -> str:
+    """Why all calls of a module go to its parent; empty if they do not."""
+    if not module._qkv_same_embed_dim:
+        return "kdim or vdim"
+    if module.bias_k is not None or module.bias_v is not None:
+        return "add_bias_kv"
+    return "add_zero_attn" if module.add_zero_attn else ""
+
+
+def _fit(
+    module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> bool:
+    """Dense batches in agreement with each other and the weights; torch says what is wrong with others."""
+    inputs = (query, key, value)
+    tensors = (*inputs, module.in_proj_weight, module.out_proj.weight)
+    if not is_plain(*tensors):
+        return False
+    if any(x.ndim != 3 or x.shape[-1] != module.embed_dim for x in inputs):
+        return False
+    batch = 0 if module.batch_first else 1
+    if key.shape != value.shape or query.shape[batch] != key.shape[batch]:
+        return False
+    return mask is None or (
+        is_plain(mask)
+        and mask.dtype == torch.bool
+        and mask.shape == (key.shape[batch], key.shape[1 - batch])
+    )

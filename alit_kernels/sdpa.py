@@ -1,0 +1,204 @@
+"""torch's ``scaled_dot_product_attention``, by our kernels where they compute the same.
+
+A call whose meaning cannot be told from shapes, strides and options alone goes to torch as it came.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as _torch_attention
+from torch.overrides import TorchFunctionMode
+
+from ._library import available
+from ._plain import is_plain, watched
+from .attention import attention
+from .attention.configurations import MAX_HEAD_DIM
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention``: its signature, its layout, its meaning.
+
+    Heads stand before tokens here, (B, H, N, D), and after them in :func:`alit_kernels.attention`. Our kernel runs
+    where
+
+    - there is no dropout, no causal order, and no mask but a boolean one that is the same for all queries and heads: of
+      size 1 there, or expanded, so that the stride is 0;
+    - ``query``, ``key`` and ``value`` are dense, of one dtype (float32, bfloat16 or float16) and device, with equal
+      batch dimensions and channels; on a GPU at most 128 of these;
+    - neither a transform of ``torch.func``, forward-mode differentiation, a tracer nor a dispatch mode (FLOP counters,
+      fake tensors) is at work, and ``torch.nn.attention.sdpa_kernel`` leaves flash attention on.
+
+    All other calls are torch's.
+
+    Args:
+        query: (..., H, N, D), or (B, N, D), or (N, D).
+        key, value: (..., H, M, D); with ``enable_gqa`` of a number of heads that divides that of ``query``.
+        attn_mask: as torch takes it; True where a key takes part.
+        dropout_p, is_causal, scale, enable_gqa: as torch takes them.
+
+    Returns:
+        The shape and dtype of ``query``, like torch's; a query without any key gives zeros.
+    """
+    found = _attend(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    if found is not None:
+        return found
+    return _torch_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+class fused_sdpa(TorchFunctionMode):
+    """Context in which this thread's calls of torch's ``scaled_dot_product_attention`` go to ours.
+
+    It reaches them through any name or reference, within ``torch.compile`` too. It does not reach calls
+
+    - of other threads, such as those of ``DataParallel``;
+    - that ``torch.utils.checkpoint`` makes again in a backward: enter the context within the function that it is given;
+    - within ``torch.nn.functional.multi_head_attention_forward``, one function to torch's modes, by which
+      ``nn.MultiheadAttention`` computes: :func:`alit_kernels.accelerate` replaces these modules;
+    - in C++: scripted modules and exported programs.
+
+    Every function of torch that is called in the context passes a mode, which costs microseconds on the host
+    (``python -m benchmarks.studies.sdpa_context``), and ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``
+    leave their fast paths, as under any mode.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is _torch_attention:
+            found = _attend(*args, **kwargs) if kwargs else _attend(*args)
+            if found is not None:
+                return found
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor | None:
+    """The call by our kernel; None where it is torch's."""
+    mask: Tensor | None = None
+    if dropout_p or is_causal:
+        return None
+    if attn_mask is not None and not _of_keys_alone(attn_mask, query.ndim):
+        return None
+    if not _same_problem(query, key, value, scale, enable_gqa):
+        return None
+    if attn_mask is not None:
+        mask = _key_mask(attn_mask, query, key)
+        if mask is None:
+            return None
+    tensors: tuple[Tensor, ...] = (query, key, value)
+    if query.ndim < 4:  # one head
+        tensors = tuple(x.unsqueeze(-3) for x in tensors)
+    # Like torch's, the result lies in memory as the queries do: of contiguous ones each head is a batch entry, and
+    # heads that share keys are more queries of these.
+    apart = query.is_contiguous()
+    heads, shared = (x.shape[-3] for x in tensors[:2])
+    if heads > shared and apart:
+        shape = *tensors[0].shape[:-3], shared, heads // shared * query.shape[-2], query.shape[-1]
+        tensors = tensors[0].view(shape), *tensors[1:]
+    elif heads > shared:
+        keys = (x.repeat_interleave(heads // shared, -3) for x in tensors[1:])
+        tensors = tensors[0], *keys
+    if apart and mask is not None:
+        mask = mask[:, None].expand(-1, shared, -1).flatten(0, 1)
+    q, k, v = (_rows(x, apart) for x in tensors)
+    out: Any = attention(q, k, v, key_mask=mask, scale=scale)
+    return out.transpose(1, 2).reshape(query.shape)
+
+
+def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool) -> bool:
+    """Whether our kernel computes this, masks aside."""
+    if not is_plain(query, key, value):
+        return False
+    shape, of_keys = query.shape, key.shape
+    ndim, dtype, device = len(shape), query.dtype, query.device
+    if value.shape != of_keys or len(of_keys) != ndim or ndim < 2 or of_keys[-1] != shape[-1]:
+        return False
+    if not dtype == key.dtype == value.dtype or not device == key.device == value.device:
+        return False
+    if dtype not in _DTYPES or shape[-1] > widest_head(device.type):
+        return False
+    if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
+        return False
+    if enable_gqa and ndim > 3:
+        heads, shared = shape[-3], of_keys[-3]
+        same = shape[:-3] == of_keys[:-3] and heads >= shared > 0 and heads % shared == 0
+    else:
+        same = not enable_gqa and shape[:-2] == of_keys[:-2]
+    return same and torch._C._get_flash_sdp_enabled() and not watched()
+
+
+def widest_head(device_type: str) -> int:
+    """The channels of a head up to which a kernel of ours runs on this device type; -1 where none does."""
+    if device_type == "cpu":
+        return sys.maxsize
+    return MAX_HEAD_DIM if device_type == "cuda" and not available("triton", "cuda") else -1
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler.
+widest_head._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _of_keys_alone(mask: Any, dims: int) -> bool:
+    """Whether a mask of booleans says the same for all queries, and for all heads where there are ``dims`` of four."""
+    if not is_plain(mask) or mask.dtype != torch.bool or mask.ndim < 2 or not mask.numel():
+        return False
+    sizes, strides = mask.shape, mask.stride()
+    if sizes[-2] != 1 and strides[-2]:
+        return False
+    return dims < 4 or mask.ndim < 3 or sizes[-3] == 1 or strides[-3] == 0
+
+
+def _key_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
+    """(B, M), of a mask that is the same for all queries and heads; None where it does not fit."""
+    shared = 2 if query.ndim > 3 else 1  # heads and queries, or queries alone
+    batch, keys = query.shape[: -1 - shared], key.shape[-2]
+    whole = (*batch, *query.shape[-1 - shared : -1], keys)
+    if mask.device != query.device or mask.ndim > len(whole):
+        return None
+    pairs = zip(mask.shape[::-1], whole[::-1], strict=False)
+    if any(have not in (1, want) for have, want in pairs):
+        return None
+    for _ in range(min(shared, mask.ndim - 1)):
+        mask = mask.select(-2, 0)
+    return mask.expand(*batch, keys).reshape(math.prod(batch), keys)
+
+
+def _rows(x: Tensor, apart: bool) -> Tensor:
+    """(..., H, N, D) as (B, N, H, D), or (B H, N, 1, D)."""
+    *batch, heads, rows, width = x.shape
+    shape = (math.prod(batch) * heads, 1) if apart else (math.prod(batch), heads)
+    return x.reshape(*shape, rows, width).transpose(1, 2)

@@ -1,0 +1,356 @@
+"""scaled_dot_product_attention and fused_sdpa: what they take equals torch's, and what they do not take is torch's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as held
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointError, checkpoint
+
+import alit_kernels as ak
+from alit_kernels import sdpa
+from alit_kernels.testing import assert_within_budget
+from tests.helpers.ops import values
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each call that our attention computes."""
+    calls, attention = [], sdpa.attention
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(sdpa, "attention", recorded)
+    return calls
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The calls that go to torch."""
+    calls, attention = [], sdpa._torch_attention
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        calls.append((*args, kwargs))
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(sdpa, "_torch_attention", recorded)
+    return calls
+
+
+def with_gradients(call: Call, *leaves: Tensor, **options: Any) -> list[Tensor]:
+    leaves = tuple(x.detach().requires_grad_() for x in leaves)
+    out = call(*leaves, **options)
+    weight = torch.arange(out.numel(), device=out.device).view(out.shape).cos().to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+
+
+def check(*tensors: Tensor, **options: Any) -> None:
+    ours = with_gradients(ak.scaled_dot_product_attention, *tensors, **options)
+    theirs = with_gradients(held, *tensors, **options)
+    with torch.autocast("cpu", enabled=False):
+        exact = with_gradients(held, *(x.double() for x in tensors), **options)
+    assert ours[0].stride() == theirs[0].stride()
+    for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
+        assert a.dtype == b.dtype
+        assert_within_budget(a, b, c, k=3 if i else 2)
+
+
+SHAPES = (
+    (5, 8),
+    (2, 5, 8),
+    (2, 3, 5, 8),
+    (2, 2, 3, 5, 8),
+    (2, 3, 1, 8),
+    (0, 3, 5, 8),
+    (2, 3, 0, 8),
+)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_layouts(shape: tuple[int, ...], dtype: torch.dtype, taken: list[int]) -> None:
+    q = values(*shape).to(dtype)
+    k, v = (values(*shape[:-2], 7, 8, seed=i).to(dtype) for i in (1, 2))
+    check(q, k, v)
+    check(q, k, v, scale=0.3)
+    assert len(taken) == 2
+
+
+def test_memory_of_the_result(taken: list[int]) -> None:
+    """As the queries lie: callers call view."""
+    packed = values(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    first = values(5, 2, 4, 8).permute(1, 2, 0, 3)
+    after = values(2, 5, 4, 8).transpose(1, 2)
+    mask = values(2, 1, 1, 5) > -0.5
+    for q, k, v in (packed, (first,) * 3, (after,) * 3, (first.contiguous(), after, first)):
+        check(q, k, v)
+        check(q, k, v, attn_mask=mask)
+    assert len(taken) == 8
+
+
+def test_large_values_and_views(taken: list[int]) -> None:
+    q, k, v = (values(2, 70, 3, 40, seed=i)[..., 4:36].transpose(1, 2) for i in range(3))
+    check(q * 30, k, v)
+    check(q, k[:1].expand(2, -1, -1, -1), v.flip(-1)[:1].expand(2, -1, -1, -1))
+    assert len(taken) == 2
+
+
+MASKS = {
+    "batch": (2, 1, 1, 7),
+    "all": (1, 1, 1, 7),
+    "no queries": (1, 7),
+    "without a batch": (1, 1, 7),
+    "one for all keys": (2, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", MASKS.values(), ids=list(MASKS))
+def test_key_masks(shape: tuple[int, ...], taken: list[int]) -> None:
+    q, (k, v) = values(2, 3, 5, 8), (values(2, 3, 7, 8, seed=i) for i in (1, 2))
+    mask = values(*shape) > -0.5
+    check(q, k, v, attn_mask=mask)
+    check(q, k, v, attn_mask=mask.expand(2, 3, 5, 7))
+    assert len(taken) == 2
+
+
+@pytest.mark.parametrize(
+    "shape, mask",
+    (((2, 5, 8), (2, 1, 7)), ((5, 8), (1, 7)), ((2, 3, 4, 5, 8), (1, 3, 1, 1, 7))),
+    ids=str,
+)
+def test_key_masks_of_other_layouts(
+    shape: tuple[int, ...], mask: tuple[int, ...], taken: list[int]
+) -> None:
+    k, v = (values(*shape[:-2], 7, 8, seed=i) for i in (1, 2))
+    check(values(*shape), k, v, attn_mask=values(*mask) > -0.5)
+    assert taken
+
+
+def test_a_query_without_keys_gives_zeros(taken: list[int]) -> None:
+    q, k, v = (values(2, 3, 5, 8, seed=i) for i in range(3))
+    mask = torch.tensor([False, True])[:, None, None, None].expand(2, 1, 1, 5)
+    out, *grads = with_gradients(ak.scaled_dot_product_attention, q, k, v, attn_mask=mask)
+    assert taken and not any(x[0].any() for x in (out, *grads))
+    check(q, k, v, attn_mask=mask)
+
+
+@pytest.mark.parametrize("heads, shared", ((4, 2), (6, 1), (3, 3)))
+def test_shared_keys(heads: int, shared: int, taken: list[int]) -> None:
+    k, v = (values(2, shared, 7, 8, seed=i) for i in (1, 2))
+    mask = values(2, 1, 1, 7) > -0.5
+    for q in (values(2, heads, 5, 8), values(2, 5, heads, 8).transpose(1, 2)):
+        check(q, k, v, enable_gqa=True)
+        check(q, k, v, enable_gqa=True, attn_mask=mask)
+    assert len(taken) == 4
+
+
+def test_autocast(taken: list[int]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(*(values(2, 3, 5, 8, seed=i) for i in range(3)))
+    assert taken
+
+
+def passed_on() -> list[Any]:
+    q, k = values(2, 4, 5, 8), values(2, 4, 7, 8)
+    causal = torch.ones(5, 7, dtype=torch.bool).tril()
+    calls = (
+        ("causal", (q, k, k), {"is_causal": True}),
+        ("dropout", (q, k, k), {"dropout_p": 0.5}),
+        ("queries differ", (q, k, k, causal), {}),
+        ("heads differ", (q, k, k), {"attn_mask": torch.ones(1, 4, 1, 7) > 0}),
+        ("an empty mask", (q[:, :, :0], k, k, causal[:0]), {}),
+        ("additive", (q, k, k), {"attn_mask": torch.zeros(2, 1, 1, 7)}),
+        ("value channels", (q, k, k[..., :4]), {}),
+        ("float64", (q.double(), k.double(), k.double()), {}),
+        ("batch is broadcast", (q, k[:1], k[:1]), {}),
+        ("shared values alone", (q, k, k[:, :2]), {"enable_gqa": True}),
+        ("three dimensions of shared keys", (q[0], k[0, :2], k[0, :2]), {"enable_gqa": True}),
+        ("type", (q.as_subclass(Other), k, k), {}),
+        ("scale", (q, k, k), {"scale": float("nan")}),
+    )
+    return [pytest.param(args, options, id=name) for name, args, options in calls]
+
+
+class Other(Tensor):
+    pass
+
+
+@pytest.mark.parametrize("args, options", passed_on())
+def test_passed_on(
+    args: tuple[Any, ...], options: dict[str, Any], passed: list[Any], taken: list[int]
+) -> None:
+    """As the same call."""
+    torch.manual_seed(1)
+    ours = ak.scaled_dot_product_attention(*args, **options)
+    assert len(passed) == 1 and not taken
+    torch.manual_seed(1)
+    theirs = held(*args, **options)
+    assert type(ours) is type(theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "args",
+    (
+        ((2, 4, 5, 8), (2, 4, 7, 6), (2, 4, 7, 6)),
+        ((2, 4, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8)),
+        ((8,), (8,), (8,)),
+    ),
+    ids=str,
+)
+def test_wrong_arguments_raise_as_torch_does(args: tuple[tuple[int, ...], ...]) -> None:
+    tensors = [values(*shape) for shape in args]
+    for call in (ak.scaled_dot_product_attention, held):
+        with pytest.raises((RuntimeError, IndexError)):
+            call(*tensors)
+    q = values(2, 3, 5, 8)
+    for shape in ((3, 1, 1, 5), (1, 1, 1, 1, 5), (2, 1, 1, 4), (5,)):
+        mask = torch.ones(shape, dtype=torch.bool)
+        ours, theirs = (
+            outcome(call, q, q, q, mask) for call in (ak.scaled_dot_product_attention, held)
+        )
+        assert ours == theirs
+
+
+def outcome(call: Call, *args: Any) -> Any:
+    try:
+        return call(*args).shape
+    except (RuntimeError, IndexError) as error:
+        return str(error)
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_watches_operators_sees_that_of_torch(passed: list[Any]) -> None:
+    q = values(2, 3, 5, 8)
+    attend = ak.scaled_dot_product_attention
+    torch.testing.assert_close(torch.vmap(attend)(q, q, q), held(q, q, q))
+    with Recorder() as recorder:
+        attend(q, q, q)
+    assert any("scaled_dot_product" in name for name in recorder.names)
+    with sdpa_kernel(SDPBackend.MATH):
+        _, tangent = torch.func.jvp(lambda x: attend(x, x, x), (q,), (q,))
+        x = q.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(attend(x, x, x).square().sum(), x, create_graph=True)
+        grad.sum().backward()
+    assert tangent.isfinite().all() and x.grad is not None
+    nested = torch.nested.nested_tensor([q[0], q[1]], layout=torch.jagged)
+    assert attend(nested.transpose(1, 2), *[nested.transpose(1, 2)] * 2).is_nested
+    assert attend(*[q.to("meta")] * 3).is_meta
+    assert len(passed) >= 6
+
+
+def block(x: Tensor) -> Tensor:
+    return held(x, x, x) + F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+def test_context(taken: list[int]) -> None:
+    """By every reference, nested, and left by an exception."""
+    x = values(2, 3, 5, 8)
+    expected = block(x)
+    with ak.fused_sdpa():
+        torch.testing.assert_close(block(x), expected)
+        assert len(taken) == 1
+        with ak.fused_sdpa():
+            torch.testing.assert_close(block(x), expected)
+        F.scaled_dot_product_attention(query=x, key=x, value=x, attn_mask=None)
+        torch._C._nn.scaled_dot_product_attention(x, x, x)
+        assert len(taken) == 4
+    with pytest.raises(ZeroDivisionError), ak.fused_sdpa():
+        raise ZeroDivisionError
+    block(x)
+    assert len(taken) == 4
+
+
+def test_context_is_of_its_thread(taken: list[int]) -> None:
+    x = values(2, 3, 5, 8)
+    with ak.fused_sdpa():
+        thread = threading.Thread(target=block, args=(x,))
+        thread.start()
+        thread.join()
+    assert not taken
+
+
+def test_context_does_not_reach_into_multi_head_attention_forward(taken: list[int]) -> None:
+    module, x = nn.MultiheadAttention(8, 2, batch_first=True), values(2, 5, 8)
+    with ak.fused_sdpa():
+        module(x, x, x, need_weights=False)
+    assert not taken
+
+
+def targets(graph: torch.fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes]
+
+
+def test_compiles() -> None:
+    graphs: list[list[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Call:
+        graphs.append(targets(graph))
+        return graph.forward
+
+    def within(x: Tensor) -> Tensor:
+        with ak.fused_sdpa():
+            return block(x)
+
+    compile = lambda f: torch.compile(f, fullgraph=True, backend=backend)  # noqa: E731
+    x = values(2, 3, 5, 8)
+    expected = block(x)
+    torch.testing.assert_close(compile(within)(x), expected)
+    compiled = compile(block)
+    with ak.fused_sdpa():
+        torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(compiled(x), expected)
+    inside, around, without = graphs
+    for graph, ours in ((inside, 1), (around, 1), (without, 0)):
+        assert sum("alit_kernels.attention" in name for name in graph) == ours
+        assert sum("scaled_dot_product" in name for name in graph) == 2 - ours
+
+
+def test_compiles_with_masks_and_gradients() -> None:
+    q, (k, v) = values(2, 4, 5, 8), (values(2, 2, 7, 8, seed=i) for i in (1, 2))
+    mask = values(2, 1, 1, 7) > -0.5
+    options = {"attn_mask": mask, "enable_gqa": True}
+    call = torch.compile(ak.scaled_dot_product_attention, fullgraph=True, backend="aot_eager")
+    for a, b in zip(
+        with_gradients(call, q, k, v, **options),
+        with_gradients(held, q, k, v, **options),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_checkpointing(taken: list[int]) -> None:
+    """The context belongs into what is computed again; torch says where it is missing."""
+    x = values(2, 3, 5, 8).requires_grad_()
+
+    def within(x: Tensor) -> Tensor:
+        with ak.fused_sdpa():
+            return held(x, x, x)
+
+    checkpoint(within, x, use_reentrant=False).sum().backward()
+    assert len(taken) == 2
+    with ak.fused_sdpa():
+        out = checkpoint(lambda x: held(x, x, x), x, use_reentrant=False)
+        with pytest.raises(CheckpointError):
+            out.sum().backward()
