@@ -46,8 +46,8 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention: ``softmax(scale q k^T) v`` per head.
 
-    Tokens stand before heads. Given (B, H, N, D), as torch's ``scaled_dot_product_attention`` has it, this attends among
-    heads, and no shape tells: use :func:`alit_kernels.scaled_dot_product_attention` there.
+    Tokens stand before heads. Given (B, H, N, D), as torch's ``scaled_dot_product_attention`` has it, this attends
+    among heads, and no shape tells: use :func:`alit_kernels.scaled_dot_product_attention` there.
 
     Args:
         q: (B, N, H, D) float32, bfloat16 or float16 (float64 in the reference).
