@@ -79,17 +79,31 @@ def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
         torch.testing.assert_close(a.cpu(), e)
 
 
-@pytest.mark.parametrize("num_codes", (5, 2**15 - 2, 2**15 - 1, 2**15, 70000))
-def test_runs_of_many_codes(num_codes: int) -> None:
-    """Sorted as 16-bit integers where the codes and the mark of masked vectors are."""
-    triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
-    index = torch.cat([torch.randint(num_codes, (50,)), torch.tensor([num_codes - 1, 0])])
-    mask = torch.arange(52) % 5 > 0
-    order, bounds = triton_.runs(index, num_codes, mask)
-    counts = index[mask].bincount(minlength=num_codes)
-    assert torch.equal(bounds.diff().long(), counts) and bounds[0] == 0
-    used = order[: bounds[-1]]
-    assert torch.equal(used, torch.where(mask, index, num_codes).sort(stable=True)[1][: len(used)])
+@pytest.mark.parametrize("dim", (1, 12, 100, 300))
+@pytest.mark.parametrize("layout", ("even", "one code", "half in one code", "sorted", "two codes"))
+@pytest.mark.parametrize("target", targets("cpp", "triton")[1:])
+def test_statistics_are_float64_sums_rounded_once(layout: str, dim: int, target: Target) -> None:
+    """However the vectors are spread: over steps, blocks and lists of every length."""
+    rows, codes = 1100, 37
+    index = torch.randint(codes, (rows,))
+    if layout == "one code":
+        index[:] = 36
+    elif layout == "half in one code":
+        index[::2] = 5
+    elif layout == "sorted":
+        index = index.sort()[0]
+    elif layout == "two codes":
+        index = 35 + index % 2
+    z, mask = 1e3 * torch.randn(rows, dim), torch.rand(rows) > 0.2
+    for some in (None, mask):
+        index_there, z_there = (x.to(target.device) for x in (index, z))
+        mask_there = None if some is None else some.to(target.device)
+        found = codebook_statistics(
+            index_there, z_there, codes, mask=mask_there, implementation=target.implementation
+        )
+        expected = codebook_statistics(index, z, codes, mask=some, implementation="reference")
+        for a, e in zip(found, expected, strict=True):
+            assert torch.equal(a.cpu(), e)
 
 
 def test_wrong_statistics_arguments() -> None:
