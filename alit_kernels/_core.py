@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-#: Signatures that are remembered in one place.
-MOST_KNOWN = 4096
-
 
 @functools.cache
 def extension() -> Any:
@@ -50,10 +47,3 @@ def _unknown(*_: Any) -> None:
 #: (*arguments) -> bytes, equal for calls that differ in the contents and addresses of tensors alone; None where an
 #: argument is none of torch's own tensors, None, bool, int, float, str or dtype, or where nothing can tell.
 signature: Callable[..., bytes | None] = extension().signature if sees_tensors() else _unknown
-
-
-def remember(known: set[bytes], key: bytes) -> None:
-    """Add a signature; where there are too many, all are forgotten."""
-    if len(known) >= MOST_KNOWN:
-        known.clear()
-    known.add(key)

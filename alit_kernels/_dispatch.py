@@ -10,13 +10,13 @@ date are in ``benchmarks/results/dispatcher.json``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._core import signature
+from ._calls import LOOKS, table
 
 
 class Operator:
@@ -29,40 +29,77 @@ class Operator:
 
     def __init__(self, schema: str, fake: Callable[..., Any]) -> None:
         self.name, _, rest = schema.partition("(")
+        #: What torch takes for several results: "Tensor[]" are a list to it, to its autograd functions a tuple.
+        results = list if rest.endswith("-> Tensor[]") else _as_they_are
         self._op = torch.library.custom_op(
             f"alit_kernels::{self.name}",
-            lambda *arguments: self._run(None, *arguments),
+            lambda *arguments: results(self._run(None, *arguments)),
             mutates_args=(),
             schema="(" + rest,
         )
-        self._op.register_fake(fake)
+        self._op.register_fake(lambda *arguments: results(fake(*arguments)))
         self._op.register_vmap(self._refuse_vmap)
         self.register_autograd(self._refuse_gradient, lambda ctx, inputs, output: None)
 
     def _run(self, key: bytes | None, *arguments: Any) -> Any:
-        """Compute; ``key`` is the signature of the arguments, None where it is not known."""
+        """Compute, and remember the call by its ``key``; None where it has none."""
         raise NotImplementedError
+
+    def run_known(self, *arguments: Any) -> Any:
+        """Compute a call of which the last argument is what was remembered."""
+        raise NotImplementedError
+
+    def known(self, *arguments: Any) -> Any:
+        """What was remembered of a call with these arguments, ``implementation`` too; None if nothing was."""
+        return self.calls.known(self.calls.key(*arguments))
 
     def register_autograd(
         self, backward: Callable[..., Any], setup_context: Callable[..., None]
     ) -> None:
-        """Make the operator differentiable; ``backward`` calls operators, and gives nothing for the last argument."""
+        """Make the operator differentiable.
 
-        def whole_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-            return (*backward(ctx, *grads), None)
+        Args:
+            backward: (ctx, *gradients of the outputs) -> gradients of the arguments but ``implementation``; calls
+                operators. A gradient that comes in is None, not zeros, where nothing was made of that output, but never
+                are all. ``ctx.needs_input_grad`` says of which arguments one is asked for: of others it is None.
+            setup_context: (ctx, inputs, output): keeps what ``backward`` needs.
+        """
 
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            outputs = self._run(signature(*arguments), *arguments)
-            setup_context(ctx, arguments, outputs)
+        def complete(*rest: None) -> Callable[..., tuple[Any, ...]]:
+            """The backward of a function that takes more behind the arguments."""
+
+            def complete_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+                if all(grad is None for grad in grads):
+                    return (None,) * len(ctx.needs_input_grad)
+                return (*backward(ctx, *grads), *rest)
+
+            return complete_backward
+
+        def setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+            ctx.set_materialize_grads(False)
+            setup_context(ctx, inputs, output)
+
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *arguments, known = inputs
+            outputs = (
+                self._run(self.calls.key(*arguments), *arguments)
+                if known is None
+                else self.run_known(*inputs)
+            )
+            setup(ctx, arguments, outputs)
             return outputs
 
-        self._op.register_autograd(whole_backward, setup_context=setup_context)
-        self._function = self._new_function(forward=forward, backward=whole_backward)
+        of_op = complete(None)
+        self._op.register_autograd(of_op, setup_context=setup)
+        self.differentiate = self._new_function(
+            forward=forward, backward=complete(None, None)
+        ).apply
+        self.calls = table(self.run_known, self.differentiate)
         # The form that torch.func takes.
         self._transformable = self._new_function(
             forward=self._below_transforms,
-            setup_context=setup_context,
-            backward=lambda ctx, *grads: whole_backward(_Unwrapped(ctx), *grads),
+            setup_context=setup,
+            backward=lambda ctx, *grads: of_op(_Unwrapped(ctx), *grads),
             vmap=self._refuse_vmap,
         )
 
@@ -74,16 +111,16 @@ class Operator:
         """The operator's results, by the shortest way there is for this call."""
         if torch.compiler.is_compiling():
             return self._op(*arguments)
-        if _nothing_looks() and (key := signature(*arguments)) is not None:
+        if _nothing_looks() and (key := self.calls.key(*arguments)) is not None:
             if torch.is_grad_enabled() and _any_requires_grad(arguments):
-                return self._function.apply(*arguments)
+                return self.differentiate(*arguments, None)
             return self._run(key, *arguments)
         if torch.autograd.forward_ad._current_level >= 0:
             self._refuse_tangents(arguments)
         if torch.autograd._profiler_enabled() or transformed(arguments):
             return self._observed_call(arguments)
         if torch.is_grad_enabled() and _any_requires_grad(arguments):
-            return self._function.apply(*arguments)
+            return self.differentiate(*arguments, None)
         return self._run(None, *arguments)
 
     def _observed_call(self, arguments: tuple[Any, ...]) -> Any:
@@ -96,7 +133,10 @@ class Operator:
 
     def _below_transforms(self, *arguments: Any) -> Any:
         """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
-        return self._op(*arguments) if transformed(arguments) else self._run(None, *arguments)
+        if not transformed(arguments):
+            return self._run(None, *arguments)
+        results = self._op(*arguments)
+        return tuple(results) if isinstance(results, list) else results
 
     def _refuse_gradient(self, *_: Any) -> Any:
         raise NotImplementedError(f"alit_kernels.{self.name} has no derivative")
@@ -112,6 +152,10 @@ class Operator:
             raise NotImplementedError(
                 f"alit_kernels.{self.name} does not support forward-mode differentiation"
             )
+
+
+def _as_they_are(results: Any) -> Any:
+    return results
 
 
 class _Unwrapped:
@@ -134,24 +178,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
-#: True, each, where something looks at calls that has to see an operator of torch's.
-LOOKS = (
-    torch._C._len_torch_dispatch_stack,
-    torch._C._len_torch_function_stack,
-    torch._C._are_functorch_transforms_active,
-    torch._C._get_tracing_state,
-    torch.autograd._profiler_enabled,
-    lambda: torch.autograd.forward_ad._current_level >= 0,
-)
-
-
 def _any_requires_grad(arguments: tuple[Any, ...]) -> bool:
     return any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 
 
 def _nothing_looks() -> bool:
-    dispatch, function, transforms, trace, profiler, forward_mode = LOOKS
-    return not (dispatch() or function() or transforms() or trace() or profiler() or forward_mode())
+    return not any(looks() for looks in LOOKS)
 
 
 def transformed(arguments: tuple[Any, ...]) -> bool:

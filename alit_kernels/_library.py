@@ -26,23 +26,19 @@ import torch
 from torch import Tensor
 
 from . import _launcher, _plans
+from ._calls import requested
 from ._checks import autocast_dtype
 from ._core import extension
 from ._dispatch import Operator
 
 logger = logging.getLogger("alit_kernels")
 
-ENVIRONMENT_VARIABLE = "ALIT_KERNELS_IMPLEMENTATION"
 #: What ``auto`` tries on each device type, in this order, before the reference, which runs anywhere. "torch" is a fused
 #: operator of PyTorch itself, where one does the work of a kernel of ours.
 PREFERENCE = {"cpu": ("cpp", "torch"), "cuda": ("triton", "cuda")}
 #: Compute capability from which the Triton and CUDA kernels run: older GPUs have no tensor cores for their types, or
 #: less shared memory than they take.
 LEAST_CAPABILITY = (8, 0)
-
-
-#: Signatures of calls that an op remembers; beyond that it forgets all.
-MOST_KNOWN = 1024
 
 
 class _Known(NamedTuple):
@@ -52,10 +48,6 @@ class _Known(NamedTuple):
     device: str
     plan: Any
     tensors: tuple[int, ...]
-
-
-def _no_plan(*_: Any) -> None:
-    """Stands for an op's plans until there is one."""
 
 
 class Op(Operator):
@@ -70,8 +62,8 @@ class Op(Operator):
         others: name -> ``"module:function"``, imported on first use, or the function itself.
         limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
             can. Looks at shapes and options, never at values.
-        problem: a named tuple that the first arguments go into: implementations and all of these functions take it in
-            their place.
+        problem: a named tuple that the first arguments, as many as it has fields, go into by its method ``of``:
+            implementations and all of these functions take it in their place.
     """
 
     def __init__(
@@ -94,40 +86,36 @@ class Op(Operator):
             **(others or {}),
         }
         self._check, self._limits, self._problem = check, limits or {}, problem
-        self._known: dict[bytes, _Known] = {}
-        #: (*arguments, implementation) -> results of a call that is known, that nothing looks at and that needs no
-        #: gradient; None for all others.
-        self.planned: Any = _no_plan
         _OPS[self.name] = self
 
     def __call__(self, *arguments: Any, implementation: str = "auto") -> Any:
-        arguments = (*arguments, requested(implementation))
-        found = None if torch.compiler.is_compiling() else self.planned(*arguments)
-        return self.call(*arguments) if found is None else found
+        found = None
+        if not torch.compiler.is_compiling():
+            found = self.calls(*arguments, implementation)
+        return self.call(*arguments, requested(implementation)) if found is None else found
 
     def _grouped(self, values: Sequence[Any]) -> Sequence[Any]:
         """The arguments as implementations take them."""
-        size = 0 if self._problem is None else len(self._problem._fields)
-        return (self._problem(*values[:size]), *values[size:]) if size else values
+        if self._problem is None:
+            return values
+        size = len(self._problem._fields)
+        return self._problem.of(*values[:size]), *values[size:]
 
-    def _run(self, key: bytes | None, *arguments: Any) -> Any:
-        known = None if key is None else self._known.get(key)
-        if known is None:
-            return self._first_run(key, arguments)
-        values = arguments[:-1]
+    def run_known(self, *arguments: Any) -> Any:
+        *values, _, known = arguments
         if known.plan is not None:
             result = known.plan(*[values[i] for i in known.tensors])
             if result is not None:
                 return result
-        grouped = values if self._problem is None else self._grouped(values)
+        grouped = self._grouped(values)
         if self._check is not None and known.device == "cpu":
             self._check(*grouped)
         return _without_autocast(known.device, known.function, grouped)
 
-    def _first_run(self, key: bytes | None, arguments: tuple[Any, ...]) -> Any:
+    def _run(self, key: bytes | None, *arguments: Any) -> Any:
         """A call whose signature has not been seen, or is not remembered."""
         *values, requested = arguments
-        grouped = values if self._problem is None else self._grouped(values)
+        grouped = self._grouped(values)
         tensors = [value for value in values if isinstance(value, Tensor)]
         if self._check is not None and all(tensor.is_cpu for tensor in tensors):
             self._check(*grouped)
@@ -151,13 +139,7 @@ class Op(Operator):
             result, plan = _without_autocast(device, watched, ())
         else:
             result = _without_autocast(device, function, grouped)
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-        self._known[key] = _Known(function, device, plan, places)
-        if plan is not None:
-            if self.planned is _no_plan:
-                self.planned = _plans.new_table(MOST_KNOWN)
-            self.planned.add(key, plan)
+        self.calls.add(key, plan, _Known(function, device, plan, places), arguments, None)
         return result
 
     def choose(
@@ -275,21 +257,3 @@ def _without_autocast(device: str, function: Callable[..., Any], values: Sequenc
 def _is_aligned(tensor: Tensor) -> bool:
     """Not so of a view into bytes that begins in the middle of an element."""
     return tensor.data_ptr() % tensor.element_size() == 0
-
-
-#: The environment without the decoding of every name and value that os.environ does in every call.
-_ENVIRONMENT: Mapping[Any, Any] = os.environ._data  # type: ignore[attr-defined]
-_VARIABLE = os.environ.encodekey(ENVIRONMENT_VARIABLE)
-
-
-def requested(implementation: str) -> str:
-    if not isinstance(implementation, str):
-        raise TypeError(f"implementation: expected a string, got {type(implementation).__name__}")
-    if implementation != "auto":
-        return implementation
-    found = _ENVIRONMENT.get(_VARIABLE)
-    return "auto" if found is None else os.environ.decodevalue(found)
-
-
-# What torch.compiler.assume_constant_result does, without its import of the compiler: half the time of `import alit`.
-requested._dynamo_marked_constant = True  # type: ignore[attr-defined]

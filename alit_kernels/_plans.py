@@ -17,8 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _launcher, _triton
 from ._core import extension
-from ._dispatch import LOOKS
 
+
+def _empty_strided(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+
+
+# What the code that torch.compile writes calls, without the dispatcher.
+_guards = torch._C._dynamo.guards
+#: (size, stride, dtype) -> uninitialised tensor on the current device.
+_empty = getattr(_guards, "_empty_strided_cuda", _empty_strided)
+#: (tensor, size, stride, offset) -> view.
+_view = getattr(_guards, "_reinterpret_tensor", torch.as_strided)
 _aten = torch.ops.aten
 _ALLOCATIONS = {
     *(_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default),
@@ -30,11 +40,6 @@ _VIEWS = {
     *(_aten.transpose.int, _aten.t.default, _aten.permute.default, _aten.unsqueeze.default),
     *(_aten.squeeze.dim, _aten.detach.default, _aten.expand.default),
 }
-
-
-def new_table(most: int) -> Any:
-    """An op's plans by signature: ``csrc/launcher/plans.cpp``."""
-    return extension().Plans(looks=LOOKS, grad_mode=torch.is_grad_enabled, most=most)
 
 
 class _Watch(TorchDispatchMode):
@@ -85,10 +90,9 @@ def _plan(
     result: Any,
 ) -> Any:
     results = [result] if isinstance(result, Tensor) else list(result)
-    places = {id(tensor): len(tensors) + i for i, tensor in enumerate(allocated)}
+    where = [_result(each, allocated) for each in results]
     first = tensors[0]
-    contiguous = all(tensor.is_contiguous() for tensor in allocated)
-    if first is None or not contiguous or not all(id(tensor) in places for tensor in results):
+    if first is None or None in where:
         return None
     buffers = [*tensors, *allocated]
     prepared = []
@@ -99,14 +103,30 @@ def _plan(
         prepared.append(entry)
     from triton import knobs
 
-    where = tuple(places[id(tensor)] - len(tensors) for tensor in results)
     return extension().Plan(
         launches=prepared,
         device=first.device.index,
         runtime=knobs.runtime,
-        allocations=[(t.shape, None if t.dtype == first.dtype else t.dtype) for t in allocated],
-        results=where[0] if isinstance(result, Tensor) else where,
+        empty=_empty,
+        view=_view,
+        allocations=[(tuple(t.shape), t.stride(), t.dtype) for t in allocated],
+        results=where,
+        alone=isinstance(result, Tensor),
     )
+
+
+def _result(tensor: Tensor, allocated: Sequence[Tensor]) -> int | tuple[Any, ...] | None:
+    """Which allocation a result is, or what is to be seen of which; None where it is neither."""
+    for i, each in enumerate(allocated):
+        if tensor is each:
+            return i
+        if (
+            tensor.dtype == each.dtype
+            and tensor.numel()
+            and tensor.untyped_storage().data_ptr() == each.untyped_storage().data_ptr()
+        ):
+            return i, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+    return None
 
 
 def _prepared(

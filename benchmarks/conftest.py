@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from alit_kernels._library import ENVIRONMENT_VARIABLE, available, ops
+from alit_kernels._calls import ENVIRONMENT_VARIABLE
+from alit_kernels._library import available, ops
 
 from .harness.contest import DEVICE, REPLAY, THREADS, Absent, Contest, ceilings
 from .harness.timing import machine

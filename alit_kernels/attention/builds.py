@@ -40,6 +40,8 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
         label = f"{name}{' dense' * dense}{' masked' * masked}"
         with recorder(label, every, rare=dense or masked):
             out, lse = attention(problem)
-            attention_backward(problem, out, lse, out, lse)
+            attention_backward(problem, out, None, out, lse, True)
+    with recorder(f"{name} lse", every, rare=True):
+        attention_backward(problem, out, lse, out, lse, True)
     with recorder(name, every):
         attention_map(q, q, lse, offsets, 0, 256, 0, 256, 256, 0.125)

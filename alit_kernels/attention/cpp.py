@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .._cpp import core, instruction_set, pointer, threads, type_code
-from .layout import empty_rows, empty_sums, unit_stride
+from .layout import empty_gradients, empty_rows, empty_sums, unit_stride
 from .problem import Problem
 
 
@@ -31,11 +31,19 @@ def attention(x: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    x: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)
+    x: Problem,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    keys_wanted: bool,
+) -> tuple[Tensor, ...]:
+    results, (grad_q, *grad_keys) = empty_gradients(x, keys_wanted)
+    grad_k, grad_v = grad_keys if keys_wanted else (empty_rows(x.k), empty_rows(x.k))
     grad_out, q, k, v, out = unit_stride(grad_out, x.q, x.k, x.v, out)
-    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    lse = lse.contiguous()
+    if grad_lse is not None:
+        grad_lse = grad_lse.contiguous()
     problem = _core_problem(x)
     core().attention_backward(
         problem,
@@ -57,7 +65,7 @@ def attention_backward(
         grad_q[int(ends[-1]) :] = 0.0
         grad_k[int(key_ends[-1]) :] = 0.0
         grad_v[int(key_ends[-1]) :] = 0.0
-    return grad_q, grad_k, grad_v
+    return results
 
 
 def _core_problem(x: Problem) -> Any:
@@ -90,5 +98,7 @@ def _rows(x: Tensor) -> Any:
     return core().AttentionRows(pointer(x), 0 if x.ndim == 3 else x.stride(0), *x.stride()[-3:-1])
 
 
-def _sums(x: Tensor) -> Any:
+def _sums(x: Tensor | None) -> Any:
+    if x is None:
+        return core().AttentionSums(0, 0, 0)
     return core().AttentionSums(pointer(x), 0 if x.ndim == 2 else x.stride(0), x.stride(-2))

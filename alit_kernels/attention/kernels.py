@@ -279,10 +279,10 @@ def backward_queries_kernel(
     b_do = _load(gradient, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_out = _load(out, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
-    b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
     b_delta = tl.sum(b_do.to(tl.float32) * b_out.to(tl.float32), 1)
-    # No key, no gradient, whatever comes in.
-    b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
+    if p_dlse is not None:  # no key, no gradient, whatever comes in
+        b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
+        b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
     tl.store(p_delta + o_lse, b_delta, mask=m_m)
     b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+from .problem import Fused, Problem
 
 #: Row pitch, in elements, below which the Triton kernels' offsets within a tile fit 32 bits.
 MAX_PITCH = 1 << 24
@@ -19,6 +23,30 @@ def empty_rows(like: Tensor) -> Tensor:
         batch, rows, *rest = like.shape
         return like.new_empty((rows, batch, *rest)).transpose(0, 1)
     return like.new_empty(like.shape)
+
+
+def empty_gradients(x: Problem, keys_wanted: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Uninitialised, what the backward returns, and in it the gradients of q, k and v: of q alone unless
+    ``keys_wanted``. What was given as one tensor has one gradient.
+    """
+    if not isinstance(x, Fused):
+        keys = (empty_rows(x.k), empty_rows(x.k)) if keys_wanted else ()
+        gradients = empty_rows(x.q), *keys
+        return gradients, gradients
+    *rows, heads, width = x.q.shape
+    if sequence_first(x.q):
+        gradient = x.q.new_empty((*rows[::-1], 3, heads, width)).transpose(0, 1)
+    else:
+        gradient = x.q.new_empty((*rows, 3, heads, width))
+    return (gradient,), gradient.unbind(-3)
+
+
+def laid_out(x: Problem, gradients: Iterable[Tensor], keys_wanted: bool) -> tuple[Tensor, ...]:
+    """Gradients of q, k and v as the backward returns them."""
+    results, parts = empty_gradients(x, keys_wanted)
+    for part, gradient in zip(parts, gradients, strict=False):
+        part.copy_(gradient)
+    return results
 
 
 def empty_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

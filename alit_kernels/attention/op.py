@@ -5,12 +5,13 @@ One op serves both public functions: with ``offsets`` the rows are packed, witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .._calls import Public
 from .._checks import (
     FLOATING,
     accumulation_dtype,
@@ -25,15 +26,11 @@ from .._checks import (
     check_tensor,
     shown,
 )
-from .._core import remember, signature
 from .._library import Op
 from . import reference
 from .configurations import MAX_HEAD_DIM
-from .layout import empty_rows, empty_sums
+from .layout import empty_gradients, empty_rows, empty_sums
 from .problem import Problem
-
-#: Signatures of calls of the public functions whose arguments have been checked.
-_checked: set[bytes] = set()
 
 
 def attention(
@@ -64,9 +61,16 @@ def attention(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device.
     """
-    return _attend(
-        _check_dense, q, k, v, None, None, None, None, key_mask, scale, return_lse, implementation
-    )
+    arguments = q, k, v, key_mask, scale, return_lse, implementation
+    if not is_dynamo_compiling() and (found := _dense.call(*arguments)) is not None:
+        return found
+    q, k, v = _cast_for_autocast(q, k, v)
+    check_shape("q", q, ndim=4)
+    _check_keys(q, k, v, key_mask, (q.shape[0], None))
+    check_flag("return_lse", return_lse)
+    lengths = q.shape[1], k.shape[1]
+    values = q, k, v, None, None, *lengths, key_mask, _scale(scale, q)
+    return _dense.first(arguments, values, None if return_lse else _output)
 
 
 def varlen_attention(
@@ -104,95 +108,11 @@ def varlen_attention(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also offsets or bounds that do not fit.
     """
-    return _attend(
-        _check_packed,
-        q,
-        k,
-        v,
-        offsets,
-        key_offsets,
-        max_length,
-        max_key_length,
-        key_mask,
-        scale,
-        return_lse,
-        implementation,
-    )
-
-
-def _attend(
-    check: Callable[..., None],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor | None,
-    key_offsets: Tensor | None,
-    max_length: int | None,
-    max_key_length: int | None,
-    key_mask: Tensor | None,
-    scale: float | None,
-    return_lse: bool,
-    implementation: str,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """What both public functions do; ``check`` raises where arguments are wrong: of each signature it is asked once."""
-    problem = (q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask, scale)
-    key = None
-    if not torch.compiler.is_compiling():
-        key = signature(check.__name__, _autocast(q), *problem, return_lse)
-    if key is None or key not in _checked:
-        q, k, v = _cast_for_autocast(q, k, v)
-        check(q, k, v, *problem[3:-1])
-        check_flag("return_lse", return_lse)
-        # A signature whose tensors autocast has to cast is asked for again.
-        if key is not None and q is problem[0] and k is problem[1] and v is problem[2]:
-            remember(_checked, key)
-    if offsets is None:
-        max_length, max_key_length = q.shape[1], k.shape[1]
-    elif max_key_length is None:
-        max_key_length = max_length
-    out, lse = _attention(
-        q,
-        k,
-        v,
-        offsets,
-        key_offsets,
-        max_length,
-        max_key_length,
-        key_mask,
-        _scale(scale, q),
-        implementation=implementation,
-    )
-    return (out, lse) if return_lse else out
-
-
-def _autocast(q: Tensor) -> torch.dtype | None:
-    return autocast_dtype(q.device.type) if isinstance(q, Tensor) else None
-
-
-def _check_dense(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: None,
-    key_offsets: None,
-    n: None,
-    m: None,
-    key_mask: Any,
-) -> None:
-    check_shape("q", q, ndim=4)
-    _check_keys(q, k, v, key_mask, (q.shape[0], None))
-
-
-def _check_packed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    key_offsets: Tensor | None,
-    max_length: int,
-    max_key_length: int | None,
-    key_mask: Tensor | None,
-) -> None:
+    problem = q, k, v, offsets, key_offsets, max_length, max_key_length, key_mask, scale
+    arguments = *problem, return_lse, implementation
+    if not is_dynamo_compiling() and (found := _packed.call(*arguments)) is not None:
+        return found
+    q, k, v = _cast_for_autocast(q, k, v)
     check_shape("q", q, ndim=3)
     check_offsets_shape(offsets)
     if key_offsets is not None:
@@ -200,8 +120,55 @@ def _check_packed(
     key_rows = q.shape[0] if key_offsets is None else None
     _check_keys(q, k, v, key_mask, (key_rows,), offsets=offsets, key_offsets=key_offsets)
     check_count("max_length", max_length)
-    if max_key_length is not None:
-        check_count("max_key_length", max_key_length)
+    if max_key_length is None:
+        max_key_length = max_length
+    check_count("max_key_length", max_key_length)
+    check_flag("return_lse", return_lse)
+    lengths = max_length, max_key_length
+    values = q, k, v, offsets, key_offsets, *lengths, key_mask, _scale(scale, q)
+    return _packed.first(arguments, values, None if return_lse else _output)
+
+
+def self_attention(
+    qkv: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    max_length: int = 0,
+    implementation: str = "auto",
+) -> Tensor:
+    """Attention among rows whose queries, keys and values are one tensor, and so is their gradient.
+
+    Args:
+        qkv: (B, N, 3, H, D); with ``offsets`` packed rows, (T, 3, H, D).
+        offsets, max_length: as for :func:`varlen_attention`.
+
+    Returns:
+        (B, N, H, D) or (T, H, D), as :func:`attention` or :func:`varlen_attention` of the three.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    arguments = qkv, offsets, max_length, implementation
+    if not is_dynamo_compiling() and (found := _fused.call(*arguments)) is not None:
+        return found
+    check_tensor("qkv", qkv, dtype=FLOATING, ndim=5 if offsets is None else 4)
+    check_shape("qkv", qkv, shape=(*[None] * (qkv.ndim - 3), 3, None, None))
+    if offsets is None:
+        max_length = qkv.shape[1]
+    else:
+        check_offsets_shape(offsets)
+        check_same("device", qkv=qkv, offsets=offsets)
+        check_count("max_length", max_length)
+    dtype = autocast_dtype(qkv.device.type)
+    if dtype is not None and qkv.dtype != torch.float64:
+        qkv = qkv.to(dtype)
+    values = qkv, None, None, offsets, None, max_length, max_length, None, _scale(None, qkv)
+    return _fused.first(arguments, values, _output)
+
+
+def _output(results: tuple[Tensor, Tensor]) -> Tensor:
+    """Without the log-sum-exp."""
+    return results[0]
 
 
 def attention_map(
@@ -305,9 +272,9 @@ def _limit(q: Tensor) -> str:
     return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
 
 
-#: The fields of ``Problem``: how the schemas of both ops begin.
+#: What ``Problem.of`` takes: how the schemas of both ops begin.
 _PROBLEM = (
-    "Tensor q, Tensor k, Tensor v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
+    "Tensor q, Tensor? k, Tensor? v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
     " Tensor? key_mask, float scale"
 )
 _attention = Op(
@@ -324,8 +291,9 @@ _attention = Op(
     check=_check_values,
 )
 _attention_backward = Op(
-    f"attention_backward({_PROBLEM}, Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse)"
-    " -> (Tensor, Tensor, Tensor)",
+    # Gradients of q, k and v; of q alone unless the keys' are wanted; one where the three were one tensor.
+    f"attention_backward({_PROBLEM}, Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, bool keys_wanted)"
+    " -> Tensor[]",
     problem=Problem,
     reference=reference.attention_backward,
     others={
@@ -334,7 +302,7 @@ _attention_backward = Op(
         "triton": "alit_kernels.attention.triton_:attention_backward",
     },
     limits={"triton": lambda x, *rest: _limit(x.q)},
-    fake=lambda x, *rest: (empty_rows(x.q), empty_rows(x.k), empty_rows(x.k)),
+    fake=lambda x, *rest: empty_gradients(x, rest[-1])[0],
 )
 _attention_map = Op(
     "attention_map(Tensor q, Tensor k, Tensor lse, Tensor offsets, SymInt query_start, SymInt query_stop,"
@@ -360,8 +328,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(q, k, v, offsets, key_offsets, key_mask, *output)
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, offsets, key_offsets, key_mask, out, lse = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
     grads = _attention_backward(
         q,
         k,
@@ -376,9 +346,11 @@ def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Any, ...]:
         grad_lse,
         out,
         lse,
+        k is None or any(ctx.needs_input_grad[1:3]),
         implementation=ctx.implementation,
     )
-    return (*grads, *[None] * 6)
+    return (*grads, *[None] * (9 - len(grads)))
 
 
 _attention.register_autograd(_backward, _setup)
+_dense, _packed, _fused = Public(_attention), Public(_attention), Public(_attention)

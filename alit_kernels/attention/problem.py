@@ -29,7 +29,18 @@ class Problem(NamedTuple):
     key_mask: Tensor | None
     scale: float
 
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> Problem:
+        """From the ops' arguments; without ``k`` and ``v`` all are in ``q``, (T, 3, H, D) or (B, N, 3, H, D)."""
+        return Fused(*q.unbind(-3), *rest) if k is None else cls(q, k, v, *rest)
+
     @property
     def ends(self) -> tuple[Any, Any]:
         """Offsets of queries and of keys, each None for a dense batch."""
         return self.offsets, self.offsets if self.key_offsets is None else self.key_offsets
+
+
+class Fused(Problem):
+    """One whose q, k and v were given as one tensor, which has one gradient."""
+
+    __slots__ = ()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._checks import accumulation_dtype
 from ..ragged.reference import pack, unpack
-from .layout import empty_rows
+from .layout import empty_rows, laid_out
 from .problem import Problem
 
 
@@ -29,16 +29,27 @@ def attention(x: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    x: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
+    x: Problem,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    keys_wanted: bool,
+) -> tuple[Tensor, ...]:
+    return laid_out(x, _gradients(x, grad_out, grad_lse, out, lse), keys_wanted)
+
+
+def _gradients(
+    x: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With P = exp(scores - lse) and dS = P (dO V^T - rowsum(dO O) + dlse):
     dV = P^T dO, dQ = scale dS K, dK = scale dS^T Q.
     """
     if x.offsets is not None:
-        grads = attention_backward(
+        grads = _gradients(
             _padded(x),
             unpack(grad_out, x.offsets, x.max_length, 0.0),
-            _padded_sums(grad_lse, x.offsets, x.max_length),
+            None if grad_lse is None else _padded_sums(grad_lse, x.offsets, x.max_length),
             unpack(out, x.offsets, x.max_length, 0.0),
             _padded_sums(lse, x.offsets, x.max_length),
         )
@@ -54,15 +65,15 @@ def attention_backward(
     grad_v = torch.einsum("bhqk,bqhd->bkhd", probabilities, grad)
     grad_probabilities = torch.einsum("bqhd,bkhd->bhqk", grad, values)
     delta = (grad * out.to(query.dtype)).sum(-1).transpose(1, 2)
-    # No key, no gradient, whatever comes in.
-    delta = delta - torch.where(lse == -torch.inf, 0.0, grad_lse)
+    if grad_lse is not None:  # no key, no gradient, whatever comes in
+        delta = delta - torch.where(lse == -torch.inf, 0.0, grad_lse)
     grad_scores = probabilities * (grad_probabilities - delta[..., None])
     grad_q = torch.einsum("bhqk,bkhd->bqhd", grad_scores, keys) * x.scale
     grad_k = torch.einsum("bhqk,bqhd->bkhd", grad_scores, query) * x.scale
     return (
-        empty_rows(x.q).copy_(grad_q),
-        empty_rows(x.k).copy_(_without_masked(grad_k, x.key_mask)),
-        empty_rows(x.k).copy_(_without_masked(grad_v, x.key_mask)),
+        grad_q,
+        _without_masked(grad_k, x.key_mask),
+        _without_masked(grad_v, x.key_mask),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .layout import empty_rows, sequence_first, unit_stride
+from .layout import empty_rows, laid_out, sequence_first, unit_stride
 from .problem import Problem
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -37,22 +37,34 @@ def attention(x: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    x: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
+    x: Problem,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    keys_wanted: bool,
+) -> tuple[Tensor, ...]:
+    if x.offsets is None:
+        packed = _gradients(
+            _packed(x),
+            grad_out.flatten(0, 1),
+            None if grad_lse is None else grad_lse.transpose(0, 1).flatten(1),
+            out.flatten(0, 1),
+            lse.transpose(0, 1).flatten(1),
+        )
+        likes = (x.q, x.k, x.v)
+        dense = (grad.view(like.shape) for grad, like in zip(packed, likes, strict=True))
+        return laid_out(x, dense, keys_wanted)
+    return laid_out(x, _gradients(x, grad_out, grad_lse, out, lse), keys_wanted)
+
+
+def _gradients(
+    x: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fused backward knows no gradient of the log-sum-exp. Where there is one it enters as a second backward:
     with dS += P dlse, dQ += scale dlse (P K) and dK += scale P^T (dlse Q), the value gradient for values K and
     output gradient dlse Q.
     """
-    if x.offsets is None:
-        grads = attention_backward(
-            _packed(x),
-            grad_out.flatten(0, 1),
-            grad_lse.transpose(0, 1).flatten(1),
-            out.flatten(0, 1),
-            lse.transpose(0, 1).flatten(1),
-        )
-        grad_q, grad_k, grad_v = map(_in_order_of, (x.q, x.k, x.k), grads)
-        return grad_q, grad_k, grad_v
     key_rows = x.k.shape[0]
     x, kept = _without_masked_keys(x)
     grad_q, grad_k, grad_v = (each.new_zeros(each.shape) for each in (x.q, x.k, x.v))
@@ -66,8 +78,8 @@ def attention_backward(
         targets = queries(grad_q), keys(grad_k), keys(grad_v)
         for target, gradient in zip(targets, result, strict=True):
             target.copy_(gradient)
-        grad_sums = queries(grad_lse.t()[..., None])
-        if grad_sums.any():
+        if grad_lse is not None:
+            grad_sums = queries(grad_lse.t()[..., None])
             weighted = (grad_sums * query * x.scale).to(q.dtype)
             mean_key, _ = _fused(query, key, key, scale=x.scale)
             _, _, to_key = _fused_backward(

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._triton import architecture, cdiv, launch
 from . import kernels
 from .configurations import Tile, fuses, map_tile, padded, tile
-from .layout import MAX_PITCH, empty_rows, empty_sums
+from .layout import MAX_PITCH, empty_gradients, empty_rows, empty_sums
 from .problem import Problem
 
 
@@ -39,14 +39,20 @@ def attention(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def attention_backward(
-    problem: Problem, grad_out: Tensor, grad_lse: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    problem: Problem,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    keys_wanted: bool,
+) -> tuple[Tensor, ...]:
     q, k, v, offsets, key_offsets, _, _, key_mask, scale = problem
-    grad_q, grad_k, grad_v = empty_rows(q), empty_rows(k), empty_rows(k)
+    results, (grad_q, *grad_keys) = empty_gradients(problem, keys_wanted)
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
-    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    lse = lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
-    delta, normaliser = torch.empty_like(lse), torch.empty_like(lse)
+    # Both begin at multiples of 16 bytes.
+    delta, normaliser = lse.new_empty((2, cdiv(lse.numel(), 4), 4))
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
     shared = _sums(lse, p_delta=delta, p_normaliser=normaliser)
     shared |= _sequences(q, k, offsets, key_offsets, key_mask) | _scales(scale)
@@ -57,10 +63,15 @@ def attention_backward(
         **read,
         **_pointers_and_strides(out=out, dq=grad_q),
         p_lse=lse,
-        p_dlse=grad_lse,
+        p_dlse=None if grad_lse is None else grad_lse.contiguous(),
         **shared,
         **_options(chosen, q),
     )
+    if sign <= 0:
+        grad_q *= sign
+    if not keys_wanted:
+        return results
+    grad_k, grad_v = grad_keys
     chosen = tile("backward_keys", q.shape[-1], q.dtype, architecture(q.device))
     launch(
         kernels.backward_keys_kernel,
@@ -71,7 +82,7 @@ def attention_backward(
         **shared,
         **_options(chosen, q),
     )
-    return (grad_q if sign > 0 else grad_q * sign), grad_k, grad_v
+    return results
 
 
 def attention_map(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import attention, varlen_attention
+from ..attention.op import self_attention
 from ..ragged import pack, unpack
 from .linear import Linear, linear
 
@@ -90,18 +91,16 @@ class SelfAttention(nn.Module):
             padded = unpack(self._packed(rows, offsets, length), offsets, max_length=length)
             return padded if self.batch_first else padded.transpose(0, 1)
         if queries is None:
-            q, k, v = self._project(x)
+            qkv = self._project(x)
+            out: Any = self_attention(qkv if self.batch_first else qkv.transpose(0, 1))
         else:
             wanted = x[:, queries] if self.batch_first else x[queries]
-            q, k, v = self._project_apart(wanted, x)
-        if not self.batch_first:
-            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        out: Any = attention(q, k, v)
+            apart = self._project_apart(wanted, x)
+            out = attention(*(t if self.batch_first else t.transpose(0, 1) for t in apart))
         return self.out_proj((out if self.batch_first else out.transpose(0, 1)).flatten(-2))
 
     def _packed(self, x: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-        q, k, v = self._project(x)
-        out: Any = varlen_attention(q, k, v, offsets, max_length=max_length)
+        out = self_attention(self._project(x), offsets, max_length=max_length)
         return self.out_proj(out.flatten(-2))
 
     def _some_of_packed(
@@ -122,9 +121,9 @@ class SelfAttention(nn.Module):
         )
         return self.out_proj(out.flatten(-2)).view(wanted.shape)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, x: Tensor) -> Tensor:
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
-        return qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return qkv.unflatten(-1, (3, self.heads, -1))
 
     def _project_apart(self, queries: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         """Queries of some rows, keys and values of all."""

@@ -99,10 +99,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(*saved, output[0], output[3])
 
 
-def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     wanted = bool(ctx.needs_input_grad[1])
+    _, _, target, code, (normaliser, _) = ctx.saved_tensors
+    rows = normaliser if target is not None else normaliser[:0]
+    outputs = zip(grads, (code, rows, rows), strict=False)
+    given = (torch.zeros_like(x) if grad is None else grad for grad, x in outputs)
     grad_logits, grad_codebook = _soft_codebook_backward(
-        *grads[:3], *ctx.saved_tensors, wanted, implementation=ctx.implementation
+        *given, *ctx.saved_tensors, wanted, implementation=ctx.implementation
     )
     return grad_logits, grad_codebook if wanted else None, None
 

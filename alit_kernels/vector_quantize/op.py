@@ -118,12 +118,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.save_for_backward(z, codebook, output[1], mask)
 
 
-def _backward(ctx: Any, grad_quantized: Tensor, _: Any, *grad_losses: Tensor) -> tuple[Any, ...]:
-    wanted = bool(ctx.needs_input_grad[1])
+def _backward(ctx: Any, grad_quantized: Any, _: Any, *grad_losses: Any) -> tuple[Any, ...]:
+    wanted, (z, *saved) = bool(ctx.needs_input_grad[1]), ctx.saved_tensors
+    zero = (
+        z.new_zeros((), dtype=accumulation_dtype(z))
+        if any(x is None for x in grad_losses)
+        else None
+    )
     grad_z, grad_codes = _vector_quantize_backward(
-        grad_quantized,
-        *grad_losses,
-        *ctx.saved_tensors,
+        torch.zeros_like(z) if grad_quantized is None else grad_quantized,
+        *(zero if grad is None else grad for grad in grad_losses),
+        z,
+        *saved,
         ctx.metric,
         ctx.commitment,
         wanted,

@@ -367,12 +367,12 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
         const T* its_gradient = at<const T>(grad_out, task, first);
         gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, width.row);
         gather(its_gradient, grad_out.row, nullptr, rows, dim, 1.0f, gradient, width.row);
-        const float *logarithm = at(lse, task, first), *of_logarithm = at(grad_lse, task, first);
+        const float *logarithm = at(lse, task, first), *of_logarithm = grad_lse.data ? at(grad_lse, task, first) : nullptr;
         for (int64_t r = 0; r < rows; ++r) {
           const bool none = logarithm[r] == -INFINITY;  // no key, no gradient, whatever comes in
           sum[r] = none ? INFINITY : logarithm[r];
           const float product = dot(its_gradient + r * grad_out.row, at<const T>(out, task, first + r), dim);
-          delta[r] = product - (none ? 0.0f : of_logarithm[r]);
+          delta[r] = product - (none || !of_logarithm ? 0.0f : of_logarithm[r]);
         }
         if (count > 0) {
           const E* query_stack = stack(query, rows, dim, width.row, query_memory, pitch);

@@ -47,7 +47,7 @@ struct Problem {
 // values of one head of the longest sequence, and scores of at most 64 queries by 256 keys.
 void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse, int threads, InstructionSet set);
 
-// Gradients from those of out and of lse. Parallel over sequences and heads alone; memory for each thread: six times the
+// Gradients from those of out and of lse (data null: zeros). Parallel over sequences and heads alone; memory for each thread: six times the
 // keys of one head of the longest sequence, and three times the scores.
 void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows k, Rows v, Rows out, Sums lse, Rows grad_q,
               Rows grad_k, Rows grad_v, int threads, InstructionSet set);

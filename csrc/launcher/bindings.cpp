@@ -20,6 +20,6 @@ PyMethodDef SIGNATURE = {"signature", reinterpret_cast<PyCFunction>(reinterpret_
 void bind_launcher(py::module_& module) {
   module.add_object("Launcher", taken(alit::launcher_type()));
   module.add_object("Plan", taken(alit::plan_type()));
-  module.add_object("Plans", taken(alit::plans_type()));
+  module.add_object("Calls", taken(alit::calls_type()));
   module.add_object("signature", taken(PyCFunction_New(&SIGNATURE, nullptr)));
 }

@@ -8,6 +8,6 @@ namespace alit {
 // New references, or null with a Python error. Plain CPython: no header of torch or CUDA.
 PyObject* launcher_type();  // Launcher: any call
 PyObject* plan_type();      // Plan: the launches of one call that is repeated with other addresses
-PyObject* plans_type();     // Plans: those of an op, by signature
+PyObject* calls_type();     // Calls: those of an op or of a public function that are known by their signature
 
 }  // namespace alit

@@ -43,24 +43,51 @@ struct Plan {
   PyObject* runtime;
   int device;
   std::vector<Launch>* launches;
-  PyObject* allocations;  // list of (size, dtype)
-  PyObject* results;      // tuple of their positions, or an int: one alone is the result
+  PyObject *empty, *view;  // (size, stride, dtype) -> tensor on the current device; (tensor, size, stride, offset) -> view
+  PyObject* allocations;   // list of (size, stride, dtype)
+  PyObject* results;       // list: an int, the place of an allocation, or a tuple, what `view` takes but with a place
+  int alone;               // whether there is one result, and no tuple of results
 };
 
-// What the plan allocates, as new_empty of the first tensor. False with a Python error.
-bool allocate(const Plan* self, PyObject* first, PyObject** made) {
-  static PyObject* const name = PyUnicode_InternFromString("new_empty");
-  static PyObject* const dtype = Py_BuildValue("(s)", "dtype");
+// Calls a function with the items of a tuple; `put`, if it is not null, in the place of the first.
+PyObject* apply(PyObject* function, PyObject* items, PyObject* put) {
+  PyObject* arguments[4];
+  const Py_ssize_t count = PyTuple_GET_SIZE(items);
+  for (Py_ssize_t i = 0; i < count; ++i) arguments[i] = i || !put ? PyTuple_GET_ITEM(items, i) : put;
+  return PyObject_Vectorcall(function, arguments, count, nullptr);
+}
+
+void drop(PyObject** made, Py_ssize_t count) {
+  while (count--) Py_DECREF(made[count]);
+}
+
+// False with a Python error.
+bool allocate(const Plan* self, PyObject** made) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->allocations); ++i) {
-    PyObject* allocation = PyList_GET_ITEM(self->allocations, i);
-    PyObject* arguments[] = {first, PyTuple_GET_ITEM(allocation, 0), PyTuple_GET_ITEM(allocation, 1)};
-    made[i] = PyObject_VectorcallMethod(name, arguments, 2, arguments[2] == Py_None ? nullptr : dtype);
+    made[i] = apply(self->empty, PyList_GET_ITEM(self->allocations, i), nullptr);
     if (!made[i]) {
-      while (i--) Py_DECREF(made[i]);
+      drop(made, i);
       return false;
     }
   }
   return true;
+}
+
+PyObject* result_of(const Plan* self, Py_ssize_t i, PyObject* const* made) {
+  PyObject* result = PyList_GET_ITEM(self->results, i);
+  if (PyLong_Check(result)) return Py_NewRef(made[PyLong_AsLong(result)]);
+  return apply(self->view, result, made[PyLong_AsLong(PyTuple_GET_ITEM(result, 0))]);
+}
+
+PyObject* results_of(const Plan* self, PyObject* const* made) {
+  if (self->alone) return result_of(self, 0, made);
+  PyObject* results = PyTuple_New(PyList_GET_SIZE(self->results));
+  for (Py_ssize_t i = 0; results && i < PyTuple_GET_SIZE(results); ++i) {
+    PyObject* result = result_of(self, i, made);
+    if (result) PyTuple_SET_ITEM(results, i, result);
+    else Py_CLEAR(results);
+  }
+  return results;
 }
 
 bool launch_all(const Plan* self, PyObject* const* given, Py_ssize_t count, PyObject* const* made) {
@@ -104,19 +131,10 @@ PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, P
   for (const Launch& launch : *self->launches)
     if (watched(self->runtime, launch.kernel)) Py_RETURN_NONE;
   PyObject* made[MOST_TENSORS];
-  if (!allocate(self, tensors[0], made)) return nullptr;
+  if (!allocate(self, made)) return nullptr;
   Py_INCREF(object);
-  PyObject* result = nullptr;
-  if (launch_all(self, tensors, count, made)) {
-    if (PyLong_Check(self->results)) {
-      result = Py_NewRef(made[PyLong_AsLong(self->results)]);
-    } else {
-      result = PyTuple_New(PyTuple_GET_SIZE(self->results));
-      for (Py_ssize_t i = 0; result && i < PyTuple_GET_SIZE(result); ++i)
-        PyTuple_SET_ITEM(result, i, Py_NewRef(made[PyLong_AsLong(PyTuple_GET_ITEM(self->results, i))]));
-    }
-  }
-  for (Py_ssize_t i = 0; i < more; ++i) Py_DECREF(made[i]);
+  PyObject* result = launch_all(self, tensors, count, made) ? results_of(self, made) : nullptr;
+  drop(made, more);
   Py_DECREF(object);
   return result;
 }
@@ -154,25 +172,33 @@ bool parse(PyObject* given, Launch& launch) {
   return true;
 }
 
-PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
-  static const char* names[] = {"launches", "device", "runtime", "allocations", "results", nullptr};
-  PyObject *launches, *runtime, *allocations, *results;
-  int device;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!iOO!O", const_cast<char**>(names), &PyList_Type, &launches, &device, &runtime,
-                                   &PyList_Type, &allocations, &results))
-    return nullptr;
+bool right(PyObject* allocations, PyObject* results, int alone) {
   const Py_ssize_t count = PyList_GET_SIZE(allocations);
-  bool right = PyLong_Check(results) ? PyLong_AsLong(results) >= 0 && PyLong_AsLong(results) < count : PyTuple_Check(results);
-  for (Py_ssize_t i = 0; right && !PyLong_Check(results) && i < PyTuple_GET_SIZE(results); ++i) {
-    const long place = PyLong_AsLong(PyTuple_GET_ITEM(results, i));
-    right = place >= 0 && place < count;
-  }
-  for (Py_ssize_t i = 0; right && i < count; ++i) {
+  for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* each = PyList_GET_ITEM(allocations, i);
-    right = PyTuple_Check(each) && PyTuple_GET_SIZE(each) == 2;
+    if (!PyTuple_Check(each) || PyTuple_GET_SIZE(each) != 3) return false;
   }
-  if (!right || PyErr_Occurred()) {
-    PyErr_SetString(PyExc_ValueError, "expected allocations (size, dtype), and results that are places among them");
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(results); ++i) {
+    PyObject *each = PyList_GET_ITEM(results, i), *place = each;
+    if (PyTuple_Check(each)) {
+      if (PyTuple_GET_SIZE(each) != 4) return false;
+      place = PyTuple_GET_ITEM(each, 0);
+    }
+    if (!PyLong_Check(place) || PyLong_AsLong(place) < 0 || PyLong_AsLong(place) >= count) return false;
+  }
+  return !alone || PyList_GET_SIZE(results) == 1;
+}
+
+PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
+  static const char* names[] = {"launches", "device", "runtime", "empty", "view", "allocations", "results", "alone", nullptr};
+  PyObject *launches, *runtime, *empty, *view, *allocations, *results;
+  int device, alone;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!iOOOO!O!p", const_cast<char**>(names), &PyList_Type, &launches, &device, &runtime,
+                                   &empty, &view, &PyList_Type, &allocations, &PyList_Type, &results, &alone))
+    return nullptr;
+  if (!right(allocations, results, alone) || PyErr_Occurred()) {
+    PyErr_SetString(PyExc_ValueError, "expected allocations (size, stride, dtype), and results that are places among them or (place, size,"
+                                      " stride, offset)");
     return nullptr;
   }
   if (!torch_tensors()) return nullptr;
@@ -184,8 +210,11 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   if (!self) return nullptr;
   self->vectorcall = call;
   self->runtime = Py_NewRef(runtime);
+  self->empty = Py_NewRef(empty);
+  self->view = Py_NewRef(view);
   self->allocations = Py_NewRef(allocations);
   self->results = Py_NewRef(results);
+  self->alone = alone;
   self->device = device;
   self->launches = new std::vector<Launch>;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(launches); ++i) {
@@ -206,7 +235,7 @@ void destroy(PyObject* object) {
     Py_DECREF(launch.compiled);
   }
   delete self->launches;
-  for (PyObject* each : {self->runtime, self->allocations, self->results}) Py_XDECREF(each);
+  for (PyObject* each : {self->runtime, self->empty, self->view, self->allocations, self->results}) Py_XDECREF(each);
   PyTypeObject* type = Py_TYPE(object);
   type->tp_free(object);
   Py_DECREF(type);

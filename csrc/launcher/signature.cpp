@@ -42,6 +42,16 @@ bool is_negative(PyObject* tensor) {  // its sign has still to be applied
 
 }  // namespace
 
+bool Signature::add_text(const char* text, Py_ssize_t length) {
+  if (used + 3 + length / 8 > MOST_WORDS) return false;
+  words[used++] = TEXT;
+  words[used++] = length;
+  words[used + length / 8] = 0;
+  std::memcpy(words + used, text, length);
+  used += length / 8 + 1;
+  return true;
+}
+
 int Signature::describe(PyObject* const* arguments, Py_ssize_t given) {
   const TorchTensors* torch = torch_tensors();
   if (!torch) return -1;
@@ -65,6 +75,7 @@ int Signature::describe(PyObject* const* arguments, Py_ssize_t given) {
       if ((elements && !tensor.data) || is_negative(argument)) return 0;
       // Which earlier tensor begins where this one does: a plan has to know which of them a launch was given.
       addresses[count] = address;
+      if (!count) device_type = tensor.device.type;
       const std::int64_t same = std::find(addresses, addresses + count, address) - addresses;
       words[used++] = TENSOR | (std::int64_t{tensor.type.code} << 8) | (std::int64_t{tensor.type.bits} << 16) |
                       (static_cast<std::int64_t>(address % 16) << 24) | (std::int64_t{tensor.ndim} << 28) |
@@ -88,12 +99,7 @@ int Signature::describe(PyObject* const* arguments, Py_ssize_t given) {
       Py_ssize_t length;
       const char* text = PyUnicode_AsUTF8AndSize(argument, &length);
       if (!text) return -1;
-      if (used + 3 + length / 8 > MOST_WORDS) return 0;
-      words[used++] = TEXT;
-      words[used++] = length;
-      words[used + length / 8] = 0;
-      std::memcpy(words + used, text, length);
-      used += length / 8 + 1;
+      if (!add_text(text, length)) return 0;
     } else if (reinterpret_cast<PyObject*>(Py_TYPE(argument)) == torch->dtype) {
       words[used++] = DTYPE;
       words[used++] = reinterpret_cast<std::intptr_t>(argument);

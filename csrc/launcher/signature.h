@@ -29,10 +29,12 @@ struct Signature {
   std::int64_t words[MOST_WORDS];
   int used = 0;
   PyObject* tensors[MOST_ARGUMENTS];
-  int count = 0;  // of tensors
+  int count = 0;        // of tensors
+  int device_type = 0;  // of the first tensor, as DLPack numbers them; 0 without one
 
   // 1; 0 where an argument is none of torch's own tensors with data, None, bool, int, float, str or dtype; -1 with a Python error.
   int describe(PyObject* const* arguments, Py_ssize_t count);
+  bool add_text(const char* text, Py_ssize_t length);  // false where there is no room for it
 };
 
 // signature(*arguments) -> bytes | None, METH_FASTCALL.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from alit_kernels import attention, varlen_attention
 from alit_kernels.attention.cases import Case, make
+from alit_kernels.attention.op import self_attention
+from alit_kernels.testing import assert_within_budget
 from tests.helpers.attention import attend, dense, everywhere
 from tests.helpers.targets import Target, targets
 
@@ -58,6 +62,95 @@ def test_dense_equals_packed(keys: int, masked: bool, target: Target) -> None:
     total = (packed * weights.flatten(0, 1)).sum() + packed_lse[packed_lse.isfinite()].sum()
     for a, b in zip(ours, torch.autograd.grad(total, leaves), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@everywhere
+@pytest.mark.parametrize("layout", ("dense", "sequence first", "packed", "empty", "gaps"))
+def test_queries_keys_and_values_as_one_tensor(layout: str, target: Target) -> None:
+    """The numbers of three tensors; one gradient, in the order of the rows given."""
+    lengths = [4, 0, 1, 3] if layout == "packed" else [0, 0]
+    shape = (2, 5) if layout in ("dense", "sequence first", "gaps") else (sum(lengths) + 2,)
+    qkv = torch.randn(*shape, 3, 2, 16, device=target.device)
+    if layout == "sequence first":
+        qkv = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "gaps":
+        qkv = qkv.repeat_interleave(2, -1)[..., ::2]
+    options: dict[str, Any] = {"implementation": target.implementation}
+    if qkv.ndim == 4:
+        ends = torch.tensor([0, *lengths], device=target.device).cumsum(0).int()
+        options |= {"offsets": ends, "max_length": max(lengths)}
+        qkv[sum(lengths) :] = torch.nan
+    attend = attention if qkv.ndim == 5 else varlen_attention
+    leaves = [x.clone().requires_grad_() for x in qkv.unbind(-3)]
+    expected = attend(*leaves, **options)
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, leaves, weights)
+    fused = qkv.detach().requires_grad_()
+    for _ in range(2):  # found out, known
+        out = self_attention(fused, **options)
+        (gradient,) = torch.autograd.grad(out, fused, weights)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(gradient, torch.stack(gradients, -3))
+        for x in (out, gradient):
+            assert (x.transpose(0, 1) if layout == "sequence first" else x).is_contiguous()
+    assert torch.equal(self_attention(qkv.detach(), **options), out)
+
+
+def test_one_tensor_under_autocast_and_wrong_ones() -> None:
+    qkv = torch.randn(2, 5, 3, 1, 4, requires_grad=True)
+    ends = torch.tensor([0, 3, 5], dtype=torch.int32)
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = self_attention(qkv)
+        assert out.dtype == torch.bfloat16
+        assert torch.autograd.grad(out.sum(), qkv)[0].dtype == torch.float32
+    for wrong, error, message in (
+        ((qkv[:, :, :2],), ValueError, "qkv: expected shape"),
+        ((qkv[0],), ValueError, "qkv: expected 5 dimensions"),
+        ((qkv, ends), ValueError, "qkv: expected 4 dimensions"),
+        ((qkv.int(),), TypeError, "qkv: expected dtype"),
+        (([qkv],), TypeError, "qkv: expected a tensor"),
+        ((qkv[0], ends.long()), TypeError, "offsets: expected dtype"),
+        ((qkv[0], ends + 9), ValueError, "offsets: "),
+        ((qkv[0], ends.to("meta")), ValueError, "offsets: expected device"),
+    ):
+        with pytest.raises(error, match=message):
+            self_attention(*wrong, max_length=5)
+    with pytest.raises(TypeError, match="max_length: expected an int"):
+        self_attention(qkv[0], ends, max_length=None)  # type: ignore[arg-type]
+
+
+@everywhere
+@pytest.mark.parametrize("scale", (None, -0.5))
+def test_gradients_of_some_inputs_are_those_of_all(scale: float | None, target: Target) -> None:
+    inputs = [torch.randn(2, rows, 2, 16, device=target.device) for rows in (20, 7, 7)]
+    weights = torch.randn_like(inputs[0])
+
+    def gradients(wanted: tuple[int, ...]) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+        out = attention(*leaves, scale=scale, implementation=target.implementation)
+        return torch.autograd.grad(out, [leaves[i] for i in wanted], weights)
+
+    every = gradients((0, 1, 2))
+    for wanted in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2)):
+        for i, found in zip(wanted, gradients(wanted), strict=True):
+            assert torch.equal(found, every[i]), (wanted, i)
+
+
+@everywhere
+def test_gradient_of_the_log_sum_exp_alone(target: Target) -> None:
+    x = make(Case((9, 0, 17), 2, 16, masked=True, spare=3), device=target.device)
+
+    def gradients(implementation: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [t.to(dtype).requires_grad_() for t in x[:3]]
+        y = x._replace(q=leaves[0], k=leaves[1], v=leaves[2])
+        lse = varlen_attention(**y._asdict(), return_lse=True, implementation=implementation)[1]
+        return torch.autograd.grad(lse[lse.isfinite()].sum(), leaves)
+
+    ours, eager = (gradients(name, torch.float32) for name in (target.implementation, "reference"))
+    exact = gradients("reference", torch.float64)
+    for name, a, e, x64 in zip("qkv", ours, eager, exact, strict=True):
+        assert_within_budget(a, e, x64, k=3, what=f"gradient of {name}")
 
 
 @everywhere

@@ -20,6 +20,8 @@ from tests.helpers.ops import PUBLIC
 def test_who_looks_at_a_call_sees_an_op() -> None:
     """Modes, transforms and tensors of other types get what the dispatcher would give them."""
     q = torch.randn(1, 3, 1, 4)
+    for _ in range(2):  # known, then
+        ak.attention(q, q, q)
 
     seen = []
 
@@ -142,6 +144,33 @@ def test_second_derivatives_are_right_or_refused(name: str) -> None:
         assert gradient.requires_grad
         with pytest.raises(RuntimeError, match=r"alit_kernels\W+(\w+_backward|scatter_rows)\b"):
             torch.autograd.grad(gradient.square().sum(), (*inputs, weights), retain_graph=True)
+
+
+@pytest.mark.parametrize("implementation", ("auto", "reference"))
+def test_gradients_of_single_results_add_up(implementation: str) -> None:
+    """What nothing was made of has no gradient that comes in: None, not zeros."""
+    q, z, codebook = torch.randn(1, 5, 2, 4), torch.randn(6, 4), torch.randn(7, 4)
+    target, options = torch.arange(6) % 4, {"implementation": implementation}
+    calls: tuple[tuple[Callable[..., Any], tuple[Tensor, ...]], ...] = (
+        (lambda *x: ak.attention(*x, return_lse=True, **options), (q, q + 1, q - 1)),
+        (lambda *x: ak.soft_codebook(*x, target, **options), (z, codebook[:4])),
+        (lambda *x: ak.soft_codebook(*x, **options)[:1], (z, codebook[:4])),
+        (lambda *x: ak.vector_quantize(*x, **options)[::2], (z, codebook)),
+        (lambda *x: ak.vector_quantize(*x, **options)[3:5], (z, codebook)),
+    )
+    for call, inputs in calls:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        results = call(*leaves)
+        weights = [torch.randn_like(x) for x in results]
+
+        def of(*which: int) -> list[Tensor]:
+            total = sum((results[i] * weights[i]).sum() for i in which)  # noqa: B023
+            found = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)  # noqa: B023
+            return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves)]  # noqa: B023, B905
+
+        each = zip(*(of(i) for i in range(len(results))), strict=True)
+        for together, apart in zip(of(*range(len(results))), each, strict=True):
+            torch.testing.assert_close(sum(apart), together)
 
 
 def test_autocast_outside_an_op_stays() -> None:

@@ -113,7 +113,7 @@ def test_packed() -> None:
 def test_nothing_is_copied(batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention reads the projection's memory, and the output projection reads attention's."""
     memory: list[int] = []
-    linear, attend = self_attention.linear, self_attention.attention
+    linear, attend = self_attention.linear, self_attention.self_attention
 
     def recorded_linear(x: Tensor, *parameters: Tensor) -> Tensor:
         assert x.is_contiguous()
@@ -121,17 +121,17 @@ def test_nothing_is_copied(batch_first: bool, monkeypatch: pytest.MonkeyPatch) -
         memory.extend(t.untyped_storage().data_ptr() for t in (x, out))
         return out
 
-    def recorded_attention(*qkv: Tensor) -> Tensor:
-        out = attend(*qkv)
-        memory.extend(t.untyped_storage().data_ptr() for t in (*qkv, out))
+    def recorded_attention(qkv: Tensor) -> Tensor:
+        out = attend(qkv)
+        memory.extend(t.untyped_storage().data_ptr() for t in (qkv, out))
         return out
 
     for module in (self_attention, linear_layers):
         monkeypatch.setattr(module, "linear", recorded_linear)
-    monkeypatch.setattr(self_attention, "attention", recorded_attention)
+    monkeypatch.setattr(self_attention, "self_attention", recorded_attention)
     SelfAttention(16, 4, batch_first=batch_first)(torch.randn(5, 2, 16))
-    _, projection, q, k, v, out, read, _ = memory
-    assert {projection, q, k, v} == {projection} and out == read
+    _, projection, qkv, out, read, _ = memory
+    assert projection == qkv and out == read
 
 
 def test_activation_checkpointing() -> None:

@@ -54,6 +54,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "shared": True,
         },
         "attention": {**qkv, **packed},
+        "attention (fused)": {"q": leaf(9, 3, 2, 8), "k": None, "v": None, **packed},
         "attention (dense)": {**dense_qkv, **dense, "key_mask": torch.ones(2, 5) > 0},
         "attention_backward": {
             **saved,
@@ -62,6 +63,12 @@ def samples() -> dict[str, dict[str, Any]]:
             "grad_lse": lse,
             "out": saved["q"],
             "lse": lse,
+            "keys_wanted": True,
+        },
+        "attention_backward (fused)": {
+            **packed,
+            **{"q": values(9, 3, 2, 8), "k": None, "v": None, "grad_out": torch.randn(9, 2, 8)},
+            **{"grad_lse": None, "out": saved["q"], "lse": lse, "keys_wanted": True},
         },
         "attention_backward (dense)": {
             **dense_saved,
@@ -70,6 +77,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "grad_lse": dense_lse,
             "out": dense_saved["q"],
             "lse": dense_lse,
+            "keys_wanted": False,
         },
         "attention_map": {
             "q": saved["q"],
