@@ -107,7 +107,9 @@ def order_kernel(
     b_rank = tl.zeros([BN], tl.int32)
     for start in range(0, BN, BC):
         o_other = start + tl.arange(0, BC)
-        b_other = _keys(p_index, p_mask, p_order, block, o_other, rows, codes, groups, MASKED, KB, BN)
+        b_other = _keys(
+            p_index, p_mask, p_order, block, o_other, rows, codes, groups, MASKED, KB, BN
+        )
         b_rank += tl.sum((b_other[:, None] < b_key[None, :]).to(tl.int32), 0)
     p_order += block * BN
     tl.store(p_order + b_rank, b_key)

@@ -33,15 +33,21 @@ EPSILON = tl.constexpr(1e-12)
 
 @triton.jit
 def norms(b_x):
-    """max(norm, 1e-12) of rows (rows, channels) float32; the norm in float64, rounded once: the same in all kernels."""
+    """max(norm, 1e-12) of rows (rows, channels) float32, in float64."""
     b_wide = b_x.to(tl.float64)
-    return tl.maximum(tl.sqrt(tl.sum(b_wide * b_wide, 1)).to(tl.float32), EPSILON)
+    return tl.maximum(tl.sqrt(tl.sum(b_wide * b_wide, 1)), EPSILON)
+
+
+@triton.jit
+def wide_units(b_x):
+    """Rows divided by max(norm, 1e-12), in float64."""
+    return b_x.to(tl.float64) * (1.0 / norms(b_x))[:, None]
 
 
 @triton.jit
 def units(b_x):
-    """Rows divided by max(norm, 1e-12)."""
-    return tl.div_rn(b_x, tl.broadcast_to(norms(b_x)[:, None], b_x.shape))
+    """Those rounded once to float32: the same in all kernels, whatever their tiles."""
+    return wide_units(b_x).to(tl.float32)
 
 
 @triton.jit
@@ -317,7 +323,9 @@ def products_kernel(
         b_half = tl.zeros([BK], tl.float32)
         for start in range(0, code_blocks, BK):
             m_block = start + o_lane < code_blocks
-            b_half = tl.maximum(b_half, tl.load(p_largest + start + o_lane, mask=m_block, other=0.0))
+            b_half = tl.maximum(
+                b_half, tl.load(p_largest + start + o_lane, mask=m_block, other=0.0)
+            )
         half = tl.max(b_half, 0)
         b_error = error * (tl.sqrt(2 * half) * tl.sqrt(b_square) + half)
         # Products of codes so small may underflow, those of codes and vectors so large overflow.

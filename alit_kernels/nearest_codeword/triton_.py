@@ -55,7 +55,7 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, columns: bool, norms: 
     def new(wanted: bool, *shape: int) -> Tensor | None:
         return torch.empty(shape, dtype=torch.float32, device=z.device) if wanted else None
 
-    u, units = new(cosine, rows, dim), new(cosine, codes, dim)
+    u, units = new(cosine, rows, dim), new(cosine and norms, codes, dim)
     result = Prepared(
         z if u is None else u,
         codebook if units is None else units,
@@ -89,43 +89,36 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, columns: bool, norms: 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
     """See :func:`alit_kernels.nearest_codeword`."""
-    return search(z, codebook, metric, precision)[0]
+    return search(z, codebook, metric, precision)
 
 
 def search(
     z: Tensor, codebook: Tensor, metric: str, precision: str, mask: Tensor | None = None
-) -> tuple[Tensor, Prepared]:
-    """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False; and what was
-    searched.
+) -> Tensor:
+    """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
     Neighbours in eights (D up to 4: fours; above 16, and "tf32" and "bf16": 64 or 128) that are all masked are not
     searched.
     """
-    exact, rounded = precision == "ieee", precision == "bf16" and z.dtype == torch.float32
-    rows, dim = z.shape
+    exact, (rows, dim) = precision == "ieee", z.shape
+    by_both = exact and dim > UNROLLED
     found = prepare(
-        *(z, codebook),
-        cosine=metric == "cosine",
-        columns=exact,
-        norms=not rounded and not (exact and dim <= UNROLLED),
+        z, codebook, cosine=metric == "cosine", columns=exact, norms=not exact or by_both
     )
     index = torch.empty(rows, dtype=torch.int64, device=z.device)
     mask = None if mask is None else mask.contiguous()
-    if not exact:
-        searched = found
-        if rounded:
-            searched = prepare(
-                *(found.z.bfloat16(), found.codes.bfloat16()),
-                **{"cosine": False, "columns": False, "norms": True},
-            )
-        by_products(searched, mask, index, None)
-    elif dim <= UNROLLED:
-        _by_differences(found, mask, index, keep=False)
-    else:
+    if by_both:
         doubt = torch.empty(rows, dtype=torch.bool, device=z.device)
         by_products(found, mask, index, doubt)
         _by_differences(found, doubt, index, keep=True)
-    return index, found
+    elif exact:
+        _by_differences(found, mask, index, keep=False)
+    else:
+        if precision == "bf16" and found.z.dtype == torch.float32:
+            z, codebook = found.z.bfloat16(), found.codes.bfloat16()
+            found = prepare(z, codebook, cosine=False, columns=False, norms=True)
+        by_products(found, mask, index, None)
+    return index
 
 
 def _by_differences(searched: Prepared, mask: Tensor | None, index: Tensor, *, keep: bool) -> None:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..codebook_statistics.kernels import sum_of_group
-from ..nearest_codeword.kernels import EPSILON, norms, units
+from ..nearest_codeword.kernels import EPSILON, norms, units, wide_units
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -24,7 +24,9 @@ def gather_kernel(
     p_count,
     rows,
     z_pitch,
+    codes_pitch,
     D: tl.constexpr,
+    COSINE: tl.constexpr,
     MASKED: tl.constexpr,
     BM: tl.constexpr,
     BD: tl.constexpr,
@@ -39,9 +41,15 @@ def gather_kernel(
         m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
     m_tile = m_row[:, None] & (o_dim < D)[None, :]
     o_code = tl.load(p_index + o_row, mask=m_row, other=0)
-    b_q = tl.load(p_codes + o_code[:, None] * D + o_dim[None, :], mask=m_tile, other=0.0)
+    p_tile = p_codes + o_code[:, None] * codes_pitch + o_dim[None, :]
+    b_q = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
     b_z = tl.load(p_z + o_row[:, None] * z_pitch + o_dim[None, :], mask=m_tile, other=0.0)
-    b_step = b_q.to(tl.float32) - b_z.to(tl.float32)
+    b_z = b_z.to(tl.float32)
+    if COSINE:
+        b_step = (wide_units(b_q) - wide_units(b_z)).to(tl.float32)
+        b_q = units(b_q)
+    else:
+        b_step = b_q - b_z
     tl.store(p_partial + block, tl.sum(tl.sum(b_step * b_step, 1), 0))
     tl.store(p_count + block, tl.sum(m_row.to(tl.int32), 0))
     m_tile = m_stored[:, None] & (o_dim < D)[None, :]
@@ -79,7 +87,7 @@ def losses_kernel(
 @triton.jit
 def _through_unit(b_grad, b_x):
     """Gradient through x / max(norm, eps) of rows: (g - u (u . g)) / norm, and g / eps where the norm is below eps."""
-    b_norm = norms(b_x)
+    b_norm = norms(b_x).to(tl.float32)
     b_u = units(b_x)  # in one dimension exactly 1 or -1, and the gradient exactly 0
     b_along = tl.where(b_norm > EPSILON, tl.sum(b_u * b_grad, 1), 0.0)[:, None]
     return (b_grad - b_u * b_along) / b_norm[:, None]
@@ -104,6 +112,11 @@ def count_kernel(p_mask, p_taking, rows, BN: tl.constexpr):
     o_row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     b_mask = tl.load(p_mask + o_row, mask=o_row < rows, other=0)
     tl.store(p_taking + tl.program_id(0), tl.sum((b_mask != 0).to(tl.int32), 0))
+
+
+@triton.jit
+def _scalar(p_x):
+    return 0.0 if p_x is None else tl.load(p_x)
 
 
 @triton.jit
@@ -139,12 +152,12 @@ def _grad_z(
     b_q = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
     p_tile = p_z + o_row[:, None] * z_pitch + o_dim[None, :]
     b_z = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-    p_tile = p_grad + o_row[:, None] * grad_pitch + o_dim[None, :]
-    b_grad = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
+    b_grad = to_z * ((units(b_z) - units(b_q)) if COSINE else (b_z - b_q))
+    if p_grad is not None:
+        p_tile = p_grad + o_row[:, None] * grad_pitch + o_dim[None, :]
+        b_grad += tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
     if COSINE:
-        b_grad = _through_unit(b_grad + to_z * (units(b_z) - units(b_q)), b_z)
-    else:
-        b_grad += to_z * (b_z - b_q)
+        b_grad = _through_unit(b_grad, b_z)
     m_tile = m_stored[:, None] & (o_dim < D)[None, :]
     b_grad = tl.where(m_row[:, None], b_grad, 0.0)
     p_tile = p_result + o_row[:, None] * D + o_dim[None, :]
@@ -189,12 +202,12 @@ def grad_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The gradient of a group of codes, dq = 2 (q - u) dcodebook / M summed over their vectors; behind all groups, that of
-    a block of z, with 2 c (u - q) dcommitment / M.
+    """The gradient of a group of codes, dq = 2 (q - u) dcodebook / M summed over their vectors; or, in programs behind
+    those of groups, of a block of z, with 2 c (u - q) dcommitment / M.
     """
     program = tl.program_id(0)
     slope = _slope(p_taking, taking, elements, D, MASKED, BT)
-    grad_loss = tl.load(p_grad_loss)
+    grad_loss = _scalar(p_grad_loss)
     block = program
     if CODEBOOK:
         block -= groups
@@ -203,7 +216,7 @@ def grad_kernel(
                 program, p_index, p_z, p_codes, p_order, p_table, p_partial, blocks, groups,
                 z_pitch, codes_pitch, D, True, COSINE, LONG, KB, BN, BT, BR, BD,
             )  # fmt: skip
-            b_grad = b_sum * (slope * (grad_loss + tl.load(p_grad_codebook)))
+            b_grad = b_sum * (slope * (grad_loss + _scalar(p_grad_codebook)))
             o_code, o_dim = program * KB + tl.arange(0, KB), tl.arange(0, BD)
             m_tile = (o_code < codes)[:, None] & (o_dim < D)[None, :]
             if COSINE:
@@ -213,7 +226,7 @@ def grad_kernel(
             p_tile = p_grad_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
             tl.store(p_tile, b_grad.to(p_grad_codes.dtype.element_ty), mask=m_tile)
     if block >= 0:
-        to_z = slope * (commitment * (grad_loss + tl.load(p_grad_commitment)))
+        to_z = slope * (commitment * (grad_loss + _scalar(p_grad_commitment)))
         _grad_z(
             block, to_z, p_grad, p_z, p_codes, p_index, p_mask, p_grad_z, rows, grad_pitch,
             z_pitch, codes_pitch, D, COSINE, MASKED, BM, BD,

@@ -27,9 +27,9 @@ def vector_quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`alit_kernels.vector_quantize`."""
     flat_mask = None if mask is None else mask.reshape(-1).contiguous()
-    index, searched = search(as_rows(z), codebook, metric, precision, flat_mask)
-    u, codes = searched.z, searched.codes
-    rows, dim = u.shape
+    flat, codebook = as_rows(z), as_rows(codebook)
+    rows, dim = flat.shape
+    index = search(flat, codebook, metric, precision, flat_mask)
     quantized = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     height = _rows_of_a_block(dim)
     blocks = cdiv(rows, height)
@@ -41,16 +41,18 @@ def vector_quantize(
     launch(
         kernels.gather_kernel,
         (blocks,),
-        p_z=u,
-        p_codes=codes,
+        p_z=flat,
+        p_codes=codebook,
         p_index=index,
         p_mask=flat_mask,
         p_quantized=quantized,
         p_partial=partial,
         p_count=count,
         rows=rows,
-        z_pitch=u.stride(0),
+        z_pitch=flat.stride(0),
+        codes_pitch=codebook.stride(0),
         D=dim,
+        COSINE=metric == "cosine",
         MASKED=mask is not None,
         BM=height,
         BD=next_power_of_2(max(1, dim)),
@@ -72,24 +74,26 @@ def vector_quantize(
 
 
 def vector_quantize_backward(
-    grad_quantized: Tensor,
-    grad_loss: Tensor,
-    grad_commitment: Tensor,
-    grad_codebook: Tensor,
+    grad_quantized: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_commitment: Tensor | None,
+    grad_codebook: Tensor | None,
     z: Tensor,
     codebook: Tensor,
     index: Tensor,
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the reference for the formulas."""
-    flat, grad, codebook = as_rows(z), as_rows(grad_quantized), as_rows(codebook)
+    flat, codebook = as_rows(z), as_rows(codebook)
+    grad = None if grad_quantized is None else as_rows(grad_quantized)
     index = index.reshape(-1).contiguous()
     mask = None if mask is None else mask.reshape(-1).contiguous()
     rows, dim = flat.shape
-    grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    grad_z = z.new_empty(z.shape if z_wanted else 0)
     grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)
     if codebook_wanted:
         sums, taking = ordered(
@@ -100,7 +104,7 @@ def vector_quantize_backward(
     height = _rows_of_a_block(dim)
     launch(
         kernels.grad_kernel,
-        (sums["groups"] + cdiv(rows, height),),
+        (sums["groups"] + (cdiv(rows, height) if z_wanted else 0),),
         **sums,
         p_codes=codebook,
         p_mask=mask,
@@ -116,7 +120,7 @@ def vector_quantize_backward(
         elements=float(max(1, z.numel())),
         commitment=commitment,
         codes_pitch=codebook.stride(0),
-        grad_pitch=grad.stride(0),
+        grad_pitch=0 if grad is None else grad.stride(0),
         COSINE=metric == "cosine",
         MASKED=mask is not None,
         CODEBOOK=codebook_wanted,

@@ -79,31 +79,66 @@ def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
         torch.testing.assert_close(a.cpu(), e)
 
 
-@pytest.mark.parametrize("dim", (1, 12, 100, 300))
-@pytest.mark.parametrize("layout", ("even", "one code", "half in one code", "sorted", "two codes"))
+LAYOUTS = {
+    "even": lambda index: index,
+    "one code": lambda index: torch.full_like(index, 36),
+    "half in one code": lambda index: torch.where(torch.arange(len(index)) % 2 > 0, index, 5),
+    "two codes": lambda index: 35 + index % 2,
+    "sorted": lambda index: index.sort()[0],
+}
+
+
+@pytest.mark.parametrize("dim", (1, 12, 100))
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", targets("cpp", "triton")[1:])
 def test_statistics_are_float64_sums_rounded_once(layout: str, dim: int, target: Target) -> None:
-    """However the vectors are spread: over steps, blocks and lists of every length."""
-    rows, codes = 1100, 37
-    index = torch.randint(codes, (rows,))
-    if layout == "one code":
-        index[:] = 36
-    elif layout == "half in one code":
-        index[::2] = 5
-    elif layout == "sorted":
-        index = index.sort()[0]
-    elif layout == "two codes":
-        index = 35 + index % 2
-    z, mask = 1e3 * torch.randn(rows, dim), torch.rand(rows) > 0.2
+    """However the vectors are spread."""
+    rows, codes = 600, 37
+    index, mask = LAYOUTS[layout](torch.randint(codes, (rows,))), torch.rand(rows) > 0.2
+    z = 1e3 * torch.randn(rows, dim)
     for some in (None, mask):
-        index_there, z_there = (x.to(target.device) for x in (index, z))
-        mask_there = None if some is None else some.to(target.device)
+        there = [None if x is None else x.to(target.device) for x in (index, z, some)]
         found = codebook_statistics(
-            index_there, z_there, codes, mask=mask_there, implementation=target.implementation
+            *there[:2], codes, mask=there[2], implementation=target.implementation
         )
         expected = codebook_statistics(index, z, codes, mask=some, implementation="reference")
         for a, e in zip(found, expected, strict=True):
             assert torch.equal(a.cpu(), e)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_statistics_of_many_small_blocks(
+    layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of several steps of blocks, and of several steps of rows and of sums in each."""
+    triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
+    sizes = {"BLOCK": 32, "LONG": 4, "COMPARED": 16, "BLOCKS": 8, "SUMS": 64}
+    for name, size in sizes.items():
+        monkeypatch.setattr(triton_, name, size)
+    index, mask = LAYOUTS[layout](torch.randint(37, (600,))), torch.rand(600) > 0.2
+    z = 1e3 * torch.randn(600, 12)
+    there = [x.to(target.device) for x in (index, z, mask)]
+    found = triton_.codebook_statistics(*there[:2], 37, there[2])
+    expected = codebook_statistics(index, z, 37, mask=mask, implementation="reference")
+    for a, e in zip(found, expected, strict=True):
+        assert torch.equal(a.cpu(), e)
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_keys_of_very_many_codes_are_64_bits_wide(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
+    codes = 2**23 * triton_.tile(100)["KB"]
+    launched = []
+    monkeypatch.setattr(
+        triton_, "launch", lambda kernel, grid, **arguments: launched.append(arguments)
+    )
+    index = torch.zeros(3, dtype=torch.int64, device=target.device)
+    for number, dtype in ((codes - 512, torch.int32), (codes, torch.int64)):
+        triton_.ordered(index, None, torch.zeros(3, 100, device=target.device), number)
+        assert launched.pop()["p_order"].dtype == dtype
 
 
 def test_wrong_statistics_arguments() -> None:
@@ -182,7 +217,7 @@ def test_a_codebook_that_wants_no_gradient(metric: str, target: Target) -> None:
     index = torch.zeros(7, dtype=torch.int64, device=target.device)
     _, unwanted = torch.ops.alit_kernels.vector_quantize_backward(
         *(z.detach(), ones, ones, ones, z.detach(), codebook, index, mask, metric, 0.25),
-        *(False, target.implementation),
+        *(True, False, target.implementation),
     )
     assert unwanted.shape == (0,)
 
