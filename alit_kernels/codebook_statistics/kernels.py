@@ -36,8 +36,8 @@ def _add_rows(
     KB: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Adds each row z, or code - z, both normalised or as they are, to the sums (KB, BR, BD) float64 of its code, and 1
-    to its count (KB, BR).
+    """Adds each row z to the sums (KB, BR, BD) float64 of its code, and 1 to its count (KB, BR); or code - z, both
+    normalised or as they are, to the sums alone.
     """
     o_dim = tl.arange(0, BD)
     m_tile = m_row[:, None] & (o_dim < D)[None, :]
@@ -53,7 +53,7 @@ def _add_rows(
     o_code = (group * KB + tl.arange(0, KB)).to(tl.int64)
     m_mine = m_row[None, :] & (b_code[None, :] == o_code[:, None])
     b_sum += tl.where(m_mine[:, :, None], b_z.to(tl.float64)[None, :, :], 0.0)
-    return b_sum, b_count + m_mine.to(tl.int32)
+    return b_sum, b_count if DIFFERENCE else b_count + m_mine.to(tl.int32)
 
 
 @triton.jit
@@ -181,7 +181,9 @@ def sum_of_group(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Counts (KB,) int32 of a group's codes, and the sums (KB, BD) of their vectors, rounded to float32."""
+    """Counts (KB,) int32 of a group's codes, and the sums (KB, BD) of their vectors, rounded to float32; of differences
+    the sums alone.
+    """
     o_k, o_t, o_r, o_dim = (
         tl.arange(0, KB),
         tl.arange(0, BT),
@@ -216,7 +218,8 @@ def sum_of_group(
             m_tile = m_sum[:, :, None] & (o_dim < D)[None, None, :]
             p_tile = p_partial + o_sum[:, :, None] + o_dim[None, None, :]
             b_sum += tl.load(p_tile, mask=m_tile, other=0.0)
-            b_count += tl.load(p_partial + o_sum + D, mask=m_sum, other=0.0).to(tl.int32)
+            if not DIFFERENCE:
+                b_count += tl.load(p_partial + o_sum + D, mask=m_sum, other=0.0).to(tl.int32)
         first_row += BT * BN
     return tl.sum(b_count, 1), tl.sum(b_sum, 1).to(tl.float32)
 

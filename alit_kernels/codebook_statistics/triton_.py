@@ -18,7 +18,7 @@ BLOCKS = 128  # blocks of a step
 
 
 def tile(dim: int) -> dict[str, int]:
-    """Codes of a group, and rows and channels of a step: sums of a step are in float64, 16 for each thread."""
+    """Codes of a group, and rows and channels of a step, with 16 sums in float64 for each thread."""
     width = next_power_of_2(max(1, dim))
     group = max(1, min(8, 128 // width))
     rows = SUMS * warps(dim) // (group * width)
@@ -85,7 +85,8 @@ def ordered(
         BC=COMPARED,
         num_warps=8,
     )
-    return {**shared, "blocks": blocks, "BT": BLOCKS, "num_warps": warps(dim)}, taking
+    listed = BLOCKS if codebook is None else BLOCKS // 2  # differences take more registers
+    return {**shared, "blocks": blocks, "BT": listed, "num_warps": warps(dim)}, taking
 
 
 def not_ordered(index: Tensor, z: Tensor) -> dict[str, Any]:

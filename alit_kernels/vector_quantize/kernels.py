@@ -206,8 +206,6 @@ def grad_kernel(
     those of groups, of a block of z, with 2 c (u - q) dcommitment / M.
     """
     program = tl.program_id(0)
-    slope = _slope(p_taking, taking, elements, D, MASKED, BT)
-    grad_loss = _scalar(p_grad_loss)
     block = program
     if CODEBOOK:
         block -= groups
@@ -216,7 +214,8 @@ def grad_kernel(
                 program, p_index, p_z, p_codes, p_order, p_table, p_partial, blocks, groups,
                 z_pitch, codes_pitch, D, True, COSINE, LONG, KB, BN, BT, BR, BD,
             )  # fmt: skip
-            b_grad = b_sum * (slope * (grad_loss + _scalar(p_grad_codebook)))
+            slope = _slope(p_taking, taking, elements, D, MASKED, BT)
+            b_grad = b_sum * (slope * (_scalar(p_grad_loss) + _scalar(p_grad_codebook)))
             o_code, o_dim = program * KB + tl.arange(0, KB), tl.arange(0, BD)
             m_tile = (o_code < codes)[:, None] & (o_dim < D)[None, :]
             if COSINE:
@@ -226,7 +225,8 @@ def grad_kernel(
             p_tile = p_grad_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
             tl.store(p_tile, b_grad.to(p_grad_codes.dtype.element_ty), mask=m_tile)
     if block >= 0:
-        to_z = slope * (commitment * (grad_loss + _scalar(p_grad_commitment)))
+        slope = _slope(p_taking, taking, elements, D, MASKED, BT)
+        to_z = slope * (commitment * (_scalar(p_grad_loss) + _scalar(p_grad_commitment)))
         _grad_z(
             block, to_z, p_grad, p_z, p_codes, p_index, p_mask, p_grad_z, rows, grad_pitch,
             z_pitch, codes_pitch, D, COSINE, MASKED, BM, BD,
