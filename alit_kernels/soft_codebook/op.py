@@ -113,13 +113,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    codebook = ctx.saved_tensors[1]
+    _, codebook, *_ = saved = ctx.saved_tensors
     logits_wanted, codebook_wanted, *_ = ctx.needs_input_grad
     moved = codebook_wanted and grads[0] is not None
     found: tuple[Tensor | None, ...] = (None, None)
     if logits_wanted or moved:
         found = _soft_codebook_backward(
-            *(*grads[:3], *ctx.saved_tensors, logits_wanted, moved),
+            *(*grads[:3], *saved, logits_wanted, moved),
             implementation=ctx.implementation,
         )
     still = torch.zeros_like(codebook) if codebook_wanted and not moved else None

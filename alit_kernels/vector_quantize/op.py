@@ -118,13 +118,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, grad_quantized: Any, _: Any, *grad_losses: Any) -> tuple[Any, ...]:
-    codebook = ctx.saved_tensors[1]
+    _, codebook, *_ = saved = ctx.saved_tensors
     z_wanted, codebook_wanted, *_ = ctx.needs_input_grad
     moved = codebook_wanted and (grad_losses[0] is not None or grad_losses[2] is not None)
     found: tuple[Tensor | None, ...] = (None, None)
     if z_wanted or moved:
         found = _vector_quantize_backward(
-            *(grad_quantized, *grad_losses, *ctx.saved_tensors, ctx.metric, ctx.commitment),
+            *(grad_quantized, *grad_losses, *saved, ctx.metric, ctx.commitment),
             *(z_wanted, moved),
             implementation=ctx.implementation,
         )
