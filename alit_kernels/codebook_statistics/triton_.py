@@ -56,7 +56,7 @@ def ordered(
     table = torch.empty(blocks, groups, 2, dtype=torch.int16, device=z.device)
     partial = torch.empty(slots, dim + 1, dtype=torch.float64, device=z.device)
     taking = torch.empty(blocks, dtype=torch.int32, device=z.device)
-    shared = {
+    shared: dict[str, Any] = {
         "p_index": index,
         "p_z": z,
         "p_order": order,

@@ -123,6 +123,7 @@ def search(
 
 def _by_differences(searched: Prepared, mask: Tensor | None, index: Tensor, *, keep: bool) -> None:
     z, columns = searched.z, searched.columns
+    assert columns is not None
     rows, dim = z.shape
     chosen = tile(dim)
     launch(
@@ -155,6 +156,7 @@ def by_products(
     if z.dtype == torch.bfloat16 and z.is_cpu:  # Triton's interpreter has no bfloat16 product
         z, codes = z.float(), codes.float()
     rows, dim = z.shape
+    assert searched.largest is not None
     chosen = products_tile(dim, z.dtype, certified, mask is not None)
     launch(
         kernels.products_kernel,

@@ -41,7 +41,7 @@ def soft_codebook_backward(
     """With g = dcode @ codebook^T: dcodebook = p^T dcode and
     dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot).
 
-    A gradient that is None is zero; the codebook's is only asked for where there is dcode. Other implementations take p
+    A gradient that is None is zero; the codebook's is asked for only where there is dcode. Other implementations take p
     from the normaliser, and p . g = dcode . code.
     """
     dtype = accumulation_dtype(logits)
@@ -59,6 +59,6 @@ def soft_codebook_backward(
                 weight = weight - p_target * grad_p_target[:, None]
             grad = (grad + weight * p).scatter_add(1, target[:, None], -weight)
         grad_logits = grad.to(logits.dtype)
-    if codebook_wanted:
+    if codebook_wanted and grad_code is not None:
         grad_codebook = (p.t() @ grad_code.to(dtype)).to(codebook.dtype)
     return grad_logits, grad_codebook

@@ -58,7 +58,7 @@ def soft_codebook_backward(
     for block in _blocks(rows, codes):
         p = logits[block].softmax(-1, dtype=torch.float32)
         if grad_code is None:
-            grad_p, shift = torch.zeros_like(p), 0.0
+            grad_p, shift = torch.zeros_like(p), p.new_zeros(())
         else:
             grad = grad_code[block].float()
             if codebook_wanted:

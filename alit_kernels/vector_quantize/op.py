@@ -64,7 +64,7 @@ def vector_quantize(
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
     arguments = z, codebook, mask, metric, commitment, precision, implementation
-    found = None if is_dynamo_compiling() else _known.call(*arguments)
+    found: Any = None if is_dynamo_compiling() else _known.call(*arguments)
     if found is None:
         check_codebook(z, codebook, metric, precision)
         z, codebook = for_search(z, codebook)
@@ -76,8 +76,9 @@ def vector_quantize(
         options = metric, check_number("commitment", commitment), precision
         found = _known.first(arguments, (rows, codebook, rows_mask, *options))
         if z.ndim == 1:
-            found = found[0][0], found[1][0], *found[2:]
-    return VectorQuantized(*found, mask)
+            found = [found[0][0], found[1][0], *found[2:]]
+    quantized, index, loss, commitment_loss, codebook_loss = found
+    return VectorQuantized(quantized, index, loss, commitment_loss, codebook_loss, mask)
 
 
 def _fake(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:

@@ -95,12 +95,14 @@ def vector_quantize_backward(
     rows, dim = flat.shape
     grad_z = z.new_empty(z.shape if z_wanted else 0)
     grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)
+    taking: Tensor | None
     if codebook_wanted:
         sums, taking = ordered(
             *(index, mask, flat, len(codebook)), codebook=codebook, normalised=metric == "cosine"
         )
     else:
-        sums, taking = not_ordered(index, flat), _taking_part(mask)
+        sums = not_ordered(index, flat)
+        taking = None if mask is None else _taking_part(mask)
     height = _rows_of_a_block(dim)
     launch(
         kernels.grad_kernel,
@@ -129,10 +131,8 @@ def vector_quantize_backward(
     return grad_z, grad_codes
 
 
-def _taking_part(mask: Tensor | None) -> Tensor | None:
+def _taking_part(mask: Tensor) -> Tensor:
     """How many rows of each block take part."""
-    if mask is None:
-        return None
     taking = torch.empty(cdiv(len(mask), BLOCK), dtype=torch.int32, device=mask.device)
     launch(
         kernels.count_kernel,
