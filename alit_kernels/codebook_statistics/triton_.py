@@ -85,7 +85,7 @@ def ordered(
         BC=COMPARED,
         num_warps=8,
     )
-    listed = BLOCKS if codebook is None else BLOCKS // 2  # differences take more registers
+    listed = BLOCKS // 2 if normalised else BLOCKS  # float64 vectors take more registers
     return {**shared, "blocks": blocks, "BT": listed, "num_warps": warps(dim)}, taking
 
 
