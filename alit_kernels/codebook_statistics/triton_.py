@@ -12,7 +12,7 @@ from . import kernels
 
 BLOCK = 256  # rows that are put in order at once
 LONG = 16  # rows of a group that are summed with their block
-COMPARED = 32  # rows that those of a block are compared with at once
+COMPARED = 64  # rows that those of a block are compared with at once
 SUMS = 512  # of a step, for each warp
 BLOCKS = 128  # blocks of a step
 
