@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .._calls import Public
 from .._checks import FLOATING, INTEGER, check_count, check_same, check_tensor
 from .._library import Op
 from .reference import codebook_statistics as _reference
@@ -32,13 +34,16 @@ def codebook_statistics(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also an index out of range.
     """
+    arguments = index, z, num_codes, mask, implementation
+    if not is_dynamo_compiling() and (found := _known.call(*arguments)) is not None:
+        return found
     check_tensor("z", z, dtype=FLOATING, ndim=2)
     check_tensor("index", index, dtype=INTEGER, shape=z.shape[:1])
     check_count("num_codes", num_codes, minimum=1)
     if mask is not None:
         check_tensor("mask", mask, dtype=torch.bool, shape=z.shape[:1])
     check_same("device", index=index, z=z, mask=mask)
-    return _codebook_statistics(index, z.detach(), num_codes, mask, implementation=implementation)
+    return _known.first(arguments, arguments[:-1])
 
 
 def check_index(name: str, index: Tensor, size: int, mask: Tensor | None = None) -> None:
@@ -63,3 +68,4 @@ _codebook_statistics = Op(
     },
     check=lambda index, z, num_codes, mask: check_index("index", index, num_codes, mask),
 )
+_known = Public(_codebook_statistics, differentiable=False)

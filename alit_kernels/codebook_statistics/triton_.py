@@ -1,96 +1,109 @@
-"""The op's implementation ``triton``: sorts vectors into runs, and launches the kernels of ``kernels.py``."""
+"""The op's implementation ``triton``: chooses tiles, allocates, and launches the kernels of ``kernels.py``."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._triton import as_rows, launch, next_power_of_2
+from .._triton import as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
-CHUNK = 128
+BLOCK = 256  # rows that are put in order at once
+LONG = 16  # rows of a group that are summed with their block
+COMPARED = 64  # rows that those of a block are compared with at once
+SUMS = 512  # of a step, for each warp
+BLOCKS = 128  # blocks of a step
 
 
-class Runs(NamedTuple):
-    """Vectors in the order of their codes.
-
-    Attributes:
-        order: (N,) int64, the vectors sorted by code, masked ones last.
-        bounds: (K + 1,) int32, where each code's run starts and ends in ``order``.
-    """
-
-    order: Tensor
-    bounds: Tensor
-
-
-def runs(index: Tensor, num_codes: int, mask: Tensor | None) -> Runs:
-    """Sort ``index`` (N,) into runs; where ``mask`` is False a vector is in no run."""
-    dtype = torch.int16 if num_codes < 2**15 - 1 else torch.int32
-    keys = index.to(dtype)
-    if mask is not None:
-        keys = torch.where(mask, keys, num_codes)
-    keys, order = torch.sort(keys, stable=True)
-    codes = torch.arange(num_codes + 1, dtype=dtype, device=index.device)
-    return Runs(order, torch.searchsorted(keys, codes, out_int32=True))
-
-
-def tile(dim: int) -> tuple[int, int]:
-    """Rows and channels of a step: whole vectors, about 2048 elements."""
+def tile(dim: int) -> dict[str, int]:
+    """Codes of a group, and rows and channels of a step, with 16 sums in float64 for each thread."""
     width = next_power_of_2(max(1, dim))
-    return max(1, min(CHUNK, 2048 // width)), width
+    group = max(1, min(8, 128 // width))
+    rows = SUMS * warps(dim) // (group * width)
+    return {"KB": group, "BR": max(1, min(BLOCK, rows)), "BD": width}
 
 
-def chunk_sums(
-    z: Tensor, run: Runs, *, norm: Tensor | None = None, codes: Tensor | None = None
-) -> Tensor:
-    """Sum (N // CHUNK + K, D) float64 of each chunk of z (N, D), of z / norm, or with ``codes`` (K, D) of
-    code - z / norm. Places without a chunk are not written.
+def warps(dim: int) -> int:
+    """Of a program of sums: narrow vectors come in longer steps."""
+    return 8 if dim <= 16 else 4
+
+
+def ordered(
+    index: Tensor,
+    mask: Tensor | None,
+    z: Tensor,
+    num_codes: int,
+    *,
+    codebook: Tensor | None = None,
+    normalised: bool = False,
+) -> tuple[dict[str, Any], Tensor]:
+    """Put the rows of z (N, D) in the order of their codes.
+
+    Args:
+        codebook: (K, D): differences code - z are to be summed.
+        normalised: of z and codes that are divided by max(norm, 1e-12).
+
+    Returns:
+        What a kernel with ``sum_of_group`` is launched with, and how many rows of each block take part.
     """
-    (rows, dim), num_codes = z.shape, len(run.bounds) - 1
-    partial = torch.empty(rows // CHUNK + num_codes, dim, dtype=torch.float64, device=z.device)
-    chunk, width = tile(dim)
+    (rows, dim), sizes = z.shape, tile(z.shape[1])
+    blocks, groups = cdiv(rows, BLOCK), cdiv(num_codes, sizes["KB"])
+    slots = blocks * (BLOCK // LONG) * sizes["KB"]
+    keys = torch.int32 if groups < 2**31 // BLOCK - 1 else torch.int64
+    order = torch.empty(blocks * BLOCK, dtype=keys, device=z.device)
+    table = torch.empty(blocks, groups, 2, dtype=torch.int16, device=z.device)
+    partial = torch.empty(slots, dim + 1, dtype=torch.float64, device=z.device)
+    taking = torch.empty(blocks, dtype=torch.int32, device=z.device)
+    shared: dict[str, Any] = {
+        "p_index": index,
+        "p_z": z,
+        "p_order": order,
+        "p_table": table,
+        "p_partial": partial,
+        "codes": num_codes,
+        "groups": groups,
+        "z_pitch": z.stride(0),
+        "D": dim,
+        "LONG": LONG,
+        "BN": BLOCK,
+        **sizes,
+    }
     launch(
-        kernels.sum_chunks_kernel,
-        (len(partial) if rows and dim else 0,),
-        p_z=z,
-        p_norm=norm,
-        p_codes=codes,
-        p_order=run.order,
-        p_bounds=run.bounds,
-        p_partial=partial,
-        codes=num_codes,
-        z_pitch=z.stride(0),
-        D=dim,
-        DIFFERENCE=codes is not None,
-        NORMALISED=norm is not None,
-        CHUNK=CHUNK,
-        BR=chunk,
-        BD=width,
+        kernels.order_kernel,
+        (blocks,),
+        **shared,
+        p_mask=mask,
+        p_codes=codebook,
+        p_taking=taking,
+        rows=rows,
+        codes_pitch=0 if codebook is None else codebook.stride(0),
+        DIFFERENCE=codebook is not None,
+        NORMALISED=normalised,
+        MASKED=mask is not None,
+        BC=COMPARED,
+        num_warps=8,
     )
-    return partial
+    listed = BLOCKS // 2 if normalised else BLOCKS  # float64 vectors take more registers
+    return {**shared, "blocks": blocks, "BT": listed, "num_warps": warps(dim)}, taking
+
+
+def not_ordered(index: Tensor, z: Tensor) -> dict[str, Any]:
+    """What such a kernel is launched with where it sums nothing."""
+    tensors = {"p_index": index, "p_z": z, "p_order": None, "p_table": None, "p_partial": None}
+    sizes = dict.fromkeys(("codes", "groups", "blocks", "LONG", "BN"), 0) | tile(z.shape[1])
+    return tensors | sizes | {"z_pitch": z.stride(0), "D": z.shape[1], "BT": BLOCKS}
 
 
 def codebook_statistics(
     index: Tensor, z: Tensor, num_codes: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See :func:`alit_kernels.codebook_statistics`."""
-    z = as_rows(z)
+    z, index = as_rows(z), index.contiguous()
+    mask = None if mask is None else mask.contiguous()
     count = torch.empty(num_codes, dtype=torch.float32, device=z.device)
     total = torch.empty(num_codes, z.shape[1], dtype=torch.float32, device=z.device)
-    run = runs(index, num_codes, mask)
-    chunk, width = tile(z.shape[1])
-    launch(
-        kernels.sum_codes_kernel,
-        (num_codes,),
-        p_partial=chunk_sums(z, run),
-        p_bounds=run.bounds,
-        p_count=count,
-        p_total=total,
-        D=z.shape[1],
-        CHUNK=CHUNK,
-        BR=chunk,
-        BD=width,
-    )
+    sums, _ = ordered(index, mask, z, num_codes)
+    launch(kernels.sums_kernel, (sums["groups"],), **sums, p_count=count, p_total=total)
     return count, total

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: each precision, and the exact search with a mask."""
+"""What is compiled ahead of time: each precision, and the exact search with a mask, and by "cosine"."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def record(recorder: Recorder) -> None:
             codebook = torch.empty(1024, dim, dtype=dtype, device="meta")
             name = f"d={dim} {TYPES[dtype]}"
             with recorder(name, {"products_kernel": three}):
-                search(z, codebook, "ieee")
+                search(z, codebook, "euclidean", "ieee")
             with recorder(f"{name} masked", {"products_kernel": three}):
-                search(z, codebook, "ieee", mask)
+                search(z, codebook, "euclidean", "ieee", mask)
+            with recorder(f"{name} cosine", {"products_kernel": three}):
+                search(z, codebook, "cosine", "ieee")
             with recorder(f"{name} tf32", {"products_kernel": one}):
-                search(z, codebook, "tf32")
+                search(z, codebook, "euclidean", "tf32")

@@ -28,6 +28,26 @@ import triton.language as tl
 INFINITE, INFINITE_64 = tl.constexpr(0x7F800000), tl.constexpr(0x7FF0000000000000)
 TINY = tl.constexpr(37 << 23)  # bits of 2^-90
 SMALL, LARGE = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)
+EPSILON = tl.constexpr(1e-12)
+
+
+@triton.jit
+def norms(b_x):
+    """max(norm, 1e-12) of rows (rows, channels) float32, in float64."""
+    b_wide = b_x.to(tl.float64)
+    return tl.maximum(tl.sqrt(tl.sum(b_wide * b_wide, 1)), EPSILON)
+
+
+@triton.jit
+def wide_units(b_x):
+    """Rows divided by max(norm, 1e-12), in float64."""
+    return b_x.to(tl.float64) * (1.0 / norms(b_x))[:, None]
+
+
+@triton.jit
+def units(b_x):
+    """Those rounded once to float32: the same in all kernels, whatever their tiles."""
+    return wide_units(b_x).to(tl.float32)
 
 
 @triton.jit
@@ -170,30 +190,69 @@ def search_kernel(
     tl.store(p_index + o_row, b_index.to(tl.int64), mask=m_stored)
 
 
-@triton.jit(do_not_specialize=["codes"])
-def half_norms_kernel(
-    p_codes, p_half_norm, p_largest, codes, dim, BK: tl.constexpr, BD: tl.constexpr
+@triton.jit
+def _rows(p_x, o_row, m_tile, pitch, D: tl.constexpr, NORMALISED: tl.constexpr, BD: tl.constexpr):
+    b_x = tl.load(p_x + o_row[:, None] * pitch + tl.arange(0, BD)[None, :], mask=m_tile, other=0.0)
+    b_x = b_x.to(tl.float32)
+    return units(b_x) if NORMALISED else b_x
+
+
+@triton.jit(do_not_specialize=["rows", "codes", "code_blocks"])
+def prepare_kernel(
+    p_codebook,
+    p_z,
+    p_columns,
+    p_codes,
+    p_u,
+    p_half_norm,
+    p_largest,
+    rows,
+    codes,
+    code_blocks,
+    z_pitch,
+    codebook_pitch,
+    columns_pitch,
+    D: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
 ):
-    """|c|^2 / 2 of BK codes, infinite for those that are not finite; and the bits of the largest one of finite codes,
-    which is infinite where a square overflows.
+    """What a search reads, as far as it is asked for (other addresses are None).
+
+    Of BK codes: columns (D, pitch) float32, padded with NaN; rows, perhaps normalised; |c|^2 / 2, infinite for codes
+    that are not finite, and the largest of finite ones, which is infinite where a square overflows. Programs behind
+    those of codes: BK rows of z, perhaps normalised.
     """
-    o_code = tl.program_id(0) * BK + tl.arange(0, BK)
+    program = tl.program_id(0)
     o_dim = tl.arange(0, BD)
-    b_sum = tl.zeros([BK], tl.float32)
-    b_finite = o_code < codes
-    for first in range(0, dim, BD):
-        m_tile = (o_code < codes)[:, None] & (first + o_dim < dim)[None, :]
-        p_tile = p_codes + o_code[:, None].to(tl.int64) * dim + first + o_dim[None, :]
-        b_codes = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-        b_sum += tl.sum(b_codes * b_codes, 1)
-        b_finite &= tl.max(tl.where(tl.abs(b_codes) < float("inf"), 0, 1), 1) == 0
-    b_half = 0.5 * b_sum
-    tl.store(p_half_norm + o_code, tl.where(b_finite, b_half, float("inf")), mask=o_code < codes)
-    b_largest = tl.max(tl.where(b_finite, b_half, 0.0), 0)
-    tl.atomic_max(p_largest, b_largest.to(tl.int32, bitcast=True))
+    m_dim = (o_dim < D)[None, :]
+    if program < code_blocks:
+        o_code = program * BK + tl.arange(0, BK)
+        m_code = o_code < codes
+        m_tile = m_code[:, None] & m_dim
+        b_codes = _rows(p_codebook, o_code.to(tl.int64), m_tile, codebook_pitch, D, NORMALISED, BD)
+        if p_codes is not None:
+            p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
+            tl.store(p_tile, b_codes.to(p_codes.dtype.element_ty), mask=m_tile)
+        if p_columns is not None:
+            p_tile = p_columns + o_dim[None, :].to(tl.int64) * columns_pitch + o_code[:, None]
+            b_columns = tl.where(m_code[:, None], b_codes, float("nan"))
+            tl.store(p_tile, b_columns, mask=(o_code < columns_pitch)[:, None] & m_dim)
+        if p_half_norm is not None:
+            b_half = 0.5 * tl.sum(b_codes * b_codes, 1)
+            b_other = tl.max(tl.where(tl.abs(b_codes) < float("inf"), 0, 1), 1)
+            m_finite = m_code & (b_other == 0)
+            tl.store(p_half_norm + o_code, tl.where(m_finite, b_half, float("inf")), mask=m_code)
+            tl.store(p_largest + program, tl.max(tl.where(m_finite, b_half, 0.0), 0))
+    elif p_u is not None:
+        o_row = (program - code_blocks).to(tl.int64) * BK + tl.arange(0, BK)
+        m_tile = (o_row < rows)[:, None] & m_dim
+        b_u = _rows(p_z, o_row, m_tile, z_pitch, D, NORMALISED, BD)
+        p_tile = p_u + o_row[:, None] * D + o_dim[None, :]
+        tl.store(p_tile, b_u.to(p_u.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["rows", "codes"])
+@triton.jit(do_not_specialize=["rows", "codes", "code_blocks"])
 def products_kernel(
     p_z,
     p_codes,
@@ -204,6 +263,7 @@ def products_kernel(
     p_doubt,
     rows,
     codes,
+    code_blocks,
     dim,
     z_pitch,
     error,
@@ -260,7 +320,13 @@ def products_kernel(
             m_tile = m_row[:, None] & (first + o_dim < dim)[None, :]
             b_z = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
             b_square += tl.sum(b_z * b_z, 1)
-        half = tl.load(p_largest).to(tl.float32, bitcast=True)
+        b_half = tl.zeros([BK], tl.float32)
+        for start in range(0, code_blocks, BK):
+            m_block = start + o_lane < code_blocks
+            b_half = tl.maximum(
+                b_half, tl.load(p_largest + start + o_lane, mask=m_block, other=0.0)
+            )
+        half = tl.max(b_half, 0)
         b_error = error * (tl.sqrt(2 * half) * tl.sqrt(b_square) + half)
         # Products of codes so small may underflow, those of codes and vectors so large overflow.
         half = tl.where(half > SMALL, half, float("inf"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .._calls import Public
 from .._checks import FLOATING, autocast_dtype, check_choice, check_same, check_tensor
 from .._library import Op
 from .reference import nearest_codeword as _reference
@@ -25,8 +27,8 @@ def nearest_codeword(
 
     With ``precision="ieee"`` index i is exact up to rounding of direct differences: with d the squared distance in
     float64, ``d(i) <= (1 + 2 (D + 2) 2^-24) min d``. Exact ties (not those that rounding alone makes) take the lowest
-    index; a NaN distance never wins; a row of NaN distances gives 0. "cosine" normalises both sides in float32 and
-    searches the result.
+    index; a NaN distance never wins; a row of NaN distances gives 0. "cosine" searches both sides normalised and
+    rounded to float32.
 
     Args:
         z: (N, D) float32, bfloat16 or float16 (float64 in the reference).
@@ -40,11 +42,11 @@ def nearest_codeword(
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
+    arguments = z, codebook, metric, precision, implementation
+    if not is_dynamo_compiling() and (found := _known.call(*arguments)) is not None:
+        return found
     check_codebook(z, codebook, metric, precision, shape=(None, None))
-    z, codebook = for_search(z, codebook)
-    return _nearest_codeword(
-        z.detach(), codebook.detach(), metric, precision, implementation=implementation
-    )
+    return _known.first(arguments, (*for_search(z, codebook), metric, precision))
 
 
 def check_codebook(
@@ -85,3 +87,4 @@ _nearest_codeword = Op(
         "triton": "alit_kernels.nearest_codeword.triton_:nearest_codeword",
     },
 )
+_known = Public(_nearest_codeword, differentiable=False)

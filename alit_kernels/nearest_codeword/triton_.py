@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._triton import as_rows, cdiv, launch, next_power_of_2
-from .._vectors import unit
 from . import kernels
 
 #: The largest D whose rows stay in registers, and that is searched by differences alone.
 UNROLLED = 16
-NORMS = 64  # codes of a program of norms
 LANES = 128  # codes side by side: one for each thread, so that no code passes through shared memory
 
 
@@ -26,54 +24,118 @@ def tile(dim: int) -> dict[str, Any]:
     return {"BM": rows, "BJ": 1 if dim <= UNROLLED else 2, "UNROLLED": dim <= UNROLLED}
 
 
+class Prepared(NamedTuple):
+    """What a search reads.
+
+    Attributes:
+        z: (N, D), what is searched for, normalised under "cosine", and then float32.
+        codes: (K, D), contiguous, likewise.
+        columns: (D, K) float32, K padded with NaN to a multiple: NaN never wins, so no kernel has to check bounds.
+        half_norm: (K,) float32, |c|^2 / 2, infinite for codes that are not finite.
+        largest: float32, the largest one of finite codes, of some codes each.
+    """
+
+    z: Tensor
+    codes: Tensor
+    columns: Tensor | None
+    half_norm: Tensor | None
+    largest: Tensor | None
+
+
+def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, columns: bool, norms: bool) -> Prepared:
+    """What is asked for, of z (N, D) and codebook (K, D), by one launch."""
+    z, codebook = as_rows(z), as_rows(codebook) if cosine else codebook.contiguous()
+    (rows, dim), codes = z.shape, len(codebook)
+    width = next_power_of_2(max(1, dim))
+    height = max(1, min(128, 2048 // width))
+    multiple = tile(dim)["BJ"] * LANES if columns else height
+    pitch = cdiv(codes, multiple) * multiple
+    blocks = cdiv(pitch, height)
+
+    def new(wanted: bool, *shape: int) -> Tensor | None:
+        return torch.empty(shape, dtype=torch.float32, device=z.device) if wanted else None
+
+    u, units = new(cosine, rows, dim), new(cosine and norms, codes, dim)
+    result = Prepared(
+        z if u is None else u,
+        codebook if units is None else units,
+        new(columns, dim, pitch),
+        new(norms, codes),
+        new(norms, blocks),
+    )
+    launch(
+        kernels.prepare_kernel,
+        ((blocks if cosine or columns or norms else 0) + (cdiv(rows, height) if cosine else 0),),
+        p_codebook=codebook,
+        p_z=z,
+        p_columns=result.columns,
+        p_codes=units,
+        p_u=u,
+        p_half_norm=result.half_norm,
+        p_largest=result.largest,
+        rows=rows,
+        codes=codes,
+        code_blocks=blocks,
+        z_pitch=z.stride(0),
+        codebook_pitch=codebook.stride(0),
+        columns_pitch=pitch,
+        D=dim,
+        NORMALISED=cosine,
+        BK=height,
+        BD=width,
+    )
+    return result
+
+
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
     """See :func:`alit_kernels.nearest_codeword`."""
-    if metric == "cosine":
-        z, codebook = unit(z), unit(codebook)
-    return search(z, codebook, precision)
+    return search(z, codebook, metric, precision)
 
 
-def search(z: Tensor, codebook: Tensor, precision: str, mask: Tensor | None = None) -> Tensor:
+def search(
+    z: Tensor, codebook: Tensor, metric: str, precision: str, mask: Tensor | None = None
+) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
     Neighbours in eights (D up to 4: fours; above 16, and "tf32" and "bf16": 64 or 128) that are all masked are not
     searched.
     """
-    z = as_rows(z)
-    rows, dim = z.shape
+    exact, (rows, dim) = precision == "ieee", z.shape
+    by_both = exact and dim > UNROLLED
+    found = prepare(
+        z, codebook, cosine=metric == "cosine", columns=exact, norms=not exact or by_both
+    )
     index = torch.empty(rows, dtype=torch.int64, device=z.device)
-    if rows == 0:
-        return index
     mask = None if mask is None else mask.contiguous()
-    if precision != "ieee":
-        if precision == "bf16" and z.dtype == torch.float32:
-            z, codebook = z.bfloat16(), codebook.bfloat16()
-        by_products(z, codebook, mask, index, None)
-    elif dim <= UNROLLED:
-        _by_differences(z, codebook, mask, index, keep=False)
-    else:
+    if by_both:
         doubt = torch.empty(rows, dtype=torch.bool, device=z.device)
-        by_products(z, codebook, mask, index, doubt)
-        _by_differences(z, codebook, doubt, index, keep=True)
+        by_products(found, mask, index, doubt)
+        _by_differences(found, doubt, index, keep=True)
+    elif exact:
+        _by_differences(found, mask, index, keep=False)
+    else:
+        if precision == "bf16" and found.z.dtype == torch.float32:
+            z, codebook = found.z.bfloat16(), found.codes.bfloat16()
+            found = prepare(z, codebook, cosine=False, columns=False, norms=True)
+        by_products(found, mask, index, None)
     return index
 
 
-def _by_differences(
-    z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, *, keep: bool
-) -> None:
+def _by_differences(searched: Prepared, mask: Tensor | None, index: Tensor, *, keep: bool) -> None:
+    z, columns = searched.z, searched.columns
+    assert columns is not None
     rows, dim = z.shape
     chosen = tile(dim)
-    codes = _transposed(codebook, chosen["BJ"] * LANES)
     launch(
         kernels.search_kernel,
         (cdiv(rows, chosen["BM"]),),
         p_z=z,
-        p_codes=codes,
+        p_codes=columns,
         p_mask=mask,
         p_index=index,
         rows=rows,
         z_pitch=z.stride(0),
-        code_pitch=codes.shape[1],
+        code_pitch=columns.shape[1],
         step=1,
         D=dim,
         MASKED=mask is not None,
@@ -85,42 +147,30 @@ def _by_differences(
 
 
 def by_products(
-    z: Tensor, codebook: Tensor, mask: Tensor | None, index: Tensor, doubt: Tensor | None
+    searched: Prepared, mask: Tensor | None, index: Tensor, doubt: Tensor | None
 ) -> None:
     """Into ``index`` (N,) the codes of the best scores, and into ``doubt`` (N,) bool where they may not be the nearest;
     without ``doubt`` in one TF32 product instead of three.
     """
-    (rows, dim), certified = z.shape, doubt is not None
+    z, codes, certified = searched.z, searched.codes, doubt is not None
     if z.dtype == torch.bfloat16 and z.is_cpu:  # Triton's interpreter has no bfloat16 product
-        z, codebook = z.float(), codebook.float()
-    codebook = codebook.contiguous()
-    codes = len(codebook)
-    half_norm = torch.empty(codes, dtype=torch.float32, device=z.device)
-    largest = torch.zeros((), dtype=torch.int32, device=z.device)
-    launch(
-        kernels.half_norms_kernel,
-        (cdiv(codes, NORMS),),
-        p_codes=codebook,
-        p_half_norm=half_norm,
-        p_largest=largest,
-        codes=codes,
-        dim=dim,
-        BK=NORMS,
-        BD=32,  # 64 spill where D is not a multiple of 16
-    )
+        z, codes = z.float(), codes.float()
+    rows, dim = z.shape
+    assert searched.largest is not None
     chosen = products_tile(dim, z.dtype, certified, mask is not None)
     launch(
         kernels.products_kernel,
         (cdiv(rows, chosen["BM"]),),
         p_z=z,
-        p_codes=codebook,
-        p_half_norm=half_norm,
-        p_largest=largest,
+        p_codes=codes,
+        p_half_norm=searched.half_norm,
+        p_largest=searched.largest,
         p_mask=mask,
         p_index=index,
         p_doubt=doubt,
         rows=rows,
-        codes=codes,
+        codes=len(codes),
+        code_blocks=len(searched.largest),
         dim=dim,
         z_pitch=z.stride(0),
         error=products_error(dim),
@@ -148,12 +198,3 @@ def products_tile(dim: int, dtype: torch.dtype, certified: bool, masked: bool) -
         # With a mask two stages spill on sm_80.
         return {"BM": 64, **sizes, "num_warps": 4, "num_stages": 1 if masked else 2}
     return {"BM": 128, **sizes, "num_warps": 8, "num_stages": 3}
-
-
-def _transposed(codebook: Tensor, multiple: int) -> Tensor:
-    """(D, K) float32, K padded with NaN to a multiple: NaN never wins, so the kernel needs no bounds check."""
-    codes, dim = codebook.shape
-    size = cdiv(codes, multiple) * multiple
-    result = codebook.new_full((dim, size), torch.nan, dtype=torch.float32)
-    result[:, :codes] = codebook.t()
-    return result

@@ -122,7 +122,7 @@ class MovingCodebook(nn.Module):
         weight, size = self.embedding.weight, self.cluster_size
         decay = 0.99 if self.ema_decay is None else self.ema_decay
         if self.ema_decay is not None and not self.ema_rewrites_all:
-            self.embed_avg.copy_(weight * size[:, None])
+            torch.mul(weight, size[:, None], out=self.embed_avg)
         size.lerp_(count, 1 - decay)
         if self.ema_decay is not None:
             self.embed_avg.lerp_(total, 1 - decay)
@@ -134,15 +134,15 @@ class MovingCodebook(nn.Module):
                 # Nothing counted yet (an empty or fully masked first batch): the codebook stays.
                 moves = everything > 0
             averages = self.embed_avg / smoothed[:, None]
-            weight.copy_(torch.where(moves[..., None], averages, weight))
+            torch.where(moves[..., None], averages, weight, out=weight)
         if candidates:
             offers, vectors = candidates
             mean = size.sum() / self.num_codes
             dead = (size < self.dead_code_threshold * mean) & (offers > 0)
-            weight.copy_(torch.where(dead[:, None], vectors, weight))
-            size.copy_(torch.where(dead, mean, size))
+            torch.where(dead[:, None], vectors, weight, out=weight)
+            torch.where(dead, mean, size, out=size)
             if self.ema_decay is not None:
-                self.embed_avg.copy_(torch.where(dead[:, None], vectors * mean, self.embed_avg))
+                torch.where(dead[:, None], vectors * mean, self.embed_avg, out=self.embed_avg)
 
     @torch.no_grad()
     def _set(self, weight: Tensor, count: Tensor) -> None:

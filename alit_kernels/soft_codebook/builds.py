@@ -21,5 +21,5 @@ def record(recorder: Recorder) -> None:
             with recorder(name, dict.fromkeys(KERNELS, expected)):
                 code, nll, p_target, normaliser = soft_codebook(logits, codebook, target)
                 soft_codebook_backward(
-                    code, nll, p_target, logits, codebook, target, code, normaliser, True
+                    *(code, nll, p_target, logits, codebook, target, code, normaliser, True, True)
                 )

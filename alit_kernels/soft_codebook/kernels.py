@@ -139,22 +139,26 @@ def grad_logits_kernel(
     """
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
-    b_shift = _mean_grad(p_code, p_grad_code, o_row, m_row, channels, grad_pitch, BM, BC)
+    b_shift = tl.zeros([BM], tl.float32)
+    if p_grad_code is not None:
+        b_shift = _mean_grad(p_code, p_grad_code, o_row, m_row, channels, grad_pitch, BM, BC)
     o_target = tl.full([BM], -1, tl.int64)
     b_weight = tl.zeros([BM], tl.float32)
     if TARGET:
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
         b_true = _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes)
-        b_weight = tl.load(p_grad_nll + o_row, mask=m_row, other=0.0)
         b_p_target = tl.sum(_p(b_true[:, None], p_normaliser, o_row, m_row, rows), 1)
-        b_weight -= b_p_target * tl.load(p_grad_p_target + o_row, mask=m_row, other=0.0)
+        if p_grad_nll is not None:
+            b_weight += tl.load(p_grad_nll + o_row, mask=m_row, other=0.0)
+        if p_grad_p_target is not None:
+            b_weight -= b_p_target * tl.load(p_grad_p_target + o_row, mask=m_row, other=0.0)
         b_shift -= b_weight
     first_code = tl.program_id(1) * split
     for start in range(first_code, tl.minimum(first_code + split, codes), BV):
         o_code = start + tl.arange(0, BV)
         m_code = o_code < codes
         b_grad_p = tl.zeros([BM, BV], tl.float32)
-        for first in range(0, channels, BC):
+        for first in range(0, channels if p_grad_code is not None else 0, BC):
             o_channel = first + tl.arange(0, BC)
             m_channel = (o_channel < channels)[None, :]
             p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
@@ -208,4 +212,17 @@ def grad_codebook_kernel(
         b_p = tl.trans(b_p.to(b_grad.dtype))
         b_result = tl.dot(b_p, b_grad, b_result, input_precision="tf32x3")
     p_tile = p_partial + (part * codes + o_code[:, None]) * channels + o_channel[None, :]
+    b_result = b_result.to(p_partial.dtype.element_ty)
     tl.store(p_tile, b_result, mask=m_code[:, None] & m_channel[None, :])
+
+
+@triton.jit(do_not_specialize=["parts"])
+def sum_parts_kernel(p_partial, p_result, parts, elements, BLOCK: tl.constexpr):
+    """The sum over parts (parts, elements), in their order; none give 0."""
+    o_element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m_element = o_element < elements
+    b_sum = tl.zeros([BLOCK], tl.float32)
+    for _ in range(parts):
+        b_sum += tl.load(p_partial + o_element, mask=m_element, other=0.0)
+        p_partial += elements
+    tl.store(p_result + o_element, b_sum.to(p_result.dtype.element_ty), mask=m_element)

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .._calls import Public
 from .._checks import FLOATING, accumulation_dtype, autocast_dtype, check_same, check_tensor
 from .._library import Op
 from ..codebook_statistics.op import check_index
@@ -40,6 +42,9 @@ def soft_codebook(
     Raises:
         TypeError, ValueError: wrong dtype, shape or device; on the CPU also a target out of range.
     """
+    arguments = logits, codebook, target, implementation
+    if not is_dynamo_compiling() and (found := _known.call(*arguments)) is not None:
+        return found
     check_tensor("logits", logits, dtype=FLOATING, ndim=2)
     if logits.shape[1] == 0:
         raise ValueError("logits: expected at least 1 code, got shape (N, 0)")
@@ -50,8 +55,15 @@ def soft_codebook(
     if double or autocast_dtype(logits.device.type) is None:
         check_same("dtype", logits=logits, codebook=codebook)
     check_same("device", logits=logits, codebook=codebook, target=target)
-    code, nll, p_target, _ = _soft_codebook(logits, codebook, target, implementation=implementation)
-    return SoftCode(code, None, None) if target is None else SoftCode(code, nll, p_target)
+    return _known.first(arguments, arguments[:-1], _code_alone if target is None else _soft_code)
+
+
+def _soft_code(results: Any) -> SoftCode:
+    return SoftCode(*results[:3])
+
+
+def _code_alone(results: Any) -> SoftCode:
+    return SoftCode(results[0], None, None)
 
 
 def _fake(logits: Tensor, codebook: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
@@ -79,13 +91,14 @@ _soft_codebook = Op(
     check=_check,
 )
 _soft_codebook_backward = Op(
-    # Gradients of logits and codebook; the latter is empty where it is not wanted.
-    "soft_codebook_backward(Tensor grad_code, Tensor grad_nll, Tensor grad_p_target, Tensor logits, Tensor codebook,"
-    " Tensor? target, Tensor code, Tensor normaliser, bool codebook_wanted) -> (Tensor, Tensor)",
+    # Gradients of logits and codebook, empty where they are not wanted.
+    "soft_codebook_backward(Tensor? grad_code, Tensor? grad_nll, Tensor? grad_p_target, Tensor logits,"
+    " Tensor codebook, Tensor? target, Tensor code, Tensor normaliser, bool logits_wanted, bool codebook_wanted)"
+    " -> (Tensor, Tensor)",
     reference=reference.soft_codebook_backward,
-    fake=lambda grad_code, grad_nll, grad_p_target, logits, codebook, target, code, norm, wanted: (
-        logits.new_empty(logits.shape),
-        codebook.new_empty(codebook.shape if wanted else 0),
+    fake=lambda grad_code, grad_nll, grad_p_target, logits, codebook, target, code, norm, *wanted: (
+        logits.new_empty(logits.shape if wanted[0] else 0),
+        codebook.new_empty(codebook.shape if wanted[1] else 0),
     ),
     others={
         "torch": "alit_kernels.soft_codebook.torch_:soft_codebook_backward",
@@ -100,15 +113,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    wanted = bool(ctx.needs_input_grad[1])
-    _, _, target, code, (normaliser, _) = ctx.saved_tensors
-    rows = normaliser if target is not None else normaliser[:0]
-    outputs = zip(grads, (code, rows, rows), strict=False)
-    given = (torch.zeros_like(x) if grad is None else grad for grad, x in outputs)
-    grad_logits, grad_codebook = _soft_codebook_backward(
-        *given, *ctx.saved_tensors, wanted, implementation=ctx.implementation
-    )
-    return grad_logits, grad_codebook if wanted else None, None
+    _, codebook, *_ = saved = ctx.saved_tensors
+    logits_wanted, codebook_wanted, *_ = ctx.needs_input_grad
+    moved = codebook_wanted and grads[0] is not None
+    found: tuple[Tensor | None, ...] = (None, None)
+    if logits_wanted or moved:
+        found = _soft_codebook_backward(
+            *(*grads[:3], *saved, logits_wanted, moved),
+            implementation=ctx.implementation,
+        )
+    still = torch.zeros_like(codebook) if codebook_wanted and not moved else None
+    return found[0] if logits_wanted else None, found[1] if moved else still, None
 
 
 _soft_codebook.register_autograd(_backward, _setup)
+_known = Public(_soft_codebook)

@@ -27,30 +27,38 @@ def soft_codebook(
 
 
 def soft_codebook_backward(
-    grad_code: Tensor,
-    grad_nll: Tensor,
-    grad_p_target: Tensor,
+    grad_code: Tensor | None,
+    grad_nll: Tensor | None,
+    grad_p_target: Tensor | None,
     logits: Tensor,
     codebook: Tensor,
     target: Tensor | None,
     code: Tensor,
     normaliser: Tensor,
+    logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """With g = dcode @ codebook^T: dcodebook = p^T dcode and
     dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot).
 
-    Other implementations take p from the normaliser, and p . g = dcode . code.
+    A gradient that is None is zero; the codebook's is asked for only where there is dcode. Other implementations take p
+    from the normaliser, and p . g = dcode . code.
     """
     dtype = accumulation_dtype(logits)
     p = logits.to(dtype).softmax(-1)
-    grad_code = grad_code.to(dtype)
-    grad_p = grad_code @ codebook.to(dtype).t()
-    grad_logits = p * (grad_p - (p * grad_p).sum(-1, keepdim=True))
-    if target is not None:
-        p_target = p.gather(1, target[:, None])
-        weight = grad_nll[:, None] - p_target * grad_p_target[:, None]
-        grad_logits = (grad_logits + weight * p).scatter_add(1, target[:, None], -weight)
-    if not codebook_wanted:
-        return grad_logits.to(logits.dtype), codebook.new_empty(0)
-    return grad_logits.to(logits.dtype), (p.t() @ grad_code).to(codebook.dtype)
+    grad_logits, grad_codebook = logits.new_empty(0), codebook.new_empty(0)
+    if logits_wanted:
+        grad = torch.zeros_like(p)
+        if grad_code is not None:
+            grad_p = grad_code.to(dtype) @ codebook.to(dtype).t()
+            grad = p * (grad_p - (p * grad_p).sum(-1, keepdim=True))
+        if target is not None:
+            p_target = p.gather(1, target[:, None])
+            weight = torch.zeros_like(p_target) if grad_nll is None else grad_nll[:, None]
+            if grad_p_target is not None:
+                weight = weight - p_target * grad_p_target[:, None]
+            grad = (grad + weight * p).scatter_add(1, target[:, None], -weight)
+        grad_logits = grad.to(logits.dtype)
+    if codebook_wanted and grad_code is not None:
+        grad_codebook = (p.t() @ grad_code.to(dtype)).to(codebook.dtype)
+    return grad_logits, grad_codebook

@@ -39,35 +39,43 @@ def soft_codebook(
 
 
 def soft_codebook_backward(
-    grad_code: Tensor,
-    grad_nll: Tensor,
-    grad_p_target: Tensor,
+    grad_code: Tensor | None,
+    grad_nll: Tensor | None,
+    grad_p_target: Tensor | None,
     logits: Tensor,
     codebook: Tensor,
     target: Tensor | None,
     code: Tensor,
     normaliser: Tensor,
+    logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """The reference's formulas, block by block."""
     rows, codes = logits.shape
-    grad_logits = torch.empty(logits.shape, dtype=logits.dtype)
+    grad_logits = torch.empty(logits.shape if logits_wanted else 0, dtype=logits.dtype)
     grad_codebook = torch.zeros(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
     transposed = codebook.float().t()
     for block in _blocks(rows, codes):
         p = logits[block].softmax(-1, dtype=torch.float32)
-        grad = grad_code[block].float()
-        if codebook_wanted:
-            grad_codebook.addmm_(p.t(), grad)
-        grad_p = grad @ transposed
+        if grad_code is None:
+            grad_p, shift = torch.zeros_like(p), p.new_zeros(())
+        else:
+            grad = grad_code[block].float()
+            if codebook_wanted:
+                grad_codebook.addmm_(p.t(), grad)
+            if not logits_wanted:
+                continue
+            grad_p = grad @ transposed
+            shift = torch.linalg.vecdot(p, grad_p)[:, None]
         # Both terms are p times something less its mean under p, but for the target's own entry.
-        shift = torch.linalg.vecdot(p, grad_p)[:, None]
         if target is not None:
             place = target[block, None]
-            weight = grad_nll[block, None] - p.gather(1, place) * grad_p_target[block, None]
+            weight = 0.0 if grad_nll is None else grad_nll[block, None]
+            if grad_p_target is not None:
+                weight = weight - p.gather(1, place) * grad_p_target[block, None]
             shift = shift - weight
         grad_p.sub_(shift).mul_(p)
-        if target is not None:
+        if target is not None and isinstance(weight, Tensor):
             grad_p.scatter_add_(1, place, -weight)
         grad_logits[block] = grad_p
     return grad_logits, grad_codebook.to(codebook.dtype)

@@ -13,6 +13,7 @@ from . import kernels
 #: Programs wanted of the gradients: codes (of the logits' gradient) and rows (of the codebook's) are split to have as
 #: many, about four and two per multiprocessor.
 LOGITS_PROGRAMS, CODEBOOK_PROGRAMS = 512, 256
+SUMMED = 512  # elements of the codebook's gradient that a program sums over parts of the rows
 
 
 def tile(channels: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
@@ -67,71 +68,85 @@ def soft_codebook(
 
 
 def soft_codebook_backward(
-    grad_code: Tensor,
-    grad_nll: Tensor,
-    grad_p_target: Tensor,
+    grad_code: Tensor | None,
+    grad_nll: Tensor | None,
+    grad_p_target: Tensor | None,
     logits: Tensor,
     codebook: Tensor,
     target: Tensor | None,
     code: Tensor,
     normaliser: Tensor,
+    logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the reference for the formulas."""
     logits, codebook = as_rows(logits), as_rows(codebook)
-    grad_code = as_rows(grad_code.to(codebook.dtype))
+    grad_code = None if grad_code is None else as_rows(grad_code)
+    grad_pitch = 0 if grad_code is None else grad_code.stride(0)
     (rows, codes), channels = logits.shape, codebook.shape[1]
-    grad_logits = torch.empty(rows, codes, dtype=logits.dtype, device=logits.device)
-    if rows == 0:
-        return grad_logits, codebook.new_zeros(codebook.shape if codebook_wanted else 0)
-    code, normaliser = code.contiguous(), normaliser.contiguous()
-    chosen = tile(channels, codebook.dtype, "logits")
-    split = _split(codes, LOGITS_PROGRAMS // cdiv(rows, chosen["BM"]), chosen["BV"])
-    launch(
-        kernels.grad_logits_kernel,
-        (cdiv(rows, chosen["BM"]), cdiv(codes, split)),
-        p_logits=logits,
-        p_codebook=codebook,
-        p_target=None if target is None else target.contiguous(),
-        p_code=code,
-        p_grad_code=grad_code,
-        p_grad_nll=grad_nll.contiguous(),
-        p_grad_p_target=grad_p_target.contiguous(),
-        p_normaliser=normaliser,
-        p_result=grad_logits,
-        rows=rows,
-        codes=codes,
-        channels=channels,
-        logits_pitch=logits.stride(0),
-        codebook_pitch=codebook.stride(0),
-        grad_pitch=grad_code.stride(0),
-        split=split,
-        TARGET=target is not None,
-        **chosen,
-    )
-    if not codebook_wanted:
-        return grad_logits, codebook.new_empty(0)
-    chosen = tile(channels, codebook.dtype, "codebook")
-    tiles = (cdiv(codes, chosen["BV"]), max(1, cdiv(channels, chosen["BC"])))
-    split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), chosen["BM"])
-    parts = cdiv(rows, split)
-    partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
-    launch(
-        kernels.grad_codebook_kernel,
-        (*tiles, parts),
-        p_logits=logits,
-        p_grad_code=grad_code,
-        p_normaliser=normaliser,
-        p_partial=partial,
-        rows=rows,
-        codes=codes,
-        channels=channels,
-        logits_pitch=logits.stride(0),
-        grad_pitch=grad_code.stride(0),
-        split=split,
-        **chosen,
-    )
-    return grad_logits, partial.sum(0).to(codebook.dtype)
+    grad_logits = logits.new_empty(logits.shape if logits_wanted else 0)
+    grad_codebook = codebook.new_empty(codebook.shape if codebook_wanted else 0)
+    normaliser = normaliser.contiguous()
+    if logits_wanted:
+        chosen = tile(channels, codebook.dtype, "logits")
+        split = _split(codes, LOGITS_PROGRAMS // max(1, cdiv(rows, chosen["BM"])), chosen["BV"])
+        launch(
+            kernels.grad_logits_kernel,
+            (cdiv(rows, chosen["BM"]), cdiv(codes, split)),
+            p_logits=logits,
+            p_codebook=codebook,
+            p_target=None if target is None else target.contiguous(),
+            p_code=code.contiguous(),
+            p_grad_code=grad_code,
+            p_grad_nll=None if grad_nll is None else grad_nll.contiguous(),
+            p_grad_p_target=None if grad_p_target is None else grad_p_target.contiguous(),
+            p_normaliser=normaliser,
+            p_result=grad_logits,
+            rows=rows,
+            codes=codes,
+            channels=channels,
+            logits_pitch=logits.stride(0),
+            codebook_pitch=codebook.stride(0),
+            grad_pitch=grad_pitch,
+            split=split,
+            TARGET=target is not None,
+            **chosen,
+        )
+    if codebook_wanted:
+        chosen = tile(channels, codebook.dtype, "codebook")
+        tiles = (cdiv(codes, chosen["BV"]), max(1, cdiv(channels, chosen["BC"])))
+        split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), chosen["BM"])
+        parts = cdiv(rows, max(1, split))
+        partial = grad_codebook
+        if parts != 1:
+            partial = torch.empty(parts, codes, channels, dtype=torch.float32, device=logits.device)
+        launch(
+            kernels.grad_codebook_kernel,
+            (*tiles, parts),
+            p_logits=logits,
+            p_grad_code=grad_code,
+            p_normaliser=normaliser,
+            p_partial=partial,
+            rows=rows,
+            codes=codes,
+            channels=channels,
+            logits_pitch=logits.stride(0),
+            grad_pitch=grad_pitch,
+            split=split,
+            **chosen,
+        )
+        if parts != 1:
+            elements = codes * channels
+            launch(
+                kernels.sum_parts_kernel,
+                (cdiv(elements, SUMMED),),
+                p_partial=partial,
+                p_result=grad_codebook,
+                parts=parts,
+                elements=elements,
+                BLOCK=SUMMED,
+            )
+    return grad_logits, grad_codebook
 
 
 def _split(size: int, parts: int, step: int) -> int:

@@ -20,7 +20,7 @@ def record(recorder: Recorder) -> None:
                     quantized, index, loss, *_ = vector_quantize(
                         z, codebook, some, metric, 0.25, "ieee"
                     )
-                    vector_quantize_backward(
-                        *(quantized, loss, loss, loss, z, codebook, index, some, metric),
-                        *(0.25, True),
-                    )
+                    saved = z, codebook, index, some, metric, 0.25
+                    vector_quantize_backward(quantized, loss, None, None, *saved, True, True)
+                with recorder(f"d={dim} {TYPES[dtype]}{masked}, moving average"):
+                    vector_quantize_backward(quantized, None, loss, None, *saved, True, False)

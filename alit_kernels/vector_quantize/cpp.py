@@ -39,27 +39,27 @@ def vector_quantize(
 
 
 def vector_quantize_backward(
-    grad_quantized: Tensor,
-    grad_loss: Tensor,
-    grad_commitment: Tensor,
-    grad_codebook: Tensor,
+    grad_quantized: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_commitment: Tensor | None,
+    grad_codebook: Tensor | None,
     z: Tensor,
     codebook: Tensor,
     index: Tensor,
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Deterministic whatever is asked for: atomics would not be faster here."""
+    losses = grad_loss, grad_commitment, grad_codebook
     grad_z = torch.empty(z.shape, dtype=z.dtype)
     grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)
     index, mask = index.contiguous(), None if mask is None else mask.contiguous()
     core().quantize_backward(
-        matrix(grad_quantized),
-        float(grad_loss),
-        float(grad_commitment),
-        float(grad_codebook),
+        matrix(torch.zeros_like(z) if grad_quantized is None else grad_quantized),
+        *(0.0 if grad is None else float(grad) for grad in losses),
         matrix(z),
         matrix(codebook),
         pointer(index),
@@ -70,4 +70,4 @@ def vector_quantize_backward(
         pointer(grad_codes if codebook_wanted else None),
         threads(),
     )
-    return grad_z, grad_codes
+    return grad_z if z_wanted else z.new_empty(0), grad_codes

@@ -1,8 +1,7 @@
-"""Triton kernels of vector quantization: one pass for gather and losses; backward one pass for z, sorted runs for the
-codebook (see codebook_statistics/kernels.py).
+"""Triton kernels of vector quantization: one pass for gather and losses; backward one launch for z and the codebook, of
+rows that are in the order of their codes (see codebook_statistics/kernels.py).
 
-Losses are summed in two stages of fixed order, block sums and their sum. The codebook's gradient uses no
-atomics: the sort is the price of short keys, and nothing has shown atomics to be faster.
+Losses are summed in two stages of fixed order, block sums and their sum.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..codebook_statistics.kernels import sum_of_code
-
-EPSILON = tl.constexpr(1e-12)
+from ..codebook_statistics.kernels import sum_of_group
+from ..nearest_codeword.kernels import EPSILON, norms, units, wide_units
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -26,7 +24,9 @@ def gather_kernel(
     p_count,
     rows,
     z_pitch,
+    codes_pitch,
     D: tl.constexpr,
+    COSINE: tl.constexpr,
     MASKED: tl.constexpr,
     BM: tl.constexpr,
     BD: tl.constexpr,
@@ -41,9 +41,15 @@ def gather_kernel(
         m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
     m_tile = m_row[:, None] & (o_dim < D)[None, :]
     o_code = tl.load(p_index + o_row, mask=m_row, other=0)
-    b_q = tl.load(p_codes + o_code[:, None] * D + o_dim[None, :], mask=m_tile, other=0.0)
+    p_tile = p_codes + o_code[:, None] * codes_pitch + o_dim[None, :]
+    b_q = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
     b_z = tl.load(p_z + o_row[:, None] * z_pitch + o_dim[None, :], mask=m_tile, other=0.0)
-    b_step = b_q.to(tl.float32) - b_z.to(tl.float32)
+    b_z = b_z.to(tl.float32)
+    if COSINE:
+        b_step = (wide_units(b_q) - wide_units(b_z)).to(tl.float32)
+        b_q = units(b_q)
+    else:
+        b_step = b_q - b_z
     tl.store(p_partial + block, tl.sum(tl.sum(b_step * b_step, 1), 0))
     tl.store(p_count + block, tl.sum(m_row.to(tl.int32), 0))
     m_tile = m_stored[:, None] & (o_dim < D)[None, :]
@@ -79,48 +85,62 @@ def losses_kernel(
 
 
 @triton.jit
-def _through_unit(b_grad, b_x, b_norm):
+def _through_unit(b_grad, b_x):
     """Gradient through x / max(norm, eps) of rows: (g - u (u . g)) / norm, and g / eps where the norm is below eps."""
-    b_safe = tl.broadcast_to(tl.maximum(b_norm, EPSILON)[:, None], b_x.shape)
-    b_u = tl.div_rn(b_x, b_safe)  # in one dimension exactly 1 or -1, and the gradient exactly 0
+    b_norm = norms(b_x).to(tl.float32)
+    b_u = units(b_x)  # in one dimension exactly 1 or -1, and the gradient exactly 0
     b_along = tl.where(b_norm > EPSILON, tl.sum(b_u * b_grad, 1), 0.0)[:, None]
-    return (b_grad - b_u * b_along) / b_safe
+    return (b_grad - b_u * b_along) / b_norm[:, None]
 
 
 @triton.jit
-def _slope(p_count, elements, dim, MASKED: tl.constexpr):
+def _slope(p_taking, taking, elements, D: tl.constexpr, MASKED: tl.constexpr, BT: tl.constexpr):
     """2 / M, M the number of elements that take part."""
     if MASKED:
-        return 2.0 / tl.maximum(tl.load(p_count) * dim, 1).to(tl.float32)
+        b_taking = tl.zeros([BT], tl.int64)
+        for start in range(0, taking, BT):
+            o_block = start + tl.arange(0, BT)
+            b_taking += tl.load(p_taking + o_block, mask=o_block < taking, other=0)
+        return 2.0 / tl.maximum(tl.sum(b_taking, 0) * D, 1).to(tl.float32)
     else:
         return 2.0 / elements
 
 
 @triton.jit(do_not_specialize=["rows"])
-def grad_z_kernel(
+def count_kernel(p_mask, p_taking, rows, BN: tl.constexpr):
+    """How many rows of a block take part."""
+    o_row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
+    b_mask = tl.load(p_mask + o_row, mask=o_row < rows, other=0)
+    tl.store(p_taking + tl.program_id(0), tl.sum((b_mask != 0).to(tl.int32), 0))
+
+
+@triton.jit
+def _scalar(p_x):
+    return 0.0 if p_x is None else tl.load(p_x)
+
+
+@triton.jit
+def _grad_z(
+    block,
+    to_z,
     p_grad,
-    p_grad_loss,
-    p_grad_commitment,
     p_z,
     p_codes,
     p_index,
     p_mask,
-    p_count,
-    p_norm,
     p_result,
     rows,
     grad_pitch,
     z_pitch,
-    elements,
-    commitment,
+    codes_pitch,
     D: tl.constexpr,
     COSINE: tl.constexpr,
     MASKED: tl.constexpr,
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """du = dquantized + 2 c (u - q) dcommitment / M; under cosine through the normalisation, norms are stored."""
-    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    """du = dquantized + to_z (u - q), under cosine through the normalisation, of a block of rows."""
+    o_row = block.to(tl.int64) * BM + tl.arange(0, BM)
     o_dim = tl.arange(0, BD)
     m_stored = o_row < rows
     m_row = m_stored
@@ -128,55 +148,86 @@ def grad_z_kernel(
         m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
     m_tile = m_row[:, None] & (o_dim < D)[None, :]
     o_code = tl.load(p_index + o_row, mask=m_row, other=0)
-    b_q = tl.load(p_codes + o_code[:, None] * D + o_dim[None, :], mask=m_tile, other=0.0)
+    p_tile = p_codes + o_code[:, None] * codes_pitch + o_dim[None, :]
+    b_q = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
     p_tile = p_z + o_row[:, None] * z_pitch + o_dim[None, :]
     b_z = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-    p_tile = p_grad + o_row[:, None] * grad_pitch + o_dim[None, :]
-    b_grad = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-    scale = _slope(p_count, elements, D, MASKED)
-    scale *= commitment * (tl.load(p_grad_loss) + tl.load(p_grad_commitment))
+    b_grad = to_z * ((units(b_z) - units(b_q)) if COSINE else (b_z - b_q))
+    if p_grad is not None:
+        p_tile = p_grad + o_row[:, None] * grad_pitch + o_dim[None, :]
+        b_grad += tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
     if COSINE:
-        b_norm = tl.sqrt_rn(tl.sum(b_z * b_z, 1))
-        b_u = tl.div_rn(b_z, tl.broadcast_to(tl.maximum(b_norm, EPSILON)[:, None], b_z.shape))
-        b_grad = _through_unit(b_grad + scale * (b_u - b_q), b_z, b_norm)
-        tl.store(p_norm + o_row, tl.maximum(b_norm, EPSILON), mask=m_stored)
-    else:
-        b_grad += scale * (b_z - b_q)
+        b_grad = _through_unit(b_grad, b_z)
     m_tile = m_stored[:, None] & (o_dim < D)[None, :]
     b_grad = tl.where(m_row[:, None], b_grad, 0.0)
     p_tile = p_result + o_row[:, None] * D + o_dim[None, :]
     tl.store(p_tile, b_grad.to(p_result.dtype.element_ty), mask=m_tile)
 
 
-@triton.jit
-def grad_codes_kernel(
-    p_partial,
-    p_bounds,
+@triton.jit(do_not_specialize=["rows", "blocks", "codes", "groups", "taking"])
+def grad_kernel(
+    p_z,
+    p_codes,
+    p_index,
+    p_mask,
+    p_grad,
     p_grad_loss,
+    p_grad_commitment,
     p_grad_codebook,
-    p_codebook,
-    p_count,
-    p_result,
+    p_order,
+    p_table,
+    p_partial,
+    p_taking,
+    p_grad_z,
+    p_grad_codes,
+    rows,
+    blocks,
+    codes,
+    groups,
+    taking,
     elements,
-    codebook_pitch,
+    commitment,
+    z_pitch,
+    codes_pitch,
+    grad_pitch,
     D: tl.constexpr,
     COSINE: tl.constexpr,
     MASKED: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CODEBOOK: tl.constexpr,
+    LONG: tl.constexpr,
+    KB: tl.constexpr,
+    BN: tl.constexpr,
+    BT: tl.constexpr,
     BR: tl.constexpr,
+    BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """dq = 2 (q - u) dcodebook / M summed over one code's vectors; under cosine through the normalisation."""
-    code = tl.program_id(0)
-    o_dim = tl.arange(0, BD)
-    scale = _slope(p_count, elements, D, MASKED)
-    scale *= tl.load(p_grad_loss) + tl.load(p_grad_codebook)
-    _, b_sum = sum_of_code(p_partial, p_bounds, code, D, CHUNK, BR, BD)
-    b_grad = b_sum * scale
-    if COSINE:
-        p_row = p_codebook + code.to(tl.int64) * codebook_pitch + o_dim
-        b_code = tl.load(p_row, mask=o_dim < D, other=0.0).to(tl.float32)[None, :]
-        b_norm = tl.sqrt_rn(tl.sum(b_code * b_code, 1))
-        b_grad = tl.sum(_through_unit(b_grad[None, :], b_code, b_norm), 0)
-    b_grad = b_grad.to(p_result.dtype.element_ty)
-    tl.store(p_result + code.to(tl.int64) * D + o_dim, b_grad, mask=o_dim < D)
+    """The gradient of a group of codes, dq = 2 (q - u) dcodebook / M summed over their vectors; or, in programs behind
+    those of groups, of a block of z, with 2 c (u - q) dcommitment / M.
+    """
+    program = tl.program_id(0)
+    block = program
+    if CODEBOOK:
+        block -= groups
+        if program < groups:
+            _, b_sum = sum_of_group(
+                program, p_index, p_z, p_codes, p_order, p_table, p_partial, blocks, groups,
+                z_pitch, codes_pitch, D, True, COSINE, LONG, KB, BN, BT, BR, BD,
+            )  # fmt: skip
+            slope = _slope(p_taking, taking, elements, D, MASKED, BT)
+            b_grad = b_sum * (slope * (_scalar(p_grad_loss) + _scalar(p_grad_codebook)))
+            o_code, o_dim = program * KB + tl.arange(0, KB), tl.arange(0, BD)
+            m_tile = (o_code < codes)[:, None] & (o_dim < D)[None, :]
+            if COSINE:
+                p_tile = p_codes + o_code[:, None].to(tl.int64) * codes_pitch + o_dim[None, :]
+                b_code = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
+                b_grad = _through_unit(b_grad, b_code)
+            p_tile = p_grad_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
+            tl.store(p_tile, b_grad.to(p_grad_codes.dtype.element_ty), mask=m_tile)
+    if block >= 0:
+        slope = _slope(p_taking, taking, elements, D, MASKED, BT)
+        to_z = slope * (commitment * (_scalar(p_grad_loss) + _scalar(p_grad_commitment)))
+        _grad_z(
+            block, to_z, p_grad, p_z, p_codes, p_index, p_mask, p_grad_z, rows, grad_pitch,
+            z_pitch, codes_pitch, D, COSINE, MASKED, BM, BD,
+        )  # fmt: skip

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
+from .._calls import Public
 from .._checks import accumulation_dtype, check_number, check_same, check_tensor
 from .._library import Op
 from ..nearest_codeword.op import check_codebook, for_search
@@ -61,23 +63,21 @@ def vector_quantize(
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
-    check_codebook(z, codebook, metric, precision)
-    z, codebook = for_search(z, codebook)
-    if mask is not None:
-        check_tensor("mask", mask, dtype=torch.bool, shape=z.shape[:-1])
-        check_same("device", z=z, mask=mask)
-    rows = z if z.ndim > 1 else z[None]
-    rows_mask = mask if mask is None or mask.ndim else mask[None]
-    quantized, index, loss, commitment_loss, codebook_loss = _vector_quantize(
-        rows,
-        codebook,
-        rows_mask,
-        metric,
-        check_number("commitment", commitment),
-        precision,
-        implementation=implementation,
-    )
-    quantized, index = quantized.view(z.shape), index.view(z.shape[:-1])
+    arguments = z, codebook, mask, metric, commitment, precision, implementation
+    found: Any = None if is_dynamo_compiling() else _known.call(*arguments)
+    if found is None:
+        check_codebook(z, codebook, metric, precision)
+        z, codebook = for_search(z, codebook)
+        if mask is not None:
+            check_tensor("mask", mask, dtype=torch.bool, shape=z.shape[:-1])
+            check_same("device", z=z, mask=mask)
+        rows = z if z.ndim > 1 else z[None]
+        rows_mask = mask if mask is None or mask.ndim else mask[None]
+        options = metric, check_number("commitment", commitment), precision
+        found = _known.first(arguments, (rows, codebook, rows_mask, *options))
+        if z.ndim == 1:
+            found = [found[0][0], found[1][0], *found[2:]]
+    quantized, index, loss, commitment_loss, codebook_loss = found
     return VectorQuantized(quantized, index, loss, commitment_loss, codebook_loss, mask)
 
 
@@ -97,13 +97,13 @@ _vector_quantize = Op(
     },
 )
 _vector_quantize_backward = Op(
-    # Gradients of z and codebook; the latter is empty where it is not wanted: one learned by moving averages has none.
-    "vector_quantize_backward(Tensor grad_quantized, Tensor grad_loss, Tensor grad_commitment, Tensor grad_codebook,"
-    " Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment,"
-    " bool codebook_wanted) -> (Tensor, Tensor)",
+    # Gradients of z and codebook, empty where they are not wanted: a codebook learned by moving averages has none.
+    "vector_quantize_backward(Tensor? grad_quantized, Tensor? grad_loss, Tensor? grad_commitment,"
+    " Tensor? grad_codebook, Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment,"
+    " bool z_wanted, bool codebook_wanted) -> (Tensor, Tensor)",
     reference=reference.vector_quantize_backward,
     fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
-        z.new_empty(z.shape),
+        z.new_empty(z.shape if rest[-2] else 0),
         codebook.new_empty(codebook.shape if rest[-1] else 0),
     ),
     others={
@@ -119,23 +119,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, grad_quantized: Any, _: Any, *grad_losses: Any) -> tuple[Any, ...]:
-    wanted, (z, *saved) = bool(ctx.needs_input_grad[1]), ctx.saved_tensors
-    zero = (
-        z.new_zeros((), dtype=accumulation_dtype(z))
-        if any(x is None for x in grad_losses)
-        else None
-    )
-    grad_z, grad_codes = _vector_quantize_backward(
-        torch.zeros_like(z) if grad_quantized is None else grad_quantized,
-        *(zero if grad is None else grad for grad in grad_losses),
-        z,
-        *saved,
-        ctx.metric,
-        ctx.commitment,
-        wanted,
-        implementation=ctx.implementation,
-    )
-    return grad_z, grad_codes if wanted else None, *[None] * 4
+    _, codebook, *_ = saved = ctx.saved_tensors
+    z_wanted, codebook_wanted, *_ = ctx.needs_input_grad
+    moved = codebook_wanted and (grad_losses[0] is not None or grad_losses[2] is not None)
+    found: tuple[Tensor | None, ...] = (None, None)
+    if z_wanted or moved:
+        found = _vector_quantize_backward(
+            *(grad_quantized, *grad_losses, *saved, ctx.metric, ctx.commitment),
+            *(z_wanted, moved),
+            implementation=ctx.implementation,
+        )
+    still = torch.zeros_like(codebook) if codebook_wanted and not moved else None
+    return found[0] if z_wanted else None, found[1] if moved else still, *[None] * 4
 
 
 _vector_quantize.register_autograd(_backward, _setup)
+_known = Public(_vector_quantize)

@@ -37,41 +37,49 @@ def vector_quantize(
 
 
 def vector_quantize_backward(
-    grad_quantized: Tensor,
-    grad_loss: Tensor,
-    grad_commitment: Tensor,
-    grad_codebook: Tensor,
+    grad_quantized: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_commitment: Tensor | None,
+    grad_codebook: Tensor | None,
     z: Tensor,
     codebook: Tensor,
     index: Tensor,
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M.
 
-    ``quantized`` passes no gradient to the codes.
+    ``quantized`` passes no gradient to the codes. A gradient that is None is zero.
     """
+    grad_z, grad_codes = z.new_empty(0), codebook.new_empty(0)
     u, codes = _prepared(z, metric), _prepared(codebook, metric)
     slope = _masked(codes[index] - u, mask) * (2 / _elements(z, mask))
-    to_z = commitment * (grad_loss + grad_commitment)
-    grad_u = _masked(grad_quantized.to(u.dtype), mask) - slope * to_z
-    if metric == "cosine":
-        grad_u = _through_unit(grad_u, z, mask)
-    grad_z = grad_u.to(z.dtype).contiguous()
-    if not codebook_wanted:
-        return grad_z, codebook.new_empty(0)
-    grad_q = (slope * (grad_loss + grad_codebook)).flatten(0, -2)
-    # At float64 the CPU adds in order, at float32 with atomics: only the former is deterministic.
-    wide = torch.float32 if z.device.type == "mps" else torch.float64
-    grad_codes = torch.zeros_like(codes, dtype=wide).index_put(
-        (index.flatten(),), grad_q.to(wide), accumulate=True
-    )
-    grad_codes = grad_codes.to(codes.dtype)
-    if metric == "cosine":
-        grad_codes = _through_unit(grad_codes, codebook, None)
-    return grad_z, grad_codes.to(codebook.dtype).contiguous()
+    if z_wanted:
+        grad_u = -slope * (commitment * _sum(grad_loss, grad_commitment))
+        if grad_quantized is not None:
+            grad_u = grad_u + _masked(grad_quantized.to(u.dtype), mask)
+        if metric == "cosine":
+            grad_u = _through_unit(grad_u, z, mask)
+        grad_z = grad_u.to(z.dtype).contiguous()
+    if codebook_wanted:
+        grad_q = (slope * _sum(grad_loss, grad_codebook)).flatten(0, -2)
+        # At float64 the CPU adds in order, at float32 with atomics: only the former is deterministic.
+        wide = torch.float32 if z.device.type == "mps" else torch.float64
+        grad_codes = torch.zeros_like(codes, dtype=wide).index_put(
+            (index.flatten(),), grad_q.to(wide), accumulate=True
+        )
+        grad_codes = grad_codes.to(codes.dtype)
+        if metric == "cosine":
+            grad_codes = _through_unit(grad_codes, codebook, None)
+        grad_codes = grad_codes.to(codebook.dtype).contiguous()
+    return grad_z, grad_codes
+
+
+def _sum(*grads: Tensor | None) -> Tensor | float:
+    return sum(grad for grad in grads if grad is not None)
 
 
 def _prepared(x: Tensor, metric: str) -> Tensor:

@@ -1,7 +1,5 @@
-"""The op's implementation ``triton``: search, one pass for gather and losses; one for dz, sorted runs for the codebook.
-
-Under "cosine" vectors and codes are normalised by torch before the search, bit for bit as in the reference, since the
-exactness bound speaks of the normalised vectors.
+"""The op's implementation ``triton``: search, one pass for gather and losses; one for both gradients, of rows in the
+order of their codes.
 """
 
 from __future__ import annotations
@@ -9,11 +7,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._triton import as_rows, cdiv, launch
-from .._vectors import unit
-from ..codebook_statistics.triton_ import CHUNK, chunk_sums, runs, tile
+from .._triton import as_rows, cdiv, launch, next_power_of_2
+from ..codebook_statistics.triton_ import BLOCK, not_ordered, ordered
 from ..nearest_codeword.triton_ import search
 from . import kernels
+
+
+def _rows_of_a_block(dim: int) -> int:
+    return max(1, min(128, 2048 // next_power_of_2(max(1, dim))))
 
 
 def vector_quantize(
@@ -25,13 +26,12 @@ def vector_quantize(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`alit_kernels.vector_quantize`."""
-    cosine = metric == "cosine"
-    u, codes = (unit(z), unit(codebook)) if cosine else (z, codebook.contiguous())
-    u, flat_mask = as_rows(u), None if mask is None else mask.reshape(-1).contiguous()
-    rows, dim = u.shape
-    index = search(u, codes, precision, flat_mask)
+    flat_mask = None if mask is None else mask.reshape(-1).contiguous()
+    flat, codebook = as_rows(z), as_rows(codebook)
+    rows, dim = flat.shape
+    index = search(flat, codebook, metric, precision, flat_mask)
     quantized = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    height, width = tile(dim)
+    height = _rows_of_a_block(dim)
     blocks = cdiv(rows, height)
     partial = torch.empty(blocks, dtype=torch.float32, device=z.device)
     count = torch.empty(blocks, dtype=torch.int32, device=z.device)
@@ -41,19 +41,21 @@ def vector_quantize(
     launch(
         kernels.gather_kernel,
         (blocks,),
-        p_z=u,
-        p_codes=codes,
+        p_z=flat,
+        p_codes=codebook,
         p_index=index,
         p_mask=flat_mask,
         p_quantized=quantized,
         p_partial=partial,
         p_count=count,
         rows=rows,
-        z_pitch=u.stride(0),
+        z_pitch=flat.stride(0),
+        codes_pitch=codebook.stride(0),
         D=dim,
+        COSINE=metric == "cosine",
         MASKED=mask is not None,
         BM=height,
-        BD=width,
+        BD=next_power_of_2(max(1, dim)),
     )
     launch(
         kernels.losses_kernel,
@@ -72,76 +74,72 @@ def vector_quantize(
 
 
 def vector_quantize_backward(
-    grad_quantized: Tensor,
-    grad_loss: Tensor,
-    grad_commitment: Tensor,
-    grad_codebook: Tensor,
+    grad_quantized: Tensor | None,
+    grad_loss: Tensor | None,
+    grad_commitment: Tensor | None,
+    grad_codebook: Tensor | None,
     z: Tensor,
     codebook: Tensor,
     index: Tensor,
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the reference for the formulas."""
-    cosine, masked = metric == "cosine", mask is not None
-    codes = unit(codebook) if cosine else codebook.float()
-    codes, codebook = codes.contiguous(), as_rows(codebook)
-    flat, grad = as_rows(z), as_rows(grad_quantized)
-    flat_index = index.reshape(-1).contiguous()
-    flat_mask = mask.reshape(-1).contiguous() if mask is not None else None
-    (rows, dim), num_codes = flat.shape, codebook.shape[0]
-    elements = float(max(1, z.numel()))
-    height, width = tile(dim)
-    grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    norm = torch.empty(rows, dtype=torch.float32, device=z.device) if cosine else None
-    count = None if flat_mask is None else flat_mask.sum()
+    flat, codebook = as_rows(z), as_rows(codebook)
+    grad = None if grad_quantized is None else as_rows(grad_quantized)
+    index = index.reshape(-1).contiguous()
+    mask = None if mask is None else mask.reshape(-1).contiguous()
+    rows, dim = flat.shape
+    grad_z = z.new_empty(z.shape if z_wanted else 0)
+    grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)
+    taking: Tensor | None
+    if codebook_wanted:
+        sums, taking = ordered(
+            *(index, mask, flat, len(codebook)), codebook=codebook, normalised=metric == "cosine"
+        )
+    else:
+        sums = not_ordered(index, flat)
+        taking = None if mask is None else _taking_part(mask)
+    height = _rows_of_a_block(dim)
     launch(
-        kernels.grad_z_kernel,
-        (cdiv(rows, height),),
+        kernels.grad_kernel,
+        (sums["groups"] + (cdiv(rows, height) if z_wanted else 0),),
+        **sums,
+        p_codes=codebook,
+        p_mask=mask,
         p_grad=grad,
         p_grad_loss=grad_loss,
         p_grad_commitment=grad_commitment,
-        p_z=flat,
-        p_codes=codes,
-        p_index=flat_index,
-        p_mask=flat_mask,
-        p_count=count,
-        p_norm=norm,
-        p_result=grad_z,
-        rows=rows,
-        grad_pitch=grad.stride(0),
-        z_pitch=flat.stride(0),
-        elements=elements,
-        commitment=commitment,
-        D=dim,
-        COSINE=cosine,
-        MASKED=masked,
-        BM=height,
-        BD=width,
-    )
-    if not codebook_wanted:
-        return grad_z, codebook.new_empty(0)
-    grad_codes = torch.empty(codebook.shape, dtype=codebook.dtype, device=z.device)
-    run = runs(flat_index, num_codes, flat_mask)
-    launch(
-        kernels.grad_codes_kernel,
-        (num_codes,),
-        p_partial=chunk_sums(flat, run, norm=norm, codes=codes),
-        p_bounds=run.bounds,
-        p_grad_loss=grad_loss,
         p_grad_codebook=grad_codebook,
-        p_codebook=codebook,
-        p_count=count,
-        p_result=grad_codes,
-        elements=elements,
-        codebook_pitch=codebook.stride(0),
-        D=dim,
-        COSINE=cosine,
-        MASKED=masked,
-        CHUNK=CHUNK,
-        BR=height,
-        BD=width,
+        p_taking=taking,
+        p_grad_z=grad_z,
+        p_grad_codes=grad_codes,
+        rows=rows,
+        taking=cdiv(rows, BLOCK),
+        elements=float(max(1, z.numel())),
+        commitment=commitment,
+        codes_pitch=codebook.stride(0),
+        grad_pitch=0 if grad is None else grad.stride(0),
+        COSINE=metric == "cosine",
+        MASKED=mask is not None,
+        CODEBOOK=codebook_wanted,
+        BM=height,
     )
     return grad_z, grad_codes
+
+
+def _taking_part(mask: Tensor) -> Tensor:
+    """How many rows of each block take part."""
+    taking = torch.empty(cdiv(len(mask), BLOCK), dtype=torch.int32, device=mask.device)
+    launch(
+        kernels.count_kernel,
+        (len(taking),),
+        p_mask=mask,
+        p_taking=taking,
+        rows=len(mask),
+        BN=BLOCK,
+    )
+    return taking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,17 +23,30 @@ from tests.helpers.targets import Target, targets
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EVERYWHERE = pytest.mark.parametrize("target", targets("cpp", "triton"))
 needs_core = pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
-Search = Callable[..., Tensor]
 ByProducts = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Search(NamedTuple):
+    """The search in one implementation, where that runs; its index on the CPU."""
+
+    implementation: str
+    device: str
+
+    def __call__(self, z: Tensor, codebook: Tensor, metric: str = "euclidean") -> Tensor:
+        z, codebook = z.to(self.device), codebook.to(self.device)
+        return nearest_codeword(
+            z, codebook, metric=metric, implementation=self.implementation
+        ).cpu()
+
+    def unit(self, x: Tensor) -> Tensor:
+        """What it searches for "cosine": Triton's kernels normalise in float64, and round."""
+        wide = torch.float64 if self.implementation == "triton" else torch.float32
+        return normalize(x.to(wide), dim=-1).float()
 
 
 @pytest.fixture(params=targets("cpp", "triton"))
 def search(request: pytest.FixtureRequest) -> Search:
-    """The search in one implementation, where that runs; its index on the CPU."""
-    name, device = request.param
-    return lambda z, codebook, **options: nearest_codeword(
-        z.to(device), codebook.to(device), implementation=name, **options
-    ).cpu()
+    return Search(*request.param)
 
 
 @pytest.fixture(params=targets("triton")[1:])
@@ -44,7 +58,9 @@ def by_products(request: pytest.FixtureRequest) -> ByProducts:
     def run(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         index = torch.full((len(z),), -1, device=device)
         doubt = torch.zeros(len(z), dtype=torch.bool, device=device)
-        triton_.by_products(z.to(device), codebook.to(device), None, index, doubt)
+        wanted = {"cosine": False, "columns": False, "norms": True}
+        searched = triton_.prepare(z.to(device), codebook.to(device), **wanted)
+        triton_.by_products(searched, None, index, doubt)
         return index.cpu(), doubt.cpu()
 
     return run
@@ -57,7 +73,7 @@ def test_search_is_exact(case: Case, dtype: torch.dtype, metric: str, search: Se
     z, codebook, _ = make(case, dtype=dtype)
     index = search(z, codebook, metric=metric)
     if metric == "cosine":
-        z, codebook = normalize(z.float(), dim=-1), normalize(codebook.float(), dim=-1)
+        z, codebook = search.unit(z), search.unit(codebook)
     assert_exact_nearest(index, z, codebook)
 
 

@@ -117,9 +117,37 @@ def test_codes_that_are_not_there(target: Target) -> None:
     assert code.isfinite().all()
     ones = torch.ones(9, device=target.device)
     gradient, _ = triton_.soft_codebook_backward(
-        *(code, ones, ones, logits, codebook, true_code, code, normaliser, False)
+        *(code, ones, ones, logits, codebook, true_code, code, normaliser, True, False)
     )
     assert torch.equal(gradient.isfinite().all(1), there)
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("used", ("code", "nll", "p_target", "nll p_target"))
+@pytest.mark.parametrize("wanted", ((True, True), (True, False), (False, True)))
+def test_what_nobody_asks_for_changes_nothing(
+    wanted: tuple[bool, bool], used: str, target: Target
+) -> None:
+    """Outputs that no loss is made of, and inputs that want no gradient."""
+    logits, codebook, true_code = make(Case(40, 20, 8), device=target.device)
+
+    def gradients(wanted: tuple[bool, bool], implementation: str) -> list[Tensor | None]:
+        leaves = [
+            x.detach().clone().requires_grad_(w)
+            for x, w in zip((logits, codebook), wanted, strict=True)
+        ]
+        result = soft_codebook(*leaves, true_code, implementation=implementation)
+        loss = sum(getattr(result, name).square().sum() for name in used.split())
+        loss.backward()
+        return [leaf.grad for leaf in leaves]
+
+    expected = gradients((True, True), "reference")
+    for found, whole, asked in zip(
+        gradients(wanted, target.implementation), expected, wanted, strict=True
+    ):
+        assert (found is not None) == asked
+        if found is not None:
+            torch.testing.assert_close(found, whole)
 
 
 @EVERYWHERE

@@ -79,17 +79,66 @@ def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
         torch.testing.assert_close(a.cpu(), e)
 
 
-@pytest.mark.parametrize("num_codes", (5, 2**15 - 2, 2**15 - 1, 2**15, 70000))
-def test_runs_of_many_codes(num_codes: int) -> None:
-    """Sorted as 16-bit integers where the codes and the mark of masked vectors are."""
+LAYOUTS = {
+    "even": lambda index: index,
+    "one code": lambda index: torch.full_like(index, 36),
+    "half in one code": lambda index: torch.where(torch.arange(len(index)) % 2 > 0, index, 5),
+    "two codes": lambda index: 35 + index % 2,
+    "sorted": lambda index: index.sort()[0],
+}
+
+
+@pytest.mark.parametrize("dim", (1, 12, 100))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("target", targets("cpp", "triton")[1:])
+def test_statistics_are_float64_sums_rounded_once(layout: str, dim: int, target: Target) -> None:
+    """However the vectors are spread."""
+    rows, codes = 600, 37
+    index, mask = LAYOUTS[layout](torch.randint(codes, (rows,))), torch.rand(rows) > 0.2
+    z = 1e3 * torch.randn(rows, dim)
+    for some in (None, mask):
+        there = [None if x is None else x.to(target.device) for x in (index, z, some)]
+        found = codebook_statistics(
+            *there[:2], codes, mask=there[2], implementation=target.implementation
+        )
+        expected = codebook_statistics(index, z, codes, mask=some, implementation="reference")
+        for a, e in zip(found, expected, strict=True):
+            assert torch.equal(a.cpu(), e)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_statistics_of_many_small_blocks(
+    layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of several steps of blocks, and of several steps of rows and of sums in each."""
     triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
-    index = torch.cat([torch.randint(num_codes, (50,)), torch.tensor([num_codes - 1, 0])])
-    mask = torch.arange(52) % 5 > 0
-    order, bounds = triton_.runs(index, num_codes, mask)
-    counts = index[mask].bincount(minlength=num_codes)
-    assert torch.equal(bounds.diff().long(), counts) and bounds[0] == 0
-    used = order[: bounds[-1]]
-    assert torch.equal(used, torch.where(mask, index, num_codes).sort(stable=True)[1][: len(used)])
+    sizes = {"BLOCK": 32, "LONG": 4, "COMPARED": 16, "BLOCKS": 8, "SUMS": 64}
+    for name, size in sizes.items():
+        monkeypatch.setattr(triton_, name, size)
+    index, mask = LAYOUTS[layout](torch.randint(37, (600,))), torch.rand(600) > 0.2
+    z = 1e3 * torch.randn(600, 12)
+    there = [x.to(target.device) for x in (index, z, mask)]
+    found = triton_.codebook_statistics(*there[:2], 37, there[2])
+    expected = codebook_statistics(index, z, 37, mask=mask, implementation="reference")
+    for a, e in zip(found, expected, strict=True):
+        assert torch.equal(a.cpu(), e)
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_keys_of_very_many_codes_are_64_bits_wide(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
+    codes = 2**23 * triton_.tile(100)["KB"]
+    launched = []
+    monkeypatch.setattr(
+        triton_, "launch", lambda kernel, grid, **arguments: launched.append(arguments)
+    )
+    index = torch.zeros(3, dtype=torch.int64, device=target.device)
+    for number, dtype in ((codes - 512, torch.int32), (codes, torch.int64)):
+        triton_.ordered(index, None, torch.zeros(3, 100, device=target.device), number)
+        assert launched.pop()["p_order"].dtype == dtype
 
 
 def test_wrong_statistics_arguments() -> None:
@@ -168,7 +217,7 @@ def test_a_codebook_that_wants_no_gradient(metric: str, target: Target) -> None:
     index = torch.zeros(7, dtype=torch.int64, device=target.device)
     _, unwanted = torch.ops.alit_kernels.vector_quantize_backward(
         *(z.detach(), ones, ones, ones, z.detach(), codebook, index, mask, metric, 0.25),
-        *(False, target.implementation),
+        *(True, False, target.implementation),
     )
     assert unwanted.shape == (0,)
 

@@ -120,6 +120,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "target": index,
             "code": torch.randn(6, 4),
             "normaliser": torch.rand(2, 6) + 1,
+            "logits_wanted": True,
             "codebook_wanted": True,
         },
         "tail_mask": {"tokens": leaf(3, 6, 4), "lengths": LENGTHS, "fill": leaf(4)},
@@ -149,6 +150,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "mask": mask,
             "metric": "cosine",
             "commitment": 0.25,
+            "z_wanted": True,
             "codebook_wanted": True,
         },
     }
