@@ -4,6 +4,7 @@ Every function takes ``implementation="auto"`` (or "reference", "cpp", "torch", 
 variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kernels`` prints what runs where.
 """
 
+from .add_layer_norm import AddedNormalized, add_layer_norm
 from .attention import attention, attention_map, varlen_attention
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
@@ -14,8 +15,10 @@ from .vector_quantize import VectorQuantized, vector_quantize
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddedNormalized",
     "SoftCode",
     "VectorQuantized",
+    "add_layer_norm",
     "append",
     "attention",
     "attention_map",

@@ -40,6 +40,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
     attending = {"scale": 0.3, "return_lse": True}
     blocks = {"queries": range(1, 3), "keys": range(2), "max_length": 3, "scale": 0.3}
     ops: dict[str, Arguments] = {
+        "add_layer_norm": {
+            **{"x": z, "branch": z + 1, "branch_bias": z[0], "weight": z[1], "bias": z[2]},
+            **{"eps": 1e-5, "dtype": torch.float32},
+        },
         "attention": {**qkv, "key_mask": torch.ones(2, 3) > 0, **attending},
         "varlen_attention": {
             **qkv_packed,
