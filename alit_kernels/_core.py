@@ -1,11 +1,10 @@
-"""The compiled core, ``alit_kernels._C``, and what of it has a stand-in where it is not installed."""
+"""The compiled core, ``alit_kernels._C``."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,12 +37,3 @@ def sees_tensors() -> bool:
         logging.getLogger("alit_kernels").info("calls are not remembered: %s", error)
         return False
     return True
-
-
-def _unknown(*_: Any) -> None:
-    return None
-
-
-#: (*arguments) -> bytes, equal for calls that differ in the contents and addresses of tensors alone; None where an
-#: argument is none of torch's own tensors, None, bool, int, float, str or dtype, or where nothing can tell.
-signature: Callable[..., bytes | None] = extension().signature if sees_tensors() else _unknown

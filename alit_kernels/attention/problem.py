@@ -32,7 +32,10 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> Problem:
         """From the ops' arguments; without ``k`` and ``v`` all are in ``q``, (T, 3, H, D) or (B, N, 3, H, D)."""
-        return Fused(*q.unbind(-3), *rest) if k is None else cls(q, k, v, *rest)
+        if k is None or v is None:
+            q, k, v = q.unbind(-3)
+            cls = Fused
+        return cls(q, k, v, *rest)
 
     @property
     def ends(self) -> tuple[Any, Any]:

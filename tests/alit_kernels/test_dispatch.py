@@ -146,6 +146,26 @@ def test_second_derivatives_are_right_or_refused(name: str) -> None:
             torch.autograd.grad(gradient.square().sum(), (*inputs, weights), retain_graph=True)
 
 
+class NoGradient(torch.autograd.Function):
+    """Passes values on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_no_gradient_makes_none(name: str) -> None:
+    function, leaves = PUBLIC[name]
+    for _ in range(2):  # found out, known
+        out = NoGradient.apply(function(*leaves))
+        assert torch.autograd.grad(out.sum(), leaves, allow_unused=True) == (None,) * len(leaves)
+
+
 @pytest.mark.parametrize("implementation", ("auto", "reference"))
 def test_gradients_of_single_results_add_up(implementation: str) -> None:
     """What nothing was made of has no gradient that comes in: None, not zeros."""
