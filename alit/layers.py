@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ class Block(nn.Module):
         norm_1, attn, norm_2, mlp = LAYERS(self._modules)
         if type(attn) is not SelfAttention or type(mlp) is not MLP:
             return None
-        out, (hidden, last) = attn._modules["out_proj"], MLP_LAYERS(mlp._modules)
+        out: Any = attn._modules["out_proj"]
+        hidden, last = MLP_LAYERS(mlp._modules)
         parts = norm_1, attn, norm_2, mlp, out, hidden, last
         if tuple(map(type, parts)) != TYPES or any(map(_hooked, (self, *parts))):
             return None

@@ -24,7 +24,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum (empty without a branch), its layer norm, and mean and reciprocal deviation of its rows, (2, ...)."""
     total = x
-    if branch is not None:
+    if branch is not None and branch_bias is not None:
         rounded = torch.promote_types(x.dtype, branch.dtype)
         wide = accumulation_dtype(x.new_empty(0, dtype=rounded))
         total = (x.to(wide) + (branch.to(wide) + branch_bias)).to(rounded).contiguous()

@@ -15,10 +15,9 @@ COLUMNS = 32
 
 
 def warps(channels: int) -> int:
-    """No fewer: four spill at 512 channels on sm_90, eight at 768, which leave a part of their block, on sm_80."""
-    if channels < 512:
-        return 4
-    return 8 if channels == next_power_of_2(channels) else 16
+    """Four channels a thread; two where a part of the block is left over, or sm_80 spills at 768."""
+    block = next_power_of_2(channels)
+    return min(max(block // (128 if block == channels else 64), 1), 16)
 
 
 def add_layer_norm(

@@ -111,9 +111,10 @@ class _Block(torch.autograd.Function):
         offsets: Tensor | None,
         options: Options,
         totals: Totals,
-        *copies: Tensor | None,
+        *copies: Any,
     ) -> tuple[Tensor, Tensor]:
-        p, shape, dtype = Parameters(*copies), x.shape, copies[QKV].dtype
+        p, shape = Parameters(*copies), x.shape
+        dtype = p.qkv_weight.dtype
         ctx.options, ctx.totals, ctx.shape = options, totals, shape
         ctx.dtypes = x.dtype, x.dtype if branch is None else branch.dtype
         # All is in one dtype already: products need not ask.
@@ -183,7 +184,6 @@ class _Block(torch.autograd.Function):
 
 
 NOTHING = (None,) * (len(Parameters._fields) + 4)
-QKV = Parameters._fields.index("qkv_weight")
 
 
 def _problem(
@@ -262,21 +262,28 @@ def _learns(p: Tensor) -> bool:
     return type(p) is nn.Parameter and p.requires_grad and p.is_leaf
 
 
+#: Cast for a product; what is left goes to layer norms, which take any dtype.
+OF_PRODUCTS = {
+    *("qkv_weight", "qkv_bias", "out_weight", "hidden_weight", "hidden_bias", "last_weight")
+}
+
+
 class _Copies(torch.autograd.Function):
     """Matrices in the dtype of products, and the biases that go with them. The backward comes after all calls'."""
 
     @staticmethod
     def forward(
-        ctx: Any, totals: Totals, dtype: torch.dtype, *parameters: Tensor | None
+        ctx: Any, totals: Totals, dtype: torch.dtype, *parameters: Any
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.totals, ctx.dtypes = totals, [None if x is None else x.dtype for x in parameters]
-        p = Parameters(*parameters)
-        with_product = (p.qkv_weight, p.qkv_bias, p.out_weight)
-        with_product += (p.hidden_weight, p.hidden_bias, p.last_weight)
-        cast = {id(x) for x in with_product if x.dtype != dtype}
         return tuple(
-            x if x is None else x.to(dtype) if id(x) in cast else x.view_as(x) for x in parameters
+            x
+            if x is None
+            else x.to(dtype)
+            if name in OF_PRODUCTS and x.dtype != dtype
+            else x.view_as(x)
+            for name, x in Parameters(*parameters)._asdict().items()
         )
 
     @staticmethod
