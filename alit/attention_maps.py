@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from alit_kernels import attention_map, cumulative_offsets, varlen_attention
 from alit_kernels.nn import SelfAttention
 
-from .layers import Block
+from .layers import Block, finished
 from .tokenizer import AdaptiveTokenizer
 
 
@@ -57,7 +57,7 @@ def latent_attention(
     for index, block in enumerate(cast("Iterable[Block]", model.encoder.transformer)):
         if layer in (None, index):
             maps.append(_map(block.attn, block.ln_1(x_BSD), model))
-        x_BSD = block(x_BSD)
+        x_BSD = finished(*block(x_BSD))
     return torch.stack(maps).mean(0).unflatten(-1, config.grid)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alit_kernels import cumulative_offsets
 from alit_kernels.nn import GELULinear, Linear, SelfAttention
+from alit_kernels.nn.block import Branch, Options, Parameters, block, in_the_open
 from alit_kernels.nn.self_attention import positions
 
 from .config import TransformerConfig
@@ -27,7 +30,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block: rows, and perhaps a branch that is still to be added to them, to the same."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -39,15 +42,68 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        branch: Branch | None = None,
         offsets: Tensor | None = None,
         max_length: int | None = None,
         wanted: slice | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Branch | None]:
+        if wanted is None and in_the_open(x):
+            found = self._fused(x, branch, offsets, max_length)
+            if found is not None:
+                return found
+        x = finished(x, branch)
         attended = self.attn(self.ln_1(x), offsets, max_length=max_length, queries=wanted)
         if wanted is not None:
             x = x[:, wanted] if offsets is None else positions(x, offsets, wanted)
         x = x + attended
-        return x + self.mlp(self.ln_2(x))
+        return x + self.mlp(self.ln_2(x)), None
+
+    def _fused(
+        self, x: Tensor, branch: Branch | None, offsets: Tensor | None, max_length: int | None
+    ) -> tuple[Tensor, Branch] | None:
+        """The block as one function; None where its layers are other ones, have hooks, or do not learn."""
+        norm_1, attn, norm_2, mlp = LAYERS(self._modules)
+        if type(attn) is not SelfAttention or type(mlp) is not MLP:
+            return None
+        out: Any = attn._modules["out_proj"]
+        hidden, last = MLP_LAYERS(mlp._modules)
+        parts = norm_1, attn, norm_2, mlp, out, hidden, last
+        if tuple(map(type, parts)) != TYPES or any(map(_hooked, (self, *parts))):
+            return None
+        out_weight, out_bias = PARAMETERS(out._parameters)
+        last_weight, last_bias = PARAMETERS(last._parameters)
+        parameters = Parameters(
+            *(*PARAMETERS(norm_1._parameters), None if branch is None else branch.bias),
+            *(*PROJECTION(attn._parameters), out_weight),
+            *(*PARAMETERS(norm_2._parameters), out_bias),
+            *(*PARAMETERS(hidden._parameters), last_weight),
+        )
+        length = x.shape[0] if offsets is not None and max_length is None else max_length
+        options = Options(attn.heads, norm_1.eps, norm_2.eps, length)
+        found = block(x, branch, offsets, parameters, options)
+        return None if found is None else (found[0], Branch(found[1], last_bias))
+
+
+#: Without the look-up of attributes that modules make, which takes longer than some kernels.
+LAYERS = itemgetter("ln_1", "attn", "ln_2", "mlp")
+MLP_LAYERS = itemgetter("c_fc", "c_proj")
+PARAMETERS = itemgetter("weight", "bias")
+PROJECTION = itemgetter("in_proj_weight", "in_proj_bias")
+TYPES = nn.LayerNorm, SelfAttention, nn.LayerNorm, MLP, Linear, Linear, GELULinear
+
+
+def finished(x: Tensor, branch: Branch | None) -> Tensor:
+    """The rows that a block returned, with the branch added to them."""
+    return x if branch is None else x + (branch.rows + branch.bias)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 class Transformer(nn.Module):
@@ -71,9 +127,10 @@ class Transformer(nn.Module):
         wanted: slice | None = None,
     ) -> Tensor:
         *blocks, last = self.transformer
-        for block in blocks:
-            x = block(x, offsets, max_length)
-        return last(x, offsets, max_length, wanted)
+        branch = None
+        for each in blocks:
+            x, branch = each(x, branch, offsets, max_length)
+        return finished(*last(x, branch, offsets, max_length, wanted))
 
 
 def one_behind_another(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:

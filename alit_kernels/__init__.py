@@ -5,6 +5,7 @@ variable ``ALIT_KERNELS_IMPLEMENTATION`` replaces "auto"). ``python -m alit_kern
 """
 
 from .accelerate import Report, accelerate
+from .add_layer_norm import AddedNormalized, add_layer_norm
 from .attention import (
     attention,
     attention_map,
@@ -23,10 +24,12 @@ from .vector_quantize import VectorQuantized, vector_quantize
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddedNormalized",
     "Report",
     "SoftCode",
     "VectorQuantized",
     "accelerate",
+    "add_layer_norm",
     "append",
     "attention",
     "attention_map",

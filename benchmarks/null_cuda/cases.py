@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 
 import alit_kernels as ak
+from alit import TransformerConfig
+from alit.layers import Transformer
 from alit_kernels.nn import GELULinear, SelfAttention, VectorQuantizer
 
 Link = Callable[[Tensor], Tensor]
@@ -54,6 +56,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 def cases() -> Iterator[Case]:
     yield from _attention()
+    yield from _blocks()
     yield from _ragged()
     yield from _codebooks()
 
@@ -94,6 +97,24 @@ def _attention() -> Iterator[Case]:
         "nn.GELULinear", shape, linear,
         "gelu, linear", lambda x: F.linear(F.gelu(x), linear.weight, linear.bias),
     )  # fmt: skip
+
+
+def _blocks() -> Iterator[Case]:
+    shape, options = (BATCH, LENGTH, WIDTH), {"device": "cuda", "dtype": torch.bfloat16}
+    rows, (branch_bias, weight, bias) = empty(*shape), (empty(WIDTH) for _ in range(3))
+    yield Case(
+        "add_layer_norm", shape,
+        lambda x: ak.add_layer_norm(x, rows, branch_bias, weight, bias).normalized,
+        "two additions, layer_norm",
+        lambda x: F.layer_norm(x + (rows + branch_bias), (WIDTH,), weight, bias),
+    )  # fmt: skip
+    block = Transformer(TransformerConfig(WIDTH, 1, HEADS)).to(**options)
+    theirs = torch.nn.TransformerEncoderLayer(
+        WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+    )
+    yield Case(
+        "transformer block", shape, block, "nn.TransformerEncoderLayer", theirs.to(**options)
+    )
 
 
 def _ragged() -> Iterator[Case]:

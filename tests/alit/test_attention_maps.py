@@ -14,7 +14,7 @@ from tests.helpers.models import images, model
 def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int) -> Tensor:
     """Softmax of layer ``layer`` for the encoder's input (B, S, D), latents to image tokens, mean over heads."""
     for block in list(m.encoder.transformer)[:layer]:
-        x = block(x, None, None)
+        x, _ = block(x)
     block = m.encoder.transformer[layer]
     heads = block.attn.heads
     qkv = torch.nn.functional.linear(

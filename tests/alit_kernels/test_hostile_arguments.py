@@ -44,6 +44,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
             **{**qkv, "key_mask": torch.ones(2, 3) > 0, "key_stop": torch.ones(3).int()},
             **attending,
         },
+        "add_layer_norm": {
+            **{"x": z, "branch": z + 1, "branch_bias": z[0], "weight": z[1], "bias": z[2]},
+            **{"eps": 1e-5, "dtype": torch.float32},
+        },
         "varlen_attention": {
             **qkv_packed,
             **{"key_offsets": OFFSETS.clone(), "max_length": 3, "max_key_length": 3},

@@ -45,7 +45,25 @@ def samples() -> dict[str, dict[str, Any]]:
     dense_saved = {name: x.detach() for name, x in dense_qkv.items()}
     lse, dense_lse = torch.randn(2, 9), torch.randn(2, 2, 5)
     search = {"metric": "cosine", "precision": "ieee"}
+    vectors = {name: leaf(8) for name in ("weight", "bias")}
+    rounding = {"eps": 1e-5, "dtype": torch.float16}
     return {
+        "add_layer_norm": {
+            **{"x": leaf(3, 8), "branch": leaf(3, 8), "branch_bias": leaf(8)},
+            **vectors,
+            **rounding,
+        },
+        "add_layer_norm (alone)": {
+            **{"x": leaf(3, 8), "branch": None, "branch_bias": None},
+            **vectors,
+            **rounding,
+        },
+        "add_layer_norm_backward": {
+            **{"grad_total": torch.randn(3, 8), "grad_normalized": torch.randn(3, 8)},
+            **{"total": torch.randn(3, 8), "weight": torch.randn(8), "stats": torch.rand(2, 3) + 1},
+            **{"before": torch.randn(3, 8)},
+            **{"x_dtype": torch.float32, "branch_dtype": torch.float16},
+        },
         "append": {**rows, "rows": leaf(2, 4), "select": select, "capacity": 13},
         "append_backward": {
             "grad": torch.randn(13, 4),
@@ -177,6 +195,10 @@ def sample(name: str) -> tuple[Any, ...]:
 
 SELF_ATTENTION, QUANTIZER = SelfAttention(16, 2), VectorQuantizer(5, 4).eval()
 PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "add_layer_norm": (
+        lambda *tensors: sum(ak.add_layer_norm(*tensors)),
+        (leaf(3, 8), leaf(3, 8), leaf(8), leaf(8), leaf(8)),
+    ),
     "attention": (lambda q, k, v: ak.attention(q, k, v), tuple(leaf(2, 4, 2, 8) for _ in range(3))),
     "varlen_attention": (
         lambda q, k, v: ak.varlen_attention(q, k, v, OFFSETS, max_length=5),
@@ -258,6 +280,10 @@ def runs(device: str) -> dict[str, Callable[[], Iterable[Tensor]]]:
     target, keep = torch.arange(512, device=device) % 64, torch.arange(rows, device=device) % 3 > 0
     lse = torch.zeros(2, rows, device=device)
     return {
+        "add_layer_norm": with_gradients(
+            lambda *tensors: sum(ak.add_layer_norm(*tensors)),
+            *(x, leaf(rows, 32, seed=1), *(leaf(32, seed=seed) for seed in range(3))),
+        ),
         "attention": with_gradients(lambda *qkv: ak.attention(*qkv), *dense),
         "varlen_attention": with_gradients(
             lambda *qkv: ak.varlen_attention(*qkv, offsets, max_length=longest), q, k, v
