@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from ctypes import c_float
 from typing import Any
 
 import torch
@@ -132,7 +133,9 @@ def _prepared(
             addresses.append((parameter, *where))
             value = 0
         values += (
-            struct.pack("<f4x", value) if isinstance(value, float) else struct.pack("<q", value)
+            bytes(c_float(value)) + bytes(4)
+            if isinstance(value, float)
+            else struct.pack("<q", value)
         )
     sizes = (*grid, 1, 1)[:3]
     return kernel, compiled, function, sizes, threads, shared, values, addresses
