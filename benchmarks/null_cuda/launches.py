@@ -92,11 +92,17 @@ def assert_as_triton(
 
 
 class Seen(TorchDispatchMode):
-    """Calls are looked at, so that no plan stands for them."""
+    """Calls are looked at, so that no plan stands for them; ``ops`` are the names of ours that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: set[str] = set()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if function.namespace == "alit_kernels":
+            self.ops.add(function._opname)
         return function(*args, **(kwargs or {}))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import alit_kernels as ak
 from alit_kernels import _triton, aot
+from alit_kernels._library import ops
 from tests.helpers.ops import runs
 
 from .cases import CODES, Case, cases, empty
@@ -64,6 +65,15 @@ def test_every_kernel_is_launched_as_by_triton() -> None:
         for work in WORKS.values():
             work()
     assert seen == {kernel for package in aot.packages() for kernel in aot.uncovered(package, [])}
+
+
+def test_every_op_and_module_is_a_case() -> None:
+    with on_this_thread(), Seen() as seen:
+        for case in cases():
+            work_of(case)()
+    assert seen.ops == set(ops())
+    names = " ".join(case.name for case in cases())
+    assert all(f"nn.{name}" in names for name in ak.nn.__all__)
 
 
 def called(function: Callable[..., Any], work: Work) -> int:
