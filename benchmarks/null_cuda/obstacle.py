@@ -1,4 +1,4 @@
-"""Why the null CUDA cannot be set up here without a download: ``python -m benchmarks.null_cuda.obstacle REQUIREMENT ...``.
+"""Why the null CUDA cannot be set up here without a download: ``python -m benchmarks.null_cuda.obstacle WHEEL ...``.
 
 Prints nothing where it can: the tools are there, and pip finds the wheels on this machine.
 """
