@@ -77,7 +77,9 @@ gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
 # What calls cost the host of a GPU, over a CUDA that does nothing: benchmarks/null_cuda. A torch of its own, 2.4 GB.
 HOST := build/host
 HOST_TORCH ?= torch==2.14.1 triton==3.8.0
-HOST_RUN := LD_LIBRARY_PATH=$(abspath $(HOST))/cuda TRITON_LIBCUDA_PATH=$(abspath $(HOST))/cuda \
+# A folder of packages that are imported before the environment's own: another Triton.
+HOST_OVERLAY ?=
+HOST_RUN := $(if $(HOST_OVERLAY),PYTHONPATH=$(abspath $(HOST_OVERLAY))) LD_LIBRARY_PATH=$(abspath $(HOST))/cuda TRITON_LIBCUDA_PATH=$(abspath $(HOST))/cuda \
 	TRITON_CACHE_DIR=$(abspath $(HOST))/triton CUDA_MODULE_LOADING=LAZY $(HOST)/venv/bin/python
 
 $(HOST)/venv/.ready: pyproject.toml
