@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import alit_kernels as ak
-from alit import AdaptiveTokenizer, TransformerConfig
+from alit import AdaptiveTokenizer, FixedLength, TransformerConfig
 from alit.training import NotFinite, TrainingConfig, train
 from alit.training.cuda_graph import GradientGraph
 from alit_kernels.nn import SelfAttention
@@ -20,11 +20,11 @@ from . import driver
 from .cases import BATCH, LENGTH, LONGEST, ROWS, WIDTH, empty, zeros
 
 NANO = {"image_size": (64, 64), "latents_per_iteration": 4, "iterations": 2}
-SMALL = dict.fromkeys(("encoder", "decoder"), TransformerConfig(64, 2, 2))
+SMALL = dict.fromkeys(("encoder", "decoder"), TransformerConfig(320, 2, 5))
 
 
-def tokenizer(**options: Any) -> AdaptiveTokenizer:
-    return AdaptiveTokenizer.from_size("nano", base="dct", **NANO, **SMALL, **options).cuda().eval()
+def tokenizer(base: str = "dct", **options: Any) -> AdaptiveTokenizer:
+    return AdaptiveTokenizer.from_size("nano", base=base, **NANO, **SMALL, **options).cuda().eval()
 
 
 def captured(work: Callable[[], object]) -> int:
@@ -65,15 +65,13 @@ def test_a_step_that_waits_is_refused() -> None:
         GradientGraph(layer, waits, torch.zeros(2, 4, device="cuda"))
 
 
-@torch.no_grad()
-def test_encoding_to_a_fixed_length_is_captured() -> None:
-    model, images = tokenizer(), torch.zeros(2, 3, 64, 64, device="cuda")
+@pytest.mark.parametrize("halting", ["off", "mask"])
+@pytest.mark.parametrize("base", ["dct", "vae", "vqgan"])
+def test_encoding_to_a_fixed_length_is_captured(base: str, halting: str) -> None:
+    model, images = tokenizer(base, halting=halting), torch.zeros(2, 3, 64, 64, device="cuda")
 
-    def encoded() -> torch.Tensor:
-        *_, last = model.rollout(images, predict_at=())
-        return last.bottleneck.quantized.index
-
-    assert captured(encoded) > 50
+    assert captured(lambda: model.encode(images, FixedLength(4))) > 20
+    assert captured(lambda: model.encode(images, FixedLength(8))) > 50
 
 
 @pytest.mark.parametrize("halting", ["off", "mask", "drop"])
