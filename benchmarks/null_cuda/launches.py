@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,6 +68,30 @@ def _launch(words: Any) -> Launch:
         x & ((1 << 8 * size) - 1) for x, size in zip(words[8 : 8 + count], sizes, strict=True)
     )
     return Launch(function, tuple(grid), threads, shared, stream, tuple(parameters))
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def in_a_child(work: Callable[[], object]) -> str:
+    """What a RuntimeError says that ``work`` raises in a forked process; empty if there is none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except RuntimeError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as told:
+        text = told.read().decode()
+    os.waitpid(child, 0)
+    return text
 
 
 def launcher() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,7 @@ import triton.language as tl
 
 from alit_kernels import _launcher, _triton
 
-from .launches import Launch, assert_as_triton, launcher, recorded
+from .launches import Launch, assert_as_triton, in_a_child, launcher, recorded, resident
 
 BYTES = torch.empty(4096, dtype=torch.uint8, device="cuda")
 FLOATS = BYTES.view(torch.float32)
@@ -240,22 +239,8 @@ def test_threads() -> None:
 def test_a_forked_process_is_told() -> None:
     """As by Triton: torch says that CUDA cannot be used in it."""
     assert_as_triton(any_kernel, (1,), **arguments())
-    child = os.fork()
-    if not child:
-        told = 1
-        try:
-            _triton.launch(any_kernel, (1,), **arguments())
-        except RuntimeError as error:
-            told = 0 if "forked" in str(error) else 2
-        finally:
-            os._exit(told)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "forked" in in_a_child(lambda: _triton.launch(any_kernel, (1,), **arguments()))
     assert_as_triton(any_kernel, (1,), **arguments())
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_memory_is_bounded() -> None:

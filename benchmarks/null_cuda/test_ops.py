@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from alit_kernels._library import ops
 from tests.helpers.ops import runs
 
 from .cases import CODES, Case, cases, empty
-from .launches import Launch, Seen, assert_as_triton, on_this_thread, recorded
+from .launches import Launch, Seen, assert_as_triton, in_a_child, on_this_thread, recorded, resident
 
 Work = Callable[[], Any]
 
@@ -227,3 +228,44 @@ def test_hooks_see_the_launches_of_a_plan() -> None:
     assert seen == ["forward_kernel"]
     work()
     assert seen == ["forward_kernel"]
+
+
+def test_threads() -> None:
+    """Eight threads, each with launches of its own, some of them of one signature and some learnt meanwhile."""
+    inputs = [empty(1 + i % 4, 70 + i // 4, 2, 64) for i in range(8)]
+    wrong: list[object] = []
+
+    def work(x: Tensor) -> None:
+        found = [recorded(lambda: ak.attention(x, x, x)) for _ in range(100)]
+        addresses = {x.data_ptr() in launch.parameters for (launch,) in found}
+        grids = {launch.grid for (launch,) in found}
+        if addresses != {True} or len(grids) != 1:
+            wrong.append(found)
+
+    threads = [threading.Thread(target=work, args=(x,)) for x in inputs * 2]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+    for x in inputs:
+        assert_planned(lambda: ak.attention(x, x, x))  # noqa: B023
+
+
+def test_a_forked_process_is_told() -> None:
+    x = empty(*SHAPE)
+    assert_planned(lambda: ak.attention(x, x, x))
+    assert "forked" in in_a_child(lambda: ak.attention(x, x, x))
+
+
+def test_memory_is_bounded() -> None:
+    """More signatures than an op remembers."""
+    x = empty(*SHAPE)
+
+    def called_with(scales: range) -> int:
+        for i in scales:
+            ak.attention(x, x, x, scale=1.0 + i)
+        return resident()
+
+    before = called_with(range(2000))
+    assert called_with(range(2000, 5000)) - before < 2 << 20
