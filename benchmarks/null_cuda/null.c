@@ -334,9 +334,14 @@ EXPORT cudaError_t __cudaLaunchKernel(void* kernel, dim3 grid, dim3 block, void*
   return cudaLaunchKernel(kernel, grid, block, parameters, shared, stream);
 }
 
-EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) { *module = new_handle(); SUCCESS; }
+// Modules and functions are those of one device: the last digit of their handles, which the current one has to be.
+static int may_launch(CUfunction f) { return lost ? CUDA_ERROR_NOT_INITIALIZED : ((uintptr_t)f & 15) != device ? CUDA_ERROR_INVALID_HANDLE : 0; }
+EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) { *module = (CUmodule)((uintptr_t)new_handle() + device); SUCCESS; }
 EXPORT CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned count, CUjit_option* options, void** values) { return cuModuleLoadData(module, image); }
-EXPORT CUresult cuModuleGetFunction(CUfunction* f, CUmodule module, const char* name) { *f = new_handle(); SUCCESS; }
+EXPORT CUresult cuModuleGetFunction(CUfunction* f, CUmodule module, const char* name) {
+  *f = (CUfunction)((uintptr_t)new_handle() + ((uintptr_t)module & 15));
+  SUCCESS;
+}
 EXPORT CUresult cuFuncGetAttribute(int* value, CUfunction_attribute which, CUfunction f) {
   *value = which == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : which == CU_FUNC_ATTRIBUTE_NUM_REGS ? 32 : 0;
   SUCCESS;
@@ -344,11 +349,11 @@ EXPORT CUresult cuFuncGetAttribute(int* value, CUfunction_attribute which, CUfun
 EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream stream,
                                void** parameters, void** extra) {
   record(f, x, y, z, bx * by * bz, shared, stream, parameters);
-  return lost ? CUDA_ERROR_NOT_INITIALIZED : 0;
+  return may_launch(f);
 }
 EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig* l, CUfunction f, void** parameters, void** extra) {
   record(f, l->gridDimX, l->gridDimY, l->gridDimZ, l->blockDimX * l->blockDimY * l->blockDimZ, l->sharedMemBytes, l->hStream, parameters);
-  return lost ? CUDA_ERROR_NOT_INITIALIZED : 0;
+  return may_launch(f);
 }
 
 // ---- Functions by name ----

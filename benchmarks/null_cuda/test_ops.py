@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 import alit_kernels as ak
 from alit_kernels import _triton, aot
-from alit_kernels._library import ops
+from alit_kernels._library import Op, ops
 from tests.helpers.ops import runs
 
 from .cases import CODES, Case, cases, empty
@@ -149,6 +150,29 @@ def moved(*shape: int, by: int) -> list[Tensor]:
 
 
 SHAPE = (3, 70, 2, 64)
+
+
+@triton.jit
+def copy_kernel(p_from, p_to):
+    tl.store(p_to, tl.load(p_from))
+
+
+def test_a_plan_takes_parts_of_tensors() -> None:
+    def launches(x: Tensor) -> Tensor:
+        made = x.new_empty(x.shape)
+        _triton.launch(copy_kernel, (2,), p_from=x[4:], p_to=made[32:])
+        _triton.launch(copy_kernel, (1,), p_from=made[1:], p_to=made.view(8, -1)[3])
+        return made
+
+    functions = {"reference": torch.clone, "fake": torch.empty_like}
+    op = Op("test_parts(Tensor x) -> Tensor", **functions, others={"triton": launches})
+    x, y = empty(64), empty(64)
+    assert_planned(lambda: op(x))
+    made = []
+    one, other = recorded(lambda: made.append(op(y)))
+    to = made[0].data_ptr()
+    assert one.parameters[:2] == (y.data_ptr() + 8, to + 64)
+    assert other.parameters[:2] == (to + 2, to + 48)
 
 
 @pytest.mark.parametrize("needs_gradient", [False, True])
