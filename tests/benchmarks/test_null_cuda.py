@@ -21,7 +21,7 @@ KINDS = Counts._fields
 def test_more_is_told_with_case_and_numbers() -> None:
     found = HELD | {"b": Counts(6, 1, 39, 31)}
     more, less = counts.compared(found, HELD, KINDS)
-    assert more == ["b: c 30 -> 31", "b: launches 5 -> 6"]
+    assert more == ["b: launches 5 -> 6, c 30 -> 31"]
     assert less == ["b: python 40 -> 39"]
     assert counts.compared(found, HELD, ("launches",)) == (["b: launches 5 -> 6"], [])
     assert counts.compared(HELD, HELD, KINDS) == ([], [])
