@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from alit_kernels import _launcher, _triton
+from alit_kernels import _launcher, _triton, attention
 
 from .launches import Launch, assert_as_triton, in_a_child, launcher, recorded, resident
 
@@ -267,9 +267,19 @@ def test_memory_is_bounded() -> None:
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All launches are Triton's then, those of an op in every call of it."""
+    x, expected = torch.empty(2, 40, 2, 64, device="cuda"), launcher()
     monkeypatch.setenv(_launcher.ENVIRONMENT_VARIABLE, "0")
     _launcher.enabled.cache_clear()
-    assert _launcher.launcher(_triton.through_triton) is None
-    monkeypatch.undo()
-    _launcher.enabled.cache_clear()
+    _triton._launcher.cache_clear()
+    try:
+        hits = expected.counts()[0]
+        launches = [recorded(lambda: attention(x, x, x)) for _ in range(3)]
+        assert _triton._launcher() is _triton.through_triton
+    finally:
+        monkeypatch.undo()
+        _launcher.enabled.cache_clear()
+        _triton._launcher.cache_clear()
+    assert [len(each) for each in launches] == [1, 1, 1]
+    assert expected.counts()[0] == hits
     assert launcher() is not _triton.through_triton
