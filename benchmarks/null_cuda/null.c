@@ -222,10 +222,10 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL
 static int on_device(const void* p) {
   return arena && (uintptr_t)p >= arena && (uintptr_t)p < arena + devices() * ARENA - GRANULE;
 }
-// What the host reads or writes is copied if it is small; between devices nothing is.
+// What the host reads of a device is 0, as far as it is small: nothing has computed it.
 static void copy(void* to, const void* from, size_t size) {
   counters[COPIES]++;
-  if (size <= 65536 && !(on_device(to) && on_device(from))) memcpy(to, from, size);
+  if (size <= 65536 && !on_device(to)) on_device(from) ? memset(to, 0, size) : memcpy(to, from, size);
 }
 
 EXPORT cudaError_t cudaMalloc(void** p, size_t size) { *p = allocated(size); SUCCESS; }
