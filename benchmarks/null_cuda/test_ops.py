@@ -38,11 +38,13 @@ def work_of(case: Case) -> Work:
 
 def works() -> dict[str, Work]:
     z, codes = empty(512, 64), empty(CODES, 64)
-    mask = torch.ones(512, dtype=torch.bool, device="cuda")
+    rows, mask = empty(512, 64).requires_grad_(), torch.ones(512, dtype=torch.bool, device="cuda")
     return {
         **{case.name: work_of(case) for case in cases()},
         **{f"{name}, as the tests have it": work for name, work in runs("cuda").items()},
-        "vector_quantize, mask": lambda: ak.vector_quantize(z, codes, mask=mask),
+        "vector_quantize, mask": lambda: torch.autograd.grad(
+            ak.vector_quantize(rows, codes, mask=mask).loss, rows
+        ),
         "nearest_codeword, products": lambda: ak.nearest_codeword(z, codes, precision="bf16"),
     }
 
