@@ -9,7 +9,8 @@ READY := $(VENV)/.ready-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full integration weights lint format sanitize bench gpu-test gpu-report gpu-tune host host-core clean
+.PHONY: setup demo test test-full integration weights lint format sanitize bench gpu-test gpu-report gpu-tune clean \
+	host host-core host-check host-obstacle
 
 setup: $(READY)
 
@@ -81,7 +82,9 @@ gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
 # What calls cost the host of a GPU, over a CUDA that does nothing: benchmarks/null_cuda. A torch of its own, 2.4 GB.
 HOST := build/host
 HOST_TORCH ?= torch==2.14.1 triton==3.8.0
-HOST_RUN := LD_LIBRARY_PATH=$(abspath $(HOST))/cuda TRITON_LIBCUDA_PATH=$(abspath $(HOST))/cuda \
+# A folder of packages that are imported before the environment's own: another Triton.
+HOST_OVERLAY ?=
+HOST_RUN := $(if $(HOST_OVERLAY),PYTHONPATH=$(abspath $(HOST_OVERLAY))) LD_LIBRARY_PATH=$(abspath $(HOST))/cuda TRITON_LIBCUDA_PATH=$(abspath $(HOST))/cuda \
 	TRITON_CACHE_DIR=$(abspath $(HOST))/triton CUDA_MODULE_LOADING=LAZY $(HOST)/venv/bin/python
 
 $(HOST)/venv/.ready: pyproject.toml
@@ -99,8 +102,16 @@ host-core: $(HOST)/venv/.ready
 		-Dpybind11_DIR="$$($(HOST)/venv/bin/python -c 'import pybind11; print(pybind11.get_cmake_dir())')"
 	PATH="$(abspath $(HOST))/venv/bin:$$PATH" cmake --build $(HOST)/core
 
-host: host-core
-	$(HOST_RUN) -m benchmarks.null_cuda.check --core $(HOST)/core/_C*.so
+# Launches against Triton's own, captures, and the numbers of launches and calls against benchmarks/null_cuda/counts.json.
+host-check: host-core
+	$(HOST_RUN) -m pytest -q --noconftest -p benchmarks.null_cuda.plugin --core $(HOST)/core/_C*.so benchmarks/null_cuda
+	$(HOST_RUN) -m benchmarks.null_cuda.counts --core $(HOST)/core/_C*.so
+
+# Prints why these cannot run here without a download; nothing where they can.
+host-obstacle: setup
+	@$(BIN)/python -m benchmarks.null_cuda.obstacle $(HOST_TORCH)
+
+host: host-check
 	$(HOST_RUN) -m benchmarks.null_cuda.host --core $(HOST)/core/_C*.so --json benchmarks/results/host.json
 
 clean:

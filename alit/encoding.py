@@ -98,11 +98,19 @@ class Selection:
 
 def tokens_of(model: AdaptiveModel, iteration: Iteration, row: int) -> TokenSequence:
     """The tokens of one image of an iteration: indices, or latents where there is no quantizer."""
-    length = torch.full((1,), iteration.num_tokens, device=iteration.latents_BLD.device)
+    return tokens_of_all(model, iteration, slice(row, row + 1))
+
+
+def tokens_of_all(
+    model: AdaptiveModel, iteration: Iteration, rows: slice = slice(None)
+) -> TokenSequence:
+    """The tokens of the images of an iteration."""
     bottleneck = iteration.bottleneck
+    latents_BLC = bottleneck.continuous_BLC[rows]
+    lengths = torch.full((len(latents_BLC),), iteration.num_tokens, device=latents_BLC.device)
     if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
-        return TokenSequence(length, latents=bottleneck.continuous_BLC[row].clone())
-    return TokenSequence(length, indices=bottleneck.quantized.index[row].clone())
+        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
+    return TokenSequence(lengths, indices=bottleneck.quantized.index[rows].flatten().clone())
 
 
 @torch.no_grad()
@@ -116,7 +124,8 @@ def encode(
 ) -> TokenSequence:
     """Tokens of each image, as many as the criterion asks for; no gradients.
 
-    An image leaves the batch as soon as it is done, or after the last iteration.
+    An image leaves the batch as soon as it is done, or after the last iteration. With a :class:`FixedLength` of one
+    number, and without halting that drops tokens, nothing waits for the device, and a CUDA graph can capture it.
 
     Args:
         images: (B, 3, height, width) floating point in [0, 1], of the configured size.
@@ -136,6 +145,10 @@ def encode(
     running = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
         return _encode_by_batch_mean(model, list(running), criterion)
+    if isinstance(criterion, FixedLength) and not criterion.tokens.ndim:
+        for iteration in running:
+            if iteration.num_tokens >= criterion.tokens:
+                return tokens_of_all(model, iteration)
     while select.take(running, *encode_together([running])):
         pass
     return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])

@@ -23,8 +23,8 @@ class TokenSequence:
         latents: (T, C) continuous tokens; None for indices.
 
     Raises:
-        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or lengths that do
-            not add up.
+        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or (on the CPU)
+            lengths that do not add up.
     """
 
     lengths: Tensor
@@ -38,7 +38,7 @@ class TokenSequence:
             raise TypeError(
                 f"lengths: expected (B,) int64, got {tuple(self.lengths.shape)} {self.lengths.dtype}"
             )
-        if self.lengths.numel() and self.lengths.min() < 0:
+        if self.lengths.is_cpu and self.lengths.numel() and self.lengths.min() < 0:
             raise ValueError(f"lengths: expected at least 0, got {int(self.lengths.min())}")
         if self.indices is not None and (
             self.indices.ndim != 1 or self.indices.dtype != torch.int64
@@ -52,7 +52,7 @@ class TokenSequence:
             raise TypeError(
                 f"latents: expected (T, C) floating point, got {tuple(self.latents.shape)} {self.latents.dtype}"
             )
-        if len(self.rows) != int(self.lengths.sum()):
+        if self.lengths.is_cpu and len(self.rows) != int(self.lengths.sum()):
             raise ValueError(
                 f"lengths: expected a sum of {len(self.rows)}, the tokens given, got {int(self.lengths.sum())}"
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from ctypes import c_float
 from typing import Any
 
 import torch
@@ -181,7 +182,9 @@ def _bound(
             addresses.append((i, *where))
             value = 0
         values += (
-            struct.pack("<f4x", value) if isinstance(value, float) else struct.pack("<q", value)
+            bytes(c_float(value)) + bytes(4)
+            if isinstance(value, float)
+            else struct.pack("<q", value)
         )
     return values, addresses
 

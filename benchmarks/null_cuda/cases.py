@@ -18,7 +18,7 @@ from torch.nn.attention import varlen as torch_varlen
 import alit_kernels as ak
 from alit import TransformerConfig
 from alit.layers import Transformer
-from alit_kernels.nn import GELULinear, SelfAttention, VectorQuantizer
+from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
 
 Link = Callable[[Tensor], Tensor]
 BATCH, LENGTH, LONGEST, HEADS, HEAD_DIM, CODES = 12, 353, 513, 12, 64, 4096
@@ -78,6 +78,16 @@ def _attention() -> Iterator[Case]:
         "torch varlen_attn",
         lambda x: torch_varlen.varlen_attn(x, packed, packed, offsets, offsets, *stop),
     )  # fmt: skip
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.bool, device="cuda")
+    yield Case(
+        "attention, key_mask", tuple(dense.shape),
+        lambda x: ak.attention(x, dense, dense, key_mask=mask),
+    )  # fmt: skip
+    lse, where = empty(HEADS, ROWS, dtype=torch.float32), {"queries": range(256), "keys": range(32)}
+    yield Case(
+        "attention_map", tuple(packed.shape),
+        lambda x: ak.attention_map(x, packed, lse, offsets, max_length=LONGEST, **where), learns=False,
+    )  # fmt: skip
     layer = SelfAttention(WIDTH, HEADS).to(device="cuda", dtype=torch.bfloat16)
     lengths = torch.full((BATCH,), LENGTH, device="cuda")
 
@@ -92,6 +102,14 @@ def _attention() -> Iterator[Case]:
     yield Case(
         "nn.SelfAttention, lengths", shape, lambda x: layer(x, lengths=lengths), "without", layer
     )
+    yield Case(
+        "nn.SelfAttention, packed", (ROWS, WIDTH), lambda x: layer(x, offsets, max_length=LONGEST),
+    )  # fmt: skip
+    plain = Linear(WIDTH, WIDTH).to(device="cuda", dtype=torch.bfloat16)
+    yield Case(
+        "nn.Linear", shape, plain,
+        "linear", lambda x: F.linear(x, plain.weight, plain.bias),
+    )  # fmt: skip
     linear = GELULinear(WIDTH, WIDTH).to(device="cuda", dtype=torch.bfloat16)
     yield Case(
         "nn.GELULinear", shape, linear,
@@ -126,6 +144,9 @@ def _ragged() -> Iterator[Case]:
     )
     rows, fill = empty(32, WIDTH), empty(WIDTH)
     padded, packed = (BATCH, LONGEST, WIDTH), (ROWS, WIDTH)
+    yield Case(
+        "cumulative_offsets", (BATCH,), ak.cumulative_offsets, dtype=torch.int64, learns=False
+    )
     yield Case(
         "pack, unpack", padded,
         lambda x: ak.unpack(*ak.pack(x, lengths, capacity=ROWS), max_length=LONGEST),

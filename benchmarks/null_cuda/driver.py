@@ -51,7 +51,8 @@ def library() -> ctypes.CDLL:
             "libcuda.so.1 is not the null CUDA; 'make host' runs this with it"
         ) from None
     found.null_cuda_unknown.restype = ctypes.c_char_p
-    found.null_cuda_latest.restype = ctypes.POINTER(ctypes.c_uint64)
+    found.null_cuda_launch.restype = ctypes.POINTER(ctypes.c_uint64)
+    found.null_cuda_parameters.argtypes = (ctypes.c_uint64, ctypes.c_int)
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from . import driver
+from .sources import sources
 
-ROOT = Path(__file__).resolve().parents[2]
 CHAIN = 40
 
 
@@ -93,30 +92,23 @@ def measured(case: Any, turns: int) -> dict[str, Any]:
     return found
 
 
-def sources() -> str:
-    """A hash of what the numbers depend on."""
-    files = [p for name in ("alit_kernels", "csrc") for p in sorted((ROOT / name).rglob("*"))]
-    files = [p for p in files if p.suffix in (".py", ".h", ".cpp", ".cu", ".c")]
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def step(turns: int) -> dict[str, Any]:
-    """A training step of ``base``, batch 12, in bfloat16 autocast: ours beside the eager baselines."""
+def base_step(*others: str) -> dict[str, Callable[[], None]]:
+    """A training step of ``base``, batch 12, in bfloat16 autocast: ours, and others by name."""
     from benchmarks.suites.test_stage1_step import Case, contender
 
     case = Case("base", 12, torch.bfloat16)
     prepared = case.prepared(False)
-    names = ("ours", "eager baseline", "eager baseline, fused attention")
-    works = {name: in_autocast(case, contender(name, *prepared)) for name in names}
+    return {name: in_autocast(case, contender(name, *prepared)) for name in ("ours", *others)}
+
+
+def step(turns: int) -> dict[str, Any]:
+    works = base_step("eager baseline", "eager baseline, fused attention")
     counts = {name: driver.counted(work, 2) for name, work in works.items()}
     times = in_turns(works, turns)
     return {
         name: counts[name]._asdict()
         | {f"{kind}ms": round(1e3 * of(times[name]), 1) for kind, of in KINDS.items()}
-        for name in names
+        for name in works
     }
 
 

@@ -40,21 +40,43 @@ EXPORT void null_cuda_called_unknown(const char* name) {
 }
 EXPORT const char* null_cuda_unknown(int i) { return i < unknown_count ? unknown[i] : NULL; }
 
-// The latest launch of a driver kernel: function, grid, threads, shared bytes, stream, then its first parameters as they
-// lie in memory, 8 bytes of each. `null_cuda_record_parameters(0)` records nothing.
-enum { HEAD = 7, MOST_PARAMETERS = 96 };
-static int recorded_parameters;
-static uint64_t latest[HEAD + MOST_PARAMETERS];
-EXPORT void null_cuda_record_parameters(int count) { recorded_parameters = count; }
-EXPORT const uint64_t* null_cuda_latest(void) { return latest; }
+// Launches of kernels by this thread, in order, while it records: function, grid, threads, shared bytes, stream, how many
+// parameters, then these as they lie in memory, 8 bytes of each. A launch does not say how many it has:
+// `null_cuda_parameters` does, once for each function; of others none are recorded.
+enum { HEAD = 8, MOST_PARAMETERS = 96, MOST_FUNCTIONS = 4096, MOST_RECORDED = 256 };
+static struct { CUfunction function; int count; } parameters_of[MOST_FUNCTIONS];
+static _Atomic int functions_known;
+static pthread_mutex_t functions_lock = PTHREAD_MUTEX_INITIALIZER;
+EXPORT void null_cuda_parameters(uint64_t function, int count) {
+  pthread_mutex_lock(&functions_lock);
+  if (functions_known == MOST_FUNCTIONS || count > MOST_PARAMETERS) abort();
+  parameters_of[functions_known].function = (CUfunction)function;
+  parameters_of[functions_known++].count = count;
+  pthread_mutex_unlock(&functions_lock);
+}
 
-static void record(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared, CUstream stream,
+typedef uint64_t Recorded[HEAD + MOST_PARAMETERS];
+static __thread Recorded* recorded;
+static __thread int recorded_count, recording;
+EXPORT void null_cuda_record(int on) {
+  if (!recorded) recorded = calloc(MOST_RECORDED, sizeof *recorded);
+  if (on) recorded_count = 0;
+  recording = on;
+}
+EXPORT int null_cuda_recorded(void) { return recorded_count; }
+EXPORT const uint64_t* null_cuda_launch(int i) { return recorded[i]; }
+
+static void record(const void* f, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared, const void* stream,
                    void** parameters) {
   null_cuda_launched();
-  if (!recorded_parameters) return;
-  const uint64_t head[HEAD] = {(uintptr_t)f, x, y, z, threads, shared, (uintptr_t)stream};
-  memcpy(latest, head, sizeof head);
-  for (int i = 0; i < recorded_parameters; ++i) memcpy(&latest[HEAD + i], parameters[i], 8);
+  if (!recording || recorded_count == MOST_RECORDED) return;
+  int count = 0;
+  for (int i = functions_known; i-- && !count;)
+    if (parameters_of[i].function == f) count = parameters_of[i].count;
+  const uint64_t head[HEAD] = {(uintptr_t)f, x, y, z, threads, shared, (uintptr_t)stream, count};
+  uint64_t* place = recorded[recorded_count++];
+  memcpy(place, head, sizeof head);
+  for (int i = 0; i < count; ++i) memcpy(&place[HEAD + i], parameters[i], 8);
 }
 
 static void* new_handle(void) {
@@ -78,6 +100,7 @@ static int devices(void) {
   }
   return count;
 }
+static int lost;  // in a forked child, which has no driver as its parent had one
 static CUcontext context_of(int which) { return (CUcontext)(uintptr_t)(0x1000 + which); }
 
 static const int ATTRIBUTES[][2] = {  // of an H200
@@ -165,7 +188,7 @@ EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice of) { *con
 EXPORT CUresult cuDevicePrimaryCtxGetState(CUdevice of, unsigned* flags, int* active) { *flags = 0; *active = 1; SUCCESS; }
 EXPORT CUresult cuCtxGetCurrent(CUcontext* context) { *context = context_of(device); SUCCESS; }
 EXPORT CUresult cuCtxSetCurrent(CUcontext context) { device = (uintptr_t)context - (uintptr_t)context_of(0); SUCCESS; }
-EXPORT CUresult cuCtxGetDevice(CUdevice* which) { *which = device; SUCCESS; }
+EXPORT CUresult cuCtxGetDevice(CUdevice* which) { *which = device; return lost ? CUDA_ERROR_NOT_INITIALIZED : 0; }
 EXPORT CUresult cuGetErrorString(CUresult error, const char** text) { *text = cudaGetErrorString(error); SUCCESS; }
 EXPORT CUresult cuGetErrorName(CUresult error, const char** text) { *text = cudaGetErrorName(error); SUCCESS; }
 
@@ -193,13 +216,16 @@ static void* allocated(size_t size) {
   pthread_mutex_unlock(&arena_lock);
   return (void*)result;
 }
+static void forked(void) { lost = arena != 0; }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, forked); }
+
 static int on_device(const void* p) {
   return arena && (uintptr_t)p >= arena && (uintptr_t)p < arena + devices() * ARENA - GRANULE;
 }
-// What the host reads or writes is copied if it is small; between devices nothing is.
+// What the host reads of a device is 0, as far as it is small: nothing has computed it.
 static void copy(void* to, const void* from, size_t size) {
   counters[COPIES]++;
-  if (size <= 65536 && !(on_device(to) && on_device(from))) memcpy(to, from, size);
+  if (size <= 65536 && !on_device(to)) on_device(from) ? memset(to, 0, size) : memcpy(to, from, size);
 }
 
 EXPORT cudaError_t cudaMalloc(void** p, size_t size) { *p = allocated(size); SUCCESS; }
@@ -281,9 +307,16 @@ EXPORT cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes* found, const
 }
 EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* f, int threads, size_t shared, unsigned flags) { *blocks = 4; SUCCESS; }
 EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* f, int threads, size_t shared) { *blocks = 4; SUCCESS; }
-EXPORT cudaError_t cudaLaunchKernel(const void* f, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) { null_cuda_launched(); SUCCESS; }
-EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* launch, const void* f, void** parameters) { null_cuda_launched(); SUCCESS; }
-EXPORT cudaError_t cudaLaunchCooperativeKernel(const void* f, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) { null_cuda_launched(); SUCCESS; }
+EXPORT cudaError_t cudaLaunchKernel(const void* f, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) {
+  record(f, grid.x, grid.y, grid.z, block.x * block.y * block.z, shared, stream, parameters);
+  SUCCESS;
+}
+EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* l, const void* f, void** parameters) {
+  return cudaLaunchKernel(f, l->gridDim, l->blockDim, parameters, l->dynamicSmemBytes, l->stream);
+}
+EXPORT cudaError_t cudaLaunchCooperativeKernel(const void* f, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) {
+  return cudaLaunchKernel(f, grid, block, parameters, shared, stream);
+}
 // What nvcc's <<<>>> becomes.
 static __thread struct { dim3 grid, block; size_t shared; void* stream; } configured;
 EXPORT unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void* stream) {
@@ -297,11 +330,18 @@ EXPORT cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* s
 EXPORT void** __cudaRegisterFatBinary(void* binary) { static void* handle[1]; return handle; }
 EXPORT char __cudaInitModule(void** handle) { return 1; }
 EXPORT cudaError_t __cudaGetKernel(void** kernel, const void* f) { *kernel = (void*)f; SUCCESS; }
-EXPORT cudaError_t __cudaLaunchKernel(void* kernel, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) { null_cuda_launched(); SUCCESS; }
+EXPORT cudaError_t __cudaLaunchKernel(void* kernel, dim3 grid, dim3 block, void** parameters, size_t shared, cudaStream_t stream) {
+  return cudaLaunchKernel(kernel, grid, block, parameters, shared, stream);
+}
 
-EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) { *module = new_handle(); SUCCESS; }
+// Modules and functions are those of one device: the last digit of their handles, which the current one has to be.
+static int may_launch(CUfunction f) { return lost ? CUDA_ERROR_NOT_INITIALIZED : ((uintptr_t)f & 15) != device ? CUDA_ERROR_INVALID_HANDLE : 0; }
+EXPORT CUresult cuModuleLoadData(CUmodule* module, const void* image) { *module = (CUmodule)((uintptr_t)new_handle() + device); SUCCESS; }
 EXPORT CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned count, CUjit_option* options, void** values) { return cuModuleLoadData(module, image); }
-EXPORT CUresult cuModuleGetFunction(CUfunction* f, CUmodule module, const char* name) { *f = new_handle(); SUCCESS; }
+EXPORT CUresult cuModuleGetFunction(CUfunction* f, CUmodule module, const char* name) {
+  *f = (CUfunction)((uintptr_t)new_handle() + ((uintptr_t)module & 15));
+  SUCCESS;
+}
 EXPORT CUresult cuFuncGetAttribute(int* value, CUfunction_attribute which, CUfunction f) {
   *value = which == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : which == CU_FUNC_ATTRIBUTE_NUM_REGS ? 32 : 0;
   SUCCESS;
@@ -309,11 +349,11 @@ EXPORT CUresult cuFuncGetAttribute(int* value, CUfunction_attribute which, CUfun
 EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream stream,
                                void** parameters, void** extra) {
   record(f, x, y, z, bx * by * bz, shared, stream, parameters);
-  SUCCESS;
+  return may_launch(f);
 }
 EXPORT CUresult cuLaunchKernelEx(const CUlaunchConfig* l, CUfunction f, void** parameters, void** extra) {
   record(f, l->gridDimX, l->gridDimY, l->gridDimZ, l->blockDimX * l->blockDimY * l->blockDimZ, l->sharedMemBytes, l->hStream, parameters);
-  SUCCESS;
+  return may_launch(f);
 }
 
 // ---- Functions by name ----

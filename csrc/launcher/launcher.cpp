@@ -32,6 +32,7 @@ namespace alit {
 namespace {
 
 constexpr int MOST_ARGUMENTS = 64;
+constexpr Py_ssize_t MOST_TEXT = 24;  // bytes of a constant
 // What is remembered of one site, and how many sites; beyond that all is forgotten and found anew.
 constexpr std::size_t MOST_PLANS = 256, MOST_SITES = 256;
 // Tuples of names by which a site is found at once.
@@ -70,7 +71,6 @@ struct Launcher {
   PyObject_HEAD
   vectorcallfunc vectorcall;
   PyObject *looks, *launch, *plan, *runtime;
-  PyObject* kept;  // constants by value: one object for all that are equal
   const TorchTensors* torch;
   const Driver* driver;
   std::vector<Site*>* sites;
@@ -106,11 +106,11 @@ void forget_sites(Launcher* self) {
 
 // ---- Keys ----
 
-enum Tag : std::uint64_t { NONE = 1, TENSOR, INT, FLOAT, BOOL, OBJECT };
+enum Tag : std::uint64_t { NONE = 1, TENSOR, INT, FLOAT, BOOL, TEXT };
 constexpr std::uint64_t tagged(Tag tag, std::uint64_t more = 0) { return (static_cast<std::uint64_t>(tag) << 56) | more; }
 
 struct Call {
-  std::uint64_t key[2 * MOST_ARGUMENTS];
+  std::uint64_t key[(1 + MOST_TEXT / 8) * MOST_ARGUMENTS];
   std::uint64_t value[MOST_ARGUMENTS];  // as a parameter of the machine code, in its low bytes
   int words = 0;
   int device = -1;
@@ -176,10 +176,14 @@ int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
     return 1;
   }
   if (type != &PyUnicode_Type) return 0;  // equal objects of other types may mean different machine code
-  PyObject* kept = PyDict_SetDefault(self->kept, argument, argument);
-  if (!kept) return -1;
-  call.add(tagged(OBJECT));
-  call.add(reinterpret_cast<std::uintptr_t>(kept));
+  Py_ssize_t length;
+  const char* text = PyUnicode_AsUTF8AndSize(argument, &length);
+  if (!text) return -1;
+  if (length > MOST_TEXT) return 0;
+  call.add(tagged(TEXT, length));
+  std::uint64_t words[MOST_TEXT / 8] = {};
+  std::memcpy(words, text, length);
+  for (std::uint64_t word : words) call.add(word);
   return 1;
 }
 
@@ -345,7 +349,6 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* keywords) {
   self->launch = Py_NewRef(launch);
   self->plan = Py_NewRef(plan);
   self->runtime = Py_NewRef(runtime);
-  self->kept = PyDict_New();
   self->torch = torch;
   self->driver = driver;
   self->sites = new std::vector<Site*>;
@@ -358,8 +361,7 @@ void destroy(PyObject* object) {
   forget_sites(self);
   delete self->sites;
   delete self->by_tuple;
-  for (PyObject* each : {self->looks, self->launch, self->plan, self->runtime, self->kept})
-    Py_XDECREF(each);
+  for (PyObject* each : {self->looks, self->launch, self->plan, self->runtime}) Py_XDECREF(each);
   PyTypeObject* type = Py_TYPE(object);
   type->tp_free(object);
   Py_DECREF(type);

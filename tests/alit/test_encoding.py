@@ -69,6 +69,14 @@ def test_stream_of_continuous_tokens() -> None:
     torch.testing.assert_close(tokens.rows, expected.rows, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"bottleneck": "continuous"}, {"halting": "drop"}])
+def test_one_length_for_all_images(options: dict[str, Any]) -> None:
+    m, x = model(**options), images(3)
+    for length in (3, 9, 12):
+        one, each = (m.encode(x, FixedLength(n)) for n in (length, [length] * 3))
+        assert torch.equal(one.lengths, each.lengths) and torch.equal(one.rows, each.rows)
+
+
 def test_stream_is_bounded_lazy_and_reports() -> None:
     """No step exceeds the bound; the source is read only as places become free; places are refilled."""
     m, x = model(), images(12)
