@@ -89,7 +89,7 @@ def _job(package: str, architecture: int, key: str) -> Result:
 
 
 def compile_all(wanted: list[Build], jobs: int, known: Mapping[str, Result]) -> list[Result]:
-    """Results of all; of those whose hash is not in ``known``, from parallel processes."""
+    """Results of all; of those whose hash is not in ``known``, from parallel processes if any."""
     about = {build.key: build.about() for build in wanted}
     found = {k: replace(known[x["hash"]], **x) for k, x in about.items() if x["hash"] in known}
     tasks = [
@@ -98,7 +98,9 @@ def compile_all(wanted: list[Build], jobs: int, known: Mapping[str, Result]) -> 
         if build.key not in found
     ]
     print(f"{len(found)} of {len(wanted)} builds are unchanged", flush=True)
-    if tasks:
+    if jobs == 1:
+        found |= {r.key: r for r in (_job(*task) for task in tasks)}
+    elif tasks:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             found |= {r.key: r for r in pool.map(_job, *zip(*tasks, strict=True))}

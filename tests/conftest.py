@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -13,6 +14,9 @@ import pytest
 # Threads without work sleep: where processes share the cores, waiting would take half of their time. Read when torch
 # is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault(
+    "TORCHINDUCTOR_COMPILE_THREADS", "1"
+)  # processes that compile would import torch
 
 import torch
 
@@ -35,6 +39,10 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.randomly_reset_seed = False  # pytest-randomly's seed is that of the order alone
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: no collection looks at them again
 
 
 @pytest.fixture(autouse=True)

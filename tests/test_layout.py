@@ -64,6 +64,7 @@ def imports(path: Path) -> list[str]:
 
 
 FILES = [p for p in sorted(ROOT.glob("alit*/**/*.py")) if p.parent.name != "__pycache__"]
+IMPORTS = {module_name(path): imports(path) for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -94,7 +95,16 @@ def test_no_test_imports_a_test() -> None:
 
 def test_no_circle() -> None:
     """Nor among the files of one room."""
-    TopologicalSorter({module_name(path): imports(path) for path in FILES}).prepare()
+    TopologicalSorter(IMPORTS).prepare()
+
+
+def test_builds_import_no_command() -> None:
+    """What is compiled ahead of time is known to processes that only compile it."""
+    found, known = {name for name in IMPORTS if name.endswith(".builds")}, 0
+    while known < len(found):
+        known = len(found)
+        found.update(*(IMPORTS.get(name, []) for name in found))
+    assert len(found & IMPORTS.keys()) > 10 and not found & {"argparse", "multiprocessing"}
 
 
 def test_only_kernels_import_triton_at_the_top() -> None:

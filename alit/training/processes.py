@@ -75,7 +75,7 @@ class Processes:
 
 
 #: Options of glibc's mallopt, by their numbers in malloc.h.
-MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_MAX = -1, -4
+MALLOC_TRIM_THRESHOLD, MALLOC_MMAP_THRESHOLD, MALLOC_MMAP_MAX = -1, -3, -4
 #: Numbers the groups that this process has been in.
 _groups = itertools.count()
 
@@ -113,15 +113,19 @@ def processes(device: str) -> Iterator[Processes]:
 
 
 def keep_memory(keep: bool = True) -> None:
-    """Let the C library's heap keep what is freed, where it is glibc's, from now on; or no longer.
+    """Let the C library's heap keep what is freed, where it is glibc's, from now on; or no longer, and give it back.
 
     A step on a CPU frees gigabytes that the next one wants again. Given back to the system, every page of them would be
     cleared and mapped anew.
     """
     if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(MALLOC_MMAP_MAX, 0 if keep else 65536)  # as it is at first
-        mallopt(MALLOC_TRIM_THRESHOLD, -1 if keep else 128 * 1024)
+        library = ctypes.CDLL(None)
+        library.mallopt(MALLOC_MMAP_MAX, 0 if keep else 65536)  # as it is at first
+        # What glibc's thresholds become in a process that frees large blocks, unless they are set.
+        library.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)
+        library.mallopt(MALLOC_TRIM_THRESHOLD, -1 if keep else 64 << 20)
+        if not keep:
+            library.malloc_trim(0)
 
 
 def leave_group() -> None:

@@ -94,6 +94,7 @@ def train(
         own = stack.enter_context(processes(config.device))
         if own.device.type == "cpu":
             keep_memory()
+            stack.callback(keep_memory, False)
         devices = [own.device] if own.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
         run = _Run(config, own, on_log, stack)

@@ -15,14 +15,10 @@ from alit.base import build_base
 from alit.base.convolution import ConvDecoder, ConvEncoder
 from alit.config import DCTConfig, KLVAEConfig, Quirks
 from alit.training import TrainingConfig, train
-from tests.helpers.runs import SMALL, config, weights_of
+from tests.helpers.runs import SMALL, VAE, config, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VAE: dict[str, Any] = {
-    **{"kind": "vae", "latent_channels": 4, "channels": 32, "multipliers": [1, 1], "blocks": 1},
-    **{"attention_levels": [], "stem": 4},
-}
 VQGAN: dict[str, Any] = {
     **{"kind": "vqgan", "latent_channels": 4, "num_codes": 16},
     **{"channels": 32, "multipliers": [1, 1], "blocks": 1},

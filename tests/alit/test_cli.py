@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import struct
 import subprocess
 import sys
@@ -81,10 +82,15 @@ def test_version_and_usage() -> None:
 
 
 @pytest.mark.parametrize("module", ["alit", "alit.cli"])
-def test_module_runs(module: str, folder: Path) -> None:
-    command = [sys.executable, "-m", module, "info", "good.alit"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "3 images" in done.stdout, done.stderr
+def test_module_runs(
+    module: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``python -m``."""
+    monkeypatch.setattr(sys, "argv", [module, "info", "good.alit"])
+    monkeypatch.delitem(sys.modules, "alit.cli")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert "3 images" in capsys.readouterr().out
 
 
 def test_train_takes_the_name_of_a_configuration(folder: Path) -> None:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import subprocess
-import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,10 +12,13 @@ import torch
 from PIL import Image
 
 from alit.training import checkpoints
+from tests.helpers import distributed_run
+from tests.helpers.forks import fork
 from tests.helpers.models import model
+from tests.helpers.pictures import SIGN, saved, tar
 from tests.helpers.runs import SMALL, config, differing, log_of, weights_of
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.apart
 #: Pictures of each shard.
 SIZES = (5, 3, 9, 1, 4, 12, 2)
 FOUR: dict[str, Any] = {"steps": 4, "model": {**SMALL, "bottleneck": "continuous"}}
@@ -29,25 +26,16 @@ SHARDED: dict[str, Any] = {**FOUR, "steps": 8, "parallel": "fsdp"}
 AVERAGED = {**SMALL, "ema_decay": 0.9}
 
 
-def png(pixels: Any) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(content, format="PNG")
-    return content.getvalue()
-
-
 def write_data(path: Path) -> None:
     """A folder of pictures, shards, and a model to start from."""
     random = np.random.default_rng(0)
     (path / "pictures").mkdir()
     for index in range(8):
-        (path / f"pictures/{index}.png").write_bytes(png(random.integers(0, 255, (40, 40, 3))))
+        pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"pictures/{index}.png")
     for shard, size in enumerate(SIZES):
-        with tarfile.open(path / f"x-{shard}.tar", "w") as file:
-            for number in range(size):
-                content = png(np.full((32, 32, 3), (7 * shard, number, 0)))
-                info = tarfile.TarInfo(f"{shard}-{number}.png")
-                info.size = len(content)
-                file.addfile(info, io.BytesIO(content))
+        members = {f"{shard}-{number}.png": saved(SIGN, "PNG").getvalue() for number in range(size)}
+        tar(path / f"x-{shard}.tar", members)
     start = model("vqgan", image_size=(32, 32), iterations=2, bottleneck="continuous")
     start.save_pretrained(path / "start.safetensors")
 
@@ -59,23 +47,15 @@ def launch(path: Path, processes: int, runs: dict[str, dict[str, Any]], restarts
         extra = {x: fields.pop(x) for x in ("resume", "stop_at", "kill_at", "seen") if x in fields}
         values = {"data": str(path / "pictures"), "steps": 8, "checkpoint_every": 4, **fields}
         options.append({**config(output=str(path / name), **values).asdict(), **extra})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
-    done = subprocess.run(
-        [*command, "-m", "tests.helpers.distributed_run", json.dumps(options)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    said = path / "said.txt"
+    process = fork(said, distributed_run.launch, processes, options, restarts)
+    process.join(600)
+    assert process.exitcode == 0, said.read_text()[-4000:]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs, in few starts of torchrun: one takes longer than most of them."""
+    """The folder of all runs, in few starts of workers."""
     path = tmp_path_factory.mktemp("runs")
     write_data(path)
     stage2: dict[str, Any] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -193,14 +192,11 @@ def test_metrics_of_other_networks(folder: Path) -> None:
     assert alone.rfid is None and alone.lpips is not None, "one picture has no distribution"
 
 
+@pytest.mark.usefixtures("offline")
 def test_networks_that_are_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    def offline(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no network")
-
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     found = networks()
     assert (found.perceptual, found.inception) == (None, None)
     assert [x.split(":")[0] for x in found.left_out] == ["LPIPS", "rFID"]

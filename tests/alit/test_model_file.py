@@ -7,8 +7,6 @@ import json
 import math
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from alit.model_file import load_state, read, write
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.hostile_json import mutated_json
 from tests.helpers.models import BASES, images, model
+from tests.helpers.runs import full_disk
 
 #: Bytes beside the tensors.
 LITTLE = 100 * 2**20
@@ -83,32 +82,14 @@ def test_damaged_files(tmp_path: Path) -> None:
         AdaptiveTokenizer.from_pretrained("nano-vqgan")
 
 
-FULL_DISK = """
-import resource, sys
-sys.path.insert(0, sys.argv[2])
-from tests.helpers.models import model
-resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-try:
-    model(seed=1).save_pretrained(sys.argv[1])
-except OSError as error:
-    print(error)
-"""
-
-
 def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """Files of this process may not exceed 20 kB: writing the model fails in the middle."""
     path = tmp_path / "model.safetensors"
     model().save_pretrained(path)
     before = path.read_bytes()
     assert len(before) > 20000
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path), str(root)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "what was there before is intact" in done.stdout
+    with full_disk(20000), pytest.raises(OSError, match="what was there before is intact"):
+        model(seed=1).save_pretrained(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.safetensors"]
 
 

@@ -6,9 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +15,16 @@ import pytest
 
 from alit import AdaptiveTokenizer, atomic_files
 from alit.atomic_files import alone
+from alit.cli import app
 from alit.losses import PatchDiscriminator
 from alit.training import Interrupted, TrainingConfig, checkpoints, train
+from tests.helpers.forks import FORKS, fork
 from tests.helpers.models import images, model
-from tests.helpers.runs import SMALL, config, differing, log_of, state_of, stopping, weights_of
+from tests.helpers.pictures import tar
+from tests.helpers.runs import SMALL, VAE, config, differing, log_of, state_of, stopping, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VAE: dict[str, Any] = {
-    **{"kind": "vae", "latent_channels": 4, "channels": 32, "multipliers": [1, 1], "blocks": 1},
-    **{"attention_levels": [], "stem": 4},
-}
 CASES: dict[str, dict[str, Any]] = {
     "workers": {"workers": 1, "iterations_per_step": 1},
     "parts": {"accumulate": 2, "precision": "bfloat16", "model": {**SMALL, "ema_decay": 0.9}},
@@ -46,9 +42,7 @@ def shards(folder: Path) -> str:
     """The pictures of a folder in tar files of one or two."""
     files = sorted(folder.glob("**/*.png"))
     for number in range(4):
-        with tarfile.open(folder / f"x-{number}.tar", "w") as tar:
-            for file in files[number::4]:
-                tar.add(file, file.name)
+        tar(folder / f"x-{number}.tar", {x.name: x.read_bytes() for x in files[number::4]})
     return str(folder / "x-{0..3}.tar")
 
 
@@ -83,6 +77,11 @@ def test_resume_bit_for_bit(
         assert not [name for name in weights_of(straight) if "discriminator" in name]
 
 
+def in_a_group(*arguments: str) -> None:
+    os.setsid()
+    app(arguments)
+
+
 @pytest.mark.parametrize("sent", (signal.SIGINT, signal.SIGTERM))
 def test_signals_to_the_whole_group(sent: signal.Signals, folder: Path, tmp_path: Path) -> None:
     """Ctrl-C, or a batch system's end, to the command and to its decoding workers: a checkpoint, exit status 130, and
@@ -91,17 +90,14 @@ def test_signals_to_the_whole_group(sent: signal.Signals, folder: Path, tmp_path
     run = tmp_path / "run"
     options = config(data=str(folder), output=str(run), steps=100_000, workers=1).asdict()
     (tmp_path / "config.json").write_text(json.dumps(options))
-    command = [sys.executable, "-m", "alit.cli", "train", str(tmp_path / "config.json")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        log = run / "log.jsonl"
-        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
-            time.sleep(0.1)
-        assert process.poll() is None
-        os.killpg(process.pid, sent)
-        said = process.communicate(timeout=300)[0]
-    assert process.returncode == 130, said
+    process = fork(tmp_path / "said", in_a_group, "train", str(tmp_path / "config.json"))
+    log = run / "log.jsonl"
+    while process.is_alive() and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.1)
+    os.killpg(process.pid, sent)
+    process.join(300)
+    said = (tmp_path / "said").read_text().replace("\n", " ")
+    assert process.exitcode == 130, said
     steps = int(checkpoints.saved(run)[-1].name.rpartition("-")[2])
     assert f"stopped by {sent.name} after step {steps}; resume goes on from there" in said
     assert "Traceback" not in said and steps >= 2
@@ -149,18 +145,21 @@ def test_a_given_model_is_that_of_the_run(tmp_path: Path) -> None:
         )
 
 
+def stay_alone(folder: Path, entered: Any) -> None:
+    with alone(folder):
+        entered.set()
+        signal.pause()
+
+
 def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
     """The second is refused, as long as the first goes on."""
-    code = "import sys, time; from pathlib import Path; from alit.atomic_files import alone\n"
-    code += f"with alone(Path({str(tmp_path)!r})): print(1, flush=True); sys.stdin.read()"
-    fields = config(data=str(folder), output=str(tmp_path), steps=1)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"1\n"
-        with pytest.raises(ValueError, match="output: another run is writing to"):
-            train(fields)
-        other.communicate()
+    fields, entered = config(data=str(folder), output=str(tmp_path), steps=1), FORKS.Event()
+    other = fork(tmp_path / "said", stay_alone, tmp_path, entered)
+    assert entered.wait(300)
+    with pytest.raises(ValueError, match="output: another run is writing to"):
+        train(fields)
+    other.kill()
+    other.join()
     with alone(tmp_path), pytest.raises(ValueError, match="output: another run is writing to"):
         train(fields)
     assert train(fields).steps == 1

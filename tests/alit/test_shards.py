@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import io
 import itertools
 import random
 import tarfile
@@ -28,23 +27,13 @@ from alit.training.shards import ShardBatches, ShardStream
 from alit.training.tars import MOST_SHARDS, NoPictures, Picture, expand, pictures
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.models import model
+from tests.helpers.pictures import saved, tar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def png(level: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (20, 20), (level, level, level)).save(content, format="PNG")
-    return content.getvalue()
-
-
-def write(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return path
+    return saved(Image.new("RGB", (20, 20), (level, level, level)), "PNG").getvalue()
 
 
 #: Pictures of the shards below, by shard; of one it is the second that is damaged.
@@ -59,7 +48,7 @@ def shards(tmp_path: Path) -> str:
         members = {f"{shard}.{number}.png": png(next(level)) for number in range(size)}
         if shard == 2:
             members["2.1.png"] = b"broken"
-        write(tmp_path / f"x-{shard}.tar", members)
+        tar(tmp_path / f"x-{shard}.tar", members)
     return str(tmp_path / "x-{0..6}.tar")
 
 
@@ -261,8 +250,8 @@ def test_a_name_is_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for addresses in (False, True):
         with pytest.raises(FileNotFoundError, match="no such shard"):
             stream(name, 0, addresses=addresses)
-    write(Path("x.tar"), {"x.png": png(0)})
-    write(Path(name), {f"{n}.png": png(7) for n in range(3)})
+    tar(Path("x.tar"), {"x.png": png(0)})
+    tar(Path(name), {f"{n}.png": png(7) for n in range(3)})
     for addresses in (False, True):
         assert levels([next(stream(name, 0, addresses=addresses))]) == [7, 7, 7]
     assert not Path("executed").exists()
@@ -314,7 +303,7 @@ def test_members(tmp_path: Path) -> None:
         **{"./f.txt": b"t", "./g.jpg": b"5", "./g.txt": b"t", "x/g.jpg": b"6", ".h": b"h"},
         **{"._e.png": b"Mac OS X", "x/._g.jpg": b"Mac OS X"},
     }
-    found, skipped = read_all(write(tmp_path / "x.tar", members))
+    found, skipped = read_all(tar(tmp_path / "x.tar", members))
     assert [x.content for x in found] == [b"%d" % number for number in range(7)]
     assert found[1].name == "IMG.2024.1.JPG"
     assert len(skipped) == 1 and "(3 .txt, 1 without a suffix)" in skipped[0]
@@ -330,14 +319,14 @@ def test_members(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.tar", {"a\udcff\n\x1b[2J.png": b"0", "b.t\udcff\x1bxt": b""})
+    path = tar(tmp_path / "x.tar", {"a\udcff\n\x1b[2J.png": b"0", "b.t\udcff\x1bxt": b""})
     found, skipped = read_all(path)
     assert all(x.isprintable() and x.isascii() for x in (found[0].name, skipped[0]))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_without_pictures(workers: int, tmp_path: Path) -> None:
-    path = write(tmp_path / "x.tar", {"a.txt": b"", "b.txt": b"", "c.tif": b""})
+    path = tar(tmp_path / "x.tar", {"a.txt": b"", "b.txt": b"", "c.tif": b""})
     with pytest.raises(NoPictures, match=r"x\.tar: no picture .* in it, but 2 \.txt, 1 \.tif"):
         read_all(path)
     config = TrainingConfig(
@@ -345,13 +334,13 @@ def test_a_shard_without_pictures(workers: int, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"^data: .*x\.tar: no picture .*2 \.txt, 1 \.tif"):
         train(config, model=model())
-    write(path, {})
+    tar(path, {})
     with pytest.raises(ValueError, match=r"^data: .*x\.tar: no picture .* but nothing"):
         train(config, model=model())
 
 
 def test_a_run_says_what_it_skipped(shards: str, tmp_path: Path) -> None:
-    write(tmp_path / "x-0.tar", {"a.png": png(1), "b.txt": b""})
+    tar(tmp_path / "x-0.tar", {"a.png": png(1), "b.txt": b""})
     (tmp_path / "x-1.tar").write_bytes((tmp_path / "x-5.tar").read_bytes()[:3000])
     (tmp_path / "x-3.tar").write_bytes(b"x" * 2000)
     fields = {"steps": 30, "batch_size": 4, "learning_rate": 1e-3, "workers": 2, "device": "cpu"}
@@ -376,7 +365,7 @@ def test_shards_that_do_not_fit(shards: str, tmp_path: Path) -> None:
 def test_damaged_tar_files_give_the_pictures_before(tmp_path: Path) -> None:
     """Each mutation ends soon, in little memory, in what was found and a line that says why."""
     chance, path, damaged = random.Random(0), tmp_path / "x.tar", 0
-    whole = write(path, {f"{'d' * 150}/{n}.png": png(n) for n in range(6)}).read_bytes()
+    whole = tar(path, {f"{'d' * 150}/{n}.png": png(n) for n in range(6)}).read_bytes()
     start = time.monotonic()
     with memory() as used:
         for _ in range(EXAMPLES):

@@ -235,12 +235,6 @@ def test_bfloat16() -> None:
 # Whole runs.
 
 
-def started(tmp_path: Path, base: str = "vqgan") -> str:
-    path = tmp_path / "start.safetensors"
-    model(base, image_size=(32, 32), iterations=2).save_pretrained(path)
-    return str(path)
-
-
 def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:
     """After one step it lies between the weights before and after, for the base tokenizer too."""
     m = model("vqgan", image_size=(32, 32), iterations=2)
@@ -321,8 +315,9 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("offline")
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     """The cheap form as documented, then with discriminators, then without a net for LPIPS."""
-
-    command = ["train", "--stage", "2", "--start-from", started(tmp_path), "--data", str(folder)]
+    path = tmp_path / "start.safetensors"
+    model("vqgan", image_size=(32, 32), iterations=2).save_pretrained(path)
+    command = ["train", "--stage", "2", "--start-from", str(path), "--data", str(folder)]
     command += ["--steps", "1", "--batch-size", "2", "--device", "cpu", "--set", "workers=0"]
 
     def run(name: str, *options: str) -> Any:
@@ -337,7 +332,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     failed = run("offline")
     assert failed.exit_code == 1 and "Traceback" not in failed.output
     assert "or train without it: --perceptual off" in failed.output
-    start, trained = load_file(tmp_path / "start.safetensors"), weights_of(tmp_path / "cheap")
+    start, trained = load_file(path), weights_of(tmp_path / "cheap")
     frozen = [name for name in start if name.startswith("base_tokenizer.")]
     assert frozen and all(torch.equal(start[name], trained[name]) for name in frozen)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,10 @@ from alit import AdaptiveTokenizer, FixedLength, TokenSequence
 from alit.demo import photographs
 from alit.demo.measure import measure
 from alit.model_file import SHIPPED
+from tests.helpers.commands import run
 from tests.helpers.models import images, model
 
 WEIGHTS = sorted(SHIPPED.glob("*.safetensors"))
-#: alit's command line on a machine without a network.
-OFFLINE = """
-import socket, sys
-def refuse(*_, **__): raise OSError("no network")
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from alit.cli import app
-app()
-"""
 
 
 def test_16_bit_files_give_float32_models(tmp_path: Path) -> None:
@@ -64,13 +56,18 @@ def test_they_beat_a_thumbnail_and_more_tokens_do_not_hurt(name: str) -> None:
     assert (ours[1:] < 1.01 * ours[:-1]).all(), ours
 
 
-def test_reconstruct_works_offline(tmp_path: Path) -> None:
+def test_reconstruct_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    for owner, name in (
+        *((socket.socket, "connect"), (socket, "create_connection"), (socket, "getaddrinfo")),
+    ):
+        monkeypatch.setattr(owner, name, refuse)
     photo = tmp_path / "photo.jpg"
     Image.effect_mandelbrot((320, 200), (-2, -1.5, 1, 1.5), 100).save(photo)
-    arguments = ["reconstruct", str(photo), "-o", str(tmp_path / "out")]
-    command = [sys.executable, "-c", OFFLINE, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run("reconstruct", photo, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
     assert Image.open(tmp_path / "out" / "photo.png").size == (256, 256)
 
 

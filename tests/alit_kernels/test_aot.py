@@ -6,9 +6,8 @@ Everything that compiles runs in a process of its own: this one has Triton's int
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from contextlib import redirect_stderr
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -18,7 +17,8 @@ import pytest
 
 from alit_kernels import _machine_code as machine
 from alit_kernels._machine_code import Expected, Result
-from alit_kernels.aot import compare, packages
+from alit_kernels.aot import compare, main
+from tests.helpers.forks import fork
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -81,19 +81,24 @@ def record(recorder):
 """
 
 
-def python(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(path), str(ROOT)))
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+def call_main(path: Path, *arguments: str) -> None:
+    sys.path.insert(0, str(path))
+    with (path / "failures").open("w") as file, redirect_stderr(file):
+        status = main(["--arch", "sm_90", "--jobs", "1", *arguments])
+    sys.exit(status)
 
 
-def aot(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return python("-m", "alit_kernels.aot", "--arch", "sm_90", *arguments, path=path)
+def aot(path: Path, *arguments: str) -> tuple[int, str, list[str]]:
+    """Exit status, what is printed, and the failures."""
+    process = fork(path / "said", call_main, path, *arguments)
+    process.join()
+    said = (path / "said").read_text()
+    failures = (path / "failures").read_text().splitlines()
+    return process.exitcode, said, failures
 
 
-@pytest.mark.parametrize("package", packages())
-def test_shipped_kernels(package: str) -> None:
+@pytest.mark.apart
+def test_shipped_kernels(tmp_path: Path) -> None:
     """No fault on sm_90, every kernel covered, and machine code no worse than the committed result.
 
     Only what has changed since then is compiled, and no rare builds (attention on dense batches or with a key mask):
@@ -103,19 +108,20 @@ def test_shipped_kernels(package: str) -> None:
     if not Path(committed).exists():
         pytest.skip(f"no committed machine code for Triton {version('triton')}")
     options = ("--common", "--check", "--compare", committed, "--unchanged-from", committed)
-    done = aot("--module", package, *options)
-    assert done.returncode == 0, done.stderr
+    status, said, failures = aot(tmp_path, *options)
+    assert status == 0, (said, failures)
 
 
+@pytest.mark.apart
 def test_planted_faults(tmp_path: Path) -> None:
     package = tmp_path / "planted"
     package.mkdir()
     (package / "kernels.py").write_text(KERNELS)
     (package / "builds.py").write_text(BUILDS)
     result = tmp_path / "result.json"
-    done = aot("--check", "--module", "planted", "--json", str(result), path=tmp_path)
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
+    module = ("--module", "planted")
+    status, _, lines = aot(tmp_path, "--check", *module, "--json", str(result))
+    assert status == 1
 
     def faults(label: str) -> str:
         return " ".join(line for line in lines if f"[{label}]" in line)
@@ -133,32 +139,18 @@ def test_planted_faults(tmp_path: Path) -> None:
     entry = results["64 rows"]
     assert entry["instructions"]["wgmma"] and entry["shared"] and 0 < entry["occupancy"] <= 1
 
-    known = ("--module", "planted", "--unchanged-from", str(result))
-    common = aot("--common", "--check", *known, path=tmp_path)
-    assert "6 of 6 builds are unchanged" in common.stdout and common.returncode == 1
-    assert common.stderr.splitlines() == [line for line in lines if "[rare]" not in line]
+    known = (*module, "--unchanged-from", str(result))
+    status, said, failures = aot(tmp_path, "--common", "--check", *known)
+    assert "6 of 6 builds are unchanged" in said and status == 1
+    assert failures == [line for line in lines if "[rare]" not in line]
     worse = KERNELS.replace(
         "return x + 1", "return tl.exp(tl.sin(x.to(tl.float32))).to(tl.float16)"
     )
     (package / "kernels.py").write_text(worse)
-    changed = aot("--compare", str(result), *known, path=tmp_path)
-    assert "3 of 7 builds are unchanged" in changed.stdout and changed.returncode == 1
-    found = [line for line in changed.stderr.splitlines() if "instructions" in line]
+    status, said, failures = aot(tmp_path, "--compare", str(result), *known)
+    assert "3 of 7 builds are unchanged" in said and status == 1
+    found = [line for line in failures if "instructions" in line]
     assert len(found) == 4 and all("planted.kernels.narrow" in line for line in found)
-
-
-LIGHT = """
-import sys
-import alit_kernels.attention.builds
-found = [m for name, m in sys.modules.items() if name.startswith("alit_kernels")]
-assert len(found) > 10
-assert not any(hasattr(m, name) for m in found for name in ("argparse", "multiprocessing"))
-"""
-
-
-def test_builds_import_no_command() -> None:
-    done = python("-c", LIGHT)
-    assert done.returncode == 0, done.stderr
 
 
 def test_too_much_shared_memory() -> None:
@@ -227,8 +219,7 @@ def test_reading_of_machine_code() -> None:
     assert cycles["special"] == 8 and cycles["fma"] == 1 and cycles["issue"] == 4
 
 
-def test_interpreter_is_refused() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "alit_kernels.aot"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1 and "TRITON_INTERPRET" in done.stderr
+def test_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="TRITON_INTERPRET"):
+        main([])

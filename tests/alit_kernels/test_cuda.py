@@ -1,10 +1,12 @@
 """CUDA sources: they compile for every architecture, and have no race when emulated on the CPU.
 
-``make sanitize`` runs them, and the C++ kernels, under the other sanitizers.
+``make sanitize`` runs them, and the C++ kernels, under the other sanitizers. ``ALIT_ARCHITECTURES`` are those that are
+compiled for ("90" by default; ``make test-full`` takes all).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,12 +25,14 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.apart
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
-    """For sm_80, sm_90 and sm_100 (where nvcc knows it: 12.8 and later)."""
+    """But for what nvcc does not know (sm_100: 12.8 and later)."""
     known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    architectures = [a for a in (80, 90, 100) if f"compute_{a}\n" in known.stdout + "\n"]
-    assert {80, 90} <= set(architectures)
+    wanted = os.environ.get("ALIT_ARCHITECTURES", "90").split(",")
+    architectures = [a for a in wanted if f"compute_{a}\n" in known.stdout + "\n"]
+    assert "90" in architectures
     targets = [x for a in architectures for x in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
     done = subprocess.run(
         [
@@ -49,7 +53,7 @@ def build(tmp_path: Path, *options: str) -> Path:
     assert COMPILER is not None
     program = tmp_path / "ragged_cuda_test"
     sources = [str(CSRC / "tests" / f"{program.name}.cpp"), str(CSRC / "ragged" / "ragged.cpp")]
-    flags = ["-std=c++17", "-g", "-O1", "-pthread", "-fno-sanitize-recover=all"]
+    flags = ["-std=c++17", "-g", "-O0", "-pthread", "-fno-sanitize-recover=all"]
     flags += ["-fsanitize=thread", "-DALIT_EMULATE_THREADS", "-DALIT_BLOCK_THREADS=64"]
     done = subprocess.run(
         [COMPILER, *flags, *options, *sources, "-o", str(program)],
@@ -63,6 +67,7 @@ def build(tmp_path: Path, *options: str) -> Path:
     return program
 
 
+@pytest.mark.apart
 @needs_compiler
 def test_races(tmp_path: Path) -> None:
     """A block's threads as real threads: ThreadSanitizer is content, and is not once the barriers are gone."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from alit_kernels import _cpp
+from alit_kernels import _cpp, nearest_codeword
 from alit_kernels._library import extension
+from tests.helpers.forks import fork
 
 core = extension()
 if core is None:
@@ -82,28 +84,24 @@ def test_concurrent_callers() -> None:
     assert not failures
 
 
-BORROWED_BEFORE_FORK = """
-import os, signal, torch, alit_kernels
-torch.set_num_threads(2)
-torch.randn(300, 300) @ torch.randn(300, 300)  # torch's threads are there now
-torch.randn(10**6).exp()
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    z = torch.arange(4096.0 * 8).view(4096, 8)
-    alit_kernels.nearest_codeword(z, z[:64])
-    os._exit(0)
-print(os.waitpid(child, 0)[1])
-"""
+def call_in_a_child() -> None:
+    torch.set_num_threads(2)
+    torch.randn(300, 300) @ torch.randn(300, 300)  # torch's threads are there now
+    torch.randn(10**6).exp()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        z = torch.arange(4096.0 * 8).view(4096, 8)
+        nearest_codeword(z, z[:64])
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
-def test_first_call_in_a_forked_child() -> None:
+def test_first_call_in_a_forked_child(tmp_path: Path) -> None:
     """Torch's threads, which calls borrow, are not there in the child of a process that never called."""
-    done = subprocess.run(
-        [sys.executable, "-c", BORROWED_BEFORE_FORK], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "0", done.stdout + done.stderr
+    fork(tmp_path / "said", call_in_a_child).join()
+    assert (tmp_path / "said").read_text() == "0\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.fsdp import fully_shard
 
 from alit_kernels.nn import VectorQuantizer
+from tests.helpers.forks import spawn
 
 STEPS = 3
 
@@ -88,7 +89,7 @@ def local(tensor: Any) -> Tensor:
 
 @pytest.mark.parametrize("processes", (1, 2))
 def test_a_sharded_model_learns_as_a_whole_one(processes: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(sharded, (processes, str(tmp_path)), nprocs=processes)
+    spawn(sharded, processes, str(tmp_path))
     for name, options in OPTIONS.items():
         found, model = torch.load(tmp_path / name), Model(**options)
         before = model.q.embedding.weight.detach().clone()

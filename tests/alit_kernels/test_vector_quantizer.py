@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alit_kernels import VectorQuantized, codebook_statistics, nearest_codeword, vector_quantize
 from alit_kernels.nn import VectorQuantizer
+from tests.helpers.forks import spawn
 
 
 def test_module_moving_average_backward() -> None:
@@ -289,7 +290,7 @@ def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> No
 @pytest.mark.parametrize("compiled", (False, True))
 def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> None:
     """Both processes end with one codebook, and it is that of one process with all vectors."""
-    torch.multiprocessing.spawn(train_on_a_share, (2, str(tmp_path), compiled), nprocs=2)
+    spawn(train_on_a_share, 2, str(tmp_path), compiled)
     first, second = (torch.load(tmp_path / f"state{rank}") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.manual_seed(0)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,8 +27,14 @@ from benchmarks.suites import (
     test_soft_codebook,
 )
 from benchmarks.suites.models import LENGTHS, model
+from tests.helpers.forks import another_process, fork
 
 ROOT = Path(__file__).parents[2]
+CONFTEST = """
+import benchmarks.conftest
+benchmarks.conftest.ceilings = dict  # which take longer than all else
+pytest_plugins = ["benchmarks.conftest"]
+"""
 SUITE = """
 import pytest
 from benchmarks.harness.contest import Absent, Contest, Work
@@ -64,27 +67,34 @@ def test_it(name, race):
 """
 
 
+def call_pytest(folder: Path, variables: dict[str, str], *arguments: str) -> None:
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ.update(variables)
+    os.chdir(folder)
+    sys.exit(pytest.main(["-p", "no:cacheprovider", f"--rootdir={folder}", *arguments]))
+
+
+def run_pytest(
+    folder: Path, *arguments: str, at: Path | None = None, **variables: str
+) -> tuple[int, str]:
+    """Exit status and output of ``pytest``, called in a folder."""
+    process = fork(folder / "said", call_pytest, at or folder, variables, *arguments)
+    process.join()
+    return process.exitcode, (folder / "said").read_text()
+
+
+@pytest.mark.apart
 def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
     """Through pytest itself: wrong and crashing ones are failures, the right one is timed, the absent one skipped."""
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["benchmarks.conftest"]\n')
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_planted.py").write_text(SUITE)
-    serial = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "test_planted.py"),
-            *(f"--rootdir={tmp_path}", "--benchmark-json=out.json"),
-        ],
-        cwd=tmp_path,
-        env={**serial, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "3 failed, 1 passed, 1 skipped" in done.stdout
-    assert "RuntimeError: no compiler" in done.stdout
-    assert "AssertionError: not the nearest codewords" in done.stdout
-    assert "missing is absent: no such library" in done.stdout
+    status, said = run_pytest(tmp_path, "-rs", "test_planted.py", "--benchmark-json=out.json")
+    assert status == pytest.ExitCode.TESTS_FAILED, said
+    assert "3 failed, 1 passed, 1 skipped" in said
+    assert "RuntimeError: no compiler" in said
+    assert "AssertionError: not the nearest codewords" in said
+    assert "missing is absent: no such library" in said
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["left_out"] == {
         "broken": {
@@ -230,7 +240,7 @@ def test_peak_memory() -> None:
     """What is alive at once counts, once. In a process of its own: where an old heap has a hole, the C library puts the
     second tensor beside the first, of which an aligned one does not fit into the place.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    with another_process() as process:
         assert 95 < process.submit(peak_of_three_tensors).result() < 110
 
 
@@ -242,7 +252,7 @@ def busy() -> None:
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs /proc/stat")
 def test_a_contender_in_another_process_is_no_other_load() -> None:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    with another_process() as process:
         process.submit(time.time).result()
         before = OtherLoad._now()
         process.submit(busy).result()
@@ -250,11 +260,9 @@ def test_a_contender_in_another_process_is_no_other_load() -> None:
     assert before and after and after[2] - before[2] > 0.25
 
 
-def test_the_reference_is_not_timed_as_ours() -> None:
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q"]
-    environment = os.environ | {"ALIT_KERNELS_IMPLEMENTATION": "reference"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment
-    )
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "benchmarks would time the slow reference" in done.stdout + done.stderr
+def test_the_reference_is_not_timed_as_ours(tmp_path: Path) -> None:
+    reference = {"ALIT_KERNELS_IMPLEMENTATION": "reference"}
+    options = ("benchmarks", "--collect-only", "-q")
+    status, said = run_pytest(tmp_path, *options, at=ROOT, **reference)
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "benchmarks would time the slow reference" in said

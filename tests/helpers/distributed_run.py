@@ -1,32 +1,33 @@
-"""Training runs for torchrun, one after another, in which one process can be killed, or all stopped: see
-test_distributed.py. The argument lists the runs: fields of a configuration, and ``resume``, ``stop_at``, ``kill_at`` (a
+"""Training runs under torchrun, one after another, in which one process can be killed, or all stopped: see
+test_distributed.py. Of each run the fields of its configuration are given, and ``resume``, ``stop_at``, ``kill_at`` (a
 step) and ``seen`` (where the names of pictures are noted, by process).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alit.training import Interrupted, TrainingConfig, train
 from alit.training.shards import ShardStream
 from alit.training.stage1 import Stage1
 from tests.helpers.runs import stopping
 
-RANK = int(os.environ.get("RANK", "0"))
-
 
 def dying(kill_at: int, step: Any = Stage1.step) -> Any:
     def step_or_die(self: Stage1, number: int, *arguments: Any) -> Any:
-        if number == kill_at and RANK == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if (
+            number == kill_at
+            and os.environ["RANK"] == "1"
+            and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, number, *arguments)
 
@@ -37,16 +38,16 @@ def noting(seen: str, pictures: Any = ShardStream._pictures) -> Any:
     def note(*arguments: Any) -> Iterator[Any]:
         for at, picture, *rest in pictures(*arguments):
             if picture is not None:
-                with open(f"{seen}-{RANK}.txt", "a") as file:
+                with open(f"{seen}-{os.environ['RANK']}.txt", "a") as file:
                     print(at.epoch, picture.name, file=file)
             yield at, picture, *rest
 
     return note
 
 
-def main() -> None:
+def train_all(runs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    for options in json.loads(sys.argv[1]):
+    for options in runs:
         names = ("resume", "stop_at", "kill_at", "seen")
         resume, stop_at, kill_at, seen = (options.pop(name, None) for name in names)
         config = TrainingConfig.from_mapping(options)
@@ -58,5 +59,12 @@ def main() -> None:
             train(config, resume=bool(resume), allow_changes=True, on_log=stopping(stop_at))
 
 
-if __name__ == "__main__":
-    main()
+def launch(processes: int, runs: list[dict[str, Any]], restarts: int) -> None:
+    """Train in so many workers, which torchrun's agent forks from this process, and starts again where one dies."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    alone = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(
+        **{**alone, "nproc_per_node": processes, "max_restarts": restarts, "run_id": "test"},
+        **{"start_method": "fork", "monitor_interval": 0.1},
+    )
+    elastic_launch(config, train_all)(runs)

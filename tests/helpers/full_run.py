@@ -1,4 +1,5 @@
-"""The suite at full length with one worker and with four, then in twenty more orders: what ``make test-full`` runs.
+"""The suite at full length with one worker and with four, then in twenty more orders, without the tests that are marked
+``apart``: what ``make test-full`` runs.
 
 Each run that ends is a line of tests/full-run.jsonl. Cut off, it goes on with the runs that are missing for the commit.
 """
@@ -18,7 +19,7 @@ from benchmarks.harness.timing import machine
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "full-run.jsonl"
-FULL_LENGTH = {"ALIT_FUZZ_EXAMPLES": "20000", "ALIT_KILLS": "40"}
+FULL_LENGTH = {"ALIT_FUZZ_EXAMPLES": "20000", "ALIT_KILLS": "40", "ALIT_ARCHITECTURES": "80,90,100"}
 #: Seed of the order, processes (0: pytest alone), and what makes the tests long.
 RUNS: list[tuple[int, int, dict[str, str]]] = [
     (1, 0, FULL_LENGTH),
@@ -35,10 +36,11 @@ def git(*arguments: str) -> str:
 
 def run(seed: int, workers: int, lengths: dict[str, str]) -> dict[str, Any]:
     """One run of the suite: how many tests did what, and the names of those that failed."""
+    chosen = [] if lengths else ["-m", "not apart"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-n", str(workers), "--dist", "worksteal"]
-        command += [f"--randomly-seed={seed}", f"--junitxml={report}"]
+        command += [f"--randomly-seed={seed}", f"--junitxml={report}", *chosen]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | lengths, check=False)
         if done.returncode not in (0, 1):  # stopped, or not started: no run to write down
             raise SystemExit(done.returncode)

@@ -1,25 +1,16 @@
-"""``alit train`` that kills itself at a chosen moment, in forks of a process that imports once: see test_kills.py.
-
-Each line of its input is a list of the moment, a file for what the command says, and the arguments of the command; it
-prints the fork's process number, and when that has ended its exit status.
-"""
+"""``alit train`` that kills itself at a chosen moment: see test_kills.py."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-import torch._dynamo  # which the optimiser imports, and takes longest
 
 from alit import model_file
 from alit.cli import app
@@ -65,7 +56,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def prepare(moment: str) -> None:
+def command(moment: str, *arguments: str) -> None:
+    """The command line, which dies at the moment."""
     owner, name, turn, last = MOMENTS[moment]
     function, calls = getattr(owner, name), itertools.count(1)
 
@@ -76,32 +68,4 @@ def prepare(moment: str) -> None:
         return function(*arguments, **options)
 
     setattr(owner, name, dying)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        moment, said, *arguments = json.loads(line)
-        fork = os.fork()
-        if fork == 0:
-            output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            status = 1
-            try:
-                prepare(moment)
-                app(arguments)
-            except SystemExit as error:
-                status = int(error.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
-        print(fork, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    app(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def saved(image: Image.Image, kind: str, **options: Any) -> io.BytesIO:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
 
 
 def pixel(file: io.BytesIO | Path, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,10 @@ SMALL: dict[str, Any] = {
     **{"latents_per_iteration": 2, "iterations": 3},
     "encoder": {"width": 64, "layers": 2, "heads": 2},
     "decoder": {"width": 64, "layers": 1, "heads": 2},
+}
+VAE: dict[str, Any] = {
+    **{"kind": "vae", "latent_channels": 4, "channels": 32, "multipliers": [1, 1], "blocks": 1},
+    **{"attention_levels": [], "stem": 4},
 }
 
 
@@ -82,6 +88,17 @@ def stopping(
             os.kill(os.getpid(), sent)
 
     return stop
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """A limit on the size of files stands in for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def gradients(stage: Stage, parts: list[Tensor], *steps: int) -> dict[str, dict[str, Tensor]]:
