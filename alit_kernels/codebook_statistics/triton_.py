@@ -85,8 +85,11 @@ def ordered(
         BC=COMPARED,
         num_warps=8,
     )
-    listed = BLOCKS // 2 if normalised else BLOCKS  # float64 vectors take more registers
-    return {**shared, "blocks": blocks, "BT": listed, "num_warps": warps(dim)}, taking
+    shared |= {"blocks": blocks, "BT": BLOCKS, "num_warps": warps(dim)}
+    if normalised:  # float64 vectors take more registers
+        wide = dim > 128 and z.element_size() == 2
+        shared |= {"BT": BLOCKS // 2, "BR": max(1, sizes["BR"] // (2 if wide else 1))}
+    return shared, taking
 
 
 def not_ordered(index: Tensor, z: Tensor) -> dict[str, Any]:

@@ -105,6 +105,13 @@ def _attention() -> Iterator[Case]:
     yield Case(
         "nn.SelfAttention, packed", (ROWS, WIDTH), lambda x: layer(x, offsets, max_length=LONGEST),
     )  # fmt: skip
+    options = {"batch_first": True, "device": "cuda", "dtype": torch.bfloat16}
+    heads = ak.nn.MultiheadAttention(WIDTH, HEADS, **options)
+    torch_heads = torch.nn.MultiheadAttention(WIDTH, HEADS, **options)
+    yield Case(
+        "nn.MultiheadAttention", shape, lambda x: heads(x, x, x, need_weights=False)[0],
+        "torch's", lambda x: torch_heads(x, x, x, need_weights=False)[0],
+    )  # fmt: skip
     plain = Linear(WIDTH, WIDTH).to(device="cuda", dtype=torch.bfloat16)
     yield Case(
         "nn.Linear", shape, plain,

@@ -50,14 +50,10 @@ def works() -> dict[str, Work]:
 
 
 WORKS = works()
-#: Ops that do more than a plan can repeat.
-UNPLANNED = (
-    "vector_quantize",
-    "nn.VectorQuantizer",
-    "nearest_codeword",
-    "codebook_statistics",
-    "soft_codebook",
-)
+#: What does more than a plan can repeat.
+UNPLANNED = ("nn.VectorQuantizer", "nn.SelfAttention, lengths")
+#: Where something looks at calls these are torch's own.
+TORCHS = ("nn.MultiheadAttention", "scaled_dot_product_attention")
 
 
 def test_every_kernel_is_launched_as_by_triton() -> None:
@@ -124,7 +120,7 @@ def assert_planned(work: Work, planned: bool = True) -> None:
             assert not called(_triton.launch, work), "a kernel was launched without a plan"
 
 
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize("name", [name for name in WORKS if not name.startswith(TORCHS)])
 def test_a_plan_repeats_the_launches(name: str) -> None:
     assert_planned(WORKS[name], planned=not name.startswith(UNPLANNED))
 

@@ -218,7 +218,6 @@ def another_gradient(self: Any, out: Any) -> Any:
         (counts, "attributes of"),
         (fails, "the probe failed: KeyError: 'of theirs'"),
     ),
-    ids=str,
 )
 def test_the_probe_finds_what_differs(change: Any, why: str) -> None:
     module = changed(change)
