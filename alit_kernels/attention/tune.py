@@ -58,7 +58,7 @@ def workload(
     offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
     shape = (sum(lengths), 4, heads, head_dim)
     q, k, v, grad_out = torch.randn(shape, device=device, dtype=dtype).unbind(1)
-    layout = (offsets, None, longest, longest, None, head_dim**-0.5)
+    layout = (offsets, None, longest, longest, None, None, head_dim**-0.5)
     out, lse = _attention(q, k, v, *layout, implementation="triton")
     if kernel == "forward":
         return lambda: _attention(q, k, v, *layout, implementation="triton")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import alit_kernels as ak
 from alit import AdaptiveTokenizer
-from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
+from alit_kernels.nn import GELULinear, Linear, MultiheadAttention, SelfAttention, VectorQuantizer
 from tests.helpers.ops import LENGTHS, OFFSETS, leaf, runs
 
 MODULES: dict[str, Callable[[], Any]] = {
@@ -22,6 +22,9 @@ MODULES: dict[str, Callable[[], Any]] = {
     "SelfAttention": lambda: SelfAttention(16, 2)(leaf(2, 5, 16)).sum(),
     "SelfAttention, lengths": lambda: SelfAttention(16, 2)(leaf(3, 5, 16), lengths=LENGTHS).sum(),
     "SelfAttention, packed": lambda: SelfAttention(16, 2)(leaf(9, 16), OFFSETS, max_length=5).sum(),
+    "MultiheadAttention": lambda: MultiheadAttention(16, 2)(
+        *[leaf(5, 2, 16)] * 3, need_weights=False
+    )[0].sum(),
     "VectorQuantizer": lambda: VectorQuantizer(5, 4)(leaf(6, 4)).loss,
     "VectorQuantizer, moving average": lambda: (
         VectorQuantizer(5, 4, ema_decay=0.9)(leaf(6, 4)).loss
