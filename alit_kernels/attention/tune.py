@@ -62,7 +62,7 @@ def workload(
     out, lse = _attention(q, k, v, *layout, implementation="triton")
     if kernel == "forward":
         return lambda: _attention(q, k, v, *layout, implementation="triton")
-    saved = (q, k, v, *layout, grad_out, torch.zeros_like(lse), out, lse)
+    saved = (q, k, v, *layout, grad_out, None, out, lse, True)
     return lambda: _attention_backward(*saved, implementation="triton")
 
 
