@@ -31,4 +31,4 @@ def record(recorder: Recorder) -> None:
             add_layer_norm_backward(x, branch, total, vector, stats, sums, *types)
         with recorder(f"{label} alone"):
             add_layer_norm(x, None, None, vector, vector, 1e-5, half)
-            add_layer_norm_backward(x, branch, x, vector, stats, None, dtype, dtype)
+            add_layer_norm_backward(None, branch, x, vector, stats, None, dtype, dtype)

@@ -80,8 +80,9 @@ def backward_kernel(
         b_h = tl.where(m, (b_s - mean) * deviation, 0.0)
         b_a = b_g * b_w
         b_r = deviation * (b_a - tl.sum(b_a) / C - b_h * (tl.sum(b_a * b_h) / C))
-        p_row = p_grad_total + row * grad_total_pitch + o
-        b_r += tl.load(p_row, mask=m, other=0.0).to(tl.float32)
+        if p_grad_total is not None:
+            p_row = p_grad_total + row * grad_total_pitch + o
+            b_r += tl.load(p_row, mask=m, other=0.0).to(tl.float32)
         tl.store(p_grad_x + row * C + o, b_r.to(p_grad_x.dtype.element_ty), mask=m)
         if APART:
             tl.store(p_grad_branch + row * C + o, b_r.to(p_grad_branch.dtype.element_ty), mask=m)

@@ -101,7 +101,7 @@ def _fake(
 
 
 def _fake_backward(
-    grad_total: Tensor,
+    grad_total: Tensor | None,
     grad_normalized: Tensor,
     total: Tensor,
     weight: Tensor,
@@ -133,12 +133,12 @@ forward = Op(
     limits={"triton": _limit},
 )
 backward = Op(
-    "add_layer_norm_backward(Tensor grad_total, Tensor grad_normalized, Tensor total, Tensor weight, Tensor stats,"
+    "add_layer_norm_backward(Tensor? grad_total, Tensor grad_normalized, Tensor total, Tensor weight, Tensor stats,"
     " Tensor? before, ScalarType x_dtype, ScalarType branch_dtype) -> (Tensor, Tensor, Tensor)",
     reference=reference.add_layer_norm_backward,
     fake=_fake_backward,
     others={"triton": "alit_kernels.add_layer_norm.triton_:add_layer_norm_backward"},
-    limits={"triton": _limit},
+    limits={"triton": lambda grad_total, *rest: _limit(*rest)},
 )
 
 
@@ -155,8 +155,8 @@ def _backward(
 ) -> tuple[Any, ...]:
     total, weight, stats = ctx.saved_tensors
     x_dtype, branch_dtype, *of_vectors = ctx.dtypes
-    if grad_total is None or branch_dtype is None:  # without a branch it is one of nothing
-        grad_total = torch.zeros_like(total)
+    if branch_dtype is None:  # then it is one of nothing
+        grad_total = None
     if grad_normalized is None:
         grad_normalized = torch.zeros_like(total, dtype=ctx.norm_dtype)
     grad_x, grad_branch, sums = backward(

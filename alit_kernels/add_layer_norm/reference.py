@@ -38,7 +38,7 @@ def add_layer_norm(
 
 
 def add_layer_norm_backward(
-    grad_total: Tensor,
+    grad_total: Tensor | None,
     grad_normalized: Tensor,
     total: Tensor,
     weight: Tensor,
@@ -49,14 +49,14 @@ def add_layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x; of the branch, empty where it is that of x; and (3, C), of weight, bias and branch_bias.
 
-    ``before`` (3, C) is added to the last.
+    ``before`` (3, C) is added to the last; ``grad_total`` is None where nothing was made of the sum.
     """
     mean, deviation = (each[..., None] for each in stats)
     g = grad_normalized.to(mean.dtype)
     h = (total.to(mean.dtype) - mean) * deviation
     a = g * weight
     grad = deviation * (a - a.mean(-1, keepdim=True) - h * (a * h).mean(-1, keepdim=True))
-    grad = (grad + grad_total).contiguous()
+    grad = (grad if grad_total is None else grad + grad_total).contiguous()
     rows = tuple(range(g.ndim - 1))
     sums = torch.stack([(g * h).sum(rows), g.sum(rows), grad.sum(rows)])
     apart = grad if branch_dtype != x_dtype else total.new_empty(0)

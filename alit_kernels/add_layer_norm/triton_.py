@@ -63,7 +63,7 @@ def add_layer_norm(
 
 
 def add_layer_norm_backward(
-    grad_total: Tensor,
+    grad_total: Tensor | None,
     grad_normalized: Tensor,
     total: Tensor,
     weight: Tensor,
@@ -73,7 +73,8 @@ def add_layer_norm_backward(
     branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See the reference for the formulas."""
-    flat, grad, flat_grad_total = as_rows(total), as_rows(grad_normalized), as_rows(grad_total)
+    flat, grad = as_rows(total), as_rows(grad_normalized)
+    flat_grad_total = None if grad_total is None else as_rows(grad_total)
     rows, channels = flat.shape
     apart = branch_dtype != x_dtype
     grad_x = total.new_empty(total.shape, dtype=x_dtype)
@@ -84,8 +85,8 @@ def add_layer_norm_backward(
     launch(
         kernels.backward_kernel,
         (programs,),
-        p_grad_total=flat_grad_total,
         p_grad=grad,
+        p_grad_total=flat_grad_total,
         p_total=flat,
         p_weight=weight.contiguous(),
         p_stats=stats.contiguous(),
@@ -93,7 +94,7 @@ def add_layer_norm_backward(
         p_grad_branch=grad_branch if apart else None,
         p_partial=partial,
         rows=rows,
-        grad_total_pitch=flat_grad_total.stride(0),
+        grad_total_pitch=0 if flat_grad_total is None else flat_grad_total.stride(0),
         grad_pitch=grad.stride(0),
         total_pitch=flat.stride(0),
         C=channels,
