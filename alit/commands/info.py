@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..alit_format import Reader
 from ..atomic_files import reading
-from ..console import console, counted, printable
+from ..console import console, printable
 
 #: Lengths in the table.
 ROWS = 256
@@ -49,7 +49,7 @@ def summary(tokens: Reader) -> str:
     if not count:
         return f"no images, {tokens.size} bytes"
     return (
-        f"{counted(count, 'image')}, {counted(tokens.token_count, 'token')} "
+        f"{count} images, {tokens.token_count} tokens "
         f"({tokens.token_count / count:.1f} an image), "
         f"{tokens.size} bytes, {8 * tokens.size / (count * height * width):.4f} bits per pixel"
     )
