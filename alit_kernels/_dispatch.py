@@ -3,8 +3,8 @@
 Short sequences make short kernels, so the host has to be quick too, and the dispatcher's way through Python takes
 longer than many of the kernels. A call that nothing traces, transforms or profiles goes to the operator's function.
 
-What that saves, on one thread, medians in turns: tail_mask of one token takes 32.0 us through the dispatcher and
-13.2 us around it, with its backward 373.8 us and 219.8 us (``python -m benchmarks.studies.dispatcher``; machine and
+What that saves, on one thread, medians in turns: tail_mask of one token takes 23.7 us through the dispatcher and
+10.4 us around it, with its backward 161.3 us and 97.0 us (``python -m benchmarks.studies.dispatcher``; machine and
 date are in ``benchmarks/results/dispatcher.json``).
 """
 

@@ -49,12 +49,18 @@ def contest(case: Case) -> Contest:
         )
         return (total.detach(), normalized.detach(), *grads)
 
-    expected = step(eager)
-    tolerance = {"rtol": 1e-3, "atol": 1e-3} if DEVICE == "cpu" else {"rtol": 2e-2, "atol": 1}
+    expected, share = step(eager), 1e-4 if torch.float32 == HALF else 2e-2
+
+    def check(found: tuple[Tensor, ...]) -> None:
+        """Each to a share of its greatest magnitude: gradients of the vectors are sums over all rows."""
+        for ours, theirs in zip(found, expected, strict=True):
+            bound = share * float(theirs.abs().max())
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)
+
     numbers = factors[0].numel()
     return Contest(
         {n: lambda f=f: partial(step, f()) for n, f in CONTENDERS.items()},
-        partial(torch.testing.assert_close, expected=expected, **tolerance),
+        check,
         Work(numbers * (4 * 5 + 4 * HALF.itemsize)),
     )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -90,6 +93,22 @@ def test_a_killed_worker_restarts_bit_for_bit(runs: Path) -> None:
     assert differing(weights_of(runs / "unharmed"), weights_of(runs / "killed")) == []
     assert log_of(runs / "killed") == log_of(runs / "unharmed")
     assert len(log_of(runs / "killed")) == 8
+
+
+def test_the_command_of_the_guide(runs: Path) -> None:
+    """``torchrun -m alit train``, of the configuration that a run leaves: its weights, bit for bit."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--max-restarts", "3", "-m", "alit", "train"]
+    done = subprocess.run(
+        [*command, runs / "ddp/config.json", "--output", runs / "command", "--resume"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert differing(weights_of(runs / "ddp"), weights_of(runs / "command")) == []
 
 
 def test_runs_one_after_another(runs: Path) -> None:

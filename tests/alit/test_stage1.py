@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
-from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -158,25 +156,14 @@ def test_compiled_blocks_have_no_graph_break(together: bool) -> None:
     shutil.which(torch.utils.cpp_extension.get_cxx_compiler()) is None,
     reason="the default backend of torch.compile needs a C++ compiler",
 )
-@pytest.mark.parametrize(
-    ("base", "graphs", "backend"),
-    [("dct", 1, "eager"), ("vqgan", 2, "eager"), ("vae", 2, "inductor")],
-)
-def test_compiled_run_is_the_plain_one(
-    base: str, graphs: int, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``compile: true``: one graph of the blocks for all lengths, one of a convolutional base encoder, no graph break,
-    the same losses. A single small base with torch's default backend, which takes a second for each loop.
+@pytest.mark.parametrize(("base", "graphs"), [("dct", 1), ("vqgan", 2), ("vae", 2)])
+def test_compiled_run_is_the_plain_one(base: str, graphs: int) -> None:
+    """``compile: true`` with the default backend: one graph of the blocks for all lengths, one of a convolutional base
+    encoder, no graph break, the same losses.
     """
     from torch._dynamo.utils import counters
 
     counters.clear()
-    if backend == "inductor":
-        monkeypatch.setitem(
-            BASES, base, replace(BASES[base], multipliers=(1,), attention_levels=(), stem=4)
-        )
-    compile_part = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_part, backend=backend))
     losses: dict[bool, list[float]] = {False: [], True: []}
     for compiled, seen in losses.items():
         fields: dict[str, Any] = {"steps": 2, "warmup": 0.0, "compile": compiled}
@@ -188,7 +175,7 @@ def test_compiled_run_is_the_plain_one(
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     assert losses[True][0] != losses[True][1]
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == graphs
-    assert (sum(counters["inductor"].values()) > 0) == (backend == "inductor")
+    assert sum(counters["inductor"].values()) > 0
 
 
 def test_iterations_drawn() -> None:

@@ -19,7 +19,7 @@ from benchmarks.harness.timing import machine
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "full-run.jsonl"
-FULL_LENGTH = {"ALIT_FUZZ_EXAMPLES": "20000", "ALIT_KILLS": "40", "ALIT_ARCHITECTURES": "80,90,100"}
+FULL_LENGTH = {"ALIT_FUZZ_EXAMPLES": "20000", "ALIT_KILLS": "40"}
 #: Seed of the order, processes (0: pytest alone), and what makes the tests long.
 RUNS: list[tuple[int, int, dict[str, str]]] = [
     (1, 0, FULL_LENGTH),
