@@ -80,8 +80,9 @@ def _llamagen(self: Any, z: Tensor) -> Any:
     used: Any = 0
     if self.training:
         if self.show_usage:  # a ring of the last codes
-            new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
-            self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
+            with torch.no_grad():  # a parameter among the buffers, where they have it from
+                new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
+                self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
             used = len(self.codebook_used.unique()) / self.n_e
         losses = (found.codebook_loss, found.commitment_loss, found.loss * 0)
     return quantized, (*losses, used), (None, None, index)

@@ -32,7 +32,7 @@ def prove(module: nn.Module, family: Family) -> str:
         for training, records in ((True, True), (False, True), (False, False)):
             outcomes = []
             for change in (restore, swap):
-                candidate = copy.deepcopy(module, _without_hooks(module)).train(training)
+                candidate = _copy(module).train(training)
                 change(candidate, family)
                 outcomes.append(_outcome(candidate, x, records))
             why = _difference(*outcomes)
@@ -168,7 +168,11 @@ def agree(a: Any, b: Any) -> bool:
     return not b.numel() or bool((a - b).abs().max() <= max(TOLERANCE, eps) * b.abs().max())
 
 
-def _without_hooks(module: nn.Module) -> dict[int, Any]:
-    """For ``copy.deepcopy``: hooks are not copied, nor what they hold."""
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy without hooks, nor what they hold. Its buffers record nothing, whatever some repositories made of them:
+    a parameter, which cannot be written to, or what ``module.to(device)`` returned for it, which cannot be copied.
+    """
     hooks = [v for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)]
-    return {id(each): type(each)() for each in hooks}
+    known: dict[int, Any] = {id(each): type(each)() for each in hooks}
+    known |= {id(buffer): buffer.detach().clone() for buffer in module.buffers()}
+    return copy.deepcopy(module, known)

@@ -319,6 +319,21 @@ def test_calls_that_stay_theirs(name: str) -> None:
         assert a is b is None or torch.equal(a, b)
 
 
+@pytest.mark.parametrize("moved", (False, True))
+def test_a_buffer_that_records(moved: bool) -> None:
+    """LlamaGen's ring is a parameter among the buffers; once moved to a device, the result of an operation."""
+    torch.manual_seed(0)
+    ours = quantizers()["LlamaGen, cosine, usage"]
+    plain = copy.deepcopy(ours)
+    ring: Any = nn.Parameter(ours.codebook_used.clone())
+    ours.register_buffer("codebook_used", ring.double().float() if moved else ring)
+    x = probe_input(plain, family_of(plain))
+    assert ak.accelerate(ours).swapped
+    for _ in range(2):
+        compare(step(ours, x, None), step(plain, x, None))
+    assert torch.equal(ours.codebook_used, plain.codebook_used) and ours.codebook_used.any()
+
+
 @pytest.mark.parametrize("name", ("lucidrains", "lucidrains, cosine"))
 def test_options_of_lucidrains(name: str) -> None:
     """A mask and a frozen codebook are ours; indices, which need distances, are theirs."""
