@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import timm
 import torch
+from timm.layers import Attention, apply_rot_embed_cat
+from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from x_transformers import Decoder, Encoder
@@ -109,3 +111,43 @@ def test_within_the_context(
     compare([found], [expected], "evaluation")
     ours.train(), theirs.train()
     time_in_turns(name, lambda: within(x)[1], lambda: step(theirs, x, **case.options)[1], capsys)
+
+
+NAMES = {"qkv.weight": "in_proj_weight", "qkv.bias": "in_proj_bias"}
+
+
+def loaded(theirs: nn.Module, **options: Any) -> ak.nn.SelfAttention:
+    """Ours with the state of a layer of timm."""
+    ours = ak.nn.SelfAttention(64, 4, **options)
+    state = {
+        NAMES.get(key, key.replace("proj.", "out_proj.")): x
+        for key, x in theirs.state_dict().items()
+    }
+    ours.load_state_dict(state)
+    return ours
+
+
+@pytest.mark.parametrize("norm", (None, nn.LayerNorm, nn.RMSNorm))
+def test_self_attention_in_place_of_timms(norm: type[nn.Module] | None) -> None:
+    torch.manual_seed(0)
+    theirs = Attention(64, 4, qkv_bias=True, qk_norm=norm is not None, norm_layer=norm)
+    ours, x = loaded(theirs, qk_norm=norm), torch.randn(2, 65, 64)
+    compare(step(ours, x)[0][:2], step(theirs, x)[0][:2], "timm")
+    causal = step(ours, x, key_stop=ak.stops_causal(65))[0][:2]
+    compare(causal, step(theirs, x, is_causal=True)[0][:2], "timm, causal")
+
+
+def test_self_attention_in_place_of_evas() -> None:
+    """Rotary positions but for a class token, and biases of queries and values alone."""
+    torch.manual_seed(0)
+    theirs = EvaAttention(64, 4, scale_norm=False)
+    for bias in (theirs.q_bias, theirs.v_bias):
+        nn.init.normal_(bias)
+    ours, x, angles = loaded(theirs, qkv_bias="qv"), torch.randn(2, 65, 64), torch.randn(64, 16)
+    table = torch.cat((angles.sin(), angles.cos()), -1)
+
+    def rope(*tensors: Tensor) -> tuple[Tensor, ...]:
+        turned = (apply_rot_embed_cat(x[:, 1:], table[:, None]) for x in tensors)
+        return tuple(torch.cat((x[:, :1], y), 1) for x, y in zip(tensors, turned, strict=True))
+
+    compare(step(ours, x, rope=rope)[0][:2], step(theirs, x, rope=table)[0][:2], "EVA")
