@@ -168,7 +168,8 @@ class SelfAttention(nn.Module):
             if offsets is not None:
                 return self._packed(x, offsets, x.shape[0] if max_length is None else max_length)
             return self.out_proj(self_attention(self._project(x)).flatten(-2))
-        self._check(queries, offsets, context, context_offsets, max_context_length)
+        if not (usual and self.plain):
+            self._check(queries, offsets, context, context_offsets, max_context_length)
         options: Any = {"key_mask": key_mask, "key_stop": key_stop, "scale": self._scale}
         if offsets is None:
             rows = x if queries is None else x[:, queries]

@@ -82,7 +82,7 @@ def measured(call: Callable[[], object], calls: int, rounds: int) -> dict[str, f
 def main() -> None:
     torch.set_num_threads(1)
     found = {name: measured(call, CALLS, ROUNDS) for name, call in passed_on().items()}
-    for length in (256, 512):
+    for length in (128, 256, 512):
         for name, call in taken(length).items():
             found[name] = measured(call, TAKEN_CALLS, TAKEN_ROUNDS)
     write("sdpa_context", found)
