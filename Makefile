@@ -33,9 +33,10 @@ test-full: setup
 	$(BIN)/python -m tests.helpers.full_run
 	$(BIN)/python -m alit_kernels.aot --check
 
-# Other people's packages, before and after their quantizers and attention are swapped; times in turns are printed.
+# Other people's packages, before and after their quantizers and attention are swapped; times in turns are printed. timm brings
+# torchvision, which is made for one torch: that is named, so that none is replaced.
 integration: setup
-	$(BIN)/python -m pip install --quiet --editable ".[integration]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integration]"
 	ALIT_INTEGRATION=1 $(BIN)/python -m pytest tests/integration -p no:randomly
 
 lint: setup

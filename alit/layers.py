@@ -52,7 +52,7 @@ class Block(nn.Module):
             if found is not None:
                 return found
         x = finished(x, branch)
-        attended = self.attn(self.ln_1(x), offsets, max_length=max_length, queries=wanted)
+        attended = self.attn(self.ln_1(x), offsets=offsets, max_length=max_length, queries=wanted)
         if wanted is not None:
             x = x[:, wanted] if offsets is None else positions(x, offsets, wanted)
         x = x + attended
@@ -61,20 +61,25 @@ class Block(nn.Module):
     def _fused(
         self, x: Tensor, branch: Branch | None, offsets: Tensor | None, max_length: int | None
     ) -> tuple[Tensor, Branch] | None:
-        """The block as one function; None where its layers are other ones, have hooks, or do not learn."""
+        """The block as one function; None where its layers are other ones, have other options or hooks, or do not
+        learn.
+        """
         norm_1, attn, norm_2, mlp = LAYERS(self._modules)
-        if type(attn) is not SelfAttention or type(mlp) is not MLP:
+        if type(attn) is not SelfAttention or not attn.plain or type(mlp) is not MLP:
             return None
         out: Any = attn._modules["out_proj"]
         hidden, last = MLP_LAYERS(mlp._modules)
         parts = norm_1, attn, norm_2, mlp, out, hidden, last
         if tuple(map(type, parts)) != TYPES or any(map(_hooked, (self, *parts))):
             return None
+        projection = PROJECTION(attn._parameters)
         out_weight, out_bias = PARAMETERS(out._parameters)
+        if projection[1] is None or out_bias is None:
+            return None
         last_weight, last_bias = PARAMETERS(last._parameters)
         parameters = Parameters(
             *(*PARAMETERS(norm_1._parameters), None if branch is None else branch.bias),
-            *(*PROJECTION(attn._parameters), out_weight),
+            *(*projection, out_weight),
             *(*PARAMETERS(norm_2._parameters), out_bias),
             *(*PARAMETERS(hidden._parameters), last_weight),
         )

@@ -16,10 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from ._library import available
 from ._plain import is_plain, watched
-from .attention import attention
+from .attention import attention, stops_causal
 from .attention.configurations import MAX_HEAD_DIM
+from .attention.stops import stops_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Entries of a mask from which on it is read for stops, as many as 256 queries have with 256 keys: below, torch takes
+#: no longer with the mask than our kernel without.
+LEAST_READ = 2**16
 
 
 def scaled_dot_product_attention(
@@ -38,8 +42,12 @@ def scaled_dot_product_attention(
     Heads stand before tokens here, (B, H, N, D), and after them in :func:`alit_kernels.attention`. Our kernel runs
     where
 
-    - there is no dropout, no causal order, and no mask but a boolean one that is the same for all queries and heads: of
-      size 1 there, or expanded, so that the stride is 0;
+    - there is no dropout, and no mask but a boolean one that is the same for all queries and heads: of size 1 there, or
+      expanded, so that the stride is 0. ``is_causal`` is taken, where there is an implementation that knows stops
+      (:func:`alit_kernels.attention`): not on a CPU without our compiled core;
+    - or, on a CPU alone, the mask is boolean, the same for all of the batch and all heads (of size 1 there, or
+      expanded), has at least 2^16 entries for queries and keys, and lets every query see a prefix of the keys. It is
+      read for that, in every call anew; on a GPU the host would have to wait for it;
     - ``query``, ``key`` and ``value`` are dense, of one dtype (float32, bfloat16 or float16) and device, with equal
       batch dimensions and channels; on a GPU at most 128 of these;
     - neither a transform of ``torch.func``, forward-mode differentiation, a tracer nor a dispatch mode (FLOP counters,
@@ -109,15 +117,28 @@ def _attend(
 ) -> Tensor | None:
     """The call by our kernel; None where it is torch's."""
     mask: Tensor | None = None
-    if dropout_p or is_causal:
+    stops: Tensor | None = None
+    if dropout_p or (is_causal and attn_mask is not None):
         return None
-    if attn_mask is not None and not _of_keys_alone(attn_mask, query.ndim):
-        return None
+    of_keys = True
+    if attn_mask is not None:
+        if not is_plain(attn_mask) or attn_mask.dtype != torch.bool:
+            return None
+        of_keys = _of_keys_alone(attn_mask, query.ndim)
+        if not of_keys and not _worth_reading(attn_mask):
+            return None
     if not _same_problem(query, key, value, scale, enable_gqa):
         return None
-    if attn_mask is not None:
-        mask = _key_mask(attn_mask, query, key)
-        if mask is None:
+    if (is_causal or not of_keys) and not knows_stops(query.device.type):
+        return None
+    if is_causal:
+        stops = stops_causal(query.shape[-2], device=query.device)
+    elif attn_mask is not None:
+        if of_keys:
+            mask = _key_mask(attn_mask, query, key)
+        else:
+            stops = _stops(attn_mask, query, key)
+        if mask is None and stops is None:
             return None
     tensors: tuple[Tensor, ...] = (query, key, value)
     if query.ndim < 4:  # one head
@@ -129,13 +150,14 @@ def _attend(
     if heads > shared and apart:
         shape = *tensors[0].shape[:-3], shared, heads // shared * query.shape[-2], query.shape[-1]
         tensors = tensors[0].view(shape), *tensors[1:]
+        stops = None if stops is None else stops.repeat(heads // shared)
     elif heads > shared:
         keys = (x.repeat_interleave(heads // shared, -3) for x in tensors[1:])
         tensors = tensors[0], *keys
     if apart and mask is not None:
         mask = mask[:, None].expand(-1, shared, -1).flatten(0, 1)
     q, k, v = (_rows(x, apart) for x in tensors)
-    out: Any = attention(q, k, v, key_mask=mask, scale=scale)
+    out: Any = attention(q, k, v, key_mask=mask, key_stop=stops, scale=scale)
     return out.transpose(1, 2).reshape(query.shape)
 
 
@@ -168,18 +190,46 @@ def widest_head(device_type: str) -> int:
     return MAX_HEAD_DIM if device_type == "cuda" and not available("triton", "cuda") else -1
 
 
+def knows_stops(device_type: str) -> bool:
+    """Whether a kernel of ours that runs on this device type takes stops."""
+    return device_type != "cpu" or not available("cpp", "cpu")
+
+
 # What torch.compiler.assume_constant_result does, without its import of the compiler.
 widest_head._dynamo_marked_constant = True  # type: ignore[attr-defined]
+knows_stops._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _of_keys_alone(mask: Any, dims: int) -> bool:
-    """Whether a mask of booleans says the same for all queries, and for all heads where there are ``dims`` of four."""
-    if not is_plain(mask) or mask.dtype != torch.bool or mask.ndim < 2 or not mask.numel():
+def _of_keys_alone(mask: Tensor, dims: int) -> bool:
+    """Whether a mask says the same for all queries, and for all heads where there are ``dims`` of four."""
+    if mask.ndim < 2 or not mask.numel():
         return False
     sizes, strides = mask.shape, mask.stride()
     if sizes[-2] != 1 and strides[-2]:
         return False
     return dims < 4 or mask.ndim < 3 or sizes[-3] == 1 or strides[-3] == 0
+
+
+def _worth_reading(mask: Tensor) -> bool:
+    """Whether a mask may be stops, of a size at which it pays to look."""
+    if mask.numel() < LEAST_READ or not mask.is_cpu or torch.compiler.is_compiling():
+        return False
+    sizes = mask.shape
+    if len(sizes) < 2 or sizes[-2] * sizes[-1] < LEAST_READ:
+        return False
+    whole = zip(sizes[:-2], mask.stride(), strict=False)
+    return all(size == 1 or stride == 0 for size, stride in whole)
+
+
+def _stops(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
+    """(N,), of a mask that is the same for all but queries and keys; None where it does not fit, or is no such mask."""
+    whole = (*query.shape[:-1], key.shape[-2])
+    if mask.ndim > len(whole) or mask.shape[-2:] != whole[-2:]:
+        return None
+    pairs = zip(mask.shape[::-1], whole[::-1], strict=False)
+    if any(have not in (1, want) for have, want in pairs):
+        return None
+    return stops_of(mask[(0,) * (mask.ndim - 2)])
 
 
 def _key_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:

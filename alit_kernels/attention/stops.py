@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,3 +55,22 @@ def stops_blocks(sizes: Sequence[int], *, device: Device = None) -> Tensor:
         check_count(f"sizes[{i}]", size)
     counts = torch.tensor(sizes, dtype=torch.int64)
     return counts.cumsum(0).repeat_interleave(counts).to(device, torch.int32)
+
+
+def stops_of(mask: Tensor) -> Tensor | None:
+    """The stops of a mask; None if some query sees a key but not all before it.
+
+    Args:
+        mask: (N, M) bool on the CPU, True where a query sees a key, N and M at least 1.
+
+    Returns:
+        (N,) int32.
+    """
+    seen = mask.numpy()
+    for row in (seen[0], seen[-1]):  # which tell most other masks
+        stop = np.count_nonzero(row)
+        if np.count_nonzero(row[:stop]) < stop:
+            return None
+    if (seen[:, 1:] > seen[:, :-1]).any():
+        return None
+    return torch.from_numpy(np.count_nonzero(seen, axis=1).astype(np.int32))

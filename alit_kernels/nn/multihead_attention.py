@@ -14,9 +14,12 @@ class MultiheadAttention(nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention``: its constructor, its call, its parameters and state dict.
 
     Our kernels compute calls with ``need_weights=False``, batches of tokens (three dimensions) and no mask but a
-    boolean ``key_padding_mask``. All other calls are the parent's: ``attn_mask``, ``is_causal``, additive masks,
-    dropout in training, ``add_bias_kv``, ``add_zero_attn``, ``kdim`` and ``vdim``, tensors that are not dense. What
-    attention itself does not take, :func:`alit_kernels.scaled_dot_product_attention` leaves to torch likewise.
+    boolean ``key_padding_mask``; or ``is_causal`` with the ``attn_mask`` (N, M) that torch demands beside it, where
+    torch goes by the hint and does not read that mask either: without ``key_padding_mask``, outside of its fast path
+    (in training, with gradients, of cross-attention, without ``batch_first``, with an additive mask). All other calls
+    are the parent's: other ``attn_mask``, additive masks of keys, dropout in training, ``add_bias_kv``,
+    ``add_zero_attn``, ``kdim`` and ``vdim``, tensors that are not dense. What attention itself does not take,
+    :func:`alit_kernels.scaled_dot_product_attention` leaves to torch likewise.
 
     A query whose keys are all masked gives the output projection of zeros, also where torch's fast path gives NaN.
     ``nn.TransformerEncoderLayer`` calls no module in its fast path (evaluation without gradients), this one neither.
@@ -36,11 +39,11 @@ class MultiheadAttention(nn.MultiheadAttention):
         """As the parent's."""
         if (
             need_weights
-            or attn_mask is not None
-            or is_causal
+            or (attn_mask is not None and not is_causal)
             or (self.dropout and self.training)
             or unfit(self)
             or not _fit(self, query, key, value, key_padding_mask)
+            or (is_causal and not _by_hint(self, query, key, value, key_padding_mask, attn_mask))
         ):
             return super().forward(
                 query,
@@ -57,7 +60,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        out = scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+        out = scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal).transpose(1, 2)
         out = (out if self.batch_first else out.transpose(0, 1)).flatten(-2)
         return linear(out, self.out_proj.weight, self.out_proj.bias), None
 
@@ -102,3 +105,28 @@ def _fit(
         and mask.dtype == torch.bool
         and mask.shape == (key.shape[batch], key.shape[1 - batch])
     )
+
+
+def _by_hint(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None,
+    mask: Tensor | None,
+) -> bool:
+    """Whether torch goes by ``is_causal`` and leaves the mask unread, of tensors that :func:`_fit`."""
+    batch = 0 if module.batch_first else 1
+    if key_padding_mask is not None or mask is None or not is_plain(mask):
+        return False
+    if mask.shape != (query.shape[1 - batch], key.shape[1 - batch]):
+        return False
+    if mask.is_floating_point():
+        return True
+    if mask.dtype != torch.bool:  # torch raises
+        return False
+    if module.training or not module.batch_first or not query is key is value:
+        return True
+    # What is left may be of its fast path, which reads masks.
+    tensors = query, module.in_proj_weight, module.out_proj.weight
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

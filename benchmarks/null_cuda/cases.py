@@ -102,7 +102,7 @@ def _attention() -> Iterator[Case]:
         "nn.SelfAttention, lengths", shape, lambda x: layer(x, lengths=lengths), "without", layer
     )
     yield Case(
-        "nn.SelfAttention, packed", (ROWS, WIDTH), lambda x: layer(x, offsets, max_length=LONGEST),
+        "nn.SelfAttention, packed", (ROWS, WIDTH), lambda x: layer(x, offsets=offsets, max_length=LONGEST),
     )  # fmt: skip
     options = {"batch_first": True, "device": "cuda", "dtype": torch.bfloat16}
     heads = ak.nn.MultiheadAttention(WIDTH, HEADS, **options)

@@ -103,7 +103,7 @@ def ragged() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     rows, more = empty(32, WIDTH), ROWS + 32 * BATCH
     return {
         "lengths": lambda x: layer(x.view(BATCH, -1, WIDTH), lengths=lengths),
-        "offsets": lambda x: layer(x, offsets, max_length=LONGEST),
+        "offsets": lambda x: layer(x, offsets=offsets, max_length=LONGEST),
         "pack": lambda x: ak.pack(x.view(BATCH, -1, WIDTH), lengths, capacity=ROWS)[0],
         "unpack": lambda x: ak.unpack(x, offsets, max_length=LENGTH),
         "compact": lambda x: ak.compact(x, offsets, keep, capacity=ROWS)[0],

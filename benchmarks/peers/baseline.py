@@ -49,8 +49,8 @@ class EagerAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        offsets: None = None,
         *,
+        offsets: None = None,
         max_length: int | None = None,
         queries: None = None,
     ) -> Tensor:

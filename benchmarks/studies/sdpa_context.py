@@ -1,6 +1,7 @@
 """What ``fused_sdpa`` costs the calls that it passes on: ``python -m benchmarks.studies.sdpa_context``.
 
-Calls on a few numbers, on one thread, with the context and without it in turns; medians in microseconds of that thread.
+Calls on a few numbers; and, of what it takes, those whose queries see prefixes of the keys. On one thread, with the
+context and without it in turns; medians in microseconds of that thread.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from alit_kernels import fused_sdpa
+from alit_kernels import fused_sdpa, stops_prefix
 
 from ..harness.timing import write
 
 CALLS, ROUNDS = 500, 51
+TAKEN_CALLS, TAKEN_ROUNDS = 5, 21
+Calls = dict[str, Callable[[], object]]
 
 
-def calls() -> dict[str, Callable[[], object]]:
+def passed_on() -> Calls:
     q, narrow, weight = torch.ones(1, 2, 4, 8), torch.ones(1, 2, 4, 4), torch.ones(8, 8)
+    wide = q.double()
     masks = {
         "additive mask": torch.zeros(4, 4),
         "mask of queries": torch.ones(4, 4) > 0,
@@ -28,7 +32,7 @@ def calls() -> dict[str, Callable[[], object]]:
     }
     attend = scaled_dot_product_attention
     return {
-        "causal": lambda: attend(q, q, q, is_causal=True),
+        "float64": lambda: attend(wide, wide, wide, is_causal=True),
         **{name: lambda m=mask: attend(q, q, q, m) for name, mask in masks.items()},  # type: ignore[misc]
         "value channels": lambda: attend(q, q, narrow),
         "another function: add": lambda: q + q,
@@ -36,26 +40,51 @@ def calls() -> dict[str, Callable[[], object]]:
     }
 
 
-def microseconds(call: Callable[[], object]) -> float:
+def taken(length: int) -> Calls:
+    """8 heads of 64 channels; a prefix of 32."""
+    q, k, v = (torch.randn(1, 8, length, 64, requires_grad=True) for _ in range(3))
+    mask = torch.arange(length) < stops_prefix(length, 32)[:, None]
+    banded = mask & ~mask.tril(-length // 2)
+    attend = scaled_dot_product_attention
+
+    def step(**options: object) -> None:
+        with torch.enable_grad():
+            attend(q, k, v, **options).sum().backward()  # type: ignore[arg-type]
+
+    return {
+        f"causal, {length} tokens": lambda: attend(q, k, v, is_causal=True),
+        f"causal, {length} tokens, and backward": lambda: step(is_causal=True),
+        f"prefix mask, {length} tokens": lambda: attend(q, k, v, mask),
+        f"prefix mask, {length} tokens, and backward": lambda: step(attn_mask=mask),
+        f"banded mask, {length} tokens": lambda: attend(q, k, v, banded),  # read, and passed on
+    }
+
+
+def microseconds(call: Callable[[], object], calls: int) -> float:
     start = time.thread_time()
-    for _ in range(CALLS):
+    for _ in range(calls):
         call()
-    return (time.thread_time() - start) / CALLS * 1e6
+    return (time.thread_time() - start) / calls * 1e6
+
+
+def measured(call: Callable[[], object], calls: int, rounds: int) -> dict[str, float]:
+    alone, within = [], []
+    for _ in range(rounds):
+        alone.append(microseconds(call, calls))
+        with fused_sdpa():
+            within.append(microseconds(call, calls))
+    times = [statistics.median(each) for each in (alone, within)]
+    added = round(times[1] - times[0], 1)
+    return {"alone": round(times[0], 1), "within": round(times[1], 1), "added": added}
 
 
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
-    found = {}
-    for name, call in calls().items():
-        alone, within = [], []
-        for _ in range(ROUNDS):
-            alone.append(microseconds(call))
-            with fused_sdpa():
-                within.append(microseconds(call))
-        times = [statistics.median(each) for each in (alone, within)]
-        added = round(times[1] - times[0], 1)
-        found[name] = {"alone": round(times[0], 1), "within": round(times[1], 1), "added": added}
+    found = {name: measured(call, CALLS, ROUNDS) for name, call in passed_on().items()}
+    for length in (128, 256, 512):
+        for name, call in taken(length).items():
+            found[name] = measured(call, TAKEN_CALLS, TAKEN_ROUNDS)
     write("sdpa_context", found)
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alit import TransformerConfig
 from alit.layers import Transformer
+from alit_kernels.nn import SelfAttention
 from alit_kernels.nn import block as module
 
 OFFSETS = torch.tensor([0, 4, 4, 10], dtype=torch.int32)
@@ -168,6 +169,22 @@ def test_where_layers_are_called(calls: list[int]) -> None:
     assert not calls
     model(x)
     assert calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    ({"qk_norm": nn.RMSNorm}, {"scale": 0.3}, {"qkv_bias": "qv"}, {"bias": False}),
+    ids=str,
+)
+def test_attention_of_other_options_is_called(options: dict[str, Any], calls: list[int]) -> None:
+    model, x = transformer(2), rows(2, 5, 16)
+    model.transformer[0].attn = SelfAttention(16, 2, **options)
+    seen: list[int] = []
+    forward = model.transformer[0].attn.forward
+    model.transformer[0].attn.forward = lambda *a, **k: (seen.append(1), forward(*a, **k))[1]
+    model(x).sum().backward()
+    assert len(seen) == 1 and calls == [1]
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_a_parameter_that_is_frozen_later_gets_no_gradient(calls: list[int]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.functional import scaled_dot_product_attention
 
+import alit_kernels
 from alit_kernels import attention, varlen_attention
 from alit_kernels.attention.cases import Case, make
 from alit_kernels.attention.op import self_attention
@@ -219,6 +223,46 @@ def test_compiles_without_graph_break(target: Target) -> None:
         (eager,) = torch.autograd.grad(run(leaf, offsets).square().sum(), leaf)
         torch.testing.assert_close(ours, eager)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("heads, shared", ((4, 2), (6, 1), (3, 3)))
+def test_the_recipe_for_shared_keys(heads: int, shared: int) -> None:
+    """That of docs/attention.md, dense, and of the same packed, against torch's ``enable_gqa``."""
+    page = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
+    (code,) = re.findall(r"```python\n(def shared_key_attention.*?)```", page, re.DOTALL)
+    found: dict[str, Any] = {"alit_kernels": alit_kernels}
+    exec(code, found)
+    recipe = found["shared_key_attention"]
+    q = torch.randn(2, 9, heads, 8, requires_grad=True)
+    k, v = (torch.randn(2, 7, shared, 8, requires_grad=True) for _ in range(2))
+    kept = torch.arange(7) < torch.tensor([[7], [5]])
+    stops = torch.randint(0, 9, (2, 9), dtype=torch.int32)
+    until = torch.arange(7) < stops[..., None]
+    for options, mask in (
+        ({}, None),
+        ({"key_mask": kept}, kept[:, None, None]),
+        ({"key_stop": stops[0]}, until[0]),
+        ({"key_mask": kept, "key_stop": stops}, kept[:, None, None] & until[:, None]),
+    ):
+        ours = recipe(q, k, v, **options)
+        theirs = scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v)), mask, enable_gqa=True
+        ).transpose(1, 2)
+        torch.testing.assert_close(ours, theirs)
+        weight = torch.randn_like(ours)
+        grads = (torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (ours, theirs))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+    group, offsets = heads // shared, torch.tensor([0, 5, 7], dtype=torch.int32)
+    rows, (keys, held) = q[0, :7], (x[0] for x in (k, v))
+    packed = varlen_attention(
+        rows.unflatten(1, (shared, group)).transpose(1, 2).flatten(0, 1), keys, held, offsets * group,
+        key_offsets=offsets, max_length=5 * group, max_key_length=5,
+        key_stop=stops[0, :7].repeat_interleave(group),
+    ).unflatten(0, (-1, group)).transpose(1, 2).flatten(1, 2)  # fmt: skip
+    for a, b in ((0, 5), (5, 7)):
+        alone = recipe(q[:1, a:b], k[:1, a:b], v[:1, a:b], key_stop=stops[0, a:b])
+        torch.testing.assert_close(packed[a:b], alone[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")

@@ -21,7 +21,9 @@ MODULES: dict[str, Callable[[], Any]] = {
     "GELULinear": lambda: GELULinear(4, 4)(leaf(3, 4)).sum(),
     "SelfAttention": lambda: SelfAttention(16, 2)(leaf(2, 5, 16)).sum(),
     "SelfAttention, lengths": lambda: SelfAttention(16, 2)(leaf(3, 5, 16), lengths=LENGTHS).sum(),
-    "SelfAttention, packed": lambda: SelfAttention(16, 2)(leaf(9, 16), OFFSETS, max_length=5).sum(),
+    "SelfAttention, packed": lambda: SelfAttention(16, 2)(
+        leaf(9, 16), offsets=OFFSETS, max_length=5
+    ).sum(),
     "MultiheadAttention": lambda: MultiheadAttention(16, 2)(
         *[leaf(5, 2, 16)] * 3, need_weights=False
     )[0].sum(),

@@ -18,6 +18,7 @@ from alit_kernels.testing import assert_within_budget
 from tests.helpers.ops import values
 
 WIDTH, HEADS = 16, 4
+CAUSAL = torch.ones(5, 5).triu(1) > 0  # True where a key is hidden
 
 
 def pair(**options: Any) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
@@ -96,7 +97,10 @@ def test_large_values_empty_batches_and_views(taken: list[int]) -> None:
         ({}, {"need_weights": True}),
         ({}, {"need_weights": True, "average_attn_weights": False}),
         ({}, {"attn_mask": torch.ones(5, 5).triu(1) > 0}),
-        ({}, {"attn_mask": torch.ones(5, 5).triu(1) > 0, "is_causal": True}),
+        ({}, {"attn_mask": CAUSAL, "is_causal": True, "need_weights": True}),
+        ({}, {"attn_mask": CAUSAL, "is_causal": True, "key_padding_mask": torch.zeros(2, 5) > 0}),
+        ({}, {"attn_mask": CAUSAL.expand(8, 5, 5), "is_causal": True}),
+        ({"dropout": 0.5}, {"attn_mask": CAUSAL, "is_causal": True}),
         ({}, {"key_padding_mask": torch.zeros(2, 5)}),
         ({"dropout": 0.5}, {}),
         ({"add_bias_kv": True}, {}),
@@ -120,6 +124,66 @@ def test_left_to_the_parent(
     assert (a_weights is None) == (b_weights is None)
     if a_weights is not None:
         assert torch.equal(a_weights, b_weights)
+
+
+@pytest.mark.parametrize("batch_first", (True, False))
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("additive", (True, False))
+def test_causal(batch_first: bool, training: bool, additive: bool, taken: list[int]) -> None:
+    """By the hint, as torch computes it: it leaves the mask unread, whatever that says."""
+    ours, theirs = pair(batch_first=batch_first)
+    ours.train(training), theirs.train(training)
+    q, k = values(2, 5, WIDTH), values(2, 7, WIDTH)
+    q, k = (x if batch_first else x.transpose(0, 1).contiguous() for x in (q, k))
+    for inputs in ((q, q, q), (q, k, k), (k, q, q)):
+        queries, keys = (x.shape[1 if batch_first else 0] for x in inputs[:2])
+        hidden = torch.ones(queries, keys).triu(1) > 0
+        options = {"is_causal": True, "need_weights": False}
+        if not additive:
+            check(ours, theirs, *inputs, attn_mask=hidden, **options)
+            check(ours, theirs, *inputs, attn_mask=~hidden, **options)
+            continue
+        mask = torch.zeros(queries, keys).masked_fill(hidden, -torch.inf)
+        found, expected = (results(m, inputs, attn_mask=mask, **options) for m in (ours, theirs))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    assert len(taken) == (3 if additive else 6)
+
+
+def test_masks_of_the_fast_path_are_read(taken: list[int]) -> None:
+    """In evaluation without gradients, of self-attention, torch goes by the mask and not by the hint."""
+    ours, theirs = pair(batch_first=True)
+    ours.eval(), theirs.eval()
+    x, mask = values(2, 5, WIDTH), torch.ones(5, 5).tril(-2) > 0
+    options = {"attn_mask": mask, "is_causal": True, "need_weights": False}
+    with torch.no_grad():
+        found, expected = (m(x, x, x, **options)[0] for m in (ours, theirs))
+        assert torch.equal(found, expected) and not taken
+        other = (m(x, x.clone(), x, **options)[0] for m in (ours, theirs))
+        torch.testing.assert_close(*other)
+    assert len(taken) == 1
+    with_gradients = ours(x, x, x, **options)[0]
+    assert len(taken) == 2 and not torch.allclose(with_gradients, expected)
+
+
+@pytest.mark.parametrize("mask", (None, CAUSAL[:, :4], CAUSAL.int(), CAUSAL[None, None]))
+def test_wrong_causal_calls_are_left_to_the_parent(mask: Tensor | None, taken: list[int]) -> None:
+    x = values(2, 5, WIDTH)
+    errors = [error_of(m, x, attn_mask=mask, is_causal=True) for m in pair(batch_first=True)]
+    assert errors[0] == errors[1] and not taken
+    assert errors[0] is not None or mask is not None
+
+
+def test_causal_encoders(taken: list[int]) -> None:
+    """Which find out by themselves that their mask is causal."""
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    x, mask = values(2, 5, WIDTH), nn.Transformer.generate_square_subsequent_mask(5)
+    before = model(x, mask=mask)
+    for each in model.layers:
+        each.self_attn.__class__ = MultiheadAttention
+    torch.testing.assert_close(model(x, mask=mask), before)
+    assert len(taken) == 2
 
 
 def test_dropout_in_evaluation_is_none(taken: list[int]) -> None:

@@ -162,11 +162,126 @@ def test_autocast(taken: list[int]) -> None:
     assert taken
 
 
+CAUSAL_SHAPES = (*((shape, 7) for shape in SHAPES), ((2, 3, 9, 8), 4), ((2, 3, 70, 8), 0))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("shape, keys", CAUSAL_SHAPES, ids=str)
+def test_causal(shape: tuple[int, ...], keys: int, dtype: torch.dtype, taken: list[int]) -> None:
+    """Query i sees keys 0 to i, whatever the numbers of both."""
+    q = values(*shape).to(dtype)
+    k, v = (values(*shape[:-2], keys, 8, seed=i).to(dtype) for i in (1, 2))
+    check(q, k, v, is_causal=True)
+    check(q * 4, k, v, is_causal=True, scale=0.3)
+    assert len(taken) == 2
+
+
+def test_causal_of_other_memory(taken: list[int]) -> None:
+    packed = values(2, 70, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    first = values(70, 2, 4, 8).permute(1, 2, 0, 3)
+    after = values(2, 70, 4, 16)[..., 4:12].transpose(1, 2)
+    for q, k, v in (packed, (first,) * 3, (after,) * 3, (first.contiguous(), after, first)):
+        check(q, k, v, is_causal=True)
+    check(packed[0] * 30, *packed[1:], is_causal=True)
+    check(packed[0], *(x[:1].expand(2, -1, -1, -1) for x in packed[1:]), is_causal=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(*packed, is_causal=True)
+    assert len(taken) == 7
+
+
+@pytest.mark.parametrize("heads, shared", ((4, 2), (6, 1), (3, 3)))
+@pytest.mark.parametrize("queries", (0, 5, 9, 70))
+def test_causal_with_shared_keys(heads: int, shared: int, queries: int, taken: list[int]) -> None:
+    k, v = (values(2, shared, 7, 8, seed=i) for i in (1, 2))
+    for q in (values(2, heads, queries, 8), values(2, queries, heads, 8).transpose(1, 2)):
+        check(q, k, v, is_causal=True, enable_gqa=True)
+    assert len(taken) == 2
+
+
+def test_causal_is_torchs_where_nothing_of_ours_knows_stops(
+    monkeypatch: pytest.MonkeyPatch, taken: list[int]
+) -> None:
+    q, mask = values(1, 2, 256, 8), torch.ones(256, 256, dtype=torch.bool).tril()
+    monkeypatch.setattr(sdpa, "available", lambda *_: "the extension is not installed")
+    for options in ({"is_causal": True}, {"attn_mask": mask}):
+        assert torch.equal(
+            ak.scaled_dot_product_attention(q, q, q, **options), held(q, q, q, **options)
+        )
+    assert not taken
+    ak.scaled_dot_product_attention(q, q, q)
+    assert taken
+
+
+def test_causal_with_a_mask_raises_as_torch_does() -> None:
+    q = values(2, 3, 5, 8)
+    for mask in (torch.ones(5, 5) > 0, torch.ones(2, 1, 1, 5) > 0):
+        ours, theirs = (
+            outcome(call, q, q, q, mask, 0.0, True)
+            for call in (ak.scaled_dot_product_attention, held)
+        )
+        assert ours == theirs
+
+
+def of_pairs() -> dict[str, Tensor]:
+    """Masks (260, 300) in which every query sees a prefix of the keys."""
+    stops = {
+        "causal": ak.stops_causal(260),
+        "prefix": ak.stops_prefix(260, 33),
+        "blocks": ak.stops_blocks([1, 4, 9, 246]),
+        "any order, none": (torch.arange(260, dtype=torch.int32) * 77) % 301,
+        "all": torch.full((260,), 300),
+    }
+    return {name: torch.arange(300) < stop[:, None] for name, stop in stops.items()}
+
+
+@pytest.mark.parametrize("name", of_pairs())
+def test_masks_that_are_stops(name: str, taken: list[int]) -> None:
+    """Found by reading them, on a CPU."""
+    mask, q = of_pairs()[name], values(2, 4, 260, 8)
+    k, v = (values(2, 4, 300, 8, seed=i) for i in (1, 2))
+    for given in (mask, mask[None, None], mask.expand(2, 4, -1, -1), mask[None].expand(4, -1, -1)):
+        check(q, k, v, attn_mask=given)
+    shared = (x[:, :2].contiguous() for x in (k, v))
+    check(q, *shared, attn_mask=mask, enable_gqa=True)
+    check(q[0], k[0], v[0], attn_mask=mask.t().contiguous().t())
+    check(q[0, 0], k[0, 0], v[0, 0], attn_mask=mask)
+    assert len(taken) == 7
+
+
+def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
+    causal = of_pairs()["causal"]
+    with_a_hole, other_heads = causal.clone(), causal.expand(2, 4, -1, -1).clone()
+    with_a_hole[100, 50] = False
+    other_heads[1, 2, 100, 50] = False
+    q, k = values(2, 4, 260, 8), values(2, 4, 300, 8)
+    window = causal & ~causal.tril(-20)
+    masks = (with_a_hole, causal.flip(1), window, other_heads, causal.float().log(), ~causal)
+    for mask in masks:
+        check(q, k, k, attn_mask=mask)
+    check(q[..., :8, :], k, k, attn_mask=causal[:8])  # too small to be worth it
+    assert len(passed) == 7 and not taken
+    for wrong in (causal[:, :299], causal[:259], causal.expand(3, 4, -1, -1)):
+        ours, theirs = (
+            outcome(call, q, k, k, wrong) for call in (ak.scaled_dot_product_attention, held)
+        )
+        assert ours == theirs
+
+
+def test_a_mask_is_read_in_every_call() -> None:
+    mask, q = of_pairs()["causal"].clone(), values(1, 1, 260, 8)
+    k = values(1, 1, 300, 8)
+    before = ak.scaled_dot_product_attention(q, k, k, mask)
+    mask[:, :200] = True
+    after = ak.scaled_dot_product_attention(q, k, k, mask)
+    torch.testing.assert_close(after, held(q, k, k, mask))
+    assert not torch.equal(before, after)
+
+
 def passed_on() -> list[Any]:
     q, k = values(2, 4, 5, 8), values(2, 4, 7, 8)
     causal = torch.ones(5, 7, dtype=torch.bool).tril()
     calls = (
-        ("causal", (q, k, k), {"is_causal": True}),
+        ("causal and dropout", (q, k, k), {"is_causal": True, "dropout_p": 0.5}),
         ("dropout", (q, k, k), {"dropout_p": 0.5}),
         ("queries differ", (q, k, k, causal), {}),
         ("heads differ", (q, k, k), {"attn_mask": torch.ones(1, 4, 1, 7) > 0}),
@@ -261,7 +376,7 @@ def test_what_watches_operators_sees_that_of_torch(passed: list[Any]) -> None:
 
 
 def block(x: Tensor) -> Tensor:
-    return held(x, x, x) + F.scaled_dot_product_attention(x, x, x, is_causal=True)
+    return held(x, x, x) + F.scaled_dot_product_attention(x, x, x[..., :1].contiguous())
 
 
 def test_context(taken: list[int]) -> None:
@@ -338,6 +453,32 @@ def test_compiles_with_masks_and_gradients() -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_compiles_causal() -> None:
+    """One graph for two lengths; gradients."""
+    call = torch.compile(
+        ak.scaled_dot_product_attention, fullgraph=True, backend="eager", dynamic=True
+    )
+    options = {"is_causal": True, "enable_gqa": True}
+    k, v = (values(2, 2, 7, 8, seed=i) for i in (1, 2))
+    for length in (5, 9):
+        q = values(2, 4, length, 8)
+        torch.testing.assert_close(call(q, k, v, **options), held(q, k, v, **options))
+    call = torch.compile(ak.scaled_dot_product_attention, fullgraph=True, backend="aot_eager")
+    for a, b in zip(
+        with_gradients(call, q, k, v, **options),
+        with_gradients(held, q, k, v, **options),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_compiled_calls_do_not_read_masks(passed: list[Any]) -> None:
+    q, mask = values(1, 2, 256, 8), torch.ones(256, 256, dtype=torch.bool).tril()
+    call = torch.compile(ak.scaled_dot_product_attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(call(q, q, q, mask), held(q, q, q, mask))
+    assert passed
 
 
 def test_checkpointing(taken: list[int]) -> None:

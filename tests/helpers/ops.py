@@ -237,7 +237,7 @@ PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     ),
     "append": (lambda x, r: ak.append(x, OFFSETS, r, capacity=15)[0], (leaf(9, 4), leaf(2, 4))),
     "tail_mask": (lambda x, f: ak.tail_mask(x, LENGTHS, f), (leaf(3, 6, 4), leaf(4))),
-    "SelfAttention": (lambda x: SELF_ATTENTION(x, OFFSETS, max_length=5), (leaf(9, 16),)),
+    "SelfAttention": (lambda x: SELF_ATTENTION(x, offsets=OFFSETS, max_length=5), (leaf(9, 16),)),
     "VectorQuantizer": (lambda z: QUANTIZER(z).loss, (leaf(6, 4),)),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +16,10 @@ from transformers.models.emu3 import modeling_emu3 as emu3
 from transformers.models.glm_image import modeling_glm_image as glm_image
 from transformers.models.janus import modeling_janus as janus
 from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantize
-from x_transformers import Encoder
 
 import alit_kernels as ak
+from tests.helpers.integration import compare, step, time_in_turns
 from tests.helpers.titok import TiTok
-
-TURNS = 5
 
 
 class Case(NamedTuple):
@@ -129,48 +126,6 @@ def build(case: Case) -> nn.Module:
     return model
 
 
-def leaves_of(result: Any) -> list[Any]:
-    if isinstance(result, dict):
-        return leaves_of(list(result.values()))
-    if isinstance(result, (tuple, list)):
-        return [x for part in result for x in leaves_of(part)]
-    return [result]
-
-
-def step(model: nn.Module, x: Tensor) -> tuple[list[Any], float]:
-    """Outputs, the gradient of the input, and the time of a step with gradient descent."""
-    torch.manual_seed(1)
-    leaf = x.clone().requires_grad_()
-    start = time.perf_counter()
-    outputs = leaves_of(model(leaf))
-    losses = [v.square().mean() for v in outputs if isinstance(v, Tensor) and v.requires_grad]
-    if losses:
-        sum(losses).backward()
-        with torch.no_grad():
-            for p in model.parameters():
-                if p.grad is not None:
-                    p.sub_(p.grad, alpha=0.1)
-                    p.grad = None
-    return [*outputs, leaf.grad], time.perf_counter() - start
-
-
-def compare(found: list[Any], expected: list[Any], what: str) -> None:
-    """To 2e-5 of the greatest magnitude."""
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        if not isinstance(a, Tensor):
-            assert type(a) is type(b), what
-        elif not a.is_floating_point():
-            assert torch.equal(a, b), what
-        else:
-            assert a.requires_grad == b.requires_grad, what
-            if a.numel():
-                scale = max(float(b.detach().abs().max()), 1e-3)
-                torch.testing.assert_close(
-                    a, b, rtol=0, atol=2e-5 * scale, msg=lambda m: f"{what}: {m}"
-                )
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_before_and_after(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     case = CASES[name]
@@ -194,33 +149,4 @@ def test_before_and_after(name: str, capsys: pytest.CaptureFixture[str]) -> None
             states = (list(m.state_dict().values()) for m in (ours, theirs))
             compare(*states, "state after a step")
     theirs.train(), ours.train()
-    times = [(step(ours, x)[1], step(theirs, x)[1]) for _ in range(TURNS)]
-    mine, others = (sorted(each)[TURNS // 2] for each in zip(*times, strict=True))
-    with capsys.disabled():
-        print(
-            f"\n{name}: {others * 1e3:.1f} ms before, {mine * 1e3:.1f} ms after ({others / mine:.2f})"
-        )
-
-
-@pytest.mark.parametrize("masked", (False, True))
-def test_x_transformers(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its attention, which calls torch's function, within the context."""
-    torch.manual_seed(0)
-    model, x = Encoder(dim=64, depth=2, heads=4, attn_flash=True), torch.randn(2, 33, 64)
-    options = {"mask": torch.arange(33) < torch.tensor([[33], [20]])} if masked else {}
-    calls, attention = [], ak.sdpa.attention
-    monkeypatch.setattr(
-        ak.sdpa, "attention", lambda *a, **k: (calls.append(1), attention(*a, **k))[1]
-    )
-
-    def run() -> list[Tensor]:
-        leaf = x.clone().requires_grad_()
-        out = model(leaf, **options)
-        out.square().mean().backward()
-        return [out.detach(), leaf.grad]
-
-    expected = run()
-    with ak.fused_sdpa():
-        found = run()
-    assert len(calls) == 2
-    compare(found, expected, "x-transformers")
+    time_in_turns(name, lambda: step(ours, x)[1], lambda: step(theirs, x)[1], capsys)
