@@ -45,9 +45,9 @@ def scaled_dot_product_attention(
     - there is no dropout, and no mask but a boolean one that is the same for all queries and heads: of size 1 there, or
       expanded, so that the stride is 0. ``is_causal`` is taken, where there is an implementation that knows stops
       (:func:`alit_kernels.attention`): not on a CPU without our compiled core;
-    - or, on a CPU alone, the mask is boolean, the same for all of the batch and all heads (of size 1 there, or
-      expanded), has at least 2^16 entries for queries and keys, and lets every query see a prefix of the keys. It is
-      read for that, in every call anew; on a GPU the host would have to wait for it;
+    - or, on a CPU alone, the mask is the same for all of the batch and all heads (of size 1 there, or expanded), has at
+      least 2^16 entries for queries and keys, and lets every query see a prefix of the keys: it is boolean, or 0 and
+      -inf and wants no gradient. It is read for that, in every call anew; on a GPU the host would have to wait for it;
     - ``query``, ``key`` and ``value`` are dense, of one dtype (float32, bfloat16 or float16) and device, with equal
       batch dimensions and channels; on a GPU at most 128 of these;
     - neither a transform of ``torch.func``, forward-mode differentiation, a tracer nor a dispatch mode (FLOP counters,
@@ -122,10 +122,10 @@ def _attend(
         return None
     of_keys = True
     if attn_mask is not None:
-        if not is_plain(attn_mask) or attn_mask.dtype != torch.bool:
+        if not is_plain(attn_mask):
             return None
         of_keys = _of_keys_alone(attn_mask, query.ndim)
-        if not of_keys and not _worth_reading(attn_mask):
+        if not of_keys and not worth_reading(attn_mask, query.dtype):
             return None
     if not _same_problem(query, key, value, scale, enable_gqa):
         return None
@@ -202,7 +202,7 @@ knows_stops._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _of_keys_alone(mask: Tensor, dims: int) -> bool:
     """Whether a mask says the same for all queries, and for all heads where there are ``dims`` of four."""
-    if mask.ndim < 2 or not mask.numel():
+    if mask.dtype != torch.bool or mask.ndim < 2 or not mask.numel():
         return False
     sizes, strides = mask.shape, mask.stride()
     if sizes[-2] != 1 and strides[-2]:
@@ -210,8 +210,10 @@ def _of_keys_alone(mask: Tensor, dims: int) -> bool:
     return dims < 4 or mask.ndim < 3 or sizes[-3] == 1 or strides[-3] == 0
 
 
-def _worth_reading(mask: Tensor) -> bool:
-    """Whether a mask may be stops, of a size at which it pays to look."""
+def worth_reading(mask: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a mask of queries of a dtype may be stops, of a size at which it pays to look."""
+    if mask.dtype != torch.bool and (mask.dtype != dtype or mask.requires_grad):
+        return False
     if mask.numel() < LEAST_READ or not mask.is_cpu or torch.compiler.is_compiling():
         return False
     sizes = mask.shape

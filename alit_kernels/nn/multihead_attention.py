@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._plain import is_plain
-from ..sdpa import scaled_dot_product_attention
+from ..sdpa import scaled_dot_product_attention, worth_reading
 from .linear import linear
 
 
@@ -16,8 +16,9 @@ class MultiheadAttention(nn.MultiheadAttention):
     Our kernels compute calls with ``need_weights=False``, batches of tokens (three dimensions) and no mask but a
     boolean ``key_padding_mask``; or ``is_causal`` with the ``attn_mask`` (N, M) that torch demands beside it, where
     torch goes by the hint and does not read that mask either: without ``key_padding_mask``, outside of its fast path
-    (in training, with gradients, of cross-attention, without ``batch_first``, with an additive mask). All other calls
-    are the parent's: other ``attn_mask``, additive masks of keys, dropout in training, ``add_bias_kv``,
+    (in training, with gradients, of cross-attention, without ``batch_first``, with an additive mask); or, on a CPU, an
+    ``attn_mask`` (N, M) of a size that :func:`alit_kernels.scaled_dot_product_attention` reads. All other calls are the
+    parent's: other ``attn_mask``, additive masks of keys, dropout in training, ``add_bias_kv``,
     ``add_zero_attn``, ``kdim`` and ``vdim``, tensors that are not dense. What attention itself does not take,
     :func:`alit_kernels.scaled_dot_product_attention` leaves to torch likewise.
 
@@ -39,11 +40,15 @@ class MultiheadAttention(nn.MultiheadAttention):
         """As the parent's."""
         if (
             need_weights
-            or (attn_mask is not None and not is_causal)
             or (self.dropout and self.training)
             or unfit(self)
             or not _fit(self, query, key, value, key_padding_mask)
             or (is_causal and not _by_hint(self, query, key, value, key_padding_mask, attn_mask))
+            or not (
+                is_causal
+                or attn_mask is None
+                or _read(self, query, key, key_padding_mask, attn_mask)
+            )
         ):
             return super().forward(
                 query,
@@ -59,6 +64,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         if not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         mask = None if key_padding_mask is None else ~key_padding_mask[:, None, None]
+        if attn_mask is not None and not is_causal:
+            mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         out = scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal).transpose(1, 2)
         out = (out if self.batch_first else out.transpose(0, 1)).flatten(-2)
@@ -104,6 +111,23 @@ def _fit(
         is_plain(mask)
         and mask.dtype == torch.bool
         and mask.shape == (key.shape[batch], key.shape[1 - batch])
+    )
+
+
+def _read(
+    module: nn.MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    key_padding_mask: Tensor | None,
+    mask: Tensor,
+) -> bool:
+    """Whether our attention reads a mask of pairs. If it says something else, torch's own attention computes by it."""
+    tokens = 1 if module.batch_first else 0
+    return (
+        key_padding_mask is None
+        and is_plain(mask)
+        and mask.shape == (query.shape[tokens], key.shape[tokens])
+        and worth_reading(mask, query.dtype)
     )
 
 

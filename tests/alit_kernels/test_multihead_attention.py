@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import distribute_module, distribute_tensor
 
+from alit_kernels import sdpa
 from alit_kernels.nn import MultiheadAttention, multihead_attention
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.ops import values
@@ -124,6 +125,37 @@ def test_left_to_the_parent(
     assert (a_weights is None) == (b_weights is None)
     if a_weights is not None:
         assert torch.equal(a_weights, b_weights)
+
+
+@pytest.mark.parametrize("batch_first", (True, False))
+@pytest.mark.parametrize("additive", (True, False))
+@pytest.mark.parametrize("stops", (True, False))
+def test_masks_of_pairs(
+    batch_first: bool,
+    additive: bool,
+    stops: bool,
+    taken: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU they are read for stops; by others torch's attention computes."""
+    ours, theirs = pair(batch_first=batch_first)
+    q, k = values(2, 260, WIDTH), values(2, 300, WIDTH)
+    q, k = (x if batch_first else x.transpose(0, 1).contiguous() for x in (q, k))
+    by_ours, attention = [], sdpa.attention
+    monkeypatch.setattr(
+        sdpa, "attention", lambda *a, **b: (by_ours.append(1), attention(*a, **b))[1]
+    )
+    for inputs in ((q, q, q), (q, k, k), (k, q, q)):
+        queries, keys = (x.shape[1 if batch_first else 0] for x in inputs[:2])
+        hidden = torch.ones(queries, keys).triu(1) > 0
+        hidden[:, 7] |= not stops
+        hidden[:, 0] = False
+        mask = torch.zeros(queries, keys).masked_fill(hidden, -torch.inf) if additive else hidden
+        options = {"attn_mask": mask, "need_weights": False}
+        found, expected = (results(m, inputs, **options) for m in (ours, theirs))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert len(taken) == 3 and len(by_ours) == (3 if stops else 0)
 
 
 @pytest.mark.parametrize("batch_first", (True, False))

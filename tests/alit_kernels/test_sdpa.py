@@ -245,7 +245,10 @@ def test_masks_that_are_stops(name: str, taken: list[int]) -> None:
     check(q, *shared, attn_mask=mask, enable_gqa=True)
     check(q[0], k[0], v[0], attn_mask=mask.t().contiguous().t())
     check(q[0, 0], k[0, 0], v[0, 0], attn_mask=mask)
-    assert len(taken) == 7
+    if bool(mask.any(-1).all()):  # as numbers that are added
+        for given in (mask.float().log(), mask.expand(2, 4, -1, -1).float().log()[:1, :1]):
+            check(q, k, v, attn_mask=given)
+    assert len(taken) == (9 if bool(mask.any(-1).all()) else 7)
 
 
 def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
@@ -255,11 +258,30 @@ def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
     other_heads[1, 2, 100, 50] = False
     q, k = values(2, 4, 260, 8), values(2, 4, 300, 8)
     window = causal & ~causal.tril(-20)
-    masks = (with_a_hole, causal.flip(1), window, other_heads, causal.float().log(), ~causal)
+    added = causal.float().log()
+    masks = (
+        with_a_hole,
+        causal.flip(1),
+        window,
+        other_heads,
+        ~causal,
+        added - 1,
+        with_a_hole.float().log(),
+    )
     for mask in masks:
         check(q, k, k, attn_mask=mask)
     check(q[..., :8, :], k, k, attn_mask=causal[:8])  # too small to be worth it
-    assert len(passed) == 7 and not taken
+    assert len(passed) == 8 and not taken
+    nothing_seen = added.clone()
+    nothing_seen[100] = -torch.inf
+    ours, theirs = (call(q, k, k, nothing_seen) for call in (ak.scaled_dot_product_attention, held))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    for mask in (added.double(), added.clone().requires_grad_()):
+        ours, theirs = (
+            outcome(call, q, k, k, mask) for call in (ak.scaled_dot_product_attention, held)
+        )
+        assert ours == theirs
+    assert len(passed) == 11 and not taken
     for wrong in (causal[:, :299], causal[:259], causal.expand(3, 4, -1, -1)):
         ours, theirs = (
             outcome(call, q, k, k, wrong) for call in (ak.scaled_dot_product_attention, held)
