@@ -73,6 +73,10 @@ def codebook_usage(index: Tensor, mask: Tensor | None, num_codes: int) -> Codebo
     return CodebookUsage(count, (count > 0).float().mean(), torch.special.entr(share).sum().exp())
 
 
+#: How gradients pass a quantizer.
+GRADIENTS = ("straight_through", "rotation")
+
+
 def rotated(quantized: Tensor, z: Tensor, mask: Tensor | None, metric: str) -> Tensor:
     """``quantized`` (..., D), its gradient to ``z`` that of l R u: the rotation trick (Fifty et al., 2024).
 

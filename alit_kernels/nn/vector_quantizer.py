@@ -23,7 +23,7 @@ from .._vectors import unit
 from ..codebook_statistics.op import check_index
 from ..nearest_codeword import METRICS
 from ..vector_quantize import VectorQuantized, vector_quantize
-from .codebook import CodebookUsage, codebook_usage, k_means, rotated
+from .codebook import GRADIENTS, CodebookUsage, codebook_usage, k_means, rotated
 from .moving_codebook import MovingCodebook
 
 
@@ -87,7 +87,7 @@ class VectorQuantizer(MovingCodebook):
         check_choice("metric", metric, METRICS)
         check_number("commitment", commitment)
         check_number("codebook_weight", codebook_weight)
-        check_choice("gradient", gradient, ("straight_through", "rotation"))
+        check_choice("gradient", gradient, GRADIENTS)
         if type(channel_dim) is not int or channel_dim not in (-1, 1):
             got = shown(channel_dim) if type(channel_dim) is int else type(channel_dim).__name__
             raise ValueError(f"channel_dim: expected -1 or 1, got {got}")
@@ -271,8 +271,9 @@ class VectorQuantizer(MovingCodebook):
         rows, mask = self._taking_part(index, mask)
         return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
-    def codes(self, index: Tensor) -> Tensor:
-        """The codes of ``index`` (...), in dtype and layout as ``forward`` finds them: normalised under "cosine".
+    def codes(self, index: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The codes of ``index`` (...), in dtype and layout as ``forward`` finds them: normalised under "cosine", and 0
+        where ``mask`` (...) is False.
 
         Returns:
             (..., D), or (B, D, H, W) with ``channel_dim=1``. A sharded codebook is gathered: every process calls it.
@@ -289,6 +290,8 @@ class VectorQuantizer(MovingCodebook):
             index, weight.full_tensor() if is_sharded(weight) else weight
         )
         rows = unit(rows).to(weight.dtype) if self.metric == "cosine" else rows
+        mask = self._mask(mask)
+        rows = rows if mask is None else torch.where(mask[..., None], rows, 0.0)
         return rows.movedim(-1, 1) if self.channel_dim == 1 and rows.ndim > 1 else rows
 
 
