@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-#: The least norm that a vector is divided by.
 EPSILON = 1e-12
 
 
 def unit(x: Tensor) -> Tensor:
     """Rows divided by max(norm, 1e-12), in float32 at least: what cosine means here and in the published system."""
-    return normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=EPSILON)
+    return normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

@@ -106,8 +106,6 @@ EMBEDDED = (
         parts={"": of_one_tensor(_titok, casts=True)},
         cosine=lambda module: module.use_l2_norm,
         refused=lambda module: "clustering_vq" if getattr(module, "clustering_vq", False) else "",
-        works="`use_l2_norm` or not, half precision, autocast on a GPU",
-        left="`clustering_vq`, autocast on a CPU",
     ),
     Family(
         name="LlamaGen",
@@ -116,8 +114,6 @@ EMBEDDED = (
         parts={"": of_one_tensor(_llamagen)},
         cosine=lambda module: module.l2_norm,
         refused=lambda module: "an entropy loss" if module.entropy_loss_ratio else "",
-        works="`l2_norm` or not, `show_usage`",
-        left="`entropy_loss_ratio` other than 0, half precision, autocast",
     ),
     Family(
         name="taming",
@@ -125,8 +121,6 @@ EMBEDDED = (
         attributes="embedding n_e e_dim beta legacy remap sane_index_shape",
         parts={"": of_one_tensor(_taming)},
         refused=_refused_by_taming,
-        works="`legacy` or not, `sane_index_shape`",
-        left="`remap`, half precision, autocast",
     ),
     Family(
         name="diffusers",
@@ -135,15 +129,12 @@ EMBEDDED = (
         attributes="embedding n_e vq_embed_dim beta legacy remap sane_index_shape",
         parts={"": of_one_tensor(_taming)},
         refused=_refused_by_taming,
-        works="`legacy` or not, `sane_index_shape`",
-        left="`remap`, half precision, autocast",
     ),
     Family(
         name="taming, one-hot",
         classes="VectorQuantizer",
         attributes="embedding n_e e_dim beta",
         parts={"": of_one_tensor(_taming_one_hot)},
-        differs="the one-hot matrix that it returns is still made",
     ),
     Family(
         name="transformers",

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulation_dtype
-from .._vectors import EPSILON, unit
+from .._vectors import unit
 from ..nearest_codeword.reference import nearest_codeword
+
+EPSILON = 1e-12
 
 
 def vector_quantize(
