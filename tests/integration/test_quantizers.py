@@ -9,6 +9,7 @@ import torch
 import vector_quantize_pytorch as theirs
 from torch import Tensor, nn
 
+from alit_kernels import vector_quantize
 from alit_kernels.nn import GroupedVQ, ResidualVQ, VectorQuantizer
 
 CODES, DIM, LEVELS = 64, 16, 3
@@ -111,3 +112,19 @@ def test_grouped_residual(image: bool) -> None:
     assert torch.equal(result.index, index.movedim(0, -2))
     agree(result.quantized.movedim(channel_dim, -1), quantized)
     agree(ours.codes(result.index), result.quantized)
+
+
+def test_sim_vq() -> None:
+    """The recipe of docs/your-tokenizer.md: our default loss, of a codebook that is projected."""
+    other = theirs.SimVQ(dim=DIM, codebook_size=CODES, rotation_trick=False)
+    z = torch.randn(4, 50, DIM, requires_grad=True)
+    quantized, index, loss = other(z)
+    result = vector_quantize(z, other.code_transform(other.frozen_codebook))
+    assert torch.equal(result.index, index)
+    agree(result.quantized, quantized)
+    agree(result.loss, loss)
+    leaves = [z, *other.code_transform.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(result.loss, leaves), torch.autograd.grad(loss, leaves), strict=True
+    ):
+        agree(a, b)
