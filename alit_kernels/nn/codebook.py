@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._checks import is_sharded
+from .._checks import INTEGER, check_same, check_tensor, is_sharded
 from .._vectors import EPSILON, unit
 from ..codebook_statistics import codebook_statistics
 from ..nearest_codeword import nearest_codeword
+from ..vector_quantize import VectorQuantized
 from .distributed import Reduction, world
 
 
@@ -75,6 +76,19 @@ def codebook_usage(index: Tensor, mask: Tensor | None, num_codes: int) -> Codebo
 
 #: How gradients pass a quantizer.
 GRADIENTS = ("straight_through", "rotation")
+
+
+def taking_part(
+    index: Tensor | VectorQuantized, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Index and mask (...), that of a result and a given one together."""
+    rows, known = (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
+    check_tensor("index", rows, dtype=INTEGER)
+    if mask is None:
+        return rows, known
+    check_tensor("mask", mask, dtype=torch.bool, shape=rows.shape)
+    check_same("device", index=rows, mask=mask)
+    return rows, mask if known is None else mask & known
 
 
 def rotated(quantized: Tensor, z: Tensor, mask: Tensor | None, metric: str) -> Tensor:

@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import FLOATING, INTEGER, check_choice, check_count, check_flag, check_tensor
+from .._checks import (
+    FLOATING,
+    INTEGER,
+    check_choice,
+    check_count,
+    check_flag,
+    check_same,
+    check_tensor,
+)
 from ..vector_quantize import VectorQuantized
-from .codebook import GRADIENTS, rotated
+from .codebook import GRADIENTS, rotated, taking_part
 from .vector_quantizer import VectorQuantizer
 
 
@@ -107,18 +115,26 @@ class ResidualVQ(nn.Module):
             return [mask] * self.num_levels
         shape = self._level(0)._rows(z).shape[:-1]
         check_tensor("levels", levels, dtype=INTEGER, shape=shape[:1])
+        check_same("device", z=z, levels=levels)
         mask = self._level(0)._mask(mask)
-        left = levels.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        if mask is not None:
+            check_tensor("mask", mask, shape=shape)
+            check_same("device", z=z, mask=mask)
+        left = levels.view(*levels.shape, *[1] * (len(shape) - levels.ndim)).expand(shape)
         taking = [left > i for i in range(self.num_levels)]
         return taking if mask is None else [part & mask for part in taking]
 
-    def codes(self, index: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The sums of the codes of ``index`` (..., l), the first l of L levels; of those alone where ``mask`` is True.
+    def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
+        """The sums of the codes of the first l of L levels, in the layout of ``forward``.
+
+        Args:
+            index: (..., l), or what :meth:`forward` returned, whose mask counts.
+            mask: (..., l), True where a code is added.
 
         Raises:
             TypeError, ValueError: no integer tensor, or more levels than there are.
         """
-        check_tensor("index", index, dtype=INTEGER)
+        index, mask = taking_part(index, mask)
         if index.ndim == 0 or not 0 < index.shape[-1] <= self.num_levels:
             raise ValueError(
                 f"index: expected shape (..., 1) to (..., {self.num_levels}), got {tuple(index.shape)}"
@@ -195,9 +211,15 @@ class GroupedVQ(nn.Module):
         quantized = torch.cat([each.quantized for each in found], self.channel_dim)
         return _joined(quantized, found, self._axis, torch.mean)
 
-    def codes(self, index: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The codes of ``index`` (..., G) or (..., G, l), in the layout of ``forward``; 0 where ``mask`` is False."""
-        check_tensor("index", index, dtype=INTEGER)
+    def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
+        """The codes of ``index`` (..., G) or (..., G, l), or of a result, in the layout of ``forward``.
+
+        ``mask`` is of the shape of ``index``, True where a code counts.
+
+        Raises:
+            TypeError, ValueError: as the groups, or another number of groups.
+        """
+        index, mask = taking_part(index, mask)
         shape = index.shape
         if len(shape) < -self._axis or shape[self._axis] != len(self.groups):
             raise ValueError(

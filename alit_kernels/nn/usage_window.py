@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .._checks import INTEGER, check_count, check_same, check_tensor
+from .._checks import check_count, check_same
 from ..vector_quantize import VectorQuantized
-from .codebook import CodebookUsage, codebook_usage
+from .codebook import CodebookUsage, codebook_usage, taking_part
 
 
 class UsageWindow(nn.Module):
@@ -41,14 +41,10 @@ class UsageWindow(nn.Module):
         Raises:
             TypeError, ValueError: wrong dtype, shape or device.
         """
-        if isinstance(index, VectorQuantized):
-            mask = index.mask if mask is None or index.mask is None else mask & index.mask
-            index = index.index
-        check_tensor("index", index, dtype=INTEGER)
-        check_same("device", recent=self.recent, index=index, mask=mask)
+        index, mask = taking_part(index, mask)
+        check_same("device", recent=self.recent, index=index)
         codes = index.flatten().int()
         if mask is not None:
-            check_tensor("mask", mask, dtype=torch.bool, shape=index.shape)
             codes = torch.where(mask.flatten(), codes, -1)
         recent = torch.cat([self.recent, codes])
         if mask is not None:  # what takes part goes behind the rest, in its order

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .._checks import (
     FLOATING,
-    INTEGER,
     check_choice,
     check_count,
     check_number,
@@ -23,7 +22,7 @@ from .._vectors import unit
 from ..codebook_statistics.op import check_index
 from ..nearest_codeword import METRICS
 from ..vector_quantize import VectorQuantized, vector_quantize
-from .codebook import GRADIENTS, CodebookUsage, codebook_usage, k_means, rotated
+from .codebook import GRADIENTS, CodebookUsage, codebook_usage, k_means, rotated, taking_part
 from .moving_codebook import MovingCodebook
 
 
@@ -156,7 +155,7 @@ class VectorQuantizer(MovingCodebook):
             index: (...), or what :meth:`forward` returned, with its mask.
             mask: as for :meth:`forward`.
         """
-        rows, mask = self._taking_part(index, mask)
+        rows, mask = taking_part(index, self._mask(mask))
         self._update(self._vectors(self._rows(z)), rows.flatten(), _flat(mask))
 
     @torch.no_grad()
@@ -241,19 +240,6 @@ class VectorQuantizer(MovingCodebook):
         channels = self.channel_dim == 1 and mask.ndim == 4 and mask.shape[1] == 1
         return mask.squeeze(1) if channels else mask
 
-    def _taking_part(
-        self, index: Tensor | VectorQuantized, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Index and mask, that of a result and a given one together."""
-        mask = self._mask(mask)
-        rows, known = (
-            (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
-        )
-        check_tensor("index", rows, dtype=INTEGER)
-        if mask is not None:
-            check_tensor("mask", mask, shape=rows.shape)
-        return rows, known if mask is None else mask if known is None else mask & known
-
     def _vectors(self, rows: Tensor) -> Tensor:
         """What is averaged: (N, D) float32, normalised under "cosine"."""
         check_same("device", z=rows, codebook=self.embedding.weight)
@@ -268,12 +254,15 @@ class VectorQuantizer(MovingCodebook):
             index: (...), or what :meth:`forward` returned, whose mask counts.
             mask: as for :meth:`forward`.
         """
-        rows, mask = self._taking_part(index, mask)
+        rows, mask = taking_part(index, self._mask(mask))
         return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
-    def codes(self, index: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The codes of ``index`` (...), in dtype and layout as ``forward`` finds them: normalised under "cosine", and 0
-        where ``mask`` (...) is False.
+    def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
+        """The codes of ``index``, in dtype and layout as ``forward`` finds them: normalised under "cosine".
+
+        Args:
+            index: (...), or what :meth:`forward` returned, whose mask counts.
+            mask: as for :meth:`forward`; codes are 0 where it is False.
 
         Returns:
             (..., D), or (B, D, H, W) with ``channel_dim=1``. A sharded codebook is gathered: every process calls it.
@@ -281,7 +270,8 @@ class VectorQuantizer(MovingCodebook):
         Raises:
             TypeError, ValueError: no integer tensor; on the CPU an index out of range.
         """
-        check_tensor("index", index, dtype=INTEGER)
+        index, mask = taking_part(index, self._mask(mask))
+        check_same("device", codebook=self.embedding.weight, index=index)
         if index.is_cpu and not torch.compiler.is_compiling():
             check_index("index", index, self.num_codes)
         self.finish_update()
@@ -290,7 +280,6 @@ class VectorQuantizer(MovingCodebook):
             index, weight.full_tensor() if is_sharded(weight) else weight
         )
         rows = unit(rows).to(weight.dtype) if self.metric == "cosine" else rows
-        mask = self._mask(mask)
         rows = rows if mask is None else torch.where(mask[..., None], rows, 0.0)
         return rows.movedim(-1, 1) if self.channel_dim == 1 and rows.ndim > 1 else rows
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import alit_kernels as ak
-from alit_kernels.nn import VectorQuantizer
+from alit_kernels.nn import GroupedVQ, ResidualVQ, UsageWindow, VectorQuantizer
 from tests.helpers.hostile import EXAMPLES
 
 Arguments = dict[str, Any]
@@ -93,8 +93,23 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
         {**masked, "index": index},
     )
     found["usage"] = (lambda **a: quantizer().usage(**a), {"index": index, "mask": keep})
-    found["codes"] = (lambda **a: quantizer().codes(**a), {"index": index})
+    found["codes"] = (lambda **a: quantizer().codes(**a), {"index": index, "mask": keep})
     found["set_codebook"] = (lambda **a: quantizer().set_codebook(**a), {"weight": codebook})
+    levels = torch.tensor([1, 2, 0, 1, 1, 2])
+    found["forward of levels"] = (
+        lambda **a: ResidualVQ(2, 5, 4)(**a),
+        {**masked, "levels": levels},
+    )
+    found["forward of groups"] = (lambda **a: GroupedVQ(2, 5, 4)(**a), masked)
+    found["codes of groups"] = (
+        lambda **a: GroupedVQ(2, 5, 4).codes(**a),
+        {"index": index[:, None].expand(-1, 2), "mask": keep[:, None].expand(-1, 2)},
+    )
+    found["codes of levels"] = (
+        lambda **a: ResidualVQ(2, 5, 4).codes(**a),
+        found["codes of groups"][1],
+    )
+    found["window"] = (lambda **a: UsageWindow(5).update(**a), {"index": index, "mask": keep})
     found["initialize"] = (lambda **a: quantizer().initialize(**a), {**masked, "iterations": 2})
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import GroupedVQ, ResidualVQ, VectorQuantizer
@@ -89,10 +90,19 @@ def test_levels_of_each_image(channel_dim: int, metric: str) -> None:
         alone = short(z[image : image + 1], mask[image : image + 1])
         assert torch.equal(alone.index, result.index[image : image + 1, ..., :n])
         torch.testing.assert_close(alone.quantized.movedim(channel_dim, -1), some)
+    torch.testing.assert_close(module.codes(result), result.quantized)
     torch.testing.assert_close(module.codes(result.index, result.mask), result.quantized)
     (result.quantized.sum() + result.loss).backward()
     grad = z.grad.movedim(channel_dim, -1)
     assert grad.isfinite().all() and not grad[~expected_mask.any(-1)].any()
+
+
+def test_levels_of_a_single_vector() -> None:
+    module = spread(ResidualVQ(3, 16, 4))
+    z = torch.randn(4)
+    result = module(z, levels=torch.tensor(2))
+    assert result.mask.tolist() == [True, True, False]
+    torch.testing.assert_close(result.quantized, module.codes(module(z).index[:2]))
 
 
 def test_shared_averages_are_updated_level_by_level() -> None:
@@ -109,6 +119,25 @@ def test_shared_averages_are_updated_level_by_level() -> None:
     assert torch.equal(result.loss, first.commitment_loss + second.commitment_loss)
     for name, value in single.state_dict().items():
         assert torch.equal(module.state_dict()[f"levels.0.{name}"], value)
+
+
+@pytest.mark.parametrize("reentrant", (False, True))
+@pytest.mark.parametrize("shared", (False, True))
+def test_under_checkpoints(shared: bool, reentrant: bool) -> None:
+    """One update a level and step, and gradients as without: the recomputation sees the codebooks of the first run."""
+    module = spread(ResidualVQ(3, 16, 4, shared=shared, ema_decay=0.9, gradient="rotation"))
+    other = copy.deepcopy(module)
+    z = torch.randn(50, 4, requires_grad=True)
+
+    def total(module: ResidualVQ, z: Tensor) -> Tensor:
+        result = module(z)
+        return result.quantized.square().sum() + result.loss
+
+    (expected,) = torch.autograd.grad(total(module, z), z)
+    checkpoint(total, other, z, use_reentrant=reentrant).backward()
+    torch.testing.assert_close(z.grad, expected)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
 
 
 @METRICS
