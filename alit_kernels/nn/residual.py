@@ -120,7 +120,7 @@ class ResidualVQ(nn.Module):
         if mask is not None:
             check_tensor("mask", mask, shape=shape)
             check_same("device", z=z, mask=mask)
-        left = levels.view(*levels.shape, *[1] * (len(shape) - levels.ndim)).expand(shape)
+        left = levels.view(levels.shape + (1,) * (len(shape) - levels.ndim)).expand(shape)
         taking = [left > i for i in range(self.num_levels)]
         return taking if mask is None else [part & mask for part in taking]
 
