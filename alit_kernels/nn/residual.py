@@ -26,12 +26,13 @@ def _joined(
     quantized: Tensor, found: list[Any], axis: int, reduce: Callable[[Tensor], Tensor]
 ) -> VectorQuantized:
     """One result of those of all levels or groups, their indices and masks stacked, their losses reduced."""
-    _, index, *losses, mask = zip(*found, strict=True)
     return VectorQuantized(
         quantized,
-        torch.stack(index, axis),
-        *(reduce(torch.stack(each)) for each in losses),  # type: ignore[call-arg]
-        None if mask[0] is None else torch.stack(mask, axis),
+        torch.stack([x.index for x in found], axis),
+        reduce(torch.stack([x.loss for x in found])),
+        reduce(torch.stack([x.commitment_loss for x in found])),
+        reduce(torch.stack([x.codebook_loss for x in found])),
+        None if found[0].mask is None else torch.stack([x.mask for x in found], axis),
     )
 
 
