@@ -74,7 +74,7 @@ def step(
     leaf = x.clone().requires_grad_()
     outputs = leaves_of(call(module, leaf))
     total = sum(
-        (v * values(*v.shape, seed=2)).sum()
+        (v * values(*v.shape, seed=2).to(v.device)).sum()
         for v in outputs
         if isinstance(v, Tensor) and v.requires_grad
     )
