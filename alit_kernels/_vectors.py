@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+EPSILON = 1e-12
+
 
 def unit(x: Tensor) -> Tensor:
     """Rows divided by max(norm, 1e-12), in float32 at least: what cosine means here and in the published system."""

@@ -27,12 +27,14 @@ class VQGAN(nn.Module):
         }
         self.encoder = ConvEncoder(config.latent_channels, plain=True, **layout)
         self.decoder = ConvDecoder(config.latent_channels, plain=True, **layout)
-        self.quantize = VectorQuantizer(config.num_codes, config.latent_channels, commitment=1.0)
+        self.quantize = VectorQuantizer(
+            config.num_codes, config.latent_channels, commitment=1.0, codebook_weight=0.25
+        )
 
     def quantized(self, z_BCHW: Tensor) -> tuple[VectorQuantized, Tensor]:
         """Quantized features (B, N, C) and mean((sg(q) - z)^2) + 0.25 mean((q - sg(z))^2), as trained."""
         result = self.quantize(to_rows(z_BCHW))
-        return result, result.commitment_loss + 0.25 * result.codebook_loss
+        return result, result.loss
 
 
 class VQGANBase(BaseTokenizer):

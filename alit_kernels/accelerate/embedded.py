@@ -24,27 +24,22 @@ def of_one_tensor(compute: Callable[[Any, Tensor], Any], *, casts: bool = False)
     return forward
 
 
-def _quantized(
-    self: Any, z: Tensor, *, metric: str = "euclidean", commitment: float, dim: int = 1
-) -> tuple[Tensor, VectorQuantized]:
-    """Quantized vectors in the layout of ``z``, contiguous, and the rest."""
-    found = vector_quantize(
-        z.movedim(dim, -1), self.embedding.weight, metric=metric, commitment=commitment
-    )
-    return found.quantized.movedim(-1, dim).contiguous(), found
+def _quantized(self: Any, z: Tensor, **options: Any) -> tuple[Tensor, VectorQuantized]:
+    """Quantized vectors in the layout of ``z`` (B, D, ...), contiguous, and the rest."""
+    found = vector_quantize(z.movedim(1, -1), self.embedding.weight, **options)
+    return found.quantized.movedim(-1, 1).contiguous(), found
 
 
-def _two_losses(self: Any, found: VectorQuantized, legacy: bool) -> Tensor:
-    """taming's loss. ``beta`` weighs the commitment, or in its legacy form the codebook; ``found`` has weights of 1."""
-    if legacy:
-        return found.commitment_loss + self.beta * found.codebook_loss
-    return self.beta * found.commitment_loss + found.codebook_loss
+def _weights(self: Any, legacy: bool) -> dict[str, float]:
+    """taming's ``beta`` weighs the commitment, or in its legacy form the codebook's loss."""
+    weights = (1.0, self.beta) if legacy else (self.beta, 1.0)
+    return dict(zip(("commitment", "codebook_weight"), weights, strict=True))
 
 
 def _taming(self: Any, z: Tensor) -> Any:
-    quantized, found = _quantized(self, z, commitment=1.0)
+    quantized, found = _quantized(self, z, **_weights(self, self.legacy))
     index = found.index if self.sane_index_shape else found.index.flatten()
-    return quantized, _two_losses(self, found, self.legacy), (None, None, index)
+    return quantized, found.loss, (None, None, index)
 
 
 def _refused_by_taming(module: Any) -> str:
@@ -52,12 +47,12 @@ def _refused_by_taming(module: Any) -> str:
 
 
 def _taming_one_hot(self: Any, z: Tensor) -> Any:
-    quantized, found = _quantized(self, z, commitment=1.0)
+    quantized, found = _quantized(self, z, **_weights(self, legacy=True))
     index = found.index.view(-1, 1)
     one_hot = z.new_zeros(index.shape[0], self.n_e).scatter_(1, index, 1)
     share = torch.bincount(index[:, 0], minlength=self.n_e).to(z.dtype) / index.shape[0]
     perplexity = (-(share * (share + 1e-10).log()).sum()).exp()
-    return quantized, _two_losses(self, found, True), (perplexity, one_hot, index)
+    return quantized, found.loss, (perplexity, one_hot, index)
 
 
 def _titok(self: Any, z: Tensor) -> Any:
@@ -89,10 +84,9 @@ def _llamagen(self: Any, z: Tensor) -> Any:
 
 
 def _of_transformers(self: Any, hidden: Tensor) -> Any:
-    cosine = _is_cosine_of_transformers(self)
-    metric = "cosine" if cosine else "euclidean"
-    quantized, found = _quantized(self, hidden, metric=metric, commitment=1.0)
-    return quantized, _two_losses(self, found, True), found.index.flatten()
+    metric = "cosine" if _is_cosine_of_transformers(self) else "euclidean"
+    quantized, found = _quantized(self, hidden, metric=metric, **_weights(self, legacy=True))
+    return quantized, found.loss, found.index.flatten()
 
 
 def _is_cosine_of_transformers(self: Any) -> bool:
@@ -113,8 +107,6 @@ EMBEDDED = (
         parts={"": of_one_tensor(_titok, casts=True)},
         cosine=lambda module: module.use_l2_norm,
         refused=lambda module: "clustering_vq" if getattr(module, "clustering_vq", False) else "",
-        works="`use_l2_norm` or not, half precision, autocast on a GPU",
-        left="`clustering_vq`, autocast on a CPU",
     ),
     Family(
         name="LlamaGen",
@@ -123,8 +115,6 @@ EMBEDDED = (
         parts={"": of_one_tensor(_llamagen)},
         cosine=lambda module: module.l2_norm,
         refused=lambda module: "an entropy loss" if module.entropy_loss_ratio else "",
-        works="`l2_norm` or not, `show_usage`",
-        left="`entropy_loss_ratio` other than 0, half precision, autocast",
     ),
     Family(
         name="taming",
@@ -132,8 +122,6 @@ EMBEDDED = (
         attributes="embedding n_e e_dim beta legacy remap sane_index_shape",
         parts={"": of_one_tensor(_taming)},
         refused=_refused_by_taming,
-        works="`legacy` or not, `sane_index_shape`",
-        left="`remap`, half precision, autocast",
     ),
     Family(
         name="diffusers",
@@ -142,15 +130,12 @@ EMBEDDED = (
         attributes="embedding n_e vq_embed_dim beta legacy remap sane_index_shape",
         parts={"": of_one_tensor(_taming)},
         refused=_refused_by_taming,
-        works="`legacy` or not, `sane_index_shape`",
-        left="`remap`, half precision, autocast",
     ),
     Family(
         name="taming, one-hot",
         classes="VectorQuantizer",
         attributes="embedding n_e e_dim beta",
         parts={"": of_one_tensor(_taming_one_hot)},
-        differs="the one-hot matrix that it returns is still made",
     ),
     Family(
         name="transformers",

@@ -29,7 +29,7 @@ def near_codes(module: Any, codes: Tensor, count: int, generator: torch.Generato
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of quantizer.
+    """One kind of quantizer. What works with it and what does not is in ``docs/your-tokenizer.md``.
 
     Attributes:
         name: in reports and in the documentation.
@@ -43,8 +43,6 @@ class Family:
         cosine: whether vectors and codes are normalised before the search.
         rows: (module, codes, count, generator) -> inputs, (count, channels).
         searched: (module, inputs) -> the vectors that are searched, (count, D).
-        works, differs, left: for the documentation: what is computed in our way, what is other than in their code, and
-            which modules and calls stay theirs.
     """
 
     name: str
@@ -58,9 +56,6 @@ class Family:
     cosine: Callable[[Any], bool] = lambda module: False
     rows: Callable[..., Tensor] = near_codes
     searched: Callable[[Any, Tensor], Tensor] = lambda module, rows: rows
-    works: str = "training, evaluation"
-    differs: str = ""
-    left: str = "half precision, autocast"
 
     def knows(self, module: nn.Module) -> bool:
         """Whether a module is of this family, by the name of its class and its attributes."""

@@ -114,9 +114,4 @@ VECTOR_QUANTIZE_PYTORCH = Family(
     cosine=lambda module: module.use_cosine_sim,
     rows=_rows,
     searched=_searched,
-    works="moving averages or learned, cosine, masks, projections, heads, dead codes, frozen codebooks,"
-    " rotation trick, images; `ResidualVQ` and others that are made of it",
-    left="sampled and top-k codes, autocast on a CPU, `indices` given, a codebook for each head, `affine_param`,"
-    " `vq_bridge`, optimisers of its own, diversity and cross-entropy losses, sums over processes,"
-    " k-means still to come",
 )

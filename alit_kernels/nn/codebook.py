@@ -8,10 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._checks import is_sharded
-from .._vectors import unit
+from .._checks import INTEGER, check_same, check_tensor, is_sharded
+from .._vectors import EPSILON, unit
 from ..codebook_statistics import codebook_statistics
 from ..nearest_codeword import nearest_codeword
+from ..vector_quantize import VectorQuantized
 from .distributed import Reduction, world
 
 
@@ -71,6 +72,40 @@ def codebook_usage(index: Tensor, mask: Tensor | None, num_codes: int) -> Codebo
     count, _ = codebook_statistics(index, ones, num_codes, mask=mask)
     share = count / count.sum().clamp(min=1)
     return CodebookUsage(count, (count > 0).float().mean(), torch.special.entr(share).sum().exp())
+
+
+#: How gradients pass a quantizer.
+GRADIENTS = ("straight_through", "rotation")
+
+
+def taking_part(
+    index: Tensor | VectorQuantized, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Index and mask (...), that of a result and a given one together."""
+    rows, known = (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
+    check_tensor("index", rows, dtype=INTEGER)
+    if mask is None:
+        return rows, known
+    check_tensor("mask", mask, dtype=torch.bool, shape=rows.shape)
+    check_same("device", index=rows, mask=mask)
+    return rows, mask if known is None else mask & known
+
+
+def rotated(quantized: Tensor, z: Tensor, mask: Tensor | None, metric: str) -> Tensor:
+    """``quantized`` (..., D), its gradient to ``z`` that of l R u: the rotation trick (Fifty et al., 2024).
+
+    u is the (normalised) vector, R the rotation that takes its direction e = u / |u| to t = q / |q|, l = |q| / |u|, all
+    held constant: with r = (e + t) / |e + t|, R u = u - 2 r (r . u) + 2 t (e . u), and du = l R^T dquantized. A vector
+    without a direction, |u| below 1e-12, gets dquantized itself; a masked one 0.
+    """
+    u = z if mask is None else torch.where(mask[..., None], z, 0.0)
+    u = unit(u) if metric == "cosine" else u.to(torch.promote_types(z.dtype, torch.float32))
+    q, fixed = quantized.detach().to(u.dtype), u.detach()
+    e, t, norm = unit(fixed), unit(q), fixed.norm(dim=-1, keepdim=True)
+    r, scale = unit(e + t), q.norm(dim=-1, keepdim=True) / norm.clamp(min=EPSILON)
+    turned = u - 2 * r * (r * u).sum(-1, keepdim=True) + 2 * t * (e * u).sum(-1, keepdim=True)
+    through = torch.where(norm > EPSILON, scale * turned, u)
+    return (q + (through - through.detach())).to(quantized.dtype)
 
 
 def random_vectors(

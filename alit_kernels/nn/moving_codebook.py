@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._checks import check_tensor
+from .._checks import check_flag, check_number, check_tensor
 from ..codebook_statistics import codebook_statistics
 from . import checkpointing
 from .codebook import AsItWas, Codebook, ReplacedRows, random_vectors
@@ -18,7 +18,7 @@ from .distributed import Group, Reduction
 class MovingCodebook(nn.Module):
     """Base of :class:`alit_kernels.nn.VectorQuantizer`, whose docstring names state and options.
 
-    It takes vectors as they are averaged, (N, D) float32, and looks at no argument.
+    It takes vectors as they are averaged, (N, D) float32.
     """
 
     cluster_size: Tensor
@@ -35,6 +35,15 @@ class MovingCodebook(nn.Module):
         dead_code_threshold: float,
         process_group: dist.ProcessGroup | None,
     ) -> None:
+        if ema_decay is not None and not 0 <= check_number("ema_decay", ema_decay) < 1:
+            raise ValueError(f"ema_decay: expected None or a number in [0, 1), got {ema_decay}")
+        if check_number("ema_epsilon", ema_epsilon) < 0:
+            raise ValueError(f"ema_epsilon: expected at least 0, got {ema_epsilon}")
+        check_flag("ema_rewrites_all", ema_rewrites_all)
+        if not 0 <= check_number("dead_code_threshold", dead_code_threshold) < 1:
+            raise ValueError(
+                f"dead_code_threshold: expected a number in [0, 1), got {dead_code_threshold}"
+            )
         super().__init__()
         self.ema_decay, self.ema_epsilon = ema_decay, ema_epsilon
         self.ema_rewrites_all, self.dead_code_threshold = ema_rewrites_all, dead_code_threshold

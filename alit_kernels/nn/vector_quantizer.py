@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from .._checks import (
     FLOATING,
-    INTEGER,
     check_choice,
     check_count,
-    check_flag,
     check_number,
     check_same,
     check_tensor,
@@ -24,7 +22,7 @@ from .._vectors import unit
 from ..codebook_statistics.op import check_index
 from ..nearest_codeword import METRICS
 from ..vector_quantize import VectorQuantized, vector_quantize
-from .codebook import CodebookUsage, codebook_usage, k_means
+from .codebook import GRADIENTS, CodebookUsage, codebook_usage, k_means, rotated, taking_part
 from .moving_codebook import MovingCodebook
 
 
@@ -36,6 +34,10 @@ class VectorQuantizer(MovingCodebook):
         dim: D.
         metric: "euclidean" or "cosine".
         commitment: weight of the commitment loss.
+        codebook_weight: weight of the codebook loss. The ``legacy`` loss of taming-transformers with its ``beta`` is
+            ``commitment=1.0, codebook_weight=beta``.
+        gradient: of ``quantized`` to the (normalised) vector: "straight_through", or "rotation", the rotation and
+            rescaling that takes the vector to its code (Fifty et al., 2024).
         ema_decay: None for a codebook learned by gradient; else the decay of its exponential moving average.
         ema_epsilon: smoothing of the counts with ``ema_rewrites_all``.
         ema_rewrites_all: each update writes every code anew as its average over its smoothed count, as van den Oord et
@@ -70,6 +72,8 @@ class VectorQuantizer(MovingCodebook):
         *,
         metric: str = "euclidean",
         commitment: float = 0.25,
+        codebook_weight: float = 1.0,
+        gradient: str = "straight_through",
         ema_decay: float | None = None,
         ema_epsilon: float = 1e-5,
         ema_rewrites_all: bool = False,
@@ -81,15 +85,8 @@ class VectorQuantizer(MovingCodebook):
         check_count("dim", dim, minimum=1)
         check_choice("metric", metric, METRICS)
         check_number("commitment", commitment)
-        if check_number("ema_epsilon", ema_epsilon) < 0:
-            raise ValueError(f"ema_epsilon: expected at least 0, got {ema_epsilon}")
-        check_flag("ema_rewrites_all", ema_rewrites_all)
-        if ema_decay is not None and not 0 <= check_number("ema_decay", ema_decay) < 1:
-            raise ValueError(f"ema_decay: expected None or a number in [0, 1), got {ema_decay}")
-        if not 0 <= check_number("dead_code_threshold", dead_code_threshold) < 1:
-            raise ValueError(
-                f"dead_code_threshold: expected a number in [0, 1), got {dead_code_threshold}"
-            )
+        check_number("codebook_weight", codebook_weight)
+        check_choice("gradient", gradient, GRADIENTS)
         if type(channel_dim) is not int or channel_dim not in (-1, 1):
             got = shown(channel_dim) if type(channel_dim) is int else type(channel_dim).__name__
             raise ValueError(f"channel_dim: expected -1 or 1, got {got}")
@@ -102,7 +99,8 @@ class VectorQuantizer(MovingCodebook):
             dead_code_threshold=dead_code_threshold,
             process_group=process_group,
         )
-        self.metric, self.commitment, self.channel_dim = metric, commitment, channel_dim
+        self.metric, self.gradient, self.channel_dim = metric, gradient, channel_dim
+        self.commitment, self.codebook_weight = commitment, codebook_weight
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> VectorQuantized:
         """Quantize vectors; in training mode with gradients enabled, the moving averages are updated after.
@@ -123,11 +121,18 @@ class VectorQuantizer(MovingCodebook):
         z, mask = self._rows(z), self._mask(mask)
         codebook, updates = self._codebook(z)
         result = vector_quantize(
-            z, codebook, metric=self.metric, commitment=self.commitment, mask=mask
+            z,
+            codebook,
+            metric=self.metric,
+            commitment=self.commitment,
+            codebook_weight=self.codebook_weight,
+            mask=mask,
         )
         if updates:
             self._update(self._vectors(z), result.index.flatten(), _flat(mask))
         quantized, index, loss, commitment_loss, codebook_loss, mask = result
+        if self.gradient == "rotation":
+            quantized = rotated(quantized, z, mask, self.metric)
         if self.ema_decay is not None:
             loss = commitment_loss
         if self.channel_dim == 1:
@@ -150,7 +155,7 @@ class VectorQuantizer(MovingCodebook):
             index: (...), or what :meth:`forward` returned, with its mask.
             mask: as for :meth:`forward`.
         """
-        rows, mask = self._taking_part(index, mask)
+        rows, mask = taking_part(index, self._mask(mask))
         self._update(self._vectors(self._rows(z)), rows.flatten(), _flat(mask))
 
     @torch.no_grad()
@@ -235,19 +240,6 @@ class VectorQuantizer(MovingCodebook):
         channels = self.channel_dim == 1 and mask.ndim == 4 and mask.shape[1] == 1
         return mask.squeeze(1) if channels else mask
 
-    def _taking_part(
-        self, index: Tensor | VectorQuantized, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Index and mask, that of a result and a given one together."""
-        mask = self._mask(mask)
-        rows, known = (
-            (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
-        )
-        check_tensor("index", rows, dtype=INTEGER)
-        if mask is not None:
-            check_tensor("mask", mask, shape=rows.shape)
-        return rows, known if mask is None else mask if known is None else mask & known
-
     def _vectors(self, rows: Tensor) -> Tensor:
         """What is averaged: (N, D) float32, normalised under "cosine"."""
         check_same("device", z=rows, codebook=self.embedding.weight)
@@ -262,11 +254,15 @@ class VectorQuantizer(MovingCodebook):
             index: (...), or what :meth:`forward` returned, whose mask counts.
             mask: as for :meth:`forward`.
         """
-        rows, mask = self._taking_part(index, mask)
+        rows, mask = taking_part(index, self._mask(mask))
         return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
-    def codes(self, index: Tensor) -> Tensor:
-        """The codes of ``index`` (...), in dtype and layout as ``forward`` finds them: normalised under "cosine".
+    def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
+        """The codes of ``index``, in dtype and layout as ``forward`` finds them: normalised under "cosine".
+
+        Args:
+            index: (...), or what :meth:`forward` returned, whose mask counts.
+            mask: as for :meth:`forward`; codes are 0 where it is False.
 
         Returns:
             (..., D), or (B, D, H, W) with ``channel_dim=1``. A sharded codebook is gathered: every process calls it.
@@ -274,7 +270,8 @@ class VectorQuantizer(MovingCodebook):
         Raises:
             TypeError, ValueError: no integer tensor; on the CPU an index out of range.
         """
-        check_tensor("index", index, dtype=INTEGER)
+        index, mask = taking_part(index, self._mask(mask))
+        check_same("device", codebook=self.embedding.weight, index=index)
         if index.is_cpu and not torch.compiler.is_compiling():
             check_index("index", index, self.num_codes)
         self.finish_update()
@@ -283,6 +280,7 @@ class VectorQuantizer(MovingCodebook):
             index, weight.full_tensor() if is_sharded(weight) else weight
         )
         rows = unit(rows).to(weight.dtype) if self.metric == "cosine" else rows
+        rows = rows if mask is None else torch.where(mask[..., None], rows, 0.0)
         return rows.movedim(-1, 1) if self.channel_dim == 1 and rows.ndim > 1 else rows
 
 

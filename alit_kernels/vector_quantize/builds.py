@@ -18,9 +18,9 @@ def record(recorder: Recorder) -> None:
                 masked = " cosine masked" if some is not None else ""
                 with recorder(f"d={dim} {TYPES[dtype]}{masked}"):
                     quantized, index, loss, *_ = vector_quantize(
-                        z, codebook, some, metric, 0.25, "ieee"
+                        z, codebook, some, metric, 0.25, 1.0, "ieee"
                     )
-                    saved = z, codebook, index, some, metric, 0.25
+                    saved = z, codebook, index, some, metric, 0.25, 1.0
                     vector_quantize_backward(quantized, loss, None, None, *saved, True, True)
                 with recorder(f"d={dim} {TYPES[dtype]}{masked}, moving average"):
                     vector_quantize_backward(quantized, None, loss, None, *saved, True, False)

@@ -16,6 +16,7 @@ def vector_quantize(
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    codebook_weight: float,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     u, codes = (unit(z), unit(codebook)) if metric == "cosine" else (z, codebook)
@@ -29,6 +30,7 @@ def vector_quantize(
         pointer(index),
         pointer(mask),
         commitment,
+        codebook_weight,
         type_code(z),
         pointer(quantized),
         pointer(losses),
@@ -49,6 +51,7 @@ def vector_quantize_backward(
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    codebook_weight: float,
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -66,6 +69,7 @@ def vector_quantize_backward(
         pointer(mask),
         metric == "cosine",
         commitment,
+        codebook_weight,
         pointer(grad_z),
         pointer(grad_codes if codebook_wanted else None),
         threads(),

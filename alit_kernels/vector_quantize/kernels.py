@@ -67,6 +67,7 @@ def losses_kernel(
     blocks,
     dim,
     commitment,
+    codebook_weight,
     BLOCK: tl.constexpr,
 ):
     """The three losses from the blocks' sums, in one program."""
@@ -78,10 +79,10 @@ def losses_kernel(
         b_sum += tl.load(p_partial + start + o_block, mask=m_block, other=0.0)
         b_count += tl.load(p_count + start + o_block, mask=m_block, other=0)
     elements = tl.maximum(tl.sum(b_count, 0) * dim, 1).to(tl.float32)
-    codebook_loss = tl.sum(b_sum, 0) / elements
-    tl.store(p_codebook, codebook_loss)
-    tl.store(p_commitment, commitment * codebook_loss)
-    tl.store(p_loss, commitment * codebook_loss + codebook_loss)
+    mean = tl.sum(b_sum, 0) / elements
+    tl.store(p_codebook, codebook_weight * mean)
+    tl.store(p_commitment, commitment * mean)
+    tl.store(p_loss, commitment * mean + codebook_weight * mean)
 
 
 @triton.jit
@@ -187,6 +188,7 @@ def grad_kernel(
     taking,
     elements,
     commitment,
+    codebook_weight,
     z_pitch,
     codes_pitch,
     grad_pitch,
@@ -202,8 +204,8 @@ def grad_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The gradient of a group of codes, dq = 2 (q - u) dcodebook / M summed over their vectors; or, in programs behind
-    those of groups, of a block of z, with 2 c (u - q) dcommitment / M.
+    """The gradient of a group of codes, dq = 2 w (q - u) dcodebook / M summed over their vectors; or, in programs
+    behind those of groups, of a block of z, with 2 c (u - q) dcommitment / M.
     """
     program = tl.program_id(0)
     block = program
@@ -215,7 +217,8 @@ def grad_kernel(
                 z_pitch, codes_pitch, D, True, COSINE, LONG, KB, BN, BT, BR, BD,
             )  # fmt: skip
             slope = _slope(p_taking, taking, elements, D, MASKED, BT)
-            b_grad = b_sum * (slope * (_scalar(p_grad_loss) + _scalar(p_grad_codebook)))
+            to_codes = codebook_weight * (_scalar(p_grad_loss) + _scalar(p_grad_codebook))
+            b_grad = b_sum * (slope * to_codes)
             o_code, o_dim = program * KB + tl.arange(0, KB), tl.arange(0, BD)
             m_tile = (o_code < codes)[:, None] & (o_dim < D)[None, :]
             if COSINE:

@@ -24,7 +24,7 @@ class VectorQuantized(NamedTuple):
         index: (...) int64, the row; 0 where masked.
         loss: scalar, ``commitment_loss + codebook_loss``.
         commitment_loss: scalar, ``commitment * mean((u - sg(q))^2)`` over unmasked elements.
-        codebook_loss: scalar, ``mean((sg(u) - q)^2)`` over unmasked elements.
+        codebook_loss: scalar, ``codebook_weight * mean((sg(u) - q)^2)`` over unmasked elements.
         mask: (...) bool, the mask that was given, or None.
     """
 
@@ -42,6 +42,7 @@ def vector_quantize(
     *,
     metric: str = "euclidean",
     commitment: float = 0.25,
+    codebook_weight: float = 1.0,
     mask: Tensor | None = None,
     precision: str = "ieee",
     implementation: str = "auto",
@@ -52,7 +53,9 @@ def vector_quantize(
         z: (..., D) float32, bfloat16 or float16 (float64 in the reference).
         codebook: (K, D), dtype of ``z``.
         metric: "euclidean", or "cosine": both sides are divided by max(norm, 1e-12), and gradients pass through that.
-        commitment: weight of the commitment loss.
+        commitment: weight of the commitment loss, beta in the paper.
+        codebook_weight: weight of the codebook loss, 1 in the paper. taming-transformers' ``legacy`` quantizers have
+            their beta here, and a commitment of 1.
         mask: (...) bool, True where a vector takes part; others are outside loss, search and gradient.
         precision: of the search, see :func:`nearest_codeword`.
 
@@ -63,7 +66,7 @@ def vector_quantize(
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or option.
     """
-    arguments = z, codebook, mask, metric, commitment, precision, implementation
+    arguments = z, codebook, mask, metric, commitment, codebook_weight, precision, implementation
     found: Any = None if is_dynamo_compiling() else _known.call(*arguments)
     if found is None:
         check_codebook(z, codebook, metric, precision)
@@ -73,8 +76,12 @@ def vector_quantize(
             check_same("device", z=z, mask=mask)
         rows = z if z.ndim > 1 else z[None]
         rows_mask = mask if mask is None or mask.ndim else mask[None]
-        options = metric, check_number("commitment", commitment), precision
-        found = _known.first(arguments, (rows, codebook, rows_mask, *options))
+        weights = (
+            check_number("commitment", commitment),
+            check_number("codebook_weight", codebook_weight),
+        )
+        values = rows, codebook, rows_mask, metric, *weights, precision
+        found = _known.first(arguments, values)
         if z.ndim == 1:
             found = [found[0][0], found[1][0], *found[2:]]
     quantized, index, loss, commitment_loss, codebook_loss = found
@@ -87,8 +94,8 @@ def _fake(z: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 _vector_quantize = Op(
-    "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment, str precision)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "vector_quantize(Tensor z, Tensor codebook, Tensor? mask, str metric, float commitment,"
+    " float codebook_weight, str precision) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.vector_quantize,
     fake=_fake,
     others={
@@ -100,7 +107,7 @@ _vector_quantize_backward = Op(
     # Gradients of z and codebook, empty where they are not wanted: a codebook learned by moving averages has none.
     "vector_quantize_backward(Tensor? grad_quantized, Tensor? grad_loss, Tensor? grad_commitment,"
     " Tensor? grad_codebook, Tensor z, Tensor codebook, Tensor index, Tensor? mask, str metric, float commitment,"
-    " bool z_wanted, bool codebook_wanted) -> (Tensor, Tensor)",
+    " float codebook_weight, bool z_wanted, bool codebook_wanted) -> (Tensor, Tensor)",
     reference=reference.vector_quantize_backward,
     fake=lambda grad_quantized, grad_loss, grad_commitment, grad_codebook, z, codebook, *rest: (
         z.new_empty(z.shape if rest[-2] else 0),
@@ -114,7 +121,7 @@ _vector_quantize_backward = Op(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, codebook, mask, ctx.metric, ctx.commitment, _, ctx.implementation = inputs
+    z, codebook, mask, ctx.metric, *ctx.weights, _, ctx.implementation = inputs
     ctx.save_for_backward(z, codebook, output[1], mask)
 
 
@@ -125,12 +132,12 @@ def _backward(ctx: Any, grad_quantized: Any, _: Any, *grad_losses: Any) -> tuple
     found: tuple[Tensor | None, ...] = (None, None)
     if z_wanted or moved:
         found = _vector_quantize_backward(
-            *(grad_quantized, *grad_losses, *saved, ctx.metric, ctx.commitment),
+            *(grad_quantized, *grad_losses, *saved, ctx.metric, *ctx.weights),
             *(z_wanted, moved),
             implementation=ctx.implementation,
         )
     still = torch.zeros_like(codebook) if codebook_wanted and not moved else None
-    return found[0] if z_wanted else None, found[1] if moved else still, *[None] * 4
+    return found[0] if z_wanted else None, found[1] if moved else still, *[None] * 5
 
 
 _vector_quantize.register_autograd(_backward, _setup)

@@ -1,7 +1,7 @@
 """Plain PyTorch definition of vector_quantize and of its gradient.
 
 With u = z and e = codebook, both divided by max(norm, 1e-12) under "cosine", q = e[index] and M the number of elements
-that are not masked: commitment = c sum((u - q)^2) / M, codebook loss = sum((q - u)^2) / M.
+that are not masked: commitment loss = c sum((u - q)^2) / M, codebook loss = w sum((q - u)^2) / M.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def vector_quantize(
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    codebook_weight: float,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     index = nearest_codeword(z.flatten(0, -2), codebook, metric, precision).view(z.shape[:-1])
@@ -30,10 +31,10 @@ def vector_quantize(
     u, codes = _prepared(z, metric), _prepared(codebook, metric)
     q = codes[index]
     difference = _masked(q - u, mask)
-    codebook_loss = difference.square().sum() / _elements(z, mask)
-    commitment_loss = commitment * codebook_loss
+    mean = difference.square().sum() / _elements(z, mask)
+    commitment_loss, codebook_loss = commitment * mean, codebook_weight * mean
     quantized = _masked(q, mask).to(z.dtype)
-    return quantized, index, commitment_loss + codebook_loss, commitment_loss, codebook_loss.clone()
+    return quantized, index, commitment_loss + codebook_loss, commitment_loss, codebook_loss
 
 
 def vector_quantize_backward(
@@ -47,10 +48,11 @@ def vector_quantize_backward(
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    codebook_weight: float,
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 (q - u) dcodebook / M.
+    """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 w (q - u) dcodebook / M.
 
     ``quantized`` passes no gradient to the codes. A gradient that is None is zero.
     """
@@ -65,11 +67,11 @@ def vector_quantize_backward(
             grad_u = _through_unit(grad_u, z, mask)
         grad_z = grad_u.to(z.dtype).contiguous()
     if codebook_wanted:
-        grad_q = (slope * _sum(grad_loss, grad_codebook)).flatten(0, -2)
+        grad_q = slope * (codebook_weight * _sum(grad_loss, grad_codebook))
         # At float64 the CPU adds in order, at float32 with atomics: only the former is deterministic.
         wide = torch.float32 if z.device.type == "mps" else torch.float64
         grad_codes = torch.zeros_like(codes, dtype=wide).index_put(
-            (index.flatten(),), grad_q.to(wide), accumulate=True
+            (index.flatten(),), grad_q.flatten(0, -2).to(wide), accumulate=True
         )
         grad_codes = grad_codes.to(codes.dtype)
         if metric == "cosine":

@@ -23,6 +23,7 @@ def vector_quantize(
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    codebook_weight: float,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`alit_kernels.vector_quantize`."""
@@ -68,6 +69,7 @@ def vector_quantize(
         blocks=blocks,
         dim=dim,
         commitment=commitment,
+        codebook_weight=codebook_weight,
         BLOCK=1024,
     )
     return quantized, index.view(z.shape[:-1]), loss, commitment_loss, codebook_loss
@@ -84,6 +86,7 @@ def vector_quantize_backward(
     mask: Tensor | None,
     metric: str,
     commitment: float,
+    codebook_weight: float,
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -121,6 +124,7 @@ def vector_quantize_backward(
         taking=cdiv(rows, BLOCK),
         elements=float(max(1, z.numel())),
         commitment=commitment,
+        codebook_weight=codebook_weight,
         codes_pitch=codebook.stride(0),
         grad_pitch=0 if grad is None else grad.stride(0),
         COSINE=metric == "cosine",

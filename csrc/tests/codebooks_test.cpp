@@ -89,10 +89,10 @@ void test_case(Type type, std::int64_t rows, std::int64_t codes, std::int64_t di
   CHECK(counted == static_cast<double>(expected));
 
   std::vector<T> quantized(rows * dim), grad_z(rows * dim), grad_codebook(codes * dim);
-  gather_and_losses(a, b, index.data(), mask.get(), 0.25f, type, quantized.data(), losses.data(), 2);
+  gather_and_losses(a, b, index.data(), mask.get(), 0.25f, 0.5f, type, quantized.data(), losses.data(), 2);
   const Rows incoming{quantized.data(), type, rows, dim, dim};
   for (const bool cosine : {false, true}) {
-    quantize_backward({incoming, 1.0f, 2.0f, 3.0f}, a, b, index.data(), mask.get(), cosine, 0.25f, grad_z.data(),
+    quantize_backward({incoming, 1.0f, 2.0f, 3.0f}, a, b, index.data(), mask.get(), cosine, 0.25f, 0.5f, grad_z.data(),
                       grad_codebook.data(), 2);
   }
   bool thrown = false;

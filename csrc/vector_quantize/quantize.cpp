@@ -68,7 +68,7 @@ struct Units {
 }  // namespace
 
 void gather_and_losses(const Rows& u, const Rows& codes, const std::int64_t* index, const bool* mask, float commitment,
-                       Type out, void* quantized, float* losses, int threads) {
+                       float codebook_weight, Type out, void* quantized, float* losses, int threads) {
   if (u.type != codes.type || u.dim != codes.dim) throw std::invalid_argument("codes: type or dim unlike u");
   const std::int64_t dim = u.dim, chunks = (u.count + kChunk - 1) / kChunk;
   std::vector<double> square(static_cast<std::size_t>(chunks), 0.0);
@@ -101,20 +101,20 @@ void gather_and_losses(const Rows& u, const Rows& codes, const std::int64_t* ind
   const std::int64_t elements = std::max<std::int64_t>(1, taking_part(mask, u.count) * dim);
   const float mean = static_cast<float>(sum / static_cast<double>(elements));
   losses[1] = commitment * mean;
-  losses[2] = mean;
+  losses[2] = codebook_weight * mean;
   losses[0] = losses[1] + losses[2];
 }
 
 void quantize_backward(const QuantizeGradients& grad, const Rows& z, const Rows& codebook, const std::int64_t* index,
-                       const bool* mask, bool cosine, float commitment, void* grad_z, void* grad_codebook,
-                       int threads) {
+                       const bool* mask, bool cosine, float commitment, float codebook_weight, void* grad_z,
+                       void* grad_codebook, int threads) {
   if (z.type != codebook.type || z.dim != codebook.dim) throw std::invalid_argument("codebook: type or dim unlike z");
   const std::int64_t dim = z.dim;
   const Assignment assignment(index, mask, z.count, codebook.count);
   const Units codes(codebook, cosine, threads), units(z, cosine, threads);
   const float slope = 2.0f / static_cast<float>(std::max<std::int64_t>(1, taking_part(mask, z.count) * dim));
   const float to_z = slope * commitment * (grad.loss + grad.commitment_loss);
-  const float to_codes = slope * (grad.loss + grad.codebook_loss);
+  const float to_codes = slope * codebook_weight * (grad.loss + grad.codebook_loss);
   dispatch(z.type, [&](auto element) {
     using T = decltype(element);
     parallel_for(z.count, 256, threads, [&](std::int64_t begin, std::int64_t end) {

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import alit_kernels as ak
-from alit_kernels.nn import VectorQuantizer
+from alit_kernels.nn import GroupedVQ, ResidualVQ, UsageWindow, VectorQuantizer
 from tests.helpers.hostile import EXAMPLES
 
 Arguments = dict[str, Any]
@@ -68,8 +68,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
         "nearest_codeword": {"z": z, "codebook": codebook, **search},
         "codebook_statistics": {"index": index, "z": z, "num_codes": 5, "mask": keep},
         "vector_quantize": {
-            **{"z": z, "codebook": codebook, "commitment": 0.25, "mask": keep},
-            **search,
+            **{"z": z, "codebook": codebook, "commitment": 0.25, "codebook_weight": 1.0},
+            **{"mask": keep, **search},
         },
         "soft_codebook": {"logits": torch.randn(6, 5), "codebook": codebook, "target": target},
     }
@@ -79,7 +79,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
     found["stops_causal"] = (ak.stops_causal, {"n": 5})
     found["stops_prefix"] = (ak.stops_prefix, {"n": 5, "prefix": 3})
     found["stops_blocks"] = (ak.stops_blocks, {"sizes": (2, 3)})
-    options: Arguments = {"metric": "cosine", "commitment": 0.25, "ema_decay": 0.9}
+    options: Arguments = {"metric": "cosine", "commitment": 0.25, "codebook_weight": 1.0}
+    options |= {"gradient": "rotation", "ema_decay": 0.9}
     options |= {"ema_epsilon": 1e-5, "ema_rewrites_all": False, "dead_code_threshold": 0.1}
     options |= {"num_codes": 5, "dim": 4, "channel_dim": -1, "process_group": None}
     found["VectorQuantizer"] = (VectorQuantizer, options)
@@ -92,8 +93,23 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
         {**masked, "index": index},
     )
     found["usage"] = (lambda **a: quantizer().usage(**a), {"index": index, "mask": keep})
-    found["codes"] = (lambda **a: quantizer().codes(**a), {"index": index})
+    found["codes"] = (lambda **a: quantizer().codes(**a), {"index": index, "mask": keep})
     found["set_codebook"] = (lambda **a: quantizer().set_codebook(**a), {"weight": codebook})
+    levels = torch.tensor([1, 2, 0, 1, 1, 2])
+    found["forward of levels"] = (
+        lambda **a: ResidualVQ(2, 5, 4)(**a),
+        {**masked, "levels": levels},
+    )
+    found["forward of groups"] = (lambda **a: GroupedVQ(2, 5, 4)(**a), masked)
+    found["codes of groups"] = (
+        lambda **a: GroupedVQ(2, 5, 4).codes(**a),
+        {"index": index[:, None].expand(-1, 2), "mask": keep[:, None].expand(-1, 2)},
+    )
+    found["codes of levels"] = (
+        lambda **a: ResidualVQ(2, 5, 4).codes(**a),
+        found["codes of groups"][1],
+    )
+    found["window"] = (lambda **a: UsageWindow(5).update(**a), {"index": index, "mask": keep})
     found["initialize"] = (lambda **a: quantizer().initialize(**a), {**masked, "iterations": 2})
     return found
 
@@ -229,6 +245,7 @@ def shown(arguments: Arguments) -> dict[str, str]:
         *[("unpack", "fill", x) for x in (10**400, 10**5000, 2**53 + 1, True, "1", None, 1j)],
         *[("attention", "scale", x) for x in (10**400, float("nan"), float("inf"), True, "1")],
         *[("vector_quantize", "commitment", x) for x in (10**400, float("nan"), None, True)],
+        *[("vector_quantize", "codebook_weight", x) for x in (10**400, float("inf"), None, "1")],
         *[("pack", "capacity", x) for x in (10**400, 10**5000, -1, 1.0, True, np.int64(9), None)],
         *[("attention", "return_lse", x) for x in (torch.ones(2), None, 1)],
         *[("VectorQuantizer", "ema_decay", x) for x in (10**400, float("nan"), "1", True, 1.0)],

@@ -158,7 +158,7 @@ def written_out(
         z, codebook = normalize(z, dim=-1), normalize(codebook, dim=-1)
     q = codebook[index]
     mean = torch.mean if z.numel() else torch.sum  # of no elements a loss is 0
-    losses = 0.25 * mean((z - q.detach()).square()), mean((q - z.detach()).square())
+    losses = 0.25 * mean((z - q.detach()).square()), 0.5 * mean((q - z.detach()).square())
     return [z + (q - z).detach(), *losses]
 
 
@@ -172,7 +172,11 @@ def test_quantizer_forward_and_gradients(
 ) -> None:
     z, codebook, mask = make(case, dtype=dtype, device=target.device)
     quantize = partial(
-        vector_quantize, mask=mask, metric=metric, implementation=target.implementation
+        vector_quantize,
+        mask=mask,
+        metric=metric,
+        codebook_weight=0.5,
+        implementation=target.implementation,
     )
     index = quantize(z, codebook).index
     kept = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
@@ -216,7 +220,7 @@ def test_a_codebook_that_wants_no_gradient(metric: str, target: Target) -> None:
     ones = torch.ones((), device=target.device)
     index = torch.zeros(7, dtype=torch.int64, device=target.device)
     _, unwanted = torch.ops.alit_kernels.vector_quantize_backward(
-        *(z.detach(), ones, ones, ones, z.detach(), codebook, index, mask, metric, 0.25),
+        *(z.detach(), ones, ones, ones, z.detach(), codebook, index, mask, metric, 0.25, 1.0),
         *(True, False, target.implementation),
     )
     assert unwanted.shape == (0,)

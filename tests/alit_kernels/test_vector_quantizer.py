@@ -309,3 +309,22 @@ def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> Non
         alone(batch)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(first[name], value)
+
+
+def legacy_loss(z: Tensor, codebook: Tensor, index: Tensor, beta: float) -> Tensor:
+    """taming's: beta at the codebook, written out."""
+    q = codebook[index]
+    return (q.detach() - z).square().mean() + beta * (q - z.detach()).square().mean()
+
+
+def test_the_legacy_loss_is_a_choice_of_weights() -> None:
+    module = VectorQuantizer(8, 4, commitment=1.0, codebook_weight=0.25)
+    z = torch.randn(20, 4, requires_grad=True)
+    leaves = (z, module.embedding.weight)
+    result = module(z)
+    expected = legacy_loss(*leaves, result.index, beta=0.25)
+    torch.testing.assert_close(result.loss, expected)
+    for found, wanted in zip(
+        torch.autograd.grad(result.loss, leaves), torch.autograd.grad(expected, leaves), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)

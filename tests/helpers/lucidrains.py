@@ -83,12 +83,24 @@ class LucidrainsCodebook(nn.Module):
                 mask = mask.repeat_interleave(heads, 0).view(1, -1)
                 one_hot = one_hot * mask.view(-1, 1)
             self.cluster_size.data.lerp_(one_hot.sum(0)[None], 1 - self.decay)
-            self.embed_avg.data.lerp_((one_hot.t() @ rows.detach())[None], 1 - self.decay)
+            total = (one_hot.t() @ rows.detach()).float()
+            self.embed_avg.data.lerp_(total[None], 1 - self.decay)
             if self.ema_update:
                 self.update_ema()
             if self.has_dead_code_replacement:
                 self.expire_codes_(rows.detach()[None], mask)
         return quantized, index.view(x.shape[:-1]), distances.view(*x.shape[:-1], -1)
+
+
+def turned(x: Tensor, quantized: Tensor) -> Tensor:
+    """The rotation trick, by a matrix for each vector."""
+    fixed, q = x.detach(), quantized.detach()
+    e, t, eye = unit(fixed), unit(q), torch.eye(x.shape[-1])
+    r = unit(e + t)
+    outer = lambda a, b: a[..., :, None] * b[..., None, :]  # noqa: E731
+    rotation = eye - 2 * outer(r, r) + 2 * outer(t, e)
+    scale = q.norm(dim=-1, keepdim=True) / fixed.norm(dim=-1, keepdim=True)
+    return scale * (rotation @ x[..., None])[..., 0]
 
 
 @known_as("VectorQuantize", "vector_quantize_pytorch.vector_quantize_pytorch")
@@ -105,6 +117,7 @@ class Lucidrains(nn.Module):
         image: bool = False,
         dead: int = 0,
         diversity: bool = False,
+        rotation: bool = False,
     ) -> None:
         super().__init__()
         self.dim, self.heads, self.use_cosine_sim = width or dim * heads, heads, cosine
@@ -115,7 +128,7 @@ class Lucidrains(nn.Module):
         )
         self._codebook = LucidrainsCodebook(num_codes, dim, cosine, learned, dead)
         self.in_place_codebook_optimizer, self.commitment_use_cross_entropy_loss = None, False
-        self.has_codebook_diversity_loss = diversity
+        self.has_codebook_diversity_loss, self.rotation = diversity, rotation
         self.accept_image_fmap, self.accept_3d_fmap, self.channel_last = image, False, True
 
     def forward(
@@ -145,7 +158,8 @@ class Lucidrains(nn.Module):
             return quantized, nn.functional.cross_entropy(distances.flatten(0, -2), indices)
         target = quantized if self._codebook.learnable_codebook else quantized.detach()
         loss = mse_loss(target, x) if mask is None else mse_loss(target[mask], x[mask])
-        quantized = through(x, quantized) if self.training else quantized
+        if self.training:
+            quantized = (turned if self.rotation else through)(x, quantized)
         if self.heads > 1:
             quantized = quantized.view(batch, self.heads, tokens, -1).transpose(1, 2).flatten(-2)
             index = index.view(batch, self.heads, tokens).transpose(1, 2)
@@ -154,3 +168,19 @@ class Lucidrains(nn.Module):
             quantized = quantized.transpose(1, 2).unflatten(-1, shape[2:])
             index = index.unflatten(-1, shape[2:])
         return quantized, index, loss
+
+
+class LucidrainsResidual(nn.Module):
+    """Their ResidualVQ: modules of theirs, each of what is left."""
+
+    def __init__(self, num_levels: int, num_codes: int, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Lucidrains(num_codes, dim) for _ in range(num_levels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found, residual = [], x
+        for layer in self.layers:
+            found.append(layer(residual))
+            residual = residual - found[-1][0].detach()
+        quantized, index, losses = zip(*found, strict=True)
+        return sum(quantized), torch.stack(index, -1), torch.stack(losses)

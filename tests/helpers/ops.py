@@ -155,6 +155,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "codebook": leaf(5, 4),
             "mask": mask,
             "commitment": 0.25,
+            "codebook_weight": 0.5,
             **search,
         },
         "vector_quantize_backward": {
@@ -168,6 +169,7 @@ def samples() -> dict[str, dict[str, Any]]:
             "mask": mask,
             "metric": "cosine",
             "commitment": 0.25,
+            "codebook_weight": 0.5,
             "z_wanted": True,
             "codebook_wanted": True,
         },

@@ -135,6 +135,11 @@ class Chameleon(OfTransformers):
     pass
 
 
+@known_as("JanusVQVAEVectorQuantizer", "transformers.models.janus.modeling_janus")
+class Janus(OfTransformers):
+    pass
+
+
 @known_as("GlmImageVQVAEVectorQuantizer", "transformers.models.glm_image.modeling_glm_image")
 class GlmImage(OfTransformers):
     cosine = True
@@ -160,7 +165,9 @@ def quantizers(num_codes: int = 40, dim: int = 6) -> dict[str, nn.Module]:
         "taming, legacy": VectorQuantizer2(*size, legacy=True, shaped=True),
         "taming, one-hot": TamingOneHot(*size),
         "diffusers": DiffusersQuantizer(*size, legacy=False),
+        "diffusers, legacy": DiffusersQuantizer(*size, legacy=True, shaped=True),
         "Chameleon": Chameleon(*size),
+        "Janus": Janus(*size),
         "GLM-Image": GlmImage(*size),
         "Emu3": Emu3(*size),
         "lucidrains": Lucidrains(*size),
@@ -168,6 +175,7 @@ def quantizers(num_codes: int = 40, dim: int = 6) -> dict[str, nn.Module]:
         "lucidrains, learned": Lucidrains(*size, learned=True, image=True),
         "lucidrains, projected heads": Lucidrains(*size, width=10, heads=2),
         "lucidrains, dead codes": Lucidrains(*size, dead=2),
+        "lucidrains, rotation": Lucidrains(*size, rotation=True),
     }
 
 
@@ -175,6 +183,14 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
     """Modules that are not swapped, and what the report says of them."""
     size = (num_codes, dim)
     sampled, k_means = Lucidrains(*size), Lucidrains(*size)
+    others = {
+        "a codebook for each head": ("_codebook.num_codebooks", 2),
+        "affine_param": ("_codebook.affine_param", True),
+        "vq_bridge": ("_codebook.vq_bridge", nn.Identity()),
+        "an optimiser of its own": ("in_place_codebook_optimizer", object()),
+        "the cross-entropy commitment": ("commitment_use_cross_entropy_loss", True),
+        "its statistics are summed over processes": ("_codebook.use_ddp", True),
+    }
     sampled._codebook.gumbel_sample = lambda: None
     sampled._codebook.gumbel_sample.keywords = {"stochastic": True}  # type: ignore[attr-defined]
     k_means._codebook.initted.fill_(False)
@@ -182,6 +198,8 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
         "clustering": (TiTokQuantizer(*size, cosine=True, clustering=True), "clustering_vq"),
         "entropy": (LlamaGenQuantizer(*size, cosine=True, entropy=0.1), "an entropy loss"),
         "remap": (VectorQuantizer2(*size, legacy=True, remap="used.npy"), "remap"),
+        "diffusers, remap": (DiffusersQuantizer(*size, legacy=True, remap="used.npy"), "remap"),
+        **{why: (with_attribute(Lucidrains(*size), *each), why) for why, each in others.items()},
         "sampled": (sampled, "codes are sampled"),
         "k-means": (k_means, "its codebook is initialised by k-means in the first call"),
         "diversity": (Lucidrains(*size, diversity=True), "codebook_diversity_loss_weight"),
@@ -198,6 +216,7 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
             "the probe failed: ValueError: hardly a vector has one nearest code",
         ),
         "kdim": (nn.MultiheadAttention(8, 2, kdim=4), "kdim or vdim"),
+        "vdim": (nn.MultiheadAttention(8, 2, vdim=4), "kdim or vdim"),
         "add_bias_kv": (nn.MultiheadAttention(8, 2, add_bias_kv=True), "add_bias_kv"),
         "add_zero_attn": (nn.MultiheadAttention(8, 2, add_zero_attn=True), "add_zero_attn"),
         "attention on meta": (
@@ -207,6 +226,12 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
         "a subclass": (Attention(8, 2), "Attention is a subclass, which may compute otherwise"),
         "unknown": (UnknownQuantizer(*size), "no quantizer of a known family"),
     }
+
+
+def with_attribute(module: nn.Module, path: str, value: Any) -> nn.Module:
+    part, _, name = path.rpartition(".")
+    setattr(module.get_submodule(part), name, value)
+    return module
 
 
 def all_equal(module: nn.Module) -> None:

@@ -1,0 +1,148 @@
+"""The Python blocks of pages run as they stand, in order, each page section with the names that its text speaks of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import alit_kernels
+from tests.helpers.lucidrains import Lucidrains
+from tests.helpers.peers import Chameleon, DiffusersQuantizer, LlamaGenQuantizer, VectorQuantizer2
+from tests.helpers.titok import TiTok
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+class Section(NamedTuple):
+    page: str
+    heading: str
+    blocks: tuple[str, ...]
+
+
+def sections(page: str) -> Iterator[Section]:
+    """Those that have Python blocks."""
+    for part in re.split(r"^#+ ", (DOCS / page).read_text(), flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^```python\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
+        if blocks:
+            yield Section(page, part.splitlines()[0], tuple(blocks))
+
+
+SECTIONS = [*sections("your-tokenizer.md"), *sections("vector-quantization.md")]
+
+
+def small() -> TiTok:
+    return TiTok(width=32, layers=1, heads=4, latents=6, patch=4, grid=3, num_codes=40, dim=6)
+
+
+def pretrained(module: nn.Module) -> Any:
+    return SimpleNamespace(from_pretrained=lambda name: module)
+
+
+def names() -> dict[str, Any]:
+    """What the text of a section speaks of; modules of other packages by their interface, written anew."""
+    q, k, v = torch.randn(3, 2, 4, 7, 8)
+    this: Any = nn.Module()
+    this.embedding = nn.Embedding(16, 3)
+    model = small()
+    return {
+        **{"alit_kernels": alit_kernels, "torch": torch, "F": F, "self": this, "name": "name"},
+        **{"q": q, "k": k, "v": v, "model": model, "images": torch.randn(2, 3, 12, 12)},
+        "z": torch.randn(20, 3, requires_grad=True),
+        **{"codebook": nn.Parameter(torch.randn(16, 3)), "share": torch.zeros(16)},
+        **{
+            "tokens": torch.randn(2, 9, 12, requires_grad=True),
+            "first_batch": torch.randn(2, 9, 12),
+        },
+        **{"mask": torch.rand(2, 9) > 0.3, "reconstruction_loss": lambda x: x.square().mean()},
+        "quantizer": alit_kernels.nn.VectorQuantizer(4096, 12),
+        "VectorQuantizer2": lambda n, dim, beta: VectorQuantizer2(n, dim, legacy=True),
+        "VQ_models": {"VQ-16": lambda entropy_loss_ratio: LlamaGenQuantizer(40, 6, cosine=True)},
+        **{"TiTok": lambda config: small(), "config": None},
+        "VectorQuantize": lambda dim, codebook_size: Lucidrains(codebook_size, dim),
+        "VQModel": pretrained(DiffusersQuantizer(40, 6, legacy=False)),
+        "ChameleonForConditionalGeneration": pretrained(Chameleon(40, 6)),
+    }
+
+
+def run(section: Section) -> dict[str, Any]:
+    found = names()
+    for block in section.blocks:
+        exec(compile(block, f"{section.page}: {section.heading}", "exec"), found)
+    return found
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.heading)
+def test_blocks_run(section: Section) -> None:
+    """What ``accelerate`` is called for is swapped."""
+    reports, accelerate = [], alit_kernels.accelerate
+    record = lambda model, **options: reports.append(accelerate(model, **options)) or reports[-1]  # noqa: E731
+    with mock.patch.object(alit_kernels, "accelerate", record):
+        run(section)
+    calls = "".join(section.blocks).count("alit_kernels.accelerate(")
+    assert len(reports) == calls
+    assert all(report.swapped and not report.left for report in reports)
+
+
+def section(start: str) -> dict[str, Any]:
+    return run(next(each for each in SECTIONS if each.heading.startswith(start)))
+
+
+def test_sim_vq() -> None:
+    """The projection gets the gradient of a codebook that is written out; the frozen codes are no parameter."""
+    module = section("SimVQ")["SimVQ"](16, 4)
+    z = torch.randn(50, 4, requires_grad=True)
+    result = module(z)
+    result.loss.backward()
+    assert [name for name, _ in module.named_parameters()] == ["project.weight"]
+    weight = module.project.weight.detach().clone().requires_grad_()
+    codes = module.frozen @ weight.T
+    index = torch.cdist(z, codes).argmin(-1)
+    assert torch.equal(result.index, index)
+    loss = (codes[index] - z.detach()).square().mean() + 0.25 * (
+        codes[index].detach() - z
+    ).square().mean()
+    torch.testing.assert_close(result.loss, loss)
+    (expected,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(module.project.weight.grad, expected)
+
+
+def test_anchors() -> None:
+    """Codes that nothing chose go to the nearest vector, by 1 - 1e-3; codes in even use hardly move."""
+    move = section("CVQ")["move_anchors"]
+    codebook = torch.cat(
+        [torch.randn(8, 4), 100 + torch.randn(8, 4)]
+    )  # the second half is far from all
+    z = codebook[:8].repeat(5, 1) + 0.1 * torch.randn(40, 4)
+    share, index = torch.zeros(16), alit_kernels.nearest_codeword(z, codebook)
+    assert index.max() < 8
+    before, nearest = codebook.clone(), torch.cdist(codebook, z).argmin(-1)
+    move(codebook, share, z, index, decay=0.5)
+    expected = torch.bincount(index, minlength=16) / 40 * 0.5
+    torch.testing.assert_close(share, expected)
+    moves = torch.exp(-share * 16 * 10 / 0.5 - 1e-3)[:, None]
+    torch.testing.assert_close(
+        codebook, before + moves * (z[nearest] - before), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(codebook[8:], z[nearest[8:]], atol=0.2, rtol=0)
+    torch.testing.assert_close(codebook[:8], before[:8], atol=1e-3, rtol=0)
+
+
+def test_quantizers_without_a_search() -> None:
+    found = section("Quantizers without a search")
+    for channel, levels in enumerate((8, 5, 5)):
+        wide = torch.linspace(-9, 9, 1000)
+        half = (levels - 1) / 2
+        values = (wide.tanh() * half - half % 1).round()
+        assert len(values.unique()) == levels
+        assert set(found["levels"][:, channel].tolist()) <= set(values.tolist())
+    torch.testing.assert_close(found["signs"].norm(dim=-1), torch.ones(20))
+    assert found["signs"].abs().std() < 1e-6
