@@ -69,6 +69,7 @@ def names() -> dict[str, Any]:
         **{"TiTok": lambda config: small(), "config": None},
         "VectorQuantize": lambda dim, codebook_size: Lucidrains(codebook_size, dim),
         "VQModel": pretrained(DiffusersQuantizer(40, 6, legacy=False)),
+        "timm": SimpleNamespace(layers=SimpleNamespace(Attention=lambda *a, **k: nn.Module())),
         "ChameleonForConditionalGeneration": pretrained(Chameleon(40, 6)),
     }
 

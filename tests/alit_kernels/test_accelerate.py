@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import alit_kernels as ak
 from alit_kernels.accelerate.classes import InOurWay
 from alit_kernels.accelerate.families import FAMILIES, family_of
-from alit_kernels.accelerate.probe import SIZES
+from alit_kernels.accelerate.probe import SIZES, probe_input
 from alit_kernels.nn import MultiheadAttention
 from tests.helpers.ops import values
 from tests.helpers.peers import (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from alit_kernels.accelerate.families import FAMILIES
 
@@ -52,7 +53,14 @@ class Row:
 
 
 X, PADDING = (2, 5, 16), torch.arange(5) > torch.tensor([[4], [2]])
-LAST = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf)
+
+
+def causal(n: int) -> Tensor:
+    """(n, n), to be added to scores."""
+    return torch.zeros(n, n).masked_fill(torch.ones(n, n).triu(1) > 0, -torch.inf)
+
+
+LAST = causal(5)
 TRANSFORMERS = ("Chameleon", "Janus", "GLM-Image")
 
 ROWS: dict[str, Row] = {
@@ -63,6 +71,12 @@ ROWS: dict[str, Row] = {
                 attends(X, ours=True), attends(X, (2, 7, 16), ours=True)
             ),
             "boolean `key_padding_mask`": attends(X, ours=True, key_padding_mask=PADDING),
+            "`is_causal` where torch goes by it alone": attends(
+                X, ours=True, attn_mask=LAST, is_causal=True
+            ),
+            "`attn_mask` that is stops, of 2^16 entries and more, on a CPU": attends(
+                (1, 256, 16), ours=True, attn_mask=causal(256)
+            ),
             "either layout": all_of(
                 *(attends(X, ours=True, batch_first=each) for each in (True, False))
             ),
@@ -75,8 +89,10 @@ ROWS: dict[str, Row] = {
         },
         left={
             "`need_weights`": attends(X, ours=False, need_weights=True),
-            "`attn_mask`": attends(X, ours=False, attn_mask=LAST),
-            "`is_causal`": attends(X, ours=False, attn_mask=LAST, is_causal=True),
+            "other `attn_mask`": attends(X, ours=False, attn_mask=LAST),
+            "`is_causal` with `key_padding_mask` or in torch's fast path": attends(
+                X, ours=False, attn_mask=LAST, is_causal=True, key_padding_mask=PADDING
+            ),
             "additive masks": attends(X, ours=False, key_padding_mask=PADDING.float()),
             "dropout in training": attends(X, ours=False, dropout=0.3),
             "`add_bias_kv`": not_swapped("add_bias_kv"),
