@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codebook_entropy import codebook_entropy
 from ..nearest_codeword import nearest_codeword
 from ..vector_quantize import VectorQuantized, vector_quantize
 from .family import Family, Forward, takes
@@ -81,10 +82,21 @@ def _llamagen(self: Any, z: Tensor) -> Any:
     if self.training:
         if self.show_usage:  # a ring of the last codes
             new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
-            self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
+            with torch.no_grad():  # their buffer is made of a parameter: on a GPU it would keep a graph of all steps
+                self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
             used = len(self.codebook_used.unique()) / self.n_e
-        losses = (found.codebook_loss, found.commitment_loss, found.loss * 0)
+        losses = (found.codebook_loss, found.commitment_loss, _entropy_loss(self, z, codes, metric))
     return quantized, (*losses, used), (None, None, index)
+
+
+def _entropy_loss(self: Any, z: Tensor, codes: Tensor, metric: str) -> Tensor:
+    """LlamaGen's, with the constants that are written in its code."""
+    if not self.entropy_loss_ratio:
+        return (z.sum() + codes.sum()) * 0
+    sample, batch = codebook_entropy(
+        z.movedim(1, -1), codes, temperature=0.01, metric=metric, epsilon=1e-5
+    )
+    return self.entropy_loss_ratio * (sample - batch)
 
 
 def _of_transformers(self: Any, hidden: Tensor) -> Any:
@@ -121,9 +133,8 @@ EMBEDDED = (
         attributes="embedding n_e beta l2_norm entropy_loss_ratio show_usage",
         parts={"": of_one_tensor(_llamagen)},
         cosine=lambda module: module.l2_norm,
-        refused=lambda module: "an entropy loss" if module.entropy_loss_ratio else "",
-        works="`l2_norm` or not, `show_usage`",
-        left="`entropy_loss_ratio` other than 0, half precision, autocast",
+        works="`l2_norm` or not, `entropy_loss_ratio`, `show_usage`",
+        left="half precision, autocast",
     ),
     Family(
         name="taming",

@@ -32,7 +32,7 @@ def prove(module: nn.Module, family: Family) -> str:
         for training, records in ((True, True), (False, True), (False, False)):
             outcomes = []
             for change in (restore, swap):
-                candidate = copy.deepcopy(module, _without_hooks(module)).train(training)
+                candidate = copy.deepcopy(module, _replaced(module)).train(training)
                 change(candidate, family)
                 outcomes.append(_outcome(candidate, x, records))
             why = _difference(*outcomes)
@@ -168,7 +168,11 @@ def agree(a: Any, b: Any) -> bool:
     return not b.numel() or bool((a - b).abs().max() <= max(TOLERANCE, eps) * b.abs().max())
 
 
-def _without_hooks(module: nn.Module) -> dict[int, Any]:
-    """For ``copy.deepcopy``: hooks are not copied, nor what they hold."""
+def _replaced(module: nn.Module) -> dict[int, Any]:
+    """For ``copy.deepcopy``: hooks are not copied, nor what they hold; buffers that require a gradient lose that."""
     hooks = [v for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)]
-    return {id(each): type(each)() for each in hooks}
+    buffers = [buffer for buffer in module.buffers() if buffer.requires_grad]
+    return {
+        **{id(each): type(each)() for each in hooks},
+        **{id(each): each.detach().clone() for each in buffers},
+    }

@@ -31,15 +31,21 @@ def _tile(p_x, o_row, m_row, pitch, first, dim, BD: tl.constexpr):
 
 @triton.jit
 def _logits(
-    p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, dim, z_pitch, scale,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
+    p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
+    D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
     """(2 z c - |c|^2) / temperature, -inf where there is no code. ``scale`` is 2 / temperature."""
     b_product = tl.zeros([BM, BK], tl.float32)
-    for first in range(0, dim, BD):
-        b_z = _tile(p_z, o_row, m_row, z_pitch, first, dim, BD)
-        b_codes = _tile(p_codes, o_code, m_code, dim, first, dim, BD)
-        b_product = tl.dot(b_z, b_codes.T, b_product, input_precision=PRECISION)
+    if PRECISION == "ieee":
+        for d in tl.static_range(D):
+            b_z = tl.load(p_z + o_row * z_pitch + d, mask=m_row, other=0.0)
+            b_codes = tl.load(p_codes + o_code.to(tl.int64) * D + d, mask=m_code, other=0.0)
+            b_product += b_z[:, None] * b_codes[None, :]
+    else:
+        for first in range(0, D, BD):
+            b_z = _tile(p_z, o_row, m_row, z_pitch, first, D, BD)
+            b_codes = _tile(p_codes, o_code, m_code, D, first, D, BD)
+            b_product = tl.dot(b_z, b_codes.T, b_product, input_precision=PRECISION)
     b_half_norm = tl.load(p_half_norm + o_code, mask=m_code, other=float("inf"))
     return (b_product - b_half_norm[None, :]) * scale
 
@@ -68,9 +74,9 @@ def rows_kernel(
     p_entropy,
     rows,
     codes,
-    dim,
     z_pitch,
     scale,
+    D: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -86,8 +92,8 @@ def rows_kernel(
     for start in range(0, codes * tl.max(m_row.to(tl.int32), 0), BK):
         o_code = start + tl.arange(0, BK)
         b_x = _logits(
-            p_z, p_codes, p_half_norm, o_row, m_row, o_code, o_code < codes, dim, z_pitch, scale,
-            PRECISION, BM, BK, BD,
+            p_z, p_codes, p_half_norm, o_row, m_row, o_code, o_code < codes, z_pitch, scale,
+            D, PRECISION, BM, BK, BD,
         )  # fmt: skip
         b_new = tl.maximum(b_max, tl.max(b_x, 1))
         b_step = tl.where(b_max == float("-inf"), 0.0, b_max - b_new)
@@ -114,10 +120,10 @@ def means_kernel(
     p_partial,
     rows,
     codes,
-    dim,
     z_pitch,
     scale,
     split,
+    D: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -134,8 +140,8 @@ def means_kernel(
         o_row = first + start + tl.arange(0, BM)
         m_row = _taking(p_mask, o_row, rows, MASKED)
         b_x = _logits(
-            p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, dim, z_pitch, scale,
-            PRECISION, BM, BK, BD,
+            p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
+            D, PRECISION, BM, BK, BD,
         )  # fmt: skip
         b_max = tl.load(p_normaliser + o_row, mask=m_row, other=0.0)
         b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
@@ -218,10 +224,10 @@ def grad_z_kernel(
     p_result,
     rows,
     codes,
-    dim,
     z_pitch,
     scale,
     epsilon,
+    D: tl.constexpr,
     WANTED: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -245,8 +251,8 @@ def grad_z_kernel(
         o_code = start + tl.arange(0, BK)
         m_code = o_code < codes
         b_x = _logits(
-            p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, dim, z_pitch, scale,
-            PRECISION, BM, BK, BD,
+            p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
+            D, PRECISION, BM, BK, BD,
         )  # fmt: skip
         b_p = tl.exp(b_x - b_max[:, None])
         b_slope += tl.sum(b_p * _slopes(p_mean, o_code, m_code, epsilon)[None, :], 1)
@@ -260,20 +266,20 @@ def grad_z_kernel(
             o_code = start + tl.arange(0, BK)
             m_code = o_code < codes
             b_x = _logits(
-                p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, dim, z_pitch, scale,
-                PRECISION, BM, BK, BD,
+                p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
+                D, PRECISION, BM, BK, BD,
             )  # fmt: skip
             b_x -= b_max[:, None]
             b_slopes = _slopes(p_mean, o_code, m_code, epsilon)[None, :]
             b_grad = sample * b_x + (batch * b_slopes + b_constant[:, None])
             b_grad = _times(tl.exp(b_x) / b_sum[:, None], b_grad)
-            b_codes = _tile(p_codes, o_code, m_code, dim, tl.program_id(1) * BC, dim, BC)
+            b_codes = _tile(p_codes, o_code, m_code, D, tl.program_id(1) * BC, D, BC)
             b_result = tl.dot(b_grad, b_codes, b_result, input_precision="tf32x3")
             b_total += tl.sum(b_grad, 1)
-        b_result -= b_total[:, None] * _tile(p_z, o_row, m_row, z_pitch, tl.program_id(1) * BC, dim, BC)
+        b_result -= b_total[:, None] * _tile(p_z, o_row, m_row, z_pitch, tl.program_id(1) * BC, D, BC)
         b_result = tl.where(m_row[:, None], b_result * scale, 0.0)
-        m_tile = (o_row < rows)[:, None] & (o_channel < dim)[None, :]
-        p_tile = p_result + o_row[:, None] * dim + o_channel[None, :]
+        m_tile = (o_row < rows)[:, None] & (o_channel < D)[None, :]
+        p_tile = p_result + o_row[:, None] * D + o_channel[None, :]
         tl.store(p_tile, b_result.to(p_result.dtype.element_ty), mask=m_tile)
 
 
@@ -293,11 +299,11 @@ def grad_codes_kernel(
     p_partial_sum,
     rows,
     codes,
-    dim,
     z_pitch,
     scale,
     epsilon,
     split,
+    D: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -319,8 +325,8 @@ def grad_codes_kernel(
         o_row = first + start + tl.arange(0, BM)
         m_row = _taking(p_mask, o_row, rows, MASKED)
         b_x = _logits(
-            p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, dim, z_pitch, scale,
-            PRECISION, BM, BK, BD,
+            p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
+            D, PRECISION, BM, BK, BD,
         )  # fmt: skip
         b_x -= tl.load(p_normaliser + o_row, mask=m_row, other=0.0)[:, None]
         b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
@@ -328,11 +334,11 @@ def grad_codes_kernel(
         b_grad = sample * b_x + (b_slopes + b_constant[:, None])
         b_grad = _times(tl.exp(b_x) / b_sum[:, None], b_grad)
         b_grad = tl.where(m_row[:, None], b_grad, 0.0)
-        b_z = _tile(p_z, o_row, m_row, z_pitch, tl.program_id(1) * BC, dim, BC)
+        b_z = _tile(p_z, o_row, m_row, z_pitch, tl.program_id(1) * BC, D, BC)
         b_result = tl.dot(tl.trans(b_grad), b_z, b_result, input_precision="tf32x3")
         b_total += tl.sum(b_grad, 0)
-    p_tile = p_partial + (part * codes + o_code[:, None]) * dim + o_channel[None, :]
-    tl.store(p_tile, b_result, mask=m_code[:, None] & (o_channel < dim)[None, :])
+    p_tile = p_partial + (part * codes + o_code[:, None]) * D + o_channel[None, :]
+    tl.store(p_tile, b_result, mask=m_code[:, None] & (o_channel < D)[None, :])
     m_code &= tl.program_id(1) == 0
     tl.store(p_partial_sum + part * codes + o_code, b_total, mask=m_code)
 

@@ -30,7 +30,7 @@ def tile(dim: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
     sizes: dict[str, Any] = {"BM": 32, "BK": 32, "BD": min(width, 32), "PRECISION": precision}
     if kernel in ("z", "codes"):
         sizes["BC"] = min(width, 128)
-    return {**sizes, "num_warps": 4, "num_stages": 2}
+    return {**sizes, "num_warps": 8 if sizes.get("BC", 0) >= 128 else 4, "num_stages": 2}
 
 
 def codebook_entropy(
@@ -200,9 +200,9 @@ def _common(
         "p_mask": mask,
         "rows": len(found.z),
         "codes": len(found.codes),
-        "dim": found.z.shape[1],
         "z_pitch": found.z.stride(0),
         "scale": 2 / temperature,
+        "D": found.z.shape[1],
         "MASKED": mask is not None,
     }
 
