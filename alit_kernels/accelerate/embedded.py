@@ -82,7 +82,9 @@ def _llamagen(self: Any, z: Tensor) -> Any:
     if self.training:
         if self.show_usage:  # a ring of the last codes
             new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
-            with torch.no_grad():  # their buffer is made of a parameter: on a GPU it would keep a graph of all steps
+            with (
+                torch.no_grad()
+            ):  # their buffer is made of a parameter: on a GPU it would keep a graph of all steps
                 self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
             used = len(self.codebook_used.unique()) / self.n_e
         losses = (found.codebook_loss, found.commitment_loss, _entropy_loss(self, z, codes, metric))

@@ -24,8 +24,9 @@ def record(recorder: Recorder) -> None:
                 expected = dict.fromkeys(kernels, Expected(tensor_core=True))
                 masked = " cosine masked" if some is not None else ""
                 with recorder(f"d={dim} {TYPES[dtype]}{masked}", expected):
-                    sample, batch, *saved = codebook_entropy(z, codebook, some, *options)
-                    saved = [z, codebook, some, *saved, *options]
+                    sample, batch, *rest = codebook_entropy(z, codebook, some, *options)
+                    mean, entropy, normaliser, count = rest
+                    saved = (z, codebook, some, mean, entropy, normaliser, count, *options)
                     codebook_entropy_backward(sample, batch, *saved, True, True)
                 if plain:
                     del expected["grad_z_kernel"]

@@ -1,8 +1,8 @@
 """codebook_entropy and its gradient in C++ (csrc/codebook_entropy): a few rows against the codes at a time.
 
-The core takes plain products of rows and codes in float32. (2 u c - |c|^2) / temperature is one of rows 2 u / temperature
-and codes c that have one more coordinate, -1 and |c|^2 / temperature. It is infinite in the rows that fill the last panel
-of codes, whose probability is then 0.
+The core takes plain products of rows and codes in float32. (2 u c - |c|^2) / temperature is one of rows
+2 u / temperature and codes c with one more coordinate, -1 and |c|^2 / temperature. That is infinite in the rows that
+fill the last panel of codes: their probability is 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def codebook_entropy(
     temperature: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, panels = _rows(z, mask, metric, temperature), _panels(_float(codebook, metric), temperature)
+    rows, panels = (
+        _rows(z, mask, metric, temperature),
+        _panels(_float(codebook, metric), temperature),
+    )
     largest, total, entropy = torch.empty(3, len(rows))
     mean = torch.empty(panels.shape[0] * panels.shape[2])
     core().codebook_entropy(

@@ -236,8 +236,8 @@ def grad_z_kernel(
     BD: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """The gradient of BM rows and BC channels, where WANTED; and the part of a logit's gradient, over p, that is the same
-    for all codes of a row: p (sample (x - max) + batch slope + constant), which sums to 0.
+    """The gradient of BM rows and BC channels, where WANTED; and the constant of a row's logits' gradients,
+    p (sample (x - max) + batch slope + constant), which sum to 0.
     """
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -276,7 +276,9 @@ def grad_z_kernel(
             b_codes = _tile(p_codes, o_code, m_code, D, tl.program_id(1) * BC, D, BC)
             b_result = tl.dot(b_grad, b_codes, b_result, input_precision="tf32x3")
             b_total += tl.sum(b_grad, 1)
-        b_result -= b_total[:, None] * _tile(p_z, o_row, m_row, z_pitch, tl.program_id(1) * BC, D, BC)
+        b_result -= b_total[:, None] * _tile(
+            p_z, o_row, m_row, z_pitch, tl.program_id(1) * BC, D, BC
+        )
         b_result = tl.where(m_row[:, None], b_result * scale, 0.0)
         m_tile = (o_row < rows)[:, None] & (o_channel < D)[None, :]
         p_tile = p_result + o_row[:, None] * D + o_channel[None, :]

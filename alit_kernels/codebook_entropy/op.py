@@ -48,8 +48,8 @@ def codebook_entropy(
         codebook: (K, D), dtype of ``z``.
         temperature: above 0.
         metric: "euclidean", or "cosine": both sides are divided by max(norm, 1e-12), and gradients pass through that.
-        mask: (...) bool, True where a vector takes part; others are never read.
-        epsilon: at least 0, added to the mean distribution a within the logarithm: ``batch = -sum(a log(a + epsilon))``.
+        mask: (...) bool, True where a vector takes part; others may hold anything.
+        epsilon: at least 0, added within the logarithm of the mean, ``batch = -sum(mean log(mean + epsilon))``.
 
     Returns:
         :class:`CodebookEntropy` of float32 scalars (float64 for float64), 0 if nothing takes part, differentiable with
@@ -64,7 +64,10 @@ def codebook_entropy(
     if not is_dynamo_compiling() and (found := _known.call(*arguments)) is not None:
         return found
     check_codebook(z, codebook, metric, "ieee")
-    temperature, epsilon = check_number("temperature", temperature), check_number("epsilon", epsilon)
+    temperature, epsilon = (
+        check_number("temperature", temperature),
+        check_number("epsilon", epsilon),
+    )
     if temperature <= 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     if epsilon < 0:
@@ -89,8 +92,8 @@ def _fake(z: Tensor, codebook: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 _codebook_entropy = Op(
-    # sample, batch, and for the backward: mean (K,) of the distributions, entropy (N,) of each, (2, N) normaliser, their
-    # maximum and sum of exponentials, and how many rows take part, at least 1.
+    # sample, batch, and for the backward: mean (K,) of the distributions, entropy (N,) of each, normaliser (2, N), the
+    # maxima of their logits and sums of exponentials, and how many rows take part, at least 1.
     "codebook_entropy(Tensor z, Tensor codebook, Tensor? mask, str metric, float temperature, float epsilon)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.codebook_entropy,

@@ -28,7 +28,10 @@ def codebook_entropy(
     """Sample and batch entropy, and what the backward takes: mean (K,), the rows' entropies (N,), the maximum of a
     row's logits and its sum of exp(logits - maximum) (2, N), and M, at least 1. Rows that are masked are 0.
     """
-    logits, taking = _logits(_rows(z, mask, metric), _codes(codebook, metric), temperature), _flat(mask)
+    logits, taking = (
+        _logits(_rows(z, mask, metric), _codes(codebook, metric), temperature),
+        _flat(mask),
+    )
     log_p = logits.log_softmax(-1)
     entropy = _masked(-_product(log_p.exp(), log_p).sum(-1), taking)
     count = logits.new_full((), len(logits)) if taking is None else taking.sum().to(logits.dtype)
@@ -58,9 +61,9 @@ def codebook_entropy_backward(
 ) -> tuple[Tensor, Tensor]:
     """dlogits = -p (dsample (log p + entropy) + dbatch (s - p . s)) / M with s = log(a + epsilon) + a / (a + epsilon).
 
-    The gradient of -d = -|u - c|^2 is 2 (c - u): a row's dlogits sum to 0, which rounding leaves undone, and u may be large.
+    -d = -|u - c|^2 has the gradient 2 (c - u): a row's dlogits sum to 0, but for rounding, and u may be large.
 
-    A gradient that is None is zero. A code that no row can have, a = 0, has no gradient: p log a goes to 0 with p <= M a.
+    A gradient that is None is zero. A code without probability, a = 0, has no gradient: p <= M a, so p log a goes to 0.
     """
     u, codes = _rows(z, mask, metric), _codes(codebook, metric)
     log_p = _logits(u, codes, temperature).log_softmax(-1)

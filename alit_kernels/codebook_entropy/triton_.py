@@ -24,13 +24,16 @@ def tile(dim: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
         dim, dtype: of what is searched; float32 under "cosine".
         kernel: "rows", "means", "z" or "codes".
     """
-    width = max(16, next_power_of_2(dim))
-    plain = dtype == torch.float32 and dim <= PLAIN
-    precision = "ieee" if plain else "tf32x3" if dtype == torch.float32 else "tf32"
-    sizes: dict[str, Any] = {"BM": 32, "BK": 32, "BD": min(width, 32), "PRECISION": precision}
+    width, single = max(16, next_power_of_2(dim)), dtype == torch.float32
+    precision = "tf32" if not single else "ieee" if dim <= PLAIN else "tf32x3"
+    # On sm_100 more channels, or more stages, spill.
+    step = 16 if kernel == "means" and single else 32
+    sizes: dict[str, Any] = {"BM": 32, "BK": 32, "BD": min(width, step), "PRECISION": precision}
     if kernel in ("z", "codes"):
         sizes["BC"] = min(width, 128)
-    return {**sizes, "num_warps": 8 if sizes.get("BC", 0) >= 128 else 4, "num_stages": 2}
+    wide = sizes.get("BC", 0) >= 128
+    stages = 1 if kernel == "codes" and not single else 2
+    return {**sizes, "num_warps": 8 if wide else 4, "num_stages": stages}
 
 
 def codebook_entropy(

@@ -1,8 +1,8 @@
-"""What LlamaGen's quantizer costs with its entropy loss, and accelerated: ``python -m benchmarks.studies.entropy_loss``.
+"""What LlamaGen's quantizer costs with its entropy loss: ``python -m benchmarks.studies.entropy_loss``.
 
-A module of its interface, 16384 codes of 8 channels, normalised, in training: forward and backward of 16 pictures of 256
-tokens, as it is and after ``alit_kernels.accelerate``. Losses and gradients are compared, then both are timed in turns, two
-threads on a CPU; memory is that of one more step.
+A module of its interface, 16384 codes of 8 channels, normalised, in training: forward and backward of 16 pictures of
+256 tokens, as it is and after ``alit_kernels.accelerate``. Losses and gradients are compared, then both are timed in
+turns, two threads on a CPU; memory is that of one more step.
 """
 
 from __future__ import annotations

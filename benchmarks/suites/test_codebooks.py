@@ -1,4 +1,4 @@
-"""Codebook ops, float32: exact nearest-codeword search, statistics for moving averages, a quantizer's step, entropies."""
+"""Codebook ops, float32: exact nearest-codeword search, statistics for moving averages, a quantizer, entropies."""
 
 from __future__ import annotations
 

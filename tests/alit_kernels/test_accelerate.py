@@ -455,7 +455,7 @@ def documented() -> list[str]:
 
 
 def test_a_ring_that_is_a_parameter() -> None:
-    """LlamaGen registers a parameter as the buffer of used codes: on a GPU a tensor that records what is written to it."""
+    """LlamaGen's buffer of used codes is made of a parameter: on a GPU it records what is written to it."""
     module = quantizers()["LlamaGen, cosine, usage"]
     module.codebook_used = torch.nn.Parameter(module.codebook_used) * 1
     ak.accelerate(torch.nn.Sequential(module), strict=True)

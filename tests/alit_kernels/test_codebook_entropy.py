@@ -46,9 +46,7 @@ def written_out(
     return -(p * log_p).sum() / max(1, len(z)), batch.sum()
 
 
-def check(
-    z: Tensor, codebook: Tensor, mask: Tensor | None, where: Target, **options: Any
-) -> None:
+def check(z: Tensor, codebook: Tensor, mask: Tensor | None, where: Target, **options: Any) -> None:
     """Results and gradients within budget of the matrix written out, which takes half precision in float32."""
 
     def run(dtype: torch.dtype, function: Callable[..., Any]) -> list[Tensor]:
@@ -106,7 +104,10 @@ def test_strided_inputs(target: Target) -> None:
     check(image, codebook.t().contiguous().t(), mask, target, temperature=1.0, metric="cosine")
     check(z[:1].expand(4, -1), codebook, None, target, temperature=1.0)
     options = {"temperature": 1.0, "implementation": target.implementation}
-    one, of_one = codebook_entropy(z[0], codebook, **options), codebook_entropy(z[:1], codebook, **options)
+    one, of_one = (
+        codebook_entropy(z[0], codebook, **options),
+        codebook_entropy(z[:1], codebook, **options),
+    )
     assert one == of_one
 
 
@@ -177,8 +178,7 @@ def test_what_nobody_asks_for_changes_nothing(
 
     def gradients(wanted: tuple[bool, bool], implementation: str) -> list[Tensor | None]:
         leaves = [
-            x.detach().clone().requires_grad_(w)
-            for x, w in zip((z, codebook), wanted, strict=True)
+            x.detach().clone().requires_grad_(w) for x, w in zip((z, codebook), wanted, strict=True)
         ]
         result = codebook_entropy(
             *leaves, temperature=0.5, metric=metric, implementation=implementation
@@ -271,7 +271,12 @@ def test_memory() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    (("temperature", 0.0), ("temperature", -1.0), ("temperature", float("nan")), ("epsilon", -1e-9)),
+    (
+        ("temperature", 0.0),
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("epsilon", -1e-9),
+    ),
 )
 def test_numbers_that_do_not_fit(name: str, value: float) -> None:
     options = {"temperature": 1.0, "epsilon": 0.0, name: value}
