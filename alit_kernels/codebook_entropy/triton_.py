@@ -162,7 +162,7 @@ def codebook_entropy_backward(
         )
     flat, codebook = as_rows(z), as_rows(codebook)
     width = next_power_of_2(max(1, dim))
-    height = max(1, min(128, 2048 // width))
+    height = max(1, min(128, 1024 // width))
     code_blocks = cdiv(codes, height) if codebook_wanted else 0
     launch(
         kernels.finish_kernel,
