@@ -24,7 +24,7 @@ TEST_CASES = (
     Case(Vectors(37, 70, 8, masked=True), 0.5),
     Case(Vectors(40, 33, 3, layout="duplicates"), 1.0),
     Case(Vectors(17, 40, 12, layout="two clusters"), 1e4),
-    Case(Vectors(33, 65, 20, offset=30.0), 5.0),
+    Case(Vectors(33, 65, 20), 5.0),
     Case(Vectors(50, 40, 12), 0.01),  # codes that no vector reaches
     Case(Vectors(5, 7, 300), 100.0),
 )
