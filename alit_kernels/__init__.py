@@ -14,6 +14,7 @@ from .attention import (
     stops_prefix,
     varlen_attention,
 )
+from .codebook_entropy import CodebookEntropy, codebook_entropy
 from .codebook_statistics import codebook_statistics
 from .nearest_codeword import nearest_codeword
 from .ragged import append, compact, cumulative_offsets, pack, tail_mask, unpack
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddedNormalized",
+    "CodebookEntropy",
     "Report",
     "SoftCode",
     "VectorQuantized",
@@ -33,6 +35,7 @@ __all__ = [
     "append",
     "attention",
     "attention_map",
+    "codebook_entropy",
     "codebook_statistics",
     "compact",
     "cumulative_offsets",

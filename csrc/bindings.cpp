@@ -74,6 +74,7 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("data"), py::arg("type"), py::arg("count"), py::arg("dim"), py::arg("stride"));
   bind_attention(module);
+  bind_codebook_entropy(module);
   bind_codebook_statistics(module);
   bind_launcher(module);
   bind_nearest_codeword(module);

@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 // Each in bindings.cpp of the folder that has its name.
 void bind_attention(py::module_& module);
+void bind_codebook_entropy(py::module_& module);
 void bind_codebook_statistics(py::module_& module);
 void bind_launcher(py::module_& module);
 void bind_nearest_codeword(py::module_& module);

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codebook_entropy import codebook_entropy
 from ..nearest_codeword import nearest_codeword
 from ..vector_quantize import VectorQuantized, vector_quantize
 from .family import Family, Forward, takes
@@ -79,8 +80,32 @@ def _llamagen(self: Any, z: Tensor) -> Any:
                 new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
                 self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
             used = len(self.codebook_used.unique()) / self.n_e
-        losses = (found.codebook_loss, found.commitment_loss, found.loss * 0)
+        losses = (found.codebook_loss, found.commitment_loss, _entropy_loss(self, z, codes, metric))
     return quantized, (*losses, used), (None, None, index)
+
+
+def _gigatok(self: Any, z: Tensor) -> Any:
+    """LlamaGen's, but a list of losses, and a number where there is no entropy loss."""
+    quantized, losses, index = _llamagen(self, z)
+    losses = list(losses)
+    if self.training and not self.entropy_loss_ratio:
+        losses[2] = 0
+    return quantized, losses, index
+
+
+def _refused_by_gigatok(module: Any) -> str:
+    options = {"rot": "the rotation trick", "stochastic": "codes are sampled", "simvq": "SimVQ"}
+    return next((why for option, why in options.items() if getattr(module, option)), "")
+
+
+def _entropy_loss(self: Any, z: Tensor, codes: Tensor, metric: str) -> Tensor:
+    """LlamaGen's, with the constants that are written in its code."""
+    if not self.entropy_loss_ratio:
+        return (z.sum() + codes.sum()) * 0
+    sample, batch = codebook_entropy(
+        z.movedim(1, -1), codes, temperature=0.01, metric=metric, epsilon=1e-5
+    )
+    return self.entropy_loss_ratio * (sample - batch)
 
 
 def _of_transformers(self: Any, hidden: Tensor) -> Any:
@@ -109,12 +134,19 @@ EMBEDDED = (
         refused=lambda module: "clustering_vq" if getattr(module, "clustering_vq", False) else "",
     ),
     Family(
+        name="GigaTok",
+        classes="VectorQuantizer",
+        attributes="embedding n_e beta l2_norm entropy_loss_ratio show_usage rot stochastic simvq",
+        parts={"": of_one_tensor(_gigatok)},
+        cosine=lambda module: module.l2_norm,
+        refused=_refused_by_gigatok,
+    ),
+    Family(
         name="LlamaGen",
         classes="VectorQuantizer",
         attributes="embedding n_e beta l2_norm entropy_loss_ratio show_usage",
         parts={"": of_one_tensor(_llamagen)},
         cosine=lambda module: module.l2_norm,
-        refused=lambda module: "an entropy loss" if module.entropy_loss_ratio else "",
     ),
     Family(
         name="taming",

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from .._checks import accumulation_dtype
-from .._vectors import unit
+from .._vectors import through_unit, unit
 from ..nearest_codeword.reference import nearest_codeword
-
-EPSILON = 1e-12
 
 
 def vector_quantize(
@@ -64,7 +62,7 @@ def vector_quantize_backward(
         if grad_quantized is not None:
             grad_u = grad_u + _masked(grad_quantized.to(u.dtype), mask)
         if metric == "cosine":
-            grad_u = _through_unit(grad_u, z, mask)
+            grad_u = _masked(through_unit(grad_u, z), mask)
         grad_z = grad_u.to(z.dtype).contiguous()
     if codebook_wanted:
         grad_q = slope * (codebook_weight * _sum(grad_loss, grad_codebook))
@@ -75,7 +73,7 @@ def vector_quantize_backward(
         )
         grad_codes = grad_codes.to(codes.dtype)
         if metric == "cosine":
-            grad_codes = _through_unit(grad_codes, codebook, None)
+            grad_codes = through_unit(grad_codes, codebook)
         grad_codes = grad_codes.to(codebook.dtype).contiguous()
     return grad_z, grad_codes
 
@@ -96,11 +94,3 @@ def _elements(z: Tensor, mask: Tensor | None) -> Tensor | int:
     if mask is None:
         return max(1, z.numel())
     return (mask.sum() * z.shape[-1]).clamp(min=1)
-
-
-def _through_unit(grad: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Gradient through x / max(norm, eps): (g - u (u . g)) / norm, and g / eps where the norm is below eps."""
-    norm = x.to(grad.dtype).norm(dim=-1, keepdim=True)
-    u = x.to(grad.dtype) / norm.clamp(min=EPSILON)
-    projected = torch.where(norm > EPSILON, grad - u * (u * grad).sum(-1, keepdim=True), grad)
-    return _masked(projected / norm.clamp(min=EPSILON), mask)

@@ -20,6 +20,8 @@ from alit import TransformerConfig
 from alit.layers import Transformer
 from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
 
+from ..peers import eager
+
 Link = Callable[[Tensor], Tensor]
 BATCH, LENGTH, LONGEST, HEADS, HEAD_DIM, CODES = 12, 353, 513, 12, 64, 4096
 ROWS, WIDTH = BATCH * LONGEST, HEADS * HEAD_DIM
@@ -211,6 +213,17 @@ def _codebooks() -> Iterator[Case]:
         "codebook_statistics", flat, lambda x: ak.codebook_statistics(index, x, CODES),
         "index_add", added, torch.float32, learns=False,
     )  # fmt: skip
+
+    def entropies(x: Tensor) -> Tensor:
+        sample, batch = ak.codebook_entropy(x, codes, temperature=0.01)
+        return x + (sample - batch)
+
+    def written_out(x: Tensor) -> Tensor:
+        options = {"temperature": 0.01, "metric": "euclidean", "epsilon": 0.0}
+        sample, batch = eager.codebook_entropy(x, codes, **options)
+        return x + (sample - batch)
+
+    yield Case("codebook_entropy", flat, entropies, "distance matrix", written_out, torch.float32)
     book, target = empty(256, 256), zeros(BATCH * 256)
 
     def softmax(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize, one_hot
 
-from alit_kernels import SoftCode, VectorQuantized
+from alit_kernels import CodebookEntropy, SoftCode, VectorQuantized
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor) -> Tensor:
@@ -41,6 +41,17 @@ def vector_quantize(
     return VectorQuantized(
         straight_through, index.view(z.shape[:-1]), loss, commitment_loss, codebook_loss
     )
+
+
+def codebook_entropy(
+    z: Tensor, codebook: Tensor, *, temperature: float, metric: str, epsilon: float
+) -> CodebookEntropy:
+    """z (N, D): softmax and its logarithm of all distances, and the logarithm of the mean distribution."""
+    u, e = (normalize(t, dim=-1) if metric == "cosine" else t for t in (z, codebook))
+    logits = -(u.square().sum(1, keepdim=True) + e.square().sum(1) - 2 * (u @ e.t())) / temperature
+    p, log_p = logits.softmax(-1), logits.log_softmax(-1)
+    mean = p.mean(0)
+    return CodebookEntropy(-(p * log_p).sum(-1).mean(), -(mean * (mean + epsilon).log()).sum())
 
 
 def soft_codebook(logits: Tensor, codebook: Tensor, target: Tensor) -> SoftCode:

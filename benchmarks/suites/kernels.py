@@ -21,6 +21,9 @@ CONTESTS: dict[str, Callable[[bool], Contest]] = {
     "nearest_codeword": lambda small: test_codebooks.search(
         test_codebooks.QUICK if small else test_codebooks.SEARCHES[2]
     ),
+    "codebook_entropy": lambda small: test_codebooks.entropies(
+        test_codebooks.SMALL_ENTROPIES if small else test_codebooks.ENTROPIES_CASE
+    ),
     "soft_codebook": lambda small: test_soft_codebook.contest(
         test_soft_codebook.QUICK if small else test_soft_codebook.CASE
     ),

@@ -1,4 +1,4 @@
-"""Codebook ops, float32: exact nearest-codeword search, statistics for moving averages, a quantizer's step."""
+"""Codebook ops, float32: exact nearest-codeword search, statistics for moving averages, a quantizer, entropies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit_kernels import VectorQuantized, codebook_statistics, nearest_codeword
+from alit_kernels import (
+    CodebookEntropy,
+    VectorQuantized,
+    codebook_entropy,
+    codebook_statistics,
+    nearest_codeword,
+)
+from alit_kernels.codebook_entropy import cases as entropy_cases
 from alit_kernels.nn import VectorQuantizer
 from alit_kernels.vector_quantize.cases import BENCHMARK_CASES, Case, make
 
@@ -170,3 +177,47 @@ def test_vector_quantizer_step(name: str, race: Callable, quick: bool) -> None:
     case = QUICK if quick else STEP
     group = f"VectorQuantizer step {case.vectors} x {case.codes} x {case.dim}"
     race(group, name, lambda: quantizer(case))
+
+
+#: LlamaGen's entropy loss: 16 pictures of 256 tokens.
+ENTROPIES_CASE = entropy_cases.BENCHMARK_CASES[0]
+SMALL_ENTROPIES = entropy_cases.Case(QUICK, ENTROPIES_CASE.temperature)
+ENTROPIES: dict[str, Callable[[], Callable[..., CodebookEntropy]]] = {
+    "ours": lambda: codebook_entropy,
+    "eager": lambda: eager.codebook_entropy,
+    "torch.compile": lambda: libraries.compiled(eager.codebook_entropy),
+}
+
+
+def entropies(case: entropy_cases.Case) -> Contest:
+    """Forward and backward."""
+    vectors = case.vectors
+    z, codebook, _ = make(vectors, device=DEVICE)
+    leaves = z.requires_grad_(), codebook.requires_grad_()
+
+    def step(function: Callable[..., CodebookEntropy]) -> Step:
+        options = {"temperature": case.temperature, "metric": "cosine", "epsilon": 1e-5}
+
+        def loss() -> Tensor:
+            sample, batch = function(*leaves, **options)
+            return sample - batch
+
+        return gradients(loss, *leaves)
+
+    expected = step(eager.codebook_entropy)()
+    return Contest(
+        {name: lambda f=function: step(f()) for name, function in ENTROPIES.items()},
+        partial(torch.testing.assert_close, expected=expected, rtol=1e-3, atol=1e-6),
+        Work(
+            8 * (z.numel() + codebook.numel()),
+            10 * vectors.vectors * vectors.codes * vectors.dim,
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_codebook_entropy_step(name: str, race: Callable, quick: bool) -> None:
+    case = SMALL_ENTROPIES if quick else ENTROPIES_CASE
+    size = case.vectors
+    group = f"codebook_entropy step {size.vectors} x {size.codes} x {size.dim}"
+    race(group, name, lambda: entropies(case))

@@ -175,6 +175,7 @@ def test_gradients_of_single_results_add_up(implementation: str) -> None:
         (lambda *x: ak.attention(*x, return_lse=True, **options), (q, q + 1, q - 1)),
         (lambda *x: ak.soft_codebook(*x, target, **options), (z, codebook[:4])),
         (lambda *x: ak.soft_codebook(*x, **options)[:1], (z, codebook[:4])),
+        (lambda *x: ak.codebook_entropy(*x, temperature=0.5, **options), (z, codebook)),
         (lambda *x: ak.vector_quantize(*x, **options)[::2], (z, codebook)),
         (lambda *x: ak.vector_quantize(*x, **options)[3:5], (z, codebook)),
     )

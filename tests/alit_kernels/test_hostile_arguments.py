@@ -66,6 +66,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
         },
         "tail_mask": {"tokens": torch.randn(2, 3, 4), "lengths": LENGTHS, "fill": torch.randn(4)},
         "nearest_codeword": {"z": z, "codebook": codebook, **search},
+        "codebook_entropy": {
+            **{"z": z, "codebook": codebook, "temperature": 0.5, "metric": "cosine"},
+            **{"mask": keep, "epsilon": 1e-5},
+        },
         "codebook_statistics": {"index": index, "z": z, "num_codes": 5, "mask": keep},
         "vector_quantize": {
             **{"z": z, "codebook": codebook, "commitment": 0.25, "codebook_weight": 1.0},
@@ -244,6 +248,8 @@ def shown(arguments: Arguments) -> dict[str, str]:
     [
         *[("unpack", "fill", x) for x in (10**400, 10**5000, 2**53 + 1, True, "1", None, 1j)],
         *[("attention", "scale", x) for x in (10**400, float("nan"), float("inf"), True, "1")],
+        *[("codebook_entropy", "temperature", x) for x in (0, -1.0, 10**400, float("nan"), None)],
+        *[("codebook_entropy", "epsilon", x) for x in (-1e-9, float("inf"), "0", True)],
         *[("vector_quantize", "commitment", x) for x in (10**400, float("nan"), None, True)],
         *[("vector_quantize", "codebook_weight", x) for x in (10**400, float("inf"), None, "1")],
         *[("pack", "capacity", x) for x in (10**400, 10**5000, -1, 1.0, True, np.int64(9), None)],

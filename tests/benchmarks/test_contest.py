@@ -118,13 +118,14 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
         lambda: test_codebooks.search(test_codebooks.QUICK),
         lambda: test_codebooks.quantizer(test_codebooks.QUICK),
         lambda: test_codebooks.statistics(test_codebooks.QUICK),
+        lambda: test_codebooks.entropies(test_codebooks.SMALL_ENTROPIES),
         lambda: test_mlp.contest(8),
         lambda: test_ragged.contest("unpack", [289, 3]),
         lambda: test_encode_decode.decoding(quick=True),
     ),
     ids=(
         *("attention", "soft_codebook", "nearest_codeword", "vector_quantize"),
-        *("codebook_statistics", "mlp", "ragged", "decode"),
+        *("codebook_statistics", "codebook_entropy", "mlp", "ragged", "decode"),
     ),
 )
 def test_zeros_are_not_timed(make: object) -> None:

@@ -9,7 +9,7 @@ pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from alit_kernels.vector_quantize.cases import Case
 from benchmarks.peers.attention import Problem
-from benchmarks.studies import instruction_sets, padding
+from benchmarks.studies import entropy_loss, instruction_sets, padding
 from benchmarks.suites import test_attention
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="studies of the CPU")
@@ -30,3 +30,9 @@ def test_codebook_ops_are_measured(measure: object) -> None:
     own = "baseline" if measure is instruction_sets.search else "ours"
     assert row["shape"] == "256 x 32 x 12" and row[f"{own} ms"] > 0 and f"{own} MB" in row
     assert any(name.startswith("eager") for name in row)
+
+
+def test_an_accelerated_quantizer_is_measured() -> None:
+    row = entropy_loss.measure(codes=64, pictures=1, count=1)
+    assert row["shape"] == "256 x 64 x 8" and row["largest relative difference"] < 1e-4
+    assert row["ms"].keys() == row["peak MB"].keys() == {"eager", "accelerated"}

@@ -121,11 +121,25 @@ ROWS: dict[str, Row] = {
         classes="VectorQuantizer",
         works={
             "`l2_norm` or not": swapped("LlamaGen", "LlamaGen, cosine, usage"),
+            "`entropy_loss_ratio`": swapped("LlamaGen, entropy", "LlamaGen, cosine, entropy"),
             "`show_usage`": swapped("LlamaGen, cosine, usage"),
         },
         left={
-            "`entropy_loss_ratio` other than 0": not_swapped("entropy"),
+            "an entropy loss of another temperature": not_swapped("another temperature"),
             **half_and_autocast("LlamaGen"),
+        },
+    ),
+    "GigaTok": Row(
+        classes="VectorQuantizer",
+        works={
+            "`entropy_loss_ratio`": swapped("GigaTok, entropy"),
+            "`show_usage`": swapped("GigaTok"),
+        },
+        left={
+            "`rot`": not_swapped("the rotation trick"),
+            "`stochastic`": not_swapped("stochastic codes"),
+            "`simvq`": not_swapped("SimVQ"),
+            **half_and_autocast("GigaTok"),
         },
     ),
     "taming": Row(

@@ -114,6 +114,18 @@ def samples() -> dict[str, dict[str, Any]]:
             "max_length": 5,
             "scale": 0.3,
         },
+        "codebook_entropy": {
+            **{"z": leaf(6, 4), "codebook": leaf(5, 4), "mask": mask},
+            **{"metric": "cosine", "temperature": 0.5, "epsilon": 1e-5},
+        },
+        "codebook_entropy_backward": {
+            **{"grad_sample": torch.tensor(1.0), "grad_batch": torch.tensor(-1.0)},
+            **{"z": torch.randn(6, 4), "codebook": torch.randn(5, 4), "mask": mask},
+            **{"mean": torch.full((5,), 0.2), "entropy": torch.rand(6)},
+            **{"normaliser": torch.rand(2, 6) + 1, "count": torch.tensor(5.0)},
+            **{"metric": "cosine", "temperature": 0.5, "epsilon": 1e-5},
+            **{"z_wanted": True, "codebook_wanted": True},
+        },
         "codebook_statistics": {
             "index": index,
             "z": torch.randn(6, 4),
@@ -214,6 +226,10 @@ PUBLIC: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         lambda z: ak.codebook_statistics(torch.arange(6) % 5, z, 5)[1] + 0 * z.sum(),
         (leaf(6, 4),),
     ),
+    "codebook_entropy": (
+        lambda z, c: sum(ak.codebook_entropy(z, c, temperature=0.5)),
+        (leaf(6, 4), leaf(5, 4)),
+    ),
     "vector_quantize": (
         lambda z, c: sum(x.to(z.dtype).sum() for x in ak.vector_quantize(z, c)[:5]),
         (leaf(6, 4), leaf(5, 4)),
@@ -303,6 +319,9 @@ def runs(device: str) -> dict[str, Callable[[], Iterable[Tensor]]]:
         ),
         "nearest_codeword": lambda: [ak.nearest_codeword(z.detach(), codebook.detach())],
         "codebook_statistics": lambda: tensors(ak.codebook_statistics(index, z.detach(), 16)),
+        "codebook_entropy": with_gradients(
+            lambda z, c: ak.codebook_entropy(z, c, temperature=0.5), z, codebook
+        ),
         "vector_quantize": with_gradients(lambda z, c: ak.vector_quantize(z, c), z, codebook),
         "soft_codebook": with_gradients(
             lambda x, c: ak.soft_codebook(x, c, target), leaf(512, 64), leaf(64, 32)

@@ -49,9 +49,16 @@ class TiTokQuantizer(Embedded):
 @known_as("VectorQuantizer")
 class LlamaGenQuantizer(Embedded):
     def __init__(
-        self, num_codes: int, dim: int, cosine: bool, entropy: float = 0.0, usage: bool = False
+        self,
+        num_codes: int,
+        dim: int,
+        cosine: bool,
+        entropy: float = 0.0,
+        usage: bool = False,
+        temperature: float = 0.01,
     ) -> None:
         super().__init__(num_codes, dim)
+        self.temperature = temperature
         self.n_e, self.e_dim, self.beta, self.l2_norm = num_codes, dim, 0.25, cosine
         self.entropy_loss_ratio, self.show_usage = entropy, usage
         if usage:
@@ -66,11 +73,31 @@ class LlamaGenQuantizer(Embedded):
                 self.codebook_used[:-count] = self.codebook_used[count:].clone()
                 self.codebook_used[-count:] = index
                 used = len(self.codebook_used.unique()) / self.n_e
-            share = (-squared_distances(z.flatten(0, -2), self.embedding.weight)).softmax(1)
-            entropy = -(share * share.log()).sum(1).mean() * self.entropy_loss_ratio
+            entropy = self.entropy_loss(z.flatten(0, -2)) * self.entropy_loss_ratio
             commitment = self.beta * mse_loss(z, quantized.detach())
             losses = (mse_loss(quantized, z.detach()), commitment, entropy)
         return through(z, quantized).movedim(-1, 1), (*losses, used), (None, None, index)
+
+    def entropy_loss(self, z: Tensor) -> Tensor:
+        codes = self.embedding.weight
+        distances = squared_distances(z, normalize(codes, dim=-1) if self.l2_norm else codes)
+        share = (distances / -self.temperature).softmax(1)
+        log_share = (distances / -self.temperature + 1e-5).log_softmax(1)
+        mean = share.mean(0)
+        return -(share * log_share).sum(1).mean() + (mean * (mean + 1e-5).log()).sum()
+
+
+@known_as("VectorQuantizer")
+class GigaTokQuantizer(LlamaGenQuantizer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rot = self.stochastic = self.simvq = False
+
+    def forward(self, z: Tensor, random_replace: bool = False) -> tuple[Any, ...]:
+        assert not random_replace
+        quantized, (*losses, entropy, used), index = super().forward(z)
+        entropy = entropy if self.entropy_loss_ratio or entropy is None else 0
+        return quantized, [*losses, entropy, used], index
 
 
 class VectorQuantizer2(Embedded):
@@ -161,6 +188,10 @@ def quantizers(num_codes: int = 40, dim: int = 6) -> dict[str, nn.Module]:
         "TiTok, cosine": TiTokQuantizer(*size, cosine=True),
         "LlamaGen": LlamaGenQuantizer(*size, cosine=False),
         "LlamaGen, cosine, usage": LlamaGenQuantizer(*size, cosine=True, usage=True),
+        "GigaTok": GigaTokQuantizer(*size, cosine=True, usage=True),
+        "GigaTok, entropy": GigaTokQuantizer(*size, cosine=True, entropy=0.1),
+        "LlamaGen, entropy": LlamaGenQuantizer(*size, cosine=False, entropy=0.1),
+        "LlamaGen, cosine, entropy": LlamaGenQuantizer(*size, cosine=True, entropy=0.1),
         "taming": VectorQuantizer2(*size, legacy=False),
         "taming, legacy": VectorQuantizer2(*size, legacy=True, shaped=True),
         "taming, one-hot": TamingOneHot(*size),
@@ -191,12 +222,19 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
         "the cross-entropy commitment": ("commitment_use_cross_entropy_loss", True),
         "its statistics are summed over processes": ("_codebook.use_ddp", True),
     }
+    gigatok = lambda name: with_attribute(GigaTokQuantizer(*size, cosine=True), name, True)  # noqa: E731
     sampled._codebook.gumbel_sample = lambda: None
     sampled._codebook.gumbel_sample.keywords = {"stochastic": True}  # type: ignore[attr-defined]
     k_means._codebook.initted.fill_(False)
     return {
         "clustering": (TiTokQuantizer(*size, cosine=True, clustering=True), "clustering_vq"),
-        "entropy": (LlamaGenQuantizer(*size, cosine=True, entropy=0.1), "an entropy loss"),
+        "another temperature": (
+            LlamaGenQuantizer(*size, cosine=True, entropy=0.1, temperature=0.02),
+            "output[1][2] of call 0 differs in training",
+        ),
+        "the rotation trick": (gigatok("rot"), "the rotation trick"),
+        "stochastic codes": (gigatok("stochastic"), "codes are sampled"),
+        "SimVQ": (gigatok("simvq"), "SimVQ"),
         "remap": (VectorQuantizer2(*size, legacy=True, remap="used.npy"), "remap"),
         "diffusers, remap": (DiffusersQuantizer(*size, legacy=True, remap="used.npy"), "remap"),
         **{why: (with_attribute(Lucidrains(*size), *each), why) for why, each in others.items()},

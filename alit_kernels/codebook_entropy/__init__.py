@@ -1,0 +1,5 @@
+"""How evenly the codes of a codebook are used, and how certain each vector is of its code."""
+
+from .op import CodebookEntropy, codebook_entropy
+
+__all__ = ["CodebookEntropy", "codebook_entropy"]
