@@ -1,7 +1,8 @@
 """What is compiled ahead of time: every launch configuration, packed and dense, with a key mask and without, with
 stops; the map.
 
-Dense batches, key masks and stops are rare cases, which ``--common`` leaves out.
+Dense batches, key masks and stops are rare cases, which ``--common`` leaves out. Heads wider than 128 are compiled for
+packed rows, for dense ones, and for dense ones with a key mask and stops, which need the most registers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import itertools
 import torch
 
 from .._builds import TYPES, Expected, Recorder
+from .configurations import KERNELS as TILED
+from .configurations import map_tile, tile
 from .problem import Problem
 from .triton_ import attention, attention_backward, attention_map
 
@@ -18,12 +21,16 @@ KERNELS = ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel", 
 #: Pointers to rows.
 ROWS = ("p_q", "p_k", "p_v", "p_out", "p_do", "p_dq", "p_dk", "p_dv")
 
-#: Dense, masked, without stops.
-_WITHOUT_STOPS = tuple((*way, False) for way in itertools.product((True, False), (True, False)))
+#: Dense, masked, with stops.
+_WAYS = (
+    *((False, False, True), (True, True, True)),
+    *((*way, False) for way in itertools.product((True, False), (True, False))),
+)
+_WIDE_WAYS = ((True, True, True), (True, False, False), (False, False, False))
 
 
 def record(recorder: Recorder) -> None:
-    for head_dim, dtype in itertools.product((16, 32, 64, 128), TYPES):
+    for head_dim, dtype in itertools.product((16, 32, 64, 128, 256, 512), TYPES):
         record_entry(recorder, head_dim, dtype)
 
 
@@ -31,13 +38,18 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
     """What one head dimension and one dtype need."""
     half = dtype.itemsize == 2
     name = f"d={head_dim} {TYPES[dtype]}"
-    expected = Expected(half, half, ROWS if half and head_dim >= 64 else ())
-    every = dict.fromkeys(KERNELS, expected)
+    wide = ROWS if half and head_dim >= 64 else ()
+    sizes = [tile(kernel, head_dim, dtype, 90).rows for kernel in TILED]
+    sizes.append(map_tile(head_dim, dtype)[0])
+    every = {
+        kernel: Expected(half, half and rows >= 64, wide)
+        for kernel, rows in zip(KERNELS, sizes, strict=True)
+    }
     rows = torch.empty(4, 256, 8, head_dim, dtype=dtype, device="meta")
     offsets = torch.empty(5, dtype=torch.int32, device="meta")
     mask = torch.empty(4, 256, dtype=torch.bool, device="meta")
     stops = torch.empty(4, 256, dtype=torch.int32, device="meta")
-    for dense, masked, stopped in ((False, False, True), (True, True, True), *_WITHOUT_STOPS):
+    for dense, masked, stopped in _WAYS if head_dim <= 128 else _WIDE_WAYS:
         q = rows if dense else rows.flatten(0, 1)
         ends = None if dense else offsets
         key_mask, key_stop = (

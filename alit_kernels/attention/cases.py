@@ -44,6 +44,10 @@ TEST_CASES = (
     Case((65, 1, 0, 130), 2, 16, spare=2, stops="causal"),
     Case((70, 3, 40), 1, 20, key_lengths=(80, 0, 300), stops="random"),
     Case((9, 17, 33), 2, 64, masked=True, spare=5, stops="random"),
+    Case((5, 0, 33), 1, 144, masked=True, spare=3),
+    Case((40, 3), 1, 256, key_lengths=(35, 70), stops="random"),
+    Case((5, 35), 1, 512, masked=True, stops="causal"),
+    Case((20,), 1, 512, spare=1),
 )
 #: Slow in Triton's interpreter.
 LONG_CASES = (

@@ -3,6 +3,10 @@
 One tile for each kernel, head dimension, element size and family of GPUs. No entry has been tuned on a GPU; each
 compiles without spills for the architectures it serves, dense and packed, with a key mask and without
 (``python -m alit_kernels.aot --module alit_kernels.attention --check``).
+
+Heads wider than 128 are those of a VQGAN's attention, one head of 256 or 512 channels. The accumulators then allow 16
+to 64 rows, and every step is masked. Tiles of 256 channels of the first family fit the 99 KiB of shared memory that a
+block has on smaller chips (compute capability 8.6, 8.9, 12.0), those of 512 need ``WIDE_SHARED``.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from .._triton import next_power_of_2
 
 KERNELS = ("forward", "backward_queries", "backward_keys")
 #: Accumulators of wider heads do not fit the registers of a program.
-MAX_HEAD_DIM = 128
+MAX_HEAD_DIM = 512
+#: Bytes of shared memory that tiles of more than 256 channels need, more than a block of smaller GPUs has.
+WIDE_SHARED = 132096
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Tile:
         warps, stages: launch options of Triton.
         mask_all: every step of the loop is masked. Otherwise the last one is, in code of its own after the loop: twice
             the code, and operands may be kept in registers through the loop for its sake.
+        registers: of a thread, at most, where the compiler would keep to fewer of its own accord, and spill.
     """
 
     rows: int
@@ -36,6 +43,7 @@ class Tile:
     warps: int
     stages: int
     mask_all: bool = False
+    registers: int | None = None
 
     def issued(self, rows: int, columns: int) -> int:
         """Entries of one head's score matrix that the matrix instructions compute."""
@@ -52,26 +60,38 @@ TABLE = {
     ("forward", 32, 2): (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 32, 4, 3)),
     ("forward", 64, 2): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     ("forward", 128, 2): (Tile(32, 64, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("forward", 256, 2): (Tile(64, 32, 8, 2, True),) * 3,
+    ("forward", 512, 2): (Tile(32, 32, 8, 2, True), Tile(64, 16, 8, 2, True), Tile(64, 32, 8, 2, True)),
     ("forward", 16, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("forward", 32, 4): (Tile(32, 64, 8, 2, True), Tile(32, 64, 8, 3, True), Tile(32, 64, 8, 2, True)),
     ("forward", 64, 4): (Tile(32, 32, 8, 3, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
     ("forward", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 64, 8, 1, True), Tile(32, 64, 8, 1, True)),
+    ("forward", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
+    ("forward", 512, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("backward_queries", 16, 2): (Tile(64, 64, 4, 2),) * 3,
     ("backward_queries", 32, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_queries", 64, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_queries", 128, 2): (Tile(64, 32, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("backward_queries", 256, 2): (Tile(32, 32, 8, 2, True), Tile(64, 32, 8, 2, True), Tile(64, 32, 8, 2, True)),
+    ("backward_queries", 512, 2): (Tile(32, 16, 8, 2, True),) * 3,
     ("backward_queries", 16, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_queries", 32, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_queries", 64, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_queries", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
+    ("backward_queries", 256, 4): (Tile(32, 16, 8, 2, True),) * 3,
+    ("backward_queries", 512, 4): (Tile(16, 16, 8, 2, True, 192), Tile(16, 16, 8, 2, True), Tile(16, 16, 8, 2, True)),
     ("backward_keys", 16, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_keys", 32, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_keys", 64, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_keys", 128, 2): (Tile(64, 64, 8, 2, True), Tile(64, 32, 4, 3), Tile(64, 32, 4, 3)),
+    ("backward_keys", 256, 2): (Tile(32, 32, 8, 2, True),) * 3,
+    ("backward_keys", 512, 2): (Tile(16, 32, 8, 2, True),) * 3,
     ("backward_keys", 16, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
     ("backward_keys", 32, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 64, 4): (Tile(32, 32, 8, 3, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
     ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, True),) * 3,
+    ("backward_keys", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
+    ("backward_keys", 512, 4): (Tile(16, 16, 8, 1, True),) * 3,
 }
 # fmt: on
 
@@ -93,9 +113,10 @@ def family(architecture: int) -> int:
     return FAMILIES.index(major) if major in FAMILIES else 0
 
 
-def map_tile(dtype: torch.dtype) -> tuple[int, int]:
+def map_tile(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Rows and columns, and warps, of one program of the attention map."""
-    return (64, 4) if dtype.itemsize == 2 else (32, 8)
+    size, warps = (64, 4) if dtype.itemsize == 2 else (32, 8)
+    return (size if head_dim <= 128 else size // 2), warps
 
 
 def fuses(dtype: torch.dtype) -> bool:

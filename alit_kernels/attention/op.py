@@ -28,7 +28,7 @@ from .._checks import (
 )
 from .._library import Op
 from . import reference
-from .configurations import MAX_HEAD_DIM
+from .configurations import MAX_HEAD_DIM, WIDE_SHARED
 from .layout import empty_gradients, empty_rows, empty_sums
 from .problem import Problem
 
@@ -284,7 +284,13 @@ def _check_values(x: Problem) -> None:
 
 def _limit(q: Tensor) -> str:
     width = q.shape[-1]
-    return f"head dimension {width} exceeds {MAX_HEAD_DIM}" if width > MAX_HEAD_DIM else ""
+    if width > MAX_HEAD_DIM:
+        return f"head dimension {width} exceeds {MAX_HEAD_DIM}"
+    if width > 256 and q.device.type == "cuda":
+        shared = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
+        if shared < WIDE_SHARED:
+            return f"head dimension {width} needs {WIDE_SHARED} bytes of shared memory, this GPU has {shared}"
+    return ""
 
 
 def _no_stops(x: Problem) -> str:

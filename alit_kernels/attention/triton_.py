@@ -101,7 +101,7 @@ def attention_map(
     q, _, scale = _with_positive_scale(q, scale)
     batch, queries, keys = offsets.shape[0] - 1, query_stop - query_start, key_stop - key_start
     result = q.new_empty((batch, queries, keys), dtype=torch.float32)
-    size, warps = map_tile(q.dtype)
+    size, warps = map_tile(q.shape[-1], q.dtype)
     launch(
         kernels.map_kernel,
         # Only the first may exceed 65535.
@@ -215,5 +215,6 @@ def _options(chosen: Tile, q: Tensor) -> dict[str, Any]:
         "MASK_ALL": chosen.mask_all,
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
+        **({} if chosen.registers is None else {"maxnreg": chosen.registers}),
         **_widths(q),
     }

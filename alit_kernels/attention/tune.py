@@ -39,9 +39,13 @@ LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
 
 
 def candidates(key: Key) -> list[Tile]:
-    """Tiles to try for an entry: float32 has no tensor cores, and larger ones do not fit its registers."""
+    """Tiles to try for an entry: larger ones do not fit the registers of wide heads, nor of float32, which has no
+    tensor cores.
+    """
     _, head_dim, size = key
-    if size == 4:
+    if head_dim > 128:
+        choices = itertools.product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2), (True,))
+    elif size == 4:
         choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), (True,))
     else:
         stages = (1, 2, 3) if head_dim > 64 else (2, 3)

@@ -1,7 +1,7 @@
 """Attention: sequences of one length (dense), and of mixed lengths (packed); forward, and forward with backward.
 
 float32 on the CPU (and bfloat16 where ``alit train`` would choose it), bfloat16 on a GPU; 8 heads of 64 channels, the
-lengths of the op's cases.
+lengths of the op's cases; one head of 256 or 512 channels over 16 x 16 or 32 x 32 positions, as a VQGAN has it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ SEQUENCES = 32 if DEVICE == "cuda" else 8
 MIXED = LENGTHS * (SEQUENCES // len(LENGTHS))
 
 
-def contest(lengths: tuple[int, ...], step: bool, dtype: torch.dtype = DTYPE) -> Contest:
-    problem = Problem(lengths, HEADS, HEAD_DIM, dtype, step)
+def contest(
+    lengths: tuple[int, ...],
+    step: bool,
+    dtype: torch.dtype = DTYPE,
+    heads: int = HEADS,
+    head_dim: int = HEAD_DIM,
+) -> Contest:
+    problem = Problem(lengths, heads, head_dim, dtype, step)
     exact = [x.detach().float().requires_grad_() for x in (problem.q, problem.k, problem.v)]
     out = varlen_attention(
         *exact, problem.offsets, max_length=problem.longest, implementation="reference"
@@ -44,9 +50,9 @@ def contest(lengths: tuple[int, ...], step: bool, dtype: torch.dtype = DTYPE) ->
         rows = [(x[problem.inside] if x.ndim == 4 else x).float() for x in results]
         assert_near(rows, expected, TOLERANCES[dtype])
 
-    scores = HEADS * sum(length**2 for length in lengths)
+    scores = heads * sum(length**2 for length in lengths)
     # Two products forward; backward makes the scores again and four gradients.
-    flops = 2 * HEAD_DIM * scores * (7 if step else 2)
+    flops = 2 * head_dim * scores * (7 if step else 2)
     # Forward reads three and writes one; backward reads five (with the output) and writes three.
     traffic = (12 if step else 4) * problem.q.numel() * problem.q.element_size()
     return Contest(
@@ -81,6 +87,21 @@ def test_dense(step: bool, length: int, name: str, race: Callable, quick: bool) 
     race(
         f"attention {'step' if step else 'forward'} {len(lengths)} x {lengths[0]}",
         *(name, lambda: contest(lengths, step)),
+    )
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize(("head_dim", "length"), ((256, 256), (512, 256), (512, 1024)))
+@pytest.mark.parametrize("step", (False, True), ids=("forward", "step"))
+def test_one_wide_head(
+    step: bool, head_dim: int, length: int, name: str, race: Callable, quick: bool
+) -> None:
+    if quick and (head_dim, step) != (256, True):
+        pytest.skip("only the smallest step: --quick")
+    lengths = (65,) * 2 if quick else (length,) * (SEQUENCES * 256 // length)
+    race(
+        f"attention {'step' if step else 'forward'} {head_dim} channels {len(lengths)} x {lengths[0]}",
+        *(name, lambda: contest(lengths, step, heads=1, head_dim=head_dim)),
     )
 
 

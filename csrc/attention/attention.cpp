@@ -8,10 +8,12 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -44,6 +46,9 @@ void dispatch(Type type, InstructionSet set, const Body& body) {
 
 int64_t rounded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
+// An odd number of cache lines, so that successive rows do not fall into a few sets of the cache.
+int64_t odd_lines(int64_t count) { return (rounded(count, kUnit) / kUnit | 1) * kUnit; }
+
 void check(const Side& side, int64_t sequences, const char* name) {
   if (side.offsets == nullptr) return;
   bool fits = side.offsets[0] == 0 && side.offsets[sequences] <= side.length;
@@ -60,27 +65,88 @@ Range rows_of(const Side& side, int64_t sequence) {
   return {side.offsets[sequence], side.offsets[sequence + 1] - side.offsets[sequence]};
 }
 
-// One head of one sequence, and the queries of it to work on.
-struct Task {
-  int64_t sequence, head, first, count;
+// The query gradients of one head whose keys are cut into pieces. Each piece adds its part to a block of queries after the
+// piece before it has, so that every sum is the chain that it is without pieces.
+class Chain {
+ public:
+  Chain(int pieces, int64_t size) : done_(pieces), data_(size) {}
+
+  float* data() { return data_.data(); }
+
+  // Until the piece before has done its part of a block. It is under way: tasks are taken in their order.
+  void wait(int piece, int64_t block) const {
+    while (piece > 0 && done_[piece - 1].load(std::memory_order_acquire) <= block) std::this_thread::yield();
+  }
+
+  void done(int piece, int64_t blocks) { done_[piece].store(blocks, std::memory_order_release); }
+
+  // At the end of its scope a piece is done, also where it throws: nobody waits for it any more.
+  struct Last {
+    ~Last() {
+      if (chain != nullptr) chain->done(piece, std::numeric_limits<int64_t>::max());
+    }
+    Chain* chain;
+    int piece;
+  };
+
+ private:
+  std::vector<std::atomic<int64_t>> done_;  // blocks of each piece
+  std::vector<float> data_;
 };
 
-// One for each head of each sequence, or, where these are few and `divisible`, several, cut between blocks of queries.
-std::vector<Task> tasks_of(const Problem& problem, bool divisible, int threads) {
-  constexpr int64_t kTasks = 4, kGroup = 3 * kQueries;  // tasks wanted for each thread; queries worth packing keys for
-  const bool cut = divisible && threads > 1 && problem.sequences * problem.heads < kTasks * threads;
+// One head of one sequence, and which part of it to work on: some of its queries, or one of several pieces of its keys.
+struct Task {
+  int64_t sequence, head, first, count;
+  int piece = 0, pieces = 1;
+  std::shared_ptr<Chain> chain = nullptr;  // of several pieces
+};
+
+// Sequences, the costliest first.
+std::vector<int64_t> order_of(const Problem& problem) {
   std::vector<int64_t> order(problem.sequences);
   for (int64_t b = 0; b < problem.sequences; ++b) order[b] = b;
   const auto cost = [&](int64_t b) { return rows_of(problem.queries, b).count * rows_of(problem.keys, b).count; };
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
+  return order;
+}
+
+// Parts to cut each head into, so that every thread has `wanted` of them; 1 for a single thread.
+int64_t parts_of(const Problem& problem, int64_t wanted, int threads) {
+  const int64_t heads = std::max<int64_t>(problem.sequences * problem.heads, 1);
+  return threads > 1 ? (wanted * threads + heads - 1) / heads : 1;
+}
+
+// One for each head of each sequence, or, where these are few, several, cut between blocks of queries. The last come
+// first: where queries have stops, these usually see the most keys.
+std::vector<Task> forward_tasks(const Problem& problem, int threads) {
+  constexpr int64_t kGroup = 3;  // blocks worth packing keys for
+  const int64_t wanted = parts_of(problem, 4, threads), least = parts_of(problem, 1, threads);
   std::vector<Task> tasks;
-  for (const int64_t b : order) {
-    const int64_t count = rows_of(problem.queries, b).count, group = cut ? kGroup : std::max<int64_t>(count, 1);
+  for (const int64_t b : order_of(problem)) {
+    const int64_t count = rows_of(problem.queries, b).count, blocks = (count + kQueries - 1) / kQueries;
+    if (count == 0) continue;
+    const int64_t parts = std::min({blocks, wanted, std::max(least, blocks / kGroup)});
+    const int64_t group = (blocks + parts - 1) / parts * kQueries;
     for (int64_t head = 0; head < problem.heads; ++head) {
-      // A sequence without queries has key gradients to clear.
-      for (int64_t first = 0; first == 0 || first < count; first += group) {
+      for (int64_t first = (count - 1) / group * group; first >= 0; first -= group) {
         tasks.push_back({b, head, first, std::min(group, count - first)});
       }
+    }
+  }
+  return tasks;
+}
+
+// One for each head of each sequence, or, where these are few, one for each piece of its keys.
+std::vector<Task> backward_tasks(const Problem& problem, int64_t pitch, int threads) {
+  constexpr int64_t kPiece = 128;  // keys worth reading all queries for
+  const int64_t wanted = parts_of(problem, 2, threads);
+  std::vector<Task> tasks;
+  for (const int64_t b : order_of(problem)) {
+    const int64_t count = rows_of(problem.queries, b).count, keys = rows_of(problem.keys, b).count;
+    const auto pieces = static_cast<int>(std::clamp<int64_t>(keys / kPiece, 1, wanted));
+    for (int64_t head = 0; head < problem.heads; ++head) {
+      const auto chain = pieces == 1 ? nullptr : std::make_shared<Chain>(pieces, count * pitch);
+      for (int piece = 0; piece < pieces; ++piece) tasks.push_back({b, head, 0, count, piece, pieces, chain});
     }
   }
   return tasks;
@@ -118,10 +184,8 @@ void run(const std::vector<Task>& tasks, int64_t workspace, int threads, const B
   std::atomic<std::size_t> next{0};
   const int workers = static_cast<int>(std::min<std::size_t>(std::max(threads, 1), tasks.size()));
   ThreadPool::instance().run(workers, threads, [&](int) {
-    std::size_t task = next++;
-    if (task >= tasks.size()) return;
-    Workspace memory(workspace);
-    for (; task < tasks.size(); task = next++) {
+    Workspace memory(workspace);  // before a task is taken: others may wait for it
+    for (std::size_t task = next++; task < tasks.size(); task = next++) {
       memory.reset();
       body(tasks[task], memory);
     }
@@ -264,6 +328,20 @@ void keep(const Problem& problem, const Task& task, const Range& keys, int64_t f
   }
 }
 
+// Rows, from the first of the sequence, of the keys of this piece, of which `kept` becomes those that take part. A piece
+// has an even number of these, but for the last.
+Range cut(const Task& task, const Range& keys, std::vector<int64_t>& kept) {
+  const auto count = static_cast<int64_t>(kept.size());
+  const int64_t size = rounded((count + task.pieces - 1) / task.pieces, 2 * kUnit);
+  const auto row = [&](int64_t i) { return i < count ? kept[i] : keys.count; };
+  const int64_t first = std::min(task.piece * size, count), last = std::min(first + size, count);
+  const int64_t begin = task.piece == 0 ? 0 : row(first);
+  const Range rows{begin, row(last) - begin};
+  kept.erase(kept.begin() + last, kept.end());
+  kept.erase(kept.begin(), kept.begin() + first);
+  return rows;
+}
+
 // How many of the kept keys each of `count` queries from `first` on sees, into `seen`; the largest of these.
 int64_t see(const Problem& problem, const Task& task, const Range& keys, int64_t first, int64_t count,
             const std::vector<int64_t>& kept, int64_t* seen) {
@@ -285,8 +363,7 @@ int64_t longest(const Problem& problem, const Side& side) {
 template <typename E>
 struct Width {
   using Element = E;
-  explicit Width(int64_t dim)
-      : depth(rounded(dim, kNumbers<E>) / kNumbers<E>), row(rounded(depth, kUnit)), pitch(rounded(dim, kUnit)) {}
+  explicit Width(int64_t dim) : depth(rounded(dim, kNumbers<E>) / kNumbers<E>), row(odd_lines(depth)), pitch(odd_lines(dim)) {}
   // Of a stack of so many rows, an even number, beside the rows.
   int64_t stack(int64_t rows) const { return kNumbers<E> == 1 ? 0 : rows / 2 * pitch; }
   int64_t depth, row, pitch;
@@ -313,7 +390,7 @@ void forward(const Problem& problem, Rows q, Rows k, Rows v, Rows out, Sums lse,
     const int64_t dim = problem.dim, pitch = width.pitch;
     const int64_t for_keys = most * (2 * width.row + width.depth) + width.stack(most);
     const int64_t workspace = for_keys + kQueries * (width.row + pitch + 2) + kScores + 8 * kUnit;
-    run(tasks_of(problem, true, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
+    run(forward_tasks(problem, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
       const Range queries = rows_of(problem.queries, task.sequence), keys = rows_of(problem.keys, task.sequence);
       keep(problem, task, keys, queries.first + task.first, task.count, memory.kept);
       const auto count = static_cast<int64_t>(memory.kept.size());
@@ -361,9 +438,11 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
     const int64_t for_keys = most * 2 * (width.row + width.depth + pitch) + width.stack(most);
     const int64_t for_queries = kQueries * (2 * width.row + pitch + 2) + 2 * width.stack(kQueries);
     const int64_t workspace = for_keys + for_queries + 3 * kScores + 16 * kUnit;
-    run(tasks_of(problem, false, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
+    run(backward_tasks(problem, pitch, threads), workspace, threads, [&](const Task& task, Workspace& memory) {
       const Range queries = rows_of(problem.queries, task.sequence), keys = rows_of(problem.keys, task.sequence);
+      const Chain::Last last{task.chain.get(), task.piece};
       keep(problem, task, keys, queries.first + task.first, task.count, memory.kept);
+      const Range own = cut(task, keys, memory.kept);
       const auto count = static_cast<int64_t>(memory.kept.size());
       const auto panels_of = [&](const E* rows) {
         E* panels = memory.take<E>(most * width.depth);
@@ -384,34 +463,41 @@ void backward(const Problem& problem, Rows grad_out, Sums grad_lse, Rows q, Rows
       E *query = memory.take<E>(kQueries * width.row), *gradient = memory.take<E>(kQueries * width.row);
       const int64_t size = width.stack(kQueries);
       E *query_memory = memory.take<E>(size), *gradient_memory = memory.take<E>(size);
-      float *query_gradient = memory.take(kQueries * pitch), *scores = memory.take(3 * kScores);
+      float *block_gradient = memory.take(kQueries * pitch), *scores = memory.take(3 * kScores);
       float *sum = memory.take(kQueries), *delta = memory.take(kQueries);
       for (int64_t i = 0; i < task.count; i += kQueries) {
         const int64_t rows = std::min(kQueries, task.count - i), first = queries.first + i;
-        const T* its_gradient = at<const T>(grad_out, task, first);
-        gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, width.row);
-        gather(its_gradient, grad_out.row, nullptr, rows, dim, 1.0f, gradient, width.row);
-        const float *logarithm = at(lse, task, first), *of_logarithm = grad_lse.data ? at(grad_lse, task, first) : nullptr;
-        for (int64_t r = 0; r < rows; ++r) {
-          const bool none = logarithm[r] == -INFINITY;  // no key, no gradient, whatever comes in
-          sum[r] = none ? INFINITY : logarithm[r];
-          const float product = dot(its_gradient + r * grad_out.row, at<const T>(out, task, first + r), dim);
-          delta[r] = product - (none || !of_logarithm ? 0.0f : of_logarithm[r]);
-        }
+        float* query_gradient = task.chain ? task.chain->data() + i * pitch : block_gradient;
         packed.count = see(problem, task, keys, first, rows, memory.kept, seen);
+        if (packed.count > 0) {
+          const T* its_gradient = at<const T>(grad_out, task, first);
+          gather(at<const T>(q, task, first), q.row, nullptr, rows, dim, problem.scale, query, width.row);
+          gather(its_gradient, grad_out.row, nullptr, rows, dim, 1.0f, gradient, width.row);
+          const float *logarithm = at(lse, task, first), *of_logarithm = grad_lse.data ? at(grad_lse, task, first) : nullptr;
+          for (int64_t r = 0; r < rows; ++r) {
+            const bool none = logarithm[r] == -INFINITY;  // no key, no gradient, whatever comes in
+            sum[r] = none ? INFINITY : logarithm[r];
+            const float product = dot(its_gradient + r * grad_out.row, at<const T>(out, task, first + r), dim);
+            delta[r] = product - (none || !of_logarithm ? 0.0f : of_logarithm[r]);
+          }
+        }
+        if (task.piece == 0) std::fill_n(query_gradient, rows * pitch, 0.0f);
+        if (task.chain) task.chain->wait(task.piece, i / kQueries);
         if (packed.count > 0) {
           const E* query_stack = stack(query, rows, dim, width.row, query_memory, pitch);
           const E* gradient_stack = stack(gradient, rows, dim, width.row, gradient_memory, pitch);
           const Queries<E> block{rows, query, seen, problem.scale, gradient, query_stack, gradient_stack, sum, delta};
           blocks.backward(packed, block, query_gradient, key_gradient, value_gradient, scores);
-        } else {
-          std::fill_n(query_gradient, rows * pitch, 0.0f);
         }
-        const auto scale = [&](int64_t) { return problem.scale; };
-        scatter(query_gradient, pitch, nullptr, rows, dim, scale, at<T>(grad_q, task, first), grad_q.row);
+        if (task.piece + 1 == task.pieces) {
+          const auto scale = [&](int64_t) { return problem.scale; };
+          scatter(query_gradient, pitch, nullptr, rows, dim, scale, at<T>(grad_q, task, first), grad_q.row);
+        } else {
+          task.chain->done(task.piece, i / kQueries + 1);
+        }
       }
       T *grad_key = at<T>(grad_k, task, keys.first), *grad_value = at<T>(grad_v, task, keys.first);
-      for (int64_t j = 0; count < keys.count && j < keys.count; ++j) {
+      for (int64_t j = own.first; count < own.count && j < own.first + own.count; ++j) {
         std::fill_n(grad_key + j * grad_k.row, dim, store<T>(0.0f));
         std::fill_n(grad_value + j * grad_v.row, dim, store<T>(0.0f));
       }

@@ -57,7 +57,7 @@ struct Blocks {
   // out[i] = sum over j of exp(s_ij - largest[i]) value[j], sum[i] = the same of 1; s the scores, largest their maximum.
   // `scores` has room for kScores.
   void (*forward)(const Keys<E>& keys, const Queries<E>& queries, float* out, float* largest, float* sum, float* scores);
-  // grad_query[i] = sum over j of dS_ij key[j]; adds dS_ij query[i] to grad_key[j] and P_ij grad_out[i] to grad_value[j], with
+  // Adds dS_ij key[j] to grad_query[i], dS_ij query[i] to grad_key[j] and P_ij grad_out[i] to grad_value[j], with
   // P = exp(s - lse) and dS = P (grad_out value^T - delta). `scores` has room for 3 kScores.
   void (*backward)(const Keys<E>& keys, const Queries<E>& queries, float* grad_query, float* grad_key, float* grad_value,
                    float* scores);

@@ -21,6 +21,7 @@ typedef float F __attribute__((vector_size(kLanes * sizeof(float))));
 typedef std::uint32_t I __attribute__((vector_size(kLanes * sizeof(float))));
 
 constexpr int64_t kPanel = kVectors * kLanes;
+constexpr int64_t kDepth = 256;  // elements of a panel that stay in the first-level cache, beside those of kRows rows
 
 template <typename T>
 inline T read(const void* p) {
@@ -157,8 +158,11 @@ void multiply_panels(const Element* a, const Keys& keys, const Element* panels, 
                      int64_t rows) {
   for (int64_t j = 0; j < count; j += kPanel) {
     const Element* panel = panels + (first + j) * keys.depth;
-    few_columns<kVectors, false>({a, keys.row}, {panel, kPanel}, c + j, kScorePitch, rows,
-                                 smaller(kVectors, vectors_for(count - j)), keys.depth, false);
+    int64_t k = 0;
+    do {
+      few_columns<kVectors, false>({a + k, keys.row}, {panel + k * kPanel, kPanel}, c + j, kScorePitch, rows,
+                                   smaller(kVectors, vectors_for(count - j)), smaller(kDepth, keys.depth - k), k > 0);
+    } while ((k += kDepth) < keys.depth);
   }
 }
 
@@ -181,7 +185,7 @@ inline float sum_of(F x) {
 }
 
 void forward(const Keys& keys, const Queries& queries, float* out, float* largest, float* sum, float* scores) {
-  const int64_t wide = vectors_for(keys.pitch);
+  const int64_t wide = vectors_for(keys.depth * kNumbers);
   for (int64_t first = 0; first < keys.count; first += kKeys) {
     const int64_t count = smaller(kKeys, keys.count - first), vectors = vectors_for(count);
     multiply_panels(queries.query, keys, keys.key_panels, first, count, scores, queries.count);
@@ -227,7 +231,7 @@ void forward(const Keys& keys, const Queries& queries, float* out, float* larges
 
 void backward(const Keys& keys, const Queries& queries, float* grad_query, float* grad_key, float* grad_value,
               float* scores) {
-  const int64_t wide = vectors_for(keys.pitch), pitch = keys.pitch, rows = queries.count;
+  const int64_t wide = vectors_for(keys.depth * kNumbers), pitch = keys.pitch, rows = queries.count;
   float* grad_scores = scores + alit::attention::kScores;
   for (int64_t first = 0; first < keys.count; first += kKeys) {
     const int64_t count = smaller(kKeys, keys.count - first), vectors = vectors_for(count);
@@ -264,7 +268,7 @@ void backward(const Keys& keys, const Queries& queries, float* grad_query, float
     multiply<true>({stack, kScorePitch}, {queries.query_stack, pitch}, grad_key + first * pitch, pitch, count, wide,
                    elements(rows), true);
     multiply<false>({grad_scores, kScorePitch}, {keys.key + first / kNumbers * pitch, pitch}, grad_query, pitch, rows, wide,
-                    elements(count), first > 0);
+                    elements(count), true);
   }
 }
 

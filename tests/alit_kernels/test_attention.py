@@ -88,7 +88,8 @@ def test_a_thousand_sequences(target: Target) -> None:
 @pytest.mark.parametrize("target", targets("cpp")[1:])
 def test_threads_do_not_change_the_result(target: Target) -> None:
     """Bit for bit: many tasks, and too few, which are cut between blocks of queries."""
-    for case in (Case((70, 3, 300, 0, 65), 3, 16, masked=True), Case((400,), 1, 16)):
+    cases = (Case((70, 3, 300, 0, 65), 3, 16, masked=True), Case((400,), 1, 16))
+    for case in (*cases, Case((520,), 1, 144, masked=True), Case((390,), 1, 16, stops="random")):
         x, results = make(case, device=target.device), []
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)

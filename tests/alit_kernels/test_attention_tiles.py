@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alit_kernels import attention
+from alit_kernels import attention, stops_causal
 from alit_kernels.attention import configurations, issued_work
 from alit_kernels.attention.__main__ import table as issued_work_table
 from alit_kernels.attention.cases import Case, make
@@ -69,9 +69,9 @@ def test_kernels_do_not_depend_on_lengths(target: Target, tmp_path: Path) -> Non
 
 def test_limits_of_head_dimensions() -> None:
     """Wider heads than the kernels take: an explicit request raises and names the reason."""
-    q = torch.randn(1, 3, 1, 136)
+    q = torch.randn(1, 3, 1, 520)
     if "triton" in [t.values[0].implementation for t in targets("triton") if not t.marks]:
-        with pytest.raises(ValueError, match="head dimension 136 exceeds 128"):
+        with pytest.raises(ValueError, match="head dimension 520 exceeds 512"):
             attention(q.to(DEVICE), q.to(DEVICE), q.to(DEVICE), implementation="triton")
     assert attention(q, q, q).shape == q.shape
 
@@ -84,6 +84,58 @@ def test_issued_work_counts_what_the_kernel_does() -> None:
     for length, issued in {0: 0, 1: 32, 32: 32, 33: 64, 289: 320}.items():
         assert tile.issued(64, length) == 64 * issued
     assert issued_work(configurations.Tile(128, 128, 4, 2), 289) == Fraction(384**2, 289**2)
+
+
+def visited(kernel: str, launch: configurations.Tile, stops: torch.Tensor, keys: int) -> int:
+    """Tiles that the loops of a kernel's programs go over: to the largest stop of a tile of queries, or, in the kernel
+    of the keys' gradients, over the queries of which one stops beyond the tile's first key.
+    """
+    if kernel == "backward_keys":
+        reach = [int(block.max()) for block in stops.split(launch.columns)]
+        return sum(r > first for first in range(0, keys, launch.rows) for r in reach)
+    return sum(-(-int(block.max()) // launch.columns) for block in stops.split(launch.rows))
+
+
+@pytest.mark.parametrize("architecture", (80, 90, 100))
+@pytest.mark.parametrize("kernel", configurations.KERNELS)
+def test_stops_save_tiles(kernel: str, architecture: int) -> None:
+    """At 1024 tokens causal order visits at most 0.6 of the tiles, a prefix of a quarter at most 0.45."""
+    causal, prefix = stops_causal(1024), torch.full((1024,), 256)
+    for name, head_dim, size in configurations.TABLE:
+        if name == kernel:
+            dtype = torch.float32 if size == 4 else torch.bfloat16
+            launch = configurations.tile(kernel, head_dim, dtype, architecture)
+            every = launch.issued(1024, 1024) // (launch.rows * launch.columns)
+            assert visited(kernel, launch, causal, 1024) <= 0.6 * every
+            assert visited(kernel, launch, prefix, 1024) <= 0.45 * every
+
+
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_the_kernels_visit_no_other_tiles(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted where a program loads its keys or queries, in the interpreter."""
+    if target.device == "cuda":
+        pytest.skip("the interpreter counts")
+    from alit_kernels.attention import kernels
+
+    loads = {"forward": "_forward_step", "backward_queries": "_query_gradient_step"}
+    loads["backward_keys"] = "_key_gradient_step"
+    launch = configurations.Tile(16, 16, 4, 2, True)
+    for kernel in loads:
+        monkeypatch.setitem(configurations.TABLE, (kernel, 16, 4), (launch,) * 3)
+    counts = dict.fromkeys(loads, 0)
+    for kernel, name in loads.items():
+        step = getattr(kernels, name)
+
+        def counted(*arguments: object, kernel: str = kernel, step: object = step) -> object:
+            counts[kernel] += 1
+            return step(*arguments)
+
+        monkeypatch.setattr(kernels, name, counted)
+    q, k, v = (torch.randn(1, 64, 1, 16, requires_grad=True) for _ in range(3))
+    for stops in (stops_causal(64), torch.full((64,), 16, dtype=torch.int32)):
+        counts.update(dict.fromkeys(loads, 0))
+        attention(q, k, v, key_stop=stops, implementation="triton").sum().backward()
+        assert counts == {kernel: visited(kernel, launch, stops, 64) for kernel in loads}
 
 
 def test_the_page_shows_the_issued_work() -> None:
