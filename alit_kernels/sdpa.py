@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
       least 2^16 entries for queries and keys, and lets every query see a prefix of the keys: it is boolean, or 0 and
       -inf and wants no gradient. It is read for that, in every call anew; on a GPU the host would have to wait for it;
     - ``query``, ``key`` and ``value`` are dense, of one dtype (float32, bfloat16 or float16) and device, with equal
-      batch dimensions and channels; on a GPU at most 128 of these;
+      batch dimensions and channels; on a GPU at most 512 of these;
     - neither a transform of ``torch.func``, forward-mode differentiation, a tracer nor a dispatch mode (FLOP counters,
       fake tensors) is at work, and ``torch.nn.attention.sdpa_kernel`` leaves flash attention on.
 
