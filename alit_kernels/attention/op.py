@@ -287,7 +287,8 @@ def _limit(q: Tensor) -> str:
     if width > MAX_HEAD_DIM:
         return f"head dimension {width} exceeds {MAX_HEAD_DIM}"
     if width > 256 and q.device.type == "cuda":
-        shared = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
+        properties: Any = torch.cuda.get_device_properties(q.device)
+        shared = properties.shared_memory_per_block_optin
         if shared < WIDE_SHARED:
             return f"head dimension {width} needs {WIDE_SHARED} bytes of shared memory, this GPU has {shared}"
     return ""

@@ -228,6 +228,7 @@ int main() {
       {{200}, {65}, 1, 128, 0, false},        // several blocks of queries; too few tasks: cut between them
       {{9, 33, 66}, {66, 9, 300}, 2, 20, 5, true, true},
       {{200}, {65}, 1, 16, 0, false, true},
+      {{200}, {530}, 1, 16, 0, false},        // too few tasks backward: cut between blocks of keys
   };
   for (const Case& c : cases) {
     check_case<float>(c, Type::float32, 1e-5);
