@@ -117,18 +117,6 @@ ROWS: dict[str, Row] = {
             "autocast on a CPU": passed_on("TiTok", call=within_autocast),
         },
     ),
-    "LlamaGen": Row(
-        classes="VectorQuantizer",
-        works={
-            "`l2_norm` or not": swapped("LlamaGen", "LlamaGen, cosine, usage"),
-            "`entropy_loss_ratio`": swapped("LlamaGen, entropy", "LlamaGen, cosine, entropy"),
-            "`show_usage`": swapped("LlamaGen, cosine, usage"),
-        },
-        left={
-            "an entropy loss of another temperature": not_swapped("another temperature"),
-            **half_and_autocast("LlamaGen"),
-        },
-    ),
     "GigaTok": Row(
         classes="VectorQuantizer",
         works={
@@ -140,6 +128,18 @@ ROWS: dict[str, Row] = {
             "`stochastic`": not_swapped("stochastic codes"),
             "`simvq`": not_swapped("SimVQ"),
             **half_and_autocast("GigaTok"),
+        },
+    ),
+    "LlamaGen": Row(
+        classes="VectorQuantizer",
+        works={
+            "`l2_norm` or not": swapped("LlamaGen", "LlamaGen, cosine, usage"),
+            "`entropy_loss_ratio`": swapped("LlamaGen, entropy", "LlamaGen, cosine, entropy"),
+            "`show_usage`": swapped("LlamaGen, cosine, usage"),
+        },
+        left={
+            "an entropy loss of another temperature": not_swapped("another temperature"),
+            **half_and_autocast("LlamaGen"),
         },
     ),
     "taming": Row(
