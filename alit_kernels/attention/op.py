@@ -27,7 +27,7 @@ from .._checks import (
     shown,
 )
 from .._library import Op
-from . import reference
+from . import products, reference
 from .configurations import MAX_HEAD_DIM, WIDE_SHARED
 from .layout import empty_gradients, empty_rows, empty_sums
 from .problem import Problem
@@ -74,6 +74,8 @@ def attention(
     check_shape("q", q, ndim=4)
     _check_keys(q, k, v, key_mask, key_stop, (q.shape[0], None))
     check_flag("return_lse", return_lse)
+    if key_mask is key_stop is None and not return_lse and products.fit(q, k, v, implementation):
+        return products.attention(q, k, v, _scale(scale, q))
     lengths = q.shape[1], k.shape[1]
     values = q, k, v, None, None, *lengths, key_mask, key_stop, _scale(scale, q)
     return _dense.first(arguments, values, None if return_lse else _output)

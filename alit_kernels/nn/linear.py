@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from .._cpu import mkl_is_slow
 from .._dispatch import transformed
 
 #: Multiply-adds from which on oneDNN is worth its start.
@@ -160,10 +161,5 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than MKL on this machine: AMD processors with AVX-512, where
-    torch can tell (``torch.cpu.get_capabilities``).
-    """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    has = torch.cpu.get_capabilities().get
-    return bool(has("avx512_f") and has("sse4a"))  # SSE4a is AMD's alone
+    """Whether float32 matrices are multiplied by oneDNN, which has to be on board, and not by MKL."""
+    return torch.backends.mkldnn.is_available() and mkl_is_slow()

@@ -11,6 +11,7 @@ from torch.nn.functional import gelu
 from torch.utils.flop_counter import FlopCounterMode
 
 import alit_kernels.nn.linear as module
+from alit_kernels._cpu import mkl_is_slow
 from alit_kernels.nn.linear import GELULinear, Linear, linear, onednn_is_faster
 
 
@@ -252,7 +253,7 @@ def test_the_choice_is_made_by_the_processor(monkeypatch: pytest.MonkeyPatch) ->
         ({"avx2": True, "sse4a": True}, False),
         ({}, False),
     ):
-        onednn_is_faster.cache_clear()
+        mkl_is_slow.cache_clear(), onednn_is_faster.cache_clear()
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
         assert onednn_is_faster() is expected
-    onednn_is_faster.cache_clear()
+    mkl_is_slow.cache_clear(), onednn_is_faster.cache_clear()

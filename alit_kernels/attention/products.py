@@ -1,0 +1,72 @@
+"""Wide heads on a CPU, such as the one of a VQGAN's attention: two products of torch's and a softmax between them.
+
+A kernel that keeps no scores computes them again in its backward, a seventh product beside six, and at 256 channels and
+more products are nearly all there is to do. Here the probabilities are kept: B H N M numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._calls import requested
+from .._cpu import mkl_is_slow
+from .._plain import is_plain, watched
+
+#: Channels of a head from which on keeping the probabilities pays, and scores of a head up to which they are kept.
+LEAST_WIDTH, MOST_SCORES = 256, 2**20
+
+
+def fit(q: Tensor, k: Tensor, v: Tensor, implementation: str) -> bool:
+    """Whether this is how a dense call without mask, stops and log-sum-exp is computed: float32 on a CPU, wide heads.
+
+    AMD's processors with AVX-512 have kernels of ours that are faster than torch's products.
+    """
+    return (
+        q.is_cpu
+        and q.dtype == torch.float32
+        and q.shape[-1] >= LEAST_WIDTH
+        and q.shape[1] * k.shape[1] <= MOST_SCORES
+        and requested(implementation) == "auto"
+        and not torch.compiler.is_compiling()
+        and is_plain(q, k, v)
+        and not watched()
+        and not mkl_is_slow()
+    )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T) v of (B, N, H, D) float32 queries and (B, M, H, D) keys and values: (B, N, H, D)."""
+    batch, _, heads, _ = q.shape
+    rows: Any = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = _Products.apply(*rows, scale)
+    return out.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
+
+
+class _Products(torch.autograd.Function):
+    """With P = softmax(scale Q K^T) and dS = P (dO V^T - rowsum(P dO V^T)):
+    dV = P^T dO, dQ = scale dS K, dK = scale dS^T Q.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        p = torch.bmm(q * scale, k.transpose(1, 2)).softmax(-1)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        return torch.bmm(p, v)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p = ctx.saved_tensors
+        wants_q, wants_k, wants_v, _ = ctx.needs_input_grad
+        grad_q = grad_k = None
+        grad_v = torch.bmm(p.transpose(1, 2), grad) if wants_v else None
+        if wants_q or wants_k:
+            grad_p = torch.bmm(grad, v.transpose(1, 2))
+            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
+            grad_q = torch.bmm(grad_s, k) if wants_q else None
+            grad_k = torch.bmm(grad_s.transpose(1, 2), q) if wants_k else None
+        return grad_q, grad_k, grad_v, None
