@@ -64,6 +64,7 @@ def names() -> dict[str, Any]:
         },
         **{"mask": torch.rand(2, 9) > 0.3, "reconstruction_loss": lambda x: x.square().mean()},
         "quantizer": alit_kernels.nn.VectorQuantizer(4096, 12),
+        **{"codebook_entropy": alit_kernels.codebook_entropy, "weight": 0.1},
         "VectorQuantizer2": lambda n, dim, beta: VectorQuantizer2(n, dim, legacy=True),
         "VQ_models": {"VQ-16": lambda entropy_loss_ratio: LlamaGenQuantizer(40, 6, cosine=True)},
         **{"TiTok": lambda config: small(), "config": None},
