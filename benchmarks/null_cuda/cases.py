@@ -18,7 +18,15 @@ from torch.nn.attention import varlen as torch_varlen
 import alit_kernels as ak
 from alit import TransformerConfig
 from alit.layers import Transformer
-from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
+from alit_kernels.nn import (
+    GELULinear,
+    GroupedVQ,
+    Linear,
+    ResidualVQ,
+    SelfAttention,
+    UsageWindow,
+    VectorQuantizer,
+)
 
 from ..peers import eager
 
@@ -199,7 +207,15 @@ def _codebooks() -> Iterator[Case]:
     yield Case(
         "nn.VectorQuantizer, moving average", z, lambda x: average(x).quantized, dtype=torch.float32
     )
+    residual, grouped = ResidualVQ(4, CODES, 12).cuda(), GroupedVQ(2, CODES, 12).cuda()
+    yield Case("nn.ResidualVQ", z, lambda x: residual(x).quantized, dtype=torch.float32)
+    yield Case("nn.GroupedVQ", z, lambda x: grouped(x).quantized, dtype=torch.float32)
     flat, index = (BATCH * 256, 12), zeros(BATCH * 256)
+    window = UsageWindow(CODES).cuda()
+    yield Case(
+        "nn.UsageWindow", flat, lambda x: (window.update(index), window.recent)[1],
+        dtype=torch.float32, learns=False,
+    )  # fmt: skip
     yield Case(
         "nearest_codeword", flat, lambda x: ak.nearest_codeword(x, codes),
         "distance matrix", lambda x: nearest(x, codes), torch.float32, learns=False,
