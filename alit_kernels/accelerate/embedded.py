@@ -6,19 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..codebook_entropy import codebook_entropy
 from ..nearest_codeword import nearest_codeword
 from ..vector_quantize import VectorQuantized, vector_quantize
-from .family import Family, Forward, takes
+from .family import Family, Forward, between_codes, takes
 
 
-def of_one_tensor(compute: Callable[[Any, Tensor], Any], *, casts: bool = False) -> Forward:
+def of_one_tensor(
+    compute: Callable[[Any, Tensor], Any],
+    *,
+    casts: bool = False,
+    when: Callable[[Any], bool] = lambda module: True,
+) -> Forward:
     """The forward of a family whose module is called with a tensor alone; other calls stay as they were."""
 
     def forward(self: Any, original: Forward, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and takes(args[0], self.embedding.weight, casts=casts):
+        alone = len(args) == 1 and not kwargs and when(self)
+        if alone and takes(args[0], self.embedding.weight, casts=casts):
             return compute(self, args[0])
         return original(self, *args, **kwargs)
 
@@ -98,14 +104,40 @@ def _refused_by_gigatok(module: Any) -> str:
     return next((why for option, why in options.items() if getattr(module, option)), "")
 
 
+#: Of LlamaGen's entropy loss, as it is written in its code.
+_TEMPERATURE = 0.01
+
+
 def _entropy_loss(self: Any, z: Tensor, codes: Tensor, metric: str) -> Tensor:
-    """LlamaGen's, with the constants that are written in its code."""
     if not self.entropy_loss_ratio:
         return (z.sum() + codes.sum()) * 0
     sample, batch = codebook_entropy(
-        z.movedim(1, -1), codes, temperature=0.01, metric=metric, epsilon=1e-5
+        z.movedim(1, -1), codes, temperature=_TEMPERATURE, metric=metric, epsilon=1e-5
     )
     return self.entropy_loss_ratio * (sample - batch)
+
+
+def _between_codes(module: Any, codes: Tensor, *options: Any) -> Tensor:
+    """Vectors by which the probe sees another temperature."""
+    codes = nn.functional.normalize(codes, dim=-1) if module.l2_norm else codes
+    return between_codes(module, codes, *options, scale=_TEMPERATURE)
+
+
+def _families_with_entropy(
+    name: str, compute: Callable[[Any, Tensor], Any], **options: Any
+) -> tuple[Family, Family]:
+    """Without an entropy loss, whose calls are the module's own once it is turned on, and with one, which is proved."""
+    off = lambda module: not module.entropy_loss_ratio  # noqa: E731
+    common = {"classes": "VectorQuantizer", "cosine": lambda module: module.l2_norm, **options}
+    return (
+        Family(name=name, when=off, parts={"": of_one_tensor(compute, when=off)}, **common),
+        Family(
+            name=f"{name}, entropy loss",
+            parts={"": of_one_tensor(compute)},
+            rows=_between_codes,
+            **common,
+        ),
+    )
 
 
 def _of_transformers(self: Any, hidden: Tensor) -> Any:
@@ -133,20 +165,16 @@ EMBEDDED = (
         cosine=lambda module: module.use_l2_norm,
         refused=lambda module: "clustering_vq" if getattr(module, "clustering_vq", False) else "",
     ),
-    Family(
-        name="GigaTok",
-        classes="VectorQuantizer",
+    *_families_with_entropy(
+        "GigaTok",
+        _gigatok,
         attributes="embedding n_e beta l2_norm entropy_loss_ratio show_usage rot stochastic simvq",
-        parts={"": of_one_tensor(_gigatok)},
-        cosine=lambda module: module.l2_norm,
         refused=_refused_by_gigatok,
     ),
-    Family(
-        name="LlamaGen",
-        classes="VectorQuantizer",
+    *_families_with_entropy(
+        "LlamaGen",
+        _llamagen,
         attributes="embedding n_e beta l2_norm entropy_loss_ratio show_usage",
-        parts={"": of_one_tensor(_llamagen)},
-        cosine=lambda module: module.l2_norm,
     ),
     Family(
         name="taming",

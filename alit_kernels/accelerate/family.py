@@ -27,6 +27,26 @@ def near_codes(module: Any, codes: Tensor, count: int, generator: torch.Generato
     return codes[chosen] + 0.2 * codes.std() * noise
 
 
+def between_codes(
+    module: Any, codes: Tensor, count: int, generator: torch.Generator, *, scale: float
+) -> Tensor:
+    """(count, D): like :func:`near_codes`, every other one between two codes instead, nearly as far from either: its
+    squared distances differ by 0.5 to 300 times ``scale``. Another temperature of that scale shows.
+    """
+    rows = near_codes(module, codes, count, generator)
+    if len(codes) < 2:
+        return rows
+    half = rows[::2]
+    first = codes[torch.randint(len(codes), (len(half),), generator=generator).to(codes.device)]
+    distance = torch.cdist(first, codes)
+    distance[distance == 0] = torch.inf
+    towards = codes[distance.argmin(1)] - first
+    spread = torch.rand(len(half), 1, generator=generator).to(codes)
+    apart = 0.5 * scale * 600**spread / (2 * towards.square().sum(1, keepdim=True))
+    rows[::2] = first + towards * (0.5 - apart).clamp(min=0.05)
+    return rows
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of quantizer. What works with it and what does not is in ``docs/your-tokenizer.md``.
@@ -35,6 +55,7 @@ class Family:
         name: in reports and in the documentation.
         classes: qualified names of its classes.
         package: where these are; empty for a class that repositories copy from each other.
+        when: which instances of these.
         attributes: what an instance has, separated by blanks; after a dot, what a part has.
         parts: path of a submodule, empty for the module itself -> its forward in our way.
         refused: why a module of the family computes something else; empty if it does not.
@@ -50,6 +71,7 @@ class Family:
     attributes: str
     parts: Mapping[str, Forward]
     package: str = ""
+    when: Callable[[Any], bool] = lambda module: True
     refused: Callable[[Any], str] = _no
     layout: Callable[[Any], str] = lambda module: "bchw"
     codes: Callable[[Any], Tensor] = lambda module: module.embedding.weight
@@ -64,6 +86,7 @@ class Family:
             cls.__qualname__ in self.classes.split()
             and f"{cls.__module__}.".startswith(f"{self.package}." if self.package else "")
             and all(_has(module, name) for name in self.attributes.split())
+            and self.when(module)
         )
 
     def obstacle(self, module: Any) -> str:

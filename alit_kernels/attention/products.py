@@ -62,11 +62,15 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, p = ctx.saved_tensors
         wants_q, wants_k, wants_v, _ = ctx.needs_input_grad
-        grad_q = grad_k = None
-        grad_v = torch.bmm(p.transpose(1, 2), grad) if wants_v else None
-        if wants_q or wants_k:
-            grad_p = torch.bmm(grad, v.transpose(1, 2))
-            grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
-            grad_q = torch.bmm(grad_s, k) if wants_q else None
-            grad_k = torch.bmm(grad_s.transpose(1, 2), q) if wants_k else None
+        grad_q = grad_k = grad_v = None
+        with torch.autocast(
+            "cpu", enabled=False
+        ):  # which may be on here, and was off in the forward
+            if wants_v:
+                grad_v = torch.bmm(p.transpose(1, 2), grad)
+            if wants_q or wants_k:
+                grad_p = torch.bmm(grad, v.transpose(1, 2))
+                grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
+                grad_q = torch.bmm(grad_s, k) if wants_q else None
+                grad_k = torch.bmm(grad_s.transpose(1, 2), q) if wants_k else None
         return grad_q, grad_k, grad_v, None

@@ -69,14 +69,15 @@ def stops_of(mask: Tensor) -> Tensor | None:
         (N,) int32.
     """
     # numpy compares with a number six times faster than torch does.
-    values = mask.numpy() if mask.dtype in (torch.bool, torch.float32) else mask.float().numpy()
+    plain = mask.dtype in (torch.bool, torch.float32)
+    values = (mask if plain else mask.float()).resolve_neg().numpy()
     for rows in (values[:1], values[-1:], values):  # the first and the last tell most other masks
         seen = rows if rows.dtype == bool else rows == 0
-        stops = np.where(seen[:, -1], rows.shape[1], seen.argmin(1))
-        count = np.count_nonzero(seen)
-        if stops.sum() != count:
+        if (seen[:, 1:] > seen[:, :-1]).any():
             return None
-        hidden = None if seen is rows else np.count_nonzero(rows == -np.inf)
-        if hidden is not None and (hidden != rows.size - count or not stops.all()):
-            return None
+        if seen is not rows:
+            others = rows.size - np.count_nonzero(seen)
+            if np.count_nonzero(rows == -np.inf) != others or not seen[:, 0].all():
+                return None
+    stops = np.where(seen[:, -1], seen.shape[1], seen.argmin(1))
     return torch.from_numpy(stops.astype(np.int32))

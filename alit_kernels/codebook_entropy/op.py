@@ -55,7 +55,7 @@ def codebook_entropy(
         :class:`CodebookEntropy` of float32 scalars (float64 for float64), 0 if nothing takes part, differentiable with
         respect to z and codebook. Memory is O(N + K D), forward and backward: the backward computes the distributions
         again. A code that has no probability for any vector has no gradient. Under autocast everything is computed in
-        float32; float64 stays. A distance that overflows float32 makes both NaN.
+        float32; float64 stays. A vector of NaN or infinity makes both NaN.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or option.

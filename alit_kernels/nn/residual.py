@@ -147,7 +147,9 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def initialize(self, z: Tensor, mask: Tensor | None = None, **options: Any) -> None:
-        """:meth:`VectorQuantizer.initialize` of one level after the other, each with what those before it left."""
+        """:meth:`VectorQuantizer.initialize` of one level after the other, each with what those before it left; of a
+        shared codebook with ``z`` alone.
+        """
         level: Any
         for level in self.levels:
             level.initialize(z, mask, **options)
@@ -192,8 +194,10 @@ class GroupedVQ(nn.Module):
         self.dim, self.channel_dim = dim, channel_dim
         self._axis = -1 if num_levels is None else -2
 
-    def forward(self, z: Tensor, mask: Tensor | None = None, **levels: Any) -> VectorQuantized:
-        """Quantize each group of channels; arguments are those of the groups.
+    def forward(
+        self, z: Tensor, mask: Tensor | None = None, *, levels: Tensor | None = None
+    ) -> VectorQuantized:
+        """Quantize each group of channels; arguments are those of the groups, ``levels`` where these have levels.
 
         Returns:
             :class:`VectorQuantized`: ``index`` (..., G) or (..., G, L), ``mask`` like it or None; losses are means
@@ -207,10 +211,20 @@ class GroupedVQ(nn.Module):
             raise ValueError(
                 f"z: expected {self.dim} channels in dimension {self.channel_dim}, got {tuple(z.shape)}"
             )
+        if levels is not None and self._axis == -1:
+            raise ValueError("levels: expected None without num_levels, got a tensor")
+        taken = {} if levels is None else {"levels": levels}
         parts = z.chunk(len(self.groups), self.channel_dim)
-        found = [g(part, mask, **levels) for g, part in zip(self.groups, parts, strict=True)]
+        found = [g(part, mask, **taken) for g, part in zip(self.groups, parts, strict=True)]
         quantized = torch.cat([each.quantized for each in found], self.channel_dim)
         return _joined(quantized, found, self._axis, torch.mean)
+
+    def initialize(self, z: Tensor, mask: Tensor | None = None, **options: Any) -> None:
+        """``initialize`` of each group with its channels of ``z``."""
+        group: Any
+        parts = z.chunk(len(self.groups), self.channel_dim)
+        for group, part in zip(self.groups, parts, strict=True):
+            group.initialize(part, mask, **options)
 
     def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
         """The codes of ``index`` (..., G) or (..., G, l), or of a result, in the layout of ``forward``.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_number
+from .._checks import check_count, check_number, check_tensor
 from ..attention import attention, varlen_attention
 from ..attention.op import self_attention
 from ..ragged import pack, unpack
@@ -66,9 +66,15 @@ class SelfAttention(nn.Module):
         context_width: int | None = None,
     ) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
+        check_count("width", width)
+        check_count("heads", heads, minimum=1)
+        if width % heads:
             raise ValueError(f"heads: expected a divisor of width {width}, got {heads}")
         qkv_bias = bias if qkv_bias is None else qkv_bias
+        if qk_norm is not None and not callable(qk_norm):
+            raise TypeError(
+                f"qk_norm: expected None or a callable such as nn.RMSNorm, got {type(qk_norm).__name__}"
+            )
         if qkv_bias not in (True, False, "qv"):
             raise ValueError(f"qkv_bias: expected True, False or 'qv', got {qkv_bias!r}")
         self.heads, self.qkv_bias, self.context_width = heads, qkv_bias, context_width
@@ -76,6 +82,9 @@ class SelfAttention(nn.Module):
         self._normalized = qk_norm is not None
         shapes: dict[str, tuple[int, ...]] = {"in_proj_weight": (3 * width, width)}
         if context_width is not None:
+            check_count("context_width", context_width, minimum=1)
+        self._apart = context_width not in (None, width)
+        if context_width is not None and self._apart:
             of_context = (width, context_width)
             shapes = {"q_proj_weight": (width, width)}
             shapes |= {"k_proj_weight": of_context, "v_proj_weight": of_context}
@@ -160,7 +169,7 @@ class SelfAttention(nn.Module):
                     "lengths: expected None with offsets, queries, key_mask, key_stop, rope or context, got a tensor"
                 )
             if not self.plain:
-                self._check(None, None, None, None, None)
+                self._check(x, None, None, None, None, None)
             batch, length = x.shape[:2]
             rows, offsets = pack(x, lengths, capacity=batch * length)
             return unpack(self._packed(rows, offsets, length), offsets, max_length=length)
@@ -169,7 +178,7 @@ class SelfAttention(nn.Module):
                 return self._packed(x, offsets, x.shape[0] if max_length is None else max_length)
             return self.out_proj(self_attention(self._project(x)).flatten(-2))
         if not (usual and self.plain):
-            self._check(queries, offsets, context, context_offsets, max_context_length)
+            self._check(x, queries, offsets, context, context_offsets, max_context_length)
         options: Any = {"key_mask": key_mask, "key_stop": key_stop, "scale": self._scale}
         if offsets is None:
             rows = x if queries is None else x[:, queries]
@@ -226,7 +235,7 @@ class SelfAttention(nn.Module):
         """Queries of some rows, keys and values of others."""
         width = queries.shape[-1]
         bias = self._qv_bias() if self.qkv_bias == "qv" else self.in_proj_bias
-        if self.context_width is not None:
+        if self._apart:
             weights = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
             biases = (None,) * 3 if bias is None else bias.split(width)
             rows = queries, context, context
@@ -246,6 +255,7 @@ class SelfAttention(nn.Module):
 
     def _check(
         self,
+        x: Tensor,
         queries: slice | None,
         offsets: Tensor | None,
         context: Tensor | None,
@@ -255,6 +265,12 @@ class SelfAttention(nn.Module):
         if context is None and self.context_width is not None:
             raise ValueError(
                 f"context: expected one of {self.context_width} channels (context_width), got None"
+            )
+        if context is not None:
+            channels = self.context_width or self.out_proj.in_features
+            packed = offsets is not None
+            check_tensor(
+                "context", context, shape=(*(() if packed else (x.shape[0],)), None, channels)
             )
         if context is not None and queries is not None:
             raise ValueError("queries: expected None with context, got a slice")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_count, check_same
+from ..codebook_statistics.op import check_index
 from ..vector_quantize import VectorQuantized
 from .codebook import CodebookUsage, codebook_usage, taking_part
 
@@ -39,10 +40,12 @@ class UsageWindow(nn.Module):
             mask: (...) bool, True where a vector takes part.
 
         Raises:
-            TypeError, ValueError: wrong dtype, shape or device.
+            TypeError, ValueError: wrong dtype, shape or device; on the CPU also an index out of range.
         """
         index, mask = taking_part(index, mask)
         check_same("device", recent=self.recent, index=index)
+        if index.is_cpu and not torch.compiler.is_compiling():
+            check_index("index", index, self.num_codes, mask)
         codes = index.flatten().int()
         if mask is not None:
             codes = torch.where(mask.flatten(), codes, -1)

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <new>
@@ -75,21 +76,29 @@ class Chain {
 
   // Until the piece before has done its part of a block. It is under way: tasks are taken in their order.
   void wait(int piece, int64_t block) const {
-    while (piece > 0 && done_[piece - 1].load(std::memory_order_acquire) <= block) std::this_thread::yield();
+    while (piece > 0) {
+      const int64_t done = done_[piece - 1].load(std::memory_order_acquire);
+      if (done == kFailed) throw std::runtime_error("attention: another part of the backward failed");
+      if (done > block) return;
+      std::this_thread::yield();
+    }
   }
 
   void done(int piece, int64_t blocks) { done_[piece].store(blocks, std::memory_order_release); }
 
-  // At the end of its scope a piece is done, also where it throws: nobody waits for it any more.
+  // At the end of its scope a piece is done, or has failed where it throws: nobody waits for it any more.
   struct Last {
     ~Last() {
-      if (chain != nullptr) chain->done(piece, std::numeric_limits<int64_t>::max());
+      const bool failed = std::uncaught_exceptions() > exceptions;
+      if (chain != nullptr) chain->done(piece, failed ? kFailed : std::numeric_limits<int64_t>::max());
     }
     Chain* chain;
     int piece;
+    int exceptions = std::uncaught_exceptions();
   };
 
  private:
+  static constexpr int64_t kFailed = -1;
   std::vector<std::atomic<int64_t>> done_;  // blocks of each piece
   std::vector<float> data_;
 };

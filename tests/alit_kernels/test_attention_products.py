@@ -71,6 +71,19 @@ def test_views_empty_batches_and_parts_that_learn(taken: list[int]) -> None:
     assert len(taken) == 7
 
 
+@pytest.mark.parametrize("learns", ((0, 1, 2), (2,)))
+def test_a_backward_within_autocast(learns: tuple[int, ...], taken: list[int]) -> None:
+    """Blocks of a VQGAN leave autocast for their attention; the backward is called within."""
+    leaves = [values(2, 8, 1, 256, seed=i).requires_grad_(i in learns) for i in range(3)]
+    wanted = [leaves[i] for i in learns]
+    expected = torch.autograd.grad(attention(*leaves).sum(), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            out = attention(*leaves)
+        found = torch.autograd.grad(out.sum(), wanted)
+    assert all(map(torch.equal, found, expected)) and len(taken) == 2
+
+
 def test_other_calls_are_the_kernels(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     q = values(1, 4, 1, 256)
     mask, stops = torch.ones(1, 4, dtype=torch.bool), torch.full((4,), 4, dtype=torch.int32)

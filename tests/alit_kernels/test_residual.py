@@ -239,6 +239,14 @@ def test_narrow_and_empty_input(name: str) -> None:
     assert empty.quantized.shape == (0, 3, 4) and empty.loss == 0 and len(empty.index) == 0
 
 
+def test_groups_are_initialized_with_their_channels() -> None:
+    torch.manual_seed(0)
+    z = torch.cat([torch.randint(0, 8, (500, 2)) % 4, torch.randint(10, 14, (500, 2))], 1).float()
+    for module, worst in ((GroupedVQ(2, 16, 4), 0.3), (GroupedVQ(2, 16, 4, num_levels=3), 0.03)):
+        module.initialize(z)
+        assert (module.eval()(z).quantized - z).square().mean() < worst
+
+
 RESIDUAL, GROUPED = ResidualVQ(2, 8, 4), GroupedVQ(2, 8, 4)
 Z, INDEX = torch.randn(3, 4), torch.zeros(3, 2, dtype=torch.int64)
 
@@ -260,6 +268,7 @@ Z, INDEX = torch.randn(3, 4), torch.zeros(3, 2, dtype=torch.int64)
         (lambda: GroupedVQ(0, 8, 4), ValueError, "num_groups: expected at least 1"),
         (lambda: GroupedVQ(3, 8, 4), ValueError, "dim: expected a multiple of num_groups, 3, got 4"),
         (lambda: GROUPED(Z[:, :3]), ValueError, "z: expected 4 channels in dimension -1, got"),
+        (lambda: GROUPED(Z, levels=INDEX[:, 0]), ValueError, "levels: expected None without num_levels"),
         (lambda: GROUPED("z"), TypeError, "z: expected a tensor, got str"),
         (lambda: GROUPED.codes(INDEX[:, :1]), ValueError, "index: expected 2 groups"),
     ],

@@ -259,7 +259,14 @@ def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
     q, k = values(2, 4, 260, 8), values(2, 4, 300, 8)
     window = causal & ~causal.tril(-20)
     added = causal.float().log()
+    balanced = torch.ones(
+        260, 300, dtype=torch.bool
+    )  # a row sees too few as often as another too many
+    balanced[50:100, 60:120] = False
+    balanced[100:150, 60:120] = balanced[100:150, 240:] = False
     masks = (
+        balanced,
+        balanced.float().log(),
         with_a_hole,
         causal.flip(1),
         window,
@@ -271,7 +278,7 @@ def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
     for mask in masks:
         check(q, k, k, attn_mask=mask)
     check(q[..., :8, :], k, k, attn_mask=causal[:8])  # too small to be worth it
-    assert len(passed) == 8 and not taken
+    assert len(passed) == 10 and not taken
     nothing_seen = added.clone()
     nothing_seen[100] = -torch.inf
     ours, theirs = (call(q, k, k, nothing_seen) for call in (ak.scaled_dot_product_attention, held))
@@ -281,7 +288,7 @@ def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
             outcome(call, q, k, k, mask) for call in (ak.scaled_dot_product_attention, held)
         )
         assert ours == theirs
-    assert len(passed) == 11 and not taken
+    assert len(passed) == 13 and not taken
     for wrong in (causal[:, :299], causal[:259], causal.expand(3, 4, -1, -1)):
         ours, theirs = (
             outcome(call, q, k, k, wrong) for call in (ak.scaled_dot_product_attention, held)

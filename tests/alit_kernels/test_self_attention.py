@@ -301,12 +301,13 @@ def test_options_of_packed_rows(options: dict[str, Any]) -> None:
         torch.testing.assert_close(some[i], one[0])
 
 
-def test_parameters_of_a_context_are_torchs() -> None:
-    theirs = nn.MultiheadAttention(WIDTH, HEADS, kdim=CONTEXT, vdim=CONTEXT, batch_first=True)
-    ours = SelfAttention(WIDTH, HEADS, context_width=CONTEXT)
+@pytest.mark.parametrize("channels", (CONTEXT, WIDTH))
+def test_parameters_of_a_context_are_torchs(channels: int) -> None:
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, kdim=channels, vdim=channels, batch_first=True)
+    ours = SelfAttention(WIDTH, HEADS, context_width=channels)
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    x, context = torch.randn(3, 7, WIDTH), torch.randn(3, 5, CONTEXT)
+    x, context = torch.randn(3, 7, WIDTH), torch.randn(3, 5, channels)
     expected = theirs(x, context, context, need_weights=False)[0]
     compare(ours, theirs, ours(x, context=context), expected)
 
@@ -340,6 +341,9 @@ def test_names_of_parameters() -> None:
         ({"context": torch.zeros(3, 5, WIDTH), "queries": slice(1, 5)}, "queries"),
         ({"context_offsets": torch.zeros(4, dtype=torch.int32)}, "context_offsets"),
         ({"max_context_length": 7}, "max_context_length"),
+        ({"context": torch.zeros(3, 5, WIDTH - 1)}, "context"),
+        ({"context": torch.zeros(2, 5, WIDTH)}, "context"),
+        ({"context": torch.zeros(5, WIDTH)}, "context"),
         ({"context": torch.zeros(3, 5, WIDTH), "context_offsets": LENGTHS}, "context_offsets"),
         ({"context": torch.zeros(3, 5, WIDTH), "max_context_length": 5}, "max_context_length"),
         ({"offsets": LENGTHS, "context": torch.zeros(5, WIDTH)}, "context_offsets"),
@@ -358,9 +362,14 @@ def test_wrong_options_are_named() -> None:
         ({"qkv_bias": "kv"}, "qkv_bias"),
         ({"scale": float("nan")}, "scale"),
         ({"scale": "1"}, "scale"),
+        ({"context_width": 0}, "context_width"),
+        ({"context_width": "a"}, "context_width"),
+        ({"qk_norm": True}, "qk_norm"),
+        ({"heads": 2.0}, "heads"),
+        ({"heads": True}, "heads"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
-            SelfAttention(WIDTH, HEADS, **options)
+            SelfAttention(WIDTH, **{"heads": HEADS, **options})
     of_context = SelfAttention(WIDTH, HEADS, context_width=CONTEXT)
     for call in ({}, {"lengths": LENGTHS}):
         with pytest.raises(ValueError, match="context: expected one of 12 channels"):

@@ -102,6 +102,14 @@ def half_and_autocast(*names: str) -> dict[str, Check]:
     }
 
 
+def entropy_turned_on(name: str) -> dict[str, Check]:
+    def with_entropy(module: Any, x: Tensor) -> Any:
+        module.entropy_loss_ratio = 0.1
+        return module(x)
+
+    return {"an entropy loss that is turned on later": passed_on(name, call=with_entropy)}
+
+
 def training_and_evaluation(*names: str) -> dict[str, Check]:
     return {
         "training": swapped(*names, modes=(True,)),

@@ -18,6 +18,7 @@ from .checks import (
     all_keys_masked,
     all_of,
     attends,
+    entropy_turned_on,
     half_and_autocast,
     masked,
     nested,
@@ -31,6 +32,7 @@ from .checks import (
     training_and_evaluation,
     within_autocast,
 )
+from .peers import left_alone
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-tokenizer.md"
 #: What stands before the rows in the page.
@@ -119,27 +121,36 @@ ROWS: dict[str, Row] = {
     ),
     "GigaTok": Row(
         classes="VectorQuantizer",
-        works={
-            "`entropy_loss_ratio`": swapped("GigaTok, entropy"),
-            "`show_usage`": swapped("GigaTok"),
-        },
+        works={"`show_usage`": swapped("GigaTok")},
         left={
             "`rot`": not_swapped("the rotation trick"),
             "`stochastic`": not_swapped("stochastic codes"),
             "`simvq`": not_swapped("SimVQ"),
+            **entropy_turned_on("GigaTok"),
             **half_and_autocast("GigaTok"),
         },
+    ),
+    "GigaTok, entropy loss": Row(
+        classes="VectorQuantizer",
+        works=training_and_evaluation("GigaTok, entropy"),
+        left=half_and_autocast("GigaTok, entropy"),
     ),
     "LlamaGen": Row(
         classes="VectorQuantizer",
         works={
             "`l2_norm` or not": swapped("LlamaGen", "LlamaGen, cosine, usage"),
-            "`entropy_loss_ratio`": swapped("LlamaGen, entropy", "LlamaGen, cosine, entropy"),
             "`show_usage`": swapped("LlamaGen, cosine, usage"),
         },
+        left={**entropy_turned_on("LlamaGen"), **half_and_autocast("LlamaGen")},
+    ),
+    "LlamaGen, entropy loss": Row(
+        classes="VectorQuantizer",
+        works={"`l2_norm` or not": swapped("LlamaGen, entropy", "LlamaGen, cosine, entropy")},
         left={
-            "an entropy loss of another temperature": not_swapped("another temperature"),
-            **half_and_autocast("LlamaGen"),
+            "an entropy loss of another temperature": all_of(
+                *(not_swapped(name) for name in left_alone() if "another temperature" in name)
+            ),
+            **half_and_autocast("LlamaGen, entropy"),
         },
     ),
     "taming": Row(

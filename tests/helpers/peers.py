@@ -222,16 +222,26 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
         "the cross-entropy commitment": ("commitment_use_cross_entropy_loss", True),
         "its statistics are summed over processes": ("_codebook.use_ddp", True),
     }
+    temperatures = {
+        "cosine": (*size, True, 0.02),
+        "far apart": (40, 32, True, 0.02),
+        "many": (1024, 64, True, 0.02),
+        "euclidean": (*size, False, 0.02),
+        "large": (*size, False, 0.07, 3.0),
+    }
     gigatok = lambda name: with_attribute(GigaTokQuantizer(*size, cosine=True), name, True)  # noqa: E731
     sampled._codebook.gumbel_sample = lambda: None
     sampled._codebook.gumbel_sample.keywords = {"stochastic": True}  # type: ignore[attr-defined]
     k_means._codebook.initted.fill_(False)
     return {
         "clustering": (TiTokQuantizer(*size, cosine=True, clustering=True), "clustering_vq"),
-        "another temperature": (
-            LlamaGenQuantizer(*size, cosine=True, entropy=0.1, temperature=0.02),
-            "output[1][2] of call 0 differs in training",
-        ),
+        **{
+            f"another temperature, {name}": (
+                other_temperature(*each),
+                f"{'gradient of embedding.weight' if name == 'many' else 'output[1][2] of call 0'} differs in training",
+            )
+            for name, each in temperatures.items()
+        },
         "the rotation trick": (gigatok("rot"), "the rotation trick"),
         "stochastic codes": (gigatok("stochastic"), "codes are sampled"),
         "SimVQ": (gigatok("simvq"), "SimVQ"),
@@ -264,6 +274,15 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
         "a subclass": (Attention(8, 2), "Attention is a subclass, which may compute otherwise"),
         "unknown": (UnknownQuantizer(*size), "no quantizer of a known family"),
     }
+
+
+def other_temperature(
+    num_codes: int, dim: int, cosine: bool, temperature: float, scale: float = 1.0
+) -> nn.Module:
+    module = LlamaGenQuantizer(num_codes, dim, cosine, entropy=0.1, temperature=temperature)
+    generator = torch.Generator().manual_seed(0)
+    module.embedding.weight.data.normal_(generator=generator).mul_(scale)
+    return module
 
 
 def with_attribute(module: nn.Module, path: str, value: Any) -> nn.Module:
