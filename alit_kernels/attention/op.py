@@ -70,12 +70,12 @@ def attention(
     arguments = q, k, v, key_mask, key_stop, scale, return_lse, implementation
     if not is_dynamo_compiling() and (found := _dense.call(*arguments)) is not None:
         return found
+    if key_mask is key_stop is None and not return_lse and products.fit(q, k, v, implementation):
+        return products.attention(q, k, v, _scale(scale, q))
     q, k, v = _cast_for_autocast(q, k, v)
     check_shape("q", q, ndim=4)
     _check_keys(q, k, v, key_mask, key_stop, (q.shape[0], None))
     check_flag("return_lse", return_lse)
-    if key_mask is key_stop is None and not return_lse and products.fit(q, k, v, implementation):
-        return products.attention(q, k, v, _scale(scale, q))
     lengths = q.shape[1], k.shape[1]
     values = q, k, v, None, None, *lengths, key_mask, key_stop, _scale(scale, q)
     return _dense.first(arguments, values, None if return_lse else _output)

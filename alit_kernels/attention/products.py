@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._calls import requested
+from .._checks import autocast_dtype
 from .._cpu import mkl_is_slow
 from .._plain import is_plain, watched
 
@@ -22,16 +23,23 @@ LEAST_WIDTH, MOST_SCORES = 256, 2**20
 def fit(q: Tensor, k: Tensor, v: Tensor, implementation: str) -> bool:
     """Whether this is how a dense call without mask, stops and log-sum-exp is computed: float32 on a CPU, wide heads.
 
-    AMD's processors with AVX-512 have kernels of ours that are faster than torch's products.
+    AMD's processors with AVX-512 have kernels of ours that are faster than torch's products. What is wrong with other
+    arguments is found behind this.
     """
+    if not is_plain(q, k, v) or not q.is_cpu or torch.compiler.is_compiling():
+        return False
+    shape, keys = q.shape, k.shape
     return (
-        q.is_cpu
-        and q.dtype == torch.float32
-        and q.shape[-1] >= LEAST_WIDTH
-        and q.shape[1] * k.shape[1] <= MOST_SCORES
+        len(shape) == 4
+        and shape[3] >= LEAST_WIDTH
+        and q.dtype == k.dtype == v.dtype == torch.float32
+        and keys == v.shape
+        and (*keys[:1], *keys[2:]) == (*shape[:1], *shape[2:])
+        and shape[1] * keys[1] <= MOST_SCORES
+        and k.is_cpu
+        and v.is_cpu
         and requested(implementation) == "auto"
-        and not torch.compiler.is_compiling()
-        and is_plain(q, k, v)
+        and autocast_dtype("cpu") is None
         and not watched()
         and not mkl_is_slow()
     )
@@ -52,7 +60,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        p = torch.bmm(q * scale, k.transpose(1, 2)).softmax(-1)
+        p = _scaled(scale, q, k.transpose(1, 2)).softmax(-1)
         ctx.save_for_backward(q, k, v, p)
         ctx.scale = scale
         return torch.bmm(p, v)
@@ -70,7 +78,12 @@ class _Products(torch.autograd.Function):
                 grad_v = torch.bmm(p.transpose(1, 2), grad)
             if wants_q or wants_k:
                 grad_p = torch.bmm(grad, v.transpose(1, 2))
-                grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
-                grad_q = torch.bmm(grad_s, k) if wants_q else None
-                grad_k = torch.bmm(grad_s.transpose(1, 2), q) if wants_k else None
+                grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+                grad_q = _scaled(ctx.scale, grad_s, k) if wants_q else None
+                grad_k = _scaled(ctx.scale, grad_s.transpose(1, 2), q) if wants_k else None
         return grad_q, grad_k, grad_v, None
+
+
+def _scaled(factor: float, a: Tensor, b: Tensor) -> Tensor:
+    """factor a b."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=factor)

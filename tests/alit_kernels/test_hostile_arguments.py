@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.tensor
 from torch import Tensor
 
 import alit_kernels as ak
