@@ -169,9 +169,13 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
     lengths = torch.zeros(3_000_000, dtype=torch.int64)
     lengths[:1000] = 48_000
     tokens = TokenSequence(lengths, indices=torch.zeros(48_000_000, dtype=torch.int64))
-    with memory() as writing:
-        data = tokens.to_bytes(identity(2))
-    assert writing.taken < 2 * len(data) + 40 * 2**20
+    for _ in range(3):  # again where other threads of this process took memory meanwhile
+        with memory() as writing:
+            data = tokens.to_bytes(identity(2))
+        if writing.taken < 2 * len(data) + 20 * 2**20:
+            break
+    else:
+        pytest.fail(f"{writing.taken} bytes more for {len(data)}")
     (tmp_path / "x.alit").write_bytes(data)
     with memory(most=50e6):
         done = CliRunner().invoke(app, ["info", str(tmp_path / "x.alit")])

@@ -41,7 +41,7 @@ def step(model: nn.Module, x: Tensor, **options: Any) -> tuple[list[Any], float]
 
 
 def compare(found: list[Any], expected: list[Any], what: str) -> None:
-    """To 2e-5 of the greatest magnitude."""
+    """To 1e-5 of the greatest magnitude."""
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         if not isinstance(a, Tensor):
@@ -53,7 +53,7 @@ def compare(found: list[Any], expected: list[Any], what: str) -> None:
             if a.numel():
                 scale = max(float(b.detach().abs().max()), 1e-3)
                 torch.testing.assert_close(
-                    a, b, rtol=0, atol=2e-5 * scale, msg=lambda m: f"{what}: {m}"
+                    a, b, rtol=0, atol=1e-5 * scale, msg=lambda m: f"{what}: {m}"
                 )
 
 
