@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import _machine_code, _triton
+from . import _machine_code, _ptx, _ptx_machine, _triton
 from ._machine_code import Expected, Result, read
 
 #: What Triton's signatures call the element types.
@@ -71,7 +71,7 @@ class Build:
         decides = (
             *(triton.__version__, get_ptxas_version(self.architecture), self.architecture),
             *(self._source().hash(), sorted(self.options.items()), self.expected),
-            inspect.getsource(_machine_code),
+            *(inspect.getsource(module) for module in (_machine_code, _ptx, _ptx_machine)),
         )
         return {
             "kernel": f"{self.kernel.__module__}.{self.kernel.__name__}",
@@ -90,7 +90,11 @@ class Build:
 
     def result(self) -> Result:
         """What the machine code says; raises as ``compiled``."""
-        return read(self.compiled(), self.signature, self.expected, **self.about())
+        return self.read(self.compiled())
+
+    def read(self, compiled: Any) -> Result:
+        """What the machine code of ``compiled()`` says."""
+        return read(compiled, self.signature, self.expected, **self.about())
 
     def _source(self) -> Any:
         from triton.compiler import ASTSource
@@ -98,13 +102,26 @@ class Build:
         return ASTSource(self.kernel, self.signature, dict(self.constants), self.attributes)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch as it was recorded: what it compiles, its grid, and its arguments by name, without options."""
+
+    build: Build
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+
+
 class Recorder:
-    """Takes the launches of one package's kernels, each kind once, under the first label that it comes with."""
+    """Takes the launches of the kernels of ``package``, of all where it is empty.
+
+    ``builds`` has each kind once, under the first label that it comes with, ``launches`` every one.
+    """
 
     def __init__(self, package: str, architecture: int) -> None:
         self.package = package
         self.architecture = architecture
         self.builds: dict[str, Build] = {}
+        self.launches: list[Launch] = []
 
     @contextmanager
     def __call__(
@@ -114,12 +131,13 @@ class Recorder:
 
         def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
             name, known = kernel.__name__, expected or {}
-            if kernel.__module__ == f"{self.package}.kernels":
+            if not self.package or kernel.__module__ == f"{self.package}.kernels":
                 found = _specialized(kernel, self.architecture, arguments)
                 build = Build(
                     kernel, label, self.architecture, *found, known.get(name, Expected()), rare
                 )
-                self.builds.setdefault(repr((name, found)), build)
+                build = self.builds.setdefault(repr((name, found)), build)
+                self.launches.append(Launch(build, grid, arguments))
 
         before, _triton.target = _triton.target, self.architecture
         try:

@@ -1,4 +1,4 @@
-"""What the machine code of one compiled kernel says: instructions, the hot loop, access widths, occupancy, faults.
+"""What the machine code of one compiled kernel says: instructions, the hot loop and its cycles, occupancy, faults.
 
 Reads the text that ``cuobjdump -sass`` prints and the PTX that Triton keeps. Needs no GPU.
 """
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import _ptx, _ptx_machine
+
 _INSTRUCTION = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);", re.M
 )
@@ -22,6 +24,7 @@ _MATRIX = re.compile(r"(HMMA|IMMA|DMMA|QMMA|OMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)\b"
 MATRIX = ("mma", "wgmma", "tcgen05")
 _FMA = ("FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "IMAD")
 _MEMORY = ("LD", "ST", "ATOM", "RED", "UBLK", "UTMA")
+_SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,11 @@ class Limits:
 
 LIMITS = {
     80: Limits(164 << 10, 163 << 10, fma=2, matrix=256),
+    86: Limits(100 << 10, 99 << 10, fma=1, matrix=128, warps=48, blocks=16),
+    89: Limits(100 << 10, 99 << 10, fma=1, matrix=128, warps=48, blocks=24),
     90: Limits(228 << 10, 227 << 10, fma=1, matrix=512),
     100: Limits(228 << 10, 227 << 10, fma=1, matrix=1024),
+    120: Limits(100 << 10, 99 << 10, fma=1, matrix=128, warps=48, blocks=24),
 }
 
 
@@ -68,7 +74,14 @@ class Expected:
 class Result:
     """What the machine code of one build says: of a thread registers and bytes of stack, of a block shared memory.
 
-    ``hash`` is that of all that decides the rest; ``sizes`` are the kernel's constants by name.
+    Attributes:
+        sizes: the kernel's constants by name.
+        hash: of all that decides the rest.
+        bound: the busiest unit of the hot loop.
+        hot_loop_cycles: scheduler cycles of each unit, for one warp and one turn of the hot loop (``cycles``).
+        other_cycles: the same for all other code, once over.
+        conflicts: cycles of shared memory in the hot loop, over those without bank conflicts.
+        unrolled: turns of the kernel's own loop in one turn of the machine code's.
     """
 
     kernel: str
@@ -83,11 +96,19 @@ class Result:
     instructions: dict[str, int]
     bound: str
     hot_loop_cycles: dict[str, int]
+    other_cycles: dict[str, int]
+    conflicts: float
+    unrolled: int
     faults: list[str]
 
     @property
     def key(self) -> str:
         return f"{self.kernel} [{self.label}] sm_{self.arch}"
+
+    @property
+    def turn_cycles(self) -> float:
+        """Cycles of the busiest unit, for one warp and one turn of the kernel's own loop."""
+        return self.hot_loop_cycles[self.bound] / self.unrolled
 
 
 def read(
@@ -96,10 +117,19 @@ def read(
     """Of what Triton compiled for an architecture; ``types`` is the signature of a ``_builds.Build``."""
     registers, stack, sass = disassemble(found.asm["cubin"])
     code, meta = instructions(sass), found.metadata
-    bound, cycles = predicted_bound(hot_loop(code), arch)
+    blocks = _ptx.parse(found.asm["ptx"])
+    _ptx_machine.walk(blocks, 32 * meta.num_warps)
+    turn = hot_loop(code)
+    kernel_turn = _ptx.hot_loop(blocks)
+    conflicts = _ptx.conflicts(kernel_turn)
+    hot = cycles(turn, arch, conflicts)
+    within = {id(block) for block in kernel_turn}
+    rest = [block for block in blocks if id(block) not in within]
+    addresses = {instruction.address for instruction in turn}
+    other = [instruction for instruction in code if instruction.address not in addresses]
     arguments = {name: kind for name, kind in types.items() if kind != "constexpr"}
     pointers = [name if kind.startswith("*") else "" for name, kind in arguments.items()]
-    widths = access_widths(found.asm["ptx"], pointers)
+    widths = _ptx.access_widths(found.asm["ptx"], pointers)
     columns = getattr(meta, "tmem_size", None) or 0
     return Result(
         **about,
@@ -109,8 +139,11 @@ def read(
         shared=meta.shared,
         occupancy=occupancy(arch, meta.num_warps, registers, meta.shared, columns),
         instructions=counts(code),
-        bound=bound,
-        hot_loop_cycles=cycles,
+        bound=max(hot, key=lambda unit: hot[unit]),
+        hot_loop_cycles=hot,
+        other_cycles=cycles(other, arch, _ptx.conflicts(rest)),
+        conflicts=round(conflicts, 2),
+        unrolled=unrolled(turn, kernel_turn),
         faults=faults(counts(code), stack, meta.shared, widths, arch, expected),
     )
 
@@ -239,28 +272,49 @@ def hot_loop(code: list[Instruction]) -> list[Instruction]:
     return [instruction for instruction in code if start <= instruction.address <= end]
 
 
-def predicted_bound(code: list[Instruction], arch: int) -> tuple[str, dict[str, int]]:
-    """The busiest unit in one turn of the hot loop, and the scheduler cycles of each.
+def cycles(code: list[Instruction], arch: int, conflicts: float = 1.0) -> dict[str, int]:
+    """Scheduler cycles of each unit, for these instructions of one warp.
 
-    An estimate from issue slots, one warp on one scheduler: each instruction takes 1 cycle to issue; float32 1 (sm_80:
-    2); integer, compare and select 2; MUFU 8; loads and stores, global and shared, 4 for each 4 bytes a lane moves (as
-    if every lane had an address of its own); matrix instructions their multiply-adds over the tensor core's rate (half
-    for TF32). tcgen05 and bulk copies run beside the warps: not counted.
+    An estimate from issue slots: each instruction takes 1 cycle to issue; float32 1 (sm_80: 2); integer, compare and
+    select 2; MUFU 8; loads and stores, global and shared, 4 for each 4 bytes a lane moves, those of shared memory times
+    ``conflicts``; matrix instructions their multiply-adds over the tensor core's rate (half for TF32). tcgen05 and bulk
+    copies run beside the warps: not counted.
     """
-    cycles: Counter[str] = Counter(issue=len(code))
+    total: Counter[str] = Counter(issue=len(code))
     for opcode in (instruction.opcode for instruction in code):
         name = opcode.partition(".")[0]
         if _MATRIX.match(opcode):
-            cycles["matrix"] += _matrix_cycles(opcode, arch)
+            total["matrix"] += _matrix_cycles(opcode, arch)
         elif name == "MUFU":
-            cycles["special"] += 8
+            total["special"] += 8
         elif name.startswith(_MEMORY) and not name.startswith(("UTMA", "UBLK")):
-            cycles["memory"] += 16 if name in ("LDSM", "STSM", "LDGSTS") else max(4, width(opcode))
+            moved = 16 if name in ("LDSM", "STSM", "LDGSTS") else max(4, width(opcode))
+            total["memory"] += round(moved * (conflicts if name in _SHARED else 1))
         elif name in _FMA:
-            cycles["fma"] += LIMITS[arch].fma
+            total["fma"] += LIMITS[arch].fma
         elif not name.startswith(("U", "B", "WARP", "CS2R", "S2", "EXIT", "DEPBAR")):
-            cycles["alu"] += 2
-    return max(cycles, key=lambda unit: cycles[unit]), dict(cycles)
+            total["alu"] += 2
+    return dict(total)
+
+
+def unrolled(turn: list[Instruction], kernel_turn: list[_ptx.Block]) -> int:
+    """How many turns of the kernel's loop one turn of the machine code's does, by the first kind that both count."""
+    opcodes = [statement.opcode for block in kernel_turn for statement in block.statements]
+    machine = [instruction.opcode for instruction in turn]
+    kinds = (
+        (_MATRIX, re.compile(r"(wg)?mma|tcgen05\.mma")),
+        (re.compile(r"MUFU\.EX2"), re.compile(r"ex2")),
+        (re.compile(r"LDG|LDGSTS"), re.compile(r"ld\.global|cp\.async\.c[ag]")),
+        (re.compile(r"LDS"), re.compile(r"ld\.shared")),
+        (re.compile(r""), re.compile(r"")),
+    )
+    for here, there in kinds:
+        count, own = (
+            sum(1 for x in z if y.match(x)) for y, z in ((here, machine), (there, opcodes))
+        )
+        if count and own:
+            return max(1, round(count / own))
+    return 1
 
 
 def _matrix_cycles(opcode: str, arch: int) -> int:
@@ -271,55 +325,3 @@ def _matrix_cycles(opcode: str, arch: int) -> int:
         work = small.get(part, work)
     rate = LIMITS[arch].matrix // (2 if "TF32" in opcode else 1)
     return -(-work // rate)
-
-
-_PTX_LINE = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*?);", re.M)
-
-
-def access_widths(ptx: str, arguments: list[str]) -> dict[str, set[int]]:
-    """Bytes per lane of every global access, by the pointer argument that its address comes from.
-
-    Follows each address register back through the PTX to the parameter it was computed from. ``arguments`` names all
-    parameters in order, scalars by an empty name.
-    """
-    sources: dict[str, set[str]] = {}
-    accesses: list[tuple[str, int]] = []
-    for opcode, operands in _PTX_LINE.findall(ptx):
-        if opcode.startswith(("ld.global", "st.global", "cp.async.c")):
-            # The last address is the global one; what a load brings is not an address computed from its own.
-            place = re.findall(r"\[\s*(%\w+)", operands)[-1]
-            accesses.append((place, _ptx_width(opcode, operands)))
-            continue
-        target, _, rest = operands.partition(",")
-        parameter = re.search(r"_param_(\d+)", rest)
-        found = {parameter[1]} if parameter else set(re.findall(r"%rd\d+", rest))
-        sources.setdefault(target.strip(), set()).update(found)
-    result: dict[str, set[int]] = {}
-    for register, size in accesses:
-        for position in _roots(register, sources):
-            if position < len(arguments) and arguments[position]:
-                result.setdefault(arguments[position], set()).add(size)
-    return result
-
-
-def _ptx_width(opcode: str, operands: str) -> int:
-    if opcode.startswith("cp.async"):
-        return int(operands.split(",")[2].strip(), 0)
-    bits = int(re.findall(r"\.[bfus](\d+)", opcode)[-1])
-    lanes = re.search(r"\.v(\d)", opcode)
-    return bits // 8 * (int(lanes[1]) if lanes else 1)
-
-
-def _roots(register: str, sources: dict[str, set[str]]) -> set[int]:
-    """Positions of the parameters that a 64-bit register is computed from through 64-bit registers."""
-    seen: set[str] = set()
-    todo, found = [register], set()
-    while todo:
-        here = todo.pop()
-        for source in sources.get(here, set()) - seen:
-            seen.add(source)
-            if source.isdigit():
-                found.add(int(source))
-            else:
-                todo.append(source)
-    return found

@@ -1,12 +1,12 @@
 """Compile every Triton kernel for GPUs that are not here, and read the machine code.
 
 What is compiled follows from ``builds.py`` of every op: one build for each kernel and shipped launch configuration.
-``python -m alit_kernels.aot --arch sm_80,sm_90,sm_100`` compiles them all and prints registers, spills, shared memory,
-occupancy, instruction counts and the predicted bound. ``--check`` fails on spills, too much shared memory, a missing
-tensor-core instruction, accesses narrower than declared, or a kernel without a build; ``--compare FILE`` on machine
-code that became worse than a committed result of the same Triton version. ``--unchanged-from FILE`` takes from such a
-result what is compiled from the same source, with the same options, by the same compiler. ``--common`` leaves out the
-builds that are declared rare.
+``python -m alit_kernels.aot --arch sm_80,sm_90`` compiles them and prints registers, spills, shared memory, occupancy,
+instruction counts, bank conflicts and the predicted bound. ``--check`` fails on spills, too much shared memory, a
+missing tensor-core instruction, accesses narrower than declared, or a kernel without a build; ``--compare FILE`` on
+machine code that became worse than a committed result of the same Triton version. ``--unchanged-from FILE`` takes from
+such a result what is compiled from the same source, with the same options, by the same compiler. ``--common`` leaves
+out the builds that are declared rare, as is always done for the smaller chips, ``SMALL``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from pathlib import Path
 from ._builds import Build, builds
 from ._machine_code import MATRIX, Result
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+#: Chips of workstations and laptops: 99 KiB of shared memory a block.
+SMALL = (86, 89, 120)
 
 
 def packages() -> list[str]:
@@ -49,7 +51,7 @@ def uncovered(package: str, found: Iterable[Build]) -> list[str]:
 def compare(
     results: list[Result], committed: Mapping[str, Result], left_out: Iterable[str] = ()
 ) -> list[str]:
-    """What became worse: registers that cost occupancy, spills, or instructions by more than 5 %.
+    """What became worse: registers that cost occupancy, spills, instructions or cycles of a turn by more than 5 %.
 
     A build of the same kernels and architectures must be in both, but for those of the keys ``left_out``, which were
     not compiled.
@@ -71,6 +73,9 @@ def compare(
             worse.append(
                 f"{new.key}: instructions {before.instructions['all']} -> {new.instructions['all']}"
             )
+        now, then = new.turn_cycles, before.turn_cycles
+        if now > 1.05 * then:
+            worse.append(f"{new.key}: cycles of a turn {then:g} -> {now:g}, bound {new.bound}")
     looked_at = {(new.kernel.rpartition(".")[0], new.arch) for new in results}
     gone = {k for k, r in committed.items() if (r.kernel.rpartition(".")[0], r.arch) in looked_at}
     gone -= {new.key for new in results} | set(left_out)
@@ -113,7 +118,7 @@ def show(results: list[Result]) -> None:
     from rich.table import Table
 
     table = Table(
-        title="Triton kernels, ahead of time (predicted bound: issue slots of the hot loop)"
+        title="Triton kernels, ahead of time (predicted bound: scheduler cycles of the hot loop)"
     )
     for column in ("kernel", "arch", "registers", "spills", "shared", "occupancy"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
@@ -135,7 +140,8 @@ def show(results: list[Result]) -> None:
             str(count.get("exp2", 0)),
             " ".join(memory),
             str(count["all"]),
-            f"{result.bound} {cycles[result.bound]}/{cycles['issue']}",
+            f"{result.bound} {cycles[result.bound]}/{cycles['issue']}"
+            + (f", bank conflicts {result.conflicts:g}" if result.conflicts > 1 else ""),
             "; ".join(result.faults) or "none",
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
@@ -168,7 +174,9 @@ def write_results(path: Path, results: list[Result]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; the exit status counts as failed with 1."""
     parser = argparse.ArgumentParser(prog="python -m alit_kernels.aot", description=__doc__)
-    parser.add_argument("--arch", default="sm_80,sm_90,sm_100", help="comma-separated")
+    parser.add_argument(
+        "--arch", default=",".join(f"sm_{x}" for x in ARCHITECTURES), help="comma-separated"
+    )
     parser.add_argument("--module", action="append", help="an op's package; default: all")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--common", action="store_true", help="leave out the rare builds")
@@ -186,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.module or packages()
     found = {name: [b for arch in architectures for b in builds(name, arch)] for name in names}
     every = [build for part in found.values() for build in part]
-    wanted = [build for build in every if not (options.common and build.rare)]
+    common = SMALL if not options.common else ARCHITECTURES
+    wanted = [build for build in every if not (build.rare and build.architecture in common)]
     unchanged = read_results(options.unchanged_from) if options.unchanged_from else []
     results = compile_all(wanted, options.jobs, {r.hash: r for r in unchanged})
     show(results)

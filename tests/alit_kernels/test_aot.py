@@ -156,6 +156,7 @@ def test_planted_faults(tmp_path: Path) -> None:
 def test_too_much_shared_memory() -> None:
     """Of what a block may have on each architecture, not of what a multiprocessor has."""
     limits = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+    limits |= dict.fromkeys((86, 89, 120), 99 << 10)
     for arch, limit in limits.items():
         assert machine.faults({"all": 100}, 0, limit, {}, arch, Expected()) == []
         (fault,) = machine.faults({"all": 100}, 0, limit + 1, {}, arch, Expected())
@@ -163,19 +164,21 @@ def test_too_much_shared_memory() -> None:
 
 
 def test_compare() -> None:
-    code = {"shared": 1024, "instructions": {"all": 100}, "bound": "fma", "hot_loop_cycles": {}}
-    good = Result("m.k", "a", 90, {}, "", 64, 0, **code, occupancy=0.5, faults=[])
+    code = {"shared": 1024, "instructions": {"all": 100}, "occupancy": 0.5, "faults": []}
+    turn = {"bound": "fma", "hot_loop_cycles": {"fma": 200}, "conflicts": 1.0, "unrolled": 2}
+    good = Result("m.k", "a", 90, {}, "", 64, 0, **code, **turn, other_cycles={})
     committed = {good.key: good}
     assert compare([good], committed) == []
     changes = {
         "registers": replace(good, registers=128, occupancy=0.25),
         "stack": replace(good, stack=8),
         "instructions": replace(good, instructions={"all": 106}),
+        "cycles of a turn 100 -> 106, bound fma": replace(good, hot_loop_cycles={"fma": 212}),
     }
     for word, changed in changes.items():
         (failure,) = compare([changed], committed)
         assert word in failure
-    more = replace(good, instructions={"all": 105}, registers=72)
+    more = replace(good, instructions={"all": 105}, registers=72, unrolled=4)
     assert compare([more], committed) == [], "5 % and registers that cost nothing are admitted"
     renamed = replace(good, label="b")
     assert len(compare([renamed], committed)) == 2, "a new build and a missing one"
@@ -214,9 +217,15 @@ def test_reading_of_machine_code() -> None:
     assert machine.counts(code) == {"all": 9, "exp2": 1, "ldg128": 1, "stg16": 1, "wgmma": 1}
     loop = machine.hot_loop(code)
     assert [instruction.address for instruction in loop] == [0x20, 0x30, 0x40, 0x50]
-    bound, cycles = machine.predicted_bound(loop, 90)
-    assert bound == "matrix" and cycles["matrix"] == 64 * 128 * 16 // 4 // 512
-    assert cycles["special"] == 8 and cycles["fma"] == 1 and cycles["issue"] == 4
+    assert machine.cycles(loop, 90) == {
+        "issue": 4,
+        "matrix": 64 * 128 * 16 // 4 // 512,
+        "fma": 1,
+        "special": 8,
+    }
+    assert machine.cycles(loop, 80)["fma"] == 2
+    shared = machine.instructions("        /*0000*/  LDS.128 R4, [R2] ;\n" + SASS)
+    assert machine.cycles(shared, 90, conflicts=2.5)["memory"] == 2.5 * 16 + 16 + 4
 
 
 def test_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

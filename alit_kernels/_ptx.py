@@ -1,0 +1,134 @@
+"""The PTX of a kernel, read: its blocks and its hot loop, and how wide it accesses global memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_STATEMENT = re.compile(
+    r"^[ \t]*(?:(\$L__BB\w+):|(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)(?:\s+([^;]*))?;)", re.M
+)
+_IGNORED = re.compile(r"//[^\n]*|^[ \t]*\.\w[^\n]*$", re.M)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One instruction; ``guard`` names its predicate, ``negated`` that it runs where that is false."""
+
+    opcode: str
+    operands: tuple[str, ...]
+    guard: str = ""
+    negated: bool = False
+
+
+@dataclass
+class Block:
+    """Statements that run one after the other.
+
+    Attributes:
+        visits: by ``run``.
+        shared: by ``walk``, the cycles that shared memory takes for the accesses of one warp in one visit; a mean over
+            the warps.
+        conflict_free: what they would take if each lane's bytes came from banks of their own.
+    """
+
+    label: str
+    statements: list[Statement] = field(default_factory=list)
+    visits: int = 0
+    shared: float = 0.0
+    conflict_free: float = 0.0
+
+
+def parse(ptx: str) -> list[Block]:
+    """The blocks of an entry, in order; a new one at each label and after each branch."""
+    blocks = [Block("")]
+    for label, negated, guard, opcode, operands in _STATEMENT.findall(_IGNORED.sub("", ptx)):
+        if label:
+            blocks.append(Block(label))
+            continue
+        parts = tuple(part.strip() for part in re.split(r",(?![^{]*\})", operands))
+        blocks[-1].statements.append(Statement(opcode, parts, guard, bool(negated)))
+        if opcode.startswith("bra"):
+            blocks.append(Block(""))
+    return [block for block in blocks if block.label or block.statements]
+
+
+def hot_loop(blocks: list[Block]) -> list[Block]:
+    """The loop that counts, by the rule of ``_machine_code.hot_loop``; all of the code where there is no loop."""
+    place = {block.label: i for i, block in enumerate(blocks) if block.label}
+    spans = set()
+    for end, block in enumerate(blocks):
+        last = block.statements[-1] if block.statements else Statement("", ())
+        start = place.get(last.operands[0]) if last.opcode.startswith("bra") else None
+        if start is not None and start <= end:
+            spans.add((start, end))
+    inner = [
+        (a, b)
+        for a, b in spans
+        if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)
+    ]
+    if not inner:
+        return blocks
+    sizes = {(a, b): sum(len(block.statements) for block in blocks[a : b + 1]) for a, b in inner}
+    start, end = min(span for span in inner if 2 * sizes[span] >= max(sizes.values()))
+    return blocks[start : end + 1]
+
+
+def conflicts(blocks: Iterable[Block]) -> float:
+    """Cycles of shared memory over those without bank conflicts; 1 where none is accessed."""
+    found = list(blocks)
+    least = sum(block.conflict_free for block in found)
+    return sum(block.shared for block in found) / least if least else 1.0
+
+
+_PTX_LINE = re.compile(r"^\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)\s+(.*?);", re.M)
+
+
+def access_widths(ptx: str, arguments: list[str]) -> dict[str, set[int]]:
+    """Bytes per lane of every global access, by the pointer argument that its address comes from.
+
+    Follows each address register back through the PTX to the parameter it was computed from. ``arguments`` names all
+    parameters in order, scalars by an empty name.
+    """
+    sources: dict[str, set[str]] = {}
+    accesses: list[tuple[str, int]] = []
+    for opcode, operands in _PTX_LINE.findall(ptx):
+        if opcode.startswith(("ld.global", "st.global", "cp.async.c")):
+            # The last address is the global one; what a load brings is not an address computed from its own.
+            place = re.findall(r"\[\s*(%\w+)", operands)[-1]
+            accesses.append((place, _ptx_width(opcode, operands)))
+            continue
+        target, _, rest = operands.partition(",")
+        parameter = re.search(r"_param_(\d+)", rest)
+        found = {parameter[1]} if parameter else set(re.findall(r"%rd\d+", rest))
+        sources.setdefault(target.strip(), set()).update(found)
+    result: dict[str, set[int]] = {}
+    for register, size in accesses:
+        for position in _roots(register, sources):
+            if position < len(arguments) and arguments[position]:
+                result.setdefault(arguments[position], set()).add(size)
+    return result
+
+
+def _ptx_width(opcode: str, operands: str) -> int:
+    if opcode.startswith("cp.async"):
+        return int(operands.split(",")[2].strip(), 0)
+    bits = int(re.findall(r"\.[bfus](\d+)", opcode)[-1])
+    lanes = re.search(r"\.v(\d)", opcode)
+    return bits // 8 * (int(lanes[1]) if lanes else 1)
+
+
+def _roots(register: str, sources: dict[str, set[str]]) -> set[int]:
+    """Positions of the parameters that a 64-bit register is computed from through 64-bit registers."""
+    seen: set[str] = set()
+    todo, found = [register], set()
+    while todo:
+        here = todo.pop()
+        for source in sources.get(here, set()) - seen:
+            seen.add(source)
+            if source.isdigit():
+                found.add(int(source))
+            else:
+                todo.append(source)
+    return found

@@ -1,0 +1,387 @@
+"""Runs the integer part of a kernel's PTX: trip counts, and bank conflicts in shared memory.
+
+Loop bounds and addresses of a Triton program follow from its arguments, its number and the thread, hardly ever from the
+data. So one program runs here without a GPU: the integers of all its threads as numpy arrays, floating point left out,
+loads as zeros where no contents are given. A branch goes where the first thread goes: the branches of a Triton program
+are the same for all of its threads.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ._ptx import Block, Statement
+
+#: Visits of blocks after which a program counts as endless.
+LONGEST = 100_000
+#: Bytes of shared memory that a block has at most.
+SHARED = 1 << 18
+
+_ADDRESS = re.compile(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\w+)\s*)?\]")
+_SHARED = re.compile(
+    r"(?:ld|st|atom|red)\.(?:volatile\.)?shared|ldmatrix|stmatrix|cp\.async\.c[ag]"
+)
+_FLOATING = re.compile(r"\.b?f\d+")
+
+#: An int, an int64 array of one value for each thread, or None where it depends on data.
+Value = Any
+
+
+def walk(blocks: list[Block], threads: int) -> None:
+    """Run each block once, in their order, whatever the branches say: its conflicts are then in ``blocks``.
+
+    What a thread adds to an address stays the same in every turn and on every path; what they differ in, a buffer or a
+    step, is the same for all threads.
+
+    Raises:
+        ValueError: an address in shared memory is computed from data.
+    """
+    machine = _Machine(threads, {}, (0, 0, 0), (1, 1, 1), {})
+    for block in blocks:
+        machine.visit(block, conflicts=True)
+
+
+def run(
+    blocks: list[Block],
+    threads: int,
+    arguments: Mapping[int, int],
+    program: tuple[int, ...] = (0, 0, 0),
+    grid: tuple[int, ...] = (1, 1, 1),
+    contents: Mapping[int, np.ndarray] | None = None,
+) -> None:
+    """Run one program; how often it visits each block is added to ``blocks``.
+
+    Args:
+        arguments: position among the parameters in PTX -> integer; others are 0.
+        contents: position of a pointer -> int array that it points to. Other loads give 0.
+
+    Raises:
+        ValueError: the program does not end.
+    """
+    machine = _Machine(threads, arguments, program, grid, contents or {})
+    place = {block.label: i for i, block in enumerate(blocks) if block.label}
+    here = 0
+    for _ in range(LONGEST):
+        blocks[here].visits += 1
+        target, ended = machine.visit(blocks[here], conflicts=False)
+        here = place[target] if target else here + 1
+        if ended or here == len(blocks):
+            return
+    raise ValueError(f"the program visits more than {LONGEST} blocks")
+
+
+class _Machine:
+    """Registers of all threads of one program."""
+
+    def __init__(
+        self,
+        threads: int,
+        arguments: Mapping[int, int],
+        program: tuple[int, ...],
+        grid: tuple[int, ...],
+        contents: Mapping[int, np.ndarray],
+    ) -> None:
+        self.threads, self.arguments = threads, arguments
+        self.contents = contents
+        self.memory = np.zeros(SHARED // 4, dtype=np.int64)
+        self.values: dict[str, Value] = {"%tid.x": np.arange(threads), "global_smem": 0}
+        self.values |= {"%laneid": np.arange(threads) % 32, "%warpid": np.arange(threads) // 32}
+        for name, here, all_of_them in zip("xyz", (*program, 0, 0), (*grid, 1, 1), strict=False):
+            self.values[f"%ctaid.{name}"] = here
+            self.values[f"%nctaid.{name}"] = all_of_them
+
+    def visit(self, block: Block, *, conflicts: bool) -> tuple[str, bool]:
+        """Run a block: the label to go to, empty for the next block, and whether the program ends."""
+        for statement in block.statements:
+            active = self._active(statement)
+            kind = statement.opcode.partition(".")[0]
+            if kind == "bra":
+                if statement.operands[0].startswith("$L__BB") and _of_first(active):
+                    return statement.operands[0], False
+            elif kind in ("ret", "exit"):
+                if _of_first(active):
+                    return "", True
+            elif _SHARED.match(statement.opcode):
+                if conflicts:
+                    self._conflicts(block, statement, active)
+                self._shared(statement, kind, active)
+            elif not np.any(active):
+                continue
+            else:
+                self._compute(statement, kind)
+        return "", False
+
+    def _active(self, statement: Statement) -> Value:
+        if not statement.guard:
+            return True
+        value = self.values.get(statement.guard)
+        if value is None:  # depends on data: instructions run, branches are not taken
+            return not statement.opcode.startswith(("bra", "ret", "exit"))
+        return value == 0 if statement.negated else value != 0
+
+    def _value(self, operand: str) -> Value:
+        if operand[0] in "%g":
+            return self.values.get(operand)
+        try:
+            return int(operand, 0)
+        except ValueError:
+            return None
+
+    def _set(self, statement: Statement, value: Value) -> None:
+        for name in re.findall(r"%\w+", statement.operands[0]):
+            self.values[name] = value
+
+    def _address(self, operand: str) -> Value:
+        base, offset = _ADDRESS.search(operand).groups()  # type: ignore[union-attr]
+        value = self._value(base)
+        return None if value is None else value + int(offset or "0", 0)
+
+    def _shared(self, statement: Statement, kind: str, active: Value) -> None:
+        """Integers go through shared memory; what comes from data, or in other ways, is 0."""
+        if kind not in ("ld", "st"):
+            if kind in ("ldmatrix", "atom"):
+                self._set(statement, 0)
+            return
+        place, registers = statement.operands[:: 1 if kind == "st" else -1]
+        names = registers.strip("{} ").split(",")
+        address = self._address(place)
+        if address is None or _shared_bytes(statement)[0] != 4 * len(names):
+            if kind == "ld":
+                self._set(statement, 0)
+            return
+        words = np.broadcast_to(np.asarray(address) // 4, self.threads) % len(self.memory)
+        lanes = np.broadcast_to(np.asarray(active, dtype=bool), self.threads)
+        for i, name in enumerate(name.strip() for name in names):
+            if kind == "ld":
+                self.values[name] = self.memory[(words + i) % len(self.memory)]
+            else:
+                value = self._value(name)
+                stored = np.broadcast_to(np.asarray(0 if value is None else value), self.threads)
+                self.memory[(words[lanes] + i) % len(self.memory)] = stored[lanes]
+
+    def _conflicts(self, block: Block, statement: Statement, active: Value) -> None:
+        place = next(operand for operand in statement.operands if "[" in operand)
+        address = self._address(place)
+        if address is None:
+            raise ValueError(f"{statement.opcode} {place}: the address depends on data")
+        every = np.broadcast_to(np.asarray(address), self.threads)
+        lanes = np.broadcast_to(np.asarray(active, dtype=bool), self.threads)
+        size, matrices = _shared_bytes(statement)
+        for first in range(0, self.threads, 32):
+            warp = every[first : first + 32]
+            if matrices:  # rows of 16 bytes each, eight a cycle
+                warp, taken = warp[: 8 * matrices], np.ones(8 * matrices, dtype=bool)
+            else:
+                taken = lanes[first : first + 32]
+            share = 32 / self.threads
+            block.shared += share * wavefronts(warp, taken, size)
+            block.conflict_free += share * taken.sum() * max(size, 4) / 128
+
+    def _compute(self, statement: Statement, kind: str) -> None:
+        if kind == "ld":
+            self._load(statement)
+        elif kind in ("shfl", "elect", "redux"):
+            self._exchange(statement, kind)
+        elif kind in _OPERATIONS and not _FLOATING.search(statement.opcode):
+            sources = [self._value(operand) for operand in statement.operands[1:]]
+            if any(source is None for source in sources):
+                self._set(statement, None)
+            else:
+                found = _OPERATIONS[kind](statement.opcode, *sources)
+                self._set(statement, _wrapped(statement.opcode, found))
+        elif statement.operands and statement.operands[0].startswith(("%", "{")):
+            self._set(statement, None)
+
+    def _load(self, statement: Statement) -> None:
+        parameter = re.search(r"_param_(\d+)", statement.operands[1])
+        if parameter:
+            position = int(parameter[1])
+            pointer = (position + 1) << 48 if position in self.contents else 0
+            self._set(statement, self.arguments.get(position, pointer))
+            return
+        address = self._address(statement.operands[1])
+        found: Value = 0
+        if address is not None and np.asarray(address).flat[0] >> 48:
+            source = self.contents[int(np.asarray(address).flat[0] >> 48) - 1]
+            index = (np.asarray(address) & ((1 << 48) - 1)) // source.itemsize
+            found = source[np.clip(index, 0, len(source) - 1)].astype(np.int64)
+        self._set(statement, found)
+
+    def _exchange(self, statement: Statement, kind: str) -> None:
+        lane = np.arange(self.threads)
+        if kind == "elect":
+            register, _, predicate = statement.operands[0].partition("|")
+            self.values[register], self.values[predicate] = 0, (lane % 32 == 0).astype(np.int64)
+            return
+        value, by = (self._value(operand) for operand in statement.operands[1:3])
+        if kind == "redux":
+            way = statement.opcode.split(".")[2]
+            if value is not None:
+                warps = np.broadcast_to(_operands(statement.opcode, value)[0], self.threads)
+                found = _REDUCTIONS[way].reduce(warps.reshape(-1, 32), axis=1)
+                value = np.repeat(found, 32) & 0xFFFFFFFF
+            self._set(statement, value)
+            return
+        way = statement.opcode.split(".")[2]
+        if value is None or by is None or way not in ("idx", "bfly"):
+            value = None
+        elif np.ndim(value):
+            value = value[lane // 32 * 32 + by if way == "idx" else lane ^ by]
+        self._set(statement, value)
+
+
+def wavefronts(addresses: np.ndarray, active: np.ndarray, size: int) -> int:
+    """Cycles of shared memory for an access of one warp: (lanes,) byte addresses of ``size`` bytes each.
+
+    A cycle serves one word of 4 bytes of each of 32 banks, and all lanes that want it. Accesses of 8 and 16 bytes a
+    lane are served by halves and quarters of a warp; by groups twice as large where lanes 2i and 2i + 1, or 4i + j and
+    4i + j + 2, have the same addresses (G. Smith of NVIDIA, developer forum, "Unexpected shared memory bank conflict").
+    """
+    lanes = 128 // max(4, size)
+    if lanes < 32 and any(_in_pairs(addresses, active, step) for step in (1, 2)):
+        lanes *= 2
+    total = 0
+    for first in range(0, len(addresses), lanes):
+        part = slice(first, first + lanes)
+        words = np.unique(addresses[part][active[part], None] + np.arange(0, size, 4)) // 4
+        total += int(np.bincount(np.unique(words) % 32).max()) if len(words) else 0
+    return total
+
+
+def _in_pairs(addresses: np.ndarray, active: np.ndarray, step: int) -> bool:
+    other = np.arange(len(addresses)) ^ step
+    return bool(np.all((addresses == addresses[other]) | ~active | ~active[other]))
+
+
+def _shared_bytes(statement: Statement) -> tuple[int, int]:
+    """Bytes of each lane, and of ``ldmatrix`` and ``stmatrix`` the number of matrices."""
+    opcode = statement.opcode
+    if "matrix" in opcode:
+        return 16, int(re.search(r"\.x(\d)", opcode)[1])  # type: ignore[index]
+    if opcode.startswith("cp."):
+        return int(statement.operands[2], 0), 0
+    lanes, bits = re.search(r"\.v(\d)", opcode), int(re.findall(r"\.[bfus](\d+)", opcode)[-1])
+    return bits // 8 * (int(lanes[1]) if lanes else 1), 0
+
+
+def _of_first(active: Value) -> bool:
+    return bool(np.asarray(active).flat[0])
+
+
+def _bits(opcode: str) -> int:
+    """Width of the result."""
+    if ".wide." in opcode:
+        return 64
+    kinds = re.findall(r"\.(?:[bus](\d+)|(pred))", opcode)
+    if opcode.startswith("setp") or not kinds or kinds[-1][1]:
+        return 64
+    return int(kinds[0 if opcode.startswith("cvt") else -1][0])
+
+
+def _signed(value: Value, bits: int) -> Value:
+    half = 1 << (bits - 1)
+    return ((value + half) & ((1 << bits) - 1)) - half if bits < 64 else value
+
+
+def _wrapped(opcode: str, value: Value) -> Value:
+    """32-bit registers hold what is not negative, 64-bit ones what numpy's integers hold."""
+    bits = _bits(opcode)
+    return value & ((1 << bits) - 1) if bits < 64 else value
+
+
+def _operands(opcode: str, *values: Value) -> list[Value]:
+    """As the instruction's type reads them."""
+    kind = re.findall(r"\.([bus])(\d+)", opcode)[-1:]
+    if kind and kind[0][0] == "s":
+        return [_signed(value, int(kind[0][1])) for value in values]
+    return list(values)
+
+
+def _typed(function: Callable[..., Value]) -> Callable[..., Value]:
+    return lambda opcode, *values: function(*_operands(opcode, *values))
+
+
+_REDUCTIONS = {
+    "add": np.add,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+_COMPARED = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge")},
+    **{"lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge},
+}
+
+
+def _compare(opcode: str, *values: Value) -> Value:
+    names = opcode.split(".")
+    left, right = _operands(opcode, *values[:2])
+    found = np.asarray(_COMPARED[names[1]](left, right)).astype(np.int64)
+    if names[2] in ("and", "or", "xor"):
+        found = {"and": found & values[2], "or": found | values[2], "xor": found ^ values[2]}[
+            names[2]
+        ]
+    return int(found) if np.ndim(found) == 0 else found
+
+
+def _divided(left: Value, right: Value) -> Value:
+    """Rounded towards 0."""
+    sign = np.where((np.asarray(left) < 0) ^ (np.asarray(right) < 0), -1, 1)
+    return sign * (np.abs(left) // np.maximum(1, np.abs(right)))
+
+
+def _field(opcode: str, value: Value, first: Value, length: Value) -> Value:
+    found = (value >> first) & ((1 << length) - 1)
+    return _signed(found, length) if ".s" in opcode else found
+
+
+def _convert(opcode: str, value: Value) -> Value:
+    source = re.findall(r"\.([bus])(\d+)", opcode)[-1]
+    return _signed(value, int(source[1])) if source[0] == "s" else value
+
+
+def _logic(opcode: str, a: Value, b: Value, c: Value, table: int) -> Value:
+    terms = [(a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c) for i in range(8)]
+    result: Value = 0
+    for i, term in enumerate(terms):
+        result = result | (term if table >> i & 1 else 0)
+    return result
+
+
+_OPERATIONS: dict[str, Callable[..., Value]] = {
+    "mov": lambda opcode, value: value,
+    "add": _typed(operator.add),
+    "sub": _typed(operator.sub),
+    "mul": lambda opcode, a, b: (
+        (x := _operands(opcode, a, b))[0] * x[1] >> (32 if ".hi." in opcode else 0)
+    ),
+    "mad": lambda opcode, a, b, c: operator.mul(*_operands(opcode, a, b)) + c,
+    "min": _typed(np.minimum),
+    "max": _typed(np.maximum),
+    "abs": _typed(np.abs),
+    "neg": _typed(operator.neg),
+    "and": lambda opcode, a, b: a & b,
+    "or": lambda opcode, a, b: a | b,
+    "xor": lambda opcode, a, b: a ^ b,
+    "not": lambda opcode, a: 1 - a if opcode.endswith("pred") else ~a,
+    "shl": lambda opcode, a, b: a << np.minimum(b, 63),
+    "shr": lambda opcode, a, b: _operands(opcode, a)[0] >> np.minimum(b, 63),
+    "div": _typed(_divided),
+    "rem": _typed(lambda a, b: a - b * _divided(a, b)),
+    "selp": lambda opcode, a, b, p: (
+        np.where(np.asarray(p) != 0, a, b) if np.ndim(p) else a if p else b
+    ),
+    "setp": _compare,
+    "cvt": _convert,
+    "bfe": _field,
+    "lop3": _logic,
+}
