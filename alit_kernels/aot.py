@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         failures += [f"{kernel}: no build covers this kernel" for kernel in missing]
     if options.compare:
         committed = {r.key: r for r in read_results(options.compare)}
-        failures += compare(results, committed, [b.key for b in every if b not in wanted])
+        failures += compare(results, committed, {b.key for b in every} - {b.key for b in wanted})
     if options.json:
         write_results(options.json, results)
     for failure in failures:
