@@ -10,14 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from . import _ptx, _ptx_machine
 from ._builds import Launch, Recorder
 
-#: Programs of a grid that are run, evenly spaced.
+#: How many of a grid's programs are run where nothing that they read decides.
 SAMPLES = 5
 
 
@@ -48,8 +47,15 @@ def launches(call: Callable[[], object], architecture: int) -> list[Launch]:
     return recorder.launches
 
 
-def cost(launch: Launch, contents: Mapping[str, np.ndarray] | None = None) -> Cost:
-    """Of a launch; ``contents`` are integers that its pointers point to, by the names of the arguments."""
+def cost(
+    launch: Launch, contents: Mapping[str, np.ndarray] | None = None, samples: int = SAMPLES
+) -> Cost:
+    """Of a launch.
+
+    Args:
+        contents: integers that its pointers point to, by the names of the arguments; 0 where nothing is given.
+        samples: programs of the grid that are run, evenly spaced, where the kernel reads of ``contents``.
+    """
     build, found = launch.build, launch.build.compiled()
     result, warps = build.read(found), found.metadata.num_warps
     names = [name for name, kind in build.signature.items() if kind != "constexpr"]
@@ -60,12 +66,13 @@ def cost(launch: Launch, contents: Mapping[str, np.ndarray] | None = None) -> Co
     }
     arrays = {i: contents[name] for i, name in enumerate(names) if name in (contents or {})}  # type: ignore[index]
     programs = prod(launch.grid)
-    chosen = sorted({round(x) for x in np.linspace(0, programs - 1, SAMPLES)})
+    chosen = sorted(
+        {round(x) for x in np.linspace(0, programs - 1, samples if arrays else SAMPLES)}
+    )
     blocks = _ptx.parse(found.asm["ptx"])
-    for number in chosen:
-        place = np.unravel_index(number, launch.grid[::-1])[::-1]
-        where = tuple(int(x) for x in place)
-        _ptx_machine.run(blocks, 32 * warps, integers, where, launch.grid, arrays)
+    places = [np.unravel_index(number, launch.grid[::-1])[::-1] for number in chosen]
+    every = [tuple(int(x) for x in place) for place in places]
+    _ptx_machine.run(blocks, 32 * warps, integers, every, launch.grid, arrays)
     loop = _ptx.hot_loop(blocks)
     within = {id(block) for block in loop}
     rest = [block for block in blocks if id(block) not in within]
@@ -77,8 +84,7 @@ def cost(launch: Launch, contents: Mapping[str, np.ndarray] | None = None) -> Co
         cycles[unit] += spent * turns / result.unrolled
     for unit, spent in result.other_cycles.items():
         cycles[unit] += spent * reached / max(1, statements)
-    every = programs * warps
-    total = {unit: spent * every for unit, spent in cycles.items()}
+    total = {unit: spent * programs * warps for unit, spent in cycles.items()}
     return Cost(build.kernel.__name__, programs, warps, turns, total)
 
 
@@ -88,7 +94,10 @@ def summed(costs: list[Cost]) -> float:
 
 
 def of(
-    call: Callable[[], Any], architecture: int, contents: Mapping[str, np.ndarray] | None = None
+    call: Callable[[], object],
+    architecture: int,
+    contents: Mapping[str, np.ndarray] | None = None,
+    samples: int = SAMPLES,
 ) -> list[Cost]:
-    """The cost of each launch of a call on ``meta`` tensors, in order."""
-    return [cost(launch, contents) for launch in launches(call, architecture)]
+    """The cost of each launch of a call on ``meta`` tensors, in order; arguments as of ``cost``."""
+    return [cost(launch, contents, samples) for launch in launches(call, architecture)]

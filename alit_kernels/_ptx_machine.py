@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def walk(blocks: list[Block], threads: int) -> None:
     Raises:
         ValueError: an address in shared memory is computed from data.
     """
-    machine = _Machine(threads, {}, (0, 0, 0), (1, 1, 1), {})
+    machine = _Machine(threads, {}, (0,), (1,), {})
     for block in blocks:
         machine.visit(block, conflicts=True)
 
@@ -50,29 +50,66 @@ def run(
     blocks: list[Block],
     threads: int,
     arguments: Mapping[int, int],
-    program: tuple[int, ...] = (0, 0, 0),
-    grid: tuple[int, ...] = (1, 1, 1),
+    programs: Iterable[tuple[int, ...]] = ((0,),),
+    grid: tuple[int, ...] = (1,),
     contents: Mapping[int, np.ndarray] | None = None,
 ) -> None:
-    """Run one program; how often it visits each block is added to ``blocks``.
+    """Run programs; how often they visit each block is added to ``blocks``.
 
     Args:
         arguments: position among the parameters in PTX -> integer; others are 0.
+        programs: their places in the grid.
         contents: position of a pointer -> int array that it points to. Other loads give 0.
 
     Raises:
-        ValueError: the program does not end.
+        ValueError: a program does not end.
     """
-    machine = _Machine(threads, arguments, program, grid, contents or {})
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
-    here = 0
-    for _ in range(LONGEST):
-        blocks[here].visits += 1
-        target, ended = machine.visit(blocks[here], conflicts=False)
-        here = place[target] if target else here + 1
-        if ended or here == len(blocks):
-            return
-    raise ValueError(f"the program visits more than {LONGEST} blocks")
+    deciding = _deciding(blocks)
+    for program in programs:
+        machine = _Machine(threads, arguments, program, grid, contents or {})
+        here = visits = 0
+        while here < len(blocks):
+            blocks[here].visits += 1
+            visits += 1
+            if visits > LONGEST:
+                raise ValueError(f"program {program} visits more than {LONGEST} blocks")
+            target, ended = machine.visit(deciding[here], conflicts=False)
+            if ended:
+                break
+            here = place[target] if target else here + 1
+
+
+def _deciding(blocks: list[Block]) -> list[Block]:
+    """The blocks without what no branch depends on."""
+    statements = [statement for block in blocks for statement in block.statements]
+    kept, registers, sizes = set(), set[str](), set[int]()
+    while True:
+        before = len(kept)
+        for statement in statements:
+            kind, first = statement.opcode.partition(".")[0], set(_names(statement.operands[:1]))
+            if id(statement) in kept or not (
+                kind in ("bra", "ret", "exit")
+                or (
+                    statement.opcode.startswith("st.shared")
+                    and _shared_bytes(statement)[0] in sizes
+                )
+                or (kind != "st" and registers & first)
+            ):
+                continue
+            kept.add(id(statement))
+            registers |= set(_names(statement.operands)) | set(_names([statement.guard]))
+            if statement.opcode.startswith("ld.shared"):
+                sizes.add(_shared_bytes(statement)[0])
+        if len(kept) == before:
+            return [
+                Block(block.label, [x for x in block.statements if id(x) in kept])
+                for block in blocks
+            ]
+
+
+def _names(operands: Iterable[str]) -> list[str]:
+    return [name for operand in operands for name in re.findall(r"%\w+(?:\.\w)?", operand)]
 
 
 class _Machine:
@@ -206,10 +243,12 @@ class _Machine:
             return
         address = self._address(statement.operands[1])
         found: Value = 0
-        if address is not None and np.asarray(address).flat[0] >> 48:
-            source = self.contents[int(np.asarray(address).flat[0] >> 48) - 1]
-            index = (np.asarray(address) & ((1 << 48) - 1)) // source.itemsize
-            found = source[np.clip(index, 0, len(source) - 1)].astype(np.int64)
+        if address is not None:
+            position = int(np.asarray(address).flat[0] >> 48) - 1
+            if position in self.contents:
+                source = self.contents[position]
+                index = (np.asarray(address) & ((1 << 48) - 1)) // source.itemsize
+                found = source[np.clip(index, 0, len(source) - 1)].astype(np.int64)
         self._set(statement, found)
 
     def _exchange(self, statement: Statement, kind: str) -> None:
@@ -291,7 +330,9 @@ def _signed(value: Value, bits: int) -> Value:
 def _wrapped(opcode: str, value: Value) -> Value:
     """32-bit registers hold what is not negative, 64-bit ones what numpy's integers hold."""
     bits = _bits(opcode)
-    return value & ((1 << bits) - 1) if bits < 64 else value
+    if bits < 64:
+        return value & ((1 << bits) - 1)
+    return ((value + 2**63) & (2**64 - 1)) - 2**63 if isinstance(value, int) else value
 
 
 def _operands(opcode: str, *values: Value) -> list[Value]:

@@ -85,7 +85,7 @@ def test_a_program_is_run() -> None:
     blocks = _ptx.parse(PTX.replace("st.shared.b32 \t[%r12], %r12;", ""))
     for program, skipped in ((4, 0), (5, 1)):
         visits = [block.visits for block in blocks]
-        _ptx_machine.run(blocks, 64, {1: 6}, (program,), (9,), {0: np.array([3], dtype=np.int32)})
+        _ptx_machine.run(blocks, 64, {1: 6}, [(program,)], (9,), {0: np.array([3], dtype=np.int32)})
         now = [block.visits - before for block, before in zip(blocks, visits, strict=True)]
         assert now == [1, 5, 1, 1 - skipped, 1, 1], "-3, -1, 1, 3, 5; data go no way back"
     assert [block.label for block in _ptx.hot_loop(blocks)] == ["$L__BB0_1"]
