@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from . import _machine_code, _ptx, _ptx_machine, _triton
+from . import _machine_code, _ptx, _ptx_integers, _ptx_machine, _triton
 from ._machine_code import Expected, Result, read
 
 #: What Triton's signatures call the element types.
@@ -71,7 +71,10 @@ class Build:
         decides = (
             *(triton.__version__, get_ptxas_version(self.architecture), self.architecture),
             *(self._source().hash(), sorted(self.options.items()), self.expected),
-            *(inspect.getsource(module) for module in (_machine_code, _ptx, _ptx_machine)),
+            *(
+                inspect.getsource(module)
+                for module in (_machine_code, _ptx, _ptx_integers, _ptx_machine)
+            ),
         )
         return {
             "kernel": f"{self.kernel.__module__}.{self.kernel.__name__}",

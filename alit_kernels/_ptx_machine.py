@@ -8,14 +8,13 @@ are the same for all of its threads.
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ._ptx import Block, Statement
+from ._ptx_integers import OPERATIONS, REDUCTIONS, Value, operands, wrapped
 
 #: Visits of blocks after which a program counts as endless.
 LONGEST = 100_000
@@ -27,9 +26,6 @@ _SHARED = re.compile(
     r"(?:ld|st|atom|red)\.(?:volatile\.)?shared|ldmatrix|stmatrix|cp\.async\.c[ag]"
 )
 _FLOATING = re.compile(r"\.b?f\d+")
-
-#: An int, an int64 array of one value for each thread, or None where it depends on data.
-Value = Any
 
 
 def walk(blocks: list[Block], threads: int) -> None:
@@ -83,7 +79,7 @@ def run(
 def _deciding(blocks: list[Block]) -> list[Block]:
     """The blocks without what no branch depends on."""
     statements = [statement for block in blocks for statement in block.statements]
-    kept, registers, sizes = set(), set[str](), set[int]()
+    kept, registers, sizes = set[int](), set[str](), set[int]()
     while True:
         before = len(kept)
         for statement in statements:
@@ -224,13 +220,13 @@ class _Machine:
             self._load(statement)
         elif kind in ("shfl", "elect", "redux"):
             self._exchange(statement, kind)
-        elif kind in _OPERATIONS and not _FLOATING.search(statement.opcode):
+        elif kind in OPERATIONS and not _FLOATING.search(statement.opcode):
             sources = [self._value(operand) for operand in statement.operands[1:]]
             if any(source is None for source in sources):
                 self._set(statement, None)
             else:
-                found = _OPERATIONS[kind](statement.opcode, *sources)
-                self._set(statement, _wrapped(statement.opcode, found))
+                found = OPERATIONS[kind](statement.opcode, *sources)
+                self._set(statement, wrapped(statement.opcode, found))
         elif statement.operands and statement.operands[0].startswith(("%", "{")):
             self._set(statement, None)
 
@@ -261,8 +257,8 @@ class _Machine:
         if kind == "redux":
             way = statement.opcode.split(".")[2]
             if value is not None:
-                warps = np.broadcast_to(_operands(statement.opcode, value)[0], self.threads)
-                found = _REDUCTIONS[way].reduce(warps.reshape(-1, 32), axis=1)
+                warps = np.broadcast_to(operands(statement.opcode, value)[0], self.threads)
+                found = REDUCTIONS[way].reduce(warps.reshape(-1, 32), axis=1)
                 value = np.repeat(found, 32) & 0xFFFFFFFF
             self._set(statement, value)
             return
@@ -310,119 +306,3 @@ def _shared_bytes(statement: Statement) -> tuple[int, int]:
 
 def _of_first(active: Value) -> bool:
     return bool(np.asarray(active).flat[0])
-
-
-def _bits(opcode: str) -> int:
-    """Width of the result."""
-    if ".wide." in opcode:
-        return 64
-    kinds = re.findall(r"\.(?:[bus](\d+)|(pred))", opcode)
-    if opcode.startswith("setp") or not kinds or kinds[-1][1]:
-        return 64
-    return int(kinds[0 if opcode.startswith("cvt") else -1][0])
-
-
-def _signed(value: Value, bits: int) -> Value:
-    half = 1 << (bits - 1)
-    return ((value + half) & ((1 << bits) - 1)) - half if bits < 64 else value
-
-
-def _wrapped(opcode: str, value: Value) -> Value:
-    """32-bit registers hold what is not negative, 64-bit ones what numpy's integers hold."""
-    bits = _bits(opcode)
-    if bits < 64:
-        return value & ((1 << bits) - 1)
-    return ((value + 2**63) & (2**64 - 1)) - 2**63 if isinstance(value, int) else value
-
-
-def _operands(opcode: str, *values: Value) -> list[Value]:
-    """As the instruction's type reads them."""
-    kind = re.findall(r"\.([bus])(\d+)", opcode)[-1:]
-    if kind and kind[0][0] == "s":
-        return [_signed(value, int(kind[0][1])) for value in values]
-    return list(values)
-
-
-def _typed(function: Callable[..., Value]) -> Callable[..., Value]:
-    return lambda opcode, *values: function(*_operands(opcode, *values))
-
-
-_REDUCTIONS = {
-    "add": np.add,
-    "min": np.minimum,
-    "max": np.maximum,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-}
-_COMPARED = {
-    "eq": operator.eq,
-    "ne": operator.ne,
-    **{name: getattr(operator, name) for name in ("lt", "le", "gt", "ge")},
-    **{"lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge},
-}
-
-
-def _compare(opcode: str, *values: Value) -> Value:
-    names = opcode.split(".")
-    left, right = _operands(opcode, *values[:2])
-    found = np.asarray(_COMPARED[names[1]](left, right)).astype(np.int64)
-    if names[2] in ("and", "or", "xor"):
-        found = {"and": found & values[2], "or": found | values[2], "xor": found ^ values[2]}[
-            names[2]
-        ]
-    return int(found) if np.ndim(found) == 0 else found
-
-
-def _divided(left: Value, right: Value) -> Value:
-    """Rounded towards 0."""
-    sign = np.where((np.asarray(left) < 0) ^ (np.asarray(right) < 0), -1, 1)
-    return sign * (np.abs(left) // np.maximum(1, np.abs(right)))
-
-
-def _field(opcode: str, value: Value, first: Value, length: Value) -> Value:
-    found = (value >> first) & ((1 << length) - 1)
-    return _signed(found, length) if ".s" in opcode else found
-
-
-def _convert(opcode: str, value: Value) -> Value:
-    source = re.findall(r"\.([bus])(\d+)", opcode)[-1]
-    return _signed(value, int(source[1])) if source[0] == "s" else value
-
-
-def _logic(opcode: str, a: Value, b: Value, c: Value, table: int) -> Value:
-    terms = [(a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c) for i in range(8)]
-    result: Value = 0
-    for i, term in enumerate(terms):
-        result = result | (term if table >> i & 1 else 0)
-    return result
-
-
-_OPERATIONS: dict[str, Callable[..., Value]] = {
-    "mov": lambda opcode, value: value,
-    "add": _typed(operator.add),
-    "sub": _typed(operator.sub),
-    "mul": lambda opcode, a, b: (
-        (x := _operands(opcode, a, b))[0] * x[1] >> (32 if ".hi." in opcode else 0)
-    ),
-    "mad": lambda opcode, a, b, c: operator.mul(*_operands(opcode, a, b)) + c,
-    "min": _typed(np.minimum),
-    "max": _typed(np.maximum),
-    "abs": _typed(np.abs),
-    "neg": _typed(operator.neg),
-    "and": lambda opcode, a, b: a & b,
-    "or": lambda opcode, a, b: a | b,
-    "xor": lambda opcode, a, b: a ^ b,
-    "not": lambda opcode, a: 1 - a if opcode.endswith("pred") else ~a,
-    "shl": lambda opcode, a, b: a << np.minimum(b, 63),
-    "shr": lambda opcode, a, b: _operands(opcode, a)[0] >> np.minimum(b, 63),
-    "div": _typed(_divided),
-    "rem": _typed(lambda a, b: a - b * _divided(a, b)),
-    "selp": lambda opcode, a, b, p: (
-        np.where(np.asarray(p) != 0, a, b) if np.ndim(p) else a if p else b
-    ),
-    "setp": _compare,
-    "cvt": _convert,
-    "bfe": _field,
-    "lop3": _logic,
-}
