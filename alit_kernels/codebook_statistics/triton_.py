@@ -49,6 +49,7 @@ def ordered(
         What a kernel with ``sum_of_group`` is launched with, and how many rows of each block take part.
     """
     (rows, dim), sizes = z.shape, tile(z.shape[1])
+    eight = dim > 128 and z.element_size() == 2  # channels a thread: longer steps spill
     blocks, groups = cdiv(rows, BLOCK), cdiv(num_codes, sizes["KB"])
     slots = blocks * (BLOCK // LONG) * sizes["KB"]
     keys = torch.int32 if groups < 2**31 // BLOCK - 1 else torch.int64
@@ -82,13 +83,14 @@ def ordered(
         DIFFERENCE=codebook is not None,
         NORMALISED=normalised,
         MASKED=mask is not None,
-        BC=COMPARED,
+        BC=COMPARED // (2 if eight and normalised else 1),
         num_warps=8,
     )
     shared |= {"blocks": blocks, "BT": BLOCKS, "num_warps": warps(dim)}
-    if normalised:  # float64 vectors take more registers
-        wide = dim > 128 and z.element_size() == 2
-        shared |= {"BT": BLOCKS // 2, "BR": max(1, sizes["BR"] // (2 if wide else 1))}
+    if eight:
+        shared |= {"BT": BLOCKS // 4, "BR": sizes["BR"] // 2}
+    elif normalised:  # float64 vectors take more registers
+        shared["BT"] = BLOCKS // 2
     return shared, taking
 
 
