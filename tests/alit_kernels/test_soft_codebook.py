@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -35,6 +36,16 @@ SEVERAL_TILES = (
 @pytest.mark.parametrize("case", [*TEST_CASES, *SEVERAL_TILES])
 def test_forward_and_gradients(case: Case, target: Target) -> None:
     check_gradients(make(case, device=target.device), target)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_blocks_of_rows_and_codes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch: several blocks each way, the last ones smaller; few codes are one block of more rows."""
+    torch_ = import_module("alit_kernels.soft_codebook.torch_")
+    monkeypatch.setattr(torch_, "BLOCK", 60)
+    monkeypatch.setattr(torch_, "ROWS", 10)
+    for case in (Case(25, 23, 5, spread=4.0), Case(25, 4, 3), Case(3, 70, 2)):
+        check_gradients(make(case, dtype=dtype), Target("torch", "cpu"))
 
 
 @EVERYWHERE
