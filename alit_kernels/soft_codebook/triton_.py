@@ -17,7 +17,7 @@ SUMMED = 512  # elements of the codebook's gradient that a program sums over par
 
 
 #: Rows, codes and at most channels of a float32 step, and warps: where warp groups multiply (sm_90, sm_100), and where
-#: single warps do. Operands in two parts take registers: larger tiles spill, or leave sm_100 no tensor memory.
+#: single warps do. Operands in two parts take registers: larger tiles spill, or compile to nothing for sm_100.
 GROUPS = {"forward": (64, 32, 128, 4), "logits": (128, 64, 32, 8), "codebook": (32, 128, 128, 8)}
 SINGLE = {"forward": (32, 32, 256, 8), "logits": (64, 32, 32, 4), "codebook": (16, 64, 256, 8)}
 
@@ -36,7 +36,7 @@ def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> d
     else:
         rows, codes, most, warps = (GROUPS if groups else SINGLE)[kernel]
         if architecture == 90 and kernel == "codebook":
-            most = 256
+            rows, most = 16, 256
     if width < 128 and not (groups and dtype == torch.float32):
         warps = 4
     sizes = {"BM": rows, "BV": codes, "BC": min(width, most)}
