@@ -14,7 +14,7 @@ from torch import Tensor
 from alit_kernels import soft_codebook
 from alit_kernels.soft_codebook.cases import TEST_CASES, Case, Inputs, make
 from alit_kernels.testing import assert_within_budget
-from tests.helpers.targets import Target, targets
+from tests.helpers.targets import DEVICE, Target, targets
 
 EVERYWHERE = pytest.mark.parametrize("target", targets("torch", "triton"))
 
@@ -62,7 +62,7 @@ def test_tiles_of_other_architectures(architecture: int, monkeypatch: pytest.Mon
 def test_nan_of_every_kind() -> None:
     """Triton: operands in two parts keep a NaN whose bits are all ones, which is what a GPU makes."""
     triton_ = pytest.importorskip("alit_kernels.soft_codebook.triton_")
-    logits, codebook, _ = make(Case(9, 20, 6))
+    logits, codebook, _ = make(Case(9, 20, 6), device=DEVICE)
     codebook[3, 2] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     code, *_ = triton_.soft_codebook(logits, codebook, None)
     assert code[:, 2].isnan().all() and code[:, :2].isfinite().all()
