@@ -17,20 +17,52 @@
 
 #include <cuda_runtime.h>
 
+#include <tuple>
+#include <utility>
+
 #define DYNAMIC_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char alit_shared_memory[]; \
   T* const name = reinterpret_cast<T*>(alit_shared_memory)
 #define UNROLL _Pragma("unroll")
 #define LAUNCH(kernel, grid, block, shared, stream, ...) \
-  (kernel)<<<static_cast<unsigned>(grid), block, shared, reinterpret_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+  alit::device::launch(kernel, static_cast<unsigned>(grid), block, shared, stream, __VA_ARGS__)
 
 namespace alit::device {
 
-// Makes the device current; 0 or an error code of CUDA.
-inline int begin(int device) { return static_cast<int>(cudaSetDevice(device)); }
+// The first error of this thread's launches since begin().
+inline thread_local cudaError_t failure = cudaSuccess;
 
-// 0, or the error code of the launches since.
-inline int end() { return static_cast<int>(cudaGetLastError()); }
+// Keeps an error of ours, and takes it from what cudaGetLastError() says to others. What others left there stays: it is
+// neither our error nor ours to clear.
+inline int noted(cudaError_t code) {
+  if (code != cudaSuccess) {
+    cudaGetLastError();
+    if (failure == cudaSuccess) failure = code;
+  }
+  return static_cast<int>(code);
+}
+
+// Makes the device current; 0 or an error code of CUDA.
+inline int begin(int device) {
+  failure = cudaSuccess;
+  return noted(cudaSetDevice(device));
+}
+
+// 0, or the error code of the first launch since that failed.
+inline int end() { return static_cast<int>(failure); }
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), unsigned grid, unsigned block, std::size_t shared, std::int64_t stream,
+            Arguments&&... arguments) {
+  std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+  std::apply(
+      [&](Parameters&... value) {
+        void* addresses[] = {const_cast<void*>(static_cast<const volatile void*>(&value))...};
+        noted(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid), dim3(block), addresses, shared,
+                               reinterpret_cast<cudaStream_t>(stream)));
+      },
+      values);
+}
 
 }  // namespace alit::device
 

@@ -30,7 +30,7 @@ TEST_CASES = (
     Case(9, 130, 17, spread=30.0),
     Case(5, 3, 2, spread=0.0),
 )
-BENCHMARK_CASES = (Case(8192, 1024, 256),)
+BENCHMARK_CASES = (Case(8192, 1024, 256), Case(512, 8192, 256), Case(1024, 1024, 256))
 
 
 def make(

@@ -7,15 +7,43 @@ split among programs, whose sums are added in a fixed order: no atomics.
 
 Above 256 channels of a codebook the forward and the codebook's gradient read the logits once for each 256.
 
-float32 products are three TF32 products of split operands ("tf32x3", relative error about 2^-21): plain float32
-products would spill, and TF32 alone misses the error budget of the tests. bfloat16 and float16 codebooks multiply
-probabilities in their own type and accumulate in float32.
+float32 products are three TF32 products of operands in two parts (``_dot``, relative error about 2^-21; an infinite
+code or gradient gives NaN): plain float32 products would spill, and TF32 alone misses the error budget of the tests.
+Triton's own "tf32x3" does the same with one more accumulator, for which only small tiles have registers. bfloat16 and
+float16 codebooks multiply probabilities in their own type and accumulate in float32.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _large(b_x):
+    """Cut to the 11 significant bits that a TF32 product reads; NaN and infinity stay."""
+    return (b_x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _small(b_x, b_large):
+    """What is left, rounded to as many bits."""
+    b_bits = (b_x - b_large).to(tl.uint32, bitcast=True) + 0x1000
+    return (b_bits & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot(b_a, b_b, b_sum):
+    """b_sum + b_a @ b_b; of float32 three TF32 products of parts, without that of the small ones."""
+    if b_a.dtype == tl.float32:
+        b_large_a, b_large_b = _large(b_a), _large(b_b)
+        b_small_a, b_small_b = _small(b_a, b_large_a), _small(b_b, b_large_b)
+        b_sum = tl.dot(b_small_a, b_large_b, b_sum, input_precision="tf32")
+        b_sum = tl.dot(b_large_a, b_small_b, b_sum, input_precision="tf32")
+        b_sum = tl.dot(b_large_a, b_large_b, b_sum, input_precision="tf32")
+    else:
+        b_sum = tl.dot(b_a, b_b, b_sum)
+    return b_sum
 
 
 @triton.jit
@@ -71,7 +99,7 @@ def forward_kernel(
         b_shrink = tl.exp(b_max - tl.where(b_new == float("-inf"), 0.0, b_new))
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         b_code *= b_shrink[:, None]
-        b_code = tl.dot(b_p.to(b_codes.dtype), b_codes, b_code, input_precision="tf32x3")
+        b_code = _dot(b_p.to(b_codes.dtype), b_codes, b_code)
         b_max = b_new
     b_code = (b_code / b_sum[:, None]).to(p_code.dtype.element_ty)
     p_tile = p_code + o_row[:, None] * channels + o_channel[None, :]
@@ -165,7 +193,7 @@ def grad_logits_kernel(
             b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel, other=0.0)
             p_tile = p_codebook + o_code[:, None].to(tl.int64) * codebook_pitch + o_channel[None, :]
             b_codes = tl.load(p_tile, mask=m_code[:, None] & m_channel, other=0.0)
-            b_grad_p = tl.dot(b_grad, b_codes.T, b_grad_p, input_precision="tf32x3")
+            b_grad_p = _dot(b_grad, b_codes.T, b_grad_p)
         m_tile = m_row[:, None] & m_code[None, :]
         p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
         b_x = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
@@ -210,7 +238,7 @@ def grad_codebook_kernel(
         p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
         b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel[None, :], other=0.0)
         b_p = tl.trans(b_p.to(b_grad.dtype))
-        b_result = tl.dot(b_p, b_grad, b_result, input_precision="tf32x3")
+        b_result = _dot(b_p, b_grad, b_result)
     p_tile = p_partial + (part * codes + o_code[:, None]) * channels + o_channel[None, :]
     b_result = b_result.to(p_partial.dtype.element_ty)
     tl.store(p_tile, b_result, mask=m_code[:, None] & m_channel[None, :])

@@ -1,18 +1,21 @@
-"""soft_codebook on the CPU by torch's own kernels, a block of rows at a time.
+"""soft_codebook on the CPU by torch's own kernels, a block of rows and codes at a time.
 
-A block of probabilities stays in cache between softmax, read-out and product: the logits are read once each way, and
-nothing of size (N, V) is made beside the gradient of the logits.
+The exponentials of a block stay in cache between subtraction, sum and product, and nothing of size (N, V) is made
+beside the gradient of the logits. A block has many rows, and no more codes than fit: few rows of all codes would make
+flat products, each of which reads the whole codebook and adds to its whole gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-#: Probabilities in a block: 1 MiB in float32.
-BLOCK = 2**18
+#: Exponentials in a block, 2 MiB in float32, and its rows where there are many codes.
+BLOCK, ROWS = 2**19, 1024
+LOG2_E = 1 / math.log(2)
 
 
 def soft_codebook(
@@ -20,21 +23,20 @@ def soft_codebook(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, codes = logits.shape
     code = torch.empty(rows, codebook.shape[1], dtype=codebook.dtype)
-    nll = torch.empty(0 if target is None else rows, dtype=torch.float32)
-    normaliser = torch.empty(2, rows, dtype=torch.float32)
+    normaliser = torch.zeros(2, rows, dtype=torch.float32)
     largest, total = normaliser
     weights = codebook.float()
-    for block in _blocks(rows, codes):
-        values = logits[block].float()
-        torch.amax(values, -1, out=largest[block])
-        shifted = values - largest[block, None]
-        if target is not None:
-            nll[block] = shifted.gather(1, target[block, None])[:, 0]
-        exponentials = shifted.exp_()
-        torch.sum(exponentials, -1, out=total[block])
-        code[block] = (exponentials @ weights).div_(total[block, None])
+    for block in _row_blocks(rows, codes):
+        largest[block] = logits[block].amax(-1)
+        sums = torch.zeros(code[block].shape, dtype=torch.float32)
+        for part in _code_blocks(len(sums), codes):
+            exponentials = _exponentials(logits[block, part], largest[block, None])
+            total[block] += exponentials.sum(-1)
+            sums.addmm_(exponentials, weights[part])
+        code[block] = sums.div_(total[block, None])
+    nll = torch.empty(0, dtype=torch.float32)
     if target is not None:
-        nll = total.log().sub_(nll)
+        nll = total.log().sub_(logits.gather(1, target[:, None])[:, 0].float().sub_(largest))
     return code, nll, nll.neg().exp_(), normaliser
 
 
@@ -50,37 +52,54 @@ def soft_codebook_backward(
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The reference's formulas, block by block."""
+    """The reference's formulas, p = exponentials / total; dcode and shifts are divided, not the exponentials."""
     rows, codes = logits.shape
     grad_logits = torch.empty(logits.shape if logits_wanted else 0, dtype=logits.dtype)
     grad_codebook = torch.zeros(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
-    transposed = codebook.float().t()
-    for block in _blocks(rows, codes):
-        p = logits[block].softmax(-1, dtype=torch.float32)
-        if grad_code is None:
-            grad_p, shift = torch.zeros_like(p), p.new_zeros(())
-        else:
-            grad = grad_code[block].float()
-            if codebook_wanted:
-                grad_codebook.addmm_(p.t(), grad)
-            if not logits_wanted:
-                continue
-            grad_p = grad @ transposed
-            shift = torch.linalg.vecdot(p, grad_p)[:, None]
-        # Both terms are p times something less its mean under p, but for the target's own entry.
+    weights = codebook.float()
+    for block in _row_blocks(rows, codes):
+        largest, total = normaliser[:, block, None]
+        grad, shift = None, torch.zeros_like(total)
+        if grad_code is not None:
+            grad = grad_code[block].float() / total
+            shift = torch.linalg.vecdot(grad, code[block].float())[:, None]
         if target is not None:
             place = target[block, None]
-            weight = 0.0 if grad_nll is None else grad_nll[block, None]
+            of_target = _exponentials(logits[block].gather(1, place), largest)
+            weight = torch.zeros_like(total) if grad_nll is None else grad_nll[block, None]
             if grad_p_target is not None:
-                weight = weight - p.gather(1, place) * grad_p_target[block, None]
-            shift = shift - weight
-        grad_p.sub_(shift).mul_(p)
-        if target is not None and isinstance(weight, Tensor):
-            grad_p.scatter_add_(1, place, -weight)
-        grad_logits[block] = grad_p
+                weight = weight - of_target / total * grad_p_target[block, None]
+            shift -= weight / total
+        for part in _code_blocks(len(total), codes):
+            exponentials = _exponentials(logits[block, part], largest)
+            if codebook_wanted and grad is not None:
+                grad_codebook[part].addmm_(exponentials.t(), grad)
+            if logits_wanted:
+                grad_p = -shift if grad is None else (grad @ weights[part].t()).sub_(shift)
+                torch.mul(grad_p, exponentials, out=grad_logits[block, part])
+        if (
+            logits_wanted and target is not None
+        ):  # entries of true codes: one more term, rounded with the others
+            grad_p = -shift
+            if grad is not None:
+                grad_p += torch.linalg.vecdot(grad, weights[target[block]])[:, None]
+            grad_p = grad_p.mul_(of_target).sub_(weight)
+            grad_logits[block].scatter_(1, place, grad_p.to(logits.dtype))
     return grad_logits, grad_codebook.to(codebook.dtype)
 
 
-def _blocks(rows: int, codes: int) -> Iterator[slice]:
-    size = max(1, BLOCK // codes)
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+def _exponentials(logits: Tensor, largest: Tensor) -> Tensor:
+    """exp(logits - largest) in float32: powers of 2 take torch half the time of powers of e."""
+    return (logits - largest).mul_(LOG2_E).exp2_()
+
+
+def _row_blocks(rows: int, codes: int) -> Iterator[slice]:
+    return _slices(rows, max(ROWS, BLOCK // codes))
+
+
+def _code_blocks(rows: int, codes: int) -> Iterator[slice]:
+    return _slices(codes, BLOCK // rows)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))

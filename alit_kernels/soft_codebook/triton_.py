@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._triton import as_rows, cdiv, launch, next_power_of_2
+from .._triton import architecture, as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
 #: Programs wanted of the gradients: codes (of the logits' gradient) and rows (of the codebook's) are split to have as
@@ -16,21 +16,31 @@ LOGITS_PROGRAMS, CODEBOOK_PROGRAMS = 512, 256
 SUMMED = 512  # elements of the codebook's gradient that a program sums over parts of the rows
 
 
-def tile(channels: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
+#: Rows, codes and at most channels of a float32 step, and warps: where warp groups multiply (sm_90, sm_100), and where
+#: single warps do. Operands in two parts take registers: larger tiles spill, or compile to nothing for sm_100.
+GROUPS = {"forward": (64, 32, 128, 4), "logits": (128, 64, 32, 8), "codebook": (32, 128, 128, 8)}
+SINGLE = {"forward": (32, 32, 256, 8), "logits": (64, 32, 32, 4), "codebook": (16, 64, 256, 8)}
+
+
+def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> dict[str, Any]:
     """Rows, codes and channels of a step, and launch options: the launch table.
 
     Args:
         channels, dtype: of the codebook.
         kernel: "forward", "logits" or "codebook".
+        architecture: 90 for sm_90.
     """
-    width = max(16, min(256, next_power_of_2(channels)))
-    large = width >= 128 and kernel != "logits"
-    if dtype == torch.float32:  # operands in two parts: small tiles, or registers spill
-        rows, codes, most = (64, 32, 32) if kernel == "logits" else (32, 32, 256)
+    width, groups = max(16, min(256, next_power_of_2(channels))), architecture in (90, 100)
+    if dtype != torch.float32:
+        rows, codes, most, warps = (64, 32, 64, 4) if kernel == "logits" else (64, 64, 256, 8)
     else:
-        rows, codes, most = (64, 32, 64) if kernel == "logits" else (64, 64, 256)
+        rows, codes, most, warps = (GROUPS if groups else SINGLE)[kernel]
+        if architecture == 90 and kernel == "codebook":
+            rows, most = 16, 256
+    if width < 128 and not (groups and dtype == torch.float32):
+        warps = 4
     sizes = {"BM": rows, "BV": codes, "BC": min(width, most)}
-    return {**sizes, "num_warps": 8 if large else 4, "num_stages": 2}
+    return {**sizes, "num_warps": warps, "num_stages": 2}
 
 
 def soft_codebook(
@@ -45,7 +55,7 @@ def soft_codebook(
         torch.empty(shape, dtype=torch.float32, device=logits.device)
         for shape in ((size,), (size,), (2, rows))
     )
-    chosen = tile(channels, codebook.dtype, "forward")
+    chosen = tile(channels, codebook.dtype, "forward", architecture(logits.device))
     launch(
         kernels.forward_kernel,
         (cdiv(rows, chosen["BM"]), max(1, cdiv(channels, chosen["BC"]))),
@@ -88,7 +98,7 @@ def soft_codebook_backward(
     grad_codebook = codebook.new_empty(codebook.shape if codebook_wanted else 0)
     normaliser = normaliser.contiguous()
     if logits_wanted:
-        chosen = tile(channels, codebook.dtype, "logits")
+        chosen = tile(channels, codebook.dtype, "logits", architecture(logits.device))
         split = _split(codes, LOGITS_PROGRAMS // max(1, cdiv(rows, chosen["BM"])), chosen["BV"])
         launch(
             kernels.grad_logits_kernel,
@@ -113,7 +123,7 @@ def soft_codebook_backward(
             **chosen,
         )
     if codebook_wanted:
-        chosen = tile(channels, codebook.dtype, "codebook")
+        chosen = tile(channels, codebook.dtype, "codebook", architecture(logits.device))
         tiles = (cdiv(codes, chosen["BV"]), max(1, cdiv(channels, chosen["BC"])))
         split = _split(rows, CODEBOOK_PROGRAMS // (tiles[0] * tiles[1]), chosen["BM"])
         parts = cdiv(rows, max(1, split))

@@ -48,7 +48,10 @@ def contest(case: Case) -> Contest:
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_soft_codebook_step(name: str, race: Callable, quick: bool) -> None:
-    case = QUICK if quick else CASE
+@pytest.mark.parametrize("case", BENCHMARK_CASES, ids=lambda c: f"{c.rows}x{c.codes}x{c.channels}")
+def test_soft_codebook_step(case: Case, name: str, race: Callable, quick: bool) -> None:
+    if quick and case != CASE:
+        pytest.skip("--quick runs one shape")
+    case = QUICK if quick else case
     group = f"soft_codebook step {case.rows} x {case.codes} x {case.channels}"
     race(group, name, lambda: contest(case))

@@ -395,28 +395,57 @@ __global__ void sum_fresh(Rows grad, Offsets offsets, Offsets grown, Selection s
   COUNT_BYTES(sizeof(T));
 }
 
-// A block has kSumRows rows of one sequence. The gradient of the tokens is left out where it has no address.
-template <typename T>
+template <typename T, int N>
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Values {
+  T values[N];
+};
+
+// A block has kSumRows rows of one sequence, a thread N columns at a time. The gradient of the tokens is left out where
+// it has no address.
+template <typename T, int N>
 __global__ void mask_gradients(Padded grad, Lengths lengths, i64 blocks, T* grad_tokens, float* partial, i64 width) {
   const i64 b = blockIdx.x / blocks, first = blockIdx.x % blocks * kSumRows, kept = lengths[b];
   const i64 stop = first + kSumRows < grad.length ? first + kSumRows : grad.length;
-  for (i64 c = threadIdx.x; c < width; c += blockDim.x) {
-    float sum = 0;
+  for (i64 c = i64{threadIdx.x} * N; c < width; c += i64{blockDim.x} * N) {
+    Values<float, N> sum = {};
     for (i64 start = first; start < stop; start += kInFlight) {
-      T held[kInFlight];
+      Values<T, N> held[kInFlight];
       UNROLL for (int n = 0; n < kInFlight; ++n) {
-        if (start + n < stop) held[n] = reinterpret_cast<const T*>(grad(b, start + n))[c];
+        if (start + n < stop)
+          held[n] = *reinterpret_cast<const Values<T, N>*>(grad(b, start + n) + c * static_cast<i64>(sizeof(T)));
       }
       UNROLL for (int n = 0; n < kInFlight; ++n) {
         const i64 row = start + n;
         if (row >= stop) continue;
-        if (grad_tokens) grad_tokens[(b * grad.length + row) * width + c] = row < kept ? held[n] : alit::store<T>(0.0f);
-        if (row >= kept) sum += alit::load(held[n]);
-        COUNT_BYTES(2 * sizeof(T));
+        if (row >= kept) {
+          UNROLL for (int i = 0; i < N; ++i) {
+            sum.values[i] += alit::load(held[n].values[i]);
+            held[n].values[i] = alit::store<T>(0.0f);
+          }
+        }
+        if (grad_tokens)
+          *reinterpret_cast<Values<T, N>*>(grad_tokens + (b * grad.length + row) * width + c) = held[n];
+        COUNT_BYTES(2 * sizeof(held[n]));
       }
     }
-    partial[i64{blockIdx.x} * width + c] = sum;
-    COUNT_BYTES(sizeof(float));
+    *reinterpret_cast<Values<float, N>*>(partial + i64{blockIdx.x} * width + c) = sum;
+    COUNT_BYTES(sizeof(sum));
+  }
+}
+
+// As many columns at a time as 16 bytes hold, where all rows begin at multiples of them; `alignment` as in write().
+template <typename T>
+void launch_mask_gradients(i64 stream, i64 alignment, Padded grad, Lengths lengths, i64 sequences, i64 grad_tokens,
+                           i64 scratch, i64 width) {
+  const i64 blocks = divided(grad.length, kSumRows);
+  constexpr int kWide = 16 / sizeof(T);
+  if (sequences * blocks == 0) return;
+  if ((alignment | grad_tokens | scratch | width * static_cast<i64>(sizeof(T))) % 16 == 0) {
+    LAUNCH((mask_gradients<T, kWide>), sequences * blocks, kThreads, 0, stream, grad, lengths, blocks,
+           pointer<T>(grad_tokens), pointer<float>(scratch), width);
+  } else {
+    LAUNCH((mask_gradients<T, 1>), sequences * blocks, kThreads, 0, stream, grad, lengths, blocks,
+           pointer<T>(grad_tokens), pointer<float>(scratch), width);
   }
 }
 
@@ -578,10 +607,8 @@ int alit_cuda_tail_mask_backward(i64 stream, i64 device, i64 error, i64 grad, i6
   alit::dispatch(static_cast<alit::Type>(type), [&](auto element) {
     using T = decltype(element);
     const i64 width = row_bytes / static_cast<i64>(sizeof(T));
-    if (sequences * blocks > 0) {
-      LAUNCH(mask_gradients<T>, sequences * blocks, kThreads, 0, stream, from, kept, blocks, pointer<T>(grad_tokens),
-             pointer<float>(scratch), width);
-    }
+    launch_mask_gradients<T>(stream, grad | sequence_stride | row_stride, from, kept, sequences, grad_tokens, scratch,
+                             width);
     LAUNCH_SUM(sum_partial<T>, width, stream, pointer<const float>(scratch), sequences * blocks, pointer<T>(grad_fill),
                width);
   });

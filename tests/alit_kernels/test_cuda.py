@@ -64,6 +64,18 @@ def build(tmp_path: Path, *options: str) -> Path:
     return program
 
 
+@needs_compiler
+def test_errors_are_our_own(tmp_path: Path) -> None:
+    """csrc/launch.h as nvcc sees it, over a runtime whose calls fail where ``launch_test.cpp`` says so."""
+    assert COMPILER is not None
+    tests, program = CSRC / "tests", tmp_path / "launch_test"
+    options = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", str(tests / "runtime"))
+    source = str(tests / "launch_test.cpp")
+    subprocess.run([COMPILER, *options, source, "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.apart
 @needs_compiler
 def test_races(tmp_path: Path) -> None:

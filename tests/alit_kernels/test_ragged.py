@@ -152,6 +152,25 @@ def test_tail_mask(ak: SimpleNamespace, dtype: torch.dtype) -> None:
     assert torch.equal(ak.tail_mask(tokens, lengths.int(), fill)[1:], out[1:])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_gradients_of_tail_mask(ak: SimpleNamespace, dtype: torch.dtype) -> None:
+    """Rows that are read 16 bytes at a time, and rows that do not allow it, of which some blocks are not full."""
+    lengths = torch.tensor([0, 70, 131, 7], device=ak.device)
+    kept = (torch.arange(131, device=ak.device) < lengths[:, None])[..., None]
+    for width in (24, 13):
+        leaves = [
+            torch.zeros(shape, dtype=dtype, device=ak.device, requires_grad=True)
+            for shape in ((4, 131, width), (width,))
+        ]
+        grad = torch.randint(-8, 8, (4, 131, 24), device=ak.device).to(dtype)
+        for given in (grad[..., :width], grad[:1, :1, :width].expand(4, 131, width)):
+            found = torch.autograd.grad(ak.tail_mask(leaves[0], lengths, leaves[1]), leaves, given)
+            assert torch.equal(found[0], torch.where(kept, given, 0.0))
+            assert torch.equal(
+                found[1], torch.where(kept, 0.0, given).float().sum((0, 1)).to(dtype)
+            )
+
+
 def test_strided_inputs(ak: SimpleNamespace) -> None:
     """Strided, expanded and transposed inputs give what their contiguous copies give."""
     device = ak.device
