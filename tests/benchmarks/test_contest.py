@@ -15,9 +15,8 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from alit import FixedLength
-from benchmarks.harness import timing
 from benchmarks.harness.contest import Absent, Contest, Work, ready
-from benchmarks.harness.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
+from benchmarks.harness.timing import OtherLoad, peak_megabytes
 from benchmarks.suites import (
     test_attention,
     test_codebooks,
@@ -189,24 +188,6 @@ def test_medians_are_of_those_that_are_here() -> None:
 
 def absent() -> None:
     raise Absent("not here")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="times the host's clock")
-@pytest.mark.parametrize(("short", "calls"), ((0.2, 2), (0.0, 1)))
-def test_contenders_take_turns(short: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of short calls the first wakes the threads."""
-    monkeypatch.setattr(timing, "SHORT_ON_HOST", short)
-    order: list[str] = []
-    clocks = {name: clock(lambda name=name: order.append(name)) for name in "ab"}
-    samples = samples_in_turns(clocks, rounds=2, warmup=1)
-    assert order == [*"a" * calls, *"b" * calls] * 3
-    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
-
-
-def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
-    clocks = {name: clock(lambda: None) for name in "ab"}
-    samples = samples_in_turns(clocks, rounds=9, limit=0.0)
-    assert {name: len(values) for name, values in samples.items()} == {"a": FEWEST, "b": FEWEST}
 
 
 def test_the_first_contender_is_the_reference() -> None:
