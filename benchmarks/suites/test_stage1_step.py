@@ -73,7 +73,7 @@ STEPS = (
     else (Case("tiny", 2), *([Case("tiny", 2, torch.bfloat16)] if NATIVE_BFLOAT16 else []))
 )
 COMPILED_STEPS = tuple(case._replace(contenders=COMPILED) for case in STEPS)
-LARGE = Case("base", 32 if ROOMY else 16, torch.bfloat16, CAPTURED)
+LARGE = Case("base", 32 if ROOMY else 16, torch.bfloat16, ("ours", *CAPTURED))
 
 
 def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,8 @@ from benchmarks.suites import (
     test_soft_codebook,
 )
 from benchmarks.suites.models import LENGTHS, model
-from tests.helpers.forks import another_process, fork
+from tests.helpers.forks import another_process
+from tests.helpers.pytest_runs import run_pytest
 
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
@@ -64,23 +63,6 @@ def missing():
 def test_it(name, race):
     race("broken", name, broken, rounds=3)
 """
-
-
-def call_pytest(folder: Path, variables: dict[str, str], *arguments: str) -> None:
-    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
-        del os.environ[name]
-    os.environ.update(variables)
-    os.chdir(folder)
-    sys.exit(pytest.main(["-p", "no:cacheprovider", f"--rootdir={folder}", *arguments]))
-
-
-def run_pytest(
-    folder: Path, *arguments: str, at: Path | None = None, **variables: str
-) -> tuple[int, str]:
-    """Exit status and output of ``pytest``, called in a folder."""
-    process = fork(folder / "said", call_pytest, at or folder, variables, *arguments)
-    process.join()
-    return process.exitcode, (folder / "said").read_text()
 
 
 @pytest.mark.apart
