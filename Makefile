@@ -76,7 +76,7 @@ bench: setup
 # after how many it stops. It goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.
 GPU_PYTHON ?= $(if $(REHEARSAL),$(BIN)/python,python3)
 OUT ?= gpu_report
-MINUTES ?= 12
+MINUTES ?= $(if $(REHEARSAL),60,12)
 
 gpu: $(if $(REHEARSAL),setup)
 	$(GPU_PYTHON) -m benchmarks.harness.gpu --out $(OUT) --minutes $(MINUTES) $(if $(REHEARSAL),--rehearsal)

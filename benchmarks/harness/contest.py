@@ -158,7 +158,7 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: 
 
 
 @functools.cache
-def ceilings() -> dict[str, float]:
+def ceilings(rounds: int = 30) -> dict[str, float]:
     """What this machine reaches in a large copy and a large float32 matrix product (bf16 on a GPU), measured once.
 
     The product by ``@`` and by our linear layer, which may take another library: the faster counts.
@@ -171,7 +171,7 @@ def ceilings() -> dict[str, float]:
         factor = torch.randn(size, size, device=DEVICE, dtype=dtype)
         calls["matmul", size] = functools.partial(torch.matmul, factor, factor)
         calls["linear", size] = functools.partial(linear, factor, factor)
-    samples = samples_in_turns(clocks(calls), rounds=30)
+    samples = samples_in_turns(clocks(calls), rounds=rounds)
     best = {key: min(values) for key, values in samples.items()}  # a slow round is no ceiling
     products = (2 * size**3 / seconds for (_, size), seconds in best.items() if size)
     return {

@@ -142,6 +142,7 @@ def timing(out: Path, rehearsal: bool, name: str, share: float, *options: str) -
 def times(out: Path, rehearsal: bool) -> list[Part]:
     """Device, host and launches of every op and every peer that needs no compiler; tiles; the model's paths."""
     step = [f"{SUITES / STEP}.py::{test}" for test in STEPS[: 1 if rehearsal else None]]
+    models = f"{SUITES / MODELS}.py" + ("::test_decode" if rehearsal else "")
     small = ("--rehearsal", "--head-dim", "64") if rehearsal else ()
     tuning = []
     for module in sorted(
@@ -154,7 +155,7 @@ def times(out: Path, rehearsal: bool) -> list[Part]:
         timing(out, rehearsal, "ops", 0.3, "--peers=plain", *suites(rehearsal)),
         *tuning,
         timing(out, rehearsal, "step", 0.25, "--peers=plain", *step),
-        timing(out, rehearsal, "models", 0.15, str(SUITES / f"{MODELS}.py")),
+        timing(out, rehearsal, "models", 0.15, models),
     ]
 
 
@@ -204,7 +205,7 @@ def run(part: Part, log: Path, limit: float, left: float) -> dict[str, Any]:
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env={**os.environ, **part.environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
             start_new_session=True,
         )
         try:
@@ -289,6 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.rehearsal and not torch.cuda.is_available():
         raise SystemExit("this interpreter's torch finds no GPU; --rehearsal runs without one")
+    # Ended from outside, it ends the part that runs.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     parts = all_parts(out, options.rehearsal)
