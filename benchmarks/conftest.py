@@ -128,7 +128,7 @@ def race(
     def report(
         group: str, name: str, make: Callable[[], Contest], rounds: int = 9, warmup: int = 1
     ) -> None:
-        if peers == "compiled":
+        if peers == "compiled" and not group.endswith(", compiled"):
             group += ", beside compiled peers"
         if group not in _contests:
             if rows.whole(group):

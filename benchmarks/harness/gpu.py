@@ -161,7 +161,7 @@ def times(out: Path, rehearsal: bool) -> list[Part]:
 
 #: Tests of a training step; those of what a compiler writes are not among them.
 STEPS = ("test_stage1_step", "test_large_batch", "test_launches_of_a_step")
-COMPILED_STEPS = ("test_compiled_step", "test_large_batch")
+COMPILED_STEPS = ("test_compiled_step",)
 
 
 def compiled_peers(out: Path, rehearsal: bool) -> Part:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from .runs import Row, Run
 
-#: Of a case with peers that a compiler writes.
-COMPILED = "{}, beside compiled peers"
+#: Names of the cases that peers which a compiler writes have to themselves; the second of training steps.
+BESIDE = ("{}, beside compiled peers", "{}, compiled")
 LENGTHS = tuple(range(289, 514, 32))
 BEST = ("SDPA cuDNN", "SDPA flash", "torch varlen_attn", "FlexAttention", "flash-attn")
 PADDED = ("SDPA cuDNN", "SDPA efficient", "SDPA flash", "SDPA math")
@@ -70,7 +70,8 @@ def caller(row: Row) -> float | None:
 def _races(run: Run, case: str) -> list[dict[str, Row]]:
     """The case's rows, and those beside compiled peers."""
     groups = run.groups
-    return [groups[name] for name in (case, COMPILED.format(case)) if name in groups]
+    names = (case, *(name.format(case) for name in BESIDE))
+    return [groups[name] for name in names if name in groups]
 
 
 def _own(case: str) -> Callable[[Run], float | None]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +92,25 @@ def test_a_run_stops_in_its_time(
     assert record["next"]["outcome"] == "left for the next run"
     assert "next: left for the next run" in capsys.readouterr().out
     assert run_all(parts[1:], tmp_path), "and the next run does it"
+
+
+def test_what_ends_the_command_ends_its_part(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    part = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    command = f"""
+import sys
+from benchmarks.harness import gpu
+gpu.all_parts = lambda *_: [gpu.Part("long", (sys.executable, "-c", {part!r}), 1.0)]
+gpu.main(["--rehearsal", "--out", {str(tmp_path)!r}])
+"""
+    process = subprocess.Popen([sys.executable, "-c", command], cwd=gpu.ROOT)
+    while not pid.exists() or not pid.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_results_of_other_sources_are_not_reported(

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from benchmarks.harness.runs import Row, Run
-from benchmarks.harness.targets import COMPILED, Target, targets
+from benchmarks.harness.targets import BESIDE, Target, targets
 
 ROOT = Path(__file__).parents[2]
 #: Prints the names of all cases that there are on a GPU of 141 GB: nothing is computed.
@@ -74,7 +74,7 @@ def test_the_best_peer_counts_wherever_it_stands() -> None:
     plain = {"ours": 10.0, "SDPA flash": 20.0, "SDPA cuDNN": 10.0, "eager": 1.0}
     assert wanted.found(run({case: plain})) == "1 (met)"
     compiled = {"ours": 12.0, "FlexAttention": 10.0, "torch.compile": 1.0}
-    found = run({case: plain, COMPILED.format(case): compiled})
+    found = run({case: plain, BESIDE[0].format(case): compiled})
     assert wanted.found(found) == "1.2 (missed)"
     assert wanted.found(run({case: {"ours": 10.0, "eager": 1.0}})) == "unmeasured"
     assert wanted.found(run({case: {"SDPA flash": 1.0}})) == "unmeasured"
@@ -87,6 +87,18 @@ def test_a_backward_is_a_step_less_its_forward() -> None:
     cases = {"attention forward 32 x 321": forward, "attention step 32 x 321": step}
     assert wanted.found(run(cases)) == "1.25 (missed)"
     assert wanted.found(run({"attention step 32 x 321": step})) == "unmeasured"
+
+
+def test_the_best_captured_step_counts() -> None:
+    """What a compiler has written, too."""
+    wanted, case = target("stage-1 step base"), "stage-1 step base bfloat16 batch 32"
+    info = {"device_us": 1.0, "flops": 10**9, "clock": "events"}
+    rows = [Row(case, name, [2.0], info) for name in ("ours", "ours, captured")]
+    machine = {"ceilings": {"matmul_gigaflops": 1.0}}
+    assert wanted.found(Run("gpu", machine, rows)) == "50 % (met)"
+    rows.append(Row(BESIDE[1].format(case), "ours, compiled and captured", [1.25], info))
+    assert wanted.found(Run("gpu", machine, rows)) == "80 % (met)"
+    assert wanted.found(Run("gpu", machine, rows[:1])) == "unmeasured"
 
 
 def test_speeds() -> None:
