@@ -32,6 +32,10 @@ MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
         "with the host's launches, which count where they take longer than the kernels",
         lambda row: row.info.get("clock") == "events" and "device_us" not in row.info,
     ),
+    "‡": (
+        "the sum of its kernels: one of this case waits for the device, or cannot be captured",
+        lambda row: row.info.get("clock") == "kernels",
+    ),
 }
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
@@ -43,8 +47,8 @@ APART = (
     " one, else of the device."
 )
 TOGETHER = (
-    "Device and host are not apart in this run: times are of calls, in which the host's launches count where they take"
-    " longer than the kernels."
+    "Device and host are not apart in this run: its times are of calls, and those marked † have the host's launches in"
+    " them where these take longer than the kernels."
 )
 
 

@@ -111,6 +111,8 @@ def test_device_and_host_have_columns_of_their_own(gpu_run: Run, tmp_path: Path)
     assert f"{encode} 9e+04 us | 1.80 | 9e+04 us | 1.12 | 1.5e+05 us | 1.50 |" in text
     assert "Device: the time of the GPU alone" in text and "not apart" not in text
     assert "†" not in text, "launches are in a column of their own"
+    assert "| pack 64 sequences of 289 to 513 | copy | 50 us ‡ | 0.83 |" in text
+    assert "‡: the sum of its kernels" in text
     assert f"{search} 0.75 peer (host 1.50) |" in section
     assert "| encode to 256 tokens | 1.50 eager baseline (host 1.12) |" in section
     assert "then the host's over ours" in section
@@ -131,7 +133,7 @@ def test_times_of_calls_are_shown_as_such(run: Run, tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert "| op 8 | peer | 50 ms | 25 to 100 | 0.50 |" in text
     for page in (section, text):
-        assert "Device and host are not apart in this run: times are of calls" in page
+        assert "Device and host are not apart in this run: its times are of calls" in page
     assert "not apart" not in write([run], tmp_path), "nor is a CPU's"
 
 
