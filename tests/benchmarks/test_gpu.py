@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from benchmarks.harness import gpu
-from benchmarks.harness.gpu import Part, all_parts
+from benchmarks.harness import parts as listed
+from benchmarks.harness.parts import Part, all_parts
 
 
 def run_all(parts: list[Part], out: Path, seconds: float = 3600.0) -> bool:
@@ -187,7 +188,10 @@ def test_what_runs_on_a_gpu(tmp_path: Path) -> None:
     ignored = [x for x in parts["kernels"].command if x.startswith("--ignore=")]
     assert ignored and all(Path(x.removeprefix("--ignore=")).exists() for x in ignored)
     for tool in ("memcheck", "racecheck"):
-        assert parts[tool].tool[:3] == ("compute-sanitizer", "--tool", tool)
+        assert parts[tool].tool[0] == "compute-sanitizer"
+        assert parts[tool].tool[-2:] == ("--tool", tool)
+    for name in ("kernels", "training", "memcheck", "racecheck"):
+        assert f"--passed={tmp_path / parts[name].results[0]}" in parts[name].command
     assert parts["counters"].tool[0] == "ncu"
     suites = {p.name for p in (gpu.ROOT / "benchmarks" / "suites").glob("test_*.py")}
     step = gpu.ROOT / "benchmarks" / "suites" / "test_stage1_step.py"
@@ -213,16 +217,16 @@ def test_a_rehearsal_runs_the_same_parts(tmp_path: Path) -> None:
 
 def test_what_is_called_is_there() -> None:
     """The bound is measured by a test of that name, and the training steps by tests that run on a GPU."""
-    search = (gpu.TESTS / "test_nearest_codeword.py").read_text()
-    assert re.search(rf"^def test_\w*{gpu.BOUND}", search, re.MULTILINE)
+    search = (listed.TESTS / "test_nearest_codeword.py").read_text()
+    assert re.search(rf"^def test_\w*{listed.BOUND}", search, re.MULTILINE)
 
 
 def test_tuning_scripts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "op").mkdir()
     (tmp_path / "op" / "tune.py").touch()
-    monkeypatch.setattr(gpu, "KERNELS", tmp_path)
+    monkeypatch.setattr(listed, "KERNELS", tmp_path)
     for rehearsal, extra in ((True, ("--rehearsal", "--head-dim", "64")), (False, ())):
-        _, part, *_ = gpu.times(tmp_path, rehearsal)
+        _, part, *_ = listed.times(tmp_path, rehearsal)
         file = tmp_path / "tiles-op.json"
         assert part.command[1:] == ("-m", "alit_kernels.op.tune", "--json", str(file), *extra)
         assert part.results == (file.name,)
