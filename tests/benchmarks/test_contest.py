@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from alit import FixedLength
+from benchmarks.harness import contest
 from benchmarks.harness.contest import Absent, Contest, Work, ready
 from benchmarks.harness.timing import OtherLoad, peak_megabytes
 from benchmarks.suites import (
@@ -230,3 +231,22 @@ def test_the_reference_is_not_timed_as_ours(tmp_path: Path) -> None:
     status, said = run_pytest(tmp_path, *options, at=ROOT, **reference)
     assert status == pytest.ExitCode.USAGE_ERROR
     assert "benchmarks would time the slow reference" in said
+
+
+def test_device_and_host_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock of the samples; of a model's step by its kernels, since its samples hold the launches."""
+    monkeypatch.setattr(contest, "kernels", lambda call: [2e-6, 3e-6])
+    monkeypatch.setattr(contest, "host_seconds", lambda call: 7e-6)
+    samples = [9e-6, 8e-6, 1.0]
+    rest = {"launches": 2, "host_us": pytest.approx(7.0)}
+    for kind, device in (("graph", 9.0), ("kernels", 9.0), ("events", 5.0)):
+        found = contest.apart(lambda: None, kind, samples)
+        assert found == rest | {"device_us": pytest.approx(device)}, kind
+
+    def blind(call: object) -> list[float]:
+        raise RuntimeError("saw no kernel")
+
+    monkeypatch.setattr(contest, "kernels", blind)
+    rest = {"launches": None, "host_us": pytest.approx(7.0), "not_counted": "saw no kernel"}
+    for kind, of_graph in (("graph", pytest.approx(9.0)), ("events", None)):
+        assert contest.apart(lambda: None, kind, samples) == rest | {"device_us": of_graph}
