@@ -91,6 +91,16 @@ def test_dense(step: bool, length: int, name: str, race: Callable, quick: bool) 
     )
 
 
+@pytest.mark.skipif(DEVICE != "cuda", reason="all are in float32 there")
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_float32(name: str, race: Callable, quick: bool) -> None:
+    lengths = (65,) * 2 if quick else LENGTHS[-1:] * SEQUENCES
+    race(
+        f"attention forward float32 {len(lengths)} x {lengths[0]}",
+        *(name, lambda: contest(lengths, False, torch.float32)),
+    )
+
+
 @pytest.mark.parametrize("name", CONTENDERS)
 @pytest.mark.parametrize(("head_dim", "length"), ((256, 256), (512, 256), (512, 1024)))
 @pytest.mark.parametrize("step", (False, True), ids=("forward", "step"))
@@ -114,14 +124,4 @@ def test_bfloat16(name: str, race: Callable, quick: bool) -> None:
     race(
         f"attention step bfloat16 {len(lengths)} x {lengths[0]}",
         *(name, lambda: contest(lengths, True, torch.bfloat16)),
-    )
-
-
-@pytest.mark.skipif(DEVICE != "cuda", reason="all are in float32 there")
-@pytest.mark.parametrize("name", CONTENDERS)
-def test_float32(name: str, race: Callable, quick: bool) -> None:
-    lengths = (65,) * 2 if quick else LENGTHS[-1:] * SEQUENCES
-    race(
-        f"attention forward float32 {len(lengths)} x {lengths[0]}",
-        *(name, lambda: contest(lengths, False, torch.float32)),
     )
