@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,9 @@ def kernels(call: Call) -> list[float]:
     Raises:
         RuntimeError: it saw none.
     """
+    # Where it stays attached, CUPTI makes later calls slower; detached it made CUDA graphs crash before CUDA 12.6.
+    version = [int(part) for part in (torch.version.cuda or "0").split(".")]
+    os.environ.setdefault("TEARDOWN_CUPTI", "1" if version >= [12, 6] else "0")
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()

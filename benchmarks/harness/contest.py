@@ -133,7 +133,11 @@ def apart(call: Callable[[], Any], kind: str, samples: Sequence[float]) -> dict[
     Returns:
         device_us; host_us, until the call returns; launches of kernels, fills and copies.
     """
-    found: dict[str, Any] = {"device_us": None, "launches": None}
+    found: dict[str, Any] = {
+        "host_us": 1e6 * host_seconds(call),
+        "device_us": None,
+        "launches": None,
+    }
     try:
         seconds = kernels(call)
     except RuntimeError as error:
@@ -142,7 +146,7 @@ def apart(call: Callable[[], Any], kind: str, samples: Sequence[float]) -> dict[
         found |= {"device_us": 1e6 * sum(seconds), "launches": len(seconds)}
     if kind != "events":
         found["device_us"] = 1e6 * statistics.median(samples)
-    return found | {"host_us": 1e6 * host_seconds(call)}
+    return found
 
 
 def ready(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], Callable[[], Any]]]:

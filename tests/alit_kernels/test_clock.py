@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,7 @@ class Device:
                     is_user_annotation=lambda: named,
                 )
 
+        monkeypatch.setenv("TEARDOWN_CUPTI", "0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
@@ -194,6 +196,22 @@ def test_host_time_is_of_the_host(device: Device, monkeypatch: pytest.MonkeyPatc
 
         assert host_seconds(call) == pytest.approx(seconds)
         assert len(waits) == calls + 1, "and once at the end"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "detached"), (("12.4", "0"), ("12.6", "1"), ("13.0", "1"), (None, "0"))
+)
+def test_the_profiler_lets_go_where_that_is_safe(
+    cuda: str | None, detached: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is told, if it is told nothing."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("TEARDOWN_CUPTI")
+    assert _clock.kernels(device.call(1e-6, 2e-6)) == pytest.approx([1e-6, 2e-6])
+    assert os.environ["TEARDOWN_CUPTI"] == detached
+    monkeypatch.setenv("TEARDOWN_CUPTI", "other")
+    _clock.kernels(device.call(1e-6))
+    assert os.environ["TEARDOWN_CUPTI"] == "other"
 
 
 def test_spread() -> None:
