@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,15 @@ def run(part: Part, log: Path, limit: float, left: float) -> dict[str, Any]:
     limit = round(min(limit, left))
     start = time.monotonic()
     outcome: dict[str, Any]
-    with log.open("w") as file:
+    # What torch compiles is written there in place: a part that is cut off would leave halves to the next.
+    with log.open("w") as file, tempfile.TemporaryDirectory() as compiled:
+        own = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": compiled}
         process = subprocess.Popen(
             [*part.tool, *part.command],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
+            env={**os.environ, **own, **part.environment},
             start_new_session=True,
         )
         try:
