@@ -104,7 +104,7 @@ host-core: $(HOST)/venv/.ready
 		-Dpybind11_DIR="$$($(HOST)/venv/bin/python -c 'import pybind11; print(pybind11.get_cmake_dir())')"
 	PATH="$(abspath $(HOST))/venv/bin:$$PATH" cmake --build $(HOST)/core
 
-# Launches against Triton's own, captures, and the numbers of launches and calls against benchmarks/null_cuda/counts.json.
+# Launches against Triton's own, captures, rows of results, and the numbers of launches and calls against benchmarks/null_cuda/counts.json.
 host-check: host-core
 	$(HOST_RUN) -m pytest -q --noconftest -p benchmarks.null_cuda.plugin --core $(HOST)/core/_C*.so benchmarks/null_cuda
 	$(HOST_RUN) -m benchmarks.null_cuda.counts --core $(HOST)/core/_C*.so
