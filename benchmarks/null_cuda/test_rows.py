@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import varlen
 
 import alit_kernels as ak
 from alit_kernels import _clock
@@ -17,8 +18,10 @@ from alit_kernels.attention import tune
 from alit_kernels.attention.configurations import TABLE, Tile
 from alit_kernels.soft_codebook.cases import Case, make
 from benchmarks.harness import contest
-from benchmarks.harness.contest import Contest, Work, ready
+from benchmarks.harness.contest import Absent, Contest, Work, ready
+from benchmarks.harness.rows import compiled
 from benchmarks.peers import eager
+from benchmarks.suites.kernels import CONTESTS
 
 from . import driver
 from .launches import recorded
@@ -55,6 +58,23 @@ def test_a_row() -> None:
         assert row["device_us"] == 0.0 and row["host_us"] > 0.0
         assert row["launches"] == counts.launches > 0, name
     assert found.info("ours")["launches"] < found.info("eager")["launches"]
+
+
+@pytest.mark.parametrize("name", CONTESTS)
+def test_rows_of_the_main_contests(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and every peer that is here, but for those of compilers, and cuDNN, which looks into the device."""
+    monkeypatch.setattr(varlen, "_should_use_cudnn", lambda *_: False)
+    found = CONTESTS[name](True)
+    found.verify = lambda *_: None  # nothing is computed
+    names = [x for x in found.prepare if not compiled(x) and x != "SDPA cuDNN"]
+    found.prepare = {x: found.prepare[x] for x in names}
+    found.run(rounds=1)
+    assert all(isinstance(failure, Absent) for failure in found.failures.values())
+    rows = {x: found.info(x) for x in found.calls}
+    assert "ours" in rows and len(rows) > 1
+    assert len({row["clock"] for row in rows.values()}) == 1
+    assert all(row["host_us"] > 0.0 and row["device_us"] == 0.0 for row in rows.values())
+    assert rows["ours"]["launches"] > 0
 
 
 def test_a_peer_that_waits_has_the_clock_of_all() -> None:
