@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full integration weights lint format sanitize bench gpu-test gpu-report gpu-tune clean \
+.PHONY: setup demo test test-full integration weights lint format sanitize bench gpu clean \
 	host host-core host-check host-obstacle
 
 setup: $(READY)
@@ -72,13 +72,14 @@ bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
 	$(BIN)/python -m benchmarks.harness.report benchmarks/results/cpu.json benchmarks/results/cpu-avx2.json benchmarks/results/h200
 
-# On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter, OUT the folder of logs and results. Each
-# goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.
+# On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter, OUT the folder of logs and results, MINUTES
+# after how many it stops. It goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.
 GPU_PYTHON ?= $(if $(REHEARSAL),$(BIN)/python,python3)
 OUT ?= gpu_report
+MINUTES ?= $(if $(REHEARSAL),60,12)
 
-gpu-test gpu-report gpu-tune: gpu-%: $(if $(REHEARSAL),setup)
-	$(GPU_PYTHON) -m benchmarks.harness.gpu $* --out $(OUT) $(if $(REHEARSAL),--rehearsal)
+gpu: $(if $(REHEARSAL),setup)
+	$(GPU_PYTHON) -m benchmarks.harness.gpu --out $(OUT) --minutes $(MINUTES) $(if $(REHEARSAL),--rehearsal)
 
 # What calls cost the host of a GPU, over a CUDA that does nothing: benchmarks/null_cuda. A torch of its own, 2.4 GB.
 HOST := build/host
@@ -103,7 +104,7 @@ host-core: $(HOST)/venv/.ready
 		-Dpybind11_DIR="$$($(HOST)/venv/bin/python -c 'import pybind11; print(pybind11.get_cmake_dir())')"
 	PATH="$(abspath $(HOST))/venv/bin:$$PATH" cmake --build $(HOST)/core
 
-# Launches against Triton's own, captures, and the numbers of launches and calls against benchmarks/null_cuda/counts.json.
+# Launches against Triton's own, captures, rows of results, and the numbers of launches and calls against benchmarks/null_cuda/counts.json.
 host-check: host-core
 	$(HOST_RUN) -m pytest -q --noconftest -p benchmarks.null_cuda.plugin --core $(HOST)/core/_C*.so benchmarks/null_cuda
 	$(HOST_RUN) -m benchmarks.null_cuda.counts --core $(HOST)/core/_C*.so

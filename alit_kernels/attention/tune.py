@@ -1,9 +1,12 @@
 """``python -m alit_kernels.attention.tune``: time launch configurations on this GPU and print their table.
 
 For each entry of ``configurations.TABLE`` and the family of this GPU, candidates run on mixed lengths of a tokenizer
-(289 to 513 tokens, 64 sequences, 8 heads), in turns; the fastest takes the entry's place where it is 2 % faster. A line
-of the table is printed as soon as it is known. ``configurations.py`` is not changed: put the lines there, and ask
-``python -m alit_kernels.aot --module alit_kernels.attention --check`` whether all that they serve compiles well.
+(289 to 513 tokens, 64 sequences, 8 heads), in turns, by the clock of the benchmarks: replays of CUDA graphs with a cold
+L2. A tile takes the entry's place where its results are those of the reference, where it is 3 % faster, and faster by
+more than twice the spread, the interquartile range of the turns. A line of the table is printed as soon as it is known,
+and ``--json FILE`` keeps all times; what is in it already is not timed again. ``configurations.py`` is not changed: put
+the lines there, and ask ``python -m alit_kernels.aot --module alit_kernels.attention --check`` whether all that they
+serve compiles well.
 
 All processors compile, before anything is timed.
 
@@ -16,25 +19,38 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import multiprocessing
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .._clock import clocks, samples_in_turns, spread
+from . import reference
 from .configurations import KERNELS, TABLE, Tile, family
-from .op import _attention, _attention_backward
+from .problem import Problem
 
 Key = tuple[str, int, int]
+Call = Callable[[], Sequence[Tensor]]
 
 #: What a candidate must be faster by, to replace an entry.
-GAIN = 1.02
+GAIN = 1.03
+#: So many times the spread must lie between the two.
+SPREADS = 2
 #: A candidate that takes so many times as long as the fastest in the first round is out.
 HOPELESS = 1.25
+#: Head dimensions that come first: those of the published sizes.
+FIRST = (64,)
+#: Largest error over the largest value, by bytes of an element.
+TOLERANCES = {2: 5e-3, 4: 1e-4}
 LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
 
 
@@ -53,21 +69,25 @@ def candidates(key: Key) -> list[Tile]:
     return [Tile(*choice) for choice in choices]
 
 
-def workload(
-    key: Key, lengths: tuple[int, ...], heads: int, device: str
-) -> Callable[[], tuple[torch.Tensor, ...]]:
-    """A call that launches the kernel of ``key``; with the other kernel, for the two of the backward."""
+def workload(key: Key, lengths: tuple[int, ...], heads: int, device: str) -> tuple[Call, Call]:
+    """A call that launches the kernel of ``key``, with the other kernel for the two of the backward; and the reference.
+
+    The implementation is called itself: a call of the op would be remembered with the tile that it had first.
+    """
+    from . import triton_
+
     kernel, head_dim, size = key
     dtype, longest = torch.float32 if size == 4 else torch.float16, max(lengths)
     offsets = torch.tensor([0, *lengths], device=device).cumsum(0).int()
     shape = (sum(lengths), 4, heads, head_dim)
     q, k, v, grad_out = torch.randn(shape, device=device, dtype=dtype).unbind(1)
-    layout = (offsets, None, longest, longest, None, None, head_dim**-0.5)
-    out, lse = _attention(q, k, v, *layout, implementation="triton")
+    problem = Problem(q, k, v, offsets, None, longest, longest, None, None, head_dim**-0.5)
     if kernel == "forward":
-        return lambda: _attention(q, k, v, *layout, implementation="triton")
-    saved = (q, k, v, *layout, grad_out, None, out, lse, True)
-    return lambda: _attention_backward(*saved, implementation="triton")
+        return partial(triton_.attention, problem), partial(reference.attention, problem)
+    saved = (problem, grad_out, None, *reference.attention(problem), True)
+    return partial(triton_.attention_backward, *saved), partial(
+        reference.attention_backward, *saved
+    )
 
 
 @contextmanager
@@ -81,33 +101,50 @@ def entry(key: Key, tile: Tile) -> Iterator[None]:
         TABLE[key] = before
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Median on the GPU's clock with a cold L2; a single call on the host's clock without a GPU."""
-    if torch.cuda.is_available():
-        from triton.testing import do_bench
-
-        return float(do_bench(call, warmup=5, rep=20, return_mode="median")) / 1e3
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest error over the largest value, of the result where that is greatest; infinite where one is NaN."""
+    worst = 0.0
+    for ours, right in zip(found, expected, strict=True):
+        off = float((ours.double() - right.double()).abs().max() / right.double().abs().max())
+        worst = max(worst, off if off == off else float("inf"))
+    return worst
 
 
 def measure(
-    key: Key, tiles: Iterable[Tile], call: Callable[[], object], rounds: int
-) -> dict[Tile, float]:
-    """Median seconds of each tile, taken in turns, without tiles that need more than the GPU has or far longer."""
-    times: dict[Tile, list[float]] = {tile: [] for tile in tiles}
-    for turn in range(rounds):
-        if turn == 1:
-            limit = HOPELESS * min(values[0] for values in times.values())
-            times = {tile: values for tile, values in times.items() if values[0] <= limit}
-        for tile in list(times):
-            try:
-                with entry(key, tile):
-                    times[tile].append(seconds(call))
-            except _too_large():
-                del times[tile]
-    return {tile: statistics.median(values) for tile, values in times.items()}
+    key: Key,
+    tiles: Iterable[Tile],
+    call: Call,
+    expected: Sequence[Tensor],
+    rounds: int,
+    refused: Callable[[Tile, float], object] = lambda tile, off: None,
+) -> dict[Tile, list[float]]:
+    """Seconds of each tile in every turn; without tiles that need more than the GPU has, err or take far longer.
+
+    Args:
+        expected: what ``call`` returns.
+        refused: gets tiles whose results are wrong, and by how much.
+    """
+
+    def with_tile(tile: Tile) -> Sequence[Tensor]:
+        with entry(key, tile):
+            return call()
+
+    calls: dict[Tile, Call] = {}
+    for tile in tiles:
+        try:
+            off = error(with_tile(tile), expected)
+        except _too_large():
+            continue
+        if off > TOLERANCES[key[2]]:
+            refused(tile, off)
+        else:
+            calls[tile] = partial(with_tile, tile)
+    timed = clocks(calls)
+    times = samples_in_turns(timed, rounds=1)
+    limit = HOPELESS * min((values[0] for values in times.values()), default=0.0)
+    times = {tile: values for tile, values in times.items() if values[0] <= limit}
+    more = samples_in_turns({tile: timed[tile] for tile in times}, rounds=rounds - 1, warmup=0)
+    return {tile: values + more[tile] for tile, values in times.items()}
 
 
 def _too_large() -> tuple[type[Exception], ...]:
@@ -119,20 +156,49 @@ def _too_large() -> tuple[type[Exception], ...]:
 def compile_once(key: Key, tile: Tile, lengths: tuple[int, ...], heads: int, device: str) -> None:
     """Fill Triton's cache, whose folder the processes share: compiling takes far longer than timing."""
     with entry(key, tile), suppress(*_too_large()):
-        workload(key, lengths, heads, device)()
+        workload(key, lengths, heads, device)[0]()
 
 
-def best(current: Tile, times: Mapping[Tile, float]) -> Tile:
-    """The fastest tile if it beats the current one, which may not run here, by more than ``GAIN``."""
-    fastest = min(times, key=times.__getitem__, default=current)
-    never = float("inf")
-    return fastest if times.get(fastest, never) * GAIN < times.get(current, never) else current
+def best(current: Tile, times: Mapping[Tile, Sequence[float]]) -> Tile:
+    """The tile of the least median, if it beats the current one, which may not run here, by more than ``GAIN`` and by
+    more than ``SPREADS`` times the spread of either.
+    """
+    medians = {tile: statistics.median(values) for tile, values in times.items()}
+    fastest = min(medians, key=medians.__getitem__, default=current)
+    if current not in medians:
+        return fastest
+    noise = max(spread(times[tile]) for tile in (fastest, current))
+    least = max((GAIN - 1) * medians[fastest], SPREADS * noise)
+    return fastest if medians[current] - medians[fastest] > least else current
 
 
 def line(key: Key, tiles: Iterable[Tile]) -> str:
     """An entry as ``configurations.TABLE`` has it."""
     shown = ", ".join(f"Tile{dataclasses.astuple(tile)}" for tile in tiles)
     return f'    ("{key[0]}", {key[1]}, {key[2]}): ({shown}),'
+
+
+def record(times: Mapping[Tile, Sequence[float]], current: Tile, chosen: Tile) -> dict[str, Any]:
+    """For ``--json``."""
+    rows = [
+        {
+            "tile": dataclasses.astuple(tile),
+            "us": 1e6 * statistics.median(values),
+            "spread_us": 1e6 * spread(values) if len(values) > 1 else None,
+        }
+        for tile, values in times.items()
+    ]
+    return {
+        "present": dataclasses.astuple(current),
+        "chosen": dataclasses.astuple(chosen),
+        "tiles": rows,
+    }
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -144,31 +210,45 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rehearsal", action="store_true", default=rehearsal)
     parser.add_argument("--kernel", action="append", choices=KERNELS, help="default: all")
     parser.add_argument("--head-dim", action="append", type=int, help="default: all of the table")
+    parser.add_argument("--json", type=Path, help="file of all times, written after each entry")
     options = parser.parse_args(arguments)
     if options.rehearsal:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, with the kernels
-        place, some, rounds, workers = 0, 2, 1, 1
+        place, some, rounds, workers = 0, 2, 2, 1
         work: tuple[tuple[int, ...], int, str] = (5, 17), 1, "cpu"
     elif not torch.cuda.is_available():
         parser.error("no GPU: --rehearsal tries the script out on the CPU")
     else:
         place = family(10 * torch.cuda.get_device_capability()[0])
-        some, rounds, workers = 1000, 5, min(14, os.cpu_count() or 1)
+        some, rounds, workers = 1000, 7, min(14, os.cpu_count() or 1)
         work = LENGTHS, 8, "cuda"
+    known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for key, tiles in TABLE.items():
-            if key[0] not in (options.kernel or KERNELS):
+        for key in sorted(TABLE, key=lambda key: key[1] not in FIRST):
+            tiles, name = TABLE[key], " ".join(map(str, key))
+            if key[0] not in (options.kernel or KERNELS) or name in known:
                 continue
             if key[1] not in (options.head_dim or [key[1]]):
                 continue
             tried = list(dict.fromkeys([tiles[place], *candidates(key)]))[:some]
             tasks = [(key, tile, *work) for tile in tried]
             list(pool.map(compile_once, *zip(*tasks, strict=True)))
-            times = measure(key, tried, workload(key, *work), rounds)
+            call, right = workload(key, *work)
+            times = measure(
+                *(key, tried, call, right(), rounds),
+                lambda tile, off: print(f"    # {tile}: wrong by {off:.2g} of the largest value"),
+            )
             chosen = best(tiles[place], times)
             found = [chosen if i == place else tile for i, tile in enumerate(tiles)]
-            spent = [f"{times[t] * 1e6:.0f} us" for t in (chosen, tiles[place]) if t in times]
+            spent = [
+                f"{statistics.median(times[t]) * 1e6:.1f} us"
+                for t in (chosen, tiles[place])
+                if t in times
+            ]
             print(f"{line(key, found)}  # {', before '.join(spent)}", flush=True)
+            known[name] = record(times, tiles[place], chosen)
+            if options.json:
+                _write(options.json, known)
 
 
 if __name__ == "__main__":

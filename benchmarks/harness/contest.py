@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from alit.devices import choose
+from alit_kernels._clock import Clock, clocks, host_seconds, kernels, samples_in_turns
 from alit_kernels.nn.linear import linear
 
-from .timing import Clock, OtherLoad, clock, peak_megabytes, samples_in_turns
+from .timing import OtherLoad, peak_megabytes
 
 DEVICE = choose("auto").type
 #: Of torch, on the CPU.
@@ -81,8 +82,7 @@ class Contest:
             else:
                 self.calls[name] = call
         with self.other_load:
-            for name, call in self.calls.items():
-                self.clocks[name] = clock(call, functools.partial(last.__setitem__, name))
+            self.clocks = clocks(self.calls, last.__setitem__)
             self.samples = samples_in_turns(self.clocks, rounds=rounds, warmup=warmup, limit=limit)
         for name, result in last.items():
             try:
@@ -109,16 +109,44 @@ class Contest:
 
     def info(self, name: str) -> dict[str, Any]:
         """What the report needs beside the times."""
-        found = self.inspect(name, self.calls[name])
+        call, kind = self.calls[name], self.clocks[name].kind
+        found = self.inspect(name, call)
         return {
             "contender": name,
-            "clock": self.clocks[name].kind,
+            "clock": kind,
+            **({} if kind == "host" else apart(call, kind, self.samples[name])),
             **self.work._asdict(),
             "peak_megabytes": found.get("peak_megabytes") or self.peak_megabytes(name),
             "other_load_percent": self.other_load.percent,
             **self.notes,
             **found,
         }
+
+
+def apart(call: Callable[[], Any], kind: str, samples: Sequence[float]) -> dict[str, Any]:
+    """What a call takes of the device and of the host of a GPU, each alone; what is not known is None.
+
+    Args:
+        samples: seconds, by a clock of this kind. Those between events have the host's launches in them: the device's
+            time of such a call is then that of its kernels.
+
+    Returns:
+        device_us; host_us, until the call returns; launches of kernels, fills and copies.
+    """
+    found: dict[str, Any] = {
+        "host_us": 1e6 * host_seconds(call),
+        "device_us": None,
+        "launches": None,
+    }
+    try:
+        seconds = kernels(call)
+    except RuntimeError as error:
+        found["not_counted"] = str(error)
+    else:
+        found |= {"device_us": 1e6 * sum(seconds), "launches": len(seconds)}
+    if kind != "events":
+        found["device_us"] = 1e6 * statistics.median(samples)
+    return found
 
 
 def ready(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], Callable[[], Any]]]:
@@ -134,7 +162,7 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: 
 
 
 @functools.cache
-def ceilings() -> dict[str, float]:
+def ceilings(rounds: int = 30) -> dict[str, float]:
     """What this machine reaches in a large copy and a large float32 matrix product (bf16 on a GPU), measured once.
 
     The product by ``@`` and by our linear layer, which may take another library: the faster counts.
@@ -147,8 +175,7 @@ def ceilings() -> dict[str, float]:
         factor = torch.randn(size, size, device=DEVICE, dtype=dtype)
         calls["matmul", size] = functools.partial(torch.matmul, factor, factor)
         calls["linear", size] = functools.partial(linear, factor, factor)
-    clocks = {key: clock(call) for key, call in calls.items()}
-    samples = samples_in_turns(clocks, rounds=30)
+    samples = samples_in_turns(clocks(calls), rounds=rounds)
     best = {key: min(values) for key, values in samples.items()}  # a slow round is no ceiling
     products = (2 * size**3 / seconds for (_, size), seconds in best.items() if size)
     return {

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from alit.atomic_files import replacing
 
+from . import outcome
+from .outcome import table
 from .plots import PLOTS, save
 from .runs import BUSY, Row, Run, compact, files, ratios, read
+from .targets import targets
 from .timing import RESULTS
 
 ROOT = RESULTS.parents[1]
@@ -26,42 +30,85 @@ MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
     ),
     "†": (
         "with the host's launches, which count where they take longer than the kernels",
-        lambda row: row.info.get("clock") == "events",
+        lambda row: row.info.get("clock") == "events" and "device_us" not in row.info,
+    ),
+    "‡": (
+        "the sum of its kernels: one of this case waits for the device, or cannot be captured",
+        lambda row: row.info.get("clock") == "kernels",
     ),
 }
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
 
-def _table(columns: Sequence[str], sides: str, rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown; columns are left (l) or right (r)."""
-    line = "|" + "".join("--:|" if side == "r" else "---|" for side in sides)
-    head, *lines = ("| " + " | ".join(cells) + " |" for cells in (columns, *rows))
-    return "\n".join([head, line, *lines])
+#: Of runs on a GPU.
+APART = (
+    "Device: the time of the GPU alone, with a cold L2. Host: until the call returns. Call: what a caller of a model's"
+    " path waits for, both in it; least and greatest time, operations and bytes a second are of the call where there is"
+    " one, else of the device."
+)
+TOGETHER = (
+    "Device and host are not apart in this run: its times are of calls, and those marked † have the host's launches in"
+    " them where these take longer than the kernels."
+)
 
 
-COLUMNS = ("case", "contender", "median", "min to max", "over ours", "GFLOP/s", "of matmul", "GB/s")
-COLUMNS += ("of copy", "peak memory")
-
-
-def table(run: Run) -> str:
+def times(run: Run) -> str:
     """Every time of a run, ours first in each case."""
-    lines, ceilings = [], run.machine["ceilings"]
+    return apart(run) if run.apart else together(run)
 
-    def rate(value: float, ceiling: str) -> tuple[str, str]:
-        return (f"{value:.3g}", f"{value / ceilings[ceiling]:.0%}") if value else ("", "")
 
+def _in_order(run: Run) -> Iterable[tuple[str, Row, Row | None]]:
+    """Case, row, ours."""
     for group, rows in run.groups.items():
         for row in sorted(rows.values(), key=lambda row: row.contender != "ours"):
-            cells = [
-                *(group, row.contender, f"{1e3 * row.median:.3g} ms{_mark(row)}"),
-                f"{1e3 * min(row.seconds):.3g} to {1e3 * max(row.seconds):.3g}",
-                f"{row.median / rows['ours'].median:.2f}" if "ours" in rows else "",
-                *rate(row.gigaflops, "matmul_gigaflops"),
-                *rate(row.gigabytes, "copy_gigabytes"),
-                f"{row.info['peak_megabytes']:.1f} MB",
+            yield group, row, rows.get("ours")
+
+
+def _rates(run: Run, row: Row) -> list[str]:
+    """Operations and bytes a second, each of the ceiling; the peak of memory."""
+    cells = []
+    for value, name in ((row.gigaflops, "matmul_gigaflops"), (row.gigabytes, "copy_gigabytes")):
+        share = value / run.machine["ceilings"][name]
+        cells += [f"{value:.3g}", f"{share:.0%}"] if value else ["", ""]
+    return [*cells, f"{row.info['peak_megabytes']:.1f} MB"]
+
+
+RATES = ("GFLOP/s", "of matmul", "GB/s", "of copy", "peak memory")
+
+
+def together(run: Run) -> str:
+    """One time for each row."""
+    lines = []
+    for group, row, ours in _in_order(run):
+        cells = [
+            *(group, row.contender, f"{1e3 * row.median:.3g} ms{_mark(row)}"),
+            f"{1e3 * min(row.seconds):.3g} to {1e3 * max(row.seconds):.3g}",
+            f"{row.median / ours.median:.2f}" if ours else "",
+        ]
+        lines.append([*cells, *_rates(run, row)])
+    columns = ("case", "contender", "median", "min to max", "over ours", *RATES)
+    return table(columns, "ll" + "r" * 8, lines)
+
+
+def apart(run: Run) -> str:
+    """On a GPU: the device's time, the host's, how many kernels; of a model's paths what a caller waits for, too."""
+    lines = []
+    for group, row, ours in _in_order(run):
+        cells = [group, row.contender]
+        for kind in ("device", "host", "call"):
+            own, other = (None if x is None else getattr(x, kind) for x in (row, ours))
+            mark = _mark(row) if kind == "device" else ""
+            cells += [
+                "" if own is None else f"{1e6 * own:.4g} us{mark}",
+                f"{own / other:.2f}" if own and other else "",
             ]
-            lines.append(cells)
-    return _table(COLUMNS, "ll" + "r" * 8, lines)
+        launches = row.info["launches"]
+        seconds = f"{1e6 * min(row.seconds):.4g} to {1e6 * max(row.seconds):.4g}"
+        cells += [seconds, "" if launches is None else str(launches)]
+        lines.append([*cells, *_rates(run, row)])
+    over = "over ours"
+    columns = ("case", "contender", "device", over, "host", over, "call", over, "min to max, us")
+    return table((*columns, "launches", *RATES), "ll" + "r" * 13, lines)
 
 
 def left_out(run: Run) -> str:
@@ -73,7 +120,7 @@ def left_out(run: Run) -> str:
     if not cases:
         return ""
     lines = [(*key, "; ".join(groups)) for key, groups in cases.items()]
-    return _table(("without a time", "why", "case"), "lll", lines) + "\n"
+    return table(("without a time", "why", "case"), "lll", lines) + "\n"
 
 
 def described(run: Run) -> str:
@@ -115,7 +162,7 @@ def training(run: Run) -> str:
         " The parts are those of one step with a stopwatch in it, and are left out where it was"
         " disturbed.\n"
     )
-    return _table(columns, "llrrrrrl", lines) + note
+    return table(columns, "llrrrrrl", lines) + note
 
 
 def _beside(row: Row, eager: Row | None, state: float) -> str:
@@ -126,12 +173,34 @@ def _beside(row: Row, eager: Row | None, state: float) -> str:
     )
 
 
-def write(runs: list[Run], folder: Path) -> str:
-    """Plots and ``README.md`` in ``folder``; returns the section for the project's README."""
+def aims(runs: list[Run]) -> str:
+    """What kernels are to reach on a GPU, beside what the runs on one have measured of it."""
+    measured = [run for run in runs if run.apart]
+    names = [run.name for run in measured] or ["measured"]
+    rows = [
+        [x.what, x.wanted, *([x.found(run) for run in measured] or ["unmeasured"])]
+        for x in targets()
+    ]
+    about = (
+        "On an H100 or H200; times of ops are the device's, those of encoding and of the training step what a caller"
+        " waits for. A backward's time is that of the step less the forward's.\n\n"
+    )
+    return about + table(("target", "wanted", *names), "ll" + "l" * len(names), rows) + "\n"
+
+
+def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> str:
+    """Plots and ``README.md`` in ``folder``; returns the section for the project's README.
+
+    ``notes`` are more to say of each run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    pages = ["# Benchmark results\n"]
-    for run in runs:
+    pages = ["# Benchmark results\n", f"## Targets\n\n{aims(runs)}"]
+    for run, note in zip_longest(runs, notes, fillvalue=""):
+        assert isinstance(run, Run)
         pages.append(f"## {run.name}\n\n{described(run)}\n\n`{run.machine.get('command', '')}`\n")
+        pages.append(note)
+        if run.machine["gpu"]:
+            pages.append(f"{APART if run.apart else TOGETHER}\n")
         pages.append(
             "Ratios are of medians, contenders timed in turns; every result was verified first"
             f" ([how](../../docs/benchmarks.md)).{_legend([run])}\n"
@@ -141,7 +210,7 @@ def write(runs: list[Run], folder: Path) -> str:
             if figure := plot(run):
                 save(figure, folder / file)
                 pages.append(f"![{title}]({file})\n")
-        pages += [training(run), table(run) + "\n", left_out(run)]
+        pages += [training(run), times(run) + "\n", left_out(run)]
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
     return summary(runs)
 
@@ -152,12 +221,28 @@ def summary(runs: list[Run]) -> str:
     for run in runs:
         for group, name, ratio in ratios(run):
             mark = _mark(run.groups[group]["ours"], run.groups[group][name])
-            cells.setdefault(group, {}).setdefault(run.name, f"{ratio:.2f}{mark} {name}")
+            cells.setdefault(group, {}).setdefault(
+                run.name, f"{ratio:.2f}{mark} {name}{_host(run, group, name)}"
+            )
     names = [run.name for run in runs]
-    lines = [f"- **{run.name}**: {described(run)}" for run in runs]
-    lines += ["", f"The fastest other contender's time over ours.{_legend(runs)}", ""]
+    lines = []
+    for run in runs:
+        own = "" if run.apart or not run.machine["gpu"] else f" {TOGETHER}"
+        lines.append(f"- **{run.name}**: {described(run)}{own}")
+    lines += ["", f"The fastest other contender's time over ours.{_legend(runs)}"]
+    if any(run.apart for run in runs):
+        lines[-1] += (
+            " On a GPU the device's time, of a model's paths the caller's; then the host's over ours."
+        )
+    lines.append("")
     rows = [[group, *(cells[group].get(name, "") for name in names)] for group in cells]
-    return "\n".join([*lines, _table(["case", *names], "l" * (1 + len(names)), rows)])
+    return "\n".join([*lines, table(["case", *names], "l" * (1 + len(names)), rows)])
+
+
+def _host(run: Run, group: str, name: str) -> str:
+    """The contender's time of the host over ours, where both are known."""
+    theirs, ours = (run.groups[group][x].host for x in (name, "ours"))
+    return f" (host {theirs / ours:.2f})" if theirs and ours else ""
 
 
 def _mark(*rows: Row) -> str:
@@ -194,7 +279,8 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path, help="files, or folders of one run each")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    section = write([read(path) for path in arguments.results], arguments.output)
+    notes = [outcome.parts(path) + outcome.tiles(path) for path in arguments.results]
+    section = write([read(path) for path in arguments.results], arguments.output, notes)
     for file in (file for path in arguments.results for file in files(path)):
         compact(file)
     if arguments.output == RESULTS:

@@ -30,6 +30,23 @@ class Row(NamedTuple):
         return statistics.median(self.seconds)
 
     @property
+    def device(self) -> float | None:
+        """Seconds of a GPU alone; None where they are not known."""
+        found = self.info.get("device_us")
+        return None if found is None else found / 1e6
+
+    @property
+    def host(self) -> float | None:
+        """Seconds until a call to a GPU returns; None where they are not known."""
+        found = self.info.get("host_us")
+        return None if found is None else found / 1e6
+
+    @property
+    def call(self) -> float | None:
+        """Seconds that a caller waits for a model's step on a GPU."""
+        return self.median if self.info.get("clock") == "events" else None
+
+    @property
     def gigaflops(self) -> float:
         """A second."""
         return self.info["flops"] / self.median / 1e9
@@ -58,6 +75,11 @@ class Run(NamedTuple):
     left_out: dict[str, dict[str, str]] = {}  # noqa: RUF012 (immutable): case -> contender -> why
 
     @property
+    def apart(self) -> bool:
+        """Whether the device's time and the host's are known each alone; else times on a GPU are those of calls."""
+        return any("device_us" in row.info for row in self.rows)
+
+    @property
     def groups(self) -> dict[str, dict[str, Row]]:
         """Case -> contender -> its row."""
         grouped: dict[str, dict[str, Row]] = {}
@@ -80,6 +102,7 @@ def compact(path: Path) -> None:
     kept = {
         "machine_info": {"alit": content["machine_info"]["alit"]},
         "commit_info": {k: v for k, v in content["commit_info"].items() if k in ("id", "dirty")},
+        **({"contests": content["contests"]} if "contests" in content else {}),
         "left_out": content.get("left_out", {}),
         "benchmarks": [
             {

@@ -1,4 +1,7 @@
-"""Taking times in turns, on the device's own clock where it has one; and the machine they were taken on."""
+"""The machine that times are taken on, what else it does meanwhile, and files of results.
+
+The clock is that of ``alit_kernels._clock``.
+"""
 
 from __future__ import annotations
 
@@ -6,176 +9,22 @@ import argparse
 import contextlib
 import ctypes
 import datetime
-import functools
 import importlib.metadata
 import json
-import logging
-import math
 import multiprocessing
 import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 
 from alit.atomic_files import replacing
 
-_log = logging.getLogger(__name__)
-Name = TypeVar("Name")
 RESULTS = Path(__file__).parents[1] / "results"
-
-
-class Clock(NamedTuple):
-    """Times one call.
-
-    Attributes:
-        kind: "host": wall clock. "graph": the device's clock, kernels alone. "events": the device's clock too, but the
-            host's launches count where they take longer than the kernels.
-        seconds: calls and times it.
-    """
-
-    kind: str
-    seconds: Callable[[], float]
-
-
-def clock(call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None) -> Clock:
-    """The machine's clock for this call; a GPU's calls it first. ``seen`` gets what timed calls return, outside the
-    time; of those in a CUDA graph the tensors of the last, which every replay writes anew.
-    """
-    if torch.cuda.is_available():
-        return _device_clock(call, seen)
-    return Clock("host", functools.partial(_host_seconds, call, seen))
-
-
-#: Rounds that a time limit leaves.
-FEWEST = 3
-
-
-def samples_in_turns(
-    clocks: Mapping[Name, Clock], *, rounds: int, warmup: int = 1, limit: float = math.inf
-) -> dict[Name, list[float]]:
-    """Seconds of each contender; they run one after another in every round, so that drift hits all alike.
-
-    After ``limit`` seconds no round but the first ``FEWEST`` starts.
-    """
-    end = time.monotonic() + limit
-    times: dict[Name, list[float]] = {name: [] for name in clocks}
-    for turn in range(warmup + rounds):
-        if turn >= warmup + FEWEST and time.monotonic() > end:
-            break
-        for name, own in clocks.items():
-            elapsed = own.seconds()
-            if turn >= warmup:
-                times[name].append(elapsed)
-    return times
-
-
-#: Seconds in which the threads of the contender before, which wait by spinning, go to sleep.
-PAUSE = 0.02
-#: Waking a contender's threads may take milliseconds: a call shorter than this many seconds is called again, and timed
-#: then, when they are awake as in the middle of a model.
-SHORT_ON_HOST = 0.2
-
-
-def _host_seconds(call: Callable[[], Any], seen: Callable[[Any], Any]) -> float:
-    time.sleep(PAUSE)
-    seconds = _elapsed(call, seen)
-    return _elapsed(call, seen) if seconds < SHORT_ON_HOST else seconds
-
-
-def _elapsed(call: Callable[[], Any], seen: Callable[[Any], Any]) -> float:
-    seen(None)  # what the call before returned is freed outside the time
-    start = time.perf_counter()
-    result = call()
-    seconds = time.perf_counter() - start
-    seen(result)
-    return seconds
-
-
-#: A call of less than this many seconds between events is captured: they may be those of its launches by the host.
-SHORT = 5e-3
-#: Calls in one CUDA graph.
-REPLAYS = 20
-#: Bytes that push everything else out of any L2 when they are written.
-FLUSH = 2**28
-
-
-def _device_clock(call: Callable[[], Any], seen: Callable[[Any], Any]) -> Clock:
-    """Seconds of ``call`` on the device, with a cold L2.
-
-    Short calls are captured into a CUDA graph, each after a write that empties the cache; the time of a graph of the
-    writes alone is taken off. A short call that waits for the device, or cannot be captured, is timed between events.
-    """
-    flush = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
-    call()
-
-    def once() -> float:
-        flush.zero_()
-        return _between_events(call, seen)
-
-    if min(once() for _ in range(3)) >= SHORT or _waits(call):
-        return Clock("events", once)
-    writes = _captured(flush.zero_)
-
-    def flushed() -> Any:
-        flush.zero_()
-        return call()
-
-    try:
-        both = _captured(flushed, seen)
-    except RuntimeError as error:
-        _log.warning("not captured, timed with its launches: %s", error)
-        return Clock("events", once)
-    return Clock(
-        "graph", lambda: max(_between_events(both) - _between_events(writes), 0.0) / REPLAYS
-    )
-
-
-def _waits(call: Callable[[], Any]) -> bool:
-    """Whether a call reads from the device what the host has to wait for. A capture of it would fail, and leave torch's
-    allocator and random generator in the state of a capture.
-    """
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        call()
-    except RuntimeError as error:
-        _log.warning("timed with its launches: %s", error)
-        return True
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return False
-
-
-def _captured(
-    call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None
-) -> Callable[[], None]:
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    # The outer context leaves the stream even where a capture fails.
-    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
-        for _ in range(REPLAYS):
-            result = call()
-    seen(result)
-    graph.replay()
-    return graph.replay
-
-
-def _between_events(
-    call: Callable[[], Any], seen: Callable[[Any], Any] = lambda result: None
-) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    seen(None)
-    torch.cuda.synchronize()
-    start.record()
-    result = call()
-    end.record()
-    end.synchronize()
-    seen(result)
-    return start.elapsed_time(end) / 1e3
 
 
 class OtherLoad:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from alit_kernels import accelerate
+from alit_kernels._clock import clocks, samples_in_turns
 from tests.helpers.peers import LlamaGenQuantizer
 
 from ..harness.contest import DEVICE, THREADS
-from ..harness.timing import OtherLoad, clock, peak_megabytes, rounds, samples_in_turns, write
+from ..harness.timing import OtherLoad, peak_megabytes, rounds, write
 
 CODES, CHANNELS, PICTURES, SIDE = 16384, 8, 16, 16
 
@@ -56,7 +57,7 @@ def measure(codes: int, pictures: int, count: int) -> dict[str, Any]:
     assert max(errors) < 1e-4, errors
     del found, expected
     with OtherLoad() as other:
-        times = samples_in_turns({n: clock(call) for n, call in calls.items()}, rounds=count)
+        times = samples_in_turns(clocks(calls), rounds=count)
     medians = {name: statistics.median(each) for name, each in times.items()}
     memory = {name: peak_megabytes(call) for name, call in calls.items()}
     return {

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from alit_kernels import attention, stops_blocks, stops_causal
+from alit_kernels._clock import clocks, samples_in_turns
 
 from ..harness.contest import THREADS, assert_near
-from ..harness.timing import OtherLoad, clock, rounds, samples_in_turns, write
+from ..harness.timing import OtherLoad, rounds, write
 
 SCALES = tuple(side * side for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
 #: Name -> stops of every query.
@@ -71,8 +72,7 @@ def race(
         first, second = (calls[name]() for name in alike)
         assert_near(first, second, 1e-4)
         with OtherLoad() as load:
-            clocks = {name: clock(each) for name, each in calls.items()}
-            samples = samples_in_turns(clocks, rounds=count)
+            samples = samples_in_turns(clocks(calls), rounds=count)
         found["step" if step else "forward"] = {
             **{name: statistics.median(times) for name, times in samples.items()},
             "other_load_percent": load.percent,

@@ -1,4 +1,4 @@
-"""One more call of ours in the main contests, between profiler marks: what ``ncu`` looks at."""
+"""One more call of ours in five contests, between profiler marks: what ``ncu`` looks at."""
 
 from __future__ import annotations
 
@@ -15,20 +15,16 @@ CONTESTS: dict[str, Callable[[bool], Contest]] = {
     "varlen_attention": lambda small: test_attention.contest(
         (33, 7) if small else test_attention.MIXED, step=True
     ),
-    "vector_quantize": lambda small: test_codebooks.quantizer(
-        test_codebooks.QUICK if small else test_codebooks.STEP
-    ),
     "nearest_codeword": lambda small: test_codebooks.search(
         test_codebooks.QUICK if small else test_codebooks.SEARCHES[2]
     ),
-    "codebook_entropy": lambda small: test_codebooks.entropies(
-        test_codebooks.SMALL_ENTROPIES if small else test_codebooks.ENTROPIES_CASE
+    "codebook_statistics": lambda small: test_codebooks.statistics(
+        test_codebooks.QUICK if small else test_codebooks.SEARCHES[0]
     ),
     "soft_codebook": lambda small: test_soft_codebook.contest(
         test_soft_codebook.QUICK if small else test_soft_codebook.CASE
     ),
     "unpack": lambda small: test_ragged.contest("unpack", test_ragged.lengths_of(small)),
-    "pack": lambda small: test_ragged.contest("pack", test_ragged.lengths_of(small)),
 }
 
 

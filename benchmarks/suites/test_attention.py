@@ -1,7 +1,8 @@
 """Attention: sequences of one length (dense), and of mixed lengths (packed); forward, and forward with backward.
 
-float32 on the CPU (and bfloat16 where ``alit train`` would choose it), bfloat16 on a GPU; 8 heads of 64 channels, the
-lengths of the op's cases; one head of 256 or 512 channels over 16 x 16 or 32 x 32 positions, as a VQGAN has it.
+float32 on the CPU (and bfloat16 where ``alit train`` would choose it), bfloat16 on a GPU (and a forward in float32, as
+``encode`` has it); 8 heads of 64 channels, the lengths of the op's cases; one head of 256 or 512 channels over 16 x 16
+or 32 x 32 positions, as a VQGAN has it.
 """
 
 from __future__ import annotations
@@ -81,12 +82,22 @@ DENSE = LENGTHS if DEVICE == "cuda" else (LENGTHS[0], LENGTHS[3], LENGTHS[-1])
 @pytest.mark.parametrize("length", DENSE)
 @pytest.mark.parametrize("step", (False, True), ids=("forward", "step"))
 def test_dense(step: bool, length: int, name: str, race: Callable, quick: bool) -> None:
-    if length != LENGTHS[-1] and (quick or not step):
-        pytest.skip("only the longest: --quick, or forward alone")
+    if length != LENGTHS[-1] and (quick or (not step and DEVICE != "cuda")):
+        pytest.skip("only the longest: --quick, or forward alone on a CPU")
     lengths = (65,) * 2 if quick else (length,) * SEQUENCES
     race(
         f"attention {'step' if step else 'forward'} {len(lengths)} x {lengths[0]}",
         *(name, lambda: contest(lengths, step)),
+    )
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="all are in float32 there")
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_float32(name: str, race: Callable, quick: bool) -> None:
+    lengths = (65,) * 2 if quick else LENGTHS[-1:] * SEQUENCES
+    race(
+        f"attention forward float32 {len(lengths)} x {lengths[0]}",
+        *(name, lambda: contest(lengths, False, torch.float32)),
     )
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+from alit_kernels._clock import Clock
 from alit_kernels.attention import tune
 from alit_kernels.attention.configurations import TABLE, Tile
 
@@ -18,50 +23,115 @@ def test_lines_are_those_of_the_table() -> None:
     assert eval("{" + "\n".join(lines) + "}", {"Tile": Tile}) == TABLE
 
 
-def test_an_entry_gives_way_to_what_is_clearly_faster() -> None:
-    a, b, c = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)
-    assert tune.best(a, {a: 1.0, b: 0.9}) == b
-    assert tune.best(a, {a: 1.0, b: 0.99}) == a
-    assert tune.best(a, {b: 3.0, c: 2.0}) == c, "the current one needs more than this GPU has"
-    assert tune.best(a, {}) == a
+A, B, C = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)
 
 
-def test_hopeless_candidates_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick, slow = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)
-    timed = []
+def turns(middle: float, spread: float = 0.0) -> list[float]:
+    """Seven turns with this median and this interquartile range."""
+    return [middle + spread * x for x in (-2.0, -0.5, -0.5, 0.0, 0.5, 0.5, 2.0)]
 
-    def seconds(call: object) -> float:
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    (
+        ({A: turns(1.0), B: turns(0.9)}, B),
+        ({A: turns(1.0), B: turns(0.98)}, A),  # 2 % faster
+        ({A: turns(1.0), B: turns(0.96)}, B),
+        ({A: turns(1.0, 0.06), B: turns(0.9)}, A),  # within twice the spread of the present one
+        ({A: turns(1.0), B: turns(0.9, 0.06)}, A),  # or of the other
+        ({A: turns(1.0, 0.04), B: turns(0.9, 0.04)}, B),
+        ({A: [1.0], B: [0.5]}, A),  # one turn tells no spread
+        ({B: turns(3.0), C: turns(2.0)}, C),  # the present one needs more than this GPU has
+        ({}, A),
+    ),
+)
+def test_an_entry_gives_way_to_what_is_clearly_faster(
+    times: dict[Tile, list[float]], chosen: Tile
+) -> None:
+    assert tune.best(A, times) == chosen
+
+
+def measured(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[Tile, float],
+    results: dict[Tile, float] | None = None,
+    expected: float = 1.0,
+) -> tuple[dict[Tile, list[float]], list[Tile], list[Tile]]:
+    """What is measured of tiles that take so long and return such numbers; turns as they came; who was refused."""
+    order: list[Tile] = []
+    refused: list[Tile] = []
+
+    def clocks(calls: dict[Tile, Callable[[], object]]) -> dict[Tile, Clock]:
+        def timed(tile: Tile) -> float:
+            calls[tile]()
+            order.append(tile)
+            return seconds[tile]
+
+        return {tile: Clock("fake", partial(timed, tile)) for tile in calls}
+
+    def call() -> list[torch.Tensor]:
         tile = TABLE[KEY][0]
-        timed.append(tile)
-        return 1.0 if tile == quick else 2.0
+        if tile == C:
+            raise tune._too_large()[0](1, 0, "shared memory")
+        return [torch.tensor([1.0, (results or {}).get(tile, 1.0)])]
 
-    monkeypatch.setattr(tune, "seconds", seconds)
-    assert tune.measure(KEY, [quick, slow], lambda: None, 3) == {quick: 1.0}
-    assert timed == [quick, slow, quick, quick]
+    monkeypatch.setattr(tune, "clocks", clocks)
+    times = tune.measure(
+        *(KEY, list(seconds), call, [torch.tensor([1.0, expected])], 3),
+        lambda tile, off: refused.append(tile),
+    )
+    return times, order, refused
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+def test_tiles_take_turns_and_hopeless_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a round to warm up and the first one. What needs more than the GPU has is not there at all."""
+    before = dict(TABLE)
+    times, order, refused = measured(monkeypatch, {A: 1.0, B: 2.0, C: 0.1})
+    assert times == {A: [1.0, 1.0, 1.0]} and order == [A, B, A, B, A, A]
+    assert not refused and before == TABLE
+
+
+@needs_triton
+@pytest.mark.parametrize("result", (1.1, float("nan"), float("inf")))
+def test_a_wrong_tile_is_not_timed(result: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    times, order, refused = measured(monkeypatch, {A: 1.0, B: 0.1}, {B: result})
+    assert times.keys() == {A} and B not in order and refused == [B]
+    assert not measured(monkeypatch, {A: 1.0}, expected=1.1)[0], "nor the present one"
+
+
+@needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the rehearsal runs on the CPU")
-def test_rehearsal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Candidates run, and what is faster stands in the lines."""
+def test_rehearsal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Candidates run and are right, what is faster stands in the lines, and what is known is not timed again."""
     launched = []
 
-    def measure(key: tune.Key, tiles: list[Tile], *rest: object) -> dict[Tile, float]:
-        tiles = list(tiles)
+    def measure(key: tune.Key, tiles: list[Tile], *rest: object) -> dict[Tile, list[float]]:
         times = recorded(key, tiles, *rest)
-        launched.append((key, len(times)))
-        return {tile: 1.0 if tile == tiles[0] else 0.5 for tile in times}
+        launched.append((key, [len(values) for values in times.values()]))
+        return {tile: turns(1.0 if tile == tiles[0] else 0.5) for tile in times}
 
     recorded = tune.measure
     monkeypatch.setattr(tune, "measure", measure)
-    before = dict(TABLE)
-    tune.main(
-        ["--rehearsal", "--head-dim", "16", "--kernel", "forward", "--kernel", "backward_keys"]
-    )
+    monkeypatch.setattr(tune, "HOPELESS", float("inf"))
+    before, found = dict(TABLE), tmp_path / "tiles.json"
+    command = ["--rehearsal", "--head-dim", "16", "--json", str(found)]
+    tune.main([*command, "--kernel", "forward"])
+    tune.main([*command, "--kernel", "forward", "--kernel", "backward_keys"])
     out = capsys.readouterr().out
     keys = [(kernel, 16, size) for kernel in ("forward", "backward_keys") for size in (2, 4)]
-    assert launched == [(key, 2) for key in keys]
-    assert "# 500000 us, before 1000000 us" in out
-    found = eval("{" + out + "}", {"Tile": Tile})
-    assert list(found) == keys and all(found[key] != TABLE[key] for key in keys)
+    assert launched == [(key, [2, 2]) for key in keys] and "wrong" not in out
+    assert "# 500000.0 us, before 1000000.0 us" in out
+    lines = eval("{" + out + "}", {"Tile": Tile})
+    assert list(lines) == keys and all(lines[key] != TABLE[key] for key in keys)
+    written = json.loads(found.read_text())
+    assert list(written) == [" ".join(map(str, key)) for key in keys]
+    for key, entry in written.items():
+        assert Tile(*entry["present"]) != Tile(*entry["chosen"]) and len(entry["tiles"]) == 2, key
+        assert [tile["spread_us"] for tile in entry["tiles"]] == [0.0, 0.0]
     assert before == TABLE

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +13,9 @@ import torch
 pytest.importorskip("pytest_benchmark", reason="pip install .[bench]")
 
 from alit import FixedLength
-from benchmarks.harness import timing
+from benchmarks.harness import contest
 from benchmarks.harness.contest import Absent, Contest, Work, ready
-from benchmarks.harness.timing import FEWEST, OtherLoad, clock, peak_megabytes, samples_in_turns
+from benchmarks.harness.timing import OtherLoad, peak_megabytes
 from benchmarks.suites import (
     test_attention,
     test_codebooks,
@@ -27,7 +25,8 @@ from benchmarks.suites import (
     test_soft_codebook,
 )
 from benchmarks.suites.models import LENGTHS, model
-from tests.helpers.forks import another_process, fork
+from tests.helpers.forks import another_process
+from tests.helpers.pytest_runs import run_pytest
 
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
@@ -65,23 +64,6 @@ def missing():
 def test_it(name, race):
     race("broken", name, broken, rounds=3)
 """
-
-
-def call_pytest(folder: Path, variables: dict[str, str], *arguments: str) -> None:
-    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
-        del os.environ[name]
-    os.environ.update(variables)
-    os.chdir(folder)
-    sys.exit(pytest.main(["-p", "no:cacheprovider", f"--rootdir={folder}", *arguments]))
-
-
-def run_pytest(
-    folder: Path, *arguments: str, at: Path | None = None, **variables: str
-) -> tuple[int, str]:
-    """Exit status and output of ``pytest``, called in a folder."""
-    process = fork(folder / "said", call_pytest, at or folder, variables, *arguments)
-    process.join()
-    return process.exitcode, (folder / "said").read_text()
 
 
 @pytest.mark.apart
@@ -191,24 +173,6 @@ def absent() -> None:
     raise Absent("not here")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="times the host's clock")
-@pytest.mark.parametrize(("short", "calls"), ((0.2, 2), (0.0, 1)))
-def test_contenders_take_turns(short: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of short calls the first wakes the threads."""
-    monkeypatch.setattr(timing, "SHORT_ON_HOST", short)
-    order: list[str] = []
-    clocks = {name: clock(lambda name=name: order.append(name)) for name in "ab"}
-    samples = samples_in_turns(clocks, rounds=2, warmup=1)
-    assert order == [*"a" * calls, *"b" * calls] * 3
-    assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2}
-
-
-def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
-    clocks = {name: clock(lambda: None) for name in "ab"}
-    samples = samples_in_turns(clocks, rounds=9, limit=0.0)
-    assert {name: len(values) for name, values in samples.items()} == {"a": FEWEST, "b": FEWEST}
-
-
 def test_the_first_contender_is_the_reference() -> None:
     contest = numbers(True, eager=lambda: 2, ours=lambda: 2, wrong=lambda: 1)
     contest.run(rounds=1, warmup=0)
@@ -267,3 +231,22 @@ def test_the_reference_is_not_timed_as_ours(tmp_path: Path) -> None:
     status, said = run_pytest(tmp_path, *options, at=ROOT, **reference)
     assert status == pytest.ExitCode.USAGE_ERROR
     assert "benchmarks would time the slow reference" in said
+
+
+def test_device_and_host_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock of the samples; of a model's step by its kernels, since its samples hold the launches."""
+    monkeypatch.setattr(contest, "kernels", lambda call: [2e-6, 3e-6])
+    monkeypatch.setattr(contest, "host_seconds", lambda call: 7e-6)
+    samples = [9e-6, 8e-6, 1.0]
+    rest = {"launches": 2, "host_us": pytest.approx(7.0)}
+    for kind, device in (("graph", 9.0), ("kernels", 9.0), ("events", 5.0)):
+        found = contest.apart(lambda: None, kind, samples)
+        assert found == rest | {"device_us": pytest.approx(device)}, kind
+
+    def blind(call: object) -> list[float]:
+        raise RuntimeError("saw no kernel")
+
+    monkeypatch.setattr(contest, "kernels", blind)
+    rest = {"launches": None, "host_us": pytest.approx(7.0), "not_counted": "saw no kernel"}
+    for kind, of_graph in (("graph", pytest.approx(9.0)), ("events", None)):
+        assert contest.apart(lambda: None, kind, samples) == rest | {"device_us": of_graph}

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pip install .[bench]")
 
-from benchmarks.harness import report
+from benchmarks.harness import outcome, report
 from benchmarks.harness.report import BEGIN, END, replace_section, write
 from benchmarks.harness.runs import Run, files, merged, read
 from benchmarks.harness.timing import RESULTS
@@ -71,6 +71,114 @@ def test_report(run: Run, tmp_path: Path) -> None:
         assert f"(cpu-{plot}.svg)" in text
         assert "<svg" in (tmp_path / "out" / f"cpu-{plot}.svg").read_text()
     assert "| op 8 | 0.50 peer |" in section and r"| op 16 | 1.50 \* † peer |" in section
+
+
+GPU = {"gpu": "NVIDIA H200"}
+
+
+@pytest.fixture
+def gpu_run(tmp_path: Path) -> Run:
+    """Device and host apart: an op, an op whose peer waits for the device, a model's path."""
+
+    def row(group: str, name: str, device: float | None, host: float, **more: Any) -> dict:
+        of_a_model = more.get("clock") == "events"
+        median = more.pop("call", device or 1.0) / 1e6
+        counts = {"device_us": device, "host_us": host, "launches": 2, "clock": "graph"}
+        images = {"images": 2, "state_megabytes": 1.0} if of_a_model else {}
+        return entry(group, name, median, **{**counts, **images, **more})
+
+    search, step = "nearest_codeword 8192 x 1024 x 256", "stage-1 step base bfloat16 batch 32"
+    entries = [
+        row(search, "ours", 40.0, 20.0),
+        row(search, "peer", 30.0, 30.0, launches=None),
+        row("pack 64 sequences of 289 to 513", "ours", 60.0, 10.0, clock="kernels"),
+        row("pack 64 sequences of 289 to 513", "copy", 50.0, 5.0, clock="kernels"),
+        row(step, "ours", 9e4, 2e5, clock="events", call=2.2e5),
+        row(step, "ours, captured", 9e4, 3e3, clock="events", call=1e5, flops=4 * 10**9),
+        row("encode to 256 tokens", "ours", 5e4, 8e4, clock="events", call=1e5),
+        row("encode to 256 tokens", "eager baseline", 9e4, 9e4, clock="events", call=1.5e5),
+    ]
+    return read(result(tmp_path / "h200-next.json", entries, **GPU))
+
+
+def test_device_and_host_have_columns_of_their_own(gpu_run: Run, tmp_path: Path) -> None:
+    section = write([gpu_run], tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    search = "| nearest_codeword 8192 x 1024 x 256 |"
+    assert f"{search} ours | 40 us | 1.00 | 20 us | 1.00 |  |  | 20 to 80 | 2 |" in text
+    assert f"{search} peer | 30 us | 0.75 | 30 us | 1.50 |  |  | 15 to 60 |  |" in text, "a loss"
+    encode = "| encode to 256 tokens | eager baseline |"
+    assert f"{encode} 9e+04 us | 1.80 | 9e+04 us | 1.12 | 1.5e+05 us | 1.50 |" in text
+    assert "Device: the time of the GPU alone" in text and "not apart" not in text
+    assert "†" not in text, "launches are in a column of their own"
+    assert "| pack 64 sequences of 289 to 513 | copy | 50 us ‡ | 0.83 |" in text
+    assert "‡: the sum of its kernels" in text
+    assert f"{search} 0.75 peer (host 1.50) |" in section
+    assert "| encode to 256 tokens | 1.50 eager baseline (host 1.12) |" in section
+    assert "then the host's over ours" in section
+
+
+def test_what_is_not_counted_is_left_empty(tmp_path: Path) -> None:
+    """Where the profiler sees nothing a call between events has no device's time."""
+    blind = {"device_us": None, "launches": None, "host_us": 5.0, "clock": "events"}
+    entries = [entry("op", "ours", 1e-5, **blind), entry("op", "peer", 2e-5, **blind)]
+    write([read(result(tmp_path / "x.json", entries, **GPU))], tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| op | peer |  |  | 5 us | 1.00 | 20 us | 2.00 | 10 to 40 |  |" in text
+
+
+def test_times_of_calls_are_shown_as_such(run: Run, tmp_path: Path) -> None:
+    old = Run("h200", run.machine | GPU, run.rows)
+    section = write([old], tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| op 8 | peer | 50 ms | 25 to 100 | 0.50 |" in text
+    for page in (section, text):
+        assert "Device and host are not apart in this run: its times are of calls" in page
+    assert "not apart" not in write([run], tmp_path), "nor is a CPU's"
+
+
+def test_targets_are_filled_from_runs_on_a_gpu(gpu_run: Run, run: Run, tmp_path: Path) -> None:
+    write([run, Run("h200", run.machine | GPU, run.rows)], tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    wide = "| nearest_codeword 8192 x 1024 x 256 | at most 45 us |"
+    assert "| target | wanted | measured |" in text and f"{wide} unmeasured |" in text
+    assert "(met)" not in text and "(missed)" not in text
+    write([run, gpu_run], tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "| target | wanted | h200-next |" in text and f"{wide} 40 us (met) |" in text
+    pack = "| pack 64 sequences of 289 to 513: time over a copy's | at most 1.15 |"
+    assert f"{pack} 1.2 (missed) |" in text
+    step = "| stage-1 step base bfloat16 batch 32, captured: of the matrix-product rate | at least 45 % |"
+    assert f"{step} 40 % (missed) |" in text
+    encode = "| encode to 256 tokens, float32: speed over eager's | at least 1 |"
+    assert f"{encode} 1.5 (met) |" in text
+    assert "| nearest_codeword 65536 x 4096 x 12 | at most 130 us | unmeasured |" in text
+
+
+def test_parts_and_tiles(gpu_run: Run, tmp_path: Path) -> None:
+    """What the GPU command leaves in its folder stands on the page."""
+    part = {"command": "x", "revision": "y", "seconds": 3.5}
+    parts = {
+        "bound": part | {"outcome": "passed"},
+        "counters": part | {"outcome": "absent", "reason": "ncu is not installed"},
+    }
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    (tmp_path / "bound.log").write_text("passed\nmeasured: 0.3 of the bound\n")
+    one, other = ({"tile": [64, n], "us": 1.0 * n, "spread_us": 0.5} for n in (32, 64))
+    entries = {
+        "forward 64 2": {"present": [64, 64], "chosen": [64, 32], "tiles": [one, other]},
+        "forward 64 4": {"present": [64, 64], "chosen": [64, 64], "tiles": []},
+    }
+    (tmp_path / "tiles-attention.json").write_text(json.dumps(entries))
+    found = outcome.parts(tmp_path) + outcome.tiles(tmp_path)
+    write([gpu_run], tmp_path, [found])
+    text = (tmp_path / "README.md").read_text()
+    assert "| bound | passed | 3.5 s | 0.3 of the bound |" in text
+    assert "| counters | absent | 3.5 s | ncu is not installed |" in text
+    forward = "| attention forward 64 2 | (64, 64) | 64.0 us ± 0.5 |"
+    assert f"{forward} (64, 32) | 32.0 us ± 0.5 | 2 |" in text
+    assert "| (64, 64) | does not run |  | does not run | 0 |" in text
+    assert outcome.parts(tmp_path / "x.json") == outcome.tiles(tmp_path / "x.json") == ""
 
 
 def test_the_same_results_give_the_same_files(run: Run, tmp_path: Path) -> None:
