@@ -126,6 +126,11 @@ def fuses(dtype: torch.dtype) -> bool:
     return dtype != torch.float32
 
 
+def splits(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether products are made of split factors by tensor cores (``split.py``): in float32, where the parts fit."""
+    return dtype == torch.float32 and head_dim <= 128
+
+
 def padded(head_dim: int) -> int:
     """Head dimension as the kernels see it: the next power of two, at least 16."""
     return max(16, next_power_of_2(head_dim))
