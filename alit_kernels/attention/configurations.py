@@ -62,10 +62,10 @@ TABLE = {
     ("forward", 128, 2): (Tile(32, 64, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("forward", 256, 2): (Tile(64, 32, 8, 2, True),) * 3,
     ("forward", 512, 2): (Tile(32, 32, 8, 2, True), Tile(64, 16, 8, 2, True), Tile(64, 32, 8, 2, True)),
-    ("forward", 16, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("forward", 32, 4): (Tile(32, 64, 8, 2, True), Tile(32, 64, 8, 3, True), Tile(32, 64, 8, 2, True)),
-    ("forward", 64, 4): (Tile(32, 32, 8, 3, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
-    ("forward", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 64, 8, 1, True), Tile(32, 64, 8, 1, True)),
+    ("forward", 16, 4): (Tile(64, 32, 4, 2, True),) * 3,
+    ("forward", 32, 4): (Tile(64, 32, 4, 2, True),) * 3,
+    ("forward", 64, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 4, 2, True)),
+    ("forward", 128, 4): (Tile(32, 32, 4, 1, True),) * 3,
     ("forward", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("forward", 512, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("backward_queries", 16, 2): (Tile(64, 64, 4, 2),) * 3,
@@ -74,9 +74,9 @@ TABLE = {
     ("backward_queries", 128, 2): (Tile(64, 32, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_queries", 256, 2): (Tile(32, 32, 8, 2, True), Tile(64, 32, 8, 2, True), Tile(64, 32, 8, 2, True)),
     ("backward_queries", 512, 2): (Tile(32, 16, 8, 2, True),) * 3,
-    ("backward_queries", 16, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("backward_queries", 32, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("backward_queries", 64, 4): (Tile(32, 32, 8, 2, True),) * 3,
+    ("backward_queries", 16, 4): (Tile(64, 32, 4, 2, True),) * 3,
+    ("backward_queries", 32, 4): (Tile(64, 32, 4, 2, True),) * 3,
+    ("backward_queries", 64, 4): (Tile(32, 32, 8, 1, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 8, 1, True)),
     ("backward_queries", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
     ("backward_queries", 256, 4): (Tile(32, 16, 8, 2, True),) * 3,
     ("backward_queries", 512, 4): (Tile(16, 16, 8, 2, True, 192), Tile(16, 16, 8, 2, True), Tile(16, 16, 8, 2, True)),
@@ -86,9 +86,9 @@ TABLE = {
     ("backward_keys", 128, 2): (Tile(64, 64, 8, 2, True), Tile(64, 32, 4, 3), Tile(64, 32, 4, 3)),
     ("backward_keys", 256, 2): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 512, 2): (Tile(16, 32, 8, 2, True),) * 3,
-    ("backward_keys", 16, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
-    ("backward_keys", 32, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("backward_keys", 64, 4): (Tile(32, 32, 8, 3, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
+    ("backward_keys", 16, 4): (Tile(64, 32, 4, 2, True),) * 3,
+    ("backward_keys", 32, 4): (Tile(64, 32, 4, 2, True),) * 3,
+    ("backward_keys", 64, 4): (Tile(32, 16, 4, 2, True), Tile(64, 16, 4, 1, True), Tile(32, 16, 4, 2, True)),
     ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("backward_keys", 512, 4): (Tile(16, 16, 8, 1, True),) * 3,
@@ -126,9 +126,14 @@ def fuses(dtype: torch.dtype) -> bool:
     return dtype != torch.float32
 
 
-def splits(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether products are made of split factors by tensor cores (``split.py``): in float32, where the parts fit."""
-    return dtype == torch.float32 and head_dim <= 128
+def splits(kernel: str, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether a kernel's products are made of split factors by tensor cores (``split.py``): in float32, where the parts
+    fit the registers. Otherwise they are products of float32 numbers.
+
+    Args:
+        kernel: one of ``KERNELS``, or "map".
+    """
+    return dtype == torch.float32 and head_dim <= (64 if kernel in KERNELS[1:] else 128)
 
 
 def padded(head_dim: int) -> int:

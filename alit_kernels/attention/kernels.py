@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .split import factor, operand, product, transposed
+from .split import factor, operand, product
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -143,7 +143,7 @@ def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
 def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
     b_acc, b_m, b_l = state
-    b_s = product(q, transposed(k))
+    b_s = product(q, k, TRANSPOSED=True)
     if MASKED:
         b_s = tl.where(m_s, b_s, float("-inf"))
     b_largest = tl.maximum(b_m, tl.max(b_s, 1))
@@ -268,12 +268,12 @@ def _query_gradient_step(
     m_n = _taken(p_mask, first, stop, SIZE)
     k = operand(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
     v = operand(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
-    b_s = product(q, transposed(k))
+    b_s = product(q, k, TRANSPOSED=True)
     b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, PRECISE)
     if TAKEN:
         m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
         b_p = tl.where(m_s, b_p, 0.0)
-    b_dp = product(do, transposed(v))
+    b_dp = product(do, v, TRANSPOSED=True)
     b_ds = b_p * (b_dp - b_delta[:, None])
     if PRECISE:
         b_total += tl.sum(b_p, 1)
@@ -381,13 +381,13 @@ def _key_gradient_step(
         b_do *= _load_sums(p_share + o_m, m_m, 0.0, MASKED)[:, None]
     do = operand(b_do, len(k) == 3)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
-    b_s = product(k, transposed(q), SWAPPED=True)
+    b_s = product(k, q, TRANSPOSED=True, SWAPPED=True)
     b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, PRECISE)
     if p_stop is not None:
         b_stop = _load_sums(p_stop + o_m, m_m, 0, MASKED)
         b_p = tl.where(o_n[:, None] < b_stop[None, :], b_p, 0.0)
     b_dv = product(factor(b_p, do, True), do, b_dv)
-    b_dp = product(v, transposed(do))
+    b_dp = product(v, do, TRANSPOSED=True)
     # Here, where it is needed: registers are short.
     b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
@@ -447,13 +447,13 @@ def backward_keys_kernel(
     for o_m in range(0, whole, STEP):
         if p_stop is None or _reach(p_stop, o_m, stop, STEP) > first:
             b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, o_m, stop, scale, scale_log2,
-                MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
+                b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, o_m, stop,
+                scale, scale_log2, MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     if not MASK_ALL and whole < stop:
         b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, whole, stop, scale, scale_log2,
-            True, STEP, HEAD_DIM, BLOCK_D,
+            b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, whole, stop,
+            scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.
     b_dk = tl.where(m_n[:, None], b_dk * scale, 0.0)
@@ -488,7 +488,7 @@ def map_kernel(
         b_k = _load(keys, first_key, m_n, COLUMNS, True, HEAD_DIM, BLOCK_D)
         o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
         b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
-        b_s = product(operand(b_q, SPLIT), transposed(operand(b_k, SPLIT)))
+        b_s = product(operand(b_q, SPLIT), operand(b_k, SPLIT), TRANSPOSED=True)
         b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
         b_map += _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     b_map = tl.where(m_m[:, None] & m_n[None, :], b_map / heads, 0.0)

@@ -33,7 +33,7 @@ def attention(problem: Problem) -> tuple[Tensor, Tensor]:
         **_sums(lse, p_lse=lse),
         **_sequences(q, k, offsets, key_offsets, key_mask, key_stop),
         **_scales(scale),
-        **_options(chosen, q),
+        **_options("forward", chosen, q),
     )
     return out, lse
 
@@ -66,7 +66,7 @@ def attention_backward(
         p_lse=lse,
         p_dlse=None if grad_lse is None else grad_lse.contiguous(),
         **shared,
-        **_options(chosen, q),
+        **_options("backward_queries", chosen, q),
     )
     if sign <= 0:
         grad_q *= sign
@@ -81,7 +81,7 @@ def attention_backward(
         **_pointers_and_strides(dk=grad_k),
         p_dv=grad_v,
         **shared,
-        **_options(chosen, q),
+        **_options("backward_keys", chosen, q),
     )
     return results
 
@@ -126,7 +126,7 @@ def attention_map(
         **_scales(scale),
         ROWS=size,
         COLUMNS=size,
-        **_widths(q),
+        **_widths("map", q),
         num_warps=warps,
         num_stages=2,
     )
@@ -204,17 +204,17 @@ def _scales(scale: float) -> dict[str, Any]:
     return {"scale": scale, "scale_log2": scale * math.log2(math.e)}
 
 
-def _widths(q: Tensor) -> dict[str, Any]:
+def _widths(kernel: str, q: Tensor) -> dict[str, Any]:
     width = q.shape[-1]
     return {
         "HEAD_DIM": width,
         "BLOCK_D": padded(width),
-        "SPLIT": splits(width, q.dtype),
+        "SPLIT": splits(kernel, width, q.dtype),
         "enable_fp_fusion": fuses(q.dtype),
     }
 
 
-def _options(chosen: Tile, q: Tensor) -> dict[str, Any]:
+def _options(kernel: str, chosen: Tile, q: Tensor) -> dict[str, Any]:
     return {
         "TILE": chosen.rows,
         "STEP": chosen.columns,
@@ -222,5 +222,5 @@ def _options(chosen: Tile, q: Tensor) -> dict[str, Any]:
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
         **({} if chosen.registers is None else {"maxnreg": chosen.registers}),
-        **_widths(q),
+        **_widths(kernel, q),
     }

@@ -15,13 +15,19 @@ STEP = 8
 
 @contextmanager
 def rounded_towards_zero() -> Iterator[None]:
-    """Within the context, ``tl.dot`` of kernels that the interpreter runs; float64 stands for the exact sums."""
+    """Within the context, ``tl.dot`` of kernels that the interpreter runs; float64 stands for the exact sums.
+
+    Products of ``input_precision="ieee"`` are one multiply-add after the other, each rounded to the nearest.
+    """
     from triton.runtime import interpreter
 
-    def create_dot(builder: Any, a: Any, b: Any, start: Any, *options: Any) -> Any:
+    def create_dot(builder: Any, a: Any, b: Any, start: Any, precision: Any, *options: Any) -> Any:
         x, y, total = (np.asarray(t.data, np.float64) for t in (a, b, start))
-        for i in range(0, x.shape[-1], STEP):
-            total = _truncated(total + x[..., i : i + STEP] @ y[..., i : i + STEP, :])
+        exact = precision.name == "IEEE"
+        step = 1 if exact else STEP
+        for i in range(0, x.shape[-1], step):
+            total = total + x[..., i : i + step] @ y[..., i : i + step, :]
+            total = total.astype(np.float32).astype(np.float64) if exact else _truncated(total)
         return interpreter.TensorHandle(total.astype(start.data.dtype), start.dtype.scalar)
 
     with mock.patch.object(interpreter.InterpreterBuilder, "create_dot", create_dot):
