@@ -259,9 +259,9 @@ def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
 @triton.jit
 def _query_gradient_step(
     state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
-    MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    SUMMED: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds dS K for SIZE keys from ``first`` on, and the sum of P where PRECISE."""
+    """Adds dS K for SIZE keys from ``first`` on, and the sum of P if ``SUMMED``."""
     b_dq, b_total = state
     PRECISE: tl.constexpr = keys[0].dtype.element_ty == tl.float32
     TAKEN: tl.constexpr = MASKED or p_mask is not None
@@ -275,7 +275,7 @@ def _query_gradient_step(
         b_p = tl.where(m_s, b_p, 0.0)
     b_dp = product(do, v, TRANSPOSED=True)
     b_ds = b_p * (b_dp - b_delta[:, None])
-    if PRECISE:
+    if SUMMED:
         b_total += tl.sum(b_p, 1)
     return product(factor(b_ds, k), k, b_dq), b_total
 
@@ -325,7 +325,7 @@ def backward_queries_kernel(
     if p_dlse is not None:  # no key, no gradient, whatever comes in
         b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
         b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
-    if not PRECISE:
+    if p_share is None:
         tl.store(p_delta + o_lse, b_delta, mask=m_m)
     q = operand(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
     do = operand(b_do, SPLIT)
@@ -333,27 +333,28 @@ def backward_queries_kernel(
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
-    state = b_dq, tl.zeros((TILE,), tl.float32) if PRECISE else 0.0
+    SUMMED: tl.constexpr = p_share is not None
+    state = b_dq, tl.zeros((TILE,), tl.float32) if SUMMED else 0.0
     whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in range(0, whole, STEP):
         state = _query_gradient_step(
             state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
-            scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
+            scale, scale_log2, SUMMED, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
         for o_n in range(whole, last, STEP):
             state = _query_gradient_step(
                 state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
-                scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
+                scale, scale_log2, SUMMED, True, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif whole < last:
         state = _query_gradient_step(
             state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
-            scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
+            scale, scale_log2, SUMMED, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     b_dq, b_total = state
     b_dq *= scale
-    if PRECISE:
+    if SUMMED:
         b_share = 1.0 / tl.where(b_total == 0.0, 1.0, b_total)
         b_dq *= b_share[:, None]
         tl.store(p_share + o_lse, b_share, mask=m_m)
@@ -377,7 +378,7 @@ def _key_gradient_step(
     q = operand(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k) == 3)
     b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     PRECISE: tl.constexpr = query[0].dtype.element_ty == tl.float32
-    if PRECISE:
+    if p_share is not None:
         b_do *= _load_sums(p_share + o_m, m_m, 0.0, MASKED)[:, None]
     do = operand(b_do, len(k) == 3)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
@@ -469,7 +470,7 @@ def map_kernel(
     p_q, p_k, p_lse, p_map, p_offsets, q_r, q_h, k_r, k_h, lse_h,
     length, query_start, query_stop, key_start, key_stop, heads, scale, scale_log2,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of one sequence's attention map; the heads are summed in turn."""
     sequence = tl.program_id(0)
@@ -488,7 +489,7 @@ def map_kernel(
         b_k = _load(keys, first_key, m_n, COLUMNS, True, HEAD_DIM, BLOCK_D)
         o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
         b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
-        b_s = product(operand(b_q, SPLIT), operand(b_k, SPLIT), TRANSPOSED=True)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
         b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
         b_map += _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     b_map = tl.where(m_m[:, None] & m_n[None, :], b_map / heads, 0.0)

@@ -33,7 +33,7 @@ def attention(problem: Problem) -> tuple[Tensor, Tensor]:
         **_sums(lse, p_lse=lse),
         **_sequences(q, k, offsets, key_offsets, key_mask, key_stop),
         **_scales(scale),
-        **_options("forward", chosen, q),
+        **_options(chosen, q),
     )
     return out, lse
 
@@ -52,8 +52,8 @@ def attention_backward(
     lse = lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
     # All begin at multiples of 16 bytes.
-    precise = q.dtype == torch.float32
-    delta, normaliser, *share = lse.new_empty((3 if precise else 2, cdiv(lse.numel(), 4), 4))
+    sums = 3 if splits(q.shape[-1], q.dtype) else 2
+    delta, normaliser, *share = lse.new_empty((sums, cdiv(lse.numel(), 4), 4))
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
     shared = _sums(lse, p_delta=delta, p_normaliser=normaliser, p_share=share[0] if share else None)
     shared |= _sequences(q, k, offsets, key_offsets, key_mask, key_stop) | _scales(scale)
@@ -66,7 +66,7 @@ def attention_backward(
         p_lse=lse,
         p_dlse=None if grad_lse is None else grad_lse.contiguous(),
         **shared,
-        **_options("backward_queries", chosen, q),
+        **_options(chosen, q),
     )
     if sign <= 0:
         grad_q *= sign
@@ -81,7 +81,7 @@ def attention_backward(
         **_pointers_and_strides(dk=grad_k),
         p_dv=grad_v,
         **shared,
-        **_options("backward_keys", chosen, q),
+        **_options(chosen, q),
     )
     return results
 
@@ -126,7 +126,7 @@ def attention_map(
         **_scales(scale),
         ROWS=size,
         COLUMNS=size,
-        **_widths("map", q),
+        **_widths(q),
         num_warps=warps,
         num_stages=2,
     )
@@ -204,23 +204,19 @@ def _scales(scale: float) -> dict[str, Any]:
     return {"scale": scale, "scale_log2": scale * math.log2(math.e)}
 
 
-def _widths(kernel: str, q: Tensor) -> dict[str, Any]:
+def _widths(q: Tensor) -> dict[str, Any]:
     width = q.shape[-1]
-    return {
-        "HEAD_DIM": width,
-        "BLOCK_D": padded(width),
-        "SPLIT": splits(kernel, width, q.dtype),
-        "enable_fp_fusion": fuses(q.dtype),
-    }
+    return {"HEAD_DIM": width, "BLOCK_D": padded(width), "enable_fp_fusion": fuses(q.dtype)}
 
 
-def _options(kernel: str, chosen: Tile, q: Tensor) -> dict[str, Any]:
+def _options(chosen: Tile, q: Tensor) -> dict[str, Any]:
     return {
         "TILE": chosen.rows,
         "STEP": chosen.columns,
         "MASK_ALL": chosen.mask_all,
+        "SPLIT": splits(q.shape[-1], q.dtype),
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
         **({} if chosen.registers is None else {"maxnreg": chosen.registers}),
-        **_widths(kernel, q),
+        **_widths(q),
     }

@@ -43,13 +43,13 @@ def candidates(key: Key) -> list[Tile]:
     are split (``splits``), else smaller ones; small ones of wide heads. Whatever spills or does not fit the shared
     memory falls out when it is timed.
     """
-    kernel, head_dim, size = key
+    _, head_dim, size = key
     if head_dim > 128:
         choices = itertools.product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2), (True,))
     elif size == 2:
         stages = (1, 2, 3) if head_dim > 64 else (2, 3)
         choices = itertools.product((64, 128), (32, 64, 128), (4, 8), stages, (False, True))
-    elif splits(kernel, head_dim, torch.float32):
+    elif splits(head_dim, torch.float32):
         choices = itertools.product((32, 64, 128), (16, 32, 64), (4, 8), (1, 2, 3), (True,))
     else:
         choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), (True,))
