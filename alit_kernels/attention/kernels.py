@@ -259,9 +259,9 @@ def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
 @triton.jit
 def _query_gradient_step(
     state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
-    SUMMED: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds dS K for SIZE keys from ``first`` on, and the sum of P if ``SUMMED``."""
+    """Adds dS K for SIZE keys from ``first`` on, and the sum of P where factors are split."""
     b_dq, b_total = state
     PRECISE: tl.constexpr = keys[0].dtype.element_ty == tl.float32
     TAKEN: tl.constexpr = MASKED or p_mask is not None
@@ -275,7 +275,7 @@ def _query_gradient_step(
         b_p = tl.where(m_s, b_p, 0.0)
     b_dp = product(do, v, TRANSPOSED=True)
     b_ds = b_p * (b_dp - b_delta[:, None])
-    if SUMMED:
+    if len(q) == 3:
         b_total += tl.sum(b_p, 1)
     return product(factor(b_ds, k), k, b_dq), b_total
 
@@ -291,7 +291,8 @@ def backward_queries_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
-    - dlse, and the log-sum-exp as ``_recomputed`` takes it.
+    - dlse, and the log-sum-exp as ``_recomputed`` takes it. Where SPLIT, probabilities are made to sum to 1: it
+    multiplies dO by ``p_share``, and delta is multiplied already.
     """
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
@@ -325,7 +326,7 @@ def backward_queries_kernel(
     if p_dlse is not None:  # no key, no gradient, whatever comes in
         b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
         b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
-    if p_share is None:
+    if not SPLIT:
         tl.store(p_delta + o_lse, b_delta, mask=m_m)
     q = operand(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
     do = operand(b_do, SPLIT)
@@ -333,28 +334,28 @@ def backward_queries_kernel(
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
-    SUMMED: tl.constexpr = p_share is not None
-    state = b_dq, tl.zeros((TILE,), tl.float32) if SUMMED else 0.0
+    state = b_dq, tl.zeros((TILE,), tl.float32) if SPLIT else 0.0
     whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in range(0, whole, STEP):
         state = _query_gradient_step(
             state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
-            scale, scale_log2, SUMMED, False, STEP, HEAD_DIM, BLOCK_D,
+            scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
         for o_n in range(whole, last, STEP):
             state = _query_gradient_step(
                 state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
-                scale, scale_log2, SUMMED, True, STEP, HEAD_DIM, BLOCK_D,
+                scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif whole < last:
         state = _query_gradient_step(
             state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
-            scale, scale_log2, SUMMED, True, STEP, HEAD_DIM, BLOCK_D,
+            scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     b_dq, b_total = state
     b_dq *= scale
-    if SUMMED:
+    if SPLIT:
+        # Instead of 1, by what the log-sum-exp lost in float32: 6e-5 of its 1000.
         b_share = 1.0 / tl.where(b_total == 0.0, 1.0, b_total)
         b_dq *= b_share[:, None]
         tl.store(p_share + o_lse, b_share, mask=m_m)
@@ -378,7 +379,7 @@ def _key_gradient_step(
     q = operand(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k) == 3)
     b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     PRECISE: tl.constexpr = query[0].dtype.element_ty == tl.float32
-    if p_share is not None:
+    if len(k) == 3:
         b_do *= _load_sums(p_share + o_m, m_m, 0.0, MASKED)[:, None]
     do = operand(b_do, len(k) == 3)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
@@ -433,7 +434,7 @@ def backward_keys_kernel(
     values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
     p_normaliser = _base(p_normaliser, sequence, start, head, lse_b, 1, lse_h)
     p_delta = _base(p_delta, sequence, start, head, lse_b, 1, lse_h)
-    if p_share is not None:
+    if SPLIT:
         p_share = _base(p_share, sequence, start, head, lse_b, 1, lse_h)
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
