@@ -196,7 +196,7 @@ def widest_head(device_type: str, index: int | None) -> int:
 @functools.cache
 def _widest(index: int | None) -> int:
     """Of a GPU: all that the kernels know, but for those that need more shared memory than it has."""
-    device = torch.device("cuda", index)
+    device = torch.device("cuda") if index is None else torch.device("cuda", index)
     return next(width for width in (MAX_HEAD_DIM, 256) if not limit(width, device))
 
 

@@ -291,8 +291,8 @@ def backward_queries_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
-    - dlse, and the log-sum-exp as ``_recomputed`` takes it. Where SPLIT, probabilities are made to sum to 1: it
-    multiplies dO by ``p_share``, and delta is multiplied already.
+    - dlse, and the log-sum-exp as ``_recomputed`` takes it. Where SPLIT, probabilities are made to sum to 1:
+    dK/dV multiplies dO by ``p_share``, and delta is multiplied already.
     """
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
