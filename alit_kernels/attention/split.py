@@ -46,7 +46,7 @@ def operand(b_x, SPLIT: tl.constexpr, FINITE: tl.constexpr = False):
         b_low = (b_x - b_high) - b_middle
         parts = b_high.to(PART), b_middle.to(PART), b_low.to(PART)
     else:
-        parts = (b_x,)
+        parts = (b_x,)  # type: ignore[assignment]
     return parts
 
 
