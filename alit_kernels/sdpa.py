@@ -5,6 +5,7 @@ A call whose meaning cannot be told from shapes, strides and options alone goes 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ from ._library import available
 from ._plain import is_plain, watched
 from .attention import attention, stops_causal
 from .attention.configurations import MAX_HEAD_DIM
+from .attention.op import limit
 from .attention.stops import stops_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,7 +51,8 @@ def scaled_dot_product_attention(
       least 2^16 entries for queries and keys, and lets every query see a prefix of the keys: it is boolean, or 0 and
       -inf and wants no gradient. It is read for that, in every call anew; on a GPU the host would have to wait for it;
     - ``query``, ``key`` and ``value`` are dense, of one dtype (float32, bfloat16 or float16) and device, with equal
-      batch dimensions and channels; on a GPU at most 512 of these;
+      batch dimensions and channels; on a GPU at most 512 of these, 256 where a block has less than 129 KiB of shared
+      memory (compute capability 8.6, 8.9, 12.0);
     - neither a transform of ``torch.func``, forward-mode differentiation, a tracer nor a dispatch mode (FLOP counters,
       fake tensors) is at work, and ``torch.nn.attention.sdpa_kernel`` leaves flash attention on.
 
@@ -171,7 +174,7 @@ def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool
         return False
     if not dtype == key.dtype == value.dtype or not device == key.device == value.device:
         return False
-    if dtype not in _DTYPES or shape[-1] > widest_head(device.type):
+    if dtype not in _DTYPES or shape[-1] > widest_head(device.type, device.index):
         return False
     if scale is not None and not (type(scale) in (int, float) and math.isfinite(scale)):
         return False
@@ -183,11 +186,18 @@ def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool
     return same and torch._C._get_flash_sdp_enabled() and not watched()
 
 
-def widest_head(device_type: str) -> int:
-    """The channels of a head up to which a kernel of ours runs on this device type; -1 where none does."""
+def widest_head(device_type: str, index: int | None) -> int:
+    """The channels of a head up to which a kernel of ours runs on this device; -1 where none does."""
     if device_type == "cpu":
         return sys.maxsize
-    return MAX_HEAD_DIM if device_type == "cuda" and not available("triton", "cuda") else -1
+    return _widest(index) if device_type == "cuda" and not available("triton", "cuda") else -1
+
+
+@functools.cache
+def _widest(index: int | None) -> int:
+    """Of a GPU: all that the kernels know, but for those that need more shared memory than it has."""
+    device = torch.device("cuda") if index is None else torch.device("cuda", index)
+    return next(width for width in (MAX_HEAD_DIM, 256) if not limit(width, device))
 
 
 def knows_stops(device_type: str) -> bool:

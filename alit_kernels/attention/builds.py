@@ -12,12 +12,10 @@ import itertools
 import torch
 
 from .._builds import TYPES, Expected, Recorder
-from .configurations import KERNELS as TILED
-from .configurations import map_tile, tile
+from .configurations import KERNELS, map_tile, splits, tile
 from .problem import Problem
 from .triton_ import attention, attention_backward, attention_map
 
-KERNELS = ("forward_kernel", "backward_queries_kernel", "backward_keys_kernel", "map_kernel")
 #: Pointers to rows.
 ROWS = ("p_q", "p_k", "p_v", "p_out", "p_do", "p_dq", "p_dk", "p_dv")
 
@@ -39,12 +37,12 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
     half = dtype.itemsize == 2
     name = f"d={head_dim} {TYPES[dtype]}"
     wide = ROWS if half and head_dim >= 64 else ()
-    sizes = [tile(kernel, head_dim, dtype, 90).rows for kernel in TILED]
-    sizes.append(map_tile(head_dim, dtype)[0])
-    every = {
-        kernel: Expected(half, half and rows >= 64, wide)
-        for kernel, rows in zip(KERNELS, sizes, strict=True)
-    }
+    sizes = {kernel: tile(kernel, head_dim, dtype, 90).rows for kernel in KERNELS}
+    sizes["map"] = map_tile(head_dim, dtype)[0]
+    every = {}
+    for kernel, size in sizes.items():
+        tensor_core = half or (kernel != "map" and splits(head_dim, dtype))
+        every[f"{kernel}_kernel"] = Expected(tensor_core, tensor_core and size >= 64, wide)
     rows = torch.empty(4, 256, 8, head_dim, dtype=dtype, device="meta")
     offsets = torch.empty(5, dtype=torch.int32, device="meta")
     mask = torch.empty(4, 256, dtype=torch.bool, device="meta")

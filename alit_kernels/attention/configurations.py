@@ -54,6 +54,11 @@ class Tile:
 FAMILIES = (80, 90, 100)
 #: (kernel, padded head dimension, bytes per element) -> tile for each family.
 #: ``python -m alit_kernels.attention.tune`` times candidates on a GPU and prints the lines of its family.
+#:
+#: Float32 up to 64 channels: tensor cores by split factors. The three kernels of a head dimension make their products
+#: by one kind of instruction (64 rows: ``wgmma`` on sm_90; 32: ``mma``), so that scores round alike; with ``tcgen05``,
+#: dK/dV would need more tensor memory than there is. Wider heads: no tensor cores. At 128 channels every tile of parts
+#: that was tried spills in some build (a forward with a key mask 8 bytes), at 256 by far.
 # fmt: off
 TABLE = {
     ("forward", 16, 2): (Tile(64, 64, 4, 3),) * 3,
@@ -62,9 +67,9 @@ TABLE = {
     ("forward", 128, 2): (Tile(32, 64, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("forward", 256, 2): (Tile(64, 32, 8, 2, True),) * 3,
     ("forward", 512, 2): (Tile(32, 32, 8, 2, True), Tile(64, 16, 8, 2, True), Tile(64, 32, 8, 2, True)),
-    ("forward", 16, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("forward", 32, 4): (Tile(32, 64, 8, 2, True), Tile(32, 64, 8, 3, True), Tile(32, 64, 8, 2, True)),
-    ("forward", 64, 4): (Tile(32, 32, 8, 3, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
+    ("forward", 16, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 4, 2, True)),
+    ("forward", 32, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 4, 2, True)),
+    ("forward", 64, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 4, 2, True)),
     ("forward", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 64, 8, 1, True), Tile(32, 64, 8, 1, True)),
     ("forward", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("forward", 512, 4): (Tile(32, 16, 8, 1, True),) * 3,
@@ -74,9 +79,9 @@ TABLE = {
     ("backward_queries", 128, 2): (Tile(64, 32, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("backward_queries", 256, 2): (Tile(32, 32, 8, 2, True), Tile(64, 32, 8, 2, True), Tile(64, 32, 8, 2, True)),
     ("backward_queries", 512, 2): (Tile(32, 16, 8, 2, True),) * 3,
-    ("backward_queries", 16, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("backward_queries", 32, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("backward_queries", 64, 4): (Tile(32, 32, 8, 2, True),) * 3,
+    ("backward_queries", 16, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
+    ("backward_queries", 32, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
+    ("backward_queries", 64, 4): (Tile(32, 32, 8, 1, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 8, 1, True)),
     ("backward_queries", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
     ("backward_queries", 256, 4): (Tile(32, 16, 8, 2, True),) * 3,
     ("backward_queries", 512, 4): (Tile(16, 16, 8, 2, True, 192), Tile(16, 16, 8, 2, True), Tile(16, 16, 8, 2, True)),
@@ -86,9 +91,9 @@ TABLE = {
     ("backward_keys", 128, 2): (Tile(64, 64, 8, 2, True), Tile(64, 32, 4, 3), Tile(64, 32, 4, 3)),
     ("backward_keys", 256, 2): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 512, 2): (Tile(16, 32, 8, 2, True),) * 3,
-    ("backward_keys", 16, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
-    ("backward_keys", 32, 4): (Tile(32, 32, 8, 2, True),) * 3,
-    ("backward_keys", 64, 4): (Tile(32, 32, 8, 3, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
+    ("backward_keys", 16, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
+    ("backward_keys", 32, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
+    ("backward_keys", 64, 4): (Tile(32, 16, 4, 2, True), Tile(64, 16, 4, 1, True), Tile(32, 16, 4, 2, True)),
     ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("backward_keys", 512, 4): (Tile(16, 16, 8, 1, True),) * 3,
@@ -124,6 +129,13 @@ def fuses(dtype: torch.dtype) -> bool:
     the log-sum-exp of the forward did: P of large scores is wrong otherwise.
     """
     return dtype != torch.float32
+
+
+def splits(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether products are made of split factors by tensor cores (``split.py``), but for the attention map: in float32,
+    where the parts fit the registers. Other products of float32 are made without tensor cores.
+    """
+    return dtype == torch.float32 and head_dim <= 64
 
 
 def padded(head_dim: int) -> int:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .split import factor, operand, product
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 #: Offsets that one step of the search for a tile's sequence compares.
@@ -138,37 +140,37 @@ def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _attend(state, b_q, b_k, b_v, m_s, scale, MASKED: tl.constexpr):
+def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
     b_acc, b_m, b_l = state
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+    b_s = product(q, k, TRANSPOSED=True)
     if MASKED:
         b_s = tl.where(m_s, b_s, float("-inf"))
     b_largest = tl.maximum(b_m, tl.max(b_s, 1))
     # A row without any key so far: any finite number will do as its maximum.
     b_finite = tl.where(b_largest == float("-inf"), 0.0, b_largest)
-    if b_q.dtype == tl.float32:
+    if PRECISE:
         b_p = tl.exp2((b_s - b_finite[:, None]) * scale)
         b_decay = tl.exp2((b_m - b_finite) * scale)
     else:  # One multiply-add per score. The rounding of c m is the same in all of a row, so it cancels.
         b_p = tl.exp2(b_s * scale - (b_finite * scale)[:, None])
         b_decay = tl.exp2(b_m * scale - b_finite * scale)
-    b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_decay[:, None], input_precision="ieee")
+    b_acc = product(factor(b_p, v, True), v, b_acc * b_decay[:, None])
     return b_acc, b_largest, b_l * b_decay + tl.sum(b_p, 1)
 
 
 @triton.jit
 def _forward_step(
-    state, b_q, keys, values, p_mask, p_stop, b_stop, first, stop, scale_log2,
+    state, q, keys, values, p_mask, p_stop, b_stop, first, stop, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """SIZE keys from ``first`` on."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
-    b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
+    k = operand(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
+    v = operand(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
     m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
-    return _attend(state, b_q, b_k, b_v, m_s, scale_log2, TAKEN)
+    return _attend(state, q, k, v, m_s, scale_log2, TAKEN, keys[0].dtype.element_ty == tl.float32)
 
 
 UNSPECIALIZED = ("sequences", "length", "key_length", "lse_b", "lse_h", "mask_b", "stop_b")
@@ -180,7 +182,7 @@ def forward_kernel(
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """Output and log-sum-exp of one tile of queries of one head."""
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
@@ -206,25 +208,25 @@ def forward_kernel(
     if p_stop is not None:
         p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
 
-    b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    q = operand(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
     b_m = tl.full((TILE,), float("-inf"), tl.float32)
     state = tl.zeros((TILE, BLOCK_D), tl.float32), b_m, tl.zeros((TILE,), tl.float32)
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
     whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in range(0, whole, STEP):
         state = _forward_step(
-            state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
+            state, q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
             False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
         for o_n in range(whole, last, STEP):
             state = _forward_step(
-                state, b_q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
+                state, q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
                 True, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif whole < last:
         state = _forward_step(
-            state, b_q, keys, values, p_mask, p_stop, b_stop, whole, key_stop, scale_log2,
+            state, q, keys, values, p_mask, p_stop, b_stop, whole, key_stop, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     b_acc, b_m, b_l = state
@@ -256,36 +258,41 @@ def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
 
 @triton.jit
 def _query_gradient_step(
-    b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
+    state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds dS K for SIZE keys from ``first`` on."""
+    """Adds dS K for SIZE keys from ``first`` on, and the sum of P where factors are split."""
+    b_dq, b_total = state
+    PRECISE: tl.constexpr = keys[0].dtype.element_ty == tl.float32
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
-    b_k = _load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    b_v = _load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D)
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-    b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
+    k = operand(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
+    v = operand(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
+    b_s = product(q, k, TRANSPOSED=True)
+    b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, PRECISE)
     if TAKEN:
         m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
         b_p = tl.where(m_s, b_p, 0.0)
-    b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
+    b_dp = product(do, v, TRANSPOSED=True)
     b_ds = b_p * (b_dp - b_delta[:, None])
-    return tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
+    if len(q) == 3:
+        b_total += tl.sum(b_p, 1)
+    return product(factor(b_ds, k), k, b_dq), b_total
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_queries_kernel(
-    p_q, p_k, p_v, p_mask, p_stop, p_out, p_do, p_dlse, p_lse, p_delta, p_normaliser, p_dq,
+    p_q, p_k, p_v, p_mask, p_stop, p_out, p_do, p_dlse, p_lse, p_delta, p_normaliser, p_share, p_dq,
     p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
     dq_b, dq_r, dq_h, lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
-    - dlse, and the log-sum-exp as ``_recomputed`` takes it.
+    - dlse, and the log-sum-exp as ``_recomputed`` takes it. Where SPLIT, probabilities are made to sum to 1:
+    dK/dV multiplies dO by ``p_share``, and delta is multiplied already.
     """
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
@@ -314,34 +321,46 @@ def backward_queries_kernel(
     b_do = _load(gradient, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_out = _load(out, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
+    PRECISE: tl.constexpr = p_q.dtype.element_ty == tl.float32
     b_delta = tl.sum(b_do.to(tl.float32) * b_out.to(tl.float32), 1)
     if p_dlse is not None:  # no key, no gradient, whatever comes in
         b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
         b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
-    tl.store(p_delta + o_lse, b_delta, mask=m_m)
-    b_q = _load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
-    b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
+    if not SPLIT:
+        tl.store(p_delta + o_lse, b_delta, mask=m_m)
+    q = operand(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    do = operand(b_do, SPLIT)
+    b_normaliser = _normaliser(b_lse, PRECISE)
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
+    state = b_dq, tl.zeros((TILE,), tl.float32) if SPLIT else 0.0
     whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in range(0, whole, STEP):
-        b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+        state = _query_gradient_step(
+            state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
             scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
         for o_n in range(whole, last, STEP):
-            b_dq = _query_gradient_step(
-                b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+            state = _query_gradient_step(
+                state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
                 scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif whole < last:
-        b_dq = _query_gradient_step(
-            b_dq, b_q, b_do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
+        state = _query_gradient_step(
+            state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
             scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    _store(query_gradient, first, stop, b_dq * scale, TILE, HEAD_DIM, BLOCK_D)
+    b_dq, b_total = state
+    b_dq *= scale
+    if SPLIT:
+        # Instead of 1, by what the log-sum-exp lost in float32: 6e-5 of its 1000.
+        b_share = 1.0 / tl.where(b_total == 0.0, 1.0, b_total)
+        b_dq *= b_share[:, None]
+        tl.store(p_share + o_lse, b_share, mask=m_m)
+        tl.store(p_delta + o_lse, b_delta * b_share, mask=m_m)
+    _store(query_gradient, first, stop, b_dq, TILE, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -351,26 +370,30 @@ def _load_sums(pointers, m_r, other, MASKED: tl.constexpr):
 
 @triton.jit
 def _key_gradient_step(
-    b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, p_stop, o_n, first, stop, scale, scale_log2,
+    b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys ``o_n`` are their rows."""
     o_m = first + tl.arange(0, SIZE)
     m_m = o_m < stop
-    b_q = _load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
+    q = operand(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k) == 3)
     b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
+    PRECISE: tl.constexpr = query[0].dtype.element_ty == tl.float32
+    if len(k) == 3:
+        b_do *= _load_sums(p_share + o_m, m_m, 0.0, MASKED)[:, None]
+    do = operand(b_do, len(k) == 3)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
-    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
-    b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, b_q.dtype == tl.float32)
+    b_s = product(k, q, TRANSPOSED=True, SWAPPED=True)
+    b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, PRECISE)
     if p_stop is not None:
         b_stop = _load_sums(p_stop + o_m, m_m, 0, MASKED)
         b_p = tl.where(o_n[:, None] < b_stop[None, :], b_p, 0.0)
-    b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
-    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
+    b_dv = product(factor(b_p, do, True), do, b_dv)
+    b_dp = product(v, do, TRANSPOSED=True)
     # Here, where it is needed: registers are short.
     b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
-    b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
+    b_dk = product(factor(b_ds, q), q, b_dk)
     return b_dk, b_dv
 
 
@@ -383,12 +406,12 @@ def _reach(p_stop, first, stop, SIZE: tl.constexpr):
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_keys_kernel(
-    p_q, p_k, p_v, p_mask, p_stop, p_do, p_delta, p_normaliser, p_dk, p_dv, p_offsets, p_key_offsets,
+    p_q, p_k, p_v, p_mask, p_stop, p_do, p_delta, p_normaliser, p_share, p_dk, p_dv, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
     lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of keys of one head."""
     sequence, key_start, key_stop, tile = _locate(p_key_offsets, sequences, key_length, TILE)
@@ -411,26 +434,28 @@ def backward_keys_kernel(
     values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
     p_normaliser = _base(p_normaliser, sequence, start, head, lse_b, 1, lse_h)
     p_delta = _base(p_delta, sequence, start, head, lse_b, 1, lse_h)
+    if SPLIT:
+        p_share = _base(p_share, sequence, start, head, lse_b, 1, lse_h)
     if p_mask is not None:
         p_mask = _base(p_mask, sequence, key_start, head, mask_b, 1, 0)
     if p_stop is not None:
         p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
     m_n = _taken(p_mask, first, key_stop, TILE)
-    b_k = _load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
-    b_v = _load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D)
+    k = operand(_load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    v = operand(_load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
 
     o_n = first + tl.arange(0, TILE)
     whole = stop if MASK_ALL else stop // STEP * STEP
     for o_m in range(0, whole, STEP):
         if p_stop is None or _reach(p_stop, o_m, stop, STEP) > first:
             b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, p_stop, o_n, o_m, stop, scale, scale_log2,
-                MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
+                b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, o_m, stop,
+                scale, scale_log2, MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     if not MASK_ALL and whole < stop:
         b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, b_k, b_v, query, gradient, p_normaliser, p_delta, p_stop, o_n, whole, stop, scale, scale_log2,
-            True, STEP, HEAD_DIM, BLOCK_D,
+            b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, whole, stop,
+            scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.
     b_dk = tl.where(m_n[:, None], b_dk * scale, 0.0)

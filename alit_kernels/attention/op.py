@@ -284,16 +284,20 @@ def _check_values(x: Problem) -> None:
         check_offsets(name, x.ends[1], x.k.shape[0], x.max_key_length, bound="max_key_length")
 
 
-def _limit(q: Tensor) -> str:
-    width = q.shape[-1]
+def limit(width: int, device: torch.device) -> str:
+    """Why the Triton kernels do not run on a device with heads of so many channels; empty if they do."""
     if width > MAX_HEAD_DIM:
         return f"head dimension {width} exceeds {MAX_HEAD_DIM}"
-    if width > 256 and q.device.type == "cuda":
-        properties: Any = torch.cuda.get_device_properties(q.device)
+    if width > 256 and device.type == "cuda":
+        properties: Any = torch.cuda.get_device_properties(device)
         shared = properties.shared_memory_per_block_optin
         if shared < WIDE_SHARED:
             return f"head dimension {width} needs {WIDE_SHARED} bytes of shared memory, this GPU has {shared}"
     return ""
+
+
+def _limit(q: Tensor) -> str:
+    return limit(q.shape[-1], q.device)
 
 
 def _no_stops(x: Problem) -> str:

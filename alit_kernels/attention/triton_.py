@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._triton import architecture, cdiv, launch
 from . import kernels
-from .configurations import Tile, fuses, map_tile, padded, tile
+from .configurations import Tile, fuses, map_tile, padded, splits, tile
 from .layout import MAX_PITCH, empty_gradients, empty_rows, empty_sums
 from .problem import Problem
 
@@ -51,10 +51,11 @@ def attention_backward(
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     lse = lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
-    # Both begin at multiples of 16 bytes.
-    delta, normaliser = lse.new_empty((2, cdiv(lse.numel(), 4), 4))
+    # All begin at multiples of 16 bytes.
+    sums = 3 if splits(q.shape[-1], q.dtype) else 2
+    delta, normaliser, *share = lse.new_empty((sums, cdiv(lse.numel(), 4), 4))
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
-    shared = _sums(lse, p_delta=delta, p_normaliser=normaliser)
+    shared = _sums(lse, p_delta=delta, p_normaliser=normaliser, p_share=share[0] if share else None)
     shared |= _sequences(q, k, offsets, key_offsets, key_mask, key_stop) | _scales(scale)
     chosen = tile("backward_queries", q.shape[-1], q.dtype, architecture(q.device))
     launch(
@@ -167,7 +168,7 @@ def _pointers_and_strides(**tensors: Tensor) -> dict[str, Any]:
     return arguments
 
 
-def _sums(lse: Tensor, **pointers: Tensor) -> dict[str, Any]:
+def _sums(lse: Tensor, **pointers: Tensor | None) -> dict[str, Any]:
     """Those of the layout of ``lse``, and its strides of batch and head."""
     *batch, head, _ = lse.stride()
     return {**pointers, "lse_b": batch[0] if batch else 0, "lse_h": head}
@@ -213,6 +214,7 @@ def _options(chosen: Tile, q: Tensor) -> dict[str, Any]:
         "TILE": chosen.rows,
         "STEP": chosen.columns,
         "MASK_ALL": chosen.mask_all,
+        "SPLIT": splits(q.shape[-1], q.dtype),
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
         **({} if chosen.registers is None else {"maxnreg": chosen.registers}),

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .._clock import clocks, samples_in_turns, spread
 from . import reference
-from .configurations import KERNELS, TABLE, Tile, family
+from .configurations import KERNELS, TABLE, Tile, family, splits
 from .problem import Problem
 
 Key = tuple[str, int, int]
@@ -55,17 +55,20 @@ LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
 
 
 def candidates(key: Key) -> list[Tile]:
-    """Tiles to try for an entry: larger ones do not fit the registers of wide heads, nor of float32, which has no
-    tensor cores.
+    """Tiles to try for an entry: of half precision, up to 128 columns; of float32 those of tensor cores, where factors
+    are split (``splits``), else smaller ones; small ones of wide heads. Whatever spills or does not fit the shared
+    memory falls out when it is timed.
     """
     _, head_dim, size = key
     if head_dim > 128:
         choices = itertools.product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2), (True,))
-    elif size == 4:
-        choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), (True,))
-    else:
+    elif size == 2:
         stages = (1, 2, 3) if head_dim > 64 else (2, 3)
-        choices = itertools.product((64, 128), (32, 64), (4, 8), stages, (False, True))
+        choices = itertools.product((64, 128), (32, 64, 128), (4, 8), stages, (False, True))
+    elif splits(head_dim, torch.float32):
+        choices = itertools.product((32, 64, 128), (16, 32, 64), (4, 8), (1, 2, 3), (True,))
+    else:
+        choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), (True,))
     return [Tile(*choice) for choice in choices]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import alit_kernels as ak
 from alit_kernels import sdpa
+from alit_kernels.attention.op import limit
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.ops import values
 
@@ -524,3 +526,21 @@ def test_checkpointing(taken: list[int]) -> None:
         out = checkpoint(lambda x: held(x, x, x), x, use_reentrant=False)
         with pytest.raises(CheckpointError):
             out.sum().backward()
+
+
+@pytest.mark.parametrize(("shared", "widest"), ((99 << 10, 256), (163 << 10, 512)))
+def test_wide_heads_are_torchs_where_a_block_has_too_little_memory(
+    shared: int, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is that of attention itself, which would take its reference there."""
+    monkeypatch.setattr(sdpa, "available", lambda name, device: "")
+    properties = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    sdpa._widest.cache_clear()
+    try:
+        assert sdpa.widest_head("cuda", 0) == widest
+        for width in (256, 257, 512, 513):
+            assert bool(limit(width, torch.device("cuda", 0))) == (width > widest)
+    finally:
+        sdpa._widest.cache_clear()
+    assert sdpa.widest_head("cpu", None) > 512

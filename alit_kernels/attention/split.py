@@ -1,0 +1,85 @@
+"""Products of float32 tiles by tensor cores: each factor split into three bfloat16 parts, six products of parts.
+
+``x = high + middle + low`` exactly: the parts take 8 bits each of the 24 of a significand. Products of two parts are
+exact in float32. Three of them, whose share of the whole is below 2^-21 (middle low, low middle, low low), are left
+out; the small ones are summed first.
+
+Why not three products of two TF32 parts, which take the tensor cores as long? Machine code of the forward at a head
+dimension of 64 on sm_90 (64 x 32 tiles, Triton 3.7.1) needs 201 registers and 80 KiB of shared memory a block, against
+190 and 64. ``wgmma`` takes TF32 only with the summed dimension last, so values are transposed in shared memory, with
+eight-fold bank conflicts; probabilities have to be shuffled among threads to become its operand, and those of bfloat16
+not. And two parts are not exact: emulated, they used up to 5.9 times the error budget where scores are large (129 keys,
+magnitude 30), three of bfloat16 0.6.
+
+Tensor cores round sums towards zero. A sum over all keys or queries is therefore not left to them: the product of each
+step begins with zero, and is added in float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+#: The interpreter has no product of bfloat16. The parts are the same, and float32 holds their products exactly.
+PART = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)
+
+
+#: Of float32.
+LARGEST = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def operand(b_x, SPLIT: tl.constexpr, FINITE: tl.constexpr = False):
+    """What ``product`` takes: the tile alone, or where SPLIT its three parts, none of which has the other sign.
+
+    Inf and NaN are in the low part, which meets no part of another factor but the high one: that is 0 for 0 alone (and
+    below 2^-133), so a product with Inf is NaN where it should be. FINITE says that there is no Inf.
+    """
+    if SPLIT:
+        b_near = b_x
+        if not FINITE:
+            b_near = tl.minimum(tl.maximum(b_x, -LARGEST), LARGEST)
+        # The 8 leading bits of each significand.
+        b_high = (b_near.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+        b_near -= b_high
+        b_middle = (b_near.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+        b_low = (b_x - b_high) - b_middle
+        parts = b_high.to(PART), b_middle.to(PART), b_low.to(PART)
+    else:
+        parts = (b_x,)  # type: ignore[assignment]
+    return parts
+
+
+@triton.jit
+def factor(b_x, other, FINITE: tl.constexpr = False):
+    """A computed float32 tile as a factor of a product with ``other``: split like it, or in its dtype."""
+    return operand(b_x, True, FINITE) if len(other) == 3 else (b_x.to(other[0].dtype),)
+
+
+@triton.jit
+def product(a, b, b_sum=None, TRANSPOSED: tl.constexpr = False, SWAPPED: tl.constexpr = False):
+    """``b_sum + A B``, or ``A B^T`` where TRANSPOSED. SWAPPED adds in such an order that A B^T rounds as the B A^T that
+    is not SWAPPED.
+    """
+    b_0 = tl.trans(b[0]) if TRANSPOSED else b[0]
+    if len(a) == 3:
+        b_1 = tl.trans(b[1]) if TRANSPOSED else b[1]
+        b_2 = tl.trans(b[2]) if TRANSPOSED else b[2]
+        if SWAPPED:
+            b_ab = tl.dot(a[0], b_2)
+            b_ab = tl.dot(a[1], b_1, b_ab)
+            b_ab = tl.dot(a[2], b_0, b_ab)
+            b_ab = tl.dot(a[0], b_1, b_ab)
+            b_ab = tl.dot(a[1], b_0, b_ab)
+        else:
+            b_ab = tl.dot(a[2], b_0)
+            b_ab = tl.dot(a[1], b_1, b_ab)
+            b_ab = tl.dot(a[0], b_2, b_ab)
+            b_ab = tl.dot(a[1], b_0, b_ab)
+            b_ab = tl.dot(a[0], b_1, b_ab)
+        b_ab = tl.dot(a[0], b_0, b_ab)
+        if b_sum is not None:
+            b_ab = b_sum + b_ab
+    else:
+        b_ab = tl.dot(a[0], b_0, b_sum, input_precision="ieee")
+    return b_ab
