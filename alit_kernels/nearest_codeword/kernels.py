@@ -71,6 +71,24 @@ def _rows(p_x, o_row, m_tile, pitch, D: tl.constexpr, NORMALISED: tl.constexpr, 
 
 
 @triton.jit
+def _centre(
+    p_codebook,
+    codes,
+    codebook_pitch,
+    D: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    SOME: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """The mean of some codes, as far as they are finite: the same in every program."""
+    o_code = tl.arange(0, SOME).to(tl.int64) * codes // SOME
+    m_tile = (o_code < codes)[:, None] & (tl.arange(0, BD) < D)[None, :]
+    b_codes = _rows(p_codebook, o_code, m_tile, codebook_pitch, D, NORMALISED, BD)
+    b_centre = tl.sum(b_codes, 0) / SOME
+    return tl.where(tl.abs(b_centre) < float("inf"), b_centre, 0.0)[None, :]
+
+
+@triton.jit
 def _split(b_x, p_parts, lower, o_row, m_row, o_dim, DP: tl.constexpr, PRODUCTS: tl.constexpr):
     """Stores float16 parts of rows (rows, channels); their powers, and the squared norms of what high leaves."""
     b_largest = tl.minimum(tl.maximum(tl.max(tl.abs(b_x), 1), 2.0**-40), 2.0**40)
@@ -110,6 +128,7 @@ def prepare_kernel(
     DP: tl.constexpr,
     NORMALISED: tl.constexpr,
     PRODUCTS: tl.constexpr,
+    SOME: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
@@ -122,6 +141,8 @@ def prepare_kernel(
     program = tl.program_id(0)
     o_dim = tl.arange(0, BD)
     m_dim = (o_dim < D)[None, :]
+    if p_code_parts is not None:
+        b_centre = _centre(p_codebook, codes, codebook_pitch, D, NORMALISED, SOME, BD)
     if program < code_blocks:
         o_code = program * BK + tl.arange(0, BK)
         m_code = o_code < codes
@@ -130,11 +151,16 @@ def prepare_kernel(
         if p_codes is not None:
             p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
             tl.store(p_tile, b_codes, mask=m_tile)
+        if p_code_parts is not None:
+            b_codes = tl.where(m_tile, b_codes - b_centre, 0.0)
         b_half = 0.5 * tl.sum(b_codes * b_codes, 1)
         b_other = tl.max(tl.where(tl.abs(b_codes) < float("inf"), 0, 1), 1)
         m_finite = m_code & (b_other == 0)
         m_code = o_code < padded
-        tl.store(p_half_norm + o_code, tl.where(m_finite, b_half, float("inf")), mask=m_code)
+        b_half_norm = tl.where(m_finite, b_half, float("inf"))
+        if p_code_parts is not None:
+            b_half_norm = tl.minimum(b_half_norm, FAR)
+        tl.store(p_half_norm + o_code, b_half_norm, mask=m_code)
         if p_code_parts is not None:
             b_codes = tl.where(m_finite[:, None], b_codes, 0.0)
             b_power, b_left = _split(
@@ -151,6 +177,7 @@ def prepare_kernel(
         if p_u is not None:
             tl.store(p_u + o_row[:, None] * D + o_dim[None, :], b_u, mask=m_tile)
         if p_row_parts is not None:
+            b_u = tl.where(m_dim, b_u - b_centre, 0.0)
             b_square = tl.sum(b_u * b_u, 1)
             b_u = tl.where((b_square < float("inf"))[:, None], b_u, 0.0)
             wide = rows.to(tl.int64)
@@ -204,20 +231,16 @@ def propose_kernel(
         o_code = step * BK + o_lane
         p_codes = p_code_parts + o_code[:, None].to(tl.int64) * DP + o_dim[None, :]
         b_score = tl.zeros([BM, BK], tl.float32)
-        if PRODUCTS == 3:
-            b_cross = tl.zeros([BM, BK], tl.float32)
         for channel in range(0, DP, BD):
             b_rows = tl.load(p_rows + channel)
             b_codes = tl.load(p_codes + channel).T
-            if PRODUCTS == 3:
-                b_cross = tl.dot(tl.load(p_rows + below_rows + channel), b_codes, b_cross)
-                b_cross = tl.dot(b_rows, tl.load(p_codes + below_codes + channel).T, b_cross)
+            if PRODUCTS == 3:  # what is small first
+                b_score = tl.dot(tl.load(p_rows + below_rows + channel), b_codes, b_score)
+                b_low = tl.load(p_codes + below_codes + channel).T
+                b_score = tl.dot(b_rows, b_low, b_score)
             b_score = tl.dot(b_rows, b_codes, b_score)
-        if PRODUCTS == 3:
-            b_score += b_cross
         b_score *= tl.load(p_code_power + o_code)[None, :]
-        b_half_norm = tl.minimum(tl.load(p_half_norm + o_code), FAR)
-        b_score = b_half_norm[None, :] - b_score * b_scale[:, None]
+        b_score = tl.load(p_half_norm + o_code)[None, :] - b_score * b_scale[:, None]
         b_bits = (b_score.to(tl.int32, bitcast=True) & -STEPS) | (step - first)
         b_score = b_bits.to(tl.float32, bitcast=True)
         b_second = tl.minimum(b_second, tl.maximum(b_score, b_best))
@@ -411,14 +434,13 @@ def settle_kernel(
         b_error += rounding * (b_norm * radius + half)
         b_limit = b_least + 2.02 * b_error  # and some for the rounding of norms and of this
         half = tl.where(half > SMALL, half, float("inf"))
-        m_known = (tl.maximum(half, b_square) < LARGE) & (b_third > b_limit)
-        m_doubt = m_row & tl.where(m_known, b_leader < 0, True)
+        m_known = (tl.maximum(half, b_square) < LARGE) & (b_third > b_limit) & (b_leader >= 0)
+        m_doubt = tl.where(m_known, False, m_row)
         b_close = tl.sum((b_score <= b_limit[None, :]).to(tl.int32), 0)
-        m_close = m_row & (b_close > 1) & tl.where(m_doubt, False, True)
+        m_close = m_row & m_known & (b_close > 1)
         if here == 0:
             b_index = tl.where(m_row, b_leader, 0).to(tl.int64)
-            m_clear = m_stored & tl.where(m_doubt | m_close, False, True)
-            tl.store(p_index + o_row, b_index, mask=m_clear)
+            tl.store(p_index + o_row, b_index, mask=tl.where(m_doubt | m_close, False, m_stored))
             tl.store(p_doubt + o_row, m_doubt, mask=m_stored)
         todo = (m_close & (o_lane % tl.num_programs(1) == here)).to(tl.int32)
         while tl.max(todo, 0) != 0:
@@ -426,11 +448,11 @@ def settle_kernel(
             todo = tl.where(o_lane == lane, 0, todo)
             row = head + lane
             limit = tl.sum(tl.where(o_lane == lane, b_limit, 0.0), 0)
-            o_tile = o_place * wide + row
-            m_close = tl.load(p_score + o_tile, mask=m_place, other=float("inf")) <= limit
-            o_code = tl.load(p_code + o_tile, mask=m_close, other=0)
-            b_exact = _distances(p_z + row * z_pitch, p_codes, o_code, m_close, D, 2 * PARTS, BL)
-            _, code = _nearest(b_exact, o_code, m_close, 0)
+            o_some = o_place * wide + row
+            m_some = tl.load(p_score + o_some, mask=m_place, other=float("inf")) <= limit
+            o_code = tl.load(p_code + o_some, mask=m_some, other=0)
+            b_exact = _distances(p_z + row * z_pitch, p_codes, o_code, m_some, D, 2 * PARTS, BL)
+            _, code = _nearest(b_exact, o_code, m_some, 0)
             tl.store(p_index + row, code.to(tl.int64))
         todo = m_doubt.to(tl.int32)
         while tl.max(todo, 0) != 0:

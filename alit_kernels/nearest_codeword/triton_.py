@@ -17,6 +17,10 @@ PARTS = 8
 #: Tiles of codes in a part at most: their number is kept in the last bits of a score.
 STEPS = 32
 CODES = 64  # in a tile
+#: The largest D in which the vectors of a program stay in shared memory.
+RESIDENT = 256
+#: The largest D in which the exact search takes three products; above, one costs less, also with what it leaves in doubt.
+THREE = 32
 
 
 def tile(dim: int, products: int, arch: int) -> dict[str, Any]:
@@ -27,16 +31,21 @@ def tile(dim: int, products: int, arch: int) -> dict[str, Any]:
     return {
         "BM": 64,
         "BK": CODES,
-        "BD": max(16, min(64, next_power_of_2(dim))),
+        "BD": channels(dim) if dim <= RESIDENT else 64,
         "num_warps": 4,
-        "num_stages": 2,
+        "num_stages": 2 if dim <= RESIDENT else 3,
     }
+
+
+def channels(dim: int) -> int:
+    """D as it is padded for products: in one step, or in steps of 64."""
+    return max(16, next_power_of_2(dim)) if dim <= RESIDENT else cdiv(dim, 64) * 64
 
 
 def rounding(dim: int, steps: int) -> float:
     """The part of a score's error that is relative to |z| R + R^2 / 2: see ``kernels.py``."""
     sums = (dim + 4) * 2.0**-22
-    return sums + dim**0.5 * 2.0**-27 + (dim + 3) * 2.0**-24 + steps * 2.0**-23
+    return sums + dim**0.5 * 2.0**-27 + (dim + 5) * 2.0**-24 + steps * 2.0**-23
 
 
 class Parts(NamedTuple):
@@ -81,7 +90,7 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
     height = max(1, min(128, 2048 // width))
     padded = cdiv(codes, CODES) * CODES
     blocks = cdiv(padded, height)
-    channels = cdiv(width if width < 64 else max(1, dim), min(width, 64)) * min(width, 64)
+    padding = channels(dim)
     u, units, parts = None, None, None
     if cosine:
         u = torch.empty(rows, dim, dtype=torch.float32, device=device)
@@ -90,9 +99,9 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
     if products:
         both = 1 if products == 1 else 2
         parts = Parts(
-            torch.empty(both, rows, channels, dtype=torch.float16, device=device),
+            torch.empty(both, rows, padding, dtype=torch.float16, device=device),
             torch.empty(3, rows, dtype=torch.float32, device=device),
-            torch.empty(both, padded, channels, dtype=torch.float16, device=device),
+            torch.empty(both, padded, padding, dtype=torch.float16, device=device),
             torch.empty(padded, dtype=torch.float32, device=device),
             torch.empty(2, blocks, dtype=torch.float32, device=device),
         )
@@ -116,9 +125,10 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         z_pitch=z.stride(0),
         codebook_pitch=codebook.stride(0),
         D=dim,
-        DP=channels,
+        DP=padding,
         NORMALISED=cosine,
         PRODUCTS=products,
+        SOME=max(1, min(16, 4096 // width)),
         BK=height,
         BD=width,
     )
@@ -143,7 +153,7 @@ def search(
     if not len(z):
         return index
     exact, cosine = precision == "ieee", metric == "cosine"
-    products = 3 if exact and (cosine or z.dtype == torch.float32) else 1
+    products = 3 if exact and z.shape[1] <= THREE else 1
     found = prepare(z, codebook, cosine=cosine, products=products)
     mask = None if mask is None else mask.contiguous()
     proposed = propose(found, mask, products)
