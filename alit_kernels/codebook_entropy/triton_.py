@@ -199,7 +199,7 @@ def _common(
     return {
         "p_z": found.z,
         "p_codes": found.codes,
-        "p_half_norm": found.half_norm,
+        "p_half_norm": found.norms,
         "p_mask": mask,
         "rows": len(found.z),
         "codes": len(found.codes),

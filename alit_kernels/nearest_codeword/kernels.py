@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 
 EPSILON = tl.constexpr(1e-12)
-#: R^2 / 2 and |z|^2 between which the error of a score is known.
+#: R^2 / 2 and |z|^2 / 2 between which the error of a score is known.
 SMALL, LARGE = tl.constexpr(2.0**-60), tl.constexpr(2.0**60)
 FAR = tl.constexpr(2.0**126)  # above every score of those
 NONE = tl.constexpr(0x7FFFFFFF)
@@ -89,21 +89,61 @@ def _centre(
 
 
 @triton.jit
-def _split(b_x, p_parts, lower, o_row, m_row, o_dim, DP: tl.constexpr, PRODUCTS: tl.constexpr):
-    """Stores float16 parts of rows (rows, channels); their powers, and the squared norms of what high leaves."""
-    b_largest = tl.minimum(tl.maximum(tl.max(tl.abs(b_x), 1), 2.0**-40), 2.0**40)
-    b_bits = (b_largest.to(tl.int32, bitcast=True) & 0x7F800000) - (14 << 23)  # high is below 2^15
-    b_power = b_bits.to(tl.float32, bitcast=True)
-    b_x *= ((254 << 23) - b_bits).to(tl.float32, bitcast=True)[:, None]
-    b_high = b_x.to(tl.float16)
-    b_low = b_x - b_high.to(tl.float32)
-    p_tile = p_parts + o_row[:, None].to(tl.int64) * DP + o_dim[None, :]
-    m_tile = m_row[:, None] & (o_dim < DP)[None, :]
-    tl.store(p_tile, b_high, mask=m_tile)
-    if PRODUCTS == 3:
-        tl.store(p_tile + lower, b_low.to(tl.float16), mask=m_tile)
-    b_low *= b_power[:, None]
-    return b_power, tl.sum(b_low * b_low, 1)
+def _prepare(
+    p_x,
+    p_unit,
+    p_norms,
+    p_parts,
+    block,
+    count,
+    stored,
+    pitch,
+    b_centre,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    PRODUCTS: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Of one block; the largest half norm of finite rows, and squared norm of what high parts leave."""
+    o_row = block * BK + tl.arange(0, BK)
+    o_dim = tl.arange(0, BD)
+    m_tile = (o_row < count)[:, None] & (o_dim < D)[None, :]
+    b_x = _rows(p_x, o_row.to(tl.int64), m_tile, pitch, D, NORMALISED, BD)
+    o_row_wide = o_row[:, None].to(tl.int64)
+    if NORMALISED:
+        tl.store(p_unit + o_row_wide * D + o_dim[None, :], b_x, mask=m_tile)
+    m_stored = o_row < stored
+    if PRODUCTS != 0:
+        b_x = tl.where(m_tile, b_x - b_centre, 0.0)
+    b_largest = tl.max(tl.abs(b_x), 1)
+    b_half = 0.5 * tl.sum(b_x * b_x, 1)
+    # NaN is in the sum, infinity in the largest.
+    m_finite = (o_row < count) & (b_largest < float("inf")) & (b_half == b_half)
+    if PRODUCTS == 0:
+        tl.store(p_norms + o_row, tl.where(m_finite, b_half, float("inf")), mask=m_stored)
+        return 0.0, 0.0
+    else:
+        # A power of two by which the largest element is below 2^15; kept from where powers under- and overflow.
+        b_bits = tl.minimum(tl.maximum(b_largest, 2.0**-40), 2.0**40).to(tl.int32, bitcast=True)
+        b_bits = (b_bits & 0x7F800000) - (14 << 23)
+        b_power = b_bits.to(tl.float32, bitcast=True)
+        b_inverse = ((254 << 23) - b_bits).to(tl.float32, bitcast=True)
+        b_x = tl.where(m_finite[:, None], b_x * b_inverse[:, None], 0.0)
+        b_high = b_x.to(tl.float16)
+        b_low = b_x - b_high.to(tl.float32)
+        b_left = tl.sum(b_low * b_low, 1) * b_power * b_power
+        p_tile = p_parts + o_row_wide * DP + o_dim[None, :]
+        m_tile = m_stored[:, None] & (o_dim < DP)[None, :]
+        wide = stored.to(tl.int64)
+        tl.store(p_tile, b_high, mask=m_tile)
+        if PRODUCTS == 3:
+            tl.store(p_tile + wide * DP, b_low.to(tl.float16), mask=m_tile)
+        tl.store(p_norms + o_row, tl.where(m_finite, tl.minimum(b_half, FAR), FAR), mask=m_stored)
+        tl.store(p_norms + wide + o_row, b_power, mask=m_stored)
+        tl.store(p_norms + 2 * wide + o_row, b_left, mask=m_stored)
+        return tl.max(tl.where(m_finite, b_half, 0.0), 0), tl.max(b_left, 0)
 
 
 @triton.jit(do_not_specialize=["rows", "codes", "padded", "code_blocks"])
@@ -112,12 +152,11 @@ def prepare_kernel(
     p_z,
     p_codes,
     p_u,
-    p_half_norm,
-    p_code_parts,
-    p_code_power,
-    p_largest,
-    p_row_parts,
+    p_code_norms,
     p_row_norms,
+    p_code_parts,
+    p_row_parts,
+    p_largest,
     rows,
     codes,
     padded,
@@ -132,59 +171,29 @@ def prepare_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """What a search reads, as far as it is asked for (other addresses are None).
+    """What a search reads of BK codes, or in programs behind those of codes, of BK vectors.
 
-    Of BK codes: rows, normalised; |c|^2 / 2, infinite for codes that are not finite, and for those between ``codes`` and
-    ``padded``; parts, powers, and the largest half norm and squared norm of what high leaves. Programs behind those of
-    codes: BK rows of z, normalised; parts, and their powers, squared norms, and those of what high leaves.
+    NORMALISED, them themselves. With PRODUCTS their float16 parts, and (3, count) float32: half their squared norms, FAR
+    where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high part leaves. Of the
+    first and the last also the largest of BK codes. Without, only half the norms of codes, infinite for those.
     """
     program = tl.program_id(0)
-    o_dim = tl.arange(0, BD)
-    m_dim = (o_dim < D)[None, :]
-    if p_code_parts is not None:
+    b_centre = None
+    if PRODUCTS != 0:
         b_centre = _centre(p_codebook, codes, codebook_pitch, D, NORMALISED, SOME, BD)
     if program < code_blocks:
-        o_code = program * BK + tl.arange(0, BK)
-        m_code = o_code < codes
-        m_tile = m_code[:, None] & m_dim
-        b_codes = _rows(p_codebook, o_code.to(tl.int64), m_tile, codebook_pitch, D, NORMALISED, BD)
-        if p_codes is not None:
-            p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
-            tl.store(p_tile, b_codes, mask=m_tile)
-        if p_code_parts is not None:
-            b_codes = tl.where(m_tile, b_codes - b_centre, 0.0)
-        b_half = 0.5 * tl.sum(b_codes * b_codes, 1)
-        b_other = tl.max(tl.where(tl.abs(b_codes) < float("inf"), 0, 1), 1)
-        m_finite = m_code & (b_other == 0)
-        m_code = o_code < padded
-        b_half_norm = tl.where(m_finite, b_half, float("inf"))
-        if p_code_parts is not None:
-            b_half_norm = tl.minimum(b_half_norm, FAR)
-        tl.store(p_half_norm + o_code, b_half_norm, mask=m_code)
-        if p_code_parts is not None:
-            b_codes = tl.where(m_finite[:, None], b_codes, 0.0)
-            b_power, b_left = _split(
-                b_codes, p_code_parts, padded.to(tl.int64) * DP, o_code, m_code, o_dim, DP, PRODUCTS
-            )
-            tl.store(p_code_power + o_code, b_power, mask=m_code)
-            tl.store(p_largest + program, tl.max(tl.where(m_finite, b_half, 0.0), 0))
-            tl.store(p_largest + code_blocks + program, tl.max(b_left, 0))
-    else:
-        o_row = (program - code_blocks).to(tl.int64) * BK + tl.arange(0, BK)
-        m_row = o_row < rows
-        m_tile = m_row[:, None] & m_dim
-        b_u = _rows(p_z, o_row, m_tile, z_pitch, D, NORMALISED, BD)
-        if p_u is not None:
-            tl.store(p_u + o_row[:, None] * D + o_dim[None, :], b_u, mask=m_tile)
-        if p_row_parts is not None:
-            b_u = tl.where(m_dim, b_u - b_centre, 0.0)
-            b_square = tl.sum(b_u * b_u, 1)
-            b_u = tl.where((b_square < float("inf"))[:, None], b_u, 0.0)
-            wide = rows.to(tl.int64)
-            b_power, b_left = _split(b_u, p_row_parts, wide * DP, o_row, m_row, o_dim, DP, PRODUCTS)
-            tl.store(p_row_norms + o_row, b_power, mask=m_row)
-            tl.store(p_row_norms + wide + o_row, b_square, mask=m_row)
-            tl.store(p_row_norms + 2 * wide + o_row, b_left, mask=m_row)
+        half, left = _prepare(
+            p_codebook, p_codes, p_code_norms, p_code_parts, program, codes, padded,
+            codebook_pitch, b_centre, D, DP, NORMALISED, PRODUCTS, BK, BD,
+        )  # fmt: skip
+        if PRODUCTS != 0:
+            tl.store(p_largest + program, half)
+            tl.store(p_largest + code_blocks + program, left)
+    elif PRODUCTS != 0 or NORMALISED:
+        _prepare(
+            p_z, p_u, p_row_norms, p_row_parts, program - code_blocks, rows, rows,
+            z_pitch, b_centre, D, DP, NORMALISED, PRODUCTS, BK, BD,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "padded", "steps"])
@@ -192,8 +201,7 @@ def propose_kernel(
     p_row_parts,
     p_row_norms,
     p_code_parts,
-    p_code_power,
-    p_half_norm,
+    p_code_norms,
     p_mask,
     p_score,
     p_code,
@@ -219,7 +227,7 @@ def propose_kernel(
     if MASKED:
         m_live &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
     o_dim, o_lane = tl.arange(0, BD), tl.arange(0, BK)
-    b_scale = tl.load(p_row_norms + o_row, mask=m_row, other=0.0)
+    b_scale = tl.load(p_row_norms + rows.to(tl.int64) + o_row, mask=m_row, other=0.0)
     p_rows = p_row_parts + tl.minimum(o_row, rows - 1)[:, None] * DP + o_dim[None, :]
     first = part * steps
     last = tl.minimum(first + steps, padded // BK)
@@ -239,8 +247,8 @@ def propose_kernel(
                 b_low = tl.load(p_codes + below_codes + channel).T
                 b_score = tl.dot(b_rows, b_low, b_score)
             b_score = tl.dot(b_rows, b_codes, b_score)
-        b_score *= tl.load(p_code_power + o_code)[None, :]
-        b_score = tl.load(p_half_norm + o_code)[None, :] - b_score * b_scale[:, None]
+        b_score *= tl.load(p_code_norms + padded + o_code)[None, :]
+        b_score = tl.load(p_code_norms + o_code)[None, :] - b_score * b_scale[:, None]
         b_bits = (b_score.to(tl.int32, bitcast=True) & -STEPS) | (step - first)
         b_score = b_bits.to(tl.float32, bitcast=True)
         b_second = tl.minimum(b_second, tl.maximum(b_score, b_best))
@@ -416,8 +424,8 @@ def settle_kernel(
     b_code = tl.load(p_code + o_tile, mask=m_tile, other=NONE)
     b_least = tl.min(b_score, 0)
     b_leader = tl.min(tl.where(b_score == b_least[None, :], b_code, NONE), 0)
-    b_square = tl.load(p_row_norms + wide + o_row, mask=m_row, other=0.0)
-    b_leader = tl.where((b_least < FAR / 2) & (b_square < float("inf")), b_leader, -1)
+    b_half = tl.load(p_row_norms + o_row, mask=m_row, other=0.0)
+    b_leader = tl.where((b_least < FAR / 2) & (b_half < FAR), b_leader, -1)
     if not EXACT:
         b_index = tl.where(m_row, tl.maximum(b_leader, 0), 0)
         tl.store(p_index + o_row, b_index.to(tl.int64), mask=m_stored)
@@ -428,13 +436,13 @@ def settle_kernel(
         b_third = tl.min(tl.load(p_score + o_tile, mask=m_tile, other=float("inf")), 0)
         b_left = tl.load(p_row_norms + 2 * wide + o_row, mask=m_row, other=0.0)
         half = _largest(p_largest, blocks, 128)
-        radius, b_norm = tl.sqrt(2 * half), tl.sqrt(b_square)
+        radius, b_norm = tl.sqrt(2 * half), tl.sqrt(2 * b_half)
         radius_left, b_left = tl.sqrt(_largest(p_largest + blocks, blocks, 128)), tl.sqrt(b_left)
         b_error = linear * (b_left * radius + b_norm * radius_left) + b_left * radius_left
         b_error += rounding * (b_norm * radius + half)
         b_limit = b_least + 2.02 * b_error  # and some for the rounding of norms and of this
         half = tl.where(half > SMALL, half, float("inf"))
-        m_known = (tl.maximum(half, b_square) < LARGE) & (b_third > b_limit) & (b_leader >= 0)
+        m_known = (tl.maximum(half, b_half) < LARGE) & (b_third > b_limit) & (b_leader >= 0)
         m_doubt = tl.where(m_known, False, m_row)
         b_close = tl.sum((b_score <= b_limit[None, :]).to(tl.int32), 0)
         m_close = m_row & m_known & (b_close > 1)

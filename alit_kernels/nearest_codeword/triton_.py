@@ -49,20 +49,18 @@ def rounding(dim: int, steps: int) -> float:
 
 
 class Parts(NamedTuple):
-    """Vectors and codes as products take them.
+    """Vectors and codes as products take them: around a centre, in parts of float16.
 
     Attributes:
-        rows: (1, N, DP) float16, or with low parts (2, N, DP); DP is D padded with zeros.
-        row_norms: (3, N) float32: powers, |z|^2, and that of what the high part leaves.
+        rows: (1, N, DP) float16, or with low parts (2, N, DP); DP is ``channels(D)``, beyond D zeros.
+        row_norms: (3, N) float32: |z|^2 / 2, the power, and the squared norm of what the high part leaves.
         codes: (1 or 2, K, DP) float16, K padded to a multiple of ``CODES``.
-        code_power: (K,) float32, as padded.
-        largest: (2, blocks) float32: |c|^2 / 2, and the square of what the high part leaves, of some codes each.
+        largest: (2, blocks) float32: the largest |c|^2 / 2 and squared norm of what is left, of some codes each.
     """
 
     rows: Tensor
     row_norms: Tensor
     codes: Tensor
-    code_power: Tensor
     largest: Tensor
 
 
@@ -72,13 +70,14 @@ class Prepared(NamedTuple):
     Attributes:
         z: (N, D), what is searched for, normalised under "cosine", and then float32.
         codes: (K, D), contiguous, likewise.
-        half_norm: (K,) float32, |c|^2 / 2, infinite for codes that are not finite; K padded to a multiple of ``CODES``.
+        norms: (1, K) float32, |c|^2 / 2, infinite for codes that are not finite; with ``parts`` as ``row_norms``, the
+            first 2^126 for those, and for the codes to which K is padded.
         parts: None where no products were asked for.
     """
 
     z: Tensor
     codes: Tensor
-    half_norm: Tensor
+    norms: Tensor
     parts: Parts | None
 
 
@@ -87,22 +86,20 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
     z, codebook = as_rows(z), as_rows(codebook) if cosine else codebook.contiguous()
     (rows, dim), codes, device = z.shape, len(codebook), z.device
     width = next_power_of_2(max(16 if products else 1, dim))
-    height = max(1, min(128, 2048 // width))
-    padded = cdiv(codes, CODES) * CODES
+    height = max(1, min(128, (8192 if products and dim > 64 else 2048) // width))
+    padded = cdiv(codes, CODES) * CODES if products else codes
     blocks = cdiv(padded, height)
-    padding = channels(dim)
     u, units, parts = None, None, None
     if cosine:
         u = torch.empty(rows, dim, dtype=torch.float32, device=device)
         units = torch.empty(codes, dim, dtype=torch.float32, device=device)
-    half_norm = torch.empty(padded, dtype=torch.float32, device=device)
+    norms = torch.empty(3 if products else 1, padded, dtype=torch.float32, device=device)
     if products:
         both = 1 if products == 1 else 2
         parts = Parts(
-            torch.empty(both, rows, padding, dtype=torch.float16, device=device),
+            torch.empty(both, rows, channels(dim), dtype=torch.float16, device=device),
             torch.empty(3, rows, dtype=torch.float32, device=device),
-            torch.empty(both, padded, padding, dtype=torch.float16, device=device),
-            torch.empty(padded, dtype=torch.float32, device=device),
+            torch.empty(both, padded, channels(dim), dtype=torch.float16, device=device),
             torch.empty(2, blocks, dtype=torch.float32, device=device),
         )
     launch(
@@ -112,12 +109,11 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         p_z=z,
         p_codes=units,
         p_u=u,
-        p_half_norm=half_norm,
+        p_code_norms=norms,
+        p_row_norms=norms if parts is None else parts.row_norms,
         p_code_parts=parts and parts.codes,
-        p_code_power=parts and parts.code_power,
-        p_largest=parts and parts.largest,
         p_row_parts=parts and parts.rows,
-        p_row_norms=parts and parts.row_norms,
+        p_largest=parts and parts.largest,
         rows=rows,
         codes=codes,
         padded=padded,
@@ -125,16 +121,14 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         z_pitch=z.stride(0),
         codebook_pitch=codebook.stride(0),
         D=dim,
-        DP=padding,
+        DP=channels(dim),
         NORMALISED=cosine,
         PRODUCTS=products,
-        SOME=max(1, min(16, 4096 // width)),
+        SOME=max(1, min(16, 2048 // width)),
         BK=height,
         BD=width,
     )
-    return Prepared(
-        z if u is None else u, codebook if units is None else units, half_norm, parts
-    )
+    return Prepared(z if u is None else u, codebook if units is None else units, norms, parts)
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
@@ -183,7 +177,7 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
     """Scores of all codes, on tensor cores."""
     (rows, dim), device, parts = found.z.shape, found.z.device, found.parts
     assert parts is not None
-    padded = len(parts.code_power)
+    padded = found.norms.shape[1]
     chosen = tile(dim, products, architecture(device))
     tiles = padded // CODES
     least = cdiv(tiles, STEPS)
@@ -200,8 +194,7 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
         p_row_parts=parts.rows,
         p_row_norms=parts.row_norms,
         p_code_parts=parts.codes,
-        p_code_power=parts.code_power,
-        p_half_norm=found.half_norm,
+        p_code_norms=found.norms,
         p_mask=mask,
         p_score=score,
         p_code=code,
