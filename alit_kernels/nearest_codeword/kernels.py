@@ -269,10 +269,12 @@ def propose_kernel(
 
 
 @triton.jit
-def _distances(p_row, p_codes, o_code, m_code, D: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr):
-    """Squared distances of a row to BK codes, in float64."""
+def _distances(
+    p_row, p_codes, o_code, m_code, dim, D: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
+):
+    """Squared distances of a row to BK codes, in float64. ``dim`` is D, which unrolled would take all registers."""
     b_sum = tl.zeros([BK, BD], tl.float64)
-    for first in range(0, D, BD):
+    for first in range(0, dim, BD):
         o_dim = first + tl.arange(0, BD)
         m_tile = m_code[:, None] & (o_dim < D)[None, :]
         p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
@@ -312,6 +314,7 @@ def _scan(
     start,
     end,
     z_pitch,
+    dim,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BK: tl.constexpr,
@@ -331,7 +334,7 @@ def _scan(
         p_rows = p_rows + (p_row,)  # type: ignore[assignment]  # noqa: RUF005
         leader = tl.sum(tl.where(o_lane == i, b_leader, 0), 0)
         m_leader = tl.zeros([1], tl.int32) + leader
-        b_first = _distances(p_row, p_codes, m_leader, m_leader >= 0, D, 1, BL)
+        b_first = _distances(p_row, p_codes, m_leader, m_leader >= 0, dim, D, 1, BL)
         known = tl.min(tl.where((b_first == b_first) & (m_leader >= 0), b_first, float("inf")), 0)
         b_known = tl.where(o_lane == i, known, b_known)
     while start < end:
@@ -341,7 +344,7 @@ def _scan(
         b_sums = ()
         for _ in tl.static_range(ROWS):
             b_sums = b_sums + (tl.zeros([BK, BD], tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
-        for first in range(0, D, TURNS * BD):
+        for first in range(0, dim, TURNS * BD):
             for turn in tl.static_range(TURNS):
                 o_dim = first + turn * BD + tl.arange(0, BD)
                 m_dim = o_dim < D
@@ -359,7 +362,7 @@ def _scan(
             limit = (known * (1 + (D + 8) * 2.0**-23)).to(tl.float32) + 2.0**-100
             m_close = m_code & (tl.sum(b_sums[i], 1) <= limit)
             if tl.max(m_close.to(tl.int32), 0) != 0:
-                b_exact = _distances(p_rows[i], p_codes, o_code, m_close, D, BK, BD)
+                b_exact = _distances(p_rows[i], p_codes, o_code, m_close, dim, D, BK, BD)
                 least, code = _nearest(b_exact, o_code, m_close, 0)
                 m_this = (o_lane == i) & (
                     (least < b_distance) | ((least == b_distance) & (code < b_code))
@@ -371,7 +374,7 @@ def _scan(
     return b_distance, b_code
 
 
-@triton.jit(do_not_specialize=["rows", "codes", "parts", "blocks", "portion"])
+@triton.jit(do_not_specialize=["rows", "codes", "parts", "blocks", "portion", "dim"])
 def settle_kernel(
     p_z,
     p_codes,
@@ -389,6 +392,7 @@ def settle_kernel(
     parts,
     blocks,
     portion,
+    dim,
     z_pitch,
     linear,
     rounding,
@@ -407,6 +411,8 @@ def settle_kernel(
 
     Of rows in doubt each program finds the nearest of its ``portion`` codes. Without EXACT the best score is believed.
     """
+    if D <= BD:
+        dim = D
     here = tl.program_id(1)
     o_lane = tl.arange(0, BM)
     head = tl.program_id(0).to(tl.int64) * BM
@@ -459,7 +465,7 @@ def settle_kernel(
             o_some = o_place * wide + row
             m_some = tl.load(p_score + o_some, mask=m_place, other=float("inf")) <= limit
             o_code = tl.load(p_code + o_some, mask=m_some, other=0)
-            b_exact = _distances(p_z + row * z_pitch, p_codes, o_code, m_some, D, 2 * PARTS, BL)
+            b_exact = _distances(p_z + row * z_pitch, p_codes, o_code, m_some, dim, D, 2 * PARTS, BL)
             _, code = _nearest(b_exact, o_code, m_some, 0)
             tl.store(p_index + row, code.to(tl.int64))
         todo = m_doubt.to(tl.int32)
@@ -479,7 +485,7 @@ def settle_kernel(
             start = here * portion
             end = tl.minimum(start + portion, codes)
             b_distance, b_found = _scan(
-                b_picked, p_z, p_codes, b_seed, start, end, z_pitch, D, ROWS, BK, BD, BL, TURNS
+                b_picked, p_z, p_codes, b_seed, start, end, z_pitch, dim, D, ROWS, BK, BD, BL, TURNS
             )
             tl.store(p_distance + here * wide + b_picked, b_distance)
             tl.store(p_nearest + here * wide + b_picked, b_found)

@@ -236,7 +236,7 @@ def settle(
     width = next_power_of_2(max(1, dim))
     launch(
         kernels.settle_kernel,
-        (cdiv(rows, 32), portions),
+        (cdiv(rows, 64), portions),
         p_z=found.z,
         p_codes=found.codes,
         p_mask=mask,
@@ -253,6 +253,7 @@ def settle(
         parts=proposed.parts,
         blocks=parts.largest.shape[1],
         portion=cdiv(codes, portions),
+        dim=dim,
         z_pitch=found.z.stride(0),
         linear=1.0 if products == 1 else 2.0**-11,
         rounding=rounding(dim, proposed.steps),
@@ -261,10 +262,10 @@ def settle(
         EXACT=exact,
         PARTS=proposed.most,
         ROWS=4,
-        BM=32,
-        BK=128,
+        BM=64,
+        BK=64,
         BD=16,
-        TURNS=min(4, cdiv(width, 16)),
+        TURNS=1 if width <= 16 else 2,
         BL=max(16, min(width, 1024 // proposed.most)),
     )
     if exact:
