@@ -272,15 +272,18 @@ def propose_kernel(
 def _distances(
     p_row, p_codes, o_code, m_code, dim, D: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
 ):
-    """Squared distances of a row to BK codes, in float64. ``dim`` is D, which unrolled would take all registers."""
+    """Squared distances of a row, or of rows (BK, 1), to BK codes, in float64.
+
+    ``dim`` is D, of which the compiler must not know: unrolled the loop would take all registers.
+    """
     b_sum = tl.zeros([BK, BD], tl.float64)
     for first in range(0, dim, BD):
         o_dim = first + tl.arange(0, BD)
         m_tile = m_code[:, None] & (o_dim < D)[None, :]
         p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
-        b_row = tl.load(p_row + o_dim, mask=o_dim < D, other=0.0).to(tl.float32).to(tl.float64)
+        b_row = tl.load(p_row + o_dim[None, :], mask=(o_dim < D)[None, :], other=0.0)
         b_step = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32).to(tl.float64)
-        b_step -= b_row[None, :]
+        b_step -= b_row.to(tl.float32).to(tl.float64)
         b_sum += b_step * b_step
     return tl.sum(b_sum, 1)
 
@@ -307,36 +310,23 @@ def _largest(p_largest, blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def _scan(
-    b_picked,
-    p_z,
+    p_rows,
     p_codes,
-    b_leader,
+    b_known,
     start,
     end,
-    z_pitch,
     dim,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
-    BL: tl.constexpr,
     TURNS: tl.constexpr,
 ):
-    """The nearest of codes start..end - 1 to each of ROWS rows, and its distance."""
+    """The nearest of codes start..end - 1 to each of ROWS rows, and its distance; NONE if that is above ``b_known``."""
     o_lane = tl.arange(0, ROWS)
     o_all = tl.arange(0, BK)
     b_distance = tl.full([ROWS], float("inf"), tl.float64)
     b_code = tl.full([ROWS], NONE, tl.int32)
-    b_known = b_distance
-    p_rows = ()
-    for i in tl.static_range(ROWS):
-        p_row = p_z + tl.sum(tl.where(o_lane == i, b_picked, 0), 0) * z_pitch
-        p_rows = p_rows + (p_row,)  # type: ignore[assignment]  # noqa: RUF005
-        leader = tl.sum(tl.where(o_lane == i, b_leader, 0), 0)
-        m_leader = tl.zeros([1], tl.int32) + leader
-        b_first = _distances(p_row, p_codes, m_leader, m_leader >= 0, dim, D, 1, BL)
-        known = tl.min(tl.where((b_first == b_first) & (m_leader >= 0), b_first, float("inf")), 0)
-        b_known = tl.where(o_lane == i, known, b_known)
     while start < end:
         o_code = start + o_all
         m_code = o_code < end
@@ -465,27 +455,34 @@ def settle_kernel(
             o_some = o_place * wide + row
             m_some = tl.load(p_score + o_some, mask=m_place, other=float("inf")) <= limit
             o_code = tl.load(p_code + o_some, mask=m_some, other=0)
-            b_exact = _distances(p_z + row * z_pitch, p_codes, o_code, m_some, dim, D, 2 * PARTS, BL)
+            b_exact = _distances(
+                p_z + row * z_pitch, p_codes, o_code, m_some, dim, D, 2 * PARTS, BL
+            )
             _, code = _nearest(b_exact, o_code, m_some, 0)
             tl.store(p_index + row, code.to(tl.int64))
         todo = m_doubt.to(tl.int32)
         while tl.max(todo, 0) != 0:
             o_pick = tl.arange(0, ROWS)
             b_picked = tl.zeros([ROWS], tl.int64)
-            b_seed = tl.zeros([ROWS], tl.int32)
+            b_first = tl.zeros([ROWS], tl.int32)
+            p_rows = ()
             some = tl.min(tl.where(todo != 0, o_lane, BM), 0)
             for i in tl.static_range(ROWS):
                 lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
                 lane = tl.where(lane < BM, lane, some)  # again, where there are no more
                 todo = tl.where(o_lane == lane, 0, todo)
+                leader = tl.sum(tl.where(o_lane == lane, b_leader, 0), 0)
                 b_picked = tl.where(o_pick == i, head + lane, b_picked)
-                b_seed = tl.where(
-                    o_pick == i, tl.sum(tl.where(o_lane == lane, b_leader, 0), 0), b_seed
-                )
+                b_first = tl.where(o_pick == i, leader, b_first)
+                p_rows = p_rows + (p_z + (head + lane) * z_pitch,)  # type: ignore[assignment]  # noqa: RUF005
+            m_first = b_first >= 0
+            p_first = p_z + (b_picked * z_pitch)[:, None]
+            b_known = _distances(p_first, p_codes, b_first, m_first, dim, D, ROWS, BL)
+            b_known = tl.where(m_first & (b_known == b_known), b_known, float("inf"))
             start = here * portion
             end = tl.minimum(start + portion, codes)
             b_distance, b_found = _scan(
-                b_picked, p_z, p_codes, b_seed, start, end, z_pitch, dim, D, ROWS, BK, BD, BL, TURNS
+                p_rows, p_codes, b_known, start, end, dim, D, ROWS, BK, BD, TURNS
             )
             tl.store(p_distance + here * wide + b_picked, b_distance)
             tl.store(p_nearest + here * wide + b_picked, b_found)
