@@ -12,7 +12,7 @@ def record(recorder: Recorder) -> None:
     mask = torch.empty(4096, dtype=torch.bool, device="meta")
     expected = {"propose_kernel": Expected(tensor_core=True, wgmma=True)}
     for dtype in (torch.float32, torch.bfloat16):
-        for dim in (4, 8, 12, 16, 64, 256):
+        for dim in (4, 8, 12, 16, 64, 256, 512):
             z = torch.empty(4096, dim, dtype=dtype, device="meta")
             codebook = torch.empty(1024, dim, dtype=dtype, device="meta")
             name = f"d={dim} {TYPES[dtype]}"

@@ -122,7 +122,8 @@ def _prepare(
     # NaN is in the sum, infinity in the largest.
     m_finite = (o_row < count) & (b_largest < float("inf")) & (b_half == b_half)
     if PRODUCTS == 0:
-        tl.store(p_norms + o_row, tl.where(m_finite, b_half, float("inf")), mask=m_stored)
+        if p_norms is not None:
+            tl.store(p_norms + o_row, tl.where(m_finite, b_half, float("inf")), mask=m_stored)
         return 0.0, 0.0
     else:
         # A power of two by which the largest element is below 2^15; kept from where powers under- and overflow.
@@ -173,9 +174,9 @@ def prepare_kernel(
 ):
     """What a search reads of BK codes, or in programs behind those of codes, of BK vectors.
 
-    NORMALISED, them themselves. With PRODUCTS their float16 parts, and (3, count) float32: half their squared norms, FAR
-    where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high part leaves. Of the
-    first and the last also the largest of BK codes. Without, only half the norms of codes, infinite for those.
+    NORMALISED, they themselves. With PRODUCTS their float16 parts, and (3, count) float32: half the squared norms, FAR
+    where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high parts leave. Of
+    the first and the last also the largest of BK codes. Without, half the squared norms of codes, infinite for those.
     """
     program = tl.program_id(0)
     b_centre = None

@@ -19,7 +19,7 @@ STEPS = 32
 CODES = 64  # in a tile
 #: The largest D in which the vectors of a program stay in shared memory.
 RESIDENT = 256
-#: The largest D in which the exact search takes three products; above, one costs less, also with what it leaves in doubt.
+#: The largest D in which the exact search takes three products; above, one costs less, with all that it leaves in doubt.
 THREE = 32
 
 
@@ -110,7 +110,7 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         p_codes=units,
         p_u=u,
         p_code_norms=norms,
-        p_row_norms=norms if parts is None else parts.row_norms,
+        p_row_norms=parts and parts.row_norms,
         p_code_parts=parts and parts.codes,
         p_row_parts=parts and parts.rows,
         p_largest=parts and parts.largest,
@@ -266,7 +266,7 @@ def settle(
         BK=64,
         BD=16,
         TURNS=1 if width <= 16 else 2,
-        BL=max(16, min(width, 1024 // proposed.most)),
+        BL=max(16, min(width, 64, 1024 // proposed.most)),
     )
     if exact:
         launch(
