@@ -1,35 +1,38 @@
 """Triton search for the nearest codeword, exact whatever the data, without an N x K matrix. Four launches:
 
-prepare: float16 parts of codes and vectors, and norms; under "cosine" both normalised first.
+prepare: codes and vectors, less a centre, in float16 parts, and their norms; under "cosine" normalised first.
 propose: scores |c|^2 / 2 - z c on tensor cores. A program has BM vectors and a part of the codebook, so that there are
     programs for the whole chip; it keeps the two best codes of each vector, and the least of all other scores.
-settle: the best codes of all parts. Whatever is within twice the error of a score is compared in float64. Where that
-    may be more than those kept, or nothing is known of the error, all codes are scanned, each program a part of them.
-merge: the nearest of those parts.
+settle: the best codes of all parts. Whatever is within twice the error of the best score is compared in float64. Where
+    that may be more than those kept, or nothing is known of the error, all codes are scanned, each program a portion.
+merge: the nearest of those portions.
 
-Parts: x = p (high + low + rest), p a power of two for each row, high and low float16 with 11 bits each. float32 takes
-three products (high high, low high, high low), float16 and bfloat16, which are all high, one; so do the precisions
-"tf32" and "bf16", which believe the best score and launch no merge.
+The centre is the mean of some codes: any vector would be right, but with this one a common offset leaves no rows in
+doubt. Subtracting it rounds an element once, relative to the difference.
+
+Parts: x = p (high + low + rest), p a power of two for each row, high and low float16 with 11 bits each. In small
+dimensions, where tensor cores wait for the comparisons, three products are taken (low high, high low, high high), in
+large ones, where all else waits for them, one. "tf32" and "bf16" permit one anywhere, and the best score is believed,
+without a merge.
 
 The error of a score is at most E = a (|z'| R + |z| R') + |z'| R' + b (|z| R + R^2 / 2): R is the largest norm of a
-code, z' and R' what high leaves of z, and the largest such norm of a code (computed, and 0 for float16 and
-bfloat16); a = 1 for one product, and for three 2^-11, what low leaves of that. b is ``rounding`` of triton_.py:
+code, z' what high leaves of z, R' the largest norm of what it leaves of a code (all as computed); a = 1 for one
+product, and for three 2^-11, what low leaves of z'. b is ``rounding`` of triton_.py:
 
-- Sums. The product of two parts of 11 bits is exact in float32. A tensor core adds four or more products to the sum so
-  far at once, cuts each term off below the last bit of the largest, and the result again: n + 2 errors of 2^-23 |z| R
-  for n >= 4 products, less than 2^-22 each. The products with low are 2^-10 of the others.
-- Elements below 2^-28 of the largest of their row may be no float16 number: 2 sqrt(D) 2^-28 |z| R.
-- Norms, D 2^-24 R^2 / 2, and three more float32 operations.
+- Sums. The product of two parts of 11 bits is exact in float32. A tensor core adds n products, four or more, to the sum
+  so far at once, cuts each term off below the last bit of the largest, and the result again: n + 2 errors of 2^-23
+  |z| R, for each product less than 2^-22. Products with low parts are 2^-10 of the others.
+- Elements below 2^-28 of the largest of their row may be lost: sqrt(D) 2^-28 of |z| R for each of the two sides.
+- Norms, D 2^-24 R^2 / 2; the centre, and three more float32 operations.
 - The last bits of a score hold its step through the codes: 2^-23 for each of STEPS.
 
-Two scores whose difference is more than 2 E are in their true order. None of this holds where R or |z| are so small or
-large that something under- or overflows, or not finite: there, as at a common offset which is large beside the
-distances, vectors are in doubt.
+Two scores more than 2 E apart are in their true order. This does not hold where R or |z| are so small or so large that
+something under- or overflows, or not finite: such rows are in doubt.
 
 The scan takes direct differences in float32, of relative error (D + 2) 2^-24, and float64 where a distance is not
-certainly above the least that is known; the first one known is that of the best score. So float64, in which no square
-of a float32 over- or underflows, decides every comparison, and equal distances take the lowest index. NaN is never
-less than anything.
+certainly above the least that is known, at first that of the best score's code. So float64, in which no square of a
+float32 over- or underflows, decides every comparison, and equal distances take the lowest index. NaN is never less
+than anything.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._triton import architecture, as_rows, cdiv, launch, next_power_of_2
+from .._triton import as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
-#: Programs wanted of a search, about four per multiprocessor: the codebook is parted to have as many.
-PROGRAMS = 512
+#: Of the GPUs that tiles are chosen for. The codebook is parted to have a program for each place on them.
+MULTIPROCESSORS = 132
 #: Parts of the codebook at most, unless it has more than PARTS * STEPS tiles.
 PARTS = 8
 #: Tiles of codes in a part at most: their number is kept in the last bits of a score.
@@ -19,11 +19,11 @@ STEPS = 32
 CODES = 64  # in a tile
 #: The largest D in which the vectors of a program stay in shared memory.
 RESIDENT = 256
-#: The largest D in which the exact search takes three products; above, one costs less, with all that it leaves in doubt.
+#: The largest D in which the exact search takes three products; above, one costs less, with what it leaves in doubt.
 THREE = 32
 
 
-def tile(dim: int, products: int, arch: int) -> dict[str, Any]:
+def tile(dim: int) -> dict[str, Any]:
     """Launch table of ``propose_kernel``: vectors, codes and channels of a step, and launch options.
 
     Chosen by the machine code; no GPU has measured it.
@@ -178,11 +178,12 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
     (rows, dim), device, parts = found.z.shape, found.z.device, found.parts
     assert parts is not None
     padded = found.norms.shape[1]
-    chosen = tile(dim, products, architecture(device))
+    chosen = tile(dim)
     tiles = padded // CODES
     least = cdiv(tiles, STEPS)
     most = max(least, min(tiles, PARTS))
-    wanted = min(most, max(least, cdiv(PROGRAMS, cdiv(rows, chosen["BM"]))))
+    places = MULTIPROCESSORS * (2 if dim > 128 else 3)
+    wanted = min(most, max(least, places // cdiv(rows, chosen["BM"])))
     steps = cdiv(tiles, wanted)
     count = cdiv(tiles, steps)
     score = torch.empty(3 * count, rows, dtype=torch.float32, device=device)
