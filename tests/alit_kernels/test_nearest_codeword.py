@@ -93,8 +93,15 @@ def steps(request: pytest.FixtureRequest) -> Steps:
     return Steps(request.param.device)
 
 
-@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "metric"),
+    (
+        (torch.float32, "euclidean"),
+        (torch.float32, "cosine"),
+        (torch.bfloat16, "euclidean"),
+        (torch.float16, "cosine"),
+    ),
+)
 @pytest.mark.parametrize("case", TEST_CASES)
 def test_search_is_exact(case: Case, dtype: torch.dtype, metric: str, search: Search) -> None:
     z, codebook, _ = make(case, dtype=dtype)
@@ -121,7 +128,7 @@ def test_search_with_nan_and_inf(more: int, search: Search) -> None:
 
 def test_all_codes_are_scanned_for_few_rows(steps: Steps) -> None:
     """Of ordinary data, at any offset; for all where nothing is known of errors, or many codes are equally near."""
-    z, codebook, _ = make(Case(200, 150, 24))
+    z, codebook, _ = make(Case(70, 150, 24))
     for offset in (0, 1000):
         index, doubt = steps.settle(offset + z, offset + codebook)
         assert doubt.sum() < 5
@@ -135,8 +142,8 @@ def test_all_codes_are_scanned_for_few_rows(steps: Steps) -> None:
         index, doubt = steps.settle(vectors[:5], codes)
         assert doubt.all(), name
         assert_exact_nearest(index, vectors[:5], codes)
-    index, doubt = steps.settle(z[:70], torch.cat([codebook, codebook]))
-    assert doubt.sum() < 5 and torch.equal(index, steps.settle(z[:70], codebook)[0])
+    index, doubt = steps.settle(z, torch.cat([codebook, codebook]))
+    assert doubt.sum() < 5 and torch.equal(index, steps.settle(z, codebook)[0])
     z = z[:20]
     z[::2, 3] = torch.nan
     index, doubt = steps.settle(z, codebook)
@@ -174,9 +181,9 @@ def test_scores_are_believed_from_twice_their_error_on(
 def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
     """Three codes the same, and one nearer by 2^-26 to 2^-8 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
     generator = torch.Generator().manual_seed(dim)
-    z, first = torch.randn(2, 16, dim, generator=generator, dtype=torch.float64)
+    z, first = torch.randn(2, 8, dim, generator=generator, dtype=torch.float64)
     radius = first.norm(dim=1)
-    gaps = torch.logspace(-26, -8, 16, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
+    gaps = torch.logspace(-26, -8, 8, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
     believed = 0
     for one, code, gap in zip(z, first, gaps, strict=True):
         away = code + gap / (code - one).square().sum() * (code - one)
@@ -184,7 +191,7 @@ def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
         index, doubt = steps.settle(one[None].float(), codebook)
         assert_exact_nearest(index, one[None].float(), codebook)
         believed += not doubt
-    assert believed > 2
+    assert believed > 1
 
 
 def adversarial(dim: int) -> tuple[Tensor, Tensor]:
