@@ -195,11 +195,11 @@ def _common(
     z: Tensor, codebook: Tensor, mask: Tensor | None, metric: str, temperature: float
 ) -> dict[str, Any]:
     """What all kernels that compute distances take."""
-    found = prepare(z, codebook, cosine=metric == "cosine", columns=False, norms=True)
+    found = prepare(z, codebook, cosine=metric == "cosine")
     return {
         "p_z": found.z,
         "p_codes": found.codes,
-        "p_half_norm": found.half_norm,
+        "p_half_norm": found.norms,
         "p_mask": mask,
         "rows": len(found.z),
         "codes": len(found.codes),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,7 +22,46 @@ from tests.helpers.targets import Target, targets
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EVERYWHERE = pytest.mark.parametrize("target", targets("cpp", "triton"))
 needs_core = pytest.mark.skipif(extension() is None, reason="the compiled core is not installed")
-ByProducts = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Steps(NamedTuple):
+    """The steps of Triton's search."""
+
+    device: str
+
+    def propose(self, z: Tensor, codebook: Tensor) -> tuple[Any, Any, Tensor]:
+        """Parts, scores, and the bound of their error (N,), without that of the parts and that of the sums."""
+        from alit_kernels.nearest_codeword import triton_
+
+        products = 3 if z.shape[1] <= triton_.THREE else 1
+        found = triton_.prepare(
+            z.to(self.device), codebook.to(self.device), cosine=False, products=products
+        )
+        proposed = triton_.propose(found, None, products)
+        half, _, left = found.parts.row_norms.double().cpu()
+        largest_half, largest_left = found.parts.largest.double().cpu().amax(1)
+        norm, left, radius, radius_left = (
+            (2 * half).sqrt(),
+            left.sqrt(),
+            (2 * largest_half).sqrt(),
+            largest_left.sqrt(),
+        )
+        parts = (left * radius + norm * radius_left) * (
+            1 if products == 1 else 2.0**-11
+        ) + left * radius_left
+        sums = triton_.rounding(z.shape[1], proposed.steps) * (norm * radius + largest_half)
+        return found, proposed, torch.stack([parts, sums])
+
+    def settle(self, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        """Index, and for which rows all codes were scanned."""
+        from alit_kernels.nearest_codeword import triton_
+
+        found, proposed, _ = self.propose(z, codebook)
+        index = torch.full((len(z),), -1, device=self.device)
+        products = 3 if z.shape[1] <= triton_.THREE else 1
+        doubt = triton_.settle(found, None, proposed, index, products, exact=True)
+        assert doubt is not None
+        return index.cpu(), doubt.cpu()
 
 
 class Search(NamedTuple):
@@ -50,24 +88,20 @@ def search(request: pytest.FixtureRequest) -> Search:
 
 
 @pytest.fixture(params=targets("triton")[1:])
-def by_products(request: pytest.FixtureRequest) -> ByProducts:
-    """The search by products alone: index, and whether that is in doubt."""
-    triton_ = pytest.importorskip("alit_kernels.nearest_codeword.triton_")
-    device = request.param.device
-
-    def run(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        index = torch.full((len(z),), -1, device=device)
-        doubt = torch.zeros(len(z), dtype=torch.bool, device=device)
-        wanted = {"cosine": False, "columns": False, "norms": True}
-        searched = triton_.prepare(z.to(device), codebook.to(device), **wanted)
-        triton_.by_products(searched, None, index, doubt)
-        return index.cpu(), doubt.cpu()
-
-    return run
+def steps(request: pytest.FixtureRequest) -> Steps:
+    pytest.importorskip("triton")
+    return Steps(request.param.device)
 
 
-@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "metric"),
+    (
+        (torch.float32, "euclidean"),
+        (torch.float32, "cosine"),
+        (torch.bfloat16, "euclidean"),
+        (torch.float16, "cosine"),
+    ),
+)
 @pytest.mark.parametrize("case", TEST_CASES)
 def test_search_is_exact(case: Case, dtype: torch.dtype, metric: str, search: Search) -> None:
     z, codebook, _ = make(case, dtype=dtype)
@@ -92,60 +126,165 @@ def test_search_with_nan_and_inf(more: int, search: Search) -> None:
     assert search(near, far).tolist() == [1, 0, 3]
 
 
-def test_products_say_which_rows_are_in_doubt(by_products: ByProducts) -> None:
-    """Few of ordinary data, and every row whose index is wrong; all where rounding may decide, or nothing is known."""
-    z, codebook, _ = make(Case(200, 150, 24))
-    index, doubt = by_products(z, codebook)
-    assert doubt.sum() < 20
-    assert_exact_nearest(index[~doubt], z[~doubt], codebook)
+def test_all_codes_are_scanned_for_few_rows(steps: Steps) -> None:
+    """Of ordinary data, at any offset; for all where nothing is known of errors, or many codes are equally near."""
+    z, codebook, _ = make(Case(70, 150, 24))
+    for offset in (0, 1000):
+        index, doubt = steps.settle(offset + z, offset + codebook)
+        assert doubt.sum() < 5
+        assert_exact_nearest(index, offset + z, offset + codebook)
     for name, vectors, codes in (
-        ("ties", z, torch.cat([codebook, codebook])),
-        ("a common offset", 1e6 + z, 1e6 + codebook),
-        ("underflow", 2.0**-55 * z, 2.0**-55 * codebook),
+        ("ties", z, codebook[:1].expand(150, -1)),
+        ("underflow", 2.0**-35 * z, 2.0**-35 * codebook),
         ("overflow", 1e25 * z, codebook),
         ("overflow", z, 1e25 * codebook),
     ):
-        assert by_products(vectors, codes)[1].all(), name
+        index, doubt = steps.settle(vectors[:5], codes)
+        assert doubt.all(), name
+        assert_exact_nearest(index, vectors[:5], codes)
+    index, doubt = steps.settle(z, torch.cat([codebook, codebook]))
+    assert doubt.sum() < 5 and torch.equal(index, steps.settle(z, codebook)[0])
+    z = z[:20]
     z[::2, 3] = torch.nan
-    expected = doubt | (torch.arange(200) % 2 == 0)
-    assert torch.equal(by_products(z, codebook)[1] | doubt, expected)
-    one, doubt = by_products(z[1::2], codebook[:1])
+    index, doubt = steps.settle(z, codebook)
+    assert doubt[::2].all() and doubt[1::2].sum() < 5 and not index[::2].any()
+    one, doubt = steps.settle(z[1::2], codebook[:1])
     assert not one.any() and not doubt.any()
 
 
+@pytest.mark.parametrize("dim", (24, 48))
 @pytest.mark.parametrize(("errors", "certain"), ((0.5, False), (1.5, False), (3.0, True)))
-def test_products_are_believed_from_twice_their_error_on(
-    errors: float, certain: bool, by_products: ByProducts
+def test_scores_are_believed_from_twice_their_error_on(
+    errors: float, certain: bool, dim: int, steps: Steps
 ) -> None:
-    """Of two codes, the second is so many times the bound of the error behind the first."""
-    from alit_kernels.nearest_codeword.triton_ import products_error
-
+    """Of three codes, two are the same, and the third is so many times the bound of the error behind."""
     generator = torch.Generator().manual_seed(0)
-    z, first = torch.randn(2, 24, generator=generator, dtype=torch.float64)
-    radius, gap = first.norm(), (first - z).norm()
-    bound = products_error(24) * (z.norm() * radius + radius**2 / 2)
-    second = first + errors * bound / gap * (first - z) / gap
-    _, doubt = by_products(z[None].float(), torch.stack([first, second]).float())
+    z, first = torch.randn(2, dim, generator=generator, dtype=torch.float64)
+    vector, codes = z[None].float(), torch.stack([first, first, first]).float()
+    codes[:, 0] += torch.tensor(
+        [1.0, 1.0, -1.0]
+    )  # three that are not the same: so that the centre is none of them
+    bound = float(steps.propose(vector, codes)[2].sum())
+    nearer = codes[:1].double()
+    away = (nearer - z) / (nearer - z).square().sum()
+    third = (nearer + errors * bound * away).float()
+    # The fourth keeps the centre and the largest norm where they were.
+    codes = torch.cat([codes[:2], third, codes[2:] * 1.001 + 2])
+    bound = float(steps.propose(vector, codes)[2].sum())
+    third = (nearer + errors * bound * away).float()
+    codes = torch.cat([codes[:2], third, codes[3:]])
+    _, doubt = steps.settle(vector, codes)
     assert bool(doubt) is not certain
 
 
 @pytest.mark.parametrize("dim", (24, 256))
-def test_no_wrong_index_is_believed(dim: int, by_products: ByProducts) -> None:
-    """Of two codes whose scores differ by 2^-28 to 2^-10 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
+def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
+    """Three codes the same, and one nearer by 2^-26 to 2^-8 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
     generator = torch.Generator().manual_seed(dim)
-    z, first = torch.randn(2, 150, dim, generator=generator, dtype=torch.float64)
+    z, first = torch.randn(2, 8, dim, generator=generator, dtype=torch.float64)
     radius = first.norm(dim=1)
-    gaps = torch.logspace(-28, -10, 150, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
-    wrong, believed = 0, 0
+    gaps = torch.logspace(-26, -8, 8, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
+    believed = 0
     for one, code, gap in zip(z, first, gaps, strict=True):
-        away = (code - one) / (code - one).norm()
-        codebook = torch.stack([code + gap / (code - one).norm() * away, code]).float()
-        vector = one[None].float()
-        index, doubt = by_products(vector, codebook)
-        distance = (codebook.double() - vector.double()).square().sum(1)
+        away = code + gap / (code - one).square().sum() * (code - one)
+        codebook = torch.stack([away, away, away, code, -code]).float()
+        index, doubt = steps.settle(one[None].float(), codebook)
+        assert_exact_nearest(index, one[None].float(), codebook)
         believed += not doubt
-        wrong += not doubt and int(index) != int(distance.argmin())
-    assert wrong == 0 and believed > 5
+    assert believed > 1
+
+
+def adversarial(dim: int) -> tuple[Tensor, Tensor]:
+    """Vectors, and codes c and -c: parts that are all cut off the same way, sums that cancel, elements that vanish."""
+    generator = torch.Generator().manual_seed(dim)
+
+    def some(rows: int) -> Tensor:
+        cut = torch.full((rows, dim), 1 + 2.0**-11 - 2.0**-23, dtype=torch.float64)
+        plain = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+        tiny = plain * 2.0 ** -torch.randint(0, 45, (rows, dim), generator=generator)
+        large = plain.clone()
+        large[:, ::2] *= 2.0**20
+        cancel = plain.clone()
+        cancel[:, dim // 2 :] = -cancel[:, : dim - dim // 2].flip(1)
+        return torch.cat([cut, cut * (-1.0) ** torch.arange(dim), plain, tiny, large, cancel])
+
+    return some(10).float(), some(2).float()
+
+
+@pytest.mark.parametrize("dim", (3, 12, 32, 33, 256, 300))
+def test_errors_of_scores_are_within_their_bounds(dim: int, steps: Steps) -> None:
+    """Sums err by less than half of their bound. What one product leaves out reaches its bound where all elements are
+    cut off alike; what three leave out is less than half of theirs."""
+    z, codes = adversarial(dim)
+    worst = [0.0, 0.0]
+    for code in codes[::4]:
+        codebook = torch.stack([code, -code])  # around 0
+        found, proposed, bound = steps.propose(z, codebook)
+        rows = found.parts.rows.double().cpu() * found.parts.row_norms[1].double().cpu()[:, None]
+        parts = found.parts.codes[:, :2].double().cpu() * found.norms[1, :2].double().cpu()[:, None]
+        products = rows[0] @ parts[0].T
+        for i, j in ((0, 1), (1, 0)) if len(rows) == 2 else ():
+            products += rows[i] @ parts[j].T
+        exact = z.double() @ codebook.double().T
+        half = codebook.double().square().sum(1) / 2
+        score = torch.empty(len(z), 2, dtype=torch.float64)
+        score.scatter_(1, proposed.code.long().cpu().T, proposed.score[:2].double().cpu().T)
+        everything, sums = (score - half + exact).abs(), (score - half + products).abs()
+        worst[0] = max(worst[0], float((everything.amax(1) / bound.sum(0)).max()))
+        worst[1] = max(worst[1], float((sums.amax(1) / bound[1]).max()))
+    assert worst[0] < (0.5 if len(rows) == 2 else 1) and worst[1] < 0.5, worst
+
+
+def cut(x: Tensor, bits: Tensor) -> Tensor:
+    """``x`` without what is below 2^bits."""
+    unit = 2.0**bits
+    return (x / unit).trunc() * unit
+
+
+@pytest.mark.parametrize("width", (4, 8, 16))
+@pytest.mark.parametrize("dim", (12, 32, 256))
+def test_bound_of_sums_as_tensor_cores_round(dim: int, width: int) -> None:
+    """So many products and the sum so far are cut off below the last bit of the largest, and so is their sum."""
+    from alit_kernels.nearest_codeword.triton_ import rounding
+
+    # High parts, as of rows of any power of two.
+    z, codes = ((x / x.abs().amax(1, keepdim=True)).half().double() for x in adversarial(dim))
+    for code in codes:
+        products = (z * code).split(width, 1)
+        total = torch.zeros(len(z), dtype=torch.float64)
+        for block in products:
+            terms = torch.cat([total[:, None], block], 1)
+            last = terms.abs().amax(1, keepdim=True).clamp(min=2.0**-200).log2().floor() - 23
+            total = cut(terms, last).sum(1)
+            total = cut(total, total.abs().clamp(min=2.0**-200).log2().floor() - 23)
+        error = (total - z @ code).abs() / (z.norm(dim=1) * code.norm())
+        assert float(error.max()) < 0.5 * rounding(dim, 1)
+
+
+def test_search_of_many_codes(search: Search) -> None:
+    """In several parts, of which the nearest code, or two that are the same, are in any."""
+    codebook = torch.randn(2200, 5)
+    codebook[2100:] = codebook[:100]
+    z = torch.cat([torch.randn(30, 5), codebook[::50] + 1e-4])
+    assert_exact_nearest(search(z, codebook), z, codebook)
+
+
+@pytest.mark.parametrize("precision", ("tf32", "bf16"))
+@pytest.mark.parametrize("target", targets("triton")[1:])
+def test_less_precise_search(target: Target, precision: str) -> None:
+    """Of codes that are apart, the nearest; and no error where there is none."""
+    z, codebook, _ = make(Case(150, 300, 24), device=target.device)
+    options = {"precision": precision, "implementation": target.implementation}
+    index = nearest_codeword(z, codebook, **options)
+    distance = (z[:, None] - codebook).square().sum(-1)
+    chosen = distance.gather(1, index[:, None])[:, 0]
+    assert bool((chosen <= distance.amin(1) + 2.0**-6 * codebook.norm(dim=1).max() ** 2).all())
+    assert torch.equal(
+        nearest_codeword(codebook, codebook, **options), torch.arange(300, device=target.device)
+    )
+    z[3] = torch.nan
+    codebook[:] = torch.inf
+    assert not nearest_codeword(z, codebook, **options).any()
 
 
 @pytest.mark.parametrize("target", targets("cpp")[1:])
