@@ -27,7 +27,7 @@ class Cost:
     Attributes:
         kernel: its name.
         programs, warps: of the grid, and of each program.
-        turns: of the kernel's own hot loop, per program (a mean).
+        turns: of the kernel's own hot loop, per program (a mean); 0 where it has none.
         cycles: scheduler cycles of each unit, of all warps of all programs. Of one multiprocessor, which has four
             schedulers, a quarter.
     """
@@ -53,7 +53,7 @@ def cost(
     """Of a launch.
 
     Args:
-        contents: integers that its pointers point to, by the names of the arguments; 0 where nothing is given.
+        contents: integers that its pointers point to, by the names of the arguments.
         samples: programs of the grid that are run, evenly spaced, where the kernel reads of ``contents``.
     """
     build, found = launch.build, launch.build.compiled()
@@ -76,13 +76,15 @@ def cost(
     loop = _ptx.hot_loop(blocks)
     within = {id(block) for block in loop}
     rest = [block for block in blocks if id(block) not in within]
-    turns = loop[0].visits / len(chosen)
+    turns, other = loop[0].visits / len(chosen), result.other_cycles
+    if not rest:  # no loop: some of the code is reached, once
+        rest, turns, other = loop, 0.0, result.hot_loop_cycles
     statements = sum(len(block.statements) for block in rest)
     reached = sum(block.visits * len(block.statements) for block in rest) / len(chosen)
     cycles: dict[str, float] = defaultdict(float)
     for unit, spent in result.hot_loop_cycles.items():
         cycles[unit] += spent * turns / result.unrolled
-    for unit, spent in result.other_cycles.items():
+    for unit, spent in other.items():
         cycles[unit] += spent * reached / max(1, statements)
     total = {unit: spent * programs * warps for unit, spent in cycles.items()}
     return Cost(build.kernel.__name__, programs, warps, turns, total)

@@ -39,6 +39,12 @@ class Block:
     shared: float = 0.0
     conflict_free: float = 0.0
 
+    @property
+    def target(self) -> str:
+        """The label that the branch at its end goes to; empty without one."""
+        last = self.statements[-1] if self.statements else Statement("", ())
+        return last.operands[0] if last.opcode.startswith("bra") else ""
+
 
 def parse(ptx: str) -> list[Block]:
     """The blocks of an entry, in order; a new one at each label and after each branch."""
@@ -59,8 +65,7 @@ def hot_loop(blocks: list[Block]) -> list[Block]:
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
     spans = set()
     for end, block in enumerate(blocks):
-        last = block.statements[-1] if block.statements else Statement("", ())
-        start = place.get(last.operands[0]) if last.opcode.startswith("bra") else None
+        start = place.get(block.target)
         if start is not None and start <= end:
             spans.add((start, end))
     inner = [

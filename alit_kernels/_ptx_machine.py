@@ -1,9 +1,9 @@
 """Runs the integer part of a kernel's PTX: trip counts, and bank conflicts in shared memory.
 
 Loop bounds and addresses of a Triton program follow from its arguments, its number and the thread, hardly ever from the
-data. So one program runs here without a GPU: the integers of all its threads as numpy arrays, floating point left out,
-loads as zeros where no contents are given. A branch goes where the first thread goes: the branches of a Triton program
-are the same for all of its threads.
+data. So one program runs here without a GPU: the integers of all its threads as numpy arrays; floating point, and loads
+whose contents are not given, are data. A branch goes where the first thread goes, since the branches of a program are
+the same for all of its threads, and past the code between where data decide: no further turn, no rare case.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ._ptx_integers import OPERATIONS, REDUCTIONS, Value, operands, wrapped
 
 #: Visits of blocks after which a program counts as endless.
 LONGEST = 100_000
+#: What words of shared memory hold that come from data.
+UNKNOWN = -(1 << 62)
 #: Bytes of shared memory that a block has at most.
 SHARED = 1 << 18
 
@@ -37,7 +39,7 @@ def walk(blocks: list[Block], threads: int) -> None:
     Raises:
         ValueError: an address in shared memory is computed from data.
     """
-    machine = _Machine(threads, {}, (0,), (1,), {})
+    machine = _Machine(threads, {}, (0,), (1,), {}, data=0)
     for block in blocks:
         machine.visit(block, conflicts=True)
 
@@ -55,22 +57,23 @@ def run(
     Args:
         arguments: position among the parameters in PTX -> integer; others are 0.
         programs: their places in the grid.
-        contents: position of a pointer -> int array that it points to. Other loads give 0.
+        contents: position of a pointer -> int array that it points to.
 
     Raises:
         ValueError: a program does not end.
     """
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
     deciding = _deciding(blocks)
+    ends = [place.get(block.target, -1) for block in blocks]
     for program in programs:
-        machine = _Machine(threads, arguments, program, grid, contents or {})
+        machine = _Machine(threads, arguments, program, grid, contents or {}, data=None)
         here = visits = 0
         while here < len(blocks):
             blocks[here].visits += 1
             visits += 1
             if visits > LONGEST:
                 raise ValueError(f"program {program} visits more than {LONGEST} blocks")
-            target, ended = machine.visit(deciding[here], conflicts=False)
+            target, ended = machine.visit(deciding[here], onwards=here < ends[here])
             if ended:
                 break
             here = place[target] if target else here + 1
@@ -118,26 +121,34 @@ class _Machine:
         program: tuple[int, ...],
         grid: tuple[int, ...],
         contents: Mapping[int, np.ndarray],
+        data: Value,
     ) -> None:
         self.threads, self.arguments = threads, arguments
         self.contents = contents
-        self.memory = np.zeros(SHARED // 4, dtype=np.int64)
+        self.data = data
+        self.memory = np.full(SHARED // 4, UNKNOWN, dtype=np.int64)
         self.values: dict[str, Value] = {"%tid.x": np.arange(threads), "global_smem": 0}
         self.values |= {"%laneid": np.arange(threads) % 32, "%warpid": np.arange(threads) // 32}
         for name, here, all_of_them in zip("xyz", (*program, 0, 0), (*grid, 1, 1), strict=False):
             self.values[f"%ctaid.{name}"] = here
             self.values[f"%nctaid.{name}"] = all_of_them
 
-    def visit(self, block: Block, *, conflicts: bool) -> tuple[str, bool]:
-        """Run a block: the label to go to, empty for the next block, and whether the program ends."""
+    def visit(
+        self, block: Block, *, conflicts: bool = False, onwards: bool = False
+    ) -> tuple[str, bool]:
+        """Run a block: the label to go to, empty for the next block, and whether the program ends.
+
+        ``onwards``: whether the branch at its end goes to later code, and so is taken where data decide.
+        """
         for statement in block.statements:
             active = self._active(statement)
             kind = statement.opcode.partition(".")[0]
             if kind == "bra":
-                if statement.operands[0].startswith("$L__BB") and _of_first(active):
+                taken = onwards if active is None else _of_first(active)
+                if statement.operands[0].startswith("$L__BB") and taken:
                     return statement.operands[0], False
             elif kind in ("ret", "exit"):
-                if _of_first(active):
+                if active is not None and _of_first(active):
                     return "", True
             elif _SHARED.match(statement.opcode):
                 if conflicts:
@@ -153,8 +164,8 @@ class _Machine:
         if not statement.guard:
             return True
         value = self.values.get(statement.guard)
-        if value is None:  # depends on data: instructions run, branches are not taken
-            return not statement.opcode.startswith(("bra", "ret", "exit"))
+        if value is None:  # data decide: other instructions run
+            return None if statement.opcode.startswith(("bra", "ret", "exit")) else True
         return value == 0 if statement.negated else value != 0
 
     def _value(self, operand: str) -> Value:
@@ -175,27 +186,31 @@ class _Machine:
         return None if value is None else value + int(offset or "0", 0)
 
     def _shared(self, statement: Statement, kind: str, active: Value) -> None:
-        """Integers go through shared memory; what comes from data, or in other ways, is 0."""
-        if kind not in ("ld", "st"):
+        """Words go through shared memory; what comes in other ways is data."""
+        if kind != "st" and kind != "ld":
             if kind in ("ldmatrix", "atom"):
-                self._set(statement, 0)
+                self._set(statement, self.data)
             return
         place, registers = statement.operands[:: 1 if kind == "st" else -1]
-        names = registers.strip("{} ").split(",")
+        names = [name.strip() for name in registers.strip("{} ").split(",")]
         address = self._address(place)
         if address is None or _shared_bytes(statement)[0] != 4 * len(names):
             if kind == "ld":
-                self._set(statement, 0)
+                self._set(statement, self.data)
             return
-        words = np.broadcast_to(np.asarray(address) // 4, self.threads) % len(self.memory)
         lanes = np.broadcast_to(np.asarray(active, dtype=bool), self.threads)
-        for i, name in enumerate(name.strip() for name in names):
-            if kind == "ld":
-                self.values[name] = self.memory[(words + i) % len(self.memory)]
-            else:
+        words = np.broadcast_to(np.asarray(address) // 4, self.threads) % len(self.memory)
+        for i, name in enumerate(names):
+            here = (words + i) % len(self.memory)
+            if kind == "st":
                 value = self._value(name)
-                stored = np.broadcast_to(np.asarray(0 if value is None else value), self.threads)
-                self.memory[(words[lanes] + i) % len(self.memory)] = stored[lanes]
+                stored = np.broadcast_to(
+                    np.asarray(UNKNOWN if value is None else value), lanes.shape
+                )
+                self.memory[here[lanes]] = stored[lanes]
+            else:
+                found = self.memory[here]
+                self.values[name] = self.data if np.any(found[lanes] == UNKNOWN) else found
 
     def _conflicts(self, block: Block, statement: Statement, active: Value) -> None:
         place = next(operand for operand in statement.operands if "[" in operand)
@@ -238,7 +253,7 @@ class _Machine:
             self._set(statement, self.arguments.get(position, pointer))
             return
         address = self._address(statement.operands[1])
-        found: Value = 0
+        found = self.data
         if address is not None:
             position = int(np.asarray(address).flat[0] >> 48) - 1
             if position in self.contents:

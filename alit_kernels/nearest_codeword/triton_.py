@@ -12,7 +12,7 @@ from . import kernels
 
 #: Of the GPUs that tiles are chosen for. The codebook is parted to have a program for each place on them.
 MULTIPROCESSORS = 132
-#: Parts of the codebook at most, unless it has more than PARTS * STEPS tiles.
+#: Parts of the codebook at most, unless it has more than so many times STEPS tiles; half of them above D = 128.
 PARTS = 8
 #: Tiles of codes in a part at most: their number is kept in the last bits of a score.
 STEPS = 32
@@ -181,8 +181,9 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
     chosen = tile(dim)
     tiles = padded // CODES
     least = cdiv(tiles, STEPS)
-    most = max(least, min(tiles, PARTS))
-    places = MULTIPROCESSORS * (2 if dim > 128 else 3)
+    wide = dim > 128
+    most = max(least, min(tiles, PARTS // 2 if wide else PARTS))
+    places = MULTIPROCESSORS * (2 if wide else 3)
     wanted = min(most, max(least, places // cdiv(rows, chosen["BM"])))
     steps = cdiv(tiles, wanted)
     count = cdiv(tiles, steps)
@@ -227,7 +228,7 @@ def settle(
     """
     (rows, dim), codes, device, parts = found.z.shape, len(found.codes), found.z.device, found.parts
     assert parts is not None
-    portion = max(128, 16384 // max(1, dim))
+    portion = max(256, 32768 // max(1, dim))
     portions = min(16, next_power_of_2(cdiv(codes, portion))) if exact else 1
     doubt = distance = nearest = None
     if exact:
