@@ -7,7 +7,7 @@ integers go (``_ptx_machine``), for the turns of the hot loop and for which of t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -16,7 +16,7 @@ import numpy as np
 from . import _ptx, _ptx_machine
 from ._builds import Launch, Recorder
 
-#: How many of a grid's programs are run where nothing that they read decides.
+#: How many of a grid's programs are run, evenly spaced.
 SAMPLES = 5
 
 
@@ -47,15 +47,8 @@ def launches(call: Callable[[], object], architecture: int) -> list[Launch]:
     return recorder.launches
 
 
-def cost(
-    launch: Launch, contents: Mapping[str, np.ndarray] | None = None, samples: int = SAMPLES
-) -> Cost:
-    """Of a launch.
-
-    Args:
-        contents: integers that its pointers point to, by the names of the arguments.
-        samples: programs of the grid that are run, evenly spaced, where the kernel reads of ``contents``.
-    """
+def cost(launch: Launch, *, rare: bool = False) -> Cost:
+    """Of a launch; with ``rare`` every program also runs once what only some data need."""
     build, found = launch.build, launch.build.compiled()
     result, warps = build.read(found), found.metadata.num_warps
     names = [name for name, kind in build.signature.items() if kind != "constexpr"]
@@ -64,15 +57,12 @@ def cost(
         for i, name in enumerate(names)
         if build.signature[name].startswith("i")
     }
-    arrays = {i: contents[name] for i, name in enumerate(names) if name in (contents or {})}  # type: ignore[index]
     programs = prod(launch.grid)
-    chosen = sorted(
-        {round(x) for x in np.linspace(0, programs - 1, samples if arrays else SAMPLES)}
-    )
+    chosen = sorted({round(x) for x in np.linspace(0, programs - 1, SAMPLES)})
     blocks = _ptx.parse(found.asm["ptx"])
     places = [np.unravel_index(number, launch.grid[::-1])[::-1] for number in chosen]
     every = [tuple(int(x) for x in place) for place in places]
-    _ptx_machine.run(blocks, 32 * warps, integers, every, launch.grid, arrays)
+    _ptx_machine.run(blocks, 32 * warps, integers, every, launch.grid, rare=rare)
     loop = _ptx.hot_loop(blocks)
     within = {id(block) for block in loop}
     rest = [block for block in blocks if id(block) not in within]
@@ -95,11 +85,6 @@ def summed(costs: list[Cost]) -> float:
     return sum(max(one.cycles.values()) for one in costs)
 
 
-def of(
-    call: Callable[[], object],
-    architecture: int,
-    contents: Mapping[str, np.ndarray] | None = None,
-    samples: int = SAMPLES,
-) -> list[Cost]:
-    """The cost of each launch of a call on ``meta`` tensors, in order; arguments as of ``cost``."""
-    return [cost(launch, contents, samples) for launch in launches(call, architecture)]
+def of(call: Callable[[], object], architecture: int, *, rare: bool = False) -> list[Cost]:
+    """The cost of each launch of a call on ``meta`` tensors, in order."""
+    return [cost(launch, rare=rare) for launch in launches(call, architecture)]

@@ -1,9 +1,9 @@
 """Runs the integer part of a kernel's PTX: trip counts, and bank conflicts in shared memory.
 
 Loop bounds and addresses of a Triton program follow from its arguments, its number and the thread, hardly ever from the
-data. So one program runs here without a GPU: the integers of all its threads as numpy arrays; floating point, and loads
-whose contents are not given, are data. A branch goes where the first thread goes, since the branches of a program are
-the same for all of its threads, and past the code between where data decide: no further turn, no rare case.
+data. So one program runs here without a GPU: the integers of all its threads as numpy arrays; floating point, and what
+is loaded, are data. A branch goes where the first thread goes, since the branches of a program are the same for all of
+its threads, and past the code between where data decide: no further turn, no rare case.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def walk(blocks: list[Block], threads: int) -> None:
     Raises:
         ValueError: an address in shared memory is computed from data.
     """
-    machine = _Machine(threads, {}, (0,), (1,), {}, data=0)
+    machine = _Machine(threads, {}, (0,), (1,), data=0)
     for block in blocks:
         machine.visit(block, conflicts=True)
 
@@ -50,14 +50,15 @@ def run(
     arguments: Mapping[int, int],
     programs: Iterable[tuple[int, ...]] = ((0,),),
     grid: tuple[int, ...] = (1,),
-    contents: Mapping[int, np.ndarray] | None = None,
+    *,
+    rare: bool = False,
 ) -> None:
     """Run programs; how often they visit each block is added to ``blocks``.
 
     Args:
-        arguments: position among the parameters in PTX -> integer; others are 0.
+        arguments: position among the parameters in PTX -> integer; others are data.
         programs: their places in the grid.
-        contents: position of a pointer -> int array that it points to.
+        rare: code that is passed where data decide is run once by each program.
 
     Raises:
         ValueError: a program does not end.
@@ -66,14 +67,16 @@ def run(
     deciding = _deciding(blocks)
     ends = [place.get(block.target, -1) for block in blocks]
     for program in programs:
-        machine = _Machine(threads, arguments, program, grid, contents or {}, data=None)
+        machine, entered = _Machine(threads, arguments, program, grid, data=None), set[int]()
         here = visits = 0
         while here < len(blocks):
             blocks[here].visits += 1
             visits += 1
             if visits > LONGEST:
                 raise ValueError(f"program {program} visits more than {LONGEST} blocks")
-            target, ended = machine.visit(deciding[here], onwards=here < ends[here])
+            onwards = here < ends[here] and (not rare or here in entered)
+            entered.add(here)
+            target, ended = machine.visit(deciding[here], onwards=onwards)
             if ended:
                 break
             here = place[target] if target else here + 1
@@ -120,11 +123,9 @@ class _Machine:
         arguments: Mapping[int, int],
         program: tuple[int, ...],
         grid: tuple[int, ...],
-        contents: Mapping[int, np.ndarray],
         data: Value,
     ) -> None:
         self.threads, self.arguments = threads, arguments
-        self.contents = contents
         self.data = data
         self.memory = np.full(SHARED // 4, UNKNOWN, dtype=np.int64)
         self.values: dict[str, Value] = {"%tid.x": np.arange(threads), "global_smem": 0}
@@ -232,7 +233,9 @@ class _Machine:
 
     def _compute(self, statement: Statement, kind: str) -> None:
         if kind == "ld":
-            self._load(statement)
+            parameter = re.search(r"_param_(\d+)", statement.operands[1])
+            known = self.arguments.get(int(parameter[1])) if parameter else None
+            self._set(statement, self.data if known is None else known)
         elif kind in ("shfl", "elect", "redux"):
             self._exchange(statement, kind)
         elif kind in OPERATIONS and not _FLOATING.search(statement.opcode):
@@ -244,23 +247,6 @@ class _Machine:
                 self._set(statement, wrapped(statement.opcode, found))
         elif statement.operands and statement.operands[0].startswith(("%", "{")):
             self._set(statement, None)
-
-    def _load(self, statement: Statement) -> None:
-        parameter = re.search(r"_param_(\d+)", statement.operands[1])
-        if parameter:
-            position = int(parameter[1])
-            pointer = (position + 1) << 48 if position in self.contents else 0
-            self._set(statement, self.arguments.get(position, pointer))
-            return
-        address = self._address(statement.operands[1])
-        found = self.data
-        if address is not None:
-            position = int(np.asarray(address).flat[0] >> 48) - 1
-            if position in self.contents:
-                source = self.contents[position]
-                index = (np.asarray(address) & ((1 << 48) - 1)) // source.itemsize
-                found = source[np.clip(index, 0, len(source) - 1)].astype(np.int64)
-        self._set(statement, found)
 
     def _exchange(self, statement: Statement, kind: str) -> None:
         lane = np.arange(self.threads)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,16 +38,15 @@ class Call:
     Attributes:
         unit: what the cycles are given for, and ``units``: how many of them the call has.
         schedulers: whose cycles: of one scheduler (1), or of a multiprocessor (4).
-        contents: integers that kernels read, by argument.
-        samples: programs that are run.
+        rows, share: of a search: its rows, and how many of them are scanned.
     """
 
     call: Callable[[], object]
     unit: str
     units: float
     schedulers: int = 4
-    contents: Mapping[str, np.ndarray] = field(default_factory=dict)
-    samples: int = _launch_cycles.SAMPLES
+    rows: int = 0
+    share: float = 0.0
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,22 +68,17 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
 
 
 def search_calls(rows: int, codes: int, dim: int) -> dict[str, Call]:
-    """With none of the rows in doubt after the products, with the benchmark's share, and with 5 %."""
+    """With none of the rows scanned, the share that was in doubt on the benchmark's data, and 5 %."""
     z, codebook = empty(rows, dim), empty(codes, dim)
-    name = f"nearest_codeword {rows} x {codes} x {dim}"
-
-    def call() -> object:
-        return search(z, codebook, "euclidean", "ieee")
-
-    if dim <= 16:
-        return {name: Call(call, "pair", rows * codes, 1)}
-    found = {}
-    for share in (0.0, 0.0165):
-        doubt = (np.random.default_rng(0).random(rows) < share).astype(np.int8)
-        found[f"{name}, {100 * share:g} % in doubt"] = Call(
-            call, "64 x 64 pairs", rows * codes / 64**2, contents={"p_mask": doubt}, samples=1024
+    unit, units, schedulers = "pair", rows * codes, 1
+    if dim > 16:
+        unit, units, schedulers = "64 x 64 pairs", rows * codes // 64**2, 4
+    return {
+        f"nearest_codeword {rows} x {codes} x {dim}, {100 * share:g} % scanned": Call(
+            lambda: search(z, codebook, "euclidean", "ieee"), unit, units, schedulers, rows, share
         )
-    return found
+        for share in (0.0, 0.0165, 0.05)
+    }
 
 
 def calls() -> dict[str, Call]:
@@ -110,8 +104,20 @@ def calls() -> dict[str, Call]:
     return found
 
 
+def scans(rows: int, share: float) -> float:
+    """How many of its programs (of 64 rows) scan four rows, on average, where ``share`` of all rows are scanned."""
+    found = [math.comb(64, n) * share**n * (1 - share) ** (64 - n) for n in range(65)]
+    return sum(chance * -(-n // 4) for n, chance in enumerate(found)) * rows / 64
+
+
 def counted(call: Call, architecture: int) -> dict[str, Any]:
-    costs = _launch_cycles.of(call.call, architecture, call.contents, call.samples)
+    costs = _launch_cycles.of(call.call, architecture)
+    if call.share:
+        rare = _launch_cycles.of(call.call, architecture, rare=True)
+        every = scans(call.rows, call.share) / (call.rows / 64)
+        for one, more in zip(costs, rare, strict=True):
+            for unit, spent in more.cycles.items():
+                one.cycles[unit] += every * (spent - one.cycles[unit])
     share = call.schedulers * call.units
     return {
         "unit": f"cycles of a {'scheduler' if call.schedulers == 1 else 'multiprocessor'} for {call.unit}",

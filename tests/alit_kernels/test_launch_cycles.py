@@ -55,8 +55,8 @@ PTX = """
 	ld.param.b32 	%r1, [kernel_param_1];
 	mov.u32 	%r2, %tid.x;
 	mov.u32 	%r3, %ctaid.x;
-	ld.global.b32 	%r4, [%rd1];            // contents
-	add.s32 	%r5, %r4, %r3;
+	ld.global.b32 	%r4, [%rd1];            // data
+	add.s32 	%r5, %r3, 3;
 	shl.b32 	%r6, %r2, 7;
 	mov.b32 	%r7, global_smem;
 	add.s32 	%r8, %r7, %r6;
@@ -73,6 +73,10 @@ $L__BB0_1:
 	@!%p2 bra 	$L__BB0_3;
 	bar.sync 	0;
 $L__BB0_3:
+	setp.eq.b32 	%p5, %r4, 0;
+	@%p5 bra 	$L__BB0_4;
+	bar.sync 	0;
+$L__BB0_4:
 	setp.lt.f32 	%p3, %r12, 0f3F800000;
 	@%p3 bra 	$L__BB0_1;
 	st.shared.b32 	[%r12], %r12;
@@ -83,11 +87,11 @@ $L__BB0_3:
 
 def test_a_program_is_run() -> None:
     blocks = _ptx.parse(PTX.replace("st.shared.b32 \t[%r12], %r12;", ""))
-    for program, skipped in ((4, 0), (5, 1)):
-        visits = [block.visits for block in blocks]
-        _ptx_machine.run(blocks, 64, {1: 6}, [(program,)], (9,), {0: np.array([3], dtype=np.int32)})
-        now = [block.visits - before for block, before in zip(blocks, visits, strict=True)]
-        assert now == [1, 5, 1, 1 - skipped, 1, 1], "-3, -1, 1, 3, 5; data go no way back"
+    for program, rare, even, data in ((4, False, 1, 0), (5, False, 0, 0), (5, True, 0, 1)):
+        before = [block.visits for block in blocks]
+        _ptx_machine.run(blocks, 64, {1: 6}, [(program,)], (9,), rare=rare)
+        now = [block.visits - x for block, x in zip(blocks, before, strict=True)]
+        assert now == [1, 5, 1, even, 1, data, 1, 1], "-3, -1, 1, 3, 5; data go no way back"
     assert [block.label for block in _ptx.hot_loop(blocks)] == ["$L__BB0_1"]
 
 
