@@ -268,7 +268,7 @@ def settle(
         BK=64,
         BD=16,
         TURNS=1 if width <= 16 else 2,
-        BL=max(16, min(width, 64, 1024 // proposed.most)),
+        BL=max(16, min(width, 32 if dim > 128 else 64, 1024 // proposed.most)),  # more spill
     )
     if exact:
         launch(
