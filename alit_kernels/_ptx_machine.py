@@ -127,6 +127,7 @@ class _Machine:
     ) -> None:
         self.threads, self.arguments = threads, arguments
         self.data = data
+        self.pairs: dict[str, list[Value]] = {}
         self.memory = np.full(SHARED // 4, UNKNOWN, dtype=np.int64)
         self.values: dict[str, Value] = {"%tid.x": np.arange(threads), "global_smem": 0}
         self.values |= {"%laneid": np.arange(threads) % 32, "%warpid": np.arange(threads) // 32}
@@ -236,6 +237,8 @@ class _Machine:
             parameter = re.search(r"_param_(\d+)", statement.operands[1])
             known = self.arguments.get(int(parameter[1])) if parameter else None
             self._set(statement, self.data if known is None else known)
+        elif kind == "mov" and "{" in "".join(statement.operands):
+            self._pack(*statement.operands)
         elif kind in ("shfl", "elect", "redux"):
             self._exchange(statement, kind)
         elif kind in OPERATIONS and not _FLOATING.search(statement.opcode):
@@ -247,6 +250,15 @@ class _Machine:
                 self._set(statement, wrapped(statement.opcode, found))
         elif statement.operands and statement.operands[0].startswith(("%", "{")):
             self._set(statement, None)
+
+    def _pack(self, target: str, source: str) -> None:
+        """Registers as parts of a wider one, and back; the wider one itself is data."""
+        if "{" in source:
+            self.pairs[target] = [self._value(name) for name in re.findall(r"[^{}, ]+", source)]
+            self.values[target] = None
+        else:
+            names = re.findall(r"[^{}, ]+", target)
+            self.values |= zip(names, self.pairs.get(source, [None] * len(names)), strict=True)
 
     def _exchange(self, statement: Statement, kind: str) -> None:
         lane = np.arange(self.threads)
