@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: each precision, and the exact search with a mask, and by "cosine"."""
+"""What is compiled ahead of time: each precision, and the exact search by "cosine" and, a rare case, with a mask."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def record(recorder: Recorder) -> None:
     mask = torch.empty(4096, dtype=torch.bool, device="meta")
     expected = {"propose_kernel": Expected(tensor_core=True, wgmma=True)}
     for dtype in (torch.float32, torch.bfloat16):
-        for dim in (4, 8, 12, 16, 64, 256, 512):
+        for dim in (8, 12, 64, 256, 512):
             z = torch.empty(4096, dim, dtype=dtype, device="meta")
             codebook = torch.empty(1024, dim, dtype=dtype, device="meta")
             name = f"d={dim} {TYPES[dtype]}"
             with recorder(name, expected):
                 search(z, codebook, "euclidean", "ieee")
-            with recorder(f"{name} masked", expected):
+            with recorder(f"{name} masked", expected, rare=True):
                 search(z, codebook, "euclidean", "ieee", mask)
             with recorder(f"{name} cosine", expected):
                 search(z, codebook, "cosine", "ieee")
