@@ -235,7 +235,7 @@ def settle(
         doubt = torch.empty(rows, dtype=torch.bool, device=device)
         distance = torch.empty(portions, rows, dtype=torch.float64, device=device)
         nearest = torch.empty(portions, rows, dtype=torch.int32, device=device)
-    width = next_power_of_2(max(1, dim))
+    width, half = next_power_of_2(max(1, dim)), found.z.element_size() == 2
     launch(
         kernels.settle_kernel,
         (cdiv(rows, 64), portions),
@@ -268,7 +268,7 @@ def settle(
         BK=64,
         BD=16,
         TURNS=1 if width <= 16 else 2,
-        BL=max(16, min(width, 32 if dim > 128 else 64, 1024 // proposed.most)),  # more spill
+        BL=max(16, min(width, 32 if half and dim > 128 else 64, 1024 // proposed.most)),
     )
     if exact:
         launch(

@@ -101,7 +101,7 @@ def share(actual: Tensor, eager: Tensor, exact: Tensor, k: int) -> float:
         (70, 16, 1.0, 0),
         (129, 64, 1.0, 0),
         (129, 64, 10.0, 0),
-        # Probabilities follow from the last bit of scores of 7000. At seed 0 eager PyTorch happens to err so little that
+        # Probabilities follow from the last bit of scores of 7000. At seed 0 eager PyTorch errs so little that
         # neither these products (1.5 times the budget) nor plain ones of float32 (2.5) keep it; seeds 1 to 3 use 0.4.
         (129, 64, 30.0, 1),
         (129, 64, 100.0, 0),
