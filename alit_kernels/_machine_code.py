@@ -131,20 +131,21 @@ def read(
     pointers = [name if kind.startswith("*") else "" for name, kind in arguments.items()]
     widths = _ptx.access_widths(found.asm["ptx"], pointers)
     columns = getattr(meta, "tmem_size", None) or 0
+    resident = occupancy(arch, meta.num_warps, registers, meta.shared, columns)
     return Result(
         **about,
         arch=arch,
         registers=registers,
         stack=stack,
         shared=meta.shared,
-        occupancy=occupancy(arch, meta.num_warps, registers, meta.shared, columns),
+        occupancy=resident,
         instructions=counts(code),
         bound=max(hot, key=lambda unit: hot[unit]),
         hot_loop_cycles=hot,
         other_cycles=cycles(other, arch, _ptx.conflicts(rest)),
         conflicts=round(conflicts, 2),
         unrolled=unrolled(turn, kernel_turn),
-        faults=faults(counts(code), stack, meta.shared, widths, arch, expected),
+        faults=faults(counts(code), stack, meta.shared, widths, arch, expected, resident),
     )
 
 
@@ -171,14 +172,17 @@ def faults(
     widths: Mapping[str, set[int]],
     arch: int,
     expected: Expected,
+    resident: float = 1.0,
 ) -> list[str]:
-    """What ``python -m alit_kernels.aot --check`` forbids."""
+    """What ``python -m alit_kernels.aot --check`` forbids; ``resident`` is the occupancy."""
     found = []
     if stack or count.get("local"):
         found.append(f"spills: {stack} bytes of stack, {count.get('local', 0)} accesses")
     limit = LIMITS[arch].shared_block
     if shared > limit:
         found.append(f"shared memory: {shared} bytes, at most {limit}")
+    if not resident:  # of tensor memory, say: what is compiled then is empty
+        found.append("does not fit on a multiprocessor")
     if expected.tensor_core and not any(count.get(name) for name in MATRIX):
         found.append("no tensor-core instruction")
     if expected.wgmma and arch == 90 and not count.get("wgmma"):

@@ -161,6 +161,10 @@ def test_too_much_shared_memory() -> None:
         assert machine.faults({"all": 100}, 0, limit, {}, arch, Expected()) == []
         (fault,) = machine.faults({"all": 100}, 0, limit + 1, {}, arch, Expected())
         assert fault == f"shared memory: {limit + 1} bytes, at most {limit}"
+    columns = machine.occupancy(100, 4, 64, 1 << 10, tensor_columns=1024)
+    assert machine.faults({"all": 3}, 0, 0, {}, 100, Expected(), columns) == [
+        "does not fit on a multiprocessor"
+    ]
 
 
 def test_compare() -> None:
