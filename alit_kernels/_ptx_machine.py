@@ -172,7 +172,7 @@ class _Machine:
 
     def _value(self, operand: str) -> Value:
         if operand[0] in "%g":
-            return self.values.get(operand)
+            return self.values.get(operand, self.data)  # not yet set, where blocks run in order
         try:
             return int(operand, 0)
         except ValueError:
