@@ -12,6 +12,7 @@ import itertools
 import torch
 
 from .._builds import TYPES, Expected, Recorder
+from .._machine_code import LIMITS
 from .configurations import KERNELS, map_tile, splits, tile
 from .problem import Problem
 from .triton_ import attention, attention_backward, attention_map
@@ -29,7 +30,9 @@ _WIDE_WAYS = ((True, True, True), (True, False, False), (False, False, False))
 
 def record(recorder: Recorder) -> None:
     for head_dim, dtype in itertools.product((16, 32, 64, 128, 256, 512), TYPES):
-        record_entry(recorder, head_dim, dtype)
+        shared = LIMITS[recorder.architecture].shared_block
+        if head_dim <= 256 or shared >= WIDE_SHARED:  # others take the reference
+            record_entry(recorder, head_dim, dtype)
 
 
 def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:

@@ -92,7 +92,7 @@ TABLE = {
     ("backward_keys", 256, 2): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 512, 2): (Tile(16, 32, 8, 2, True),) * 3,
     ("backward_keys", 16, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
-    ("backward_keys", 32, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
+    ("backward_keys", 32, 4): (Tile(32, 16, 4, 1, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("backward_keys", 64, 4): (Tile(32, 16, 4, 2, True), Tile(64, 16, 4, 1, True), Tile(32, 16, 4, 2, True)),
     ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, True),) * 3,
     ("backward_keys", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
