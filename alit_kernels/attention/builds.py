@@ -13,7 +13,7 @@ import torch
 
 from .._builds import TYPES, Expected, Recorder
 from .._machine_code import LIMITS
-from .configurations import KERNELS, map_tile, splits, tile
+from .configurations import KERNELS, WIDE_SHARED, map_tile, splits, tile
 from .problem import Problem
 from .triton_ import attention, attention_backward, attention_map
 
