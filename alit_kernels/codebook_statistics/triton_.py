@@ -89,8 +89,8 @@ def ordered(
     shared |= {"blocks": blocks, "BT": BLOCKS, "num_warps": warps(dim)}
     if eight:
         shared |= {"BT": BLOCKS // 4, "BR": sizes["BR"] // 2}
-    elif normalised:  # float64 vectors take more registers
-        shared["BT"] = BLOCKS // 2
+    if normalised:  # float64 vectors take more registers
+        shared["BT"] = BLOCKS // 8
     return shared, taking
 
 

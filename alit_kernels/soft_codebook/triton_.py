@@ -39,8 +39,8 @@ def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> d
             rows, most = 16, 256
     if width < 128 and not (groups and dtype == torch.float32):
         warps = 4
-        if dtype != torch.float32 and architecture in (86, 89, 120) and kernel != "codebook":
-            warps = 8  # of four, 64 channels spill
+    if dtype != torch.float32 and architecture in (86, 89, 120) and kernel != "codebook":
+        warps = 8  # of four some spill
     sizes = {"BM": rows, "BV": codes, "BC": min(width, most)}
     return {**sizes, "num_warps": warps, "num_stages": 2}
 
