@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._triton import as_rows, cdiv, launch, next_power_of_2
+from .._triton import architecture, as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
 BLOCK = 256  # rows that are put in order at once
@@ -87,10 +87,10 @@ def ordered(
         num_warps=8,
     )
     shared |= {"blocks": blocks, "BT": BLOCKS, "num_warps": warps(dim)}
-    if eight:
-        shared |= {"BT": BLOCKS // 4, "BR": sizes["BR"] // 2}
     if normalised:  # float64 vectors take more registers
-        shared["BT"] = BLOCKS // 8
+        shared |= {"BT": BLOCKS // 8, "BR": sizes["BR"] // (2 if eight else 1)}
+    elif eight and architecture(z.device) in (86, 89):
+        shared |= {"BT": BLOCKS // 4, "BR": sizes["BR"] // 2}
     return shared, taking
 
 
