@@ -27,7 +27,7 @@ def tile(dim: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
     width, single = max(16, next_power_of_2(dim)), dtype == torch.float32
     precision = "tf32" if not single else "ieee" if dim <= PLAIN else "tf32x3"
     # On sm_100 and smaller chips more channels, or more stages, spill.
-    step = 16 if single and (kernel == "means" or (kernel, width) == ("z", 32)) else 32
+    step = 16 if single and (kernel == "means" or (kernel == "z" and width in (32, 256))) else 32
     sizes: dict[str, Any] = {"BM": 32, "BK": 32, "BD": min(width, step), "PRECISION": precision}
     if kernel in ("z", "codes"):
         sizes["BC"] = min(width, 128)
