@@ -67,7 +67,7 @@ TABLE = {
     ("forward", 128, 2): (Tile(32, 64, 4, 2, True), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     ("forward", 256, 2): (Tile(64, 32, 8, 2, True),) * 3,
     ("forward", 512, 2): (Tile(32, 32, 8, 2, True), Tile(64, 16, 8, 2, True), Tile(64, 32, 8, 2, True)),
-    ("forward", 16, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
+    ("forward", 16, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 1, True)),
     ("forward", 32, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("forward", 64, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 4, 2, True)),
     ("forward", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 64, 8, 1, True), Tile(32, 64, 8, 1, True)),
