@@ -31,6 +31,10 @@ def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> d
         architecture: 90 for sm_90.
     """
     width, groups = max(16, min(256, next_power_of_2(channels))), architecture in (90, 100)
+    if architecture == 90 and kernel == "forward" and dtype == torch.float32:
+        groups = (
+            False  # wgmma wants TF32 codes transposed: bank conflicts cost four times the product
+        )
     if dtype != torch.float32:
         rows, codes, most, warps = (64, 32, 64, 4) if kernel == "logits" else (64, 64, 256, 8)
     else:
