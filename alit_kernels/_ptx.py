@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 _STATEMENT = re.compile(
-    r"^[ \t]*(?:(\$L__BB\w+):|(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)(?:\s+([^;]*))?;)", re.M
+    r"^[ \t]*(?:(\$L__BB\w+):|(?:@(!?)(%?\w+)\s+)?([a-z][\w.:]*)(?:\s+([^;]*))?;)", re.M
 )
 _IGNORED = re.compile(r"//[^\n]*|^[ \t]*\.\w[^\n]*$", re.M)
 

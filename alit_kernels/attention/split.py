@@ -4,12 +4,12 @@
 exact in float32. Three of them, whose share of the whole is below 2^-21 (middle low, low middle, low low), are left
 out; the small ones are summed first.
 
-Why not three products of two TF32 parts, which take the tensor cores as long? Machine code of the forward at a head
-dimension of 64 on sm_90 (64 x 32 tiles, Triton 3.7.1) needs 201 registers and 80 KiB of shared memory a block, against
-190 and 64. ``wgmma`` takes TF32 only with the summed dimension last, so values are transposed in shared memory, with
-eight-fold bank conflicts; probabilities have to be shuffled among threads to become its operand, and those of bfloat16
-not. And two parts are not exact: emulated, they used up to 5.9 times the error budget where scores are large (129 keys,
-magnitude 30), three of bfloat16 0.6.
+Why not three products of two TF32 parts, which would take the tensor cores as long? Two parts are not exact, which
+shows where scores are large. And ``wgmma`` takes TF32 only with the summed dimension last: values would be transposed
+in shared memory, with bank conflicts, and probabilities shuffled among threads to become its operand. Operands of
+bfloat16 are taken either way, and probabilities are where they are needed. How much of the error budget is used,
+``tests/alit_kernels/test_attention_split.py`` prints and holds, with sums that are rounded as tensor cores do it.
+It has not been measured on a GPU.
 
 Tensor cores round sums towards zero. A sum over all keys or queries is therefore not left to them: the product of each
 step begins with zero, and is added in float32.

@@ -16,34 +16,31 @@ LOGITS_PROGRAMS, CODEBOOK_PROGRAMS = 512, 256
 SUMMED = 512  # elements of the codebook's gradient that a program sums over parts of the rows
 
 
-#: Rows, codes and at most channels of a float32 step, and warps: where warp groups multiply (sm_90, sm_100), and where
-#: single warps do. Operands in two parts take registers: larger tiles spill, or compile to nothing for sm_100.
-GROUPS = {"forward": (64, 32, 128, 4), "logits": (128, 64, 32, 8), "codebook": (32, 128, 128, 8)}
-SINGLE = {"forward": (32, 32, 256, 8), "logits": (64, 32, 32, 4), "codebook": (16, 64, 256, 8)}
-
-
 def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> dict[str, Any]:
     """Rows, codes and channels of a step, and launch options: the launch table.
+
+    By the count of cycles, with bank conflicts. In float32 ``wgmma`` pays where no operand has to be transposed in
+    shared memory for it: for the gradient of the logits alone.
 
     Args:
         channels, dtype: of the codebook.
         kernel: "forward", "logits" or "codebook".
         architecture: 90 for sm_90.
     """
-    width, groups = max(16, min(256, next_power_of_2(channels))), architecture in (90, 100)
-    if architecture == 90 and kernel == "forward" and dtype == torch.float32:
-        groups = (
-            False  # wgmma wants TF32 codes transposed: bank conflicts cost four times the product
-        )
-    if dtype != torch.float32:
-        rows, codes, most, warps = (64, 32, 64, 4) if kernel == "logits" else (64, 64, 256, 8)
+    width, single = max(16, min(256, next_power_of_2(channels))), dtype == torch.float32
+    small = width < 128
+    if kernel == "logits" and single and architecture in (90, 100):
+        rows, codes, most, warps = 128, 64, 32, 8
+    elif kernel == "logits":
+        rows, codes, most, warps = 64, 32, 32 if single else 64, 4
     else:
-        rows, codes, most, warps = (GROUPS if groups else SINGLE)[kernel]
-        if architecture == 90 and kernel == "codebook":
-            rows, most = 16, 256
-    if width < 128 and not (groups and dtype == torch.float32):
-        warps = 4
-    if dtype != torch.float32 and architecture in (86, 89, 120) and kernel != "codebook":
+        rows, codes, most, warps = (
+            32 if single else 64,
+            32 if single else 64,
+            256,
+            4 if small else 8,
+        )
+    if not single and architecture in (86, 89, 120) and kernel != "codebook":
         warps = 8  # of four some spill
     sizes = {"BM": rows, "BV": codes, "BC": min(width, most)}
     return {**sizes, "num_warps": warps, "num_stages": 2}

@@ -40,15 +40,10 @@ class Steps(NamedTuple):
         proposed = triton_.propose(found, None, products)
         half, _, left = found.parts.row_norms.double().cpu()
         largest_half, largest_left = found.parts.largest.double().cpu().amax(1)
-        norm, left, radius, radius_left = (
-            (2 * half).sqrt(),
-            left.sqrt(),
-            (2 * largest_half).sqrt(),
-            largest_left.sqrt(),
-        )
-        parts = (left * radius + norm * radius_left) * (
-            1 if products == 1 else 2.0**-11
-        ) + left * radius_left
+        norm, radius = (2 * half).sqrt(), (2 * largest_half).sqrt()
+        left, radius_left = left.sqrt(), largest_left.sqrt()
+        linear = 1.0 if products == 1 else 2.0**-11
+        parts = linear * (left * radius + norm * radius_left) + left * radius_left
         sums = triton_.rounding(z.shape[1], proposed.steps) * (norm * radius + largest_half)
         return found, proposed, torch.stack([parts, sums])
 
@@ -93,15 +88,8 @@ def steps(request: pytest.FixtureRequest) -> Steps:
     return Steps(request.param.device)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "metric"),
-    (
-        (torch.float32, "euclidean"),
-        (torch.float32, "cosine"),
-        (torch.bfloat16, "euclidean"),
-        (torch.float16, "cosine"),
-    ),
-)
+@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", TEST_CASES)
 def test_search_is_exact(case: Case, dtype: torch.dtype, metric: str, search: Search) -> None:
     z, codebook, _ = make(case, dtype=dtype)
@@ -161,9 +149,7 @@ def test_scores_are_believed_from_twice_their_error_on(
     generator = torch.Generator().manual_seed(0)
     z, first = torch.randn(2, dim, generator=generator, dtype=torch.float64)
     vector, codes = z[None].float(), torch.stack([first, first, first]).float()
-    codes[:, 0] += torch.tensor(
-        [1.0, 1.0, -1.0]
-    )  # three that are not the same: so that the centre is none of them
+    codes[:, 0] += torch.tensor([1.0, 1.0, -1.0])  # so that the centre is none of them
     bound = float(steps.propose(vector, codes)[2].sum())
     nearer = codes[:1].double()
     away = (nearer - z) / (nearer - z).square().sum()
@@ -181,9 +167,9 @@ def test_scores_are_believed_from_twice_their_error_on(
 def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
     """Three codes the same, and one nearer by 2^-26 to 2^-8 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
     generator = torch.Generator().manual_seed(dim)
-    z, first = torch.randn(2, 8, dim, generator=generator, dtype=torch.float64)
+    z, first = torch.randn(2, 40, dim, generator=generator, dtype=torch.float64)
     radius = first.norm(dim=1)
-    gaps = torch.logspace(-26, -8, 8, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
+    gaps = torch.logspace(-26, -8, 40, base=2) * (z.norm(dim=1) * radius + radius**2 / 2)
     believed = 0
     for one, code, gap in zip(z, first, gaps, strict=True):
         away = code + gap / (code - one).square().sum() * (code - one)
@@ -191,7 +177,7 @@ def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
         index, doubt = steps.settle(one[None].float(), codebook)
         assert_exact_nearest(index, one[None].float(), codebook)
         believed += not doubt
-    assert believed > 1
+    assert believed > 5
 
 
 def adversarial(dim: int) -> tuple[Tensor, Tensor]:
