@@ -257,13 +257,14 @@ def hot_loop(code: list[Instruction]) -> list[Instruction]:
 
     The first, because slow paths come later in the code. Code without a loop is its own hot loop.
     """
-    spans = []
+    ends: dict[int, int] = {}  # by the head: the last way back to it
     for instruction in code:
         target = re.search(r"0x([0-9a-f]+)\s*$", instruction.operands)
         if instruction.opcode.startswith("BRA") and target:
             start = int(target[1], 16)
             if start < instruction.address:
-                spans.append((start, instruction.address))
+                ends[start] = instruction.address
+    spans = ends.items()
     inner = [
         (a, b)
         for a, b in spans
@@ -306,8 +307,8 @@ def unrolled(turn: list[Instruction], kernel_turn: list[_ptx.Block]) -> int:
     opcodes = [statement.opcode for block in kernel_turn for statement in block.statements]
     machine = [instruction.opcode for instruction in turn]
     kinds = (
-        (_MATRIX, re.compile(r"(wg)?mma|tcgen05\.mma")),
         (re.compile(r"MUFU\.EX2"), re.compile(r"ex2")),
+        (_MATRIX, re.compile(r"(wg)?mma|tcgen05\.mma")),
         (re.compile(r"LDG|LDGSTS"), re.compile(r"ld\.global|cp\.async\.c[ag]")),
         (re.compile(r"LDS"), re.compile(r"ld\.shared")),
         (re.compile(r""), re.compile(r"")),

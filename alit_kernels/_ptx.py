@@ -63,11 +63,12 @@ def parse(ptx: str) -> list[Block]:
 def hot_loop(blocks: list[Block]) -> list[Block]:
     """The loop that counts, by the rule of ``_machine_code.hot_loop``; all of the code where there is no loop."""
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
-    spans = set()
+    ends: dict[int, int] = {}  # by the head: the last way back to it
     for end, block in enumerate(blocks):
         start = place.get(block.target)
         if start is not None and start <= end:
-            spans.add((start, end))
+            ends[start] = end
+    spans = ends.items()
     inner = [
         (a, b)
         for a, b in spans

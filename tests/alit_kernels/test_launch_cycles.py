@@ -95,6 +95,12 @@ def test_a_program_is_run() -> None:
     assert [block.label for block in _ptx.hot_loop(blocks)] == ["$L__BB0_1"]
 
 
+def test_a_loop_with_two_ways_back() -> None:
+    """Is one loop, with all that lies before the last of them; ``continue`` makes such."""
+    ptx = "$L__BB0_1:\n mov.u32 %r1, 0;\n @%p1 bra $L__BB0_1;\n add.s32 %r1, %r1, 1;\n @p bra $L__BB0_1;\n ret;\n"
+    assert [len(block.statements) for block in _ptx.hot_loop(_ptx.parse(ptx))] == [2, 2]
+
+
 def test_conflicts_are_counted() -> None:
     blocks = _ptx.parse(PTX.replace("st.shared.b32 \t[%r12], %r12;", ""))
     _ptx_machine.walk(blocks, 64)
