@@ -47,8 +47,8 @@ def launches(call: Callable[[], object], architecture: int) -> list[Launch]:
     return recorder.launches
 
 
-def cost(launch: Launch, *, rare: bool = False) -> Cost:
-    """Of a launch; with ``rare`` every program also runs once what only some data need."""
+def cost(launch: Launch, *, rare: int = 0) -> Cost:
+    """Of a launch; with ``rare`` every program takes so many longer ways that only some data need."""
     build, found = launch.build, launch.build.compiled()
     result, warps = build.read(found), found.metadata.num_warps
     names = [name for name, kind in build.signature.items() if kind != "constexpr"]
@@ -66,7 +66,10 @@ def cost(launch: Launch, *, rare: bool = False) -> Cost:
     loop = _ptx.hot_loop(blocks)
     within = {id(block) for block in loop}
     rest = [block for block in blocks if id(block) not in within]
-    turns, other = loop[0].visits / len(chosen), result.other_cycles
+    head = loop[0]
+    if len(loop) > 1 and head.target and head.target not in {block.label for block in loop}:
+        head = loop[1]  # the first leaves the loop, or goes on with it
+    turns, other = head.visits / len(chosen), result.other_cycles
     if not rest:  # no loop: some of the code is reached, once
         rest, turns, other = loop, 0.0, result.hot_loop_cycles
     statements = sum(len(block.statements) for block in rest)
@@ -85,6 +88,6 @@ def summed(costs: list[Cost]) -> float:
     return sum(max(one.cycles.values()) for one in costs)
 
 
-def of(call: Callable[[], object], architecture: int, *, rare: bool = False) -> list[Cost]:
+def of(call: Callable[[], object], architecture: int, *, rare: int = 0) -> list[Cost]:
     """The cost of each launch of a call on ``meta`` tensors, in order."""
     return [cost(launch, rare=rare) for launch in launches(call, architecture)]

@@ -3,7 +3,7 @@
 Loop bounds and addresses of a Triton program follow from its arguments, its number and the thread, hardly ever from the
 data. So one program runs here without a GPU: the integers of all its threads as numpy arrays; floating point, and what
 is loaded, are data. A branch goes where the first thread goes, since the branches of a program are the same for all of
-its threads, and past the code between where data decide: no further turn, no rare case.
+its threads, and where data decide the shorter way to the end: no further turn, no rare case.
 """
 
 from __future__ import annotations
@@ -51,35 +51,58 @@ def run(
     programs: Iterable[tuple[int, ...]] = ((0,),),
     grid: tuple[int, ...] = (1,),
     *,
-    rare: bool = False,
+    rare: int = 0,
 ) -> None:
     """Run programs; how often they visit each block is added to ``blocks``.
 
     Args:
         arguments: position among the parameters in PTX -> integer; others are data.
         programs: their places in the grid.
-        rare: code that is passed where data decide is run once by each program.
+        rare: at so many branches, the first of which data decide, a program takes the longer way, if that begins with
+            code that it has not run.
 
     Raises:
         ValueError: a program does not end.
     """
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
     deciding = _deciding(blocks)
-    ends = [place.get(block.target, -1) for block in blocks]
+    shorter = _shorter(blocks, place)
     for program in programs:
-        machine, entered = _Machine(threads, arguments, program, grid, data=None), set[int]()
-        here = visits = 0
+        machine, seen = _Machine(threads, arguments, program, grid, data=None), set[int]()
+        here = visits = longer = 0
         while here < len(blocks):
             blocks[here].visits += 1
             visits += 1
             if visits > LONGEST:
                 raise ValueError(f"program {program} visits more than {LONGEST} blocks")
-            onwards = here < ends[here] and (not rare or here in entered)
-            entered.add(here)
-            target, ended = machine.visit(deciding[here], onwards=onwards)
+            seen.add(here)
+            other = here + 1 if shorter[here] else place.get(blocks[here].target, here + 1)
+            taken = shorter[here] != (longer < rare and other not in seen)
+            target, ended = machine.visit(deciding[here], taken=taken)
             if ended:
                 break
+            longer += machine.data_decided and taken != shorter[here]
             here = place[target] if target else here + 1
+
+
+def _shorter(blocks: list[Block], place: Mapping[str, int]) -> list[bool]:
+    """Of each block, whether the branch at its end is the way to the end of the program with fewer statements."""
+    endless = sum(len(block.statements) for block in blocks) + 1
+    onwards: list[list[int]] = []  # the blocks after each, -1 for the end; the target first
+    for i, block in enumerate(blocks):
+        last = block.statements[-1] if block.statements else None
+        kind = last.opcode.partition(".")[0] if last else ""
+        after = [place[block.target]] if block.target else [-1] if kind in ("ret", "exit") else []
+        if not after or (last and last.guard):
+            after.append(i + 1 if i + 1 < len(blocks) else -1)
+        onwards.append(after)
+    ways = {-1: 0} | dict.fromkeys(range(len(blocks)), endless)
+    while True:
+        before = dict(ways)
+        for i in reversed(range(len(blocks))):
+            ways[i] = min(len(blocks[i].statements) + min(ways[j] for j in onwards[i]), endless)
+        if ways == before:
+            return [len(after) == 2 and ways[after[0]] < ways[after[1]] for after in onwards]
 
 
 def _deciding(blocks: list[Block]) -> list[Block]:
@@ -127,6 +150,7 @@ class _Machine:
     ) -> None:
         self.threads, self.arguments = threads, arguments
         self.data = data
+        self.data_decided = False  # the last branch
         self.pairs: dict[str, list[Value]] = {}
         self.memory = np.full(SHARED // 4, UNKNOWN, dtype=np.int64)
         self.values: dict[str, Value] = {"%tid.x": np.arange(threads), "global_smem": 0}
@@ -136,18 +160,19 @@ class _Machine:
             self.values[f"%nctaid.{name}"] = all_of_them
 
     def visit(
-        self, block: Block, *, conflicts: bool = False, onwards: bool = False
+        self, block: Block, *, conflicts: bool = False, taken: bool = False
     ) -> tuple[str, bool]:
         """Run a block: the label to go to, empty for the next block, and whether the program ends.
 
-        ``onwards``: whether the branch at its end goes to later code, and so is taken where data decide.
+        ``taken``: whether the branch at its end is, where data decide.
         """
+        self.data_decided = False
         for statement in block.statements:
             active = self._active(statement)
             kind = statement.opcode.partition(".")[0]
             if kind == "bra":
-                taken = onwards if active is None else _of_first(active)
-                if statement.operands[0].startswith("$L__BB") and taken:
+                self.data_decided = active is None
+                if (taken if active is None else _of_first(active)) and block.target:
                     return statement.operands[0], False
             elif kind in ("ret", "exit"):
                 if active is not None and _of_first(active):

@@ -45,6 +45,8 @@ EPSILON = tl.constexpr(1e-12)
 SMALL, LARGE = tl.constexpr(2.0**-60), tl.constexpr(2.0**60)
 FAR = tl.constexpr(2.0**126)  # above every score of those
 NONE = tl.constexpr(0x7FFFFFFF)
+#: Cells of a part: cell i has codes 2 i and 2 i + 1 of every eight, which are in the same threads of a product.
+CELLS = tl.constexpr(4)
 
 
 @triton.jit
@@ -67,87 +69,34 @@ def units(b_x):
 
 
 @triton.jit
-def _rows(p_x, o_row, m_tile, pitch, D: tl.constexpr, NORMALISED: tl.constexpr, BD: tl.constexpr):
-    b_x = tl.load(p_x + o_row[:, None] * pitch + tl.arange(0, BD)[None, :], mask=m_tile, other=0.0)
-    b_x = b_x.to(tl.float32)
-    return units(b_x) if NORMALISED else b_x
-
-
-@triton.jit
 def _centre(
     p_codebook,
     codes,
-    codebook_pitch,
+    pitch,
     D: tl.constexpr,
     NORMALISED: tl.constexpr,
     SOME: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The mean of some codes, as far as they are finite: the same in every program."""
-    o_code = tl.arange(0, SOME).to(tl.int64) * codes // SOME
-    m_tile = (o_code < codes)[:, None] & (tl.arange(0, BD) < D)[None, :]
-    b_codes = _rows(p_codebook, o_code, m_tile, codebook_pitch, D, NORMALISED, BD)
-    b_centre = tl.sum(b_codes, 0) / SOME
-    return tl.where(tl.abs(b_centre) < float("inf"), b_centre, 0.0)[None, :]
+    """The mean of some codes, as far as it is finite, NORMALISED over their mean norm: the same in every program."""
+    o_dim = tl.arange(0, BD)
+    b_sum = tl.zeros([BD], tl.float32)
+    b_square = b_sum
+    for i in tl.static_range(SOME):
+        p_code = p_codebook + tl.cast(codes, tl.int64) * i // SOME * pitch
+        b_code = tl.load(p_code + o_dim, mask=o_dim < D, other=0.0).to(tl.float32)
+        b_sum += b_code
+        b_square += b_code * b_code
+    b_centre = b_sum / SOME
+    if NORMALISED:
+        b_centre *= tl.rsqrt(tl.sum(b_square, 0) / SOME)
+    return tl.where(tl.abs(b_centre) < float("inf"), b_centre, 0.0)
 
 
 @triton.jit
-def _prepare(
-    p_x,
-    p_unit,
-    p_norms,
-    p_parts,
-    block,
-    count,
-    stored,
-    pitch,
-    b_centre,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    NORMALISED: tl.constexpr,
-    PRODUCTS: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-):
-    """Of one block; the largest half norm of finite rows, and squared norm of what high parts leave."""
-    o_row = block * BK + tl.arange(0, BK)
-    o_dim = tl.arange(0, BD)
-    m_tile = (o_row < count)[:, None] & (o_dim < D)[None, :]
-    b_x = _rows(p_x, o_row.to(tl.int64), m_tile, pitch, D, NORMALISED, BD)
-    o_row_wide = o_row[:, None].to(tl.int64)
-    if NORMALISED:
-        tl.store(p_unit + o_row_wide * D + o_dim[None, :], b_x, mask=m_tile)
-    m_stored = o_row < stored
-    if PRODUCTS != 0:
-        b_x = tl.where(m_tile, b_x - b_centre, 0.0)
-    b_largest = tl.max(tl.abs(b_x), 1)
-    b_half = 0.5 * tl.sum(b_x * b_x, 1)
-    # NaN is in the sum, infinity in the largest.
-    m_finite = (o_row < count) & (b_largest < float("inf")) & (b_half == b_half)
-    if PRODUCTS == 0:
-        if p_norms is not None:
-            tl.store(p_norms + o_row, tl.where(m_finite, b_half, float("inf")), mask=m_stored)
-        return 0.0, 0.0
-    else:
-        # A power of two by which the largest element is below 2^15; kept from where powers under- and overflow.
-        b_bits = tl.minimum(tl.maximum(b_largest, 2.0**-40), 2.0**40).to(tl.int32, bitcast=True)
-        b_bits = (b_bits & 0x7F800000) - (14 << 23)
-        b_power = b_bits.to(tl.float32, bitcast=True)
-        b_inverse = ((254 << 23) - b_bits).to(tl.float32, bitcast=True)
-        b_x = tl.where(m_finite[:, None], b_x * b_inverse[:, None], 0.0)
-        b_high = b_x.to(tl.float16)
-        b_low = b_x - b_high.to(tl.float32)
-        b_left = tl.sum(b_low * b_low, 1) * b_power * b_power
-        p_tile = p_parts + o_row_wide * DP + o_dim[None, :]
-        m_tile = m_stored[:, None] & (o_dim < DP)[None, :]
-        wide = stored.to(tl.int64)
-        tl.store(p_tile, b_high, mask=m_tile)
-        if PRODUCTS == 3:
-            tl.store(p_tile + wide * DP, b_low.to(tl.float16), mask=m_tile)
-        tl.store(p_norms + o_row, tl.where(m_finite, tl.minimum(b_half, FAR), FAR), mask=m_stored)
-        tl.store(p_norms + wide + o_row, b_power, mask=m_stored)
-        tl.store(p_norms + 2 * wide + o_row, b_left, mask=m_stored)
-        return tl.max(tl.where(m_finite, b_half, 0.0), 0), tl.max(b_left, 0)
+def _sum(b_x):
+    """Of each row of (LINES, rows, LINE)."""
+    return tl.sum(tl.sum(b_x, 0), 1)
 
 
 @triton.jit(do_not_specialize=["rows", "codes", "padded", "code_blocks"])
@@ -174,30 +123,84 @@ def prepare_kernel(
     SOME: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
+    LINE: tl.constexpr,
 ):
     """What a search reads of BK codes, or in programs behind those of codes, of BK vectors.
 
     NORMALISED, they themselves. With PRODUCTS their float16 parts, and (3, count) float32: half the squared norms, FAR
     where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high parts leave. Of
     the first and the last also the largest of BK codes. Without, half the squared norms of codes, infinite for those.
+
+    A tile is (LINES, BK, LINE), channels LINE by LINE: the few threads that have a row in a line have it in all lines,
+    and a sum over the row takes few exchanges.
     """
     program = tl.program_id(0)
-    b_centre = None
-    if PRODUCTS != 0:
+    of_codes = program < code_blocks
+    block = tl.where(of_codes, program, program - code_blocks)
+    count = tl.where(of_codes, codes, rows)
+    stored = tl.where(of_codes, padded, rows)
+    p_x = tl.where(of_codes, p_codebook, p_z)
+    pitch = tl.where(of_codes, codebook_pitch, z_pitch)
+    p_norms = p_code_norms
+    if p_row_norms is not None:
+        p_norms = tl.where(of_codes, p_code_norms, p_row_norms)
+    LINES: tl.constexpr = BD // LINE
+    o_row = block * BK + tl.arange(0, BK)
+    o_dim = (tl.arange(0, LINES) * LINE)[:, None, None] + tl.arange(0, LINE)[None, None, :]
+    if PRODUCTS != 0:  # before the tile, to which it is given: the compiler lays both out as the last is loaded
         b_centre = _centre(p_codebook, codes, codebook_pitch, D, NORMALISED, SOME, BD)
-    if program < code_blocks:
-        half, left = _prepare(
-            p_codebook, p_codes, p_code_norms, p_code_parts, program, codes, padded,
-            codebook_pitch, b_centre, D, DP, NORMALISED, PRODUCTS, BK, BD,
-        )  # fmt: skip
-        if PRODUCTS != 0:
-            tl.store(p_largest + program, half)
-            tl.store(p_largest + code_blocks + program, left)
-    elif PRODUCTS != 0 or NORMALISED:
-        _prepare(
-            p_z, p_u, p_row_norms, p_row_parts, program - code_blocks, rows, rows,
-            z_pitch, b_centre, D, DP, NORMALISED, PRODUCTS, BK, BD,
-        )  # fmt: skip
+        b_centre = tl.reshape(b_centre, [LINES, 1, LINE])
+    # Rows beyond the last are the last again.
+    o_read = tl.minimum(o_row, count - 1)[None, :, None].to(tl.int64)
+    if BD > D:
+        b_x = tl.load(p_x + o_read * pitch + o_dim, mask=o_dim < D, other=0.0).to(tl.float32)
+    else:
+        b_x = tl.load(p_x + o_read * pitch + o_dim).to(tl.float32)
+    if NORMALISED:
+        b_wide = b_x.to(tl.float64)
+        b_norm = tl.maximum(tl.sqrt(_sum(b_wide * b_wide)), EPSILON)
+        b_x = (b_wide * (1.0 / b_norm)[None, :, None]).to(tl.float32)
+        p_unit = tl.where(of_codes, p_codes, p_u) + o_read * D + o_dim
+        tl.store(p_unit, b_x, mask=o_dim < D)
+    if PRODUCTS != 0:
+        b_x -= b_centre
+    b_half = 0.5 * _sum(b_x * b_x)
+    m_real = o_row < count
+    m_finite = b_half < float("inf")  # and not NaN
+    if PRODUCTS == 0:
+        if of_codes:
+            m_finite &= m_real
+            tl.store(p_norms + o_row, tl.where(m_finite, b_half, float("inf")), mask=o_row < stored)
+    else:
+        b_counted = b_half
+        if tl.min(m_finite.to(tl.int32), 0) == 0:
+            # NaN and infinity count as nothing, squares that overflow as infinity.
+            m_infinite = tl.max(tl.max(tl.abs(b_x), 0), 1) == float("inf")
+            b_counted = tl.where(m_infinite | (b_half != b_half), 0.0, b_half)
+            b_x = tl.where(m_finite[None, :, None], b_x, 0.0)
+        # A power of two by which the norm is below 2^15; kept from where powers under- and overflow.
+        b_bits = tl.minimum(tl.maximum(tl.sqrt(2 * b_half), 2.0**-40), 2.0**40)
+        b_bits = (b_bits.to(tl.int32, bitcast=True) & 0x7F800000) - (14 << 23)
+        b_power = b_bits.to(tl.float32, bitcast=True)
+        b_x *= ((254 << 23) - b_bits).to(tl.float32, bitcast=True)[None, :, None]
+        b_high = b_x.to(tl.float16)
+        b_low = b_x - b_high.to(tl.float32)
+        b_left = _sum(b_low * b_low) * b_power * b_power
+        m_tile = (o_row < stored)[None, :, None] & (o_dim < DP)
+        p_tile = tl.where(of_codes, p_code_parts, p_row_parts)
+        p_tile += o_row[None, :, None].to(tl.int64) * DP + o_dim
+        wide = stored.to(tl.int64)
+        tl.store(p_tile, b_high, mask=m_tile)
+        if PRODUCTS == 3:
+            tl.store(p_tile + wide * DP, b_low.to(tl.float16), mask=m_tile)
+        m_stored = o_row < stored
+        m_finite &= m_real
+        tl.store(p_norms + o_row, tl.where(m_finite, tl.minimum(b_half, FAR), FAR), mask=m_stored)
+        tl.store(p_norms + wide + o_row, b_power, mask=m_stored)
+        tl.store(p_norms + 2 * wide + o_row, b_left, mask=m_stored)
+        if of_codes:
+            tl.store(p_largest + program, tl.max(b_counted, 0))
+            tl.store(p_largest + code_blocks + program, tl.max(b_left, 0))
 
 
 @triton.jit(do_not_specialize=["rows", "padded", "steps"])
@@ -209,6 +212,7 @@ def propose_kernel(
     p_mask,
     p_score,
     p_code,
+    p_others,
     rows,
     padded,
     steps,
@@ -220,28 +224,34 @@ def propose_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Of BM rows and ``steps`` times BK codes: two codes, their scores, and the least score of others.
+    """Of BM rows and ``steps`` times BK codes: two codes, their scores, and of each cell the least score of others.
 
     The two have different places in their step: each place keeps its two least scores, and the code of the first.
     """
-    part, parts = tl.program_id(1), tl.num_programs(1).to(tl.int64)
-    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    padded = padded // BK * BK  # so that the compiler sees it
+    part = tl.program_id(1)
+    o_row = tl.program_id(0) * BM + tl.arange(0, BM)
     m_row = o_row < rows
     m_live = m_row
     if MASKED:
         m_live &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
     o_dim, o_lane = tl.arange(0, BD), tl.arange(0, BK)
     b_scale = tl.load(p_row_norms + rows.to(tl.int64) + o_row, mask=m_row, other=0.0)
-    p_rows = p_row_parts + tl.minimum(o_row, rows - 1)[:, None] * DP + o_dim[None, :]
+    o_read = tl.minimum(o_row, rows - 1).to(tl.int64)
+    p_rows = p_row_parts + o_read[:, None] * DP + o_dim[None, :]
     first = part * steps
     last = tl.minimum(first + steps, padded // BK)
     last = tl.where(tl.max(m_live.to(tl.int32), 0) != 0, last, first)
     below_rows, below_codes = rows.to(tl.int64) * DP, padded.to(tl.int64) * DP
+    # In 64 bits the compiler sees that the addresses of a thread are constants apart.
+    o_code = o_lane.to(tl.int64)
+    o_tile = o_code[:, None] * DP + o_dim[None, :]
     b_best = tl.full([BM, BK], float("inf"), tl.float32)
     b_second = b_best
-    for step in range(first, last):
-        o_code = step * BK + o_lane
-        p_codes = p_code_parts + o_code[:, None].to(tl.int64) * DP + o_dim[None, :]
+    for step in range(0, last - first):
+        start = (first + step).to(tl.int64) * BK
+        p_codes = p_code_parts + start * DP + o_tile
+        p_norms = p_code_norms + start + o_code
         b_score = tl.zeros([BM, BK], tl.float32)
         for channel in range(0, DP, BD):
             b_rows = tl.load(p_rows + channel)
@@ -251,124 +261,97 @@ def propose_kernel(
                 b_low = tl.load(p_codes + below_codes + channel).T
                 b_score = tl.dot(b_rows, b_low, b_score)
             b_score = tl.dot(b_rows, b_codes, b_score)
-        b_score *= tl.load(p_code_norms + padded + o_code)[None, :]
-        b_score = tl.load(p_code_norms + o_code)[None, :] - b_score * b_scale[:, None]
-        b_bits = (b_score.to(tl.int32, bitcast=True) & -STEPS) | (step - first)
+        b_score *= tl.load(p_norms + padded)[None, :]
+        b_score = tl.load(p_norms)[None, :] - b_score * b_scale[:, None]
+        b_bits = (b_score.to(tl.int32, bitcast=True) & -STEPS) | step
         b_score = b_bits.to(tl.float32, bitcast=True)
         b_second = tl.minimum(b_second, tl.maximum(b_score, b_best))
         b_best = tl.minimum(b_best, b_score)
-    p_score += part * rows.to(tl.int64) + o_row
-    p_code += part * rows.to(tl.int64) + o_row
+    p_score += 2 * part * rows.to(tl.int64) + o_row
+    p_code += 2 * part * rows.to(tl.int64) + o_row
     for _ in tl.static_range(2):
         b_least = tl.min(b_best, 1)
         b_lane = tl.min(tl.where(b_best == b_least[:, None], o_lane[None, :], BK), 1)
         b_step = first + (b_least.to(tl.int32, bitcast=True) & (STEPS - 1))
         tl.store(p_score, b_least, mask=m_row)
         tl.store(p_code, b_step * BK + b_lane, mask=m_row)
-        p_score += parts * rows
-        p_code += parts * rows
+        p_score += rows
+        p_code += rows
         b_best = tl.where(o_lane[None, :] == b_lane[:, None], float("inf"), b_best)
-    b_third = tl.min(tl.minimum(b_best, b_second), 1)
-    tl.store(p_score, b_third, mask=m_row)
+    b_others = tl.reshape(tl.minimum(b_best, b_second), [BM, BK // (2 * CELLS), CELLS, 2])
+    b_others = tl.min(tl.min(b_others, 3), 1)
+    o_cell = part * CELLS + tl.arange(0, CELLS)
+    p_others += o_cell[None, :] * rows.to(tl.int64) + o_row[:, None]
+    tl.store(p_others, b_others, mask=m_row[:, None])
+
+
+@triton.jit
+def _steps(p_row, p_codes, o_code, m_code, o_dim, D: tl.constexpr, TYPE: tl.constexpr):
+    """Differences of a row from codes (BK,), in some channels (BD,)."""
+    m_dim = (o_dim < D)[None, :]
+    p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
+    b_codes = tl.load(p_tile, mask=m_code[:, None] & m_dim, other=0.0).to(tl.float32).to(TYPE)
+    b_row = tl.load(p_row + o_dim[None, :], mask=m_dim, other=0.0).to(tl.float32).to(TYPE)
+    return b_codes - b_row
 
 
 @triton.jit
 def _distances(
-    p_row, p_codes, o_code, m_code, dim, D: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
+    p_row,
+    p_codes,
+    o_code,
+    m_code,
+    dim,
+    D: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    TYPE: tl.constexpr = tl.float64,
 ):
-    """Squared distances of a row, or of rows (BK, 1), to BK codes, in float64.
+    """Squared distances of a row to BK codes.
 
     ``dim`` is D, of which the compiler must not know: unrolled the loop would take all registers.
     """
-    b_sum = tl.zeros([BK, BD], tl.float64)
+    b_sum = tl.zeros([BK, BD], TYPE)
     for first in range(0, dim, BD):
-        o_dim = first + tl.arange(0, BD)
-        m_tile = m_code[:, None] & (o_dim < D)[None, :]
-        p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
-        b_row = tl.load(p_row + o_dim[None, :], mask=(o_dim < D)[None, :], other=0.0)
-        b_step = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32).to(tl.float64)
-        b_step -= b_row.to(tl.float32).to(tl.float64)
+        b_step = _steps(p_row, p_codes, o_code, m_code, first + tl.arange(0, BD), D, TYPE)
         b_sum += b_step * b_step
     return tl.sum(b_sum, 1)
 
 
 @triton.jit
-def _nearest(b_distance, o_code, m_code, axis: tl.constexpr):
-    """The least distance, and the lowest code that has it: infinity and NONE of nothing but NaN."""
-    m_code &= b_distance == b_distance
-    b_least = tl.min(tl.where(m_code, b_distance, float("inf")), axis, keep_dims=True)
-    b_code = tl.where(m_code & (b_distance == b_least), o_code, NONE)
-    return tl.min(tl.where(m_code, b_distance, float("inf")), axis), tl.min(b_code, axis)
+def _distance(
+    p_row, p_codes, code, dim, D: tl.constexpr, BD: tl.constexpr, TYPE: tl.constexpr = tl.float64
+):
+    """That to one code."""
+    b_code = code + tl.arange(0, 1)
+    return tl.sum(_distances(p_row, p_codes, b_code, b_code >= 0, dim, D, 1, BD, TYPE), 0)
+
+
+@triton.jit
+def _above(least, D: tl.constexpr):
+    """A distance in float32 above which no code is as near: twice its error, and some for what underflows."""
+    return (least * (1 + (D + 8) * 2.0**-23)).to(tl.float32) + 2.0**-100
 
 
 @triton.jit
 def _largest(p_largest, blocks, BLOCK: tl.constexpr):
-    """The largest of so many."""
-    b_largest = tl.zeros([BLOCK], tl.float32)
+    """The largest of so many; NaN above all."""
+    b_largest = tl.zeros([BLOCK], tl.int32)
     for start in range(0, blocks, BLOCK):
         o_block = start + tl.arange(0, BLOCK)
-        m_block = o_block < blocks
-        b_largest = tl.maximum(b_largest, tl.load(p_largest + o_block, mask=m_block, other=0.0))
-    return tl.max(b_largest, 0)
+        b_next = tl.load(p_largest + o_block, mask=o_block < blocks, other=0.0)
+        b_largest = tl.maximum(b_largest, b_next.to(tl.int32, bitcast=True))
+    return tl.max(b_largest, 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _scan(
-    p_rows,
-    p_codes,
-    b_known,
-    start,
-    end,
-    dim,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-    TURNS: tl.constexpr,
-):
-    """The nearest of codes start..end - 1 to each of ROWS rows, and its distance; NONE if that is above ``b_known``."""
-    o_lane = tl.arange(0, ROWS)
-    o_all = tl.arange(0, BK)
-    b_distance = tl.full([ROWS], float("inf"), tl.float64)
-    b_code = tl.full([ROWS], NONE, tl.int32)
-    while start < end:
-        o_code = start + o_all
-        m_code = o_code < end
-        p_tile = p_codes + o_code[:, None].to(tl.int64) * D
-        b_sums = ()
-        for _ in tl.static_range(ROWS):
-            b_sums = b_sums + (tl.zeros([BK, BD], tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
-        for first in range(0, dim, TURNS * BD):
-            for turn in tl.static_range(TURNS):
-                o_dim = first + turn * BD + tl.arange(0, BD)
-                m_dim = o_dim < D
-                m_tile = m_code[:, None] & m_dim[None, :]
-                b_codes = tl.load(p_tile + o_dim[None, :], mask=m_tile, other=0.0).to(tl.float32)
-                b_next = ()
-                for i in tl.static_range(ROWS):
-                    b_row = tl.load(p_rows[i] + o_dim, mask=m_dim, other=0.0).to(tl.float32)
-                    b_step = b_codes - b_row[None, :]
-                    b_next = b_next + (b_sums[i] + b_step * b_step,)  # type: ignore[assignment]  # noqa: RUF005
-                b_sums = b_next
-        for i in tl.static_range(ROWS):
-            # What may be nearer: twice the error, and some for what underflows.
-            known = tl.sum(tl.where(o_lane == i, b_known, 0.0), 0)
-            limit = (known * (1 + (D + 8) * 2.0**-23)).to(tl.float32) + 2.0**-100
-            m_close = m_code & (tl.sum(b_sums[i], 1) <= limit)
-            if tl.max(m_close.to(tl.int32), 0) != 0:
-                b_exact = _distances(p_rows[i], p_codes, o_code, m_close, dim, D, BK, BD)
-                least, code = _nearest(b_exact, o_code, m_close, 0)
-                m_this = (o_lane == i) & (
-                    (least < b_distance) | ((least == b_distance) & (code < b_code))
-                )
-                b_distance = tl.where(m_this, least, b_distance)
-                b_code = tl.where(m_this, code, b_code)
-                b_known = tl.where(m_this, tl.minimum(least, b_known), b_known)
-        start += BK
-    return b_distance, b_code
+def _nearer(distance, code, least, nearest):
+    """The less of two distances and its code, or of two that are equal the lower; NaN is no distance."""
+    m_less = (distance < least) | ((distance == least) & (code < nearest))
+    return tl.where(m_less, distance, least), tl.where(m_less, code, nearest)
 
 
-@triton.jit(do_not_specialize=["rows", "codes", "parts", "blocks", "portion", "dim"])
+@triton.jit(do_not_specialize=["rows", "parts", "blocks", "dim"])
 def settle_kernel(
     p_z,
     p_codes,
@@ -377,15 +360,14 @@ def settle_kernel(
     p_largest,
     p_score,
     p_code,
+    p_others,
     p_index,
-    p_doubt,
-    p_distance,
-    p_nearest,
+    p_limit,
+    p_known,
+    p_scanned,
     rows,
-    codes,
     parts,
     blocks,
-    portion,
     dim,
     z_pitch,
     linear,
@@ -393,121 +375,201 @@ def settle_kernel(
     D: tl.constexpr,
     MASKED: tl.constexpr,
     EXACT: tl.constexpr,
-    PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
     BM: tl.constexpr,
-    BK: tl.constexpr,
     BD: tl.constexpr,
-    TURNS: tl.constexpr,
-    BL: tl.constexpr,
 ):
-    """The index of rows that are certain, by whichever of the programs (rows, portions of the codes) of BM rows.
-
-    Of rows in doubt each program finds the nearest of its ``portion`` codes. Without EXACT the best score is believed.
+    """The nearest of the codes that were kept, which is the nearest of all but for rows in doubt: of those the distance
+    too, and the limit of scores; others have none. What ``scan_kernel`` counts begins with 0, or with -1 where it has
+    nothing to do. Without EXACT the best score is believed.
     """
     if D <= BD:
         dim = D
-    here = tl.program_id(1)
+    block = tl.program_id(0)
     o_lane = tl.arange(0, BM)
-    head = tl.program_id(0).to(tl.int64) * BM
-    o_row = head + o_lane
+    o_row = block * BM + o_lane
     m_stored = o_row < rows
     m_row = m_stored
     if MASKED:
-        m_row &= tl.load(p_mask + o_row, mask=m_row, other=0) != 0
-    o_place = tl.arange(0, 2 * PARTS)
+        m_row &= tl.load(p_mask + o_row, mask=m_stored, other=0) != 0
     wide = rows.to(tl.int64)
-    m_place = o_place < 2 * parts
-    o_tile = o_place[:, None] * wide + o_row[None, :]
-    m_tile = m_place[:, None] & m_row[None, :]
-    b_score = tl.load(p_score + o_tile, mask=m_tile, other=float("inf"))
-    b_code = tl.load(p_code + o_tile, mask=m_tile, other=NONE)
-    b_least = tl.min(b_score, 0)
-    b_leader = tl.min(tl.where(b_score == b_least[None, :], b_code, NONE), 0)
-    b_half = tl.load(p_row_norms + o_row, mask=m_row, other=0.0)
-    b_leader = tl.where((b_least < FAR / 2) & (b_half < FAR), b_leader, -1)
-    if not EXACT:
-        b_index = tl.where(m_row, tl.maximum(b_leader, 0), 0)
-        tl.store(p_index + o_row, b_index.to(tl.int64), mask=m_stored)
-    else:
-        o_third = tl.arange(0, PARTS)
-        m_tile = (o_third < parts)[:, None] & m_row[None, :]
-        o_tile = (2 * parts + o_third)[:, None] * wide + o_row[None, :]
-        b_third = tl.min(tl.load(p_score + o_tile, mask=m_tile, other=float("inf")), 0)
+    # Three scores, the codes of two, and the least score of codes that were not kept.
+    b_first = tl.full([BM], float("inf"), tl.float32)
+    b_second, b_third, b_others = b_first, b_first, b_first
+    b_leader = tl.full([BM], -1, tl.int32)
+    b_rival = b_leader
+    p_first, p_codes_kept, p_cell = p_score + o_row, p_code + o_row, p_others + o_row
+    for _ in range(parts):
+        for _ in tl.static_range(2):
+            b_score = tl.load(p_first, mask=m_row, other=float("inf"))
+            b_code = tl.load(p_codes_kept, mask=m_row, other=-1)
+            m_first, m_second = b_score < b_first, b_score < b_second
+            b_rival = tl.where(m_first, b_leader, tl.where(m_second, b_code, b_rival))
+            b_leader = tl.where(m_first, b_code, b_leader)
+            b_third = tl.minimum(b_third, tl.maximum(b_score, b_second))
+            b_second = tl.minimum(b_second, tl.maximum(b_score, b_first))
+            b_first = tl.minimum(b_first, b_score)
+            p_first += wide
+            p_codes_kept += wide
+        if EXACT:
+            for _ in tl.static_range(CELLS):
+                b_cell = tl.load(p_cell, mask=m_row, other=float("inf"))
+                b_others = tl.minimum(b_others, b_cell)
+                p_cell += wide
+    b_half = tl.load(p_row_norms + o_row, mask=m_row, other=FAR)
+    m_known = (b_first < FAR / 2) & (b_half < FAR)
+    b_leader = tl.where(m_known, b_leader, 0)
+    tl.store(p_index + o_row, b_leader.to(tl.int64), mask=m_stored)
+    if EXACT:
         b_left = tl.load(p_row_norms + 2 * wide + o_row, mask=m_row, other=0.0)
-        half = _largest(p_largest, blocks, 128)
+        half = _largest(p_largest, blocks, 32)
         radius, b_norm = tl.sqrt(2 * half), tl.sqrt(2 * b_half)
-        radius_left, b_left = tl.sqrt(_largest(p_largest + blocks, blocks, 128)), tl.sqrt(b_left)
+        radius_left, b_left = tl.sqrt(_largest(p_largest + blocks, blocks, 32)), tl.sqrt(b_left)
         b_error = linear * (b_left * radius + b_norm * radius_left) + b_left * radius_left
         b_error += rounding * (b_norm * radius + half)
-        b_limit = b_least + 2.02 * b_error  # and some for the rounding of norms and of this
+        b_limit = b_first + 2.02 * b_error  # and some for the rounding of norms and of this
         half = tl.where(half > SMALL, half, float("inf"))
-        m_known = (tl.maximum(half, b_half) < LARGE) & (b_third > b_limit) & (b_leader >= 0)
-        m_doubt = tl.where(m_known, False, m_row)
-        b_close = tl.sum((b_score <= b_limit[None, :]).to(tl.int32), 0)
-        m_close = m_row & m_known & (b_close > 1)
-        if here == 0:
-            b_index = tl.where(m_row, b_leader, 0).to(tl.int64)
-            tl.store(p_index + o_row, b_index, mask=tl.where(m_doubt | m_close, False, m_stored))
-            tl.store(p_doubt + o_row, m_doubt, mask=m_stored)
-        todo = (m_close & (o_lane % tl.num_programs(1) == here)).to(tl.int32)
-        while tl.max(todo, 0) != 0:
-            lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
-            todo = tl.where(o_lane == lane, 0, todo)
-            row = head + lane
-            limit = tl.sum(tl.where(o_lane == lane, b_limit, 0.0), 0)
-            o_some = o_place * wide + row
-            m_some = tl.load(p_score + o_some, mask=m_place, other=float("inf")) <= limit
-            o_code = tl.load(p_code + o_some, mask=m_some, other=0)
-            b_exact = _distances(
-                p_z + row * z_pitch, p_codes, o_code, m_some, dim, D, 2 * PARTS, BL
-            )
-            _, code = _nearest(b_exact, o_code, m_some, 0)
-            tl.store(p_index + row, code.to(tl.int64))
-        todo = m_doubt.to(tl.int32)
-        while tl.max(todo, 0) != 0:
-            o_pick = tl.arange(0, ROWS)
-            b_picked = tl.zeros([ROWS], tl.int64)
-            b_first = tl.zeros([ROWS], tl.int32)
-            p_rows = ()
-            some = tl.min(tl.where(todo != 0, o_lane, BM), 0)
-            for i in tl.static_range(ROWS):
-                lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
-                lane = tl.where(lane < BM, lane, some)  # again, where there are no more
-                todo = tl.where(o_lane == lane, 0, todo)
-                leader = tl.sum(tl.where(o_lane == lane, b_leader, 0), 0)
-                b_picked = tl.where(o_pick == i, head + lane, b_picked)
-                b_first = tl.where(o_pick == i, leader, b_first)
-                p_rows = p_rows + (p_z + (head + lane) * z_pitch,)  # type: ignore[assignment]  # noqa: RUF005
-            m_first = b_first >= 0
-            p_first = p_z + (b_picked * z_pitch)[:, None]
-            b_known = _distances(p_first, p_codes, b_first, m_first, dim, D, ROWS, BL)
-            b_known = tl.where(m_first & (b_known == b_known), b_known, float("inf"))
-            start = here * portion
-            end = tl.minimum(start + portion, codes)
-            b_distance, b_found = _scan(
-                p_rows, p_codes, b_known, start, end, dim, D, ROWS, BK, BD, TURNS
-            )
-            tl.store(p_distance + here * wide + b_picked, b_distance)
-            tl.store(p_nearest + here * wide + b_picked, b_found)
+        m_known &= (tl.maximum(half, b_half) < LARGE) & (b_limit < FAR / 2)
+        m_doubt = m_row & ~(m_known & (b_others > b_limit))
+        b_scanned = tl.where(m_known, b_limit, float("inf"))
+        tl.store(p_limit + o_row, tl.where(m_doubt, b_scanned, float("-inf")), mask=m_stored)
+        tl.store(p_scanned + block, tl.max(m_doubt.to(tl.int32), 0) - 1)
+        b_limit = tl.where(m_known, b_limit, float("-inf"))
+        m_many = m_row & (m_doubt | (b_third <= b_limit))
+        many = m_many.to(tl.int32)
+        two = (m_row & ~m_many & (b_second <= b_limit)).to(tl.int32)
+        while tl.max(two, 0) != 0:
+            lane = tl.min(tl.where(two != 0, o_lane, BM), 0)
+            two = tl.where(o_lane == lane, 0, two)
+            row = (block * BM + lane).to(tl.int64)
+            leader = tl.max(tl.where(o_lane == lane, b_leader, -1), 0)
+            rival = tl.max(tl.where(o_lane == lane, b_rival, -1), 0)
+            near = _distance(p_z + row * z_pitch, p_codes, leader, dim, D, BD, tl.float32)
+            far = _distance(p_z + row * z_pitch, p_codes, rival, dim, D, BD, tl.float32)
+            tl.store(p_index + row, tl.where(far < near, rival, leader).to(tl.int64))
+            clear = tl.maximum(near, far) > _above(tl.minimum(near, far), D)
+            many = tl.where(o_lane == lane, tl.where(clear, 0, 1), many)
+        while tl.max(many, 0) != 0:
+            lane = tl.min(tl.where(many != 0, o_lane, BM), 0)
+            many = tl.where(o_lane == lane, 0, many)
+            row = (block * BM + lane).to(tl.int64)
+            limit = tl.max(tl.where(o_lane == lane, b_limit, float("-inf")), 0)
+            least, nearest = tl.cast(float("inf"), tl.float64), tl.cast(NONE, tl.int32)
+            p_place, p_kept = p_score + row, p_code + row
+            for _ in range(2 * parts):
+                if tl.load(p_place) <= limit:
+                    code = tl.load(p_kept)
+                    distance = _distance(p_z + row * z_pitch, p_codes, code, dim, D, BD)
+                    least, nearest = _nearer(distance, code, least, nearest)
+                p_place += wide
+                p_kept += wide
+            tl.store(p_known + row, least)
+            tl.store(p_index + row, nearest.to(tl.int64))
 
 
-@triton.jit(do_not_specialize=["rows"])
-def merge_kernel(
-    p_doubt,
+@triton.jit
+def _of_cell(code, start, size, codes, BK: tl.constexpr):
+    """BK codes of a cell that begins with a code, from that at ``start`` of its ``size``, and which of them there are."""
+    o_place = start + tl.arange(0, BK)
+    o_code = code + o_place // 2 * (2 * CELLS) + o_place % 2
+    return o_code, (o_place < size) & (o_code < codes)
+
+
+@triton.jit
+def _scan(
+    p_row,
+    p_codes,
+    code,
+    least,
+    size,
+    codes,
+    dim,
+    D: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    SOME: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """The least distance to the codes of a cell that begins with ``code``, and which it is: NONE if above ``least``."""
+    nearest = tl.cast(NONE, tl.int32)
+    for start in range(0, size, BK):
+        o_code, m_code = _of_cell(code, start, size, codes, BK)
+        b_near = _distances(p_row, p_codes, o_code, m_code, dim, D, BK, BD, tl.float32)
+        b_close = tl.where(m_code & (b_near <= _above(least, D)), tl.arange(0, BK), BK)
+        first = tl.min(b_close, 0)
+        while first < BK:  # SOME codes, one of which is close
+            first -= first % SOME
+            o_some, m_some = _of_cell(code, start + first, size, codes, SOME)
+            b_exact = _distances(p_row, p_codes, o_some, m_some, dim, D, SOME, BL)
+            m_some &= b_exact == b_exact
+            b_exact = tl.where(m_some, b_exact, float("inf"))
+            distance = tl.min(b_exact, 0)
+            lowest = tl.min(tl.where(m_some & (b_exact == distance), o_some, NONE), 0)
+            least, nearest = _nearer(distance, lowest, least, nearest)
+            b_close = tl.where(b_close < first + SOME, BK, b_close)
+            first = tl.min(b_close, 0)
+    return least, nearest
+
+
+@triton.jit(do_not_specialize=["rows", "codes", "size", "dim"])
+def scan_kernel(
+    p_z,
+    p_codes,
+    p_others,
+    p_limit,
+    p_known,
+    p_scanned,
     p_distance,
     p_nearest,
     p_index,
     rows,
-    PORTIONS: tl.constexpr,
+    codes,
+    size,
+    dim,
+    z_pitch,
+    D: tl.constexpr,
     BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    SOME: tl.constexpr,
+    BL: tl.constexpr,
 ):
-    """The index of rows in doubt: the nearest of what the portions have."""
-    o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    """The index of the rows in doubt among BM: each program scans the cells of a part of the codebook that may have a
+    nearer code than the one that is known, and the last of them takes the nearest.
+    """
+    if D <= BD:
+        dim = D
+    block, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    if tl.load(p_scanned + block) < 0:
+        return
+    o_lane = tl.arange(0, BM)
+    o_row = block * BM + o_lane
     m_row = o_row < rows
-    m_row &= tl.load(p_doubt + o_row, mask=m_row, other=0) != 0
-    o_tile = tl.arange(0, PORTIONS)[:, None] * rows.to(tl.int64) + o_row[None, :]
-    b_distance = tl.load(p_distance + o_tile, mask=m_row[None, :], other=0.0)
-    b_code = tl.load(p_nearest + o_tile, mask=m_row[None, :], other=NONE)
-    _, b_index = _nearest(b_distance, b_code, b_code < NONE, 0)
-    tl.store(p_index + o_row, tl.where(b_index < NONE, b_index, 0).to(tl.int64), mask=m_row)
+    wide = rows.to(tl.int64)
+    b_limit = tl.load(p_limit + o_row, mask=m_row, other=float("-inf"))
+    for i in range(0, CELLS):
+        cell = part * CELLS + i
+        b_cell = tl.load(p_others + cell * wide + o_row, mask=m_row, other=float("inf"))
+        todo = tl.where(b_cell > b_limit, 0, (b_limit > float("-inf")).to(tl.int32))
+        while tl.max(todo, 0) != 0:
+            lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
+            todo = tl.where(o_lane == lane, 0, todo)
+            row = (block * BM + lane).to(tl.int64)
+            least, nearest = _scan(
+                p_z + row * z_pitch, p_codes, part * CELLS * size + 2 * i, tl.load(p_known + row),
+                size, codes, dim, D, BK, BD, SOME, BL,
+            )  # fmt: skip
+            tl.store(p_distance + cell * wide + row, least)
+            tl.store(p_nearest + cell * wide + row, nearest)
+    tl.debug_barrier()
+    if tl.atomic_add(p_scanned + block, 1) == parts - 1:
+        m_row &= b_limit > float("-inf")
+        b_least = tl.load(p_known + o_row, mask=m_row, other=0.0)
+        b_nearest = tl.load(p_index + o_row, mask=m_row, other=0).to(tl.int32)
+        for cell in range(0, parts * CELLS):
+            b_cell = tl.load(p_others + cell * wide + o_row, mask=m_row, other=float("inf"))
+            m_cell = tl.where(b_cell > b_limit, False, m_row)
+            b_distance = tl.load(p_distance + cell * wide + o_row, mask=m_cell, other=float("inf"))
+            b_code = tl.load(p_nearest + cell * wide + o_row, mask=m_cell, other=NONE)
+            b_least, b_nearest = _nearer(b_distance, b_code, b_least, b_nearest)
+        b_nearest = tl.where(b_nearest < NONE, b_nearest, 0)
+        tl.store(p_index + o_row, b_nearest.to(tl.int64), mask=m_row)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._triton import as_rows, cdiv, launch, next_power_of_2
+from .._triton import architecture, as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
 #: Of the GPUs that tiles are chosen for. The codebook is parted to have a program for each place on them.
 MULTIPROCESSORS = 132
-#: Parts of the codebook at most, unless it has more than so many times STEPS tiles; half of them above D = 128.
+#: Parts of the codebook at most, unless it has more than so many times STEPS tiles.
 PARTS = 8
 #: Tiles of codes in a part at most: their number is kept in the last bits of a score.
 STEPS = 32
@@ -23,16 +23,21 @@ RESIDENT = 256
 THREE = 32
 
 
-def tile(dim: int) -> dict[str, Any]:
+def tile(dim: int, gpu: int) -> dict[str, Any]:
     """Launch table of ``propose_kernel``: vectors, codes and channels of a step, and launch options.
 
     Chosen by the machine code; no GPU has measured it.
+
+    Args:
+        gpu: 10 times the compute capability. Vectors of 256 channels take 128 KiB of shared memory by 128, which
+            smaller chips do not have.
     """
+    wide = 128 < dim <= RESIDENT and gpu in (80, 90, 100)
     return {
-        "BM": 64,
+        "BM": 128 if wide else 64,
         "BK": CODES,
         "BD": channels(dim) if dim <= RESIDENT else 64,
-        "num_warps": 4,
+        "num_warps": 8 if wide else 4,
         "num_stages": 2 if dim <= RESIDENT else 3,
     }
 
@@ -86,7 +91,8 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
     z, codebook = as_rows(z), as_rows(codebook) if cosine else codebook.contiguous()
     (rows, dim), codes, device = z.shape, len(codebook), z.device
     width = next_power_of_2(max(16 if products else 1, dim))
-    height = max(1, min(128, (8192 if products and dim > 64 else 2048) // width))
+    wide = products > 0 and dim > 64
+    height = max(1, min(128, (16384 if wide else 2048) // width))
     padded = cdiv(codes, CODES) * CODES if products else codes
     blocks = cdiv(padded, height)
     u, units, parts = None, None, None
@@ -124,9 +130,11 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         DP=channels(dim),
         NORMALISED=cosine,
         PRODUCTS=products,
-        SOME=max(1, min(16, 2048 // width)),
+        SOME=8,
         BK=height,
         BD=width,
+        LINE=min(width, 32),
+        num_warps=4,
     )
     return Prepared(z if u is None else u, codebook if units is None else units, norms, parts)
 
@@ -141,7 +149,7 @@ def search(
 ) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
-    Neighbours in 64 that are all masked are not searched.
+    Neighbours in 64 or 128 that are all masked are not searched.
     """
     index = torch.empty(len(z), dtype=torch.int64, device=z.device)
     if not len(z):
@@ -159,18 +167,18 @@ class Proposed(NamedTuple):
     """The best codes of each part of the codebook.
 
     Attributes:
-        score: (3 * parts, N) float32: of the best and of the second, and the least score of all others.
-        code: (2 * parts, N) int32: of the best and of the second.
-        parts: of the codebook.
-        most: as many as there may be with any number of rows, a power of 2.
-        steps: as many numbers are in the last bits of a score.
+        score: (2 * parts, N) float32: of the best and of the second.
+        code: (2 * parts, N) int32: these.
+        others: (4 * parts, N) float32: the least score of all others, in each of four cells.
+        size: codes of a cell.
+        most: as many numbers are in the last bits of a score.
     """
 
     score: Tensor
     code: Tensor
-    parts: int
+    others: Tensor
+    size: int
     most: int
-    steps: int
 
 
 def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
@@ -178,18 +186,17 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
     (rows, dim), device, parts = found.z.shape, found.z.device, found.parts
     assert parts is not None
     padded = found.norms.shape[1]
-    chosen = tile(dim)
+    chosen = tile(dim, architecture(device))
     tiles = padded // CODES
     least = cdiv(tiles, STEPS)
-    wide = dim > 128
-    most = max(least, min(tiles, PARTS // 2 if wide else PARTS))
-    places = MULTIPROCESSORS * (2 if wide else 3)
-    wanted = min(most, max(least, places // cdiv(rows, chosen["BM"])))
+    places = MULTIPROCESSORS * (12 // chosen["num_warps"] if dim <= 128 else 1)
+    wanted = min(max(least, min(tiles, PARTS)), max(least, places // cdiv(rows, chosen["BM"])))
     steps = cdiv(tiles, wanted)
     count = cdiv(tiles, steps)
-    score = torch.empty(3 * count, rows, dtype=torch.float32, device=device)
+    score = torch.empty(2 * count, rows, dtype=torch.float32, device=device)
+    others = torch.empty(4 * count, rows, dtype=torch.float32, device=device)
     code = torch.empty(2 * count, rows, dtype=torch.int32, device=device)
-    most_steps = min(STEPS, next_power_of_2(tiles))
+    most = min(STEPS, next_power_of_2(tiles))
     launch(
         kernels.propose_kernel,
         (cdiv(rows, chosen["BM"]), count),
@@ -200,16 +207,17 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
         p_mask=mask,
         p_score=score,
         p_code=code,
+        p_others=others,
         rows=rows,
         padded=padded,
         steps=steps,
         MASKED=mask is not None,
         PRODUCTS=products,
-        STEPS=most_steps,
+        STEPS=most,
         DP=parts.rows.shape[2],
         **chosen,
     )
-    return Proposed(score, code, count, next_power_of_2(most), most_steps)
+    return Proposed(score, code, others, steps * CODES // 4, most)
 
 
 def settle(
@@ -224,62 +232,62 @@ def settle(
     """Into ``index`` (N,) the nearest codes, or without ``exact`` those of the best scores.
 
     Returns:
-        (N,) bool, which rows were in doubt: all codes were scanned for them. None without ``exact``.
+        (N,) float32, the limit of the scores of rows in doubt: cells with others below it were scanned for them. -inf
+        for other rows. None without ``exact``.
     """
     (rows, dim), codes, device, parts = found.z.shape, len(found.codes), found.z.device, found.parts
     assert parts is not None
-    portion = max(256, 32768 // max(1, dim))
-    portions = min(16, next_power_of_2(cdiv(codes, portion))) if exact else 1
-    doubt = distance = nearest = None
+    cells, height = len(proposed.others), 32
+    limit = known = scanned = None
     if exact:
-        doubt = torch.empty(rows, dtype=torch.bool, device=device)
-        distance = torch.empty(portions, rows, dtype=torch.float64, device=device)
-        nearest = torch.empty(portions, rows, dtype=torch.int32, device=device)
-    width, half = next_power_of_2(max(1, dim)), found.z.element_size() == 2
+        limit = torch.empty(rows, dtype=torch.float32, device=device)
+        known = torch.empty(rows, dtype=torch.float64, device=device)
+        scanned = torch.empty(cdiv(rows, height), dtype=torch.int32, device=device)
+    width = max(16, next_power_of_2(dim))
+    shared = {
+        "p_z": found.z,
+        "p_codes": found.codes,
+        "p_others": proposed.others,
+        "p_index": index,
+        "p_limit": limit,
+        "p_known": known,
+        "p_scanned": scanned,
+        "rows": rows,
+        "dim": dim,
+        "z_pitch": found.z.stride(0),
+        "D": dim,
+        "BM": height,
+    }
     launch(
         kernels.settle_kernel,
-        (cdiv(rows, 64), portions),
-        p_z=found.z,
-        p_codes=found.codes,
+        (cdiv(rows, height),),
+        **shared,
         p_mask=mask,
         p_row_norms=parts.row_norms,
         p_largest=parts.largest,
         p_score=proposed.score,
         p_code=proposed.code,
-        p_index=index,
-        p_doubt=doubt,
-        p_distance=distance,
-        p_nearest=nearest,
-        rows=rows,
-        codes=codes,
-        parts=proposed.parts,
+        parts=cells // 4,
         blocks=parts.largest.shape[1],
-        portion=cdiv(codes, portions),
-        dim=dim,
-        z_pitch=found.z.stride(0),
         linear=1.0 if products == 1 else 2.0**-11,
-        rounding=rounding(dim, proposed.steps),
-        D=dim,
+        rounding=rounding(dim, proposed.most),
         MASKED=mask is not None,
         EXACT=exact,
-        PARTS=proposed.most,
-        ROWS=4,
-        BM=64,
-        BK=64,
-        BD=16,
-        TURNS=1 if width <= 16 else 2,
-        BL=max(16, min(width, 32 if half and dim > 128 else 64, 1024 // proposed.most)),
+        BD=min(width, 256),
+        num_warps=1,
     )
     if exact:
         launch(
-            kernels.merge_kernel,
-            (cdiv(rows, 128),),
-            p_doubt=doubt,
-            p_distance=distance,
-            p_nearest=nearest,
-            p_index=index,
-            rows=rows,
-            PORTIONS=portions,
-            BM=128,
+            kernels.scan_kernel,
+            (cdiv(rows, height), cells // 4),
+            **shared,
+            p_distance=torch.empty(cells, rows, dtype=torch.float64, device=device),
+            p_nearest=torch.empty(cells, rows, dtype=torch.int32, device=device),
+            codes=codes,
+            size=proposed.size,
+            BK=128,
+            BD=min(width, 32),
+            SOME=16,
+            BL=min(width, 64),
         )
-    return doubt
+    return limit

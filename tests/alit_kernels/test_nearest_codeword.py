@@ -44,19 +44,19 @@ class Steps(NamedTuple):
         left, radius_left = left.sqrt(), largest_left.sqrt()
         linear = 1.0 if products == 1 else 2.0**-11
         parts = linear * (left * radius + norm * radius_left) + left * radius_left
-        sums = triton_.rounding(z.shape[1], proposed.steps) * (norm * radius + largest_half)
+        sums = triton_.rounding(z.shape[1], proposed.most) * (norm * radius + largest_half)
         return found, proposed, torch.stack([parts, sums])
 
     def settle(self, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        """Index, and for which rows all codes were scanned."""
+        """Index, and for which rows codes were scanned."""
         from alit_kernels.nearest_codeword import triton_
 
         found, proposed, _ = self.propose(z, codebook)
         index = torch.full((len(z),), -1, device=self.device)
         products = 3 if z.shape[1] <= triton_.THREE else 1
-        doubt = triton_.settle(found, None, proposed, index, products, exact=True)
-        assert doubt is not None
-        return index.cpu(), doubt.cpu()
+        limit = triton_.settle(found, None, proposed, index, products, exact=True)
+        assert limit is not None
+        return index.cpu(), limit.cpu() > -torch.inf
 
 
 class Search(NamedTuple):
@@ -114,7 +114,7 @@ def test_search_with_nan_and_inf(more: int, search: Search) -> None:
     assert search(near, far).tolist() == [1, 0, 3]
 
 
-def test_all_codes_are_scanned_for_few_rows(steps: Steps) -> None:
+def test_codes_are_scanned_for_few_rows(steps: Steps) -> None:
     """Of ordinary data, at any offset; for all where nothing is known of errors, or many codes are equally near."""
     z, codebook, _ = make(Case(70, 150, 24))
     for offset in (0, 1000):
