@@ -56,7 +56,9 @@ def soft_codebook_backward(
     """The reference's formulas, p = exponentials / total; dcode and shifts are divided, not the exponentials."""
     rows, codes = logits.shape
     grad_logits = torch.empty(logits.shape if logits_wanted else 0, dtype=logits.dtype)
-    grad_codebook = torch.zeros(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
+    grad_codebook = torch.empty(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
+    if grad_code is None or not rows:  # else the first block of rows fills it
+        grad_codebook.zero_()
     weights = codebook.float()
     for block in _row_blocks(rows, codes):
         largest, total = normaliser[:, block, None]
@@ -74,7 +76,8 @@ def soft_codebook_backward(
         for part in _code_blocks(len(total), codes):
             exponentials = _exponentials(logits[block, part], largest)
             if codebook_wanted and grad is not None:
-                grad_codebook[part].addmm_(exponentials.t(), grad)
+                beta = int(block.start > 0)
+                grad_codebook[part].addmm_(exponentials.t(), grad, beta=beta)
             if logits_wanted:
                 out = grad_logits[block, part]
                 grad_p = out.float()  # itself if float32: products and sums go where they stay
