@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-#: Exponentials in a block, 2 MiB in float32, and its rows where there are many codes.
-BLOCK, ROWS = 2**19, 1024
+#: Exponentials in a block, 4 MiB in float32, and its rows where there are many codes.
+BLOCK, ROWS = 2**20, 1024
 LOG2_E = 1 / math.log(2)
 
 
@@ -28,12 +28,13 @@ def soft_codebook(
     weights = codebook.float()
     for block in _row_blocks(rows, codes):
         largest[block] = logits[block].amax(-1)
-        sums = torch.zeros(code[block].shape, dtype=torch.float32)
-        for part in _code_blocks(len(sums), codes):
+        out = code[block]
+        sums = out.float()  # itself if float32
+        for part in _code_blocks(len(out), codes):
             exponentials = _exponentials(logits[block, part], largest[block, None])
             total[block] += exponentials.sum(-1)
-            sums.addmm_(exponentials, weights[part])
-        code[block] = sums.div_(total[block, None])
+            sums.addmm_(exponentials, weights[part], beta=int(part.start > 0))
+        out.copy_(sums.div_(total[block, None]))
     nll = torch.empty(0, dtype=torch.float32)
     if target is not None:
         nll = total.log().sub_(logits.gather(1, target[:, None])[:, 0].float().sub_(largest))
@@ -55,7 +56,9 @@ def soft_codebook_backward(
     """The reference's formulas, p = exponentials / total; dcode and shifts are divided, not the exponentials."""
     rows, codes = logits.shape
     grad_logits = torch.empty(logits.shape if logits_wanted else 0, dtype=logits.dtype)
-    grad_codebook = torch.zeros(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
+    grad_codebook = torch.empty(codebook.shape if codebook_wanted else 0, dtype=torch.float32)
+    if grad_code is None or not rows:  # else the first block of rows fills it
+        grad_codebook.zero_()
     weights = codebook.float()
     for block in _row_blocks(rows, codes):
         largest, total = normaliser[:, block, None]
@@ -65,26 +68,28 @@ def soft_codebook_backward(
             shift = torch.linalg.vecdot(grad, code[block].float())[:, None]
         if target is not None:
             place = target[block, None]
-            of_target = _exponentials(logits[block].gather(1, place), largest)
             weight = torch.zeros_like(total) if grad_nll is None else grad_nll[block, None]
             if grad_p_target is not None:
-                weight = weight - of_target / total * grad_p_target[block, None]
+                p_target = _exponentials(logits[block].gather(1, place), largest) / total
+                weight = weight - p_target * grad_p_target[block, None]
             shift -= weight / total
         for part in _code_blocks(len(total), codes):
             exponentials = _exponentials(logits[block, part], largest)
             if codebook_wanted and grad is not None:
-                grad_codebook[part].addmm_(exponentials.t(), grad)
+                beta = int(block.start > 0)
+                grad_codebook[part].addmm_(exponentials.t(), grad, beta=beta)
             if logits_wanted:
-                grad_p = -shift if grad is None else (grad @ weights[part].t()).sub_(shift)
-                torch.mul(grad_p, exponentials, out=grad_logits[block, part])
-        if (
-            logits_wanted and target is not None
-        ):  # entries of true codes: one more term, rounded with the others
-            grad_p = -shift
-            if grad is not None:
-                grad_p += torch.linalg.vecdot(grad, weights[target[block]])[:, None]
-            grad_p = grad_p.mul_(of_target).sub_(weight)
-            grad_logits[block].scatter_(1, place, grad_p.to(logits.dtype))
+                out = grad_logits[block, part]
+                grad_p = out.float()  # itself if float32: products and sums go where they stay
+                if grad is None:
+                    torch.mul(exponentials, -shift, out=grad_p)
+                else:
+                    torch.mm(grad, weights[part].t(), out=grad_p).sub_(shift).mul_(exponentials)
+                if target is not None:  # one more term of true codes, rounded with the others
+                    here = (place >= part.start) & (place < part.stop)
+                    term = weight.neg().where(here, 0.0)
+                    grad_p.scatter_add_(1, (place - part.start).where(here, 0), term)
+                out.copy_(grad_p)
     return grad_logits, grad_codebook.to(codebook.dtype)
 
 
