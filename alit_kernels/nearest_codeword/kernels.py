@@ -2,10 +2,12 @@
 
 prepare: codes and vectors, less a centre, in float16 parts, and their norms; under "cosine" normalised first.
 propose: scores |c|^2 / 2 - z c on tensor cores. A program has BM vectors and a part of the codebook, so that there are
-    programs for the whole chip; it keeps the two best codes of each vector, and the least of all other scores.
-settle: the best codes of all parts. Whatever is within twice the error of the best score is compared in float64. Where
-    that may be more than those kept, or nothing is known of the error, all codes are scanned, each program a portion.
-merge: the nearest of those portions.
+    programs for the whole chip; it keeps the two best codes of each vector, and of the rest of the part the least score
+    in each of four cells.
+settle: the codes that were kept. Those within twice the error of the best score are compared: two in float32, and in
+    float64 where that does not decide, or where there are more.
+scan: the rows in doubt, of which others may be within that limit too, or nothing is known of the error. The cells with
+    such others are scanned, each part by a program; the last of them takes the nearest of all.
 
 The centre is the mean of some codes: any vector would be right, but with this one a common offset leaves no rows in
 doubt. Subtracting it rounds an element once, relative to the difference.
@@ -22,17 +24,16 @@ product, and for three 2^-11, what low leaves of z'. b is ``rounding`` of triton
 - Sums. The product of two parts of 11 bits is exact in float32. A tensor core adds n products, four or more, to the sum
   so far at once, cuts each term off below the last bit of the largest, and the result again: n + 2 errors of 2^-23
   |z| R, for each product less than 2^-22. Products with low parts are 2^-10 of the others.
-- Elements below 2^-28 of the largest of their row may be lost: sqrt(D) 2^-28 of |z| R for each of the two sides.
+- Elements below 2^-28 of the norm of their row may be lost: sqrt(D) 2^-28 of |z| R for each of the two sides.
 - Norms, D 2^-24 R^2 / 2; the centre, and three more float32 operations.
 - The last bits of a score hold its step through the codes: 2^-23 for each of STEPS.
 
 Two scores more than 2 E apart are in their true order. This does not hold where R or |z| are so small or so large that
 something under- or overflows, or not finite: such rows are in doubt.
 
-The scan takes direct differences in float32, of relative error (D + 2) 2^-24, and float64 where a distance is not
-certainly above the least that is known, at first that of the best score's code. So float64, in which no square of a
-float32 over- or underflows, decides every comparison, and equal distances take the lowest index. NaN is never less
-than anything.
+Direct differences in float32 have a relative error of (D + 2) 2^-24. Of distances that are farther apart they tell
+which is less; otherwise float64 does, in which no square of a float32 over- or underflows, and equal distances take the
+lowest index. NaN is never less than anything.
 """
 
 from __future__ import annotations
@@ -40,13 +41,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .distances import CELLS, NONE, above, distance_to, nearer, scan
+
 EPSILON = tl.constexpr(1e-12)
 #: R^2 / 2 and |z|^2 / 2 between which the error of a score is known.
 SMALL, LARGE = tl.constexpr(2.0**-60), tl.constexpr(2.0**60)
 FAR = tl.constexpr(2.0**126)  # above every score of those
-NONE = tl.constexpr(0x7FFFFFFF)
-#: Cells of a part: cell i has codes 2 i and 2 i + 1 of every eight, which are in the same threads of a product.
-CELLS = tl.constexpr(4)
 
 
 @triton.jit
@@ -147,7 +147,9 @@ def prepare_kernel(
     LINES: tl.constexpr = BD // LINE
     o_row = block * BK + tl.arange(0, BK)
     o_dim = (tl.arange(0, LINES) * LINE)[:, None, None] + tl.arange(0, LINE)[None, None, :]
-    if PRODUCTS != 0:  # before the tile, to which it is given: the compiler lays both out as the last is loaded
+    if (
+        PRODUCTS != 0
+    ):  # before the tile, to which it is given: the compiler lays both out as the last is loaded
         b_centre = _centre(p_codebook, codes, codebook_pitch, D, NORMALISED, SOME, BD)
         b_centre = tl.reshape(b_centre, [LINES, 1, LINE])
     # Rows beyond the last are the last again.
@@ -286,54 +288,6 @@ def propose_kernel(
 
 
 @triton.jit
-def _steps(p_row, p_codes, o_code, m_code, o_dim, D: tl.constexpr, TYPE: tl.constexpr):
-    """Differences of a row from codes (BK,), in some channels (BD,)."""
-    m_dim = (o_dim < D)[None, :]
-    p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
-    b_codes = tl.load(p_tile, mask=m_code[:, None] & m_dim, other=0.0).to(tl.float32).to(TYPE)
-    b_row = tl.load(p_row + o_dim[None, :], mask=m_dim, other=0.0).to(tl.float32).to(TYPE)
-    return b_codes - b_row
-
-
-@triton.jit
-def _distances(
-    p_row,
-    p_codes,
-    o_code,
-    m_code,
-    dim,
-    D: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-    TYPE: tl.constexpr = tl.float64,
-):
-    """Squared distances of a row to BK codes.
-
-    ``dim`` is D, of which the compiler must not know: unrolled the loop would take all registers.
-    """
-    b_sum = tl.zeros([BK, BD], TYPE)
-    for first in range(0, dim, BD):
-        b_step = _steps(p_row, p_codes, o_code, m_code, first + tl.arange(0, BD), D, TYPE)
-        b_sum += b_step * b_step
-    return tl.sum(b_sum, 1)
-
-
-@triton.jit
-def _distance(
-    p_row, p_codes, code, dim, D: tl.constexpr, BD: tl.constexpr, TYPE: tl.constexpr = tl.float64
-):
-    """That to one code."""
-    b_code = code + tl.arange(0, 1)
-    return tl.sum(_distances(p_row, p_codes, b_code, b_code >= 0, dim, D, 1, BD, TYPE), 0)
-
-
-@triton.jit
-def _above(least, D: tl.constexpr):
-    """A distance in float32 above which no code is as near: twice its error, and some for what underflows."""
-    return (least * (1 + (D + 8) * 2.0**-23)).to(tl.float32) + 2.0**-100
-
-
-@triton.jit
 def _largest(p_largest, blocks, BLOCK: tl.constexpr):
     """The largest of so many; NaN above all."""
     b_largest = tl.zeros([BLOCK], tl.int32)
@@ -342,13 +296,6 @@ def _largest(p_largest, blocks, BLOCK: tl.constexpr):
         b_next = tl.load(p_largest + o_block, mask=o_block < blocks, other=0.0)
         b_largest = tl.maximum(b_largest, b_next.to(tl.int32, bitcast=True))
     return tl.max(b_largest, 0).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _nearer(distance, code, least, nearest):
-    """The less of two distances and its code, or of two that are equal the lower; NaN is no distance."""
-    m_less = (distance < least) | ((distance == least) & (code < nearest))
-    return tl.where(m_less, distance, least), tl.where(m_less, code, nearest)
 
 
 @triton.jit(do_not_specialize=["rows", "parts", "blocks", "dim"])
@@ -430,8 +377,8 @@ def settle_kernel(
         half = tl.where(half > SMALL, half, float("inf"))
         m_known &= (tl.maximum(half, b_half) < LARGE) & (b_limit < FAR / 2)
         m_doubt = m_row & ~(m_known & (b_others > b_limit))
-        b_scanned = tl.where(m_known, b_limit, float("inf"))
-        tl.store(p_limit + o_row, tl.where(m_doubt, b_scanned, float("-inf")), mask=m_stored)
+        b_of_doubt = tl.where(m_known, b_limit, float("inf"))
+        tl.store(p_limit + o_row, tl.where(m_doubt, b_of_doubt, float("-inf")), mask=m_stored)
         tl.store(p_scanned + block, tl.max(m_doubt.to(tl.int32), 0) - 1)
         b_limit = tl.where(m_known, b_limit, float("-inf"))
         m_many = m_row & (m_doubt | (b_third <= b_limit))
@@ -443,10 +390,10 @@ def settle_kernel(
             row = (block * BM + lane).to(tl.int64)
             leader = tl.max(tl.where(o_lane == lane, b_leader, -1), 0)
             rival = tl.max(tl.where(o_lane == lane, b_rival, -1), 0)
-            near = _distance(p_z + row * z_pitch, p_codes, leader, dim, D, BD, tl.float32)
-            far = _distance(p_z + row * z_pitch, p_codes, rival, dim, D, BD, tl.float32)
+            near = distance_to(p_z + row * z_pitch, p_codes, leader, dim, D, BD, tl.float32)
+            far = distance_to(p_z + row * z_pitch, p_codes, rival, dim, D, BD, tl.float32)
             tl.store(p_index + row, tl.where(far < near, rival, leader).to(tl.int64))
-            clear = tl.maximum(near, far) > _above(tl.minimum(near, far), D)
+            clear = tl.maximum(near, far) > above(tl.minimum(near, far), D)
             many = tl.where(o_lane == lane, tl.where(clear, 0, 1), many)
         while tl.max(many, 0) != 0:
             lane = tl.min(tl.where(many != 0, o_lane, BM), 0)
@@ -458,56 +405,12 @@ def settle_kernel(
             for _ in range(2 * parts):
                 if tl.load(p_place) <= limit:
                     code = tl.load(p_kept)
-                    distance = _distance(p_z + row * z_pitch, p_codes, code, dim, D, BD)
-                    least, nearest = _nearer(distance, code, least, nearest)
+                    distance = distance_to(p_z + row * z_pitch, p_codes, code, dim, D, BD)
+                    least, nearest = nearer(distance, code, least, nearest)
                 p_place += wide
                 p_kept += wide
             tl.store(p_known + row, least)
             tl.store(p_index + row, nearest.to(tl.int64))
-
-
-@triton.jit
-def _of_cell(code, start, size, codes, BK: tl.constexpr):
-    """BK codes of a cell that begins with a code, from that at ``start`` of its ``size``, and which of them there are."""
-    o_place = start + tl.arange(0, BK)
-    o_code = code + o_place // 2 * (2 * CELLS) + o_place % 2
-    return o_code, (o_place < size) & (o_code < codes)
-
-
-@triton.jit
-def _scan(
-    p_row,
-    p_codes,
-    code,
-    least,
-    size,
-    codes,
-    dim,
-    D: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-    SOME: tl.constexpr,
-    BL: tl.constexpr,
-):
-    """The least distance to the codes of a cell that begins with ``code``, and which it is: NONE if above ``least``."""
-    nearest = tl.cast(NONE, tl.int32)
-    for start in range(0, size, BK):
-        o_code, m_code = _of_cell(code, start, size, codes, BK)
-        b_near = _distances(p_row, p_codes, o_code, m_code, dim, D, BK, BD, tl.float32)
-        b_close = tl.where(m_code & (b_near <= _above(least, D)), tl.arange(0, BK), BK)
-        first = tl.min(b_close, 0)
-        while first < BK:  # SOME codes, one of which is close
-            first -= first % SOME
-            o_some, m_some = _of_cell(code, start + first, size, codes, SOME)
-            b_exact = _distances(p_row, p_codes, o_some, m_some, dim, D, SOME, BL)
-            m_some &= b_exact == b_exact
-            b_exact = tl.where(m_some, b_exact, float("inf"))
-            distance = tl.min(b_exact, 0)
-            lowest = tl.min(tl.where(m_some & (b_exact == distance), o_some, NONE), 0)
-            least, nearest = _nearer(distance, lowest, least, nearest)
-            b_close = tl.where(b_close < first + SOME, BK, b_close)
-            first = tl.min(b_close, 0)
-    return least, nearest
 
 
 @triton.jit(do_not_specialize=["rows", "codes", "size", "dim"])
@@ -554,7 +457,7 @@ def scan_kernel(
             lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
             todo = tl.where(o_lane == lane, 0, todo)
             row = (block * BM + lane).to(tl.int64)
-            least, nearest = _scan(
+            least, nearest = scan(
                 p_z + row * z_pitch, p_codes, part * CELLS * size + 2 * i, tl.load(p_known + row),
                 size, codes, dim, D, BK, BD, SOME, BL,
             )  # fmt: skip
@@ -570,6 +473,6 @@ def scan_kernel(
             m_cell = tl.where(b_cell > b_limit, False, m_row)
             b_distance = tl.load(p_distance + cell * wide + o_row, mask=m_cell, other=float("inf"))
             b_code = tl.load(p_nearest + cell * wide + o_row, mask=m_cell, other=NONE)
-            b_least, b_nearest = _nearer(b_distance, b_code, b_least, b_nearest)
+            b_least, b_nearest = nearer(b_distance, b_code, b_least, b_nearest)
         b_nearest = tl.where(b_nearest < NONE, b_nearest, 0)
         tl.store(p_index + o_row, b_nearest.to(tl.int64), mask=m_row)

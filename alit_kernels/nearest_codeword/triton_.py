@@ -220,6 +220,23 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
     return Proposed(score, code, others, steps * CODES // 4, most)
 
 
+def error_bounds(found: Prepared, proposed: Proposed, products: int) -> Tensor:
+    """Of the scores of each row, as ``settle_kernel`` computes it, for those who want to look at it.
+
+    Returns:
+        (2, N) float64: the part that comes from what products leave out, and that of sums and norms.
+    """
+    assert found.parts is not None
+    half, _, left = found.parts.row_norms.double()
+    largest_half, largest_left = found.parts.largest.double().amax(1)
+    norm, radius = (2 * half).sqrt(), (2 * largest_half).sqrt()
+    left, radius_left = left.sqrt(), largest_left.sqrt()
+    linear = 1.0 if products == 1 else 2.0**-11
+    parts = linear * (left * radius + norm * radius_left) + left * radius_left
+    sums = rounding(found.z.shape[1], proposed.most) * (norm * radius + largest_half)
+    return torch.stack([parts, sums])
+
+
 def settle(
     found: Prepared,
     mask: Tensor | None,
@@ -244,7 +261,7 @@ def settle(
         known = torch.empty(rows, dtype=torch.float64, device=device)
         scanned = torch.empty(cdiv(rows, height), dtype=torch.int32, device=device)
     width = max(16, next_power_of_2(dim))
-    shared = {
+    shared: dict[str, Any] = {
         "p_z": found.z,
         "p_codes": found.codes,
         "p_others": proposed.others,

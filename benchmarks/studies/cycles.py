@@ -3,16 +3,20 @@
 Of every launch of a call the cycles of its busiest unit (``alit_kernels._launch_cycles``), summed, in the unit in which
 the kernel does its work. Nothing is timed: what waits for memory or for another kernel is not counted.
 ``--compare FILE`` fails where a call costs more than 2 % more than in a result of the same Triton.
+
+What a search does for single rows depends on the data. How many rows need it is counted on those of the benchmark, by a
+search of all of them in Triton's interpreter, which takes some minutes; ``--compare`` takes the numbers of its file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,16 @@ from torch import Tensor
 from alit_kernels import _launch_cycles
 from alit_kernels.attention.problem import Problem
 from alit_kernels.attention.triton_ import attention, attention_backward
+from alit_kernels.nearest_codeword import triton_
 from alit_kernels.nearest_codeword.triton_ import search
 from alit_kernels.soft_codebook.triton_ import soft_codebook, soft_codebook_backward
+from alit_kernels.vector_quantize.cases import Case, make
 
 from ..harness.timing import write
 
 #: Of the result, at most.
 WORSE = 1.02
+SEARCHES = (Case(8192, 4096, 12), Case(8192, 1024, 256))
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,15 @@ class Call:
     Attributes:
         unit: what the cycles are given for, and ``units``: how many of them the call has.
         schedulers: whose cycles: of one scheduler (1), or of a multiprocessor (4).
-        rows, share: of a search: its rows, and how many of them are scanned.
+        case: of a search; ``doubt`` the share of its rows that are scanned, where not that of the benchmark's data.
     """
 
     call: Callable[[], object]
     unit: str
     units: float
     schedulers: int = 4
-    rows: int = 0
-    share: float = 0.0
+    case: Case | None = None
+    doubt: float | None = None
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,17 +74,19 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
     }
 
 
-def search_calls(rows: int, codes: int, dim: int) -> dict[str, Call]:
-    """With none of the rows scanned, the share that was in doubt on the benchmark's data, and 5 %."""
-    z, codebook = empty(rows, dim), empty(codes, dim)
-    unit, units, schedulers = "pair", rows * codes, 1
-    if dim > 16:
-        unit, units, schedulers = "64 x 64 pairs", rows * codes // 64**2, 4
+def search_calls(case: Case) -> dict[str, Call]:
+    """On the benchmark's data, and with 5 % of the rows in doubt."""
+    z, codebook = empty(case.vectors, case.dim), empty(case.codes, case.dim)
+    pairs = case.vectors * case.codes
+    unit, units, schedulers = "pair", pairs, 1
+    if case.dim > 16:
+        unit, units, schedulers = "64 x 64 pairs", pairs // 64**2, 4
+    name = f"nearest_codeword {case.vectors} x {case.codes} x {case.dim}"
     return {
-        f"nearest_codeword {rows} x {codes} x {dim}, {100 * share:g} % scanned": Call(
-            lambda: search(z, codebook, "euclidean", "ieee"), unit, units, schedulers, rows, share
+        name + also: Call(
+            lambda: search(z, codebook, "euclidean", "ieee"), unit, units, schedulers, case, doubt
         )
-        for share in (0.0, 0.0165, 0.05)
+        for also, doubt in (("", None), (", 5 % in doubt", 0.05))
     }
 
 
@@ -86,8 +95,8 @@ def calls() -> dict[str, Call]:
     for dtype in (torch.float32, torch.bfloat16):
         for head_dim in (64, 128):
             found |= attention_calls(dtype, head_dim)
-    for sizes in ((8192, 4096, 12), (8192, 1024, 256)):
-        found |= search_calls(*sizes)
+    for case in SEARCHES:
+        found |= search_calls(case)
     logits, codebook, target = empty(2048, 4096), empty(4096, 256), empty(2048, dtype=torch.int64)
     unit, units = "64 x 64 logits", 2048 * 4096 / 64**2
     code, nll, normaliser = empty(2048, 256), empty(2048), empty(2, 2048)
@@ -104,24 +113,92 @@ def calls() -> dict[str, Call]:
     return found
 
 
-def scans(rows: int, share: float) -> float:
-    """How many of its programs (of 64 rows) scan four rows, on average, where ``share`` of all rows are scanned."""
-    found = [math.comb(64, n) * share**n * (1 - share) ** (64 - n) for n in range(65)]
-    return sum(chance * -(-n // 4) for n, chance in enumerate(found)) * rows / 64
+@dataclass(frozen=True)
+class Rows:
+    """How many rows of a search need more than a look at their scores.
+
+    Attributes:
+        two: rows with two codes within the limit, which are compared in float32.
+        many: rows of which codes are compared in float64, and ``kept`` these codes of all rows.
+        doubt: rows that are scanned, in ``cells`` cells in all, by ``blocks`` programs for each part of the codebook.
+    """
+
+    two: float
+    many: float
+    kept: float
+    doubt: float
+    cells: float
+    blocks: float
+
+    def with_doubt(self, share: float, rows: int) -> Rows:
+        """With that share of the rows scanned, wherever they are, and each in as many cells as here."""
+        more = share * rows - self.doubt
+        return Rows(
+            self.two,
+            self.many + more,
+            self.kept + 2 * more,
+            share * rows,
+            share * rows * self.cells / max(1, self.doubt),
+            (1 - (1 - share) ** 32) * rows / 32,
+        )
 
 
-def counted(call: Call, architecture: int) -> dict[str, Any]:
+def rows_of(case: Case) -> Rows:
+    """Of the benchmark's data."""
+    (z, codebook, _), index = make(case), torch.empty(case.vectors, dtype=torch.int64)
+    products = 3 if case.dim <= triton_.THREE else 1
+    found = triton_.prepare(z, codebook, cosine=False, products=products)
+    proposed = triton_.propose(found, None, products)
+    scanned = triton_.settle(found, None, proposed, index, products, exact=True)
+    assert scanned is not None
+    least = proposed.score.amin(0)
+    limit = least + 2.02 * triton_.error_bounds(found, proposed, products).sum(0)
+    within = proposed.score <= limit
+    kept, doubt = within.sum(0), scanned > -torch.inf
+    two = (kept == 2) & ~doubt
+    codes = proposed.code[:, two].T[within[:, two].T].view(-1, 2)
+    near, far = (z[two, None] - codebook[codes]).square().sum(-1).sort(1).values.T
+    many = doubt | (kept > 2)
+    many[two] |= far <= near * (1 + (case.dim + 8) * 2.0**-23)
+    return Rows(
+        int(two.sum()),
+        int(many.sum()),
+        int(kept[many].sum()),
+        int(doubt.sum()),
+        int(((proposed.others <= limit) & doubt).sum()),
+        int(doubt.view(-1, 32).any(1).sum()),
+    )
+
+
+def counted(call: Call, architecture: int, rows: Rows | None) -> dict[str, Any]:
     costs = _launch_cycles.of(call.call, architecture)
-    if call.share:
-        rare = _launch_cycles.of(call.call, architecture, rare=True)
-        every = scans(call.rows, call.share) / (call.rows / 64)
-        for one, more in zip(costs, rare, strict=True):
-            for unit, spent in more.cycles.items():
-                one.cycles[unit] += every * (spent - one.cycles[unit])
+    if rows is not None and call.case is not None:
+        if call.doubt is not None:
+            rows = rows.with_doubt(call.doubt, call.case.vectors)
+        # settle_kernel: the longer ways of a program are those of a row with two codes, of one with more, and of a
+        # code of that. scan_kernel: those of rows in doubt, of a cell, of codes in it that are close, and to the end.
+        taken = {
+            "settle_kernel": (rows.two, rows.many, rows.kept),
+            "scan_kernel": (
+                rows.blocks * costs[3].programs / costs[2].programs,
+                rows.cells,
+                rows.cells,
+                rows.blocks,
+            ),
+        }
+        for i, numbers in enumerate(taken.get(one.kernel, ()) for one in costs):
+            before = costs[i].cycles.copy()
+            for ways, number in enumerate(numbers, 1):
+                more = _launch_cycles.of(call.call, architecture, rare=ways)[i]
+                for unit, spent in more.cycles.items():
+                    share = number / more.programs
+                    costs[i].cycles[unit] += share * (spent - before[unit])
+                before = more.cycles
     share = call.schedulers * call.units
     return {
         "unit": f"cycles of a {'scheduler' if call.schedulers == 1 else 'multiprocessor'} for {call.unit}",
         "all": round(_launch_cycles.summed(costs) / share, 3),
+        "rows": rows and asdict(rows),
         "launches": [
             {
                 "kernel": one.kernel,
@@ -135,6 +212,13 @@ def counted(call: Call, architecture: int) -> dict[str, Any]:
     }
 
 
+def rows_in_interpreter() -> dict[str, Any]:
+    """Of all searches, by this module in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.studies.cycles", "--rows"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    return json.loads(subprocess.run(command, env=environment, stdout=-1, check=True).stdout)
+
+
 def main() -> int:
     import triton
 
@@ -142,13 +226,24 @@ def main() -> int:
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--only", default="", help="of calls whose name has this in it")
+    parser.add_argument("--rows", action="store_true", help="print the rows of searches alone")
     options = parser.parse_args()
-    chosen = {name: call for name, call in calls().items() if options.only in name}
-    found = {name: counted(call, options.arch) for name, call in chosen.items()}
-    if options.compare is None:
-        write("cycles", {"triton": triton.__version__, "arch": options.arch, "calls": found})
+    if options.rows:
+        print(json.dumps({str(tuple(case)): asdict(rows_of(case)) for case in SEARCHES}))
         return 0
-    known = json.loads(options.compare.read_text())["results"]
+    known = json.loads(options.compare.read_text())["results"] if options.compare else {}
+    rows = known["rows"] if known else rows_in_interpreter()
+    found = {
+        name: counted(
+            call, options.arch, Rows(**rows[str(tuple(call.case))]) if call.case else None
+        )
+        for name, call in calls().items()
+        if options.only in name
+    }
+    if not known:
+        about = {"triton": triton.__version__, "arch": options.arch, "rows": rows}
+        write("cycles", about | {"calls": found})
+        return 0
     if known["triton"] != triton.__version__:
         raise SystemExit(
             f"{options.compare} is of Triton {known['triton']}, not {triton.__version__}"

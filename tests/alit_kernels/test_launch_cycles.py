@@ -78,7 +78,7 @@ $L__BB0_3:
 	bar.sync 	0;
 $L__BB0_4:
 	setp.lt.f32 	%p3, %r12, 0f3F800000;
-	@%p3 bra 	$L__BB0_1;
+	@%p3 bra 	$L__BB0_3;
 	st.shared.b32 	[%r12], %r12;
 	ret;
 }
@@ -87,12 +87,48 @@ $L__BB0_4:
 
 def test_a_program_is_run() -> None:
     blocks = _ptx.parse(PTX.replace("st.shared.b32 \t[%r12], %r12;", ""))
-    for program, rare, even, data in ((4, False, 1, 0), (5, False, 0, 0), (5, True, 0, 1)):
+    for program, rare, even, data in ((4, 0, 1, 0), (5, 0, 0, 0), (5, 1, 0, 1), (5, 9, 0, 1)):
         before = [block.visits for block in blocks]
         _ptx_machine.run(blocks, 64, {1: 6}, [(program,)], (9,), rare=rare)
         now = [block.visits - x for block, x in zip(blocks, before, strict=True)]
         assert now == [1, 5, 1, even, 1, data, 1, 1], "-3, -1, 1, 3, 5; data go no way back"
     assert [block.label for block in _ptx.hot_loop(blocks)] == ["$L__BB0_1"]
+
+
+ROTATED = """
+	ld.global.b32 	%r1, [%rd1];                   // data
+	setp.lt.s32 	%p1, %r1, 0;
+	@!%p1 bra 	$L__BB0_2;
+	ret;
+$L__BB0_1:
+	add.s32 	%r3, %r3, 1;
+$L__BB0_2:
+	setp.eq.b32 	%p2, %r1, 0;
+	@%p2 bra 	$L__BB0_4;
+	setp.eq.b32 	%p3, %r1, 1;
+	@%p3 bra 	$L__BB0_1;
+	bar.sync 	0;
+	bra.uni 	$L__BB0_1;
+$L__BB0_4:
+	ret;
+"""
+
+
+@pytest.mark.parametrize(
+    ("rare", "visits"),
+    [
+        (0, [1, 1, 0, 0, 0, 0, 0]),  # an early return
+        (1, [1, 0, 0, 1, 0, 0, 1]),  # past it, and past the loop
+        (2, [1, 0, 1, 2, 1, 0, 1]),  # one turn, the shorter way
+        (3, [1, 0, 1, 2, 1, 1, 1]),  # one turn, all of it
+        (9, [1, 0, 1, 2, 1, 1, 1]),
+    ],
+)
+def test_data_take_the_shorter_way_to_the_end(rare: int, visits: list[int]) -> None:
+    """And ``rare`` times the longer, where it is new, wherever the compiler has put the blocks of a loop."""
+    blocks = _ptx.parse(ROTATED)
+    _ptx_machine.run(blocks, 32, {}, rare=rare)
+    assert [block.visits for block in blocks] == visits
 
 
 def test_a_loop_with_two_ways_back() -> None:

@@ -38,14 +38,7 @@ class Steps(NamedTuple):
             z.to(self.device), codebook.to(self.device), cosine=False, products=products
         )
         proposed = triton_.propose(found, None, products)
-        half, _, left = found.parts.row_norms.double().cpu()
-        largest_half, largest_left = found.parts.largest.double().cpu().amax(1)
-        norm, radius = (2 * half).sqrt(), (2 * largest_half).sqrt()
-        left, radius_left = left.sqrt(), largest_left.sqrt()
-        linear = 1.0 if products == 1 else 2.0**-11
-        parts = linear * (left * radius + norm * radius_left) + left * radius_left
-        sums = triton_.rounding(z.shape[1], proposed.most) * (norm * radius + largest_half)
-        return found, proposed, torch.stack([parts, sums])
+        return found, proposed, triton_.error_bounds(found, proposed, products).cpu()
 
     def settle(self, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         """Index, and for which rows codes were scanned."""
