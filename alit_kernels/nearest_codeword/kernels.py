@@ -15,7 +15,7 @@ doubt. Subtracting it rounds an element once, relative to the difference.
 Parts: x = p (high + low + rest), p a power of two for each row, high and low float16 with 11 bits each. In small
 dimensions, where tensor cores wait for the comparisons, three products are taken (low high, high low, high high), in
 large ones, where all else waits for them, one. "tf32" and "bf16" permit one anywhere, and the best score is believed,
-without a merge.
+without a scan.
 
 The error of a score is at most E = a (|z'| R + |z| R') + |z'| R' + b (|z| R + R^2 / 2): R is the largest norm of a
 code, z' what high leaves of z, R' the largest norm of what it leaves of a code (all as computed); a = 1 for one
@@ -365,8 +365,9 @@ def settle_kernel(
     b_half = tl.load(p_row_norms + o_row, mask=m_row, other=FAR)
     m_known = (b_first < FAR / 2) & (b_half < FAR)
     b_leader = tl.where(m_known, b_leader, 0)
-    tl.store(p_index + o_row, b_leader.to(tl.int64), mask=m_stored)
-    if EXACT:
+    if not EXACT:
+        tl.store(p_index + o_row, b_leader.to(tl.int64), mask=m_stored)
+    else:
         b_left = tl.load(p_row_norms + 2 * wide + o_row, mask=m_row, other=0.0)
         half = _largest(p_largest, blocks, 32)
         radius, b_norm = tl.sqrt(2 * half), tl.sqrt(2 * b_half)
@@ -383,7 +384,9 @@ def settle_kernel(
         b_limit = tl.where(m_known, b_limit, float("-inf"))
         m_many = m_row & (m_doubt | (b_third <= b_limit))
         many = m_many.to(tl.int32)
-        two = (m_row & ~m_many & (b_second <= b_limit)).to(tl.int32)
+        m_two = m_row & ~m_many & (b_second <= b_limit)
+        two = m_two.to(tl.int32)
+        tl.store(p_index + o_row, b_leader.to(tl.int64), mask=m_stored & ~(m_many | m_two))
         while tl.max(two, 0) != 0:
             lane = tl.min(tl.where(two != 0, o_lane, BM), 0)
             two = tl.where(o_lane == lane, 0, two)
