@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..nearest_codeword.kernels import units
+from ..nearest_codeword.units import units
 from ..vector_quantize.kernels import _scalar, _through_unit
 
 TINY = tl.constexpr(2.0**-126)  # the least normal number, below which a logarithm may see 0

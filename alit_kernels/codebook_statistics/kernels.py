@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..nearest_codeword.kernels import units
+from ..nearest_codeword.units import units
 
 
 @triton.jit

@@ -42,30 +42,11 @@ import triton
 import triton.language as tl
 
 from .distances import CELLS, NONE, above, distance_to, nearer, scan
+from .units import EPSILON
 
-EPSILON = tl.constexpr(1e-12)
 #: R^2 / 2 and |z|^2 / 2 between which the error of a score is known.
 SMALL, LARGE = tl.constexpr(2.0**-60), tl.constexpr(2.0**60)
 FAR = tl.constexpr(2.0**126)  # above every score of those
-
-
-@triton.jit
-def norms(b_x):
-    """max(norm, 1e-12) of rows (rows, channels) float32, in float64."""
-    b_wide = b_x.to(tl.float64)
-    return tl.maximum(tl.sqrt(tl.sum(b_wide * b_wide, 1)), EPSILON)
-
-
-@triton.jit
-def wide_units(b_x):
-    """Rows divided by max(norm, 1e-12), in float64."""
-    return b_x.to(tl.float64) * (1.0 / norms(b_x))[:, None]
-
-
-@triton.jit
-def units(b_x):
-    """Those rounded once to float32: the same in all kernels, whatever their tiles."""
-    return wide_units(b_x).to(tl.float32)
 
 
 @triton.jit

@@ -29,16 +29,17 @@ def tile(dim: int, gpu: int) -> dict[str, Any]:
     Chosen by the machine code; no GPU has measured it.
 
     Args:
-        gpu: 10 times the compute capability. Vectors of 256 channels take 128 KiB of shared memory by 128, which
-            smaller chips do not have.
+        gpu: 10 times the compute capability. 128 vectors of 256 channels take 128 KiB of shared memory, which smaller
+            chips do not have.
     """
-    wide = 128 < dim <= RESIDENT and gpu in (80, 90, 100)
+    small = gpu in (86, 89) or gpu >= 120
+    wide = 128 < dim <= RESIDENT and not small
     return {
         "BM": 128 if wide else 64,
         "BK": CODES,
         "BD": channels(dim) if dim <= RESIDENT else 64,
         "num_warps": 8 if wide else 4,
-        "num_stages": 2 if dim <= RESIDENT else 3,
+        "num_stages": 2 if dim <= RESIDENT or small else 3,
     }
 
 
@@ -91,8 +92,8 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
     z, codebook = as_rows(z), as_rows(codebook) if cosine else codebook.contiguous()
     (rows, dim), codes, device = z.shape, len(codebook), z.device
     width = next_power_of_2(max(16 if products else 1, dim))
-    wide = products > 0 and dim > 64
-    height = max(1, min(128, (16384 if wide else 2048) // width))
+    size = 2048 if not products or dim <= 64 else 4096 if cosine else 16384
+    height = max(1, min(128, size // width))
     padded = cdiv(codes, CODES) * CODES if products else codes
     blocks = cdiv(padded, height)
     u, units, parts = None, None, None
@@ -134,7 +135,6 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         BK=height,
         BD=width,
         LINE=min(width, 32),
-        num_warps=4,
     )
     return Prepared(z if u is None else u, codebook if units is None else units, norms, parts)
 
@@ -189,7 +189,7 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
     chosen = tile(dim, architecture(device))
     tiles = padded // CODES
     least = cdiv(tiles, STEPS)
-    places = MULTIPROCESSORS * (12 // chosen["num_warps"] if dim <= 128 else 1)
+    places = MULTIPROCESSORS * (3 if dim <= 128 else 8 // chosen["num_warps"])
     wanted = min(max(least, min(tiles, PARTS)), max(least, places // cdiv(rows, chosen["BM"])))
     steps = cdiv(tiles, wanted)
     count = cdiv(tiles, steps)
@@ -306,5 +306,6 @@ def settle(
             BD=min(width, 32),
             SOME=16,
             BL=min(width, 64),
+            maxnreg=168,
         )
     return limit

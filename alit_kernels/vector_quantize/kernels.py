@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..codebook_statistics.kernels import sum_of_group
-from ..nearest_codeword.kernels import EPSILON, norms, units, wide_units
+from ..nearest_codeword.units import EPSILON, norms, units, wide_units
 
 
 @triton.jit(do_not_specialize=["rows"])
