@@ -173,6 +173,22 @@ def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
     assert believed > 5
 
 
+@pytest.mark.parametrize("dim", (24, 256))
+def test_nearest_of_three_in_any_place(dim: int, steps: Steps) -> None:
+    """Three codes for each vector, in one step of the search, whose distances no score tells apart."""
+    generator = torch.Generator().manual_seed(dim)
+    rows = 126
+    codebook = 9 * torch.randn(6 * 64, dim, generator=generator)
+    place = torch.stack([64 * i + torch.randperm(64, generator=generator)[:63] for i in range(6)])
+    z = torch.randn(rows, dim, generator=generator)
+    away = normalize(torch.randn(rows, dim, generator=generator), dim=1)
+    for i, places in enumerate(place.view(rows, 3).T):
+        codebook[places] = z + (1 + i * 2.0**-21) * away
+    index, doubt = steps.settle(z, codebook)
+    assert_exact_nearest(index, z, codebook)
+    assert doubt.all(), "two of three are kept"
+
+
 def adversarial(dim: int) -> tuple[Tensor, Tensor]:
     """Vectors, and codes c and -c: parts that are all cut off the same way, sums that cancel, elements that vanish."""
     generator = torch.Generator().manual_seed(dim)
