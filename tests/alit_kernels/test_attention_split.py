@@ -18,7 +18,8 @@ from tests.helpers.tensor_cores import rounded_towards_zero
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from alit_kernels.attention.split import operand, product  # noqa: E402
+from alit_kernels.attention.kernels import _factors, _load, _operands, _scores  # noqa: E402
+from alit_kernels.attention.split import operand  # noqa: E402
 
 
 def tensor_cores() -> Any:
@@ -63,20 +64,22 @@ def test_parts_of_what_is_not_finite() -> None:
 
 
 @triton.jit
-def product_kernel(p_a, p_b, p_ab, N: tl.constexpr, SWAPPED: tl.constexpr):
+def product_kernel(p_a, p_b, p_ab, N: tl.constexpr, WIDTH: tl.constexpr, SWAPPED: tl.constexpr):
+    a = _operands(_load((p_a, WIDTH), 0, None, N, False, WIDTH, N), True)
+    b = _factors(_load((p_b, WIDTH), 0, None, N, False, WIDTH, N), True)
     o = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
-    a, b = operand(tl.load(p_a + o), True), operand(tl.load(p_b + o), True)
-    tl.store(p_ab + o, product(a, b, None, True, SWAPPED))
+    tl.store(p_ab + o, _scores(a, b, SWAPPED))
 
 
-def test_transposed_products_round_alike() -> None:
+@pytest.mark.parametrize("width", (64, 128))
+def test_transposed_products_round_alike(width: int) -> None:
     """Scores of the forward and of dK/dV, to the last bit; and only because of the order of their parts."""
-    a, b = torch.randn(2, 64, 64, device=DEVICE)
+    a, b = torch.randn(2, 64, width, device=DEVICE)
     ab, ba, unswapped = torch.empty(3, 64, 64, device=DEVICE)
     with tensor_cores():
-        product_kernel[(1,)](a, b, ab, 64, False)
-        product_kernel[(1,)](b, a, ba, 64, True)
-        product_kernel[(1,)](b, a, unswapped, 64, False)
+        product_kernel[(1,)](a, b, ab, 64, width, False)
+        product_kernel[(1,)](b, a, ba, 64, width, True)
+        product_kernel[(1,)](b, a, unswapped, 64, width, False)
     assert torch.equal(ab, ba.t())
     assert not torch.equal(ab, unswapped.t())
     torch.testing.assert_close(ab.double(), a.double() @ b.double().t(), rtol=0, atol=1e-5)
