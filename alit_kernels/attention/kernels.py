@@ -11,7 +11,8 @@ P = exp(scale s - lse). A query without any key has log-sum-exp -inf; the backwa
 zero. Queries beyond the end of a sequence are taken so too, so that no score needs a mask for them.
 
 Rows are tuples of chunks of BLOCK_D channels: one, but for wide heads of split float32 (``CHUNK``). A score is the sum
-over chunks, an accumulator has a chunk for each.
+over chunks; an accumulator has as many. Registers are short then: what a step loads is split where it is multiplied,
+and addresses in shared memory are computed in each step (``disable_licm``), and not kept for all of them.
 
 With stops, query i sees the keys before ``stop[i]``. A tile of queries goes as far as its largest stop, without masks
 as far as its smallest; a tile of keys leaves out the queries that stop before it.
@@ -134,7 +135,7 @@ def _operands(chunks, SPLIT: tl.constexpr):
 
 @triton.jit
 def _factors(chunks, SPLIT: tl.constexpr):
-    """Of one step. Several chunks are split where they are multiplied (``_parts``): registers are short."""
+    """Of one step. Where there are several chunks they are left whole, for ``_parts``."""
     return _operands(chunks, SPLIT and len(chunks) == 1)
 
 
@@ -146,7 +147,7 @@ def _parts(b, a):
 
 @triton.jit
 def _scores(a, b, SWAPPED: tl.constexpr = False):
-    """A B^T, a chunk after the other."""
+    """A B^T, the sum over chunks, whose order does not depend on which of the factors is A."""
     b_s = product(a[0], _parts(b[0], a[0]), None, True, SWAPPED)
     for i in tl.static_range(1, len(a)):
         b_s = product(a[i], _parts(b[i], a[i]), b_s, True, SWAPPED)
@@ -285,9 +286,9 @@ def forward_kernel(
     acc, b_m, b_l = state
     b_none = b_l == 0.0
     b_l = tl.where(b_none, 1.0, b_l)
-    out_ = [b_x / b_l[:, None] for b_x in acc]
+    scaled = [b_x / b_l[:, None] for b_x in acc]
     b_lse = tl.where(b_none, float("-inf"), b_m * scale + tl.log2(b_l) * LN2)
-    _store(out, first, stop, out_, TILE, HEAD_DIM, BLOCK_D)
+    _store(out, first, stop, scaled, TILE, HEAD_DIM, BLOCK_D)
     tl.store(p_lse + o_m, b_lse, mask=m_m)
 
 
