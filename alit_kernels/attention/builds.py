@@ -40,9 +40,7 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
     half = dtype.itemsize == 2
     name = f"d={head_dim} {TYPES[dtype]}"
     wide = ROWS if half and head_dim >= 64 else ()
-    sizes = {
-        kernel: tile(kernel, head_dim, dtype, 90).rows for kernel in KERNELS
-    }
+    sizes = {kernel: tile(kernel, head_dim, dtype, 90).rows for kernel in KERNELS}
     sizes["map"] = map_tile(head_dim, dtype)[0]
     every = {}
     for kernel, size in sizes.items():
