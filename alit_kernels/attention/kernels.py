@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .split import factor, operand, product
+from .split import added, factor, factors, operands, scores
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -129,41 +129,6 @@ def _zeros(SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _operands(chunks, SPLIT: tl.constexpr):
-    return [operand(b_x, SPLIT) for b_x in chunks]
-
-
-@triton.jit
-def _factors(chunks, SPLIT: tl.constexpr):
-    """Of one step. Where there are several chunks they are left whole, for ``_parts``."""
-    return _operands(chunks, SPLIT and len(chunks) == 1)
-
-
-@triton.jit
-def _parts(b, a):
-    """A chunk of ``_factors``, split as ``a`` is."""
-    return operand(b[0], len(a) == 3) if len(b) == 1 else b
-
-
-@triton.jit
-def _scores(a, b, SWAPPED: tl.constexpr = False):
-    """A B^T, the sum over chunks, whose order does not depend on which of the factors is A."""
-    b_s = product(a[0], _parts(b[0], a[0]), None, True, SWAPPED)
-    for i in tl.static_range(1, len(a)):
-        b_s = product(a[i], _parts(b[i], a[i]), b_s, True, SWAPPED)
-    return b_s
-
-
-@triton.jit
-def _added(sums, a, b):
-    """Chunks of sums + A B, where ``a`` has no channels."""
-    chunks = ()
-    for i in tl.static_range(len(b)):
-        chunks += (product(a, _parts(b[i], a), sums[i]),)
-    return chunks
-
-
-@triton.jit
 def _taken(p_mask, first, stop, SIZE: tl.constexpr):
     """Which of SIZE keys from ``first`` on take part."""
     o_n = first + tl.arange(0, SIZE)
@@ -196,7 +161,7 @@ def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
 def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
     acc, b_m, b_l = state
-    b_s = _scores(q, k)
+    b_s = scores(q, k)
     if MASKED:
         b_s = tl.where(m_s, b_s, float("-inf"))
     b_largest = tl.maximum(b_m, tl.max(b_s, 1))
@@ -209,7 +174,7 @@ def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.conste
         b_p = tl.exp2(b_s * scale - (b_finite * scale)[:, None])
         b_decay = tl.exp2(b_m * scale - b_finite * scale)
     p = factor(b_p, q[0], True)
-    acc = _added([b_x * b_decay[:, None] for b_x in acc], p, v)
+    acc = added([b_x * b_decay[:, None] for b_x in acc], p, v)
     return acc, b_largest, b_l * b_decay + tl.sum(b_p, 1)
 
 
@@ -221,8 +186,8 @@ def _forward_step(
     """SIZE keys from ``first`` on."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
-    k = _factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
-    v = _factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    k = factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    v = factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
     m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
     return _attend(state, q, k, v, m_s, scale_log2, TAKEN, keys[0].dtype.element_ty == tl.float32)
 
@@ -262,7 +227,7 @@ def forward_kernel(
     if p_stop is not None:
         p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
 
-    q = _operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    q = operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
     b_m = tl.full((TILE,), float("-inf"), tl.float32)
     state = _zeros(TILE, HEAD_DIM, BLOCK_D), b_m, tl.zeros((TILE,), tl.float32)
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
@@ -320,18 +285,18 @@ def _query_gradient_step(
     PRECISE: tl.constexpr = keys[0].dtype.element_ty == tl.float32
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
-    k = _factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
-    v = _factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
-    b_s = _scores(q, k)
+    k = factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    v = factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    b_s = scores(q, k)
     b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, PRECISE)
     if TAKEN:
         m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
         b_p = tl.where(m_s, b_p, 0.0)
-    b_dp = _scores(do, v)
+    b_dp = scores(do, v)
     b_ds = b_p * (b_dp - b_delta[:, None])
     if len(q[0]) == 3:
         b_total += tl.sum(b_p, 1)
-    return _added(dq, factor(b_ds, q[0]), k), b_total
+    return added(dq, factor(b_ds, q[0]), k), b_total
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -384,8 +349,8 @@ def backward_queries_kernel(
         b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
     if not SPLIT:
         tl.store(p_delta + o_lse, b_delta, mask=m_m)
-    q = _operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
-    do = _operands(do, SPLIT)
+    q = operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    do = operands(do, SPLIT)
     b_normaliser = _normaliser(b_lse, PRECISE)
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
@@ -432,31 +397,31 @@ def _key_gradient_step(
     """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys ``o_n`` are their rows."""
     o_m = first + tl.arange(0, SIZE)
     m_m = o_m < stop
-    q = _factors(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k[0]) == 3)
+    q = factors(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k[0]) == 3)
     do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     PRECISE: tl.constexpr = query[0].dtype.element_ty == tl.float32
     if len(k[0]) == 3:
         b_share = _load_sums(p_share + o_m, m_m, 0.0, MASKED)
         do = [b_x * b_share[:, None] for b_x in do]
-    do = _factors(do, len(k[0]) == 3)
+    do = factors(do, len(k[0]) == 3)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
-    b_s = _scores(k, q, True)
+    b_s = scores(k, q, True)
     b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, PRECISE)
     if p_stop is not None:
         b_stop = _load_sums(p_stop + o_m, m_m, 0, MASKED)
         b_p = tl.where(o_n[:, None] < b_stop[None, :], b_p, 0.0)
     if len(do) == 1:
-        dv = _added(dv, factor(b_p, k[0], True), do)
-    b_dp = _scores(v, do)
+        dv = added(dv, factor(b_p, k[0], True), do)
+    b_dp = scores(v, do)
     # Here, where it is needed: registers are short.
     b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
-    dk = _added(dk, factor(b_ds, k[0]), q)
+    dk = added(dk, factor(b_ds, k[0]), q)
     if len(do) > 1:  # noqa: SIM102
         # Always so, which the compiler does not know: the sums of dK are then made before these products, and not when
         # all products are there, for which there are no registers.
         if scale != 0.0:
-            dv = _added(dv, factor(b_p, k[0], True), do)
+            dv = added(dv, factor(b_p, k[0], True), do)
     return dk, dv
 
 
@@ -504,8 +469,8 @@ def backward_keys_kernel(
     if p_stop is not None:
         p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
     m_n = _taken(p_mask, first, key_stop, TILE)
-    k = _operands(_load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
-    v = _operands(_load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    k = operands(_load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    v = operands(_load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
 
     o_n = first + tl.arange(0, TILE)
     whole = stop if MASK_ALL else stop // STEP * STEP

@@ -18,8 +18,8 @@ from tests.helpers.tensor_cores import rounded_towards_zero
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from alit_kernels.attention.kernels import _factors, _load, _operands, _scores  # noqa: E402
-from alit_kernels.attention.split import operand  # noqa: E402
+from alit_kernels.attention.kernels import _load  # noqa: E402
+from alit_kernels.attention.split import factors, operand, operands, scores  # noqa: E402
 
 
 def tensor_cores() -> Any:
@@ -65,10 +65,10 @@ def test_parts_of_what_is_not_finite() -> None:
 
 @triton.jit
 def product_kernel(p_a, p_b, p_ab, N: tl.constexpr, WIDTH: tl.constexpr, SWAPPED: tl.constexpr):
-    a = _operands(_load((p_a, WIDTH), 0, None, N, False, WIDTH, N), True)
-    b = _factors(_load((p_b, WIDTH), 0, None, N, False, WIDTH, N), True)
+    a = operands(_load((p_a, WIDTH), 0, None, N, False, WIDTH, N), True)
+    b = factors(_load((p_b, WIDTH), 0, None, N, False, WIDTH, N), True)
     o = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
-    tl.store(p_ab + o, _scores(a, b, SWAPPED))
+    tl.store(p_ab + o, scores(a, b, SWAPPED))
 
 
 @pytest.mark.parametrize("width", (64, 128))
