@@ -44,7 +44,7 @@ def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
     sizes["map"] = map_tile(head_dim, dtype)[0]
     every = {}
     for kernel, size in sizes.items():
-        tensor_core = half or (kernel != "map" and splits(head_dim, dtype))
+        tensor_core = half or (kernel != "map" and splits(head_dim, dtype, recorder.architecture))
         every[f"{kernel}_kernel"] = Expected(tensor_core, tensor_core and size >= 64, wide)
     rows = torch.empty(4, 256, 8, head_dim, dtype=dtype, device="meta")
     offsets = torch.empty(5, dtype=torch.int32, device="meta")

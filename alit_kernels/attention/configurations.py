@@ -21,6 +21,8 @@ from .._triton import next_power_of_2
 KERNELS = ("forward", "backward_queries", "backward_keys")
 #: Accumulators of wider heads do not fit the registers of a program.
 MAX_HEAD_DIM = 512
+#: Channels that a kernel splits and multiplies at a time.
+CHUNK = 64
 #: Bytes of shared memory that tiles of more than 256 channels need, more than a block of smaller GPUs has.
 WIDE_SHARED = 132096
 
@@ -57,8 +59,9 @@ FAMILIES = (80, 90, 100)
 #:
 #: Float32 up to 64 channels: tensor cores by split factors. The three kernels of a head dimension make their products
 #: by one kind of instruction (64 rows: ``wgmma`` on sm_90; 32: ``mma``), so that scores round alike; with ``tcgen05``,
-#: dK/dV would need more tensor memory than there is. Wider heads: no tensor cores. At 128 channels every tile of parts
-#: that was tried spills in some build (a forward with a key mask 8 bytes), at 256 by far.
+#: dK/dV would need more tensor memory than there is. At 128 channels, ``CHUNK`` at a time, the registers suffice with
+#: ``wgmma``; with ``mma`` every tile of dK/dV that was tried spills in some build (16 x 32: 8 bytes). There, and for
+#: wider heads: no tensor cores.
 # fmt: off
 TABLE = {
     ("forward", 16, 2): (Tile(64, 64, 4, 3),) * 3,
@@ -70,7 +73,7 @@ TABLE = {
     ("forward", 16, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 1, True)),
     ("forward", 32, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("forward", 64, 4): (Tile(32, 32, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 4, 2, True)),
-    ("forward", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 64, 8, 1, True), Tile(32, 64, 8, 1, True)),
+    ("forward", 128, 4): (Tile(32, 16, 8, 2, True), Tile(64, 32, 4, 1, True), Tile(32, 64, 8, 1, True)),
     ("forward", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("forward", 512, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("backward_queries", 16, 2): (Tile(64, 64, 4, 2),) * 3,
@@ -82,7 +85,7 @@ TABLE = {
     ("backward_queries", 16, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("backward_queries", 32, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("backward_queries", 64, 4): (Tile(32, 32, 8, 1, True), Tile(64, 32, 4, 2, True), Tile(32, 32, 8, 1, True)),
-    ("backward_queries", 128, 4): (Tile(32, 16, 8, 2, True), Tile(32, 32, 8, 2, True), Tile(32, 32, 8, 2, True)),
+    ("backward_queries", 128, 4): (Tile(32, 16, 8, 2, True), Tile(64, 32, 4, 1, True), Tile(32, 32, 8, 2, True)),
     ("backward_queries", 256, 4): (Tile(32, 16, 8, 2, True),) * 3,
     ("backward_queries", 512, 4): (Tile(16, 16, 8, 2, True, 192), Tile(16, 16, 8, 2, True), Tile(16, 16, 8, 2, True)),
     ("backward_keys", 16, 2): (Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
@@ -94,7 +97,7 @@ TABLE = {
     ("backward_keys", 16, 4): (Tile(32, 16, 4, 2, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("backward_keys", 32, 4): (Tile(32, 16, 4, 1, True), Tile(64, 32, 4, 2, True), Tile(32, 16, 4, 2, True)),
     ("backward_keys", 64, 4): (Tile(32, 16, 4, 2, True), Tile(64, 16, 4, 1, True), Tile(32, 16, 4, 2, True)),
-    ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, True),) * 3,
+    ("backward_keys", 128, 4): (Tile(32, 32, 8, 2, True), Tile(128, 16, 8, 1, True), Tile(32, 32, 8, 2, True)),
     ("backward_keys", 256, 4): (Tile(32, 16, 8, 1, True),) * 3,
     ("backward_keys", 512, 4): (Tile(16, 16, 8, 1, True),) * 3,
 }
@@ -131,11 +134,13 @@ def fuses(dtype: torch.dtype) -> bool:
     return dtype != torch.float32
 
 
-def splits(head_dim: int, dtype: torch.dtype) -> bool:
+def splits(head_dim: int, dtype: torch.dtype, architecture: int) -> bool:
     """Whether products are made of split factors by tensor cores (``split.py``), but for the attention map: in float32,
-    where the parts fit the registers. Other products of float32 are made without tensor cores.
+    where the parts fit the registers (up to 64 channels, on sm_90 up to 128). Other products of float32 are made
+    without tensor cores.
     """
-    return dtype == torch.float32 and head_dim <= 64
+    widest = 128 if FAMILIES[family(architecture)] == 90 else 64
+    return dtype == torch.float32 and head_dim <= widest
 
 
 def padded(head_dim: int) -> int:

@@ -10,6 +10,10 @@ Softmax: running maximum m of the raw scores and sum l of exp2(c s - c m), c = s
 P = exp(scale s - lse). A query without any key has log-sum-exp -inf; the backward takes that as +inf, which makes its P
 zero. Queries beyond the end of a sequence are taken so too, so that no score needs a mask for them.
 
+Rows are tuples of chunks of BLOCK_D channels: one, but for wide heads of split float32 (``CHUNK``). A score is the sum
+over chunks; an accumulator has as many. Registers are short then: what a step loads is split where it is multiplied,
+and addresses in shared memory are computed in each step (``disable_licm``), and not kept for all of them.
+
 With stops, query i sees the keys before ``stop[i]``. A tile of queries goes as far as its largest stop, without masks
 as far as its smallest; a tile of keys leaves out the queries that stop before it.
 """
@@ -19,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .split import factor, operand, product
+from .split import added, factor, factors, operands, scores
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -86,28 +90,42 @@ def _load(
     rows, first, m_r, SIZE: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(SIZE, BLOCK_D) from row ``first`` on; where MASKED, rows outside ``m_r`` are not read and are zero."""
+    """Chunks (SIZE, BLOCK_D) from row ``first`` on; where MASKED, rows outside ``m_r`` are not read and are zero."""
     pointers = _pointers(rows, first, SIZE, BLOCK_D)
-    m_d = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
-    if MASKED and HEAD_DIM < BLOCK_D:
-        b_x = tl.load(pointers, mask=m_r[:, None] & m_d, other=0.0)
-    elif MASKED:
-        b_x = tl.load(pointers, mask=m_r[:, None], other=0.0)
-    elif HEAD_DIM < BLOCK_D:
-        b_x = tl.load(pointers, mask=m_d, other=0.0)
-    else:
-        b_x = tl.load(pointers)
-    return b_x
+    chunks = ()
+    for i in tl.static_range(0, HEAD_DIM, BLOCK_D):
+        m_d = i + tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+        if MASKED and i + BLOCK_D > HEAD_DIM:
+            b_x = tl.load(pointers, mask=m_r[:, None] & m_d, other=0.0)
+        elif MASKED:
+            b_x = tl.load(pointers, mask=m_r[:, None], other=0.0)
+        elif i + BLOCK_D > HEAD_DIM:
+            b_x = tl.load(pointers, mask=m_d, other=0.0)
+        else:
+            b_x = tl.load(pointers)
+        chunks += (b_x,)  # type: ignore[assignment]
+        pointers += BLOCK_D
+    return chunks
 
 
 @triton.jit
 def _store(
-    rows, first, stop, b_x, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+    rows, first, stop, chunks, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     pointers = _pointers(rows, first, SIZE, BLOCK_D)
     m_r = first + tl.arange(0, SIZE) < stop
-    m_d = tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
-    tl.store(pointers, b_x.to(rows[0].dtype.element_ty), mask=m_r[:, None] & m_d)
+    for i in tl.static_range(len(chunks)):
+        m_d = i * BLOCK_D + tl.arange(0, BLOCK_D)[None, :] < HEAD_DIM
+        tl.store(pointers, chunks[i].to(rows[0].dtype.element_ty), mask=m_r[:, None] & m_d)
+        pointers += BLOCK_D
+
+
+@triton.jit
+def _zeros(SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    chunks = ()
+    for _ in tl.static_range(0, HEAD_DIM, BLOCK_D):
+        chunks += (tl.zeros((SIZE, BLOCK_D), tl.float32),)  # type: ignore[assignment]
+    return chunks
 
 
 @triton.jit
@@ -142,8 +160,8 @@ def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
 @triton.jit
 def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.constexpr):
     """One step of the online softmax on ``state``: accumulator, maximum, sum."""
-    b_acc, b_m, b_l = state
-    b_s = product(q, k, TRANSPOSED=True)
+    acc, b_m, b_l = state
+    b_s = scores(q, k)
     if MASKED:
         b_s = tl.where(m_s, b_s, float("-inf"))
     b_largest = tl.maximum(b_m, tl.max(b_s, 1))
@@ -155,8 +173,9 @@ def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.conste
     else:  # One multiply-add per score. The rounding of c m is the same in all of a row, so it cancels.
         b_p = tl.exp2(b_s * scale - (b_finite * scale)[:, None])
         b_decay = tl.exp2(b_m * scale - b_finite * scale)
-    b_acc = product(factor(b_p, v, True), v, b_acc * b_decay[:, None])
-    return b_acc, b_largest, b_l * b_decay + tl.sum(b_p, 1)
+    p = factor(b_p, q[0], True)
+    acc = added([b_x * b_decay[:, None] for b_x in acc], p, v)
+    return acc, b_largest, b_l * b_decay + tl.sum(b_p, 1)
 
 
 @triton.jit
@@ -167,8 +186,8 @@ def _forward_step(
     """SIZE keys from ``first`` on."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
-    k = operand(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
-    v = operand(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
+    k = factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    v = factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
     m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
     return _attend(state, q, k, v, m_s, scale_log2, TAKEN, keys[0].dtype.element_ty == tl.float32)
 
@@ -195,8 +214,8 @@ def forward_kernel(
     o_m = first + tl.arange(0, TILE)
     m_m = o_m < stop
     if sequence == sequences:
-        b_zero = tl.zeros((TILE, BLOCK_D), tl.float32)
-        _store(out, first, stop, b_zero, TILE, HEAD_DIM, BLOCK_D)
+        zeros = _zeros(TILE, HEAD_DIM, BLOCK_D)
+        _store(out, first, stop, zeros, TILE, HEAD_DIM, BLOCK_D)
         tl.store(p_lse + o_m, tl.zeros((TILE,), tl.float32), mask=m_m)
         return
     key_start, key_stop = _other_length(p_key_offsets, sequence, key_length)
@@ -208,18 +227,18 @@ def forward_kernel(
     if p_stop is not None:
         p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
 
-    q = operand(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    q = operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
     b_m = tl.full((TILE,), float("-inf"), tl.float32)
-    state = tl.zeros((TILE, BLOCK_D), tl.float32), b_m, tl.zeros((TILE,), tl.float32)
+    state = _zeros(TILE, HEAD_DIM, BLOCK_D), b_m, tl.zeros((TILE,), tl.float32)
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
     whole = 0 if MASK_ALL else least // STEP * STEP
-    for o_n in range(0, whole, STEP):
+    for o_n in tl.range(0, whole, STEP, disable_licm=HEAD_DIM > BLOCK_D):
         state = _forward_step(
             state, q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
             False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
-        for o_n in range(whole, last, STEP):
+        for o_n in tl.range(whole, last, STEP, disable_licm=HEAD_DIM > BLOCK_D):
             state = _forward_step(
                 state, q, keys, values, p_mask, p_stop, b_stop, o_n, key_stop, scale_log2,
                 True, STEP, HEAD_DIM, BLOCK_D,
@@ -229,12 +248,12 @@ def forward_kernel(
             state, q, keys, values, p_mask, p_stop, b_stop, whole, key_stop, scale_log2,
             True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    b_acc, b_m, b_l = state
+    acc, b_m, b_l = state
     b_none = b_l == 0.0
     b_l = tl.where(b_none, 1.0, b_l)
-    b_out = b_acc / b_l[:, None]
+    scaled = [b_x / b_l[:, None] for b_x in acc]
     b_lse = tl.where(b_none, float("-inf"), b_m * scale + tl.log2(b_l) * LN2)
-    _store(out, first, stop, b_out, TILE, HEAD_DIM, BLOCK_D)
+    _store(out, first, stop, scaled, TILE, HEAD_DIM, BLOCK_D)
     tl.store(p_lse + o_m, b_lse, mask=m_m)
 
 
@@ -262,22 +281,22 @@ def _query_gradient_step(
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K for SIZE keys from ``first`` on, and the sum of P where factors are split."""
-    b_dq, b_total = state
+    dq, b_total = state
     PRECISE: tl.constexpr = keys[0].dtype.element_ty == tl.float32
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
-    k = operand(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
-    v = operand(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q) == 3)
-    b_s = product(q, k, TRANSPOSED=True)
+    k = factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    v = factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
+    b_s = scores(q, k)
     b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, PRECISE)
     if TAKEN:
         m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
         b_p = tl.where(m_s, b_p, 0.0)
-    b_dp = product(do, v, TRANSPOSED=True)
+    b_dp = scores(do, v)
     b_ds = b_p * (b_dp - b_delta[:, None])
-    if len(q) == 3:
+    if len(q[0]) == 3:
         b_total += tl.sum(b_p, 1)
-    return product(factor(b_ds, k), k, b_dq), b_total
+    return added(dq, factor(b_ds, q[0]), k), b_total
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -300,9 +319,9 @@ def backward_queries_kernel(
         return
     head = tl.program_id(1)
     query_gradient = _base(p_dq, sequence, start, head, dq_b, dq_r, dq_h), dq_r
-    b_dq = tl.zeros((TILE, BLOCK_D), tl.float32)
+    dq = _zeros(TILE, HEAD_DIM, BLOCK_D)
     if sequence == sequences:
-        _store(query_gradient, first, stop, b_dq, TILE, HEAD_DIM, BLOCK_D)
+        _store(query_gradient, first, stop, dq, TILE, HEAD_DIM, BLOCK_D)
         return
     key_start, key_stop = _other_length(p_key_offsets, sequence, key_length)
     query = _base(p_q, sequence, start, head, q_b, q_r, q_h), q_r
@@ -318,31 +337,33 @@ def backward_queries_kernel(
     o_m = first + tl.arange(0, TILE)
     m_m = o_m < stop
     o_lse = sequence.to(tl.int64) * lse_b + tl.cast(head, tl.int64) * lse_h + start + o_m
-    b_do = _load(gradient, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
-    b_out = _load(out, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    do = _load(gradient, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
+    outs = _load(out, first, m_m, TILE, True, HEAD_DIM, BLOCK_D)
     b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
     PRECISE: tl.constexpr = p_q.dtype.element_ty == tl.float32
-    b_delta = tl.sum(b_do.to(tl.float32) * b_out.to(tl.float32), 1)
+    b_delta = tl.sum(do[0].to(tl.float32) * outs[0].to(tl.float32), 1)
+    for i in tl.static_range(1, len(do)):
+        b_delta += tl.sum(do[i].to(tl.float32) * outs[i].to(tl.float32), 1)
     if p_dlse is not None:  # no key, no gradient, whatever comes in
         b_dlse = tl.load(p_dlse + o_lse, mask=m_m, other=0.0)
         b_delta -= tl.where(b_lse == float("-inf"), 0.0, b_dlse)
     if not SPLIT:
         tl.store(p_delta + o_lse, b_delta, mask=m_m)
-    q = operand(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
-    do = operand(b_do, SPLIT)
+    q = operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    do = operands(do, SPLIT)
     b_normaliser = _normaliser(b_lse, PRECISE)
     tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
 
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
-    state = b_dq, tl.zeros((TILE,), tl.float32) if SPLIT else 0.0
+    state = dq, tl.zeros((TILE,), tl.float32) if SPLIT else 0.0
     whole = 0 if MASK_ALL else least // STEP * STEP
-    for o_n in range(0, whole, STEP):
+    for o_n in tl.range(0, whole, STEP, disable_licm=HEAD_DIM > BLOCK_D):
         state = _query_gradient_step(
             state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
             scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
-        for o_n in range(whole, last, STEP):
+        for o_n in tl.range(whole, last, STEP, disable_licm=HEAD_DIM > BLOCK_D):
             state = _query_gradient_step(
                 state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
                 scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
@@ -352,15 +373,15 @@ def backward_queries_kernel(
             state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
             scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
-    b_dq, b_total = state
-    b_dq *= scale
+    dq, b_total = state
+    dq = [b_x * scale for b_x in dq]
     if SPLIT:
         # Instead of 1, by what the log-sum-exp lost in float32: 6e-5 of its 1000.
         b_share = 1.0 / tl.where(b_total == 0.0, 1.0, b_total)
-        b_dq *= b_share[:, None]
+        dq = [b_x * b_share[:, None] for b_x in dq]
         tl.store(p_share + o_lse, b_share, mask=m_m)
         tl.store(p_delta + o_lse, b_delta * b_share, mask=m_m)
-    _store(query_gradient, first, stop, b_dq, TILE, HEAD_DIM, BLOCK_D)
+    _store(query_gradient, first, stop, dq, TILE, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -370,31 +391,38 @@ def _load_sums(pointers, m_r, other, MASKED: tl.constexpr):
 
 @triton.jit
 def _key_gradient_step(
-    b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, first, stop, scale, scale_log2,
+    dk, dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys ``o_n`` are their rows."""
     o_m = first + tl.arange(0, SIZE)
     m_m = o_m < stop
-    q = operand(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k) == 3)
-    b_do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
+    q = factors(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k[0]) == 3)
+    do = _load(gradient, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D)
     PRECISE: tl.constexpr = query[0].dtype.element_ty == tl.float32
-    if len(k) == 3:
-        b_do *= _load_sums(p_share + o_m, m_m, 0.0, MASKED)[:, None]
-    do = operand(b_do, len(k) == 3)
+    if len(k[0]) == 3:
+        b_share = _load_sums(p_share + o_m, m_m, 0.0, MASKED)
+        do = [b_x * b_share[:, None] for b_x in do]
+    do = factors(do, len(k[0]) == 3)
     b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
-    b_s = product(k, q, TRANSPOSED=True, SWAPPED=True)
+    b_s = scores(k, q, True)
     b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, PRECISE)
     if p_stop is not None:
         b_stop = _load_sums(p_stop + o_m, m_m, 0, MASKED)
         b_p = tl.where(o_n[:, None] < b_stop[None, :], b_p, 0.0)
-    b_dv = product(factor(b_p, do, True), do, b_dv)
-    b_dp = product(v, do, TRANSPOSED=True)
+    if len(do) == 1:
+        dv = added(dv, factor(b_p, k[0], True), do)
+    b_dp = scores(v, do)
     # Here, where it is needed: registers are short.
     b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
-    b_dk = product(factor(b_ds, q), q, b_dk)
-    return b_dk, b_dv
+    dk = added(dk, factor(b_ds, k[0]), q)
+    if len(do) > 1:  # noqa: SIM102
+        # Always so, which the compiler does not know: the sums of dK are then made before these products, and not when
+        # all products are there, for which there are no registers.
+        if scale != 0.0:
+            dv = added(dv, factor(b_p, k[0], True), do)
+    return dk, dv
 
 
 @triton.jit
@@ -421,11 +449,11 @@ def backward_keys_kernel(
     head = tl.program_id(1)
     key_gradient = _base(p_dk, sequence, key_start, head, dk_b, dk_r, dk_h), dk_r
     value_gradient = _base(p_dv, sequence, key_start, head, dk_b, dk_r, dk_h), dk_r
-    b_dk = tl.zeros((TILE, BLOCK_D), tl.float32)
-    b_dv = tl.zeros((TILE, BLOCK_D), tl.float32)
+    dk = _zeros(TILE, HEAD_DIM, BLOCK_D)
+    dv = _zeros(TILE, HEAD_DIM, BLOCK_D)
     if sequence == sequences:
-        _store(key_gradient, first, key_stop, b_dk, TILE, HEAD_DIM, BLOCK_D)
-        _store(value_gradient, first, key_stop, b_dv, TILE, HEAD_DIM, BLOCK_D)
+        _store(key_gradient, first, key_stop, dk, TILE, HEAD_DIM, BLOCK_D)
+        _store(value_gradient, first, key_stop, dv, TILE, HEAD_DIM, BLOCK_D)
         return
     start, stop = _other_length(p_offsets, sequence, length)
     query = _base(p_q, sequence, start, head, q_b, q_r, q_h), q_r
@@ -441,27 +469,27 @@ def backward_keys_kernel(
     if p_stop is not None:
         p_stop = _base(p_stop, sequence, start, head, stop_b, 1, 0)
     m_n = _taken(p_mask, first, key_stop, TILE)
-    k = operand(_load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
-    v = operand(_load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    k = operands(_load(keys, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
+    v = operands(_load(values, first, m_n, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
 
     o_n = first + tl.arange(0, TILE)
     whole = stop if MASK_ALL else stop // STEP * STEP
-    for o_m in range(0, whole, STEP):
+    for o_m in tl.range(0, whole, STEP, disable_licm=HEAD_DIM > BLOCK_D):
         if p_stop is None or _reach(p_stop, o_m, stop, STEP) > first:
-            b_dk, b_dv = _key_gradient_step(
-                b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, o_m, stop,
+            dk, dv = _key_gradient_step(
+                dk, dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, o_m, stop,
                 scale, scale_log2, MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     if not MASK_ALL and whole < stop:
-        b_dk, b_dv = _key_gradient_step(
-            b_dk, b_dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, whole, stop,
+        dk, dv = _key_gradient_step(
+            dk, dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, whole, stop,
             scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.
-    b_dk = tl.where(m_n[:, None], b_dk * scale, 0.0)
-    b_dv = tl.where(m_n[:, None], b_dv, 0.0)
-    _store(key_gradient, first, key_stop, b_dk, TILE, HEAD_DIM, BLOCK_D)
-    _store(value_gradient, first, key_stop, b_dv, TILE, HEAD_DIM, BLOCK_D)
+    dk = [tl.where(m_n[:, None], b_x * scale, 0.0) for b_x in dk]
+    dv = [tl.where(m_n[:, None], b_x, 0.0) for b_x in dv]
+    _store(key_gradient, first, key_stop, dk, TILE, HEAD_DIM, BLOCK_D)
+    _store(value_gradient, first, key_stop, dv, TILE, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(
@@ -486,8 +514,8 @@ def map_kernel(
     for head in range(0, heads):
         query = _base(p_q, sequence, start, head, 0, q_r, q_h), q_r
         keys = _base(p_k, sequence, start, head, 0, k_r, k_h), k_r
-        b_q = _load(query, first_query, m_m, ROWS, True, HEAD_DIM, BLOCK_D)
-        b_k = _load(keys, first_key, m_n, COLUMNS, True, HEAD_DIM, BLOCK_D)
+        (b_q,) = _load(query, first_query, m_m, ROWS, True, HEAD_DIM, BLOCK_D)
+        (b_k,) = _load(keys, first_key, m_n, COLUMNS, True, HEAD_DIM, BLOCK_D)
         o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
         b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")

@@ -83,3 +83,39 @@ def product(a, b, b_sum=None, TRANSPOSED: tl.constexpr = False, SWAPPED: tl.cons
     else:
         b_ab = tl.dot(a[0], b_0, b_sum, input_precision="ieee")
     return b_ab
+
+
+@triton.jit
+def operands(chunks, SPLIT: tl.constexpr):
+    """Of all chunks of some rows (a tuple, each of some of their channels)."""
+    return [operand(b_x, SPLIT) for b_x in chunks]
+
+
+@triton.jit
+def factors(chunks, SPLIT: tl.constexpr):
+    """What a step loads: one chunk as an operand; several are left whole until they are multiplied (``_parts``)."""
+    return operands(chunks, SPLIT and len(chunks) == 1)
+
+
+@triton.jit
+def _parts(b, a):
+    """A chunk of ``factors`` as an operand, split where ``a`` is."""
+    return operand(b[0], len(a) == 3) if len(b) == 1 else b
+
+
+@triton.jit
+def scores(a, b, SWAPPED: tl.constexpr = False):
+    """A B^T, the sum over chunks, whose order does not depend on which of the factors is A."""
+    b_s = product(a[0], _parts(b[0], a[0]), None, True, SWAPPED)
+    for i in tl.static_range(1, len(a)):
+        b_s = product(a[i], _parts(b[i], a[i]), b_s, True, SWAPPED)
+    return b_s
+
+
+@triton.jit
+def added(sums, a, b):
+    """Chunks of sums + A B, where ``a`` has no channels."""
+    chunks = ()
+    for i in tl.static_range(len(b)):
+        chunks += (product(a, _parts(b[i], a), sums[i]),)
+    return chunks

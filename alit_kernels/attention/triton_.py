@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._triton import architecture, cdiv, launch
 from . import kernels
-from .configurations import Tile, fuses, map_tile, padded, splits, tile
+from .configurations import CHUNK, Tile, fuses, map_tile, padded, splits, tile
 from .layout import MAX_PITCH, empty_gradients, empty_rows, empty_sums
 from .problem import Problem
 
@@ -52,7 +52,7 @@ def attention_backward(
     lse = lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
     # All begin at multiples of 16 bytes.
-    sums = 3 if splits(q.shape[-1], q.dtype) else 2
+    sums = 3 if splits(q.shape[-1], q.dtype, architecture(q.device)) else 2
     delta, normaliser, *share = lse.new_empty((sums, cdiv(lse.numel(), 4), 4))
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
     shared = _sums(lse, p_delta=delta, p_normaliser=normaliser, p_share=share[0] if share else None)
@@ -204,19 +204,22 @@ def _scales(scale: float) -> dict[str, Any]:
     return {"scale": scale, "scale_log2": scale * math.log2(math.e)}
 
 
-def _widths(q: Tensor) -> dict[str, Any]:
+def _widths(q: Tensor, split: bool = False) -> dict[str, Any]:
+    """Channels, and how many of them are taken at a time."""
     width = q.shape[-1]
-    return {"HEAD_DIM": width, "BLOCK_D": padded(width), "enable_fp_fusion": fuses(q.dtype)}
+    block = min(padded(width), CHUNK) if split else padded(width)
+    return {"HEAD_DIM": width, "BLOCK_D": block, "enable_fp_fusion": fuses(q.dtype)}
 
 
 def _options(chosen: Tile, q: Tensor) -> dict[str, Any]:
+    split = splits(q.shape[-1], q.dtype, architecture(q.device))
     return {
         "TILE": chosen.rows,
         "STEP": chosen.columns,
         "MASK_ALL": chosen.mask_all,
-        "SPLIT": splits(q.shape[-1], q.dtype),
+        "SPLIT": split,
         "num_warps": chosen.warps,
         "num_stages": chosen.stages,
         **({} if chosen.registers is None else {"maxnreg": chosen.registers}),
-        **_widths(q),
+        **_widths(q, split),
     }

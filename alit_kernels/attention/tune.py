@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .._clock import clocks, samples_in_turns, spread
 from . import reference
-from .configurations import KERNELS, TABLE, Tile, family, splits
+from .configurations import FAMILIES, KERNELS, TABLE, Tile, family, splits
 from .problem import Problem
 
 Key = tuple[str, int, int]
@@ -54,7 +54,7 @@ TOLERANCES = {2: 5e-3, 4: 1e-4}
 LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
 
 
-def candidates(key: Key) -> list[Tile]:
+def candidates(key: Key, architecture: int) -> list[Tile]:
     """Tiles to try for an entry: of half precision, up to 128 columns; of float32 those of tensor cores, where factors
     are split (``splits``), else smaller ones; small ones of wide heads. Whatever spills or does not fit the shared
     memory falls out when it is timed.
@@ -65,7 +65,7 @@ def candidates(key: Key) -> list[Tile]:
     elif size == 2:
         stages = (1, 2, 3) if head_dim > 64 else (2, 3)
         choices = itertools.product((64, 128), (32, 64, 128), (4, 8), stages, (False, True))
-    elif splits(head_dim, torch.float32):
+    elif splits(head_dim, torch.float32, architecture):
         choices = itertools.product((32, 64, 128), (16, 32, 64), (4, 8), (1, 2, 3), (True,))
     else:
         choices = itertools.product((32,), (16, 32, 64), (8,), (1, 2, 3), (True,))
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             if key[1] not in (options.head_dim or [key[1]]):
                 continue
-            tried = list(dict.fromkeys([tiles[place], *candidates(key)]))[:some]
+            tried = list(dict.fromkeys([tiles[place], *candidates(key, FAMILIES[place])]))[:some]
             tasks = [(key, tile, *work) for tile in tried]
             list(pool.map(compile_once, *zip(*tasks, strict=True)))
             call, right = workload(key, *work)

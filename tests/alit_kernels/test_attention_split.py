@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alit_kernels.attention.cases import Case, make
-from alit_kernels.attention.configurations import KERNELS, TABLE, Tile
+from alit_kernels.attention.configurations import KERNELS, TABLE, Tile, padded
 from tests.helpers.attention import attend, gradients, per_sequence
 from tests.helpers.targets import DEVICE, Target, targets
 from tests.helpers.tensor_cores import rounded_towards_zero
@@ -18,7 +18,8 @@ from tests.helpers.tensor_cores import rounded_towards_zero
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from alit_kernels.attention.split import operand, product  # noqa: E402
+from alit_kernels.attention.kernels import _load  # noqa: E402
+from alit_kernels.attention.split import factors, operand, operands, scores  # noqa: E402
 
 
 def tensor_cores() -> Any:
@@ -63,20 +64,22 @@ def test_parts_of_what_is_not_finite() -> None:
 
 
 @triton.jit
-def product_kernel(p_a, p_b, p_ab, N: tl.constexpr, SWAPPED: tl.constexpr):
+def product_kernel(p_a, p_b, p_ab, N: tl.constexpr, WIDTH: tl.constexpr, SWAPPED: tl.constexpr):
+    a = operands(_load((p_a, WIDTH), 0, None, N, False, WIDTH, N), True)
+    b = factors(_load((p_b, WIDTH), 0, None, N, False, WIDTH, N), True)
     o = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
-    a, b = operand(tl.load(p_a + o), True), operand(tl.load(p_b + o), True)
-    tl.store(p_ab + o, product(a, b, None, True, SWAPPED))
+    tl.store(p_ab + o, scores(a, b, SWAPPED))
 
 
-def test_transposed_products_round_alike() -> None:
+@pytest.mark.parametrize("width", (64, 128))
+def test_transposed_products_round_alike(width: int) -> None:
     """Scores of the forward and of dK/dV, to the last bit; and only because of the order of their parts."""
-    a, b = torch.randn(2, 64, 64, device=DEVICE)
+    a, b = torch.randn(2, 64, width, device=DEVICE)
     ab, ba, unswapped = torch.empty(3, 64, 64, device=DEVICE)
     with tensor_cores():
-        product_kernel[(1,)](a, b, ab, 64, False)
-        product_kernel[(1,)](b, a, ba, 64, True)
-        product_kernel[(1,)](b, a, unswapped, 64, False)
+        product_kernel[(1,)](a, b, ab, 64, width, False)
+        product_kernel[(1,)](b, a, ba, 64, width, True)
+        product_kernel[(1,)](b, a, unswapped, 64, width, False)
     assert torch.equal(ab, ba.t())
     assert not torch.equal(ab, unswapped.t())
     torch.testing.assert_close(ab.double(), a.double() @ b.double().t(), rtol=0, atol=1e-5)
@@ -105,6 +108,10 @@ def share(actual: Tensor, eager: Tensor, exact: Tensor, k: int) -> float:
         # neither these products (1.5 times the budget) nor plain ones of float32 (2.5) keep it; seeds 1 to 3 use 0.4.
         (129, 64, 30.0, 1),
         (129, 64, 100.0, 0),
+        (70, 80, 1.0, 0),
+        (129, 128, 1.0, 0),
+        (129, 128, 10.0, 0),
+        (129, 128, 100.0, 0),
         (513, 64, 1.0, 0),
     ),
 )
@@ -122,7 +129,7 @@ def test_share_of_the_error_budget(
     ):  # few programs: the interpreter takes milliseconds for each; rows do not change the rounding
         tile = Tile(triton.next_power_of_2(tokens), 32, 4, 2, True)
         for kernel in KERNELS:
-            monkeypatch.setitem(TABLE, (kernel, max(16, head_dim), 4), (tile,) * 3)
+            monkeypatch.setitem(TABLE, (kernel, padded(head_dim), 4), (tile,) * 3)
     x = make(Case((tokens,), 1, head_dim, magnitude=magnitude), device=target.device, seed=seed)
     run = lambda y: attend(y, target)  # noqa: E731
     with tensor_cores():
