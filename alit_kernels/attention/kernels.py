@@ -420,7 +420,7 @@ def _key_gradient_step(
     if len(do) > 1:  # noqa: SIM102
         # Always so, which the compiler does not know: the sums of dK are then made before these products, and not when
         # all products are there, for which there are no registers.
-        if scale != 0.0:
+        if scale >= 0.0:
             dv = added(dv, factor(b_p, k[0], True), do)
     return dk, dv
 
