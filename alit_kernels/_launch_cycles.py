@@ -86,8 +86,3 @@ def cost(launch: Launch, *, rare: int = 0) -> Cost:
 def summed(costs: list[Cost]) -> float:
     """Of a call: of each launch the busiest unit's cycles, which is what it takes where nothing has to wait."""
     return sum(max(one.cycles.values()) for one in costs)
-
-
-def of(call: Callable[[], object], architecture: int, *, rare: int = 0) -> list[Cost]:
-    """The cost of each launch of a call on ``meta`` tensors, in order."""
-    return [cost(launch, rare=rare) for launch in launches(call, architecture)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,7 +172,8 @@ def rows_of(case: Case) -> Rows:
 
 
 def counted(call: Call, architecture: int, rows: Rows | None) -> dict[str, Any]:
-    costs = _launch_cycles.of(call.call, architecture)
+    launches = _launch_cycles.launches(call.call, architecture)
+    costs = [_launch_cycles.cost(launch) for launch in launches]
     if rows is not None and call.case is not None:
         if call.doubt is not None:
             rows = rows.with_doubt(call.doubt, call.case.vectors)
@@ -189,7 +191,7 @@ def counted(call: Call, architecture: int, rows: Rows | None) -> dict[str, Any]:
         for i, numbers in enumerate(taken.get(one.kernel, ()) for one in costs):
             before = costs[i].cycles.copy()
             for ways, number in enumerate(numbers, 1):
-                more = _launch_cycles.of(call.call, architecture, rare=ways)[i]
+                more = _launch_cycles.cost(launches[i], rare=ways)
                 for unit, spent in more.cycles.items():
                     share = number / more.programs
                     costs[i].cycles[unit] += share * (spent - before[unit])
@@ -225,7 +227,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--compare", type=Path)
-    parser.add_argument("--only", default="", help="of calls whose name has this in it")
+    parser.add_argument(
+        "--only", default="", help="calls in whose name this regular expression is found"
+    )
     parser.add_argument("--rows", action="store_true", help="print the rows of searches alone")
     options = parser.parse_args()
     if options.rows:
@@ -238,7 +242,7 @@ def main() -> int:
             call, options.arch, Rows(**rows[str(tuple(call.case))]) if call.case else None
         )
         for name, call in calls().items()
-        if options.only in name
+        if re.search(options.only, name)
     }
     if not known:
         about = {"triton": triton.__version__, "arch": options.arch, "rows": rows}
