@@ -79,6 +79,7 @@ def scan(
     p_codes,
     code,
     least,
+    nearest,
     size,
     codes,
     dim,
@@ -88,8 +89,7 @@ def scan(
     SOME: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """The least distance to the codes of a cell that begins with ``code``, and which it is: NONE if above ``least``."""
-    nearest = tl.cast(NONE, tl.int32)
+    """The least distance to ``nearest`` and the codes of a cell that begins with ``code``, and whose it is."""
     for start in range(0, size, BK):
         o_code, m_code = _of_cell(code, start, size, codes, BK)
         b_near = distances(p_row, p_codes, o_code, m_code, dim, D, BK, BD, tl.float32)

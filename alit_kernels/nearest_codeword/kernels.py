@@ -41,7 +41,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .distances import CELLS, NONE, above, distance_to, nearer, scan
+from .distances import CELLS, NONE, above, distance_to, distances, nearer, scan
 from .units import EPSILON
 
 #: R^2 / 2 and |z|^2 / 2 between which the error of a score is known.
@@ -162,7 +162,7 @@ def prepare_kernel(
             b_counted = tl.where(m_infinite | (b_half != b_half), 0.0, b_half)
             b_x = tl.where(m_finite[None, :, None], b_x, 0.0)
         # A power of two by which the norm is below 2^15; kept from where powers under- and overflow.
-        b_bits = tl.minimum(tl.maximum(tl.sqrt(2 * b_half), 2.0**-40), 2.0**40)
+        b_bits = tl.minimum(tl.maximum(tl.sqrt(2 * b_half), 2.0**-60), 2.0**60)
         b_bits = (b_bits.to(tl.int32, bitcast=True) & 0x7F800000) - (14 << 23)
         b_power = b_bits.to(tl.float32, bitcast=True)
         b_x *= ((254 << 23) - b_bits).to(tl.float32, bitcast=True)[None, :, None]
@@ -291,7 +291,6 @@ def settle_kernel(
     p_others,
     p_index,
     p_limit,
-    p_known,
     p_scanned,
     rows,
     parts,
@@ -306,9 +305,9 @@ def settle_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The nearest of the codes that were kept, which is the nearest of all but for rows in doubt: of those the distance
-    too, and the limit of scores; others have none. What ``scan_kernel`` counts begins with 0, or with -1 where it has
-    nothing to do. Without EXACT the best score is believed.
+    """The nearest of the codes that were kept, which is the nearest of all but for rows in doubt: theirs may be NONE,
+    and they have a limit of scores, which others have not. What ``scan_kernel`` counts begins with 0, or with -1 where
+    it has nothing to do. Without EXACT the best score is believed.
     """
     if D <= BD:
         dim = D
@@ -386,14 +385,14 @@ def settle_kernel(
             limit = tl.max(tl.where(o_lane == lane, b_limit, float("-inf")), 0)
             least, nearest = tl.cast(float("inf"), tl.float64), tl.cast(NONE, tl.int32)
             p_place, p_kept = p_score + row, p_code + row
-            for _ in range(2 * parts):
+            # None of a row of which nothing is known, whose scores may be anything.
+            for _ in range(0, tl.where(limit > float("-inf"), 2 * parts, 0)):
                 if tl.load(p_place) <= limit:
                     code = tl.load(p_kept)
                     distance = distance_to(p_z + row * z_pitch, p_codes, code, dim, D, BD)
                     least, nearest = nearer(distance, code, least, nearest)
                 p_place += wide
                 p_kept += wide
-            tl.store(p_known + row, least)
             tl.store(p_index + row, nearest.to(tl.int64))
 
 
@@ -403,7 +402,6 @@ def scan_kernel(
     p_codes,
     p_others,
     p_limit,
-    p_known,
     p_scanned,
     p_distance,
     p_nearest,
@@ -433,30 +431,47 @@ def scan_kernel(
     m_row = o_row < rows
     wide = rows.to(tl.int64)
     b_limit = tl.load(p_limit + o_row, mask=m_row, other=float("-inf"))
-    for i in range(0, CELLS):
-        cell = part * CELLS + i
-        b_cell = tl.load(p_others + cell * wide + o_row, mask=m_row, other=float("inf"))
-        todo = tl.where(b_cell > b_limit, 0, (b_limit > float("-inf")).to(tl.int32))
-        while tl.max(todo, 0) != 0:
-            lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
-            todo = tl.where(o_lane == lane, 0, todo)
-            row = (block * BM + lane).to(tl.int64)
-            least, nearest = scan(
-                p_z + row * z_pitch, p_codes, part * CELLS * size + 2 * i, tl.load(p_known + row),
-                size, codes, dim, D, BK, BD, SOME, BL,
-            )  # fmt: skip
-            tl.store(p_distance + cell * wide + row, least)
-            tl.store(p_nearest + cell * wide + row, nearest)
+    m_row &= b_limit > float("-inf")
+    b_cells = tl.zeros([BM], tl.int32)  # a bit for each that is to be scanned
+    p_cell = p_others + part * CELLS * wide + o_row
+    for i in tl.static_range(CELLS):
+        b_cell = tl.load(p_cell + i * wide, mask=m_row, other=0.0)
+        b_cells |= tl.where(b_cell > b_limit, 0, 1 << i)
+    b_cells = tl.where(m_row, b_cells, 0)
+    p_distance += part * wide
+    p_nearest += part * wide
+    tl.store(p_nearest + o_row, NONE, mask=m_row & (b_cells == 0))
+    tl.store(p_distance + o_row, float("inf"), mask=m_row & (b_cells == 0))
+    todo = b_cells
+    while tl.max(todo, 0) != 0:
+        lane = tl.min(tl.where(todo != 0, o_lane, BM), 0)
+        cells = tl.max(tl.where(o_lane == lane, todo, 0), 0)
+        todo = tl.where(o_lane == lane, 0, todo)
+        row = (block * BM + lane).to(tl.int64)
+        p_row = p_z + row * z_pitch
+        # As in the scan, so that distances to equal codes are equal: sums in another order may differ.
+        nearest = tl.load(p_index + row).to(tl.int32)
+        least = tl.cast(float("inf"), tl.float64)
+        if nearest < NONE:
+            o_known = nearest + tl.zeros([SOME], tl.int32)
+            b_known = distances(p_row, p_codes, o_known, o_known >= 0, dim, D, SOME, BL)
+            least = tl.min(b_known, 0)
+        for cell in range(0, CELLS):
+            if (cells >> cell) % 2 != 0:
+                least, nearest = scan(
+                    p_row, p_codes, part * CELLS * size + 2 * cell, least, nearest, size, codes, dim,
+                    D, BK, BD, SOME, BL,
+                )  # fmt: skip
+        tl.store(p_distance + row, least)
+        tl.store(p_nearest + row, nearest)
     tl.debug_barrier()
     if tl.atomic_add(p_scanned + block, 1) == parts - 1:
-        m_row &= b_limit > float("-inf")
-        b_least = tl.load(p_known + o_row, mask=m_row, other=0.0)
-        b_nearest = tl.load(p_index + o_row, mask=m_row, other=0).to(tl.int32)
-        for cell in range(0, parts * CELLS):
-            b_cell = tl.load(p_others + cell * wide + o_row, mask=m_row, other=float("inf"))
-            m_cell = tl.where(b_cell > b_limit, False, m_row)
-            b_distance = tl.load(p_distance + cell * wide + o_row, mask=m_cell, other=float("inf"))
-            b_code = tl.load(p_nearest + cell * wide + o_row, mask=m_cell, other=NONE)
+        b_least = tl.full([BM], float("inf"), tl.float64)
+        b_nearest = tl.full([BM], NONE, tl.int32)
+        for other in range(0, parts):
+            o_found = (other - part) * wide + o_row
+            b_distance = tl.load(p_distance + o_found, mask=m_row, other=float("inf"))
+            b_code = tl.load(p_nearest + o_found, mask=m_row, other=NONE)
             b_least, b_nearest = nearer(b_distance, b_code, b_least, b_nearest)
         b_nearest = tl.where(b_nearest < NONE, b_nearest, 0)
         tl.store(p_index + o_row, b_nearest.to(tl.int64), mask=m_row)

@@ -34,7 +34,8 @@ def nearest_codeword(
         z: (N, D) float32, bfloat16 or float16 (float64 in the reference).
         codebook: (K, D), K at least 1, dtype of ``z``.
         metric: "euclidean" or "cosine".
-        precision: "ieee", or "tf32" or "bf16" to permit products at that precision; torch's own flags have no effect.
+        precision: "ieee", or "tf32" or "bf16" to permit products at that precision, of vectors and codes whose norms
+            are below 2^60; torch's own flags have no effect.
 
     Returns:
         (N,) int64. Not differentiable. Under autocast the search is in float32; float64 stays.

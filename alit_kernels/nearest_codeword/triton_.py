@@ -254,11 +254,10 @@ def settle(
     """
     (rows, dim), codes, device, parts = found.z.shape, len(found.codes), found.z.device, found.parts
     assert parts is not None
-    cells, height = len(proposed.others), 32
-    limit = known = scanned = None
+    count, height = len(proposed.others) // 4, 32
+    limit = scanned = None
     if exact:
         limit = torch.empty(rows, dtype=torch.float32, device=device)
-        known = torch.empty(rows, dtype=torch.float64, device=device)
         scanned = torch.empty(cdiv(rows, height), dtype=torch.int32, device=device)
     width = max(16, next_power_of_2(dim))
     shared: dict[str, Any] = {
@@ -267,7 +266,6 @@ def settle(
         "p_others": proposed.others,
         "p_index": index,
         "p_limit": limit,
-        "p_known": known,
         "p_scanned": scanned,
         "rows": rows,
         "dim": dim,
@@ -284,7 +282,7 @@ def settle(
         p_largest=parts.largest,
         p_score=proposed.score,
         p_code=proposed.code,
-        parts=cells // 4,
+        parts=count,
         blocks=parts.largest.shape[1],
         linear=1.0 if products == 1 else 2.0**-11,
         rounding=rounding(dim, proposed.most),
@@ -296,16 +294,16 @@ def settle(
     if exact:
         launch(
             kernels.scan_kernel,
-            (cdiv(rows, height), cells // 4),
+            (cdiv(rows, height), count),
             **shared,
-            p_distance=torch.empty(cells, rows, dtype=torch.float64, device=device),
-            p_nearest=torch.empty(cells, rows, dtype=torch.int32, device=device),
+            p_distance=torch.empty(count, rows, dtype=torch.float64, device=device),
+            p_nearest=torch.empty(count, rows, dtype=torch.int32, device=device),
             codes=codes,
             size=proposed.size,
             BK=128,
             BD=min(width, 32),
-            SOME=16,
-            BL=min(width, 64),
+            SOME=8,
+            BL=min(width, 128),
             maxnreg=168,
         )
     return limit

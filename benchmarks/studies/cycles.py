@@ -177,14 +177,13 @@ def counted(call: Call, architecture: int, rows: Rows | None) -> dict[str, Any]:
     if rows is not None and call.case is not None:
         if call.doubt is not None:
             rows = rows.with_doubt(call.doubt, call.case.vectors)
-        # settle_kernel: the longer ways of a program are those of a row with two codes, of one with more, and of a
-        # code of that. scan_kernel: those of rows in doubt, of a cell, of codes in it that are close, and to the end.
+        # The longer ways of a program, in this order. settle_kernel: a row with two codes, one with more, a code of
+        # that. scan_kernel: rows in doubt, one of them, what is known of it, a cell, codes that are close, the merge.
         taken = {
             "settle_kernel": (rows.two, rows.many, rows.kept),
             "scan_kernel": (
                 rows.blocks * costs[3].programs / costs[2].programs,
-                rows.cells,
-                rows.cells,
+                *(rows.cells,) * 4,
                 rows.blocks,
             ),
         }

@@ -189,6 +189,24 @@ def test_nearest_of_three_in_any_place(dim: int, steps: Steps) -> None:
     assert doubt.all(), "two of three are kept"
 
 
+@pytest.mark.parametrize("dim", (3, 64, 128, 300))
+def test_equal_codes_of_which_some_are_kept_and_others_scanned(dim: int, steps: Steps) -> None:
+    codebook = torch.randn(7, dim)
+    codebook[2:] = 0
+    z = 0.1 * torch.randn(64, dim)
+    index, doubt = steps.settle(z, codebook)
+    assert_exact_nearest(index, z, codebook)
+    assert doubt.all() and torch.equal(index, torch.full((64,), 2))
+
+
+@pytest.mark.parametrize("codes", (3, 66, 130))
+def test_what_follows_the_codebook_is_no_code(codes: int, search: Search) -> None:
+    """Although padding has the scores of the last code, and what lies in memory behind that is nearer."""
+    memory = torch.randn(codes + 70, 64)
+    memory[codes - 1], memory[codes:] = 1e15, 0.9e15
+    assert search(memory[codes:][:3], memory[:codes]).tolist() == [codes - 1] * 3
+
+
 def adversarial(dim: int) -> tuple[Tensor, Tensor]:
     """Vectors, and codes c and -c: parts that are all cut off the same way, sums that cancel, elements that vanish."""
     generator = torch.Generator().manual_seed(dim)
