@@ -18,7 +18,7 @@ from ._core import extension, sees_tensors
 
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_LAUNCHER"
 #: Arguments of a launch that are not the kernel's.
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
 def launcher(launch: Callable[..., Any]) -> Any:
