@@ -135,7 +135,8 @@ def run_all(parts: list[Part], out: Path, seconds: float) -> bool:
             good = False
             if found["outcome"] != LEFT:
                 print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-15:]))
-        if found["seconds"] and any(file.endswith(".json") for file in part.results):
+        ran = found["outcome"] not in ("absent", LEFT)
+        if ran and any(file.endswith(".json") for file in part.results):
             good &= write_report(out)
     return write_report(out) and good
 
