@@ -70,7 +70,7 @@ sanitize: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/cpu.json
-	$(BIN)/python -m benchmarks.harness.report benchmarks/results/cpu.json benchmarks/results/cpu-avx2.json benchmarks/results/h200
+	$(BIN)/python -m benchmarks.harness.report benchmarks/results/cpu.json benchmarks/results/cpu-xeon.json benchmarks/results/cpu-avx2.json benchmarks/results/h200
 
 # On a machine with a GPU, by its own torch: GPU_PYTHON names the interpreter, OUT the folder of logs and results, MINUTES
 # after how many it stops. It goes on where it was cut off. REHEARSAL=1 runs the same on the CPU, small.
