@@ -110,12 +110,8 @@ def test_builds_import_no_command() -> None:
 def test_only_kernels_import_triton_at_the_top() -> None:
     """Others, which are imported where there is no Triton, import it where they need it."""
     for path in FILES:
-        if path.name not in (
-            "kernels.py",
-            "split.py",
-            "distances.py",
-            "units.py",
-        ):  # parts of kernels
+        # Of kernels, the parts too.
+        if path.name not in ("kernels.py", "split.py", "distances.py", "units.py"):
             found = re.search(r"^(import|from) triton\b", path.read_text(), re.MULTILINE)
             assert found is None, f"{path} imports Triton"
 

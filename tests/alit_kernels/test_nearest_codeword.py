@@ -191,7 +191,7 @@ def test_nearest_of_three_in_any_place(dim: int, steps: Steps) -> None:
 
 @pytest.mark.parametrize("dim", (3, 64, 128, 300))
 def test_equal_codes_of_which_some_are_kept_and_others_scanned(dim: int, steps: Steps) -> None:
-    codebook = torch.randn(7, dim)
+    codebook = torch.randn(7, dim) + 9
     codebook[2:] = 0
     z = 0.1 * torch.randn(64, dim)
     index, doubt = steps.settle(z, codebook)
