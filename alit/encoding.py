@@ -108,9 +108,9 @@ def tokens_of_all(
     bottleneck = iteration.bottleneck
     latents_BLC = bottleneck.continuous_BLC[rows]
     lengths = torch.full((len(latents_BLC),), iteration.num_tokens, device=latents_BLC.device)
-    if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
+    if bottleneck.index_BL is None or model.config.quirks.unquantized_tokens:
         return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
-    return TokenSequence(lengths, indices=bottleneck.quantized.index[rows].flatten().clone())
+    return TokenSequence(lengths, indices=bottleneck.index_BL[rows].flatten().clone())
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def stage1_loss(
     if not at:
         raise ValueError("at: expected at least one iteration, got none")
     together = images.is_cuda if together is None else together
-    later = together and model.config.halting == "off"
+    later = together and model.config.halting == "off" and model.config.recurrence == "latents"
     iterations: list[Iteration] = []
     for iteration in model.rollout(images, predict_at=at, predict_later=later, **rollout_options):
         if iteration.index in at:
@@ -87,7 +87,7 @@ def stage1_loss(
 
 
 def _terms(iteration: Iteration, prediction: Prediction) -> IterationLoss:
-    quantized = iteration.bottleneck.quantized
+    quantization = iteration.bottleneck.loss
     nll = None if prediction.nll_BN is None else prediction.nll_BN.mean()
     code = mse_loss(prediction.code_BNC.float(), iteration.base.code_BNC.float())
-    return IterationLoss(nll, code, code.new_zeros(()) if quantized is None else quantized.loss)
+    return IterationLoss(nll, code, code.new_zeros(()) if quantization is None else quantization)

@@ -45,9 +45,7 @@ def reconstructions(
     for iteration in rollout:
         if iteration.prediction is not None:
             pixels = model.pixels(iteration.prediction)
-            quantized = iteration.bottleneck.quantized
-            loss = None if quantized is None else quantized.loss
-            yield iteration.index, pixels.to(images.dtype), loss
+            yield iteration.index, pixels.to(images.dtype), iteration.bottleneck.loss
         if iteration.index == max(at):
             break
 
