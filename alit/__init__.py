@@ -2,6 +2,7 @@
 
 from .alit_format import FormatError, ModelIdentity
 from .checks import CheckpointError
+from .combination import AllOf, AnyOf
 from .config import (
     AdaptiveTokenizerConfig,
     DCTConfig,
@@ -10,7 +11,16 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
-from .criteria import CodeError, Criterion, ErrorCriterion, FixedLength, MaxL1, TokenAccuracy
+from .criteria import (
+    CodeError,
+    Criterion,
+    ErrorCriterion,
+    FixedLength,
+    MaxL1,
+    MinSSIM,
+    RelativeL1,
+    TokenAccuracy,
+)
 from .encoding import Progress
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
@@ -23,6 +33,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveTokenizer",
     "AdaptiveTokenizerConfig",
+    "AllOf",
+    "AnyOf",
     "CheckpointError",
     "CodeError",
     "Criterion",
@@ -33,9 +45,11 @@ __all__ = [
     "Iteration",
     "KLVAEConfig",
     "MaxL1",
+    "MinSSIM",
     "ModelIdentity",
     "Progress",
     "Quirks",
+    "RelativeL1",
     "Rollout",
     "Stage1Loss",
     "TokenAccuracy",

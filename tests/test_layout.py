@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[1]
 #: A room imports only rooms of the rows before its own.
 ROWS = (
     "alit_kernels alit.checks alit.devices alit.console alit.colors alit.alit_format alit.atomic_files",
-    "alit.config alit.shipped alit.images alit.torch_archive alit.plots",
+    "alit.config alit.shipped alit.images alit.torch_archive alit.plots alit.structure",
     "alit.layers alit.published alit.folders",
     "alit.base alit.decoder alit.sequence alit.model_file",
     "alit.iteration",
     "alit.model",
     "alit.rollout",
     "alit.criteria",
+    "alit.combination alit.selection",
     "alit.encoding",
     "alit.tokenizer",
     "alit.attention_maps alit.training.initialization alit.losses",

@@ -26,10 +26,10 @@ def encode(
     photos: options.Photos,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
     model: options.Model = "nano",
+    relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,
-    code_error: Annotated[
-        float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
-    ] = None,
+    min_ssim: options.SSIMThreshold = None,
+    code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
     in_flight: Annotated[
         int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
@@ -40,7 +40,8 @@ def encode(
 ) -> None:
     """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
 
-    How few, a mean pixel error says, or an error of base codes; or all get the same number.
+    How few, an error says: of pixels as a fraction of the picture's contrast, of pixels, in structure, of base codes;
+    or all get the same number. Where no number meets it, a picture gets no more than help.
 
         alit encode photo.jpg -o photo.alit
 
@@ -52,7 +53,8 @@ def encode(
     named at the end, and the status is 1; the others are encoded all the same.
     """
     loaded = options.load(model, device)
-    criterion = options.criterion(loaded, max_l1=max_l1, code_error=code_error, tokens=tokens)
+    limits = {"relative_l1": relative_l1, "max_l1": max_l1, "min_ssim": min_ssim}
+    criterion = options.criterion(loaded, **limits, code_error=code_error, tokens=tokens)
     listing = find(photos, recursive=recursive)
     _check(loaded, listing, output)
     sequences = _encoded(loaded, listing, criterion, in_flight, max_megapixels)

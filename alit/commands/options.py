@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..console import console, fail
-from ..criteria import CodeError, Criterion, FixedLength, MaxL1
+from ..criteria import CodeError, Criterion, FixedLength, MaxL1, MinSSIM, RelativeL1
 from ..devices import choose
 from ..folders import Listing
 from ..tokenizer import AdaptiveTokenizer
@@ -34,22 +34,41 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         "--max-l1",
-        help="Stop at this mean pixel error, pixels in [0, 1]. Without any such option: 0.08.",
+        help="Stop at this mean pixel error instead, pixels in [0, 1].",
     ),
+]
+#: What :class:`alit.RelativeL1` asks for where nothing else is asked for.
+RELATIVE_L1 = 0.35
+RelativeThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--relative-l1",
+        help="Stop at this mean pixel error, as a fraction of the picture's own contrast. Without any such option: "
+        f"{RELATIVE_L1}.",
+    ),
+]
+SSIMThreshold = Annotated[
+    float | None,
+    typer.Option("--min-ssim", help="Stop at this structural similarity, at most 1, instead."),
+]
+CodeThreshold = Annotated[
+    float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
 ]
 Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
 
 
 #: The criterion that each option asks for, by the option's parameter.
 CRITERIA: dict[str, Callable[[Any], Criterion]] = {
+    "relative_l1": RelativeL1,
     "max_l1": MaxL1,
+    "min_ssim": MinSSIM,
     "code_error": CodeError,
     "tokens": FixedLength,
 }
 
 
 def criterion(model: AdaptiveTokenizer, **options: float | None) -> Criterion:
-    """The one that is given, of the ``options`` that a command has; without any, a mean pixel error of 0.08.
+    """The one that is given, of the ``options`` that a command has; without any, ``RelativeL1(RELATIVE_L1)``.
 
     Raises:
         ValueError: several are, or a value that the criterion or the model does not take.
@@ -58,9 +77,9 @@ def criterion(model: AdaptiveTokenizer, **options: float | None) -> Criterion:
     if len(given) > 1:
         names = " or ".join("--" + name.replace("_", "-") for name in options)
         raise ValueError(f"expected {names}, got several")
-    chosen = given[0] if given else MaxL1(0.08)
+    chosen = given[0] if given else RelativeL1(RELATIVE_L1)
     if isinstance(chosen, FixedLength):
-        chosen.check(model, 1)
+        chosen.check(model)
     return chosen
 
 

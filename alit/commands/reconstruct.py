@@ -30,7 +30,10 @@ def reconstruct(
         "reconstructed"
     ),
     model: options.Model = "nano",
+    relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,
+    min_ssim: options.SSIMThreshold = None,
+    code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
     beside: Annotated[
         bool,
@@ -55,7 +58,8 @@ def reconstruct(
 
     """
     loaded = options.load(model, device)
-    criterion = options.criterion(loaded, max_l1=max_l1, tokens=tokens)
+    limits = {"relative_l1": relative_l1, "max_l1": max_l1, "min_ssim": min_ssim}
+    criterion = options.criterion(loaded, **limits, code_error=code_error, tokens=tokens)
     listing = find(photos, recursive=recursive)
     listing.pictures = list(dict.fromkeys(listing.pictures))
     targets = targets_of(listing.pictures, output)

@@ -10,9 +10,9 @@ from torch.nn import Parameter
 from torch.nn.functional import mse_loss
 
 from ..base import BaseTokens, KLVAEBase, VQGANBase
+from ..structure import structural_similarity
 from ..tokenizer import AdaptiveTokenizer
 from .gan import adaptive_weight, hinge_loss
-from .structure import structural_similarity
 
 
 class Weights(NamedTuple):

@@ -18,9 +18,18 @@ import typer
 from PIL import Image, ImageFile
 
 import alit
-from alit import AdaptiveTokenizer, FixedLength
+from alit import (
+    AdaptiveTokenizer,
+    CodeError,
+    Criterion,
+    FixedLength,
+    MaxL1,
+    MinSSIM,
+    RelativeL1,
+)
 from alit.base import DCTBase
 from alit.cli import COMMANDS
+from alit.commands.options import RELATIVE_L1
 from alit.config import DCTConfig
 from alit.console import errors
 from alit.demo import photographs
@@ -147,6 +156,27 @@ def test_reconstruct_beside_and_equal_names(folder: Path) -> None:
     assert sheet.crop((0, 0, 24, 16)).tobytes() == to_image(original).tobytes()
 
 
+@pytest.mark.parametrize(
+    ("given", "criterion"),
+    [
+        ((), RelativeL1(RELATIVE_L1)),
+        (("--relative-l1", 1.2), RelativeL1(1.2)),
+        (("--max-l1", 0.3), MaxL1(0.3)),
+        (("--min-ssim", 0.02), MinSSIM(0.02)),
+        (("--code-error", 0.6), CodeError(0.6)),
+        (("--tokens", 5), FixedLength(5)),
+    ],
+    ids=range(6),
+)
+def test_how_many_tokens(folder: Path, given: tuple[object, ...], criterion: Criterion) -> None:
+    done = run("reconstruct", "photos", "-o", "out", *given)
+    assert done.exit_code == 0, done.output
+    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
+    for name, length in zip("abc", model().encode(pictures, criterion).lengths, strict=True):
+        row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
+        assert row.split()[1] == str(int(length))
+
+
 @pytest.mark.parametrize("command", ["encode photos -o x.alit", "reconstruct photos -o out"])
 def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
     os.mkdir("photos/folder.png")
@@ -178,7 +208,7 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("reconstruct photos -o notes.txt/out", "error: notes.txt/out: not a directory"),
         ("demo -o notes.txt", "expected one of square pictures, got 24x16"),
         ("reconstruct photos -o photos", "a.png is one of the photographs; choose another folder"),
-        ("reconstruct photos --tokens 3 --max-l1 1", "expected --max-l1 or --tokens, got several"),
+        ("reconstruct photos --tokens 3 --max-l1 1", "--code-error or --tokens, got several"),
         ("reconstruct photos --model nanno", "weights (nano); did you mean 'nano'?"),
         ("decode x.alit -o out --model notes.txt", "notes.txt: not a safetensors file"),
         (
@@ -193,8 +223,12 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("encode empty -o x.alit", "no picture found"),
         ("encode notes.txt -o x.alit", "notes.txt: not a readable"),
         ("encode photos -o no/x.alit", "no: no such folder"),
-        ("encode photos -o x.alit --tokens 4", "expected multiples of 3"),
-        ("encode photos -o x.alit --tokens 3 --max-l1 1", "--code-error or --tokens, got several"),
+        ("encode photos -o x.alit --tokens 13", "tokens: expected 1 to 12, got 13"),
+        (
+            "encode photos -o x.alit --tokens 3 --min-ssim 1",
+            "expected --relative-l1 or --max-l1 or",
+        ),
+        ("encode photos -o x.alit --min-ssim 2", "threshold: expected at most 1, got 2"),
         ("decode whole.png -o out", "not an .alit file"),
         ("decode missing.alit -o out", "error: missing.alit: no such file or directory"),
         ("decode good.alit -o out --model other.safetensors", "written by another model"),

@@ -12,7 +12,13 @@ def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
 
     As scikit-image computes it by default: uniform window, sample covariance, mean over channels and the windows
     that lie within the picture.
+
+    Raises:
+        ValueError: pictures smaller than the window.
     """
+    if min(x.shape[-2:]) < window:
+        size = "x".join(map(str, x.shape[-2:]))
+        raise ValueError(f"images: expected at least {window}x{window} pixels for SSIM, got {size}")
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
     mean_x, mean_y = avg_pool2d(x, window, 1), avg_pool2d(y, window, 1)
