@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from alit_kernels.nn import Linear, VectorQuantizer
 
@@ -164,10 +164,22 @@ class AdaptiveModel(nn.Module):
         return self.base_tokenizer.pixels(prediction.code_BNC, self.config.grid)
 
     def predict_together(
-        self, codes: Sequence[Tensor], target_BN: Tensor | None = None
+        self,
+        codes: Sequence[Tensor],
+        target_BN: Tensor | None = None,
+        lengths: Sequence[Tensor] | None = None,
     ) -> list[Prediction]:
-        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder."""
-        decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND)
+        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder.
+
+        ``lengths``: (B,) for each iteration, where the images have different numbers of latents.
+        """
+        if lengths is None:
+            decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND)
+        else:
+            longest = max(x.shape[1] for x in codes)
+            padded = torch.cat([pad(x, (0, 0, 0, longest - x.shape[1])) for x in codes])
+            query_ND = self.decoder_query_ND
+            decoded_BNV = self.decoder.decode([padded], query_ND, torch.cat(list(lengths)))
         targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
         whole = self.base_tokenizer.predict(decoded_BNV, targets)
         sizes = [x.shape[0] for x in codes]
