@@ -24,6 +24,7 @@ from .criteria import (
 from .encoding import Progress
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
+from .prediction import Budget, Predicted
 from .rollout import Rollout
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
@@ -35,6 +36,7 @@ __all__ = [
     "AdaptiveTokenizerConfig",
     "AllOf",
     "AnyOf",
+    "Budget",
     "CheckpointError",
     "CodeError",
     "Criterion",
@@ -47,6 +49,7 @@ __all__ = [
     "MaxL1",
     "MinSSIM",
     "ModelIdentity",
+    "Predicted",
     "Progress",
     "Quirks",
     "RelativeL1",

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .criteria import NEVER, Criterion, FixedLength, Verdict, check_criterion, judged
+from .criteria import NEVER, Criterion, Prepared, Verdict, check_criterion, judged
 from .iteration import Iteration
 from .model import AdaptiveModel
+from .prediction import Budget
 
 
-class Combined(ABC):
+class Combined(Prepared, ABC):
     """Several criteria as one."""
 
     def __init__(self, *criteria: Criterion) -> None:
@@ -21,6 +22,11 @@ class Combined(ABC):
         self.criteria = criteria
         needed = [check_criterion(each) for each in criteria]
         self.needs_prediction = any(needed)
+        for each in criteria:
+            if isinstance(each, Budget):
+                raise ValueError("criteria: expected Budget alone, got it among others")
+        counts = [x.images for x in criteria if isinstance(x, Prepared)]
+        self.images = min((n for n in counts if n is not None), default=None)
         self.any_length = all(getattr(each, "any_length", False) for each in criteria)
 
     @staticmethod
@@ -28,17 +34,18 @@ class Combined(ABC):
     def combined(values: Tensor) -> Tensor:
         """Token counts, or errors, of all criteria (K, B) as one (B,)."""
 
-    @property
-    def images(self) -> int | None:
-        """How many images have a length here; None for any number."""
-        counts = [x.images for x in self.criteria if isinstance(x, FixedLength | Combined)]
-        return min((n for n in counts if n is not None), default=None)
-
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
-        """As :meth:`FixedLength.check`, of those that are among the criteria."""
         for criterion in self.criteria:
-            if isinstance(criterion, FixedLength | Combined):
+            if isinstance(criterion, Prepared):
                 criterion.check(model, images)
+
+    def planned(self, first: Iteration, model: AdaptiveModel, number: int) -> Combined:
+        return type(self)(
+            *(
+                x.planned(first, model, number) if isinstance(x, Prepared) else x
+                for x in self.criteria
+            )
+        )
 
     def judged(self, iteration: Iteration, model: AdaptiveModel) -> Verdict:
         """Errors are fractions of their limits; None if one of the criteria measures none."""

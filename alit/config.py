@@ -207,6 +207,7 @@ class AdaptiveTokenizerConfig(Checked):
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
         any_length: whether the decoder was trained on parts of an iteration's tokens (``tail_drop``), so that criteria
             may end an image at any number of them. :class:`alit.FixedLength` may with every model.
+        length_head: whether there is a network that predicts lengths (:class:`alit.Predicted`).
         quirks: differences from the corrected system.
 
     Raises:
@@ -230,6 +231,7 @@ class AdaptiveTokenizerConfig(Checked):
     halting: Literal["off", "mask", "drop"] = "off"
     halting_threshold: Annotated[float | None, Range(0, math.inf)] = None
     any_length: bool = False
+    length_head: bool = False
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:

@@ -2,9 +2,8 @@
 
 A criterion is called after each iteration with the :class:`alit.Iteration` and the model and says for each
 image that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
-Those that measure an error also say how large it is, so that a limit that no length meets costs no tokens that do not
-help; ``selection.py`` has the rules. ``any_length`` says that a criterion looks at nothing but predictions and
-``tokens_B``, and may be asked about the first few tokens of an iteration (see ``config.any_length``).
+Those that measure an error say how large it is; ``selection.py`` has the rules. ``any_length``: a criterion looks at
+nothing but predictions and ``tokens_B``, and may be asked about the first few tokens of an iteration.
 """
 
 from __future__ import annotations
@@ -12,19 +11,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .iteration import Iteration
 from .model import AdaptiveModel
-from .structure import structural_similarity
+from .pixel_errors import l1_of, relative_l1_of, structural_similarity
 
 #: Tokens of an image that is not done.
 NEVER = 2**31
-#: Contrast that every picture is taken to have, a flat one too (see :class:`RelativeL1`).
-LEAST_CONTRAST = 0.03
+#: An error within this factor of the least one counts as equal to it.
+NEAR = 1.01
 #: Limits are divided by at least this much where criteria are compared.
 SMALLEST_LIMIT = 1e-12
 
@@ -76,14 +75,46 @@ def check_criterion(criterion: object) -> bool:
     needed = getattr(criterion, "needs_prediction", None)
     if not callable(criterion) or not isinstance(needed, bool):
         raise TypeError(
-            "criterion: expected FixedLength, MaxL1, RelativeL1, MinSSIM, CodeError, TokenAccuracy, AnyOf, AllOf or "
-            "another callable with a bool attribute needs_prediction, got "
+            "criterion: expected FixedLength, RelativeL1, MaxL1, another of alit's, or any "
+            "callable with a bool attribute needs_prediction, got "
             f"{type(criterion).__name__}"
         )
     return needed
 
 
-class FixedLength:
+def check_threshold(name: str, value: object) -> None:
+    """That it is a number of at least 0.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not float(value) >= 0:  # NaN neither
+        raise ValueError(f"{name}: expected at least 0, got {value}")
+
+
+class Prepared(ABC):
+    """Base class of criteria that are held against the model first, and look at the first iteration once."""
+
+    needs_prediction: bool
+    #: How many images it is for; None for any number.
+    images: int | None = None
+
+    @abstractmethod
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        """As :class:`Criterion`."""
+
+    @abstractmethod
+    def check(self, model: AdaptiveModel, images: int | None = None) -> None:
+        """Raise ``ValueError`` if it does not fit the model or the number of images (None: unknown)."""
+
+    def planned(self, first: Iteration, model: AdaptiveModel, number: int) -> Criterion:
+        """What it comes to for the images of a first iteration, which are numbered from ``number``."""
+        return self
+
+
+class FixedLength(Prepared):
     """A given number of tokens, for all images or for each; of a model with iterations of 32, the first 40 tokens that
     the second iteration gives.
 
@@ -102,19 +133,20 @@ class FixedLength:
         if self.tokens.ndim > 1 or self.tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"tokens: expected an integer or one per image, got {tokens!r}")
 
-    @property
-    def images(self) -> int | None:
-        """How many images have a length here; None for any number."""
-        return self.tokens.shape[0] if self.tokens.ndim else None
+        self.images = self.tokens.shape[0] if self.tokens.ndim else None
 
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
-        """Raise ``ValueError`` if these lengths do not fit the model or the number of images (None: unknown)."""
         longest = model.config.max_tokens
         if None not in (images, self.images) and self.images != images:
             raise ValueError(f"tokens: expected one length per image ({images}), got {self.images}")
         bad = [n for n in self.tokens.flatten().tolist() if not 1 <= n <= longest]
         if bad:
             raise ValueError(f"tokens: expected 1 to {longest}, got {bad[0]}")
+
+    def of(self, images: list[int]) -> list[int]:
+        """The lengths of these images, on the host."""
+        tokens: Any = self.tokens.tolist()
+        return [tokens[x] if self.tokens.ndim else tokens for x in images]
 
     def wanted(self, iteration: Iteration) -> Tensor:
         """(B,) int64"""
@@ -145,10 +177,7 @@ class Measured(ABC):
     any_length = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, (bool, str)) or not hasattr(self.threshold, "__float__"):
-            raise TypeError(f"threshold: expected a number, got {type(self.threshold).__name__}")
-        if not float(self.threshold) >= 0:  # NaN neither
-            raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
+        check_threshold("threshold", self.threshold)
 
     @abstractmethod
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
@@ -205,15 +234,15 @@ class MaxL1(ErrorCriterion):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        return (model.pixels(iteration.prediction) - iteration.images).float().abs().mean((1, 2, 3))
+        return l1_of(model.pixels(iteration.prediction), iteration.images)
 
 
 class RelativeL1(ErrorCriterion):
     """Mean absolute pixel error below ``threshold`` times the image's own contrast; decodes pixels every iteration.
 
     The contrast is the mean absolute deviation of the pixels from their mean, channel by channel: the error of a
-    picture of one color. A picture with less than 0.03 (``LEAST_CONTRAST``, 7.6 of 255) counts as one of 0.03, so that
-    a flat one has a limit above 0. Predicted pixels are clamped to [0, 1], as they are shown.
+    picture of one color. A picture with less than 0.03 (7.6 of 255) counts as one of 0.03, so that a flat one has a
+    limit above 0. Predicted pixels are clamped to [0, 1], as they are shown.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
@@ -221,20 +250,13 @@ class RelativeL1(ErrorCriterion):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        pixels, images = model.pixels(iteration.prediction), iteration.images.float()
-        difference = (pixels.float().clamp(0, 1) - images).abs().mean((1, 2, 3))
-        return difference / contrast(images).clamp(min=LEAST_CONTRAST)
-
-
-def contrast(images: Tensor) -> Tensor:
-    """(B,): mean absolute deviation of the pixels from the mean of their channel."""
-    return (images - images.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
+        return relative_l1_of(model.pixels(iteration.prediction), iteration.images)
 
 
 class MinSSIM(Score):
     """Structural similarity with the image at least ``threshold``; decodes pixels every iteration.
 
-    Predicted pixels are clamped to [0, 1], as they are shown. See :func:`alit.structure.structural_similarity`.
+    Predicted pixels are clamped to [0, 1], as they are shown. See :func:`alit.pixel_errors.structural_similarity`.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or not in [0, 1]; when called with images of less than 7

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from .base import BaseTokens
-from .combination import Combined
-from .criteria import Criterion, ErrorCriterion, FixedLength
+from .criteria import Criterion, ErrorCriterion, FixedLength, Prepared
+from .curves import measured
 from .iteration import Iteration
+from .length_head import KINDS, curve_lengths
 from .model import AdaptiveModel
+from .prediction import Budget
 from .rollout import Rollout, encode_together
-from .selection import Running, Selection, first_tokens
+from .selection import Running, Selection, first_tokens, tokens_of
 from .sequence import TokenSequence
 
 
@@ -67,8 +69,10 @@ def encode(
         TypeError, ValueError: as ``rollout``; a criterion that does not fit the model, or gives anything but (B,) bool.
     """
     select = Selection(model, criterion)
-    if isinstance(criterion, FixedLength | Combined):
+    if isinstance(criterion, Prepared):
         criterion.check(model, images.shape[0])
+    if isinstance(criterion, Budget) and model.length_head is None:
+        return _encode_by_search(model, images, criterion, base, generator)
     rollout = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
         return _encode_by_batch_mean(model, list(rollout), criterion)
@@ -80,6 +84,23 @@ def encode(
     while select.take(running, *encode_together([rollout])):
         pass
     return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+
+
+def _encode_by_search(
+    model: AdaptiveModel,
+    images: Tensor,
+    criterion: Budget,
+    base: BaseTokens | None,
+    generator: torch.Generator | None,
+) -> TokenSequence:
+    """All iterations, and the error at every length; then the tokens that the budget gives each image."""
+    curves = measured(model, images, base=base, generator=generator)
+    errors_BP = curves.errors_BKP[:, KINDS.index("l1")].cpu()
+    found = []
+    for row, count in enumerate(criterion.spent(errors_BP, curve_lengths(model.config))):
+        bottleneck = curves.bottlenecks[(count - 1) // model.config.latents_per_iteration]
+        found.append(tokens_of(model, bottleneck, row, count))
+    return TokenSequence.concatenate(found)
 
 
 def _encode_by_batch_mean(
@@ -118,7 +139,8 @@ def encode_stream(
         on_progress: called with :class:`Progress` after every run of the encoder.
 
     Raises:
-        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches.
+        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches, as
+            :class:`alit.Budget` is.
     """
     config = model.config
     longest = model.num_image_tokens + config.max_tokens
@@ -130,7 +152,12 @@ def encode_stream(
         raise ValueError(
             "criterion: the published rule (Quirks.batch_mean_criterion) gives a batch one length, a stream has none"
         )
-    if isinstance(criterion, FixedLength | Combined):
+    if isinstance(criterion, Budget):
+        raise ValueError(
+            "criterion: a Budget is for images that are known together, as encode has them; for a stream, expected the "
+            "FixedLength that alit.allocation.allocated makes of their alit.curves.l1_curves"
+        )
+    if isinstance(criterion, Prepared):
         criterion.check(model)
     return _stream(model, iter(images), criterion, max_tokens_in_flight, generator, on_progress)
 
@@ -145,7 +172,7 @@ def _stream(
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
     select = Selection(model, criterion)
-    given = criterion.images if isinstance(criterion, FixedLength | Combined) else None
+    given = criterion.images if isinstance(criterion, Prepared) else None
     live: list[Running] = []
     steps = started = emitted = 0
     while True:

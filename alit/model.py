@@ -20,6 +20,7 @@ from .config import AdaptiveTokenizerConfig
 from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
 from .layers import Transformer, initialize
+from .length_head import LengthHead
 
 
 class AdaptiveModel(nn.Module):
@@ -74,6 +75,7 @@ class AdaptiveModel(nn.Module):
             code_dim=None if config.bottleneck == "unfactorized" else config.code_dim,
             outputs=self.base_tokenizer.outputs,
         )
+        self.length_head = LengthHead(config) if config.length_head else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -19,14 +19,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .criteria import Criterion, ErrorCriterion, FixedLength, Verdict, check_criterion, judged
+from .criteria import (
+    NEAR,
+    Criterion,
+    ErrorCriterion,
+    FixedLength,
+    Prepared,
+    Verdict,
+    check_criterion,
+    judged,
+)
 from .iteration import Bottleneck, Iteration
 from .model import AdaptiveModel
 from .rollout import Rollout
 from .sequence import TokenSequence
-
-#: An error within this factor of the least one counts as equal to it.
-NEAR = 1.01
 
 
 class Seen(NamedTuple):
@@ -52,7 +58,7 @@ class Running:
 
     Attributes:
         images: their numbers, on the host, in the order of its rows.
-        given: their lengths, where these are known ahead.
+        given: their lengths, where these are known: nothing waits for the device then.
         seen: of each image that is not done, all iterations so far, where errors are measured.
     """
 
@@ -94,21 +100,16 @@ class Selection:
         """A rollout of images that are numbered from ``first``."""
         rollout.image_index_B += first
         images = list(range(first, first + rollout.batch_size))
-        running = Running(rollout, images, self.criterion)
-        self._look_up(running)
-        return running
-
-    def _look_up(self, running: Running) -> None:
-        """Lengths that are known ahead, on the host: nothing waits for the device later."""
-        if isinstance(running.criterion, FixedLength):
-            known = running.criterion.tokens.tolist()
-            running.given = [
-                known if isinstance(known, int) else known[image] for image in running.images
-            ]
+        return Running(rollout, images, self.criterion)
 
     def take(self, running: Running, encoded_BSD: Tensor) -> bool:
         """One more iteration of a rollout; images that are done leave it. Whether any are left."""
         iteration = running.rollout.advance(encoded_BSD)
+        if iteration.index == 0 and isinstance(running.criterion, Prepared):
+            first = running.images[0]
+            running.criterion = running.criterion.planned(iteration, self.model, first)
+            if isinstance(running.criterion, FixedLength):
+                running.given = running.criterion.of(running.images)
         last = iteration.index == self.model.config.iterations - 1
         kept = self._kept(running, iteration)
         left = []

@@ -1,6 +1,6 @@
 """Training losses."""
 
-from ..structure import structural_similarity
+from ..pixel_errors import structural_similarity
 from .gan import PatchDiscriminator, adaptive_weight, hinge_loss
 from .perceptual import Perceptual
 from .stage1 import IterationLoss, Stage1Loss, stage1_loss

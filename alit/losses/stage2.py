@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.nn.functional import mse_loss
 
 from ..base import BaseTokens, KLVAEBase, VQGANBase
-from ..structure import structural_similarity
+from ..pixel_errors import structural_similarity
 from ..tokenizer import AdaptiveTokenizer
 from .gan import adaptive_weight, hinge_loss
 from .tails import check_tails, kept_lengths

@@ -18,7 +18,7 @@ from ..checks import check_choice, nearest
 from .fields import LARGEST_TEXT, converted, expect, read
 
 CHOICES = {
-    "stage": ("base", "1", "2"),
+    "stage": ("base", "1", "2", "length"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
     "initialization": ("published", "transform_coder"),
@@ -64,7 +64,8 @@ class TrainingConfig:
     Attributes:
         stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
             adaptive tokenizer on a frozen base (latent distillation), "2" the adaptive tokenizer on pixels, its base
-            frozen or trained with it.
+            frozen or trained with it; "length" only the length head of the model in ``start_from``, on what ``steps``
+            batches record (:mod:`alit.training.length_stage`).
         data: folder of pictures, or a pattern of WebDataset shards, ``shards/train-{000..099}.tar``: a local path,
             as are ``output``, ``start_from`` and ``base_from``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.

@@ -24,8 +24,7 @@ from alit import (
     TokenAccuracy,
     TokenSequence,
 )
-from alit.criteria import LEAST_CONTRAST
-from alit.structure import structural_similarity
+from alit.pixel_errors import LEAST_CONTRAST, structural_similarity
 from tests.helpers.models import BASES, VARIANTS, images, model
 
 

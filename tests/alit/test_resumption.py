@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "parts": {"accumulate": 2, "precision": "bfloat16", "model": {**SMALL, "ema_decay": 0.9}},
     "shards": {"data": "shards", "workers": 1, "shuffle_buffer": 4},
     "base": {"stage": "base", "model": {**SMALL, "base": VAE}},
+    "length": {"stage": "length", "start_from": "start.safetensors"},
     # Across the beginning of the adversarial loss.
     "stage 2": {
         **{"stage": "2", "start_from": "start.safetensors"},

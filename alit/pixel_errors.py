@@ -1,10 +1,25 @@
-"""Structural similarity (Wang et al., 2004), differentiable."""
+"""How far pictures are from others: absolute, relative to their contrast, in structure (SSIM, Wang et al., 2004)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+
+#: Contrast that every picture is taken to have, a flat one too (see :class:`RelativeL1`).
+LEAST_CONTRAST = 0.03
+
+
+def l1_of(pixels: Tensor, images: Tensor) -> Tensor:
+    """(B,) float32, mean absolute error of each pair."""
+    return (pixels - images).float().abs().mean((1, 2, 3))
+
+
+def relative_l1_of(pixels: Tensor, images: Tensor) -> Tensor:
+    """(B,) float32, mean absolute error of pixels clamped to [0, 1] over the image's contrast, see ``RelativeL1``."""
+    images = images.float()
+    contrast = (images - images.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
+    return l1_of(pixels.float().clamp(0, 1), images) / contrast.clamp(min=LEAST_CONTRAST)
 
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
