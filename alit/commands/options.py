@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from ..console import console, fail
-from ..criteria import CodeError, Criterion, FixedLength, MaxL1, MinSSIM, RelativeL1
+from ..criteria import CodeError, Criterion, FixedLength, MaxL1, MinSSIM, Prepared, RelativeL1
 from ..devices import choose
 from ..folders import Listing
+from ..prediction import Budget, Predicted
 from ..tokenizer import AdaptiveTokenizer
 
 Photos = Annotated[
@@ -54,6 +55,13 @@ SSIMThreshold = Annotated[
 CodeThreshold = Annotated[
     float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
 ]
+Predict = Annotated[
+    bool,
+    typer.Option(
+        "--predict",
+        help="Let the model's length head predict how many tokens the limit takes, instead of trying.",
+    ),
+]
 Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
 
 
@@ -64,21 +72,40 @@ CRITERIA: dict[str, Callable[[Any], Criterion]] = {
     "min_ssim": MinSSIM,
     "code_error": CodeError,
     "tokens": FixedLength,
+    "budget": Budget,
+}
+
+#: What :class:`alit.Predicted` calls the limits that it predicts for.
+PREDICTED = {
+    "relative_l1": "max_relative_l1",
+    "max_l1": "max_l1",
+    "code_error": "max_code_error",
 }
 
 
-def criterion(model: AdaptiveTokenizer, **options: float | None) -> Criterion:
+def criterion(
+    model: AdaptiveTokenizer, *, predict: bool = False, **options: float | None
+) -> Criterion:
     """The one that is given, of the ``options`` that a command has; without any, ``RelativeL1(RELATIVE_L1)``.
 
+    Args:
+        predict: of the limit that is given, what the length head predicts.
+
     Raises:
-        ValueError: several are, or a value that the criterion or the model does not take.
+        ValueError: several are, a value that the criterion or the model does not take, or what is not predicted.
     """
-    given = [CRITERIA[name](value) for name, value in options.items() if value is not None]
+    given = {name: value for name, value in options.items() if value is not None}
     if len(given) > 1:
         names = " or ".join("--" + name.replace("_", "-") for name in options)
         raise ValueError(f"expected {names}, got several")
-    chosen = given[0] if given else RelativeL1(RELATIVE_L1)
-    if isinstance(chosen, FixedLength):
+    ((name, value),) = given.items() or {"relative_l1": RELATIVE_L1}.items()
+    if predict and name not in PREDICTED:
+        shown = ", ".join("--" + x.replace("_", "-") for x in PREDICTED)
+        raise ValueError(
+            f"--predict: expected one of {shown} with it, got --{name.replace('_', '-')}"
+        )
+    chosen = Predicted(**{PREDICTED[name]: value}) if predict else CRITERIA[name](value)
+    if isinstance(chosen, Prepared):
         chosen.check(model)
     return chosen
 

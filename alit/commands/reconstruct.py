@@ -35,6 +35,7 @@ def reconstruct(
     min_ssim: options.SSIMThreshold = None,
     code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
+    predict: options.Predict = False,
     beside: Annotated[
         bool,
         typer.Option(
@@ -58,8 +59,13 @@ def reconstruct(
 
     """
     loaded = options.load(model, device)
-    limits = {"relative_l1": relative_l1, "max_l1": max_l1, "min_ssim": min_ssim}
-    criterion = options.criterion(loaded, **limits, code_error=code_error, tokens=tokens)
+    limits: dict[str, float | None] = {
+        "relative_l1": relative_l1,
+        "max_l1": max_l1,
+        "min_ssim": min_ssim,
+    }
+    limits |= {"code_error": code_error, "tokens": tokens}
+    criterion = options.criterion(loaded, predict=predict, **limits)
     listing = find(photos, recursive=recursive)
     listing.pictures = list(dict.fromkeys(listing.pictures))
     targets = targets_of(listing.pictures, output)
