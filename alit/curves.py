@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class Curves(NamedTuple):
 
     Attributes:
         features_BF: of the first iteration, for the length head.
-        errors_BKP: of each kind (``KINDS``) at each of ``curve_lengths``.
+        errors_BKP: of each kind (``KINDS``) at each of the lengths that were measured.
         bottlenecks: the latents read out after each iteration.
     """
 
@@ -37,11 +38,15 @@ def measured(
     model: AdaptiveModel,
     images: Tensor,
     *,
+    lengths: Sequence[int] | None = None,
     base: BaseTokens | None = None,
     generator: torch.Generator | None = None,
 ) -> Curves:
-    """Run all iterations and decode the first tokens of each, at every length of a curve above the one before."""
-    lengths = curve_lengths(model.config)
+    """Run all iterations and decode the first tokens of each, at these ``lengths`` above the iteration before.
+
+    All ``curve_lengths`` where none are given.
+    """
+    lengths = curve_lengths(model.config) if lengths is None else lengths
     features: list[Tensor] = []
     errors: list[Tensor] = []
     bottlenecks: list[Bottleneck] = []
