@@ -13,7 +13,6 @@ from .config import (
 )
 from .criteria import (
     CodeError,
-    Criterion,
     ErrorCriterion,
     FixedLength,
     MaxL1,
@@ -21,6 +20,7 @@ from .criteria import (
     RelativeL1,
     TokenAccuracy,
 )
+from .criterion import Criterion
 from .encoding import Progress
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .criteria import NEVER, Criterion, Prepared, Verdict, check_criterion, judged
+from .criterion import NEVER, Criterion, Prepared, Verdict, check_criterion, judged
 from .iteration import Iteration
 from .model import AdaptiveModel
 from .prediction import Budget

@@ -205,8 +205,8 @@ class AdaptiveTokenizerConfig(Checked):
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
-        any_length: whether the decoder was trained on parts of an iteration's tokens (``tail_drop``), so that criteria
-            may end an image at any number of them. :class:`alit.FixedLength` may with every model.
+        any_length: whether the decoder was trained on parts of an iteration's tokens (``tail_drop``), which criteria
+            then may keep.
         length_head: whether there is a network that predicts lengths (:class:`alit.Predicted`).
         quirks: differences from the corrected system.
 

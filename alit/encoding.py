@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .base import BaseTokens
-from .criteria import Criterion, ErrorCriterion, FixedLength, Prepared
+from .criteria import ErrorCriterion, FixedLength
+from .criterion import Criterion, Prepared
 from .curves import measured
 from .iteration import Iteration
 from .length_head import KINDS, curve_lengths
@@ -70,7 +71,7 @@ def encode(
     """
     select = Selection(model, criterion)
     if isinstance(criterion, Prepared):
-        criterion.check(model, images.shape[0])
+        criterion.check(model, len(images))
     if isinstance(criterion, Budget) and model.length_head is None:
         return _encode_by_search(model, images, criterion, base, generator)
     rollout = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)

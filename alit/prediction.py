@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .allocation import allocated
-from .criteria import NEAR, FixedLength, Prepared, check_threshold
+from .criteria import FixedLength
+from .criterion import NEAR, Prepared, check_threshold
 from .iteration import Iteration
 from .length_head import KINDS, LengthHead, curve_lengths, features_of
 from .model import AdaptiveModel

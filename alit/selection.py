@@ -19,16 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .criteria import (
-    NEAR,
-    Criterion,
-    ErrorCriterion,
-    FixedLength,
-    Prepared,
-    Verdict,
-    check_criterion,
-    judged,
-)
+from .criteria import ErrorCriterion, FixedLength
+from .criterion import NEAR, Criterion, Prepared, Verdict, check_criterion, judged
 from .iteration import Bottleneck, Iteration
 from .model import AdaptiveModel
 from .rollout import Rollout

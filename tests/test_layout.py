@@ -20,6 +20,7 @@ ROWS = (
     "alit.length_head",
     "alit.model",
     "alit.rollout",
+    "alit.criterion",
     "alit.criteria",
     "alit.prediction",
     "alit.combination alit.curves alit.selection",

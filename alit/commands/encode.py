@@ -15,7 +15,8 @@ from .. import images
 from ..alit_format import MAX_LENGTH, Reader
 from ..atomic_files import check_replaceable, replacing
 from ..console import console, printable, progress
-from ..criteria import Criterion, FixedLength
+from ..criteria import FixedLength
+from ..criterion import Criterion
 from ..curves import l1_curves
 from ..encoding import Progress
 from ..folders import Listing, find

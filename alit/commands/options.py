@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..console import console, fail
-from ..criteria import CodeError, Criterion, FixedLength, MaxL1, MinSSIM, Prepared, RelativeL1
+from ..criteria import CodeError, FixedLength, MaxL1, MinSSIM, RelativeL1
+from ..criterion import Criterion, Prepared
 from ..devices import choose
 from ..folders import Listing
 from ..prediction import Budget, Predicted

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import images
 from ..console import console, counted, printable
-from ..criteria import Criterion
+from ..criterion import Criterion
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
 from ..folders import Listing, find
 from ..tokenizer import AdaptiveTokenizer

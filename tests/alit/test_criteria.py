@@ -239,5 +239,13 @@ def test_an_error_of_ones_own() -> None:
         def error(self, iteration: Any, m: Any) -> Tensor:
             return (m.pixels(iteration.prediction) - iteration.images).abs().amax((1, 2, 3))
 
+    class Whole(ErrorCriterion):
+        def error(self, iteration: Any, m: Any) -> Tensor:
+            return (m.pixels(iteration.prediction) - iteration.images).abs().amax()
+
     m, x = model(any_length=True), images()
     assert bool((m.encode(x, Worst(9.0)).lengths == 1).all())
+    with pytest.raises(
+        ValueError, match=r"expected Whole to give \(3,\) bool, got \(\) torch.bool"
+    ):
+        m.encode(x, Whole(9.0))
