@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from alit_kernels.nn import Linear, VectorQuantizer
 
@@ -175,13 +175,8 @@ class AdaptiveModel(nn.Module):
 
         ``lengths``: (B,) for each iteration, where the images have different numbers of latents.
         """
-        if lengths is None:
-            decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND)
-        else:
-            longest = max(x.shape[1] for x in codes)
-            padded = torch.cat([pad(x, (0, 0, 0, longest - x.shape[1])) for x in codes])
-            query_ND = self.decoder_query_ND
-            decoded_BNV = self.decoder.decode([padded], query_ND, torch.cat(list(lengths)))
+        together = None if lengths is None else torch.cat(list(lengths))
+        decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND, together)
         targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
         whole = self.base_tokenizer.predict(decoded_BNV, targets)
         sizes = [x.shape[0] for x in codes]
