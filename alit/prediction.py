@@ -71,7 +71,8 @@ class Predicted(Prepared):
         kind = KINDS.index(self.kind)
         curve_BP = head(features_of(first))[:, kind] + head.margin[kind].float()
         places_B = fewest(curve_BP, float(self.limit))
-        lengths_B = torch.tensor(head.lengths, device=places_B.device)[places_B]
+        step, longest = head.lengths[0], head.lengths[-1]
+        lengths_B = ((places_B + 1) * step).clamp(max=longest)
         return Planned(_of_trained(head, lengths_B, "Predicted"), number)
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:

@@ -63,7 +63,7 @@ class Running:
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows alone."""
         if len(rows) < len(self.images):
-            self.rollout.keep(torch.tensor(rows, device=self.rollout.tokens_BSD.device))
+            self.rollout.keep(_index(rows, self.rollout.tokens_BSD.device))
             self.images = [self.images[row] for row in rows]
             if self.given is not None:
                 self.given = [self.given[row] for row in rows]
@@ -128,7 +128,7 @@ class Selection:
             running.seen[image].append(Seen(error, iteration.bottleneck, row))
         done = [row for row, count in enumerate(rows) if count]
         if done and self._at_any_length(running.criterion):
-            chosen = torch.tensor(done, device=found.tokens_B.device)
+            chosen = _index(done, found.tokens_B.device)
             fewest = self._fewest(
                 iteration.select(chosen),
                 found.tokens_B[chosen],
@@ -192,8 +192,8 @@ class Selection:
             return [count] * len(unmet)
         device = last.image_index_B.device
         limit_B = torch.tensor([x.limit for x in unmet], dtype=torch.float64, device=device)
-        parts = [x.seen.bottleneck.select(torch.tensor([x.seen.row], device=device)) for x in unmet]
-        rows = last.select(torch.tensor([x.row for x in unmet], device=device))
+        parts = [x.seen.bottleneck.select(_index([x.seen.row], device)) for x in unmet]
+        rows = last.select(_index([x.row for x in unmet], device))
         then = replace(
             rows,
             index=index,
@@ -211,6 +211,12 @@ class Selection:
             return error_B <= limit_B
 
         return self._fewest(then, torch.full_like(then.image_index_B, count), near).tolist()
+
+
+def _index(rows: list[int], device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    index = torch.tensor(rows)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def _on_host(found: Verdict, longest: int) -> tuple[list[int], list[float]]:
