@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 from .base import BaseTokens
-from .criteria import Criterion, ErrorCriterion, FixedLength
+from .criteria import ErrorCriterion, FixedLength
+from .criterion import Criterion, Prepared
+from .curves import measured
 from .iteration import Iteration
+from .length_head import KINDS, curve_lengths
 from .model import AdaptiveModel
+from .prediction import Budget
 from .rollout import Rollout, encode_together
+from .selection import Running, Selection, first_tokens, tokens_of
 from .sequence import TokenSequence
 
 
@@ -38,81 +43,6 @@ class Progress:
     rows: int
 
 
-class Selection:
-    """Asks the criterion about each iteration and keeps the tokens of the images that are done.
-
-    Attributes:
-        predict_at: what the criterion wants predicted: all iterations (None), or none.
-        finished: an image's index to its tokens.
-
-    Raises:
-        TypeError: the criterion is none, or gives no tensor.
-        ValueError: it gives one of another shape or dtype than (B,) bool.
-    """
-
-    def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
-        needed = getattr(criterion, "needs_prediction", None)
-        if not callable(criterion) or not isinstance(needed, bool):
-            raise TypeError(
-                "criterion: expected FixedLength, MaxL1, CodeError, TokenAccuracy or another callable with a bool "
-                f"attribute needs_prediction, got {type(criterion).__name__}"
-            )
-        self.model, self.criterion = model, criterion
-        self.predict_at = None if needed else ()
-        self.finished: dict[int, TokenSequence] = {}
-        self._best: dict[int, tuple[float, TokenSequence]] = {}
-        self._by_error = (
-            criterion
-            if isinstance(criterion, ErrorCriterion) and model.config.quirks.best_iteration_fallback
-            else None
-        )
-
-    def take(self, running: Rollout, encoded_BSD: Tensor) -> bool:
-        """One more iteration of a rollout; images that are done leave it. Whether any are left."""
-        iteration = running.advance(encoded_BSD)
-        done = self.criterion(iteration, self.model)
-        expected = f"criterion: expected {type(self.criterion).__name__} to give ({iteration.batch_size},) bool"
-        if not isinstance(done, Tensor):
-            raise TypeError(f"{expected}, got {type(done).__name__}")
-        if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
-            raise ValueError(f"{expected}, got {tuple(done.shape)} {done.dtype}")
-        last = iteration.index == self.model.config.iterations - 1
-        images = iteration.image_index_B.tolist()
-        if self._by_error is not None:
-            errors = self._by_error.error(iteration, self.model).tolist()
-            for row, (image, error) in enumerate(zip(images, errors, strict=True)):
-                if image not in self._best or error < self._best[image][0]:
-                    self._best[image] = (error, tokens_of(self.model, iteration, row))
-        left = 0
-        for row, (image, is_done) in enumerate(zip(images, done.tolist(), strict=True)):
-            if is_done or (last and self._by_error is None):
-                self.finished[image] = tokens_of(self.model, iteration, row)
-            elif last:
-                self.finished[image] = self._best[image][1]
-            else:
-                left += 1
-        if left:
-            running.keep(~done)
-        return left > 0
-
-
-def tokens_of(model: AdaptiveModel, iteration: Iteration, row: int) -> TokenSequence:
-    """The tokens of one image of an iteration: indices, or latents where there is no quantizer."""
-    return tokens_of_all(model, iteration, slice(row, row + 1))
-
-
-def tokens_of_all(
-    model: AdaptiveModel, iteration: Iteration, rows: slice = slice(None)
-) -> TokenSequence:
-    """The tokens of the images of an iteration."""
-    bottleneck = iteration.bottleneck
-    latents_BLC = bottleneck.continuous_BLC[rows]
-    lengths = torch.full((len(latents_BLC),), iteration.num_tokens, device=latents_BLC.device)
-    if bottleneck.index_BL is None or model.config.quirks.unquantized_tokens:
-        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
-    return TokenSequence(lengths, indices=bottleneck.index_BL[rows].flatten().clone())
-
-
 @torch.no_grad()
 def encode(
     model: AdaptiveModel,
@@ -124,13 +54,13 @@ def encode(
 ) -> TokenSequence:
     """Tokens of each image, as many as the criterion asks for; no gradients.
 
-    An image leaves the batch as soon as it is done, or after the last iteration. With a :class:`FixedLength` of one
-    number, and without halting that drops tokens, nothing waits for the device, and a CUDA graph can capture it.
+    An image leaves the batch as soon as it is done, or after the last iteration, and keeps no tokens that do not help.
+    With a :class:`FixedLength` of one number, and without halting that drops tokens, nothing waits for the device, and
+    a CUDA graph can capture it.
 
     Args:
         images: (B, 3, height, width) floating point in [0, 1], of the configured size.
-        criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError`, :class:`TokenAccuracy` or anything with
-            their protocol.
+        criterion: of :mod:`alit.criteria`, or anything with their protocol; :mod:`alit.selection` has the rules.
         base, generator: as for :class:`alit.Rollout`.
 
     Returns:
@@ -140,18 +70,38 @@ def encode(
         TypeError, ValueError: as ``rollout``; a criterion that does not fit the model, or gives anything but (B,) bool.
     """
     select = Selection(model, criterion)
-    if isinstance(criterion, FixedLength):
-        criterion.check(model, images.shape[0])
-    running = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
+    if isinstance(criterion, Prepared):
+        criterion.check(model, len(images))
+    if isinstance(criterion, Budget) and model.length_head is None:
+        return _encode_by_search(model, images, criterion, base, generator)
+    rollout = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
-        return _encode_by_batch_mean(model, list(running), criterion)
+        return _encode_by_batch_mean(model, list(rollout), criterion)
     if isinstance(criterion, FixedLength) and not criterion.tokens.ndim:
-        for iteration in running:
+        for iteration in rollout:
             if iteration.num_tokens >= criterion.tokens:
-                return tokens_of_all(model, iteration)
-    while select.take(running, *encode_together([running])):
+                return first_tokens(model, iteration.bottleneck, int(criterion.tokens))
+    running = select.start(rollout)
+    while select.take(running, *encode_together([rollout])):
         pass
     return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+
+
+def _encode_by_search(
+    model: AdaptiveModel,
+    images: Tensor,
+    criterion: Budget,
+    base: BaseTokens | None,
+    generator: torch.Generator | None,
+) -> TokenSequence:
+    """All iterations, and the error at every length; then the tokens that the budget gives each image."""
+    curves = measured(model, images, base=base, generator=generator)
+    errors_BP = curves.errors_BKP[:, KINDS.index("l1")].cpu()
+    found = []
+    for row, count in enumerate(criterion.spent(errors_BP, curve_lengths(model.config))):
+        bottleneck = curves.bottlenecks[(count - 1) // model.config.latents_per_iteration]
+        found.append(tokens_of(model, bottleneck, row, count))
+    return TokenSequence.concatenate(found)
 
 
 def _encode_by_batch_mean(
@@ -163,9 +113,7 @@ def _encode_by_batch_mean(
     fallback = best if model.config.quirks.best_iteration_fallback else -1
     below = (i for i, error in enumerate(errors) if error < criterion.threshold)
     chosen = iterations[next(below, fallback)]
-    return TokenSequence.concatenate(
-        [tokens_of(model, chosen, row) for row in range(chosen.batch_size)]
-    )
+    return first_tokens(model, chosen.bottleneck, chosen.num_tokens)
 
 
 def encode_stream(
@@ -192,7 +140,8 @@ def encode_stream(
         on_progress: called with :class:`Progress` after every run of the encoder.
 
     Raises:
-        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches.
+        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches, as
+            :class:`alit.Budget` is.
     """
     config = model.config
     longest = model.num_image_tokens + config.max_tokens
@@ -204,8 +153,13 @@ def encode_stream(
         raise ValueError(
             "criterion: the published rule (Quirks.batch_mean_criterion) gives a batch one length, a stream has none"
         )
-    if isinstance(criterion, FixedLength):
-        criterion.check(model, criterion.tokens.numel())
+    if isinstance(criterion, Budget):
+        raise ValueError(
+            "criterion: a Budget is for images that are known together, as encode has them; for a stream, expected the "
+            "FixedLength that alit.allocation.allocated makes of their alit.curves.l1_curves"
+        )
+    if isinstance(criterion, Prepared):
+        criterion.check(model)
     return _stream(model, iter(images), criterion, max_tokens_in_flight, generator, on_progress)
 
 
@@ -219,25 +173,23 @@ def _stream(
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
     select = Selection(model, criterion)
-    live: list[Rollout] = []
+    given = criterion.images if isinstance(criterion, Prepared) else None
+    live: list[Running] = []
     steps = started = emitted = 0
     while True:
         fresh = _admit(model, source, live, max_rows, started)
-        if isinstance(criterion, FixedLength) and criterion.tokens.ndim:
-            given = len(criterion.tokens)
-            if started + len(fresh) > given:
-                raise ValueError(
-                    f"tokens: expected one length per image, got {given} for more images"
-                )
+        if given is not None and started + len(fresh) > given:
+            raise ValueError(f"tokens: expected one length per image, got {given} for more images")
         if fresh:
             batch = torch.stack(fresh)
-            live.append(Rollout(model, batch, predict_at=select.predict_at, generator=generator))
-            live[-1].image_index_B += started
+            rollout = Rollout(model, batch, predict_at=select.predict_at, generator=generator)
+            live.append(select.start(rollout, started))
             started += len(fresh)
         if not live:
             return
-        rows = sum(running.rows for running in live)
-        encoded = encode_together(live)
+        rollouts = [running.rollout for running in live]
+        rows = sum(rollout.rows for rollout in rollouts)
+        encoded = encode_together(rollouts)
         live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
         steps += 1
         if on_progress is not None:
@@ -248,10 +200,10 @@ def _stream(
 
 
 def _admit(
-    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int, first: int
+    model: AdaptiveModel, source: Iterator[Tensor], live: list[Running], max_rows: int, first: int
 ) -> list[Tensor]:
     """As many images as fit now and at every later step, even if none finishes early; they count from ``first``."""
-    ages = Counter({running.index: running.batch_size for running in live})
+    ages = Counter({x.rollout.index: x.rollout.batch_size for x in live})
     shape = (3, *model.config.image_size)
     fresh: list[Tensor] = []
     while True:

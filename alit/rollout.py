@@ -57,14 +57,10 @@ class Rollout(Iterator[Iteration]):
                 raise ValueError(
                     f"predict_at: expected iterations in 0..{config.iterations - 1}, got {index}"
                 )
-        for name, value, expected in (
-            ("halting", config.halting, "off"),
-            ("recurrence", config.recurrence, "latents"),
-        ):
-            if predict_later and value != expected:
-                raise ValueError(
-                    f"predict_later: {name} {value!r} needs predictions at once; expected {expected!r}"
-                )
+        if predict_later and config.halting != "off":
+            raise ValueError(
+                f"predict_later: halting {config.halting!r} needs predictions at once; expected 'off'"
+            )
         random = model.training or generator is not None
         if base is None:
             sample = random or quirks.random_posterior_in_evaluation
@@ -147,11 +143,15 @@ class Rollout(Iterator[Iteration]):
             halts = halts and wanted
         bottleneck = model.read_out(latents_BLD, self.earlier)
         prediction = halted = None
-        if wanted or halts or (self.residual and not last):
+        if wanted or halts:
             prediction = model.predict(bottleneck.codes_BLC, self.base.target_BN)
-            self.predicted = prediction if self.residual else None
             if halts:
                 halted = model.halted(prediction, self.base, self.halting_draw)
+        if self.residual and not last:
+            self.predicted = prediction
+            if prediction is None:
+                with torch.no_grad():
+                    self.predicted = model.predict(bottleneck.codes_BLC)
         if config.halting == "drop" and halted is not None:
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped

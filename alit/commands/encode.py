@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from torch import Tensor
 
@@ -13,9 +15,13 @@ from .. import images
 from ..alit_format import MAX_LENGTH, Reader
 from ..atomic_files import check_replaceable, replacing
 from ..console import console, printable, progress
-from ..criteria import Criterion
+from ..criteria import FixedLength
+from ..criterion import Criterion
+from ..curves import l1_curves
 from ..encoding import Progress
 from ..folders import Listing, find
+from ..length_head import curve_lengths
+from ..prediction import Budget
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from . import options
@@ -26,11 +32,18 @@ def encode(
     photos: options.Photos,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
     model: options.Model = "nano",
+    relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,
-    code_error: Annotated[
-        float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
-    ] = None,
+    min_ssim: options.SSIMThreshold = None,
+    code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
+    predict: options.Predict = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="So many tokens a picture on average instead, spent on those that they help most; looks at each twice."
+        ),
+    ] = None,
     in_flight: Annotated[
         int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
     ] = 8,
@@ -40,7 +53,8 @@ def encode(
 ) -> None:
     """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
 
-    How few, a mean pixel error says, or an error of base codes; or all get the same number.
+    How few, an error says: of pixels as a fraction of the picture's contrast, of pixels, in structure, of base codes;
+    or all get the same number. Where no number meets it, a picture gets no more than help.
 
         alit encode photo.jpg -o photo.alit
 
@@ -48,14 +62,30 @@ def encode(
 
         alit encode holiday/ -o holiday.alit --tokens 64
 
+        alit encode holiday/ -o holiday.alit --budget 96
+
     alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
     named at the end, and the status is 1; the others are encoded all the same.
     """
     loaded = options.load(model, device)
-    criterion = options.criterion(loaded, max_l1=max_l1, code_error=code_error, tokens=tokens)
+    limits: dict[str, float | None] = {
+        "relative_l1": relative_l1,
+        "max_l1": max_l1,
+        "min_ssim": min_ssim,
+    }
+    limits |= {"code_error": code_error, "tokens": tokens, "budget": budget}
+    criterion = options.criterion(loaded, predict=predict, **limits)
     listing = find(photos, recursive=recursive)
     _check(loaded, listing, output)
-    sequences = _encoded(loaded, listing, criterion, in_flight, max_megapixels)
+
+    def load(path: Path) -> Tensor:
+        picture = images.load(path, loaded.config.image_size, max_megapixels=max_megapixels)
+        return picture.to(loaded.latent_tokens)
+
+    wanted = listing
+    if isinstance(criterion, Budget):
+        wanted, criterion = _spent(loaded, listing, criterion, in_flight, load)
+    sequences = _encoded(loaded, wanted, criterion, in_flight, load)
     data = sequences.to_bytes(loaded.identity())
     with replacing(output) as temporary:
         temporary.write_bytes(data)
@@ -75,23 +105,44 @@ def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
         raise ValueError(f"output: {output} is one of the pictures; choose another file")
 
 
+def _spent(
+    model: AdaptiveTokenizer,
+    listing: Listing,
+    budget: Budget,
+    in_flight: int,
+    load: Callable[[Path], Tensor],
+) -> tuple[Listing, FixedLength]:
+    """The pictures that can be read, and a length for each.
+
+    Raises:
+        OSError: there is none.
+    """
+    readable: list[Path] = []
+    curves: list[Tensor] = []
+    with progress("measuring") as advance:
+        for paths, pictures in listing.batches(load, in_flight):
+            curves.append(l1_curves(model, pictures))
+            readable += paths
+            total = len(listing.pictures) - len(listing.unreadable)
+            advance(len(readable) / total, f"{len(readable)}/{total}")
+    if not readable:
+        raise OSError(listing.skipped())
+    lengths = budget.spent(torch.cat(curves), curve_lengths(model.config))
+    return Listing(readable), FixedLength(lengths)
+
+
 def _encoded(
     model: AdaptiveTokenizer,
     listing: Listing,
     criterion: Criterion,
     in_flight: int,
-    max_megapixels: float,
+    load: Callable[[Path], Tensor],
 ) -> TokenSequence:
     """Of all pictures that can be read, with as many rows in the encoder as ``in_flight`` images have at their longest.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none; or one has become unreadable since lengths were found for all.
     """
-
-    def load(path: Path) -> Tensor:
-        picture = images.load(path, model.config.image_size, max_megapixels=max_megapixels)
-        return picture.to(model.latent_tokens)
-
     rows = in_flight * (model.num_image_tokens + model.config.max_tokens)
     readable = (picture for _, picture in listing.loaded(load))
     with progress("encoding") as advance:
@@ -104,6 +155,7 @@ def _encoded(
             readable, criterion, max_tokens_in_flight=rows, on_progress=on_progress
         )
         sequences = list(stream)
-    if not sequences:
+    changed = isinstance(criterion, FixedLength) and criterion.images not in (None, len(sequences))
+    if not sequences or changed:
         raise OSError(listing.skipped())
     return TokenSequence.concatenate(sequences)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import images
 from ..console import console, counted, printable
-from ..criteria import Criterion
+from ..criterion import Criterion
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
 from ..folders import Listing, find
 from ..tokenizer import AdaptiveTokenizer
@@ -30,8 +30,12 @@ def reconstruct(
         "reconstructed"
     ),
     model: options.Model = "nano",
+    relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,
+    min_ssim: options.SSIMThreshold = None,
+    code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
+    predict: options.Predict = False,
     beside: Annotated[
         bool,
         typer.Option(
@@ -55,7 +59,13 @@ def reconstruct(
 
     """
     loaded = options.load(model, device)
-    criterion = options.criterion(loaded, max_l1=max_l1, tokens=tokens)
+    limits: dict[str, float | None] = {
+        "relative_l1": relative_l1,
+        "max_l1": max_l1,
+        "min_ssim": min_ssim,
+    }
+    limits |= {"code_error": code_error, "tokens": tokens}
+    criterion = options.criterion(loaded, predict=predict, **limits)
     listing = find(photos, recursive=recursive)
     listing.pictures = list(dict.fromkeys(listing.pictures))
     targets = targets_of(listing.pictures, output)
