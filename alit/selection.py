@@ -240,6 +240,4 @@ def first_tokens(
     lengths = torch.full((len(latents_BLC),), count, device=latents_BLC.device)
     if bottleneck.index_BL is None or model.config.quirks.unquantized_tokens:
         return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
-    return TokenSequence(
-        lengths, indices=bottleneck.index_BL[rows, :count].flatten().clone()
-    )
+    return TokenSequence(lengths, indices=bottleneck.index_BL[rows, :count].flatten().clone())
