@@ -7,19 +7,21 @@ iteration. Both are methods of :class:`alit.AdaptiveTokenizer`, and run one loop
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .admission import Waiting
 from .base import BaseTokens
 from .criteria import Criterion, ErrorCriterion, FixedLength
 from .iteration import Iteration
 from .model import AdaptiveModel
-from .rollout import Rollout, encode_together
+from .rollout import Rollout, encode_together, rollouts_of
 from .sequence import TokenSequence
+from .sizes import Grid, Places
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,18 @@ def tokens_of_all(
     bottleneck = iteration.bottleneck
     latents_BLC = bottleneck.continuous_BLC[rows]
     lengths = torch.full((len(latents_BLC),), iteration.num_tokens, device=latents_BLC.device)
+    size = torch.tensor([iteration.images.shape[2:]], device="cpu")  # the host knows it
+    sizes = size.repeat(len(latents_BLC), 1)
     if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
-        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
-    return TokenSequence(lengths, indices=bottleneck.quantized.index[rows].flatten().clone())
+        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone(), sizes=sizes)
+    indices = bottleneck.quantized.index[rows].flatten().clone()
+    return TokenSequence(lengths, indices=indices, sizes=sizes)
 
 
 @torch.no_grad()
 def encode(
     model: AdaptiveModel,
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     criterion: Criterion,
     *,
     base: BaseTokens | None = None,
@@ -128,7 +133,9 @@ def encode(
     number, and without halting that drops tokens, nothing waits for the device, and a CUDA graph can capture it.
 
     Args:
-        images: (B, 3, height, width) floating point in [0, 1], of the configured size.
+        images: (B, 3, height, width) floating point in [0, 1], of the configured size; or a list of (3, height, width)
+            of any sizes, multiples of the base's patch. They share each run of the encoder; a criterion sees those of
+            one size as a batch. With a list ``base`` is None.
         criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError`, :class:`TokenAccuracy` or anything with
             their protocol.
         base, generator: as for :class:`alit.Rollout`.
@@ -137,21 +144,43 @@ def encode(
         Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
 
     Raises:
-        TypeError, ValueError: as ``rollout``; a criterion that does not fit the model, or gives anything but (B,) bool.
+        TypeError, ValueError: as ``rollout``, with the image's number where there is a list (``images[3]: ...``); a
+            criterion that does not fit the model, or gives anything but (B,) bool.
     """
     select = Selection(model, criterion)
+    options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
+    live = _rollouts(model, images, base, options)
     if isinstance(criterion, FixedLength):
-        criterion.check(model, images.shape[0])
-    running = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
+        criterion.check(model, len(images))
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
-        return _encode_by_batch_mean(model, list(running), criterion)
-    if isinstance(criterion, FixedLength) and not criterion.tokens.ndim:
-        for iteration in running:
+        if len(live) > 1:
+            raise ValueError(
+                "images: the published rule (Quirks.batch_mean_criterion) takes those of one size"
+            )
+        return _encode_by_batch_mean(model, list(live[0]), criterion)
+    if isinstance(criterion, FixedLength) and not criterion.tokens.ndim and len(live) == 1:
+        for iteration in live[0]:
             if iteration.num_tokens >= criterion.tokens:
                 return tokens_of_all(model, iteration)
-    while select.take(running, *encode_together([running])):
-        pass
+    while live:
+        encoded = encode_together(live)
+        live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
     return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+
+
+def _rollouts(
+    model: AdaptiveModel,
+    images: Tensor | Sequence[Tensor],
+    base: BaseTokens | None,
+    options: dict[str, Any],
+) -> list[Rollout]:
+    if not isinstance(images, list | tuple):
+        return [Rollout(model, images, base=base, **options)]  # type: ignore[arg-type]  # checked there
+    if base is not None:
+        raise ValueError("base: expected None with a list of images, whose sizes may differ")
+    if not images:
+        raise ValueError("images: expected at least one, got none")
+    return rollouts_of(model, images, **options)
 
 
 def _encode_by_batch_mean(
@@ -180,19 +209,19 @@ def encode_stream(
     """Tokens of any number of images, one after another in their order, in bounded memory; no gradients.
 
     New images take the places of finished ones, so images at different iterations share each run of the encoder.
-    The source is read as places become free, never further ahead.
+    The source is read as places become free, and at most one image further ahead, where the next one is too large.
 
     Args:
-        images: (3, height, width) each, otherwise as for :func:`encode`.
-        criterion: as for :func:`encode`; sees the images that are at one iteration and came together as a batch,
-            with ``image_index_B`` counted over the whole stream.
+        images: (3, height, width) each, of any sizes, as in the lists that :func:`encode` takes.
+        criterion: as for :func:`encode`; sees the images that are at one iteration, came together and are of one size
+            as a batch, with ``image_index_B`` counted over the whole stream.
         max_tokens_in_flight: bound on the rows (class, image and latent tokens) of one run of the encoder, and so
-            on memory; at least those of one image at its longest.
+            on memory; at least those of one image of the configured size at its longest.
         generator: as for :class:`alit.Rollout`.
         on_progress: called with :class:`Progress` after every run of the encoder.
 
     Raises:
-        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches.
+        TypeError, ValueError: as :func:`encode`; a bound too small for an image; a criterion for whole batches.
     """
     config = model.config
     longest = model.num_image_tokens + config.max_tokens
@@ -219,10 +248,12 @@ def _stream(
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
     select = Selection(model, criterion)
+    waiting = Waiting(model, source, max_rows)
+    known: dict[Grid, Places] = {}
     live: list[Rollout] = []
     steps = started = emitted = 0
     while True:
-        fresh = _admit(model, source, live, max_rows, started)
+        fresh = waiting.admit(live)
         if isinstance(criterion, FixedLength) and criterion.tokens.ndim:
             given = len(criterion.tokens)
             if started + len(fresh) > given:
@@ -230,9 +261,8 @@ def _stream(
                     f"tokens: expected one length per image, got {given} for more images"
                 )
         if fresh:
-            batch = torch.stack(fresh)
-            live.append(Rollout(model, batch, predict_at=select.predict_at, generator=generator))
-            live[-1].image_index_B += started
+            options = {"predict_at": select.predict_at, "generator": generator}
+            live += rollouts_of(model, fresh, first=started, known=known, **options)
             started += len(fresh)
         if not live:
             return
@@ -245,38 +275,3 @@ def _stream(
         while emitted in select.finished:
             yield select.finished.pop(emitted)
             emitted += 1
-
-
-def _admit(
-    model: AdaptiveModel, source: Iterator[Tensor], live: list[Rollout], max_rows: int, first: int
-) -> list[Tensor]:
-    """As many images as fit now and at every later step, even if none finishes early; they count from ``first``."""
-    ages = Counter({running.index: running.batch_size for running in live})
-    shape = (3, *model.config.image_size)
-    fresh: list[Tensor] = []
-    while True:
-        ages[0] += 1
-        if _peak(model, ages) > max_rows:
-            return fresh
-        image = next(source, None)
-        if image is None:
-            return fresh
-        if image.shape != shape:
-            found = f"{tuple(image.shape)} for image {first + len(fresh)}"
-            raise ValueError(f"images: expected shape {shape}, got {found}")
-        fresh.append(image)
-
-
-def _peak(model: AdaptiveModel, ages: Counter[int]) -> int:
-    """Most encoder rows of this step or a later one, for so many images about to run each iteration."""
-    config = model.config
-
-    def rows(ahead: int) -> int:
-        return sum(
-            count
-            * (model.num_image_tokens + config.latents_per_iteration * (iteration + ahead + 1))
-            for iteration, count in ages.items()
-            if iteration + ahead < config.iterations
-        )
-
-    return max(rows(ahead) for ahead in range(config.iterations))

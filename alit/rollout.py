@@ -6,6 +6,7 @@ Shape suffixes: B images still in the batch, N class and image tokens, L latents
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .base import BaseTokens
 from .iteration import HaltingDraw, Iteration
 from .layers import one_behind_another
 from .model import AdaptiveModel
+from .sizes import Grid, Places, check_size, grid_of
 
 
 class Rollout(Iterator[Iteration]):
@@ -32,6 +34,7 @@ class Rollout(Iterator[Iteration]):
             begins, and iterations outside ``predict_at`` record none (truncated backpropagation).
         predict_later: the caller makes these predictions, by ``model.predict_together``, and ``prediction`` is None.
             Only where halting is off: it needs each at once.
+        places: of the images' grid, ``model.places(grid)``, where they have another size than the configured one.
 
     Raises:
         TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
@@ -48,8 +51,10 @@ class Rollout(Iterator[Iteration]):
         halting_draw: HaltingDraw | None = None,
         through_time: bool = True,
         predict_later: bool = False,
+        places: Places | None = None,
     ) -> None:
-        _check_images(model, images)
+        self.places = model.places() if places is None else places
+        _check_images(model, images, self.places.grid)
         config, quirks = model.config, model.config.quirks
         self.predict_at = range(config.iterations) if predict_at is None else predict_at
         for index in self.predict_at:
@@ -77,7 +82,7 @@ class Rollout(Iterator[Iteration]):
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
         with self._recording():
-            self.tokens_BSD = model.first_input(images, base)
+            self.tokens_BSD = model.first_input(images, base, self.places)
         #: (B, N - 1) image tokens that have left the sequence (halting="drop"), or None.
         self.dropped: Tensor | None = None
 
@@ -128,7 +133,7 @@ class Rollout(Iterator[Iteration]):
 
     def _observe(self, encoded_BSD: Tensor) -> Iteration:
         model, config, quirks = self.model, self.model.config, self.model.config.quirks
-        image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
+        image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([self.places.tokens], dim=1)
         wanted = self.index in self.predict_at and not self.predict_later
         last = self.index == config.iterations - 1
         halts = config.halting != "off" and (not last or quirks.halt_after_last_iteration)
@@ -137,7 +142,9 @@ class Rollout(Iterator[Iteration]):
         bottleneck = model.read_out(latents_BLD)
         prediction = halted = None
         if wanted or halts:
-            prediction = model.predict(bottleneck.codes_BLC, self.base.target_BN)
+            prediction = model.predict(
+                bottleneck.codes_BLC, self.base.target_BN, places=self.places
+            )
             if halts:
                 halted = model.halted(prediction, self.base, self.halting_draw)
         if config.halting == "drop" and halted is not None:
@@ -156,7 +163,9 @@ class Rollout(Iterator[Iteration]):
         if not self.through_time:
             image_tokens_BND, latents_BLD = image_tokens_BND.detach(), latents_BLD.detach()
         halted = None if self.model.config.halting == "drop" else iteration.halted
-        self.tokens_BSD = self.model.next_input(image_tokens_BND, latents_BLD, halted, self.index)
+        self.tokens_BSD = self.model.next_input(
+            image_tokens_BND, latents_BLD, halted, self.index, self.places
+        )
 
 
 def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -183,29 +192,84 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
     return [piece.view(x.shape) for piece, x in zip(pieces, inputs, strict=True)]
 
 
-def _check_images(model: AdaptiveModel, images: Tensor) -> None:
-    height, width = model.config.image_size
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"images: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
-        )
+def rollouts_of(
+    model: AdaptiveModel,
+    images: Sequence[Tensor],
+    *,
+    first: int = 0,
+    known: dict[Grid, Places] | None = None,
+    **options: Any,
+) -> list[Rollout]:
+    """Rollouts of images (3, height, width) of any sizes, one for the images of each size, for :func:`encode_together`.
+
+    Args:
+        first: number of the first image; ``image_index_B`` and messages count from it.
+        known: places of grids, to which those of new ones are added: each grid is resized to once.
+        options: as for :class:`Rollout`.
+
+    Raises:
+        TypeError, ValueError: an image of the wrong dtype, shape or range, by its number (``images[3]: ...``).
+    """
+    known = {} if known is None else known
+    by_grid: dict[Grid, list[int]] = {}
+    for number, image in enumerate(images):
+        grid = check_image(model, image, f"images[{first + number}]")
+        by_grid.setdefault(grid, []).append(number)
+    rollouts = []
+    for grid, numbers in by_grid.items():
+        if grid not in known:
+            known[grid] = model.places(grid)
+        batch = torch.stack([images[number] for number in numbers])
+        rollout = Rollout(model, batch, places=known[grid], **options)
+        rollout.image_index_B = torch.tensor(numbers, device=batch.device) + first
+        rollouts.append(rollout)
+    return rollouts
+
+
+def check_image(model: AdaptiveModel, image: Tensor, name: str) -> Grid:
+    """The grid of an image (3, height, width) in [0, 1] of any size; raises as :func:`rollouts_of`."""
+    _check_kind(model, image, name)
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"{name}: expected shape (3, height, width), got {tuple(image.shape)}")
+    height, width = image.shape[1:]
+    check_size(model.config, height, width, name)
+    _check_values(image, name)
+    return grid_of(model.config, height, width)
+
+
+def _check_images(model: AdaptiveModel, images: Tensor, grid: Grid) -> None:
+    """That they are a batch of images of a grid."""
+    height, width = (side * model.config.base.patch_size for side in grid)
+    _check_kind(model, images, "images")
     if images.ndim != 4 or images.shape[1:] != (3, height, width):
+        other = "; a list of images may be of any sizes" if images.ndim == 4 else ""
         raise ValueError(
-            f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}"
+            f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}{other}"
         )
     if images.shape[0] == 0:
         raise ValueError("images: expected at least one, got none")
+    _check_values(images, "images")
+
+
+def _check_kind(model: AdaptiveModel, images: Tensor, name: str) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"{name}: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
+        )
     own = model.latent_tokens
     if images.device != own.device:
         raise ValueError(
-            f"images: expected device {own.device} like the model, got {images.device}"
+            f"{name}: expected device {own.device} like the model, got {images.device}"
         )
     if images.dtype != own.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise TypeError(f"images: expected dtype {own.dtype} like the model, got {images.dtype}")
+        raise TypeError(f"{name}: expected dtype {own.dtype} like the model, got {images.dtype}")
+
+
+def _check_values(images: Tensor, name: str) -> None:
     if images.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = images.aminmax()
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
+                f"{name}: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
             )

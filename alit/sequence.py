@@ -21,15 +21,17 @@ class TokenSequence:
         lengths: (B,) int64, tokens of each image.
         indices: (T,) int64 codebook indices, T = ``lengths.sum()``; None for continuous tokens.
         latents: (T, C) continuous tokens; None for indices.
+        sizes: (B, 2) int64, on the CPU: height and width in pixels of what was encoded; None for the model's own.
 
     Raises:
-        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or (on the CPU)
-            lengths that do not add up.
+        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, sizes below 1, or
+            (on the CPU) lengths that do not add up.
     """
 
     lengths: Tensor
     indices: Tensor | None = None
     latents: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.indices is None) == (self.latents is None):
@@ -56,6 +58,18 @@ class TokenSequence:
             raise ValueError(
                 f"lengths: expected a sum of {len(self.rows)}, the tokens given, got {int(self.lengths.sum())}"
             )
+        if self.sizes is not None:
+            self._check_sizes(self.sizes)
+
+    def _check_sizes(self, sizes: Tensor) -> None:
+        if sizes.shape != (len(self), 2) or sizes.dtype != torch.int64:
+            raise TypeError(
+                f"sizes: expected ({len(self)}, 2) int64, got {tuple(sizes.shape)} {sizes.dtype}"
+            )
+        if not sizes.is_cpu:
+            raise ValueError(f"sizes: expected them on the CPU, got {sizes.device}")
+        if sizes.numel() and sizes.min() < 1:
+            raise ValueError(f"sizes: expected at least 1, got {int(sizes.min())}")
 
     @property
     def rows(self) -> Tensor:
@@ -79,7 +93,8 @@ class TokenSequence:
             raise IndexError(f"image: expected an index into {count} sequences, got {image}")
         image %= count
         start, stop = self.offsets[image : image + 2].tolist()
-        return self._of(self.rows[start:stop], self.lengths[image : image + 1])
+        sizes = None if self.sizes is None else self.sizes[image : image + 1]
+        return self._of(self.rows[start:stop], self.lengths[image : image + 1], sizes)
 
     def padded(self, fill: float = 0) -> Tensor:
         """(B, longest) indices or (B, longest, C) latents, ``fill`` beyond each length."""
@@ -87,18 +102,26 @@ class TokenSequence:
         return unpack(self.rows, self.offsets, max_length=longest, fill=fill)
 
     def to(self, device: torch.device | str) -> TokenSequence:
-        return self._of(self.rows.to(device), self.lengths.to(device))
+        """With its tokens and lengths on a device; sizes stay on the CPU."""
+        return self._of(self.rows.to(device), self.lengths.to(device), self.sizes)
 
-    def _of(self, rows: Tensor, lengths: Tensor) -> TokenSequence:
-        return TokenSequence(lengths, *((None, rows) if self.indices is None else (rows, None)))
+    def _of(self, rows: Tensor, lengths: Tensor, sizes: Tensor | None) -> TokenSequence:
+        indices, latents = (None, rows) if self.indices is None else (rows, None)
+        return TokenSequence(lengths, indices, latents, sizes)
 
     @classmethod
     def concatenate(cls, sequences: list[TokenSequence]) -> TokenSequence:
-        """One batch of several."""
+        """One batch of several, which all have ``sizes`` or none."""
         if not sequences:
             raise ValueError("sequences: expected at least one")
         lengths = torch.cat([sequence.lengths for sequence in sequences])
-        return sequences[0]._of(torch.cat([sequence.rows for sequence in sequences]), lengths)
+        given = [x.sizes for x in sequences if x.sizes is not None]
+        if len(given) not in (0, len(sequences)):
+            raise ValueError(
+                f"sequences: expected all with sizes or none, got {len(given)} of {len(sequences)} with"
+            )
+        rows = torch.cat([sequence.rows for sequence in sequences])
+        return sequences[0]._of(rows, lengths, torch.cat(given) if given else None)
 
     def to_bytes(self, model: ModelIdentity) -> bytes:
         """An ``.alit`` file (docs/alit-format.md): ceil(log2 K) bits a token, a checksum, and the model's fingerprint.

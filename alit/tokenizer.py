@@ -16,6 +16,7 @@ from .config import AdaptiveTokenizerConfig
 from .model import AdaptiveModel
 from .rollout import Rollout
 from .sequence import TokenSequence
+from .sizes import Places, check_size, grid_of
 
 
 class AdaptiveTokenizer(AdaptiveModel):
@@ -79,15 +80,33 @@ class AdaptiveTokenizer(AdaptiveModel):
         return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
     @torch.no_grad()
-    def decode(self, tokens: TokenSequence) -> Tensor:
-        """Images (B, 3, height, width), about [0, 1], not clamped.
+    def decode(self, tokens: TokenSequence) -> Tensor | list[Tensor]:
+        """Images (B, 3, height, width) of the size that was encoded, about [0, 1], not clamped.
+
+        A list of (3, height, width) where ``tokens.sizes`` are not all the same.
 
         Raises:
-            TypeError, ValueError: no tokens, or some that do not fit the model: kind, channels, index or length out of
-                range.
+            TypeError, ValueError: no tokens, or some that do not fit the model: kind, channels, index, length or size
+                out of range.
         """
         self._check_tokens(tokens)
         tokens = tokens.to(self.encoder_mask_token.device)
+        if tokens.sizes is None:
+            return self._decoded(tokens, self.places())
+        of_size: dict[tuple[int, ...], list[int]] = {}
+        for number, size in enumerate(tokens.sizes.tolist()):
+            of_size.setdefault(tuple(size), []).append(number)
+        places = [self.places(grid_of(self.config, *size)) for size in of_size]
+        if len(of_size) == 1:
+            return self._decoded(tokens, *places)
+        images: dict[int, Tensor] = {}
+        for numbers, each in zip(of_size.values(), places, strict=True):
+            some = TokenSequence.concatenate([tokens[number] for number in numbers])
+            images |= zip(numbers, self._decoded(some, each), strict=True)
+        return [images[number] for number in range(len(tokens))]
+
+    def _decoded(self, tokens: TokenSequence, places: Places) -> Tensor:
+        """Tokens of images of one size."""
         if tokens.indices is not None:
             codes_BLC = self.codes(tokens.padded().long())
         else:
@@ -95,7 +114,8 @@ class AdaptiveTokenizer(AdaptiveModel):
             if self.config.bottleneck == "quantized":
                 codes_BLC = self.quantize(codes_BLC).quantized
         equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
-        return self.pixels(self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths))
+        lengths_B = None if equal else tokens.lengths
+        return self.pixels(self.predict(codes_BLC, lengths_B=lengths_B, places=places))
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config
@@ -107,6 +127,10 @@ class AdaptiveTokenizer(AdaptiveModel):
             raise ValueError(
                 f"tokens: expected at most {config.max_tokens} per image, got {int(tokens.lengths.max())}"
             )
+        for image, (height, width) in enumerate(
+            [] if tokens.sizes is None else tokens.sizes.tolist()
+        ):
+            check_size(config, height, width, f"tokens.sizes[{image}]")
         if tokens.indices is not None:
             if config.bottleneck != "quantized":
                 raise ValueError(

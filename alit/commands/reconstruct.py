@@ -88,7 +88,7 @@ def _write(
 
     for paths, originals in listing.batches(load, BATCH):
         tokens = model.encode(originals.to(model.latent_tokens.device), criterion)
-        decoded = eight_bits(model.decode(tokens)).cpu()
+        decoded = [eight_bits(pixels).cpu() for pixels in model.decode(tokens)]
         counts = tokens.lengths.tolist()
         for path, original, ours, count in zip(paths, originals, decoded, counts, strict=True):
             bits = count * bits_per_token(model.config)

@@ -1,0 +1,233 @@
+"""Images of other sizes than the model's: lists and streams of them, positions, sequences that carry sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, Quirks, TokenSequence
+from alit.sizes import resized
+from tests.helpers.models import BASES, images, model, same_indices
+
+every_base = pytest.mark.parametrize("base", BASES)
+#: Pixels, of patches of 4; the model's are 16 x 24.
+SIZES = ((16, 24), (24, 16), (4, 4), (8, 40), (24, 16), (32, 32), (4, 60))
+
+
+def pictures(*sizes: tuple[int, int], seed: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, *size, generator=generator) for size in sizes or SIZES]
+
+
+def alone(m: AdaptiveTokenizer, x: list[Tensor], criteria: list[Any]) -> list[TokenSequence]:
+    """Each image in a list of its own."""
+    return [m.encode([image], criterion) for image, criterion in zip(x, criteria, strict=True)]
+
+
+@every_base
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bottleneck": "continuous"},
+        {"halting": "mask", "halting_threshold": 0.3},
+        {"halting": "drop", "halting_threshold": 0.3},
+    ],
+    ids=str,
+)
+def test_batched_equals_single(base: str, options: dict[str, Any]) -> None:
+    """Encoded in a list, in a stream and alone, images of any size have the same tokens and the same pixels."""
+    if base == "vqgan" and "halting" in options:
+        options = {**options, "halting_threshold": 0.06}
+    m, x = model(base, **options), pictures()
+    lengths = [3, 12, 6, 9, 3, 12, 6]
+    single = alone(m, x, [FixedLength(n) for n in lengths])
+    batch = m.encode(x, FixedLength(lengths))
+    rows = 3 * (1 + 64 + 12)
+    stream = list(m.encode_stream(iter(x), FixedLength(lengths), max_tokens_in_flight=rows))
+    for found in (batch, TokenSequence.concatenate(stream)):
+        assert found.lengths.tolist() == lengths
+        assert found.sizes is not None and found.sizes.tolist() == [list(s) for s in SIZES]
+        for b, one in enumerate(single):
+            if one.indices is None:
+                torch.testing.assert_close(found[b].rows, one.rows, rtol=1e-4, atol=1e-4)
+            elif not torch.equal(found[b].rows, one.rows):
+                raw = model(base, **options, quirks=Quirks(unquantized_tokens=True))
+                latents = raw.encode([x[b]], FixedLength(lengths[b])).rows
+                same_indices(m, found[b].rows, one.rows, latents)
+    decoded = m.decode(batch)
+    assert isinstance(decoded, list)
+    for b, pixels in enumerate(decoded):
+        assert pixels.shape == x[b].shape
+        torch.testing.assert_close(pixels, m.decode(batch[b])[0], rtol=1e-4, atol=1e-4)
+
+
+@every_base
+@pytest.mark.parametrize("kind", [MaxL1, CodeError])
+def test_criteria_see_images_of_any_size(base: str, kind: Any) -> None:
+    m, x = model(base), pictures()
+    with torch.no_grad():
+        errors = [
+            float(kind(0.0).error(iteration, m)[0])
+            for image in x
+            for iteration in m.rollout(
+                image[None], places=m.places((image.shape[1] // 4, image.shape[2] // 4))
+            )
+        ]
+    criterion = kind(sum(sorted(errors)[13:15]) / 2)
+    found = m.encode(x, criterion)
+    expected = TokenSequence.concatenate(alone(m, x, [criterion] * len(x)))
+    assert torch.equal(found.lengths, expected.lengths)
+    assert len(set(found.lengths.tolist())) > 1
+
+
+@every_base
+def test_images_of_the_models_size_are_as_in_a_batch(base: str) -> None:
+    m, x = model(base), images()
+    for criterion in (FixedLength(6), FixedLength([3, 6, 12]), MaxL1(0.3)):
+        batch, listed = m.encode(x, criterion), m.encode(list(x), criterion)
+        assert torch.equal(batch.rows, listed.rows) and torch.equal(batch.lengths, listed.lengths)
+        assert batch.sizes.tolist() == listed.sizes.tolist() == [[16, 24]] * 3
+        assert torch.equal(m.decode(batch), m.decode(listed))
+        by_default = TokenSequence(batch.lengths, indices=batch.indices)
+        assert torch.equal(m.decode(by_default), m.decode(batch))
+
+
+def test_one_run_of_the_encoder_for_all() -> None:
+    m, x, runs = model(), pictures(), []
+    m.encoder.register_forward_pre_hook(lambda _, inputs: runs.append(inputs[0].shape[:-1].numel()))
+    m.encode(x, FixedLength(6))
+    rows = sum(1 + size[0] * size[1] // 16 for size in SIZES)
+    assert runs == [rows + 3 * 7, rows + 6 * 7]
+
+
+def test_positions_are_resized_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, x, made = model(halting="mask", halting_threshold=0.3), pictures(*SIZES, *SIZES), []
+    places = type(m).places
+    monkeypatch.setattr(
+        type(m), "places", lambda m, grid=None: made.append(grid) or places(m, grid)
+    )
+    m.encode(x, MaxL1(0.0))
+    grids = {(height // 4, width // 4) for height, width in SIZES}
+    assert sorted(made) == sorted(grids)
+    made.clear()
+    list(m.encode_stream(x, MaxL1(0.0), max_tokens_in_flight=200))
+    assert sorted(made) == sorted(grids)
+
+
+def test_resized_positions() -> None:
+    """As they are on their own grid; smooth between them on others, the class token's untouched."""
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    plane = torch.stack([rows, columns], dim=-1).flatten(0, 1)
+    positions = torch.cat([torch.tensor([[7.0, 7.0]]), plane])
+    assert resized(positions, (4, 6), (4, 6)) is positions
+    larger = resized(positions, (4, 6), (8, 12))
+    assert torch.equal(larger[0], positions[0])
+    grid = larger[1:].unflatten(0, (8, 12))
+    down, across = (torch.arange(2.0 * n) / 2 - 0.25 for n in (4, 6))
+    torch.testing.assert_close(grid[3:5, 6, 0], down[3:5], atol=0.05, rtol=0)
+    torch.testing.assert_close(grid[4, 4:8, 1], across[4:8], atol=0.05, rtol=0)
+    assert resized(positions.bfloat16(), (4, 6), (2, 3)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("halting", ["off", "mask", "drop"])
+@torch.no_grad()
+def test_a_rollout_on_another_grid(halting: str) -> None:
+    """Its predictions are of that grid, and so are the pixels."""
+    m, x = model("vqgan", halting=halting, halting_threshold=0.06), torch.stack(pictures((8, 12)))
+    for iteration in m.rollout(x, places=m.places((2, 3))):
+        assert iteration.image_tokens_BND.shape[1] == 7
+        assert m.pixels(iteration.prediction).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([], "images: expected at least one, got none"),
+        ([torch.rand(3, 8, 8), torch.rand(3, 8, 9)], r"images\[1\]: expected sides .* got 8 x 9"),
+        ([torch.rand(3, 3, 8)], r"images\[0\]: expected sides of at least 4 pixels, .* got 3 x 8"),
+        ([torch.rand(3, 0, 8)], r"images\[0\]: expected sides of at least 4 pixels"),
+        ([torch.rand(3, 4, 1540)], r"images\[0\]: expected at most 384 patches .* with 385"),
+        ([torch.rand(3, 8, 8), torch.rand(1, 3, 8, 8)], r"images\[1\]: expected shape \(3, height"),
+        ([torch.rand(4, 8, 8)], r"images\[0\]: expected shape \(3, height, width\), got \(4, 8, 8"),
+        ([torch.rand(3, 8, 8), torch.ones(3, 8, 8).byte()], r"images\[1\]: .* torch.uint8; divide"),
+        (
+            [torch.rand(3, 8, 8), "x.jpg"],
+            r"images\[1\]: expected a floating-point tensor .* got str",
+        ),
+        ([torch.rand(3, 8, 8).double()], r"images\[0\]: expected dtype torch.float32 like the m"),
+        ([torch.rand(3, 8, 8) + 1], r"images\[0\]: expected values in \[0, 1\], got 1"),
+        ([torch.rand(3, 8, 8, device="meta")], r"images\[0\]: expected device cpu like the model"),
+        (
+            torch.rand(2, 3, 8, 8),
+            r"expected shape \(B, 3, 16, 24\), .*; a list of images may be of",
+        ),
+        (5, "images: expected a floating-point tensor .* got int"),
+    ],
+    ids=range(14),
+)
+def test_wrong_images(x: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        model().encode(x, FixedLength(3))
+
+
+def test_what_lists_cannot_have() -> None:
+    m, x = model(), pictures()
+    base = m.rollout(images()).base
+    with pytest.raises(ValueError, match="base: expected None with a list of images"):
+        m.encode(x, FixedLength(3), base=base)
+    with pytest.raises(ValueError, match=r"images: the published rule .* takes those"):
+        model(quirks=Quirks.official()).encode(x, MaxL1(0.1))
+    with pytest.raises(ValueError, match=r"one length per image \(7\), got 2"):
+        m.encode(x, FixedLength([3, 6]))
+
+
+def sequence(sizes: Any) -> TokenSequence:
+    return TokenSequence(torch.tensor([2, 1]), indices=torch.tensor([1, 2, 3]), sizes=sizes)
+
+
+def test_sizes_stay_with_their_images() -> None:
+    tokens = sequence(torch.tensor([[8, 12], [16, 4]]))
+    assert tokens[0].sizes.tolist() == [[8, 12]] and tokens[-1].sizes.tolist() == [[16, 4]]
+    joined = TokenSequence.concatenate([tokens[1], tokens, tokens[0]])
+    assert joined.sizes.tolist() == [[16, 4], [8, 12], [16, 4], [8, 12]]
+    assert tokens.to("cpu").sizes.tolist() == tokens.sizes.tolist()
+    assert sequence(None)[0].sizes is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: sequence(torch.ones(2, 3).long()),
+            r"sizes: expected \(2, 2\) int64, got \(2, 3\)",
+        ),
+        (
+            lambda: sequence(torch.ones(1, 2).long()),
+            r"sizes: expected \(2, 2\) int64, got \(1, 2\)",
+        ),
+        (lambda: sequence(torch.ones(2, 2)), r"sizes: expected \(2, 2\) int64, .* torch.float32"),
+        (lambda: sequence(torch.zeros(2, 2).long()), "sizes: expected at least 1, got 0"),
+        (lambda: sequence(torch.ones(2, 2, device="meta").long()), "sizes: expected them on the C"),
+        (
+            lambda: TokenSequence.concatenate([sequence(None), sequence(torch.ones(2, 2).long())]),
+            "sequences: expected all with sizes or none, got 1 of 2 with",
+        ),
+        (
+            lambda: model().decode(sequence(torch.tensor([[8, 8], [8, 10]]))),
+            r"tokens.sizes\[1\]: expected sides of at least 4 pixels, .* got 8 x 10",
+        ),
+        (
+            lambda: model().decode(sequence(torch.tensor([[8, 8], [2**40, 2**40]]))),
+            r"tokens.sizes\[1\]: expected at most 384 patches",
+        ),
+    ],
+    ids=range(8),
+)
+def test_wrong_sizes(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
