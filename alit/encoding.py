@@ -8,7 +8,7 @@ iteration. Both are methods of :class:`alit.AdaptiveTokenizer`, and run one loop
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,12 +110,14 @@ def tokens_of_all(
     bottleneck = iteration.bottleneck
     latents_BLC = bottleneck.continuous_BLC[rows]
     lengths = torch.full((len(latents_BLC),), iteration.num_tokens, device=latents_BLC.device)
-    size = torch.tensor([iteration.images.shape[2:]], device="cpu")  # the host knows it
-    sizes = size.repeat(len(latents_BLC), 1)
     if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
-        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone(), sizes=sizes)
-    indices = bottleneck.quantized.index[rows].flatten().clone()
-    return TokenSequence(lengths, indices=indices, sizes=sizes)
+        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
+    return TokenSequence(lengths, indices=bottleneck.quantized.index[rows].flatten().clone())
+
+
+def sized(tokens: TokenSequence, sizes: Sequence[tuple[int, ...]]) -> TokenSequence:
+    """With height and width of each of their images."""
+    return replace(tokens, sizes=torch.tensor(sizes, dtype=torch.int64, device="cpu"))
 
 
 @torch.no_grad()
@@ -150,6 +152,7 @@ def encode(
     select = Selection(model, criterion)
     options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
     live = _rollouts(model, images, base, options)
+    sizes = [tuple(image.shape[-2:]) for image in images]
     if isinstance(criterion, FixedLength):
         criterion.check(model, len(images))
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
@@ -157,15 +160,16 @@ def encode(
             raise ValueError(
                 "images: the published rule (Quirks.batch_mean_criterion) takes those of one size"
             )
-        return _encode_by_batch_mean(model, list(live[0]), criterion)
+        return sized(_encode_by_batch_mean(model, list(live[0]), criterion), sizes)
     if isinstance(criterion, FixedLength) and not criterion.tokens.ndim and len(live) == 1:
         for iteration in live[0]:
             if iteration.num_tokens >= criterion.tokens:
-                return tokens_of_all(model, iteration)
+                return sized(tokens_of_all(model, iteration), sizes)
     while live:
         encoded = encode_together(live)
         live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
-    return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+    tokens = TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+    return sized(tokens, sizes)
 
 
 def _rollouts(
@@ -250,6 +254,7 @@ def _stream(
     select = Selection(model, criterion)
     waiting = Waiting(model, source, max_rows)
     known: dict[Grid, Places] = {}
+    sizes: dict[int, tuple[int, ...]] = {}  # of those that have not been given back
     live: list[Rollout] = []
     steps = started = emitted = 0
     while True:
@@ -263,6 +268,7 @@ def _stream(
         if fresh:
             options = {"predict_at": select.predict_at, "generator": generator}
             live += rollouts_of(model, fresh, first=started, known=known, **options)
+            sizes |= {started + b: tuple(image.shape[1:]) for b, image in enumerate(fresh)}
             started += len(fresh)
         if not live:
             return
@@ -273,5 +279,5 @@ def _stream(
         if on_progress is not None:
             on_progress(Progress(steps, emitted + len(select.finished), started, rows))
         while emitted in select.finished:
-            yield select.finished.pop(emitted)
+            yield sized(select.finished.pop(emitted), [sizes.pop(emitted)])
             emitted += 1

@@ -13,6 +13,7 @@ from torch import Tensor
 from alit_kernels import VectorQuantized
 
 from .base import BaseTokens, Prediction
+from .sizes import Places
 
 #: Which tokens halt, given each one's probability of halting (B, N - 1): bool of the same shape.
 HaltingDraw = Callable[[Tensor], Tensor]
@@ -48,6 +49,7 @@ class Iteration:
         prediction: the decoder's output; None where nobody asked for it (``predict_at``).
         halted: (B, N - 1) bool, the image tokens masked, or dropped so far, after this iteration; None where nothing
             halts.
+        places: of the images' grid, as ``model.predict`` takes them; None for the model's own.
     """
 
     index: int
@@ -59,6 +61,7 @@ class Iteration:
     bottleneck: Bottleneck
     prediction: Prediction | None
     halted: Tensor | None
+    places: Places | None = None
 
     @property
     def num_tokens(self) -> int:

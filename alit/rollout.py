@@ -155,6 +155,7 @@ class Rollout(Iterator[Iteration]):
             *(image_tokens_BND, latents_BLD, bottleneck),
             prediction=prediction if wanted else None,
             halted=halted,
+            places=self.places,
         )
 
     def _prepare(self, iteration: Iteration) -> None:
