@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alit_kernels import cumulative_offsets, unpack
 
 from .alit_format import ModelIdentity, Reader, dump
+from .picture_records import Pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,7 @@ class TokenSequence:
             )
         if not sizes.is_cpu:
             raise ValueError(f"sizes: expected them on the CPU, got {sizes.device}")
-        if sizes.numel() and sizes.min() < 1:
+        if bool((sizes < 1).any()):
             raise ValueError(f"sizes: expected at least 1, got {int(sizes.min())}")
 
     @property
@@ -123,22 +126,44 @@ class TokenSequence:
         rows = torch.cat([sequence.rows for sequence in sequences])
         return sequences[0]._of(rows, lengths, torch.cat(given) if given else None)
 
-    def to_bytes(self, model: ModelIdentity) -> bytes:
+    def to_bytes(
+        self,
+        model: ModelIdentity,
+        *,
+        names: Sequence[str] | None = None,
+        originals: Sequence[tuple[int, int]] | None = None,
+        padding: Sequence[tuple[int, int]] | None = None,
+    ) -> bytes:
         """An ``.alit`` file (docs/alit-format.md): ceil(log2 K) bits a token, a checksum, and the model's fingerprint.
+
+        Of version 1 where all images have the model's size and there is nothing else to say of them, else of version 2.
 
         Args:
             model: ``AdaptiveTokenizer.identity()`` of the model that encoded.
+            names, originals, padding: of each image, see :class:`alit.picture_records.Pictures`; None: unknown.
 
         Raises:
-            ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image.
+            ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image;
+                a name or size that files do not hold, or not one for each image.
         """
         if self.indices is None:
             raise ValueError("TokenSequence: expected indices, .alit files hold no latents")
-        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy())
+        count, pictures = len(self), None
+        own = torch.tensor([model.image_size]).expand(count, 2)
+        sizes = own if self.sizes is None else self.sizes
+        if not (names is originals is padding is None) or not torch.equal(sizes, own):
+            nothing = np.zeros((count, 2), np.int64)
+            pictures = Pictures(
+                sizes.numpy(),
+                nothing if originals is None else np.array(originals, np.int64).reshape(-1, 2),
+                nothing if padding is None else np.array(padding, np.int64).reshape(-1, 2),
+                [""] * count if names is None else names,
+            )
+        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy(), pictures)
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelIdentity | None = None) -> TokenSequence:
-        """Inverse of :meth:`to_bytes`.
+        """Inverse of :meth:`to_bytes`, of either version; names and originals are for :class:`alit.alit_format.Reader`.
 
         Args:
             model: ``AdaptiveTokenizer.identity()`` of the model that is to decode; None leaves open whether it fits.
@@ -149,6 +174,11 @@ class TokenSequence:
         reader = Reader(io.BytesIO(data))
         if model is not None:
             reader.expect(model)
-        parts = reader.lengths(0, reader.image_count), reader.indices(0, reader.token_count)
+        count = reader.image_count
+        parts = reader.lengths(0, count), reader.indices(0, reader.token_count)
         lengths, indices = map(torch.from_numpy, parts)
-        return cls(lengths, indices=indices)
+        if reader.version == 1:
+            sizes = torch.tensor([reader.identity.image_size]).expand(count, 2)
+        else:
+            sizes = torch.from_numpy(reader.sizes(0, count))
+        return cls(lengths, indices=indices, sizes=sizes)
