@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,9 @@ from ..atomic_files import check_replaceable, replacing
 from ..console import console, printable, progress
 from ..criteria import Criterion
 from ..encoding import Progress
+from ..fitting import Fitted, most_tokens
 from ..folders import Listing, find
+from ..picture_records import file_name
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from . import options
@@ -31,16 +34,18 @@ def encode(
         float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
     ] = None,
     tokens: options.Tokens = None,
+    fit: options.Fit = "whole",
     in_flight: Annotated[
-        int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
+        int, typer.Option(help="Images encoded together, about; bounds memory.", min=1)
     ] = 8,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     device: options.Device = "auto",
 ) -> None:
-    """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
+    """Encode pictures to one .alit file, each in as few tokens as it needs.
 
-    How few, a mean pixel error says, or an error of base codes; or all get the same number.
+    How few, a mean pixel error says, or an error of base codes; or all get the same number. Names and sizes of the
+    pictures are in the file too.
 
         alit encode photo.jpg -o photo.alit
 
@@ -48,19 +53,28 @@ def encode(
 
         alit encode holiday/ -o holiday.alit --tokens 64
 
+        alit encode holiday/ -o holiday.alit --fit crop
+
     alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
     named at the end, and the status is 1; the others are encoded all the same.
     """
     loaded = options.load(model, device)
     criterion = options.criterion(loaded, max_l1=max_l1, code_error=code_error, tokens=tokens)
+    load = options.loader(loaded, fit, max_megapixels)
     listing = find(photos, recursive=recursive)
     _check(loaded, listing, output)
-    sequences = _encoded(loaded, listing, criterion, in_flight, max_megapixels)
-    data = sequences.to_bytes(loaded.identity())
+    said: list[Said] = []
+    sequences = _encoded(loaded, listing, criterion, in_flight, load, said)
+    names, originals, padding = zip(*said, strict=True)
+    data = sequences.to_bytes(loaded.identity(), names=names, originals=originals, padding=padding)
     with replacing(output) as temporary:
         temporary.write_bytes(data)
     console.out(f"{printable(output)}: {summary(Reader(io.BytesIO(data)))}")
     options.say_what_is_missing(listing)
+
+
+#: What the file says of a picture: its name, original size and padding.
+Said = tuple[str, tuple[int, int], tuple[int, int]]
 
 
 def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
@@ -80,20 +94,24 @@ def _encoded(
     listing: Listing,
     criterion: Criterion,
     in_flight: int,
-    max_megapixels: float,
+    load: Callable[[Path], Fitted],
+    said: list[Said],
 ) -> TokenSequence:
     """Of all pictures that can be read, with as many rows in the encoder as ``in_flight`` images have at their longest.
+
+    ``said`` is filled with what the file is to say of them.
 
     Raises:
         OSError: there is none.
     """
 
-    def load(path: Path) -> Tensor:
-        picture = images.load(path, model.config.image_size, max_megapixels=max_megapixels)
-        return picture.to(model.latent_tokens)
+    def readable() -> Iterator[Tensor]:
+        for path, picture in listing.loaded(load):
+            said.append((file_name(path.name), picture.original, picture.padding))
+            yield picture.image.to(model.latent_tokens)
 
-    rows = in_flight * (model.num_image_tokens + model.config.max_tokens)
-    readable = (picture for _, picture in listing.loaded(load))
+    own, most = model.num_image_tokens, model.config.max_tokens
+    rows = max(in_flight * (own + most), 1 + most_tokens(own - 1) + most)
     with progress("encoding") as advance:
 
         def on_progress(state: Progress) -> None:
@@ -101,7 +119,7 @@ def _encoded(
             advance(state.images_done / total, f"{state.images_done}/{total}")
 
         stream = model.encode_stream(
-            readable, criterion, max_tokens_in_flight=rows, on_progress=on_progress
+            readable(), criterion, max_tokens_in_flight=rows, on_progress=on_progress
         )
         sequences = list(stream)
     if not sequences:
