@@ -20,7 +20,7 @@ from .config import AdaptiveTokenizerConfig
 from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
 from .layers import Transformer, initialize
-from .sizes import Grid, Places, resized
+from .sizes import Grid, Places, learned_place
 
 
 class AdaptiveModel(nn.Module):
@@ -96,12 +96,16 @@ class AdaptiveModel(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
     def places(self, grid: Grid | None = None) -> Places:
-        """Positions of a grid of image tokens: the learned ones or, on another grid than the model's, resized."""
+        """Positions of a grid of image tokens: on the model's own the learned ones, on others of those, see
+        :func:`alit.sizes.learned_place`.
+        """
         own = self.config.grid
         learned = self.encoder_positional_embedding, self.decoder_positional_embedding
         if grid is None or grid == own:
             return Places(own, *learned)
-        return Places(grid, *(resized(x, own, grid) for x in learned))
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + learned_place(own, grid)])
+        rows = rows.to(self.latent_tokens.device)
+        return Places(grid, *(x[rows] for x in learned))
 
     def first_input(self, images: Tensor, base: BaseTokens, places: Places | None = None) -> Tensor:
         """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)

@@ -205,7 +205,7 @@ def rollouts_of(
 
     Args:
         first: number of the first image; ``image_index_B`` and messages count from it.
-        known: places of grids, to which those of new ones are added: each grid is resized to once.
+        known: places of grids, to which those of new ones are added.
         options: as for :class:`Rollout`.
 
     Raises:

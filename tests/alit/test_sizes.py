@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, Quirks, TokenSequence
-from alit.sizes import resized
+from alit.sizes import learned_place
 from tests.helpers.models import BASES, images, model, same_indices
 
 every_base = pytest.mark.parametrize("base", BASES)
@@ -105,7 +106,7 @@ def test_one_run_of_the_encoder_for_all() -> None:
     assert runs == [rows + 3 * 7, rows + 6 * 7]
 
 
-def test_positions_are_resized_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_are_looked_up_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     m, x, made = model(halting="mask", halting_threshold=0.3), pictures(*SIZES, *SIZES), []
     places = type(m).places
     monkeypatch.setattr(
@@ -119,19 +120,30 @@ def test_positions_are_resized_once_for_each_size(monkeypatch: pytest.MonkeyPatc
     assert sorted(made) == sorted(grids)
 
 
-def test_resized_positions() -> None:
-    """As they are on their own grid; smooth between them on others, the class token's untouched."""
-    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
-    plane = torch.stack([rows, columns], dim=-1).flatten(0, 1)
-    positions = torch.cat([torch.tensor([[7.0, 7.0]]), plane])
-    assert resized(positions, (4, 6), (4, 6)) is positions
-    larger = resized(positions, (4, 6), (8, 12))
-    assert torch.equal(larger[0], positions[0])
-    grid = larger[1:].unflatten(0, (8, 12))
-    down, across = (torch.arange(2.0 * n) / 2 - 0.25 for n in (4, 6))
-    torch.testing.assert_close(grid[3:5, 6, 0], down[3:5], atol=0.05, rtol=0)
-    torch.testing.assert_close(grid[4, 4:8, 1], across[4:8], atol=0.05, rtol=0)
-    assert resized(positions.bfloat16(), (4, 6), (2, 3)).dtype == torch.bfloat16
+@pytest.mark.parametrize("own", [(4, 6), (8, 8), (16, 16)])
+def test_every_place_has_a_learned_position_near_its_own(own: tuple[int, int]) -> None:
+    """On the model's own grid, its own; where there are no more places than it has, none twice."""
+    count = own[0] * own[1]
+    assert learned_place(own, own).tolist() == list(range(count))
+    for grid in itertools.product((1, 2, 3, 5, 7, 9, 16, 30), repeat=2):
+        found = learned_place(own, grid)
+        assert len(found) == grid[0] * grid[1]
+        assert len(found) > count or len(found.unique()) == len(found)
+    for grid in ((own[0] + 1, own[1] - 1), (own[0] - 1, own[1] + 1), (2 * own[0], 2 * own[1])):
+        found = learned_place(own, grid).view(grid)
+        rows, columns = found // own[1], found % own[1]
+        down = (torch.arange(grid[0]) + 0.5)[:, None] / grid[0] - (rows + 0.5) / own[0]
+        across = (torch.arange(grid[1]) + 0.5) / grid[1] - (columns + 0.5) / own[1]
+        assert down.abs().max() < 2 / own[0] and across.abs().max() < 2 / own[1]
+        assert bool((columns.diff(dim=1) >= 0).all())
+
+
+def test_positions_are_learned_ones() -> None:
+    m = model()
+    for learned, found in zip(m.places()[1:], m.places((3, 7))[1:], strict=True):
+        assert torch.equal(found[0], learned[0])
+        assert torch.equal(found[1:], learned[1:][learned_place((4, 6), (3, 7))])
+    assert m.places((4, 6)).encoder_ND is m.encoder_positional_embedding
 
 
 @pytest.mark.parametrize("halting", ["off", "mask", "drop"])
