@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from .model import AdaptiveModel
-from .rollout import Rollout, check_image
+from .rollout import Rollout
+from .sizes import check_image
 
 
 class Waiting:
@@ -42,7 +43,8 @@ class Waiting:
 
     def _next(self) -> tuple[Tensor, int] | None:
         if self.held is None and (image := next(self.source, None)) is not None:
-            grid = check_image(self.model, image, f"images[{self.read}]")
+            name, like = f"images[{self.read}]", self.model.latent_tokens
+            grid = check_image(self.model.config, like, image, name)
             self.held = image, 1 + math.prod(grid)
             self.read += 1
         return self.held

@@ -185,6 +185,26 @@ class AdaptiveModel(nn.Module):
         decoded_BNV = self.decoder.decode([codes_BLC], self.query(places), lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)._replace(grid=places.grid)
 
+    def predict_each(
+        self,
+        codes: Sequence[Tensor],
+        places: Sequence[Places],
+        *,
+        targets: Sequence[Tensor | None],
+        lengths: Sequence[Tensor | None],
+    ) -> list[Prediction]:
+        """:meth:`predict` of several batches (B, L, C), whatever their grids and lengths, in one run of the decoder."""
+        if not codes:
+            return []
+        if len(codes) == 1:
+            return [self.predict(codes[0], targets[0], lengths[0], places[0])]
+        queries = [self.query(each) for each in places]
+        decoded = self.decoder.decode_each(codes, queries, lengths)
+        return [
+            self.base_tokenizer.predict(decoded_BNV, target_BN)._replace(grid=each.grid)
+            for decoded_BNV, target_BN, each in zip(decoded, targets, places, strict=True)
+        ]
+
     def pixels(self, prediction: Prediction) -> Tensor:
         """Images of what is predicted: (B, 3, height, width), about [0, 1], not clamped."""
         grid = self.config.grid if prediction.grid is None else prediction.grid

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from alit_kernels import compact
 
-from .base import BaseTokens
-from .iteration import HaltingDraw, Iteration
+from .base import BaseTokens, Prediction
+from .iteration import Bottleneck, HaltingDraw, Iteration
 from .layers import one_behind_another
 from .model import AdaptiveModel
-from .sizes import Grid, Places, check_size, grid_of
+from .sizes import Grid, Places, check_image, check_images
 
 
 class Rollout(Iterator[Iteration]):
@@ -54,7 +54,7 @@ class Rollout(Iterator[Iteration]):
         places: Places | None = None,
     ) -> None:
         self.places = model.places() if places is None else places
-        _check_images(model, images, self.places.grid)
+        check_images(model.config, model.latent_tokens, images, self.places.grid)
         config, quirks = model.config, model.config.quirks
         self.predict_at = range(config.iterations) if predict_at is None else predict_at
         for index in self.predict_at:
@@ -81,6 +81,7 @@ class Rollout(Iterator[Iteration]):
         self.through_time, self.predict_later = through_time, predict_later
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
+        self._ahead: tuple[Bottleneck, Prediction | None] | None = None
         with self._recording():
             self.tokens_BSD = model.first_input(images, base, self.places)
         #: (B, N - 1) image tokens that have left the sequence (halting="drop"), or None.
@@ -131,22 +132,30 @@ class Rollout(Iterator[Iteration]):
                 self._prepare(iteration)
         return iteration
 
-    def _observe(self, encoded_BSD: Tensor) -> Iteration:
-        model, config, quirks = self.model, self.model.config, self.model.config.quirks
-        image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([self.places.tokens], dim=1)
+    def _needs(self) -> tuple[bool, bool]:
+        """Whether the caller wants this iteration's prediction; whether tokens halt after it, which needs it too."""
+        model, quirks = self.model, self.model.config.quirks
         wanted = self.index in self.predict_at and not self.predict_later
-        last = self.index == config.iterations - 1
-        halts = config.halting != "off" and (not last or quirks.halt_after_last_iteration)
+        last = self.index == model.config.iterations - 1
+        halts = model.config.halting != "off" and (not last or quirks.halt_after_last_iteration)
         if model.training and quirks.halt_only_at_predicted_iterations:
             halts = halts and wanted
-        bottleneck = model.read_out(latents_BLD)
-        prediction = halted = None
-        if wanted or halts:
-            prediction = model.predict(
-                bottleneck.codes_BLC, self.base.target_BN, places=self.places
-            )
-            if halts:
-                halted = model.halted(prediction, self.base, self.halting_draw)
+        return wanted, halts
+
+    def _observe(self, encoded_BSD: Tensor) -> Iteration:
+        model, config, (wanted, halts) = self.model, self.model.config, self._needs()
+        image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([self.places.tokens], dim=1)
+        if self._ahead is None:
+            bottleneck, prediction = model.read_out(latents_BLD), None
+            if wanted or halts:
+                codes_BLC, target_BN = bottleneck.codes_BLC, self.base.target_BN
+                prediction = model.predict(codes_BLC, target_BN, places=self.places)
+        else:
+            (bottleneck, prediction), self._ahead = self._ahead, None
+        halted = None
+        if halts:
+            assert prediction is not None
+            halted = model.halted(prediction, self.base, self.halting_draw)
         if config.halting == "drop" and halted is not None:
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
@@ -174,8 +183,15 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
 
     Sequences of one length make a dense batch; others, and those from which tokens were dropped, are packed, so that
     padding and dropped tokens cost nothing. Rows of dropped tokens are zero. Where tokens were dropped, the host
-    asks the device once how many are left.
+    asks the device once how many are left. For several rollouts the decoder runs once too, for all that need it.
     """
+    encoded = _encoded(rollouts)
+    if len(rollouts) > 1:
+        _predict_together(rollouts, encoded)
+    return encoded
+
+
+def _encoded(rollouts: Sequence[Rollout]) -> list[Tensor]:
     encoder, inputs = rollouts[0].model.encoder, [rollout.tokens_BSD for rollout in rollouts]
     dropped = any(rollout.dropped is not None for rollout in rollouts)
     sizes = [x.shape[0] for x in inputs]
@@ -191,6 +207,24 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
         rows_TD = encoder(rows_TD, offsets, max_length=longest)
     pieces = rows_TD.split([rollout.rows for rollout in rollouts])
     return [piece.view(x.shape) for piece, x in zip(pieces, inputs, strict=True)]
+
+
+def _predict_together(rollouts: Sequence[Rollout], encoded: Sequence[Tensor]) -> None:
+    """Read out the latents of each rollout, and make the predictions that are needed, in one run of the decoder."""
+    model = rollouts[0].model
+    ahead = [
+        model.read_out(x[:, r.places.tokens :]) for r, x in zip(rollouts, encoded, strict=True)
+    ]
+    needed = [i for i, r in enumerate(rollouts) if any(r._needs())]
+    found = model.predict_each(
+        [ahead[i].codes_BLC for i in needed],
+        [rollouts[i].places for i in needed],
+        targets=[rollouts[i].base.target_BN for i in needed],
+        lengths=[None] * len(needed),
+    )
+    predictions = dict(zip(needed, found, strict=True))
+    for i, rollout in enumerate(rollouts):
+        rollout._ahead = ahead[i], predictions.get(i)
 
 
 def rollouts_of(
@@ -214,7 +248,7 @@ def rollouts_of(
     known = {} if known is None else known
     by_grid: dict[Grid, list[int]] = {}
     for number, image in enumerate(images):
-        grid = check_image(model, image, f"images[{first + number}]")
+        grid = check_image(model.config, model.latent_tokens, image, f"images[{first + number}]")
         by_grid.setdefault(grid, []).append(number)
     rollouts = []
     for grid, numbers in by_grid.items():
@@ -225,52 +259,3 @@ def rollouts_of(
         rollout.image_index_B = torch.tensor(numbers, device=batch.device) + first
         rollouts.append(rollout)
     return rollouts
-
-
-def check_image(model: AdaptiveModel, image: Tensor, name: str) -> Grid:
-    """The grid of an image (3, height, width) in [0, 1] of any size; raises as :func:`rollouts_of`."""
-    _check_kind(model, image, name)
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"{name}: expected shape (3, height, width), got {tuple(image.shape)}")
-    height, width = image.shape[1:]
-    check_size(model.config, height, width, name)
-    _check_values(image, name)
-    return grid_of(model.config, height, width)
-
-
-def _check_images(model: AdaptiveModel, images: Tensor, grid: Grid) -> None:
-    """That they are a batch of images of a grid."""
-    height, width = (side * model.config.base.patch_size for side in grid)
-    _check_kind(model, images, "images")
-    if images.ndim != 4 or images.shape[1:] != (3, height, width):
-        other = "; a list of images may be of any sizes" if images.ndim == 4 else ""
-        raise ValueError(
-            f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}{other}"
-        )
-    if images.shape[0] == 0:
-        raise ValueError("images: expected at least one, got none")
-    _check_values(images, "images")
-
-
-def _check_kind(model: AdaptiveModel, images: Tensor, name: str) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"{name}: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
-        )
-    own = model.latent_tokens
-    if images.device != own.device:
-        raise ValueError(
-            f"{name}: expected device {own.device} like the model, got {images.device}"
-        )
-    if images.dtype != own.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise TypeError(f"{name}: expected dtype {own.dtype} like the model, got {images.dtype}")
-
-
-def _check_values(images: Tensor, name: str) -> None:
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = images.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name}: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
-            )

@@ -1,4 +1,4 @@
-"""Images of other sizes than the configured one: which there are, and the positions of their tokens.
+"""Sizes of images: which a model takes beside the configured one, and the positions of their tokens.
 
 Any multiple of the base tokenizer's patch will do, up to ``MOST`` times as many image tokens as the model's own has.
 """
@@ -75,3 +75,59 @@ def check_size(config: AdaptiveTokenizerConfig, height: int, width: int, name: s
             f"{name}: expected at most {most} patches of {patch} x {patch} pixels, {MOST} times as many as in the "
             f"model's own size, {got} with {tokens}"
         )
+
+
+def check_image(config: AdaptiveTokenizerConfig, like: Tensor, image: Tensor, name: str) -> Grid:
+    """The grid of an image (3, height, width) in [0, 1] of any size that the model takes.
+
+    Args:
+        like: a parameter of the model, for device and dtype.
+        name: of the argument, for messages.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, device, shape or (on the CPU) range.
+    """
+    _check_kind(like, image, name)
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"{name}: expected shape (3, height, width), got {tuple(image.shape)}")
+    height, width = image.shape[1:]
+    check_size(config, height, width, name)
+    _check_values(image, name)
+    return grid_of(config, height, width)
+
+
+def check_images(config: AdaptiveTokenizerConfig, like: Tensor, images: Tensor, grid: Grid) -> None:
+    """Raise as :func:`check_image` where these are not a batch (B, 3, height, width) of images of a grid."""
+    height, width = (side * config.base.patch_size for side in grid)
+    _check_kind(like, images, "images")
+    if images.ndim != 4 or images.shape[1:] != (3, height, width):
+        other = "; a list of images may be of any sizes" if images.ndim == 4 else ""
+        raise ValueError(
+            f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}{other}"
+        )
+    if images.shape[0] == 0:
+        raise ValueError("images: expected at least one, got none")
+    _check_values(images, "images")
+
+
+def _check_kind(like: Tensor, images: Tensor, name: str) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"{name}: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
+        )
+    if images.device != like.device:
+        raise ValueError(
+            f"{name}: expected device {like.device} like the model, got {images.device}"
+        )
+    if images.dtype != like.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"{name}: expected dtype {like.dtype} like the model, got {images.dtype}")
+
+
+def _check_values(images: Tensor, name: str) -> None:
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = images.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"{name}: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
+            )

@@ -16,7 +16,7 @@ from .config import AdaptiveTokenizerConfig
 from .model import AdaptiveModel
 from .rollout import Rollout
 from .sequence import TokenSequence
-from .sizes import Places, check_size, grid_of
+from .sizes import check_size, grid_of
 
 
 class AdaptiveTokenizer(AdaptiveModel):
@@ -91,31 +91,43 @@ class AdaptiveTokenizer(AdaptiveModel):
         """
         self._check_tokens(tokens)
         tokens = tokens.to(self.encoder_mask_token.device)
-        if tokens.sizes is None:
-            return self._decoded(tokens, self.places())
         of_size: dict[tuple[int, ...], list[int]] = {}
-        for number, size in enumerate(tokens.sizes.tolist()):
+        sizes = [self.config.image_size] if tokens.sizes is None else tokens.sizes.tolist()
+        for number, size in enumerate(sizes):
             of_size.setdefault(tuple(size), []).append(number)
-        places = [self.places(grid_of(self.config, *size)) for size in of_size]
+        batches = [tokens]
+        if len(of_size) > 1:
+            each = [tokens[number] for number in range(len(tokens))]
+            groups = ([each[number] for number in numbers] for numbers in of_size.values())
+            batches = [TokenSequence.concatenate(group) for group in groups]
+        codes = [self._codes(batch) for batch in batches]
+        equal = (
+            bool((batch.lengths == x.shape[1]).all())
+            for batch, x in zip(batches, codes, strict=True)
+        )
+        predictions = self.predict_each(
+            codes,
+            [self.places(grid_of(self.config, *size)) for size in of_size],
+            targets=[None] * len(codes),
+            lengths=[None if x else batch.lengths for x, batch in zip(equal, batches, strict=True)],
+        )
         if len(of_size) == 1:
-            return self._decoded(tokens, *places)
+            return self.pixels(predictions[0])
         images: dict[int, Tensor] = {}
-        for numbers, each in zip(of_size.values(), places, strict=True):
-            some = TokenSequence.concatenate([tokens[number] for number in numbers])
-            images |= zip(numbers, self._decoded(some, each), strict=True)
+        for numbers, prediction in zip(of_size.values(), predictions, strict=True):
+            images |= zip(numbers, self.pixels(prediction), strict=True)
         return [images[number] for number in range(len(tokens))]
 
-    def _decoded(self, tokens: TokenSequence, places: Places) -> Tensor:
-        """Tokens of images of one size."""
+    def _codes(self, tokens: TokenSequence) -> Tensor:
+        """(B, L, C) what the decoder gets, padded."""
         if tokens.indices is not None:
-            codes_BLC = self.codes(tokens.padded().long())
-        else:
-            codes_BLC = tokens.padded().to(self.latent_tokens.dtype)
-            if self.config.bottleneck == "quantized":
-                codes_BLC = self.quantize(codes_BLC).quantized
-        equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
-        lengths_B = None if equal else tokens.lengths
-        return self.pixels(self.predict(codes_BLC, lengths_B=lengths_B, places=places))
+            return self.codes(tokens.padded().long())
+        codes_BLC = tokens.padded().to(self.latent_tokens.dtype)
+        return (
+            self.quantize(codes_BLC).quantized
+            if self.config.bottleneck == "quantized"
+            else codes_BLC
+        )
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config

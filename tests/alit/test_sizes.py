@@ -106,6 +106,20 @@ def test_one_run_of_the_encoder_for_all() -> None:
     assert runs == [rows + 3 * 7, rows + 6 * 7]
 
 
+def test_one_run_of_the_decoder_for_all() -> None:
+    """Where predictions are asked for, and when tokens are decoded."""
+    m, x, runs = model(), pictures(), []
+    m.decoder.ffn.register_forward_hook(lambda *_: runs.append(1))
+    tokens = m.encode(x, MaxL1(0.0))
+    assert len(runs) == 4
+    m.decode(tokens)
+    assert len(runs) == 5
+    list(m.encode_stream(x, MaxL1(0.0), max_tokens_in_flight=10_000))
+    assert len(runs) == 9
+    m.encode(x, FixedLength(12))
+    assert len(runs) == 9
+
+
 def test_positions_are_looked_up_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     m, x, made = model(halting="mask", halting_threshold=0.3), pictures(*SIZES, *SIZES), []
     places = type(m).places
