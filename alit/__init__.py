@@ -2,6 +2,7 @@
 
 from .alit_format import FormatError, ModelIdentity
 from .checks import CheckpointError
+from .combination import AllOf, AnyOf
 from .config import (
     AdaptiveTokenizerConfig,
     DCTConfig,
@@ -10,10 +11,20 @@ from .config import (
     TransformerConfig,
     VQGANConfig,
 )
-from .criteria import CodeError, Criterion, ErrorCriterion, FixedLength, MaxL1, TokenAccuracy
+from .criteria import (
+    CodeError,
+    ErrorCriterion,
+    FixedLength,
+    MaxL1,
+    MinSSIM,
+    RelativeL1,
+    TokenAccuracy,
+)
+from .criterion import Criterion
 from .encoding import Progress
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
+from .prediction import Budget, Predicted
 from .rollout import Rollout
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
@@ -23,6 +34,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveTokenizer",
     "AdaptiveTokenizerConfig",
+    "AllOf",
+    "AnyOf",
+    "Budget",
     "CheckpointError",
     "CodeError",
     "Criterion",
@@ -33,9 +47,12 @@ __all__ = [
     "Iteration",
     "KLVAEConfig",
     "MaxL1",
+    "MinSSIM",
     "ModelIdentity",
+    "Predicted",
     "Progress",
     "Quirks",
+    "RelativeL1",
     "Rollout",
     "Stage1Loss",
     "TokenAccuracy",

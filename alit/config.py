@@ -205,6 +205,9 @@ class AdaptiveTokenizerConfig(Checked):
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
+        any_length: whether the decoder was trained on parts of an iteration's tokens (``tail_drop``), which criteria
+            then may keep.
+        length_head: whether there is a network that predicts lengths (:class:`alit.Predicted`).
         quirks: differences from the corrected system.
 
     Raises:
@@ -227,6 +230,8 @@ class AdaptiveTokenizerConfig(Checked):
     dead_code_threshold: Annotated[float, Range(0, 1)] = 0.0
     halting: Literal["off", "mask", "drop"] = "off"
     halting_threshold: Annotated[float | None, Range(0, math.inf)] = None
+    any_length: bool = False
+    length_head: bool = False
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:

@@ -1,82 +1,107 @@
-"""Token selection: when is a picture described well enough?
-
-A criterion is called after each iteration with the :class:`alit.Iteration` and the model and says for each
-image that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
-"""
+"""Token selection: when is a picture described well enough? ``criterion.py`` says what a criterion is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .criterion import NEVER, Prepared, Verdict, answer, check_threshold
 from .iteration import Iteration
 from .model import AdaptiveModel
+from .pixel_errors import l1_of, relative_l1_of, structural_similarity
+
+#: Limits are divided by at least this much where criteria are compared.
+SMALLEST_LIMIT = 1e-12
 
 
-class Criterion(Protocol):
-    needs_prediction: bool
-
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) bool over the images of ``iteration``: done?"""
-
-
-class FixedLength:
-    """A given number of tokens, for all images or for each.
+class FixedLength(Prepared):
+    """A given number of tokens, for all images or for each; of a model with iterations of 32, the first 40 tokens that
+    the second iteration gives.
 
     Args:
-        tokens: one number, or one per image; multiples of the model's ``latents_per_iteration``, within its maximum.
+        tokens: one number, or one per image, from 1 to the model's ``max_tokens``.
+
+    Raises:
+        ValueError: no integers; when used, others than these, or a number of them that is not that of the images.
     """
 
     needs_prediction = False
+    any_length = True
 
     def __init__(self, tokens: int | Sequence[int] | Tensor) -> None:
         self.tokens = torch.as_tensor(tokens)
         if self.tokens.ndim > 1 or self.tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"tokens: expected an integer or one per image, got {tokens!r}")
 
-    def check(self, model: AdaptiveModel, images: int) -> None:
-        """Raise ``ValueError`` if these lengths do not fit the model or the number of images."""
-        step, longest = model.config.latents_per_iteration, model.config.max_tokens
-        if self.tokens.ndim == 1 and self.tokens.shape[0] != images:
-            raise ValueError(
-                f"tokens: expected one length per image ({images}), got {self.tokens.shape[0]}"
-            )
-        bad = [n for n in self.tokens.flatten().tolist() if n % step or not step <= n <= longest]
+        self.images = self.tokens.shape[0] if self.tokens.ndim else None
+
+    def check(self, model: AdaptiveModel, images: int | None = None) -> None:
+        longest = model.config.max_tokens
+        if None not in (images, self.images) and self.images != images:
+            raise ValueError(f"tokens: expected one length per image ({images}), got {self.images}")
+        bad = [n for n in self.tokens.flatten().tolist() if not 1 <= n <= longest]
         if bad:
-            raise ValueError(
-                f"tokens: expected multiples of {step} from {step} to {longest}, got {bad[0]}"
-            )
+            raise ValueError(f"tokens: expected 1 to {longest}, got {bad[0]}")
+
+    def of(self, images: list[int]) -> list[int]:
+        """The lengths of these images, on the host."""
+        tokens: Any = self.tokens.tolist()
+        return [tokens[x] if self.tokens.ndim else tokens for x in images]
+
+    def wanted(self, iteration: Iteration) -> Tensor:
+        """(B,) int64"""
+        tokens = self.tokens.to(iteration.image_index_B)
+        return (
+            tokens[iteration.image_index_B] if tokens.ndim else tokens.expand(iteration.batch_size)
+        )
+
+    def judged(self, iteration: Iteration, model: AdaptiveModel) -> Verdict:
+        wanted_B = self.wanted(iteration)
+        done_B = iteration.tokens_B >= wanted_B
+        return Verdict(torch.where(done_B, wanted_B, NEVER), torch.where(done_B, 0.0, torch.inf))
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        wanted = self.tokens.to(iteration.image_index_B.device)
-        wanted = wanted[iteration.image_index_B] if wanted.ndim else wanted
-        return (iteration.num_tokens >= wanted).expand(iteration.batch_size)
+        return iteration.tokens_B >= self.wanted(iteration)
 
 
 @dataclass(frozen=True)
-class _Threshold:
-    """A number that a criterion compares with.
+class Measured(ABC):
+    """An error that a criterion measures, and its limit.
 
     Raises:
-        TypeError, ValueError: one that is no number, or below 0.
+        TypeError, ValueError: a threshold that is no number, or out of range.
     """
 
     threshold: float
     needs_prediction = True
+    any_length = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.threshold, (bool, str)) or not hasattr(self.threshold, "__float__"):
-            raise TypeError(f"threshold: expected a number, got {type(self.threshold).__name__}")
-        if not float(self.threshold) >= 0:  # NaN neither
-            raise ValueError(f"threshold: expected at least 0, got {self.threshold}")
+        check_threshold("threshold", self.threshold)
+
+    @abstractmethod
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        """Of each image, (B,) floating point."""
+
+    @abstractmethod
+    def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
+        """(B,) bool: done; (B,) error over its limit."""
+
+    def judged(self, iteration: Iteration, model: AdaptiveModel) -> Verdict:
+        done_B, error_B = self.measured(iteration, model)
+        done_B = answer(self, iteration, done_B)
+        return Verdict(torch.where(done_B, iteration.tokens_B, NEVER), error_B)
+
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        return self.measured(iteration, model)[0]
 
 
-class ErrorCriterion(_Threshold, ABC):
+class ErrorCriterion(Measured):
     """An image is done when its ``error`` is below ``threshold``; base class of criteria that measure one.
 
     ``Quirks.batch_mean_criterion`` and ``Quirks.best_iteration_fallback`` apply to these alone.
@@ -85,12 +110,25 @@ class ErrorCriterion(_Threshold, ABC):
         TypeError, ValueError: a threshold that is no number, or below 0.
     """
 
+    def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
+        error_B = self.error(iteration, model)
+        return error_B < self.threshold, error_B.double() / max(self.threshold, SMALLEST_LIMIT)
+
+
+class Score(Measured):
+    """An image is done when its ``score``, at most 1, is at least ``threshold``; the error is what it lacks of 1."""
+
     @abstractmethod
-    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+    def score(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         """Of each image, (B,) floating point."""
 
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.error(iteration, model) < self.threshold
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        return 1 - self.score(iteration, model)
+
+    def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
+        score_B = self.score(iteration, model)
+        limit = max(1 - self.threshold, SMALLEST_LIMIT)
+        return score_B >= self.threshold, (1 - score_B.double()) / limit
 
 
 class MaxL1(ErrorCriterion):
@@ -102,7 +140,44 @@ class MaxL1(ErrorCriterion):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        return (model.pixels(iteration.prediction) - iteration.images).float().abs().mean((1, 2, 3))
+        return l1_of(model.pixels(iteration.prediction), iteration.images)
+
+
+class RelativeL1(ErrorCriterion):
+    """Mean absolute pixel error below ``threshold`` times the image's own contrast; decodes pixels every iteration.
+
+    The contrast is the mean absolute deviation of the pixels from their mean, channel by channel: the error of a
+    picture of one color. A picture with less than 0.03 (7.6 of 255) counts as one of 0.03, so that a flat one has a
+    limit above 0. Predicted pixels are clamped to [0, 1], as they are shown.
+
+    Raises:
+        TypeError, ValueError: a threshold that is no number, or below 0.
+    """
+
+    def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        assert iteration.prediction is not None
+        return relative_l1_of(model.pixels(iteration.prediction), iteration.images)
+
+
+class MinSSIM(Score):
+    """Structural similarity with the image at least ``threshold``; decodes pixels every iteration.
+
+    Predicted pixels are clamped to [0, 1], as they are shown. See :func:`alit.pixel_errors.structural_similarity`.
+
+    Raises:
+        TypeError, ValueError: a threshold that is no number, or not in [0, 1]; when called with images of less than 7
+            pixels across or down.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold > 1:
+            raise ValueError(f"threshold: expected at most 1, got {self.threshold}")
+
+    def score(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        assert iteration.prediction is not None
+        pixels = model.pixels(iteration.prediction).float().clamp(0, 1)
+        return structural_similarity(iteration.images, pixels)
 
 
 class CodeError(ErrorCriterion):
@@ -117,7 +192,7 @@ class CodeError(ErrorCriterion):
         return (iteration.prediction.code_BNC - iteration.base.code_BNC).float().abs().mean((1, 2))
 
 
-class TokenAccuracy(_Threshold):
+class TokenAccuracy(Score):
     """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
 
     Raises:
@@ -125,7 +200,7 @@ class TokenAccuracy(_Threshold):
             has no codebook.
     """
 
-    def accuracy(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+    def score(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         """(B,) float32."""
         assert iteration.prediction is not None
         target_BN = iteration.base.target_BN
@@ -134,6 +209,3 @@ class TokenAccuracy(_Threshold):
                 f"TokenAccuracy: expected a base tokenizer with a codebook, the model's is {model.config.base.kind!r}"
             )
         return (iteration.prediction.decoded_BNV.argmax(-1) == target_BN).float().mean(1)
-
-    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        return self.accuracy(iteration, model) >= self.threshold

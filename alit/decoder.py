@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from alit_kernels import compact, pack
 from alit_kernels.nn import Linear
@@ -46,8 +47,8 @@ class Decoder(Transformer):
         Args:
             codes: (B, L, C), one batch or several, L of its own each.
             query_QD: class and mask tokens with their positions; the first row is the class token.
-            lengths_B: latents per image of a single batch where they differ; it is padded to the longest. Attention
-                then stays within each image's own.
+            lengths_B: latents per image, of all batches, where they differ from L; attention then stays within each
+                image's own.
 
         Returns:
             (sum of B, Q - 1, V)
@@ -55,12 +56,14 @@ class Decoder(Transformer):
         if len(codes) > 1 and len({x.shape[1] for x in codes}) == 1:
             codes = [torch.cat(list(codes))]
         sequences = [self._sequences(x, query_QD) for x in codes]
-        x, offsets, longest = sequences[0], None, sequences[0].shape[1]
-        if len(sequences) > 1:
-            x, offsets, longest = one_behind_another(sequences)
-        elif lengths_B is not None:
-            capacity = x.shape[0] * longest
+        x, offsets, longest = sequences[0], None, max(x.shape[1] for x in sequences)
+        if lengths_B is not None:
+            capacity = sum(x.shape[0] * x.shape[1] for x in sequences)
+            padded = [pad(x, (0, 0, 0, longest - x.shape[1])) for x in sequences]
+            x = padded[0] if len(padded) == 1 else torch.cat(padded)
             x, offsets = pack(x, lengths_B + query_QD.shape[0], capacity=capacity)
+        elif len(sequences) > 1:
+            x, offsets, longest = one_behind_another(sequences)
         wanted = slice(1, query_QD.shape[0])
         x = self(self.ln_pre(x), offsets, max_length=longest, wanted=wanted)
         return self.ffn(self.ln_post(x))

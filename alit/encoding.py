@@ -16,10 +16,15 @@ from torch import Tensor
 
 from .admission import Waiting
 from .base import BaseTokens
-from .criteria import Criterion, ErrorCriterion, FixedLength
+from .criteria import ErrorCriterion, FixedLength
+from .criterion import Criterion, Prepared
+from .curves import l1_curves, measured
 from .iteration import Iteration
+from .length_head import KINDS, curve_lengths
 from .model import AdaptiveModel
+from .prediction import Budget
 from .rollout import Rollout, encode_together, rollouts_of
+from .selection import Running, Selection, first_tokens, tokens_of
 from .sequence import TokenSequence
 from .sizes import Grid, Places
 
@@ -40,81 +45,6 @@ class Progress:
     rows: int
 
 
-class Selection:
-    """Asks the criterion about each iteration and keeps the tokens of the images that are done.
-
-    Attributes:
-        predict_at: what the criterion wants predicted: all iterations (None), or none.
-        finished: an image's index to its tokens.
-
-    Raises:
-        TypeError: the criterion is none, or gives no tensor.
-        ValueError: it gives one of another shape or dtype than (B,) bool.
-    """
-
-    def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
-        needed = getattr(criterion, "needs_prediction", None)
-        if not callable(criterion) or not isinstance(needed, bool):
-            raise TypeError(
-                "criterion: expected FixedLength, MaxL1, CodeError, TokenAccuracy or another callable with a bool "
-                f"attribute needs_prediction, got {type(criterion).__name__}"
-            )
-        self.model, self.criterion = model, criterion
-        self.predict_at = None if needed else ()
-        self.finished: dict[int, TokenSequence] = {}
-        self._best: dict[int, tuple[float, TokenSequence]] = {}
-        self._by_error = (
-            criterion
-            if isinstance(criterion, ErrorCriterion) and model.config.quirks.best_iteration_fallback
-            else None
-        )
-
-    def take(self, running: Rollout, encoded_BSD: Tensor) -> bool:
-        """One more iteration of a rollout; images that are done leave it. Whether any are left."""
-        iteration = running.advance(encoded_BSD)
-        done = self.criterion(iteration, self.model)
-        expected = f"criterion: expected {type(self.criterion).__name__} to give ({iteration.batch_size},) bool"
-        if not isinstance(done, Tensor):
-            raise TypeError(f"{expected}, got {type(done).__name__}")
-        if done.shape != (iteration.batch_size,) or done.dtype != torch.bool:
-            raise ValueError(f"{expected}, got {tuple(done.shape)} {done.dtype}")
-        last = iteration.index == self.model.config.iterations - 1
-        images = iteration.image_index_B.tolist()
-        if self._by_error is not None:
-            errors = self._by_error.error(iteration, self.model).tolist()
-            for row, (image, error) in enumerate(zip(images, errors, strict=True)):
-                if image not in self._best or error < self._best[image][0]:
-                    self._best[image] = (error, tokens_of(self.model, iteration, row))
-        left = 0
-        for row, (image, is_done) in enumerate(zip(images, done.tolist(), strict=True)):
-            if is_done or (last and self._by_error is None):
-                self.finished[image] = tokens_of(self.model, iteration, row)
-            elif last:
-                self.finished[image] = self._best[image][1]
-            else:
-                left += 1
-        if left:
-            running.keep(~done)
-        return left > 0
-
-
-def tokens_of(model: AdaptiveModel, iteration: Iteration, row: int) -> TokenSequence:
-    """The tokens of one image of an iteration: indices, or latents where there is no quantizer."""
-    return tokens_of_all(model, iteration, slice(row, row + 1))
-
-
-def tokens_of_all(
-    model: AdaptiveModel, iteration: Iteration, rows: slice = slice(None)
-) -> TokenSequence:
-    """The tokens of the images of an iteration."""
-    bottleneck = iteration.bottleneck
-    latents_BLC = bottleneck.continuous_BLC[rows]
-    lengths = torch.full((len(latents_BLC),), iteration.num_tokens, device=latents_BLC.device)
-    if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
-        return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
-    return TokenSequence(lengths, indices=bottleneck.quantized.index[rows].flatten().clone())
-
-
 def sized(tokens: TokenSequence, sizes: Sequence[tuple[int, ...]]) -> TokenSequence:
     """With height and width of each of their images."""
     return replace(tokens, sizes=torch.tensor(sizes, dtype=torch.int64, device="cpu"))
@@ -131,15 +61,15 @@ def encode(
 ) -> TokenSequence:
     """Tokens of each image, as many as the criterion asks for; no gradients.
 
-    An image leaves the batch as soon as it is done, or after the last iteration. With a :class:`FixedLength` of one
-    number, and without halting that drops tokens, nothing waits for the device, and a CUDA graph can capture it.
+    An image leaves the batch as soon as it is done, or after the last iteration, and keeps no tokens that do not help.
+    With a :class:`FixedLength` of one number, and without halting that drops tokens, nothing waits for the device, and
+    a CUDA graph can capture it.
 
     Args:
         images: (B, 3, height, width) floating point in [0, 1], of the configured size; or a list of (3, height, width)
             of any sizes, multiples of the base's patch. They share each run of the encoder; a criterion sees those of
             one size as a batch. With a list ``base`` is None.
-        criterion: :class:`FixedLength`, :class:`MaxL1`, :class:`CodeError`, :class:`TokenAccuracy` or anything with
-            their protocol.
+        criterion: of :mod:`alit.criteria`, or anything with their protocol; :mod:`alit.selection` has the rules.
         base, generator: as for :class:`alit.Rollout`.
 
     Returns:
@@ -149,42 +79,76 @@ def encode(
         TypeError, ValueError: as ``rollout``, with the image's number where there is a list (``images[3]: ...``); a
             criterion that does not fit the model, or gives anything but (B,) bool.
     """
-    select = Selection(model, criterion)
-    options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
-    live = _rollouts(model, images, base, options)
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    if isinstance(criterion, FixedLength):
+    if not isinstance(images, Tensor | list | tuple):
+        kind = type(images).__name__
+        raise TypeError(f"images: expected a floating-point tensor or a list of them, got {kind}")
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
+    if isinstance(criterion, Prepared):
         criterion.check(model, len(images))
+    if isinstance(criterion, Budget):
+        if not isinstance(images, Tensor):
+            curves = l1_curves(model, images)
+            criterion = FixedLength(criterion.spent(curves, curve_lengths(model.config)))
+        elif model.length_head is None:
+            return _encode_by_search(model, images, criterion, base, generator)
+    select = Selection(model, criterion)
+    live = _started(select, images, base, generator)
+    sizes = [tuple(image.shape[-2:]) for image in images]
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
         if len(live) > 1:
             raise ValueError(
                 "images: the published rule (Quirks.batch_mean_criterion) takes those of one size"
             )
-        return sized(_encode_by_batch_mean(model, list(live[0]), criterion), sizes)
+        return sized(_encode_by_batch_mean(model, list(live[0].rollout), criterion), sizes)
     if isinstance(criterion, FixedLength) and not criterion.tokens.ndim and len(live) == 1:
-        for iteration in live[0]:
+        for iteration in live[0].rollout:
             if iteration.num_tokens >= criterion.tokens:
-                return sized(tokens_of_all(model, iteration), sizes)
+                tokens = first_tokens(model, iteration.bottleneck, int(criterion.tokens))
+                return sized(tokens, sizes)
     while live:
-        encoded = encode_together(live)
-        live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
-    tokens = TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
-    return sized(tokens, sizes)
+        live = _step(select, live)
+    return sized(TokenSequence.concatenate([select.finished[i] for i in range(len(images))]), sizes)
 
 
-def _rollouts(
-    model: AdaptiveModel,
+def _started(
+    select: Selection,
     images: Tensor | Sequence[Tensor],
     base: BaseTokens | None,
-    options: dict[str, Any],
-) -> list[Rollout]:
-    if not isinstance(images, list | tuple):
-        return [Rollout(model, images, base=base, **options)]  # type: ignore[arg-type]  # checked there
+    generator: torch.Generator | None,
+) -> list[Running]:
+    """Rollouts of a batch, or of a list."""
+    options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
+    if isinstance(images, Tensor):
+        return [
+            select.start(Rollout(select.model, images, base=base, **options), range(len(images)))
+        ]
     if base is not None:
         raise ValueError("base: expected None with a list of images, whose sizes may differ")
-    if not images:
-        raise ValueError("images: expected at least one, got none")
-    return rollouts_of(model, images, **options)
+    return [select.start(*each) for each in rollouts_of(select.model, images, **options)]
+
+
+def _step(select: Selection, live: list[Running]) -> list[Running]:
+    """One iteration of each; those of which images are left."""
+    encoded = encode_together([running.rollout for running in live])
+    return [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
+
+
+def _encode_by_search(
+    model: AdaptiveModel,
+    images: Tensor,
+    criterion: Budget,
+    base: BaseTokens | None,
+    generator: torch.Generator | None,
+) -> TokenSequence:
+    """All iterations, and the error at every length; then the tokens that the budget gives each image."""
+    curves = measured(model, images, base=base, generator=generator)
+    errors_BP = curves.errors_BKP[:, KINDS.index("l1")].cpu()
+    found = []
+    for row, count in enumerate(criterion.spent(errors_BP, curve_lengths(model.config))):
+        bottleneck = curves.bottlenecks[(count - 1) // model.config.latents_per_iteration]
+        found.append(tokens_of(model, bottleneck, row, count))
+    return sized(TokenSequence.concatenate(found), [tuple(images.shape[2:])] * len(images))
 
 
 def _encode_by_batch_mean(
@@ -196,9 +160,7 @@ def _encode_by_batch_mean(
     fallback = best if model.config.quirks.best_iteration_fallback else -1
     below = (i for i, error in enumerate(errors) if error < criterion.threshold)
     chosen = iterations[next(below, fallback)]
-    return TokenSequence.concatenate(
-        [tokens_of(model, chosen, row) for row in range(chosen.batch_size)]
-    )
+    return first_tokens(model, chosen.bottleneck, chosen.num_tokens)
 
 
 def encode_stream(
@@ -225,7 +187,8 @@ def encode_stream(
         on_progress: called with :class:`Progress` after every run of the encoder.
 
     Raises:
-        TypeError, ValueError: as :func:`encode`; a bound too small for an image; a criterion for whole batches.
+        TypeError, ValueError: as :func:`encode`; a bound too small for an image; a criterion for whole batches, as
+            :class:`alit.Budget` is.
     """
     config = model.config
     longest = model.num_image_tokens + config.max_tokens
@@ -237,8 +200,13 @@ def encode_stream(
         raise ValueError(
             "criterion: the published rule (Quirks.batch_mean_criterion) gives a batch one length, a stream has none"
         )
-    if isinstance(criterion, FixedLength):
-        criterion.check(model, criterion.tokens.numel())
+    if isinstance(criterion, Budget):
+        raise ValueError(
+            "criterion: a Budget is for images that are known together, as encode has them; for a stream, expected the "
+            "FixedLength that alit.allocation.allocated makes of their alit.curves.l1_curves"
+        )
+    if isinstance(criterion, Prepared):
+        criterion.check(model)
     return _stream(model, iter(images), criterion, max_tokens_in_flight, generator, on_progress)
 
 
@@ -252,29 +220,26 @@ def _stream(
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[TokenSequence]:
     select = Selection(model, criterion)
+    given = criterion.images if isinstance(criterion, Prepared) else None
     waiting = Waiting(model, source, max_rows)
     known: dict[Grid, Places] = {}
     sizes: dict[int, tuple[int, ...]] = {}  # of those that have not been given back
-    live: list[Rollout] = []
+    live: list[Running] = []
     steps = started = emitted = 0
     while True:
-        fresh = waiting.admit(live)
-        if isinstance(criterion, FixedLength) and criterion.tokens.ndim:
-            given = len(criterion.tokens)
-            if started + len(fresh) > given:
-                raise ValueError(
-                    f"tokens: expected one length per image, got {given} for more images"
-                )
+        fresh = waiting.admit([running.rollout for running in live])
+        if given is not None and started + len(fresh) > given:
+            raise ValueError(f"tokens: expected one length per image, got {given} for more images")
         if fresh:
             options = {"predict_at": select.predict_at, "generator": generator}
-            live += rollouts_of(model, fresh, first=started, known=known, **options)
+            rollouts = rollouts_of(model, fresh, first=started, known=known, **options)
+            live += [select.start(*each) for each in rollouts]
             sizes |= {started + b: tuple(image.shape[1:]) for b, image in enumerate(fresh)}
             started += len(fresh)
         if not live:
             return
-        rows = sum(running.rows for running in live)
-        encoded = encode_together(live)
-        live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
+        rows = sum(running.rollout.rows for running in live)
+        live = _step(select, live)
         steps += 1
         if on_progress is not None:
             on_progress(Progress(steps, emitted + len(select.finished), started, rows))

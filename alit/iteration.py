@@ -6,8 +6,9 @@ Shape suffixes: B images still in the batch, N class and image tokens, L latents
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from alit_kernels import VectorQuantized
@@ -33,6 +34,14 @@ class Bottleneck:
     continuous_BLC: Tensor
     quantized: VectorQuantized | None
 
+    def select(self, images: Tensor) -> Bottleneck:
+        """Of some images (an index over B); the losses stay those of all."""
+        quantized = self.quantized
+        if quantized is not None:
+            rows, index = quantized.quantized[images], quantized.index[images]
+            quantized = quantized._replace(quantized=rows, index=index)
+        return Bottleneck(self.codes_BLC[images], self.continuous_BLC[images], quantized)
+
 
 @dataclass(frozen=True, eq=False)
 class Iteration:
@@ -49,6 +58,8 @@ class Iteration:
         prediction: the decoder's output; None where nobody asked for it (``predict_at``).
         halted: (B, N - 1) bool, the image tokens masked, or dropped so far, after this iteration; None where nothing
             halts.
+        lengths_B: (B,) int64, how many of the latents count for each image, where only the first of them are looked at;
+            None: all.
         places: of the images' grid, as ``model.predict`` takes them; None for the model's own.
     """
 
@@ -61,7 +72,30 @@ class Iteration:
     bottleneck: Bottleneck
     prediction: Prediction | None
     halted: Tensor | None
+    lengths_B: Tensor | None = None
     places: Places | None = None
+
+    @property
+    def tokens_B(self) -> Tensor:
+        """(B,) int64: latent tokens that count."""
+        if self.lengths_B is not None:
+            return self.lengths_B
+        return torch.full_like(self.image_index_B, self.num_tokens)
+
+    def select(self, images: Tensor) -> Iteration:
+        """The same of some images (an index over B), without prediction and halting."""
+        return replace(
+            self,
+            image_index_B=self.image_index_B[images],
+            images=self.images[images],
+            base=self.base.select(images),
+            image_tokens_BND=self.image_tokens_BND[images],
+            latents_BLD=self.latents_BLD[images],
+            bottleneck=self.bottleneck.select(images),
+            prediction=None,
+            halted=None,
+            lengths_B=None if self.lengths_B is None else self.lengths_B[images],
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -20,6 +20,7 @@ from .config import AdaptiveTokenizerConfig
 from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
 from .layers import Transformer, initialize
+from .length_head import LengthHead
 from .sizes import Grid, Places, learned_place
 
 
@@ -75,6 +76,7 @@ class AdaptiveModel(nn.Module):
             code_dim=None if config.bottleneck == "unfactorized" else config.code_dim,
             outputs=self.base_tokenizer.outputs,
         )
+        self.length_head = LengthHead(config) if config.length_head else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -211,10 +213,17 @@ class AdaptiveModel(nn.Module):
         return self.base_tokenizer.pixels(prediction.code_BNC, grid)
 
     def predict_together(
-        self, codes: Sequence[Tensor], target_BN: Tensor | None = None
+        self,
+        codes: Sequence[Tensor],
+        target_BN: Tensor | None = None,
+        lengths: Sequence[Tensor] | None = None,
     ) -> list[Prediction]:
-        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder."""
-        decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND)
+        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder.
+
+        ``lengths``: (B,) for each iteration, where the images have different numbers of latents.
+        """
+        together = None if lengths is None else torch.cat(list(lengths))
+        decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND, together)
         targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
         whole = self.base_tokenizer.predict(decoded_BNV, targets)
         sizes = [x.shape[0] for x in codes]

@@ -145,12 +145,15 @@ def check_sizes(config: AdaptiveTokenizerConfig, shapes: Mapping[str, Sequence[i
 
 def fingerprint(config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> bytes:
     """16 bytes that change with every weight, its dtype, and every field of the configuration that is not at its
-    default.
+    default; but for the length head and ``any_length``, which choose tokens and take no part in what tokens mean.
 
     Fields at their default do not count, so that a later version's new fields leave old fingerprints as they are.
     """
+    config = dataclasses.replace(config, any_length=False, length_head=False)
     digest = hashlib.sha256(json.dumps(_stated(config), sort_keys=True).encode())
     for name, tensor in sorted(plain(state).items()):
+        if name.startswith("length_head."):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.digest()[:16]

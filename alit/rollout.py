@@ -234,8 +234,9 @@ def rollouts_of(
     first: int = 0,
     known: dict[Grid, Places] | None = None,
     **options: Any,
-) -> list[Rollout]:
-    """Rollouts of images (3, height, width) of any sizes, one for the images of each size, for :func:`encode_together`.
+) -> list[tuple[Rollout, list[int]]]:
+    """Rollouts of images (3, height, width) of any sizes, one for the images of each size, for :func:`encode_together`;
+    with the numbers of its images.
 
     Args:
         first: number of the first image; ``image_index_B`` and messages count from it.
@@ -256,6 +257,7 @@ def rollouts_of(
             known[grid] = model.places(grid)
         batch = torch.stack([images[number] for number in numbers])
         rollout = Rollout(model, batch, places=known[grid], **options)
-        rollout.image_index_B = torch.tensor(numbers, device=batch.device) + first
-        rollouts.append(rollout)
+        numbers = [first + number for number in numbers]
+        rollout.image_index_B = torch.tensor(numbers, device=batch.device)
+        rollouts.append((rollout, numbers))
     return rollouts

@@ -104,6 +104,32 @@ class TokenSequence:
         longest = int(self.lengths.max()) if len(self) else 0
         return unpack(self.rows, self.offsets, max_length=longest, fill=fill)
 
+    def truncated(self, tokens: int | Tensor) -> TokenSequence:
+        """The first tokens of each image, which describe it by themselves, if less well.
+
+        Args:
+            tokens: one number, or (B,) integers; from 1 to the length of each sequence.
+
+        Raises:
+            ValueError: others than these, or not one per image.
+        """
+        wanted = torch.as_tensor(tokens, device=self.lengths.device)
+        shapes = ((), self.lengths.shape)
+        if wanted.dtype not in (torch.int32, torch.int64) or wanted.shape not in shapes:
+            raise ValueError(
+                f"tokens: expected an integer or ({len(self)},) of them, got {tokens!r}"
+            )
+        lengths = wanted.long().expand(len(self))
+        bad = (lengths < 1) | (lengths > self.lengths)
+        if bool(bad.any()):
+            image = int(bad.nonzero()[0])
+            found = f"{int(lengths[image])} for image {image}"
+            raise ValueError(f"tokens: expected 1 to {int(self.lengths[image])}, got {found}")
+        place = torch.arange(len(self.rows), device=wanted.device)
+        place = place - self.offsets[:-1].long().repeat_interleave(self.lengths)
+        rows = self.rows[place < lengths.repeat_interleave(self.lengths)]
+        return self._of(rows, lengths.clone(), self.sizes)
+
     def to(self, device: torch.device | str) -> TokenSequence:
         """With its tokens and lengths on a device; sizes stay on the CPU."""
         return self._of(self.rows.to(device), self.lengths.to(device), self.sizes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from torch import Tensor
 
@@ -14,11 +16,15 @@ from .. import images
 from ..alit_format import MAX_LENGTH, Reader
 from ..atomic_files import check_replaceable, replacing
 from ..console import console, printable, progress
-from ..criteria import Criterion
+from ..criteria import FixedLength
+from ..criterion import Criterion
+from ..curves import l1_curves
 from ..encoding import Progress
 from ..fitting import Fitted, most_tokens
 from ..folders import Listing, find
+from ..length_head import curve_lengths
 from ..picture_records import file_name
+from ..prediction import Budget
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from . import options
@@ -29,12 +35,19 @@ def encode(
     photos: options.Photos,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
     model: options.Model = "nano",
+    relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,
-    code_error: Annotated[
-        float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
-    ] = None,
+    min_ssim: options.SSIMThreshold = None,
+    code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
     fit: options.Fit = "whole",
+    predict: options.Predict = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="So many tokens a picture on average instead, spent on those that they help most; looks at each twice."
+        ),
+    ] = None,
     in_flight: Annotated[
         int, typer.Option(help="Images encoded together, about; bounds memory.", min=1)
     ] = 8,
@@ -44,8 +57,9 @@ def encode(
 ) -> None:
     """Encode pictures to one .alit file, each in as few tokens as it needs.
 
-    How few, a mean pixel error says, or an error of base codes; or all get the same number. Names and sizes of the
-    pictures are in the file too.
+    How few, an error says: of pixels as a fraction of the picture's contrast, of pixels, in structure, of base codes;
+    or all get the same number. Where no number meets it, a picture gets no more than help. Names and
+    sizes of the pictures are in the file too.
 
         alit encode photo.jpg -o photo.alit
 
@@ -55,16 +69,27 @@ def encode(
 
         alit encode holiday/ -o holiday.alit --fit crop
 
+        alit encode holiday/ -o holiday.alit --budget 96
+
     alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
     named at the end, and the status is 1; the others are encoded all the same.
     """
     loaded = options.load(model, device)
-    criterion = options.criterion(loaded, max_l1=max_l1, code_error=code_error, tokens=tokens)
+    limits: dict[str, float | None] = {
+        "relative_l1": relative_l1,
+        "max_l1": max_l1,
+        "min_ssim": min_ssim,
+    }
+    limits |= {"code_error": code_error, "tokens": tokens, "budget": budget}
+    criterion = options.criterion(loaded, predict=predict, **limits)
     load = options.loader(loaded, fit, max_megapixels)
     listing = find(photos, recursive=recursive)
     _check(loaded, listing, output)
+    wanted = listing
+    if isinstance(criterion, Budget):
+        wanted, criterion = _spent(loaded, listing, criterion, in_flight, load)
     said: list[Said] = []
-    sequences = _encoded(loaded, listing, criterion, in_flight, load, said)
+    sequences = _encoded(loaded, wanted, criterion, in_flight, load, said)
     names, originals, padding = zip(*said, strict=True)
     data = sequences.to_bytes(loaded.identity(), names=names, originals=originals, padding=padding)
     with replacing(output) as temporary:
@@ -89,6 +114,34 @@ def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
         raise ValueError(f"output: {output} is one of the pictures; choose another file")
 
 
+def _spent(
+    model: AdaptiveTokenizer,
+    listing: Listing,
+    budget: Budget,
+    in_flight: int,
+    load: Callable[[Path], Fitted],
+) -> tuple[Listing, FixedLength]:
+    """The pictures that can be read, and a length for each.
+
+    Raises:
+        OSError: there is none.
+    """
+    readable: list[Path] = []
+    curves: list[Tensor] = []
+    with progress("measuring") as advance:
+        loaded = listing.loaded(load)
+        while some := list(itertools.islice(loaded, in_flight)):
+            images = [picture.image.to(model.latent_tokens) for _, picture in some]
+            curves.append(l1_curves(model, images))
+            readable += [path for path, _ in some]
+            total = len(listing.pictures) - len(listing.unreadable)
+            advance(len(readable) / total, f"{len(readable)}/{total}")
+    if not readable:
+        raise OSError(listing.skipped())
+    lengths = budget.spent(torch.cat(curves), curve_lengths(model.config))
+    return Listing(readable), FixedLength(lengths)
+
+
 def _encoded(
     model: AdaptiveTokenizer,
     listing: Listing,
@@ -102,7 +155,7 @@ def _encoded(
     ``said`` is filled with what the file is to say of them.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none; or one has become unreadable since lengths were found for all.
     """
 
     def readable() -> Iterator[Tensor]:
@@ -122,6 +175,7 @@ def _encoded(
             readable(), criterion, max_tokens_in_flight=rows, on_progress=on_progress
         )
         sequences = list(stream)
-    if not sequences:
+    changed = isinstance(criterion, FixedLength) and criterion.images not in (None, len(sequences))
+    if not sequences or changed:
         raise OSError(listing.skipped())
     return TokenSequence.concatenate(sequences)

@@ -11,10 +11,12 @@ import typer
 from .. import fitting
 from ..checks import check_choice
 from ..console import console, fail
-from ..criteria import CodeError, Criterion, FixedLength, MaxL1
+from ..criteria import CodeError, FixedLength, MaxL1, MinSSIM, RelativeL1
+from ..criterion import Criterion, Prepared
 from ..devices import choose
 from ..fitting import FITS, Fitted
 from ..folders import Listing
+from ..prediction import Budget, Predicted
 from ..tokenizer import AdaptiveTokenizer
 
 Photos = Annotated[
@@ -37,7 +39,31 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         "--max-l1",
-        help="Stop at this mean pixel error, pixels in [0, 1]. Without any such option: 0.08.",
+        help="Stop at this mean pixel error instead, pixels in [0, 1].",
+    ),
+]
+#: What :class:`alit.RelativeL1` asks for where nothing else is asked for.
+RELATIVE_L1 = 0.35
+RelativeThreshold = Annotated[
+    float | None,
+    typer.Option(
+        "--relative-l1",
+        help="Stop at this mean pixel error, as a fraction of the picture's own contrast. Without any such option: "
+        f"{RELATIVE_L1}.",
+    ),
+]
+SSIMThreshold = Annotated[
+    float | None,
+    typer.Option("--min-ssim", help="Stop at this structural similarity, at most 1, instead."),
+]
+CodeThreshold = Annotated[
+    float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
+]
+Predict = Annotated[
+    bool,
+    typer.Option(
+        "--predict",
+        help="Let the model's length head predict how many tokens the limit takes, instead of trying.",
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
@@ -51,25 +77,46 @@ Fit = Annotated[
 
 #: The criterion that each option asks for, by the option's parameter.
 CRITERIA: dict[str, Callable[[Any], Criterion]] = {
+    "relative_l1": RelativeL1,
     "max_l1": MaxL1,
+    "min_ssim": MinSSIM,
     "code_error": CodeError,
     "tokens": FixedLength,
+    "budget": Budget,
+}
+
+#: What :class:`alit.Predicted` calls the limits that it predicts for.
+PREDICTED = {
+    "relative_l1": "max_relative_l1",
+    "max_l1": "max_l1",
+    "code_error": "max_code_error",
 }
 
 
-def criterion(model: AdaptiveTokenizer, **options: float | None) -> Criterion:
-    """The one that is given, of the ``options`` that a command has; without any, a mean pixel error of 0.08.
+def criterion(
+    model: AdaptiveTokenizer, *, predict: bool = False, **options: float | None
+) -> Criterion:
+    """The one that is given, of the ``options`` that a command has; without any, ``RelativeL1(RELATIVE_L1)``.
+
+    Args:
+        predict: of the limit that is given, what the length head predicts.
 
     Raises:
-        ValueError: several are, or a value that the criterion or the model does not take.
+        ValueError: several are, a value that the criterion or the model does not take, or what is not predicted.
     """
-    given = [CRITERIA[name](value) for name, value in options.items() if value is not None]
+    given = {name: value for name, value in options.items() if value is not None}
     if len(given) > 1:
         names = " or ".join("--" + name.replace("_", "-") for name in options)
         raise ValueError(f"expected {names}, got several")
-    chosen = given[0] if given else MaxL1(0.08)
-    if isinstance(chosen, FixedLength):
-        chosen.check(model, 1)
+    ((name, value),) = given.items() or {"relative_l1": RELATIVE_L1}.items()
+    if predict and name not in PREDICTED:
+        shown = ", ".join("--" + x.replace("_", "-") for x in PREDICTED)
+        raise ValueError(
+            f"--predict: expected one of {shown} with it, got --{name.replace('_', '-')}"
+        )
+    chosen = Predicted(**{PREDICTED[name]: value}) if predict else CRITERIA[name](value)
+    if isinstance(chosen, Prepared):
+        chosen.check(model)
     return chosen
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .. import images
 from ..console import console, counted, printable
-from ..criteria import Criterion
+from ..criterion import Criterion
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
 from ..fitting import Fitted, without_padding
 from ..folders import Listing, distinct, find
@@ -31,9 +31,13 @@ def reconstruct(
         "reconstructed"
     ),
     model: options.Model = "nano",
+    relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,
+    min_ssim: options.SSIMThreshold = None,
+    code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
     fit: options.Fit = "whole",
+    predict: options.Predict = False,
     beside: Annotated[
         bool,
         typer.Option(
@@ -57,7 +61,13 @@ def reconstruct(
 
     """
     loaded = options.load(model, device)
-    criterion = options.criterion(loaded, max_l1=max_l1, tokens=tokens)
+    limits: dict[str, float | None] = {
+        "relative_l1": relative_l1,
+        "max_l1": max_l1,
+        "min_ssim": min_ssim,
+    }
+    limits |= {"code_error": code_error, "tokens": tokens}
+    criterion = options.criterion(loaded, predict=predict, **limits)
     load = options.loader(loaded, fit, max_megapixels)
     listing = find(photos, recursive=recursive)
     listing.pictures = list(dict.fromkeys(listing.pictures))

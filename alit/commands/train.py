@@ -25,7 +25,9 @@ def train(
             help="Configuration (YAML), or the name of a shipped one, such as nano-dct."
         ),
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="base, 1 (base tokens) or 2 (pixels).")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="base, 1 (base tokens), 2 (pixels) or length.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Folder of pictures, or shards: 'x-{000..099}.tar'.")
     ] = None,

@@ -24,7 +24,7 @@ class Measured:
         lengths, bits: K numbers of tokens, and their bits. Continuous tokens count 16 bits a channel.
         pixels, thumbnails: (K, B, 3, height, width), reconstructions and thumbnails of as many bits, in 8 bits.
         max_l1: the error at which tokens are counted.
-        tokens: (B,) int64, as ``model.encode(images, MaxL1(max_l1))`` gives them.
+        tokens: (B,) int64, of the first iteration whose error is below ``max_l1``; all where none is.
         reached: (B,) bool, whether so many tokens meet ``max_l1``; they are all there are where they do not.
         attention: (B, L, rows, columns) as :func:`alit.attention_maps.latent_attention` gives it; L = ``lengths[-1]``.
     """

@@ -1,10 +1,10 @@
 """Training losses."""
 
+from ..pixel_errors import structural_similarity
 from .gan import PatchDiscriminator, adaptive_weight, hinge_loss
 from .perceptual import Perceptual
 from .stage1 import IterationLoss, Stage1Loss, stage1_loss
 from .stage2 import Weights, discriminator_loss, pixel_loss
-from .structure import structural_similarity
 
 __all__ = [
     "IterationLoss",

@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from ..base import Prediction
 from ..iteration import Iteration
 from ..tokenizer import AdaptiveTokenizer
+from .tails import check_tails, kept_lengths
 
 #: Published weight of the main term of each iteration; later iterations have weight 1.
 WEIGHTS = (2.5, 2.0, 1.5, 1.25)
@@ -39,6 +40,7 @@ def stage1_loss(
     at: Collection[int] | None = None,
     weights: Sequence[float] = WEIGHTS,
     together: bool | None = None,
+    tail_drop: float = 0.0,
     **rollout_options: Any,
 ) -> Stage1Loss:
     """Published stage-1 loss, summed over iterations.
@@ -53,16 +55,20 @@ def stage1_loss(
         together: where nothing halts, one run of the decoder for all iterations after the last: the same numbers up
             to rounding, from half as many kernels. False: one run in each iteration, whose activations fit the caches
             of a CPU. None: together on a GPU.
+        tail_drop: probability for each image and iteration that the decoder sees only its first latents, see
+            :func:`alit.losses.tails.kept_lengths`; where nothing halts.
         rollout_options: passed to :meth:`alit.AdaptiveTokenizer.rollout`.
 
     Raises:
-        ValueError: ``at`` is empty or holds what is no iteration; wrong images.
+        ValueError: ``at`` is empty or holds what is no iteration; wrong images; ``tail_drop`` is no probability, or
+            tokens halt.
     """
+    check_tails(model, tail_drop)
     at = range(model.config.iterations) if at is None else at
     if not at:
         raise ValueError("at: expected at least one iteration, got none")
     together = images.is_cuda if together is None else together
-    later = together and model.config.halting == "off"
+    later = model.config.halting == "off" and (together or tail_drop > 0)
     iterations: list[Iteration] = []
     for iteration in model.rollout(images, predict_at=at, predict_later=later, **rollout_options):
         if iteration.index in at:
@@ -71,8 +77,16 @@ def stage1_loss(
             break
     predictions: Sequence[Prediction | None] = [x.prediction for x in iterations]
     if later:
+        target_BN = iterations[0].base.target_BN
         codes = [x.bottleneck.codes_BLC for x in iterations]
-        predictions = model.predict_together(codes, iterations[0].base.target_BN)
+        own = model.config.latents_per_iteration
+        lengths = [kept_lengths(x, own, tail_drop) for x in iterations] if tail_drop else None
+        if together:
+            predictions = model.predict_together(codes, target_BN, lengths)
+        else:
+            assert lengths is not None
+            pairs = zip(codes, lengths, strict=True)
+            predictions = [model.predict(x, target_BN, lengths_B) for x, lengths_B in pairs]
     terms: dict[int, IterationLoss] = {}
     total = torch.zeros((), device=images.device)
     for iteration, prediction in zip(iterations, predictions, strict=True):

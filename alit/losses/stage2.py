@@ -10,9 +10,10 @@ from torch.nn import Parameter
 from torch.nn.functional import mse_loss
 
 from ..base import BaseTokens, KLVAEBase, VQGANBase
+from ..pixel_errors import structural_similarity
 from ..tokenizer import AdaptiveTokenizer
 from .gan import adaptive_weight, hinge_loss
-from .structure import structural_similarity
+from .tails import check_tails, kept_lengths
 
 
 class Weights(NamedTuple):
@@ -31,20 +32,31 @@ def reconstructions(
     base: BaseTokens | None = None,
     *,
     through_time: bool = True,
+    tail_drop: float = 0.0,
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """Number, pixels (B, 3, height, width) and quantizer loss of the iterations ``at``; nothing after them is computed.
 
-    The loss is None where there is no quantizer. ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`.
+    The loss is None where there is no quantizer. ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`,
+    ``tail_drop`` as for :func:`alit.losses.stage1_loss`.
 
     Raises:
-        ValueError: ``at`` is empty or holds what is no iteration; wrong images.
+        ValueError: ``at`` is empty or holds what is no iteration; wrong images; ``tail_drop`` is no probability, or
+            tokens halt.
     """
+    check_tails(model, tail_drop)
     if not at:
         raise ValueError("at: expected at least one iteration, got none")
-    rollout = model.rollout(images, base=base, predict_at=at, through_time=through_time)
+    rollout = model.rollout(
+        images, base=base, predict_at=at, through_time=through_time, predict_later=tail_drop > 0
+    )
     for iteration in rollout:
-        if iteration.prediction is not None:
-            pixels = model.pixels(iteration.prediction)
+        prediction = iteration.prediction
+        if tail_drop and iteration.index in at:
+            lengths_B = kept_lengths(iteration, model.config.latents_per_iteration, tail_drop)
+            codes_BLC = iteration.bottleneck.codes_BLC
+            prediction = model.predict(codes_BLC, iteration.base.target_BN, lengths_B)
+        if prediction is not None:
+            pixels = model.pixels(prediction)
             quantized = iteration.bottleneck.quantized
             loss = None if quantized is None else quantized.loss
             yield iteration.index, pixels.to(images.dtype), loss

@@ -18,7 +18,7 @@ from ..checks import check_choice, nearest
 from .fields import LARGEST_TEXT, converted, expect, read
 
 CHOICES = {
-    "stage": ("base", "1", "2"),
+    "stage": ("base", "1", "2", "length"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
     "initialization": ("published", "transform_coder"),
@@ -39,6 +39,7 @@ LIMITS = {
     **dict.fromkeys(("regulariser", "gan_schedule", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("clip", "seconds", "max_megapixels"), "(0, inf)"),
     "crop": "(0, 1]",
+    "tail_drop": "[0, 1]",
     "iterations_per_step": "[1, 1e6]",
     "first_only": "[0, 0.75)",
     "seed": "[0, 1e18]",
@@ -63,7 +64,8 @@ class TrainingConfig:
     Attributes:
         stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
             adaptive tokenizer on a frozen base (latent distillation), "2" the adaptive tokenizer on pixels, its base
-            frozen or trained with it.
+            frozen or trained with it; "length" only the length head of the model in ``start_from``, on what ``steps``
+            batches record (:mod:`alit.training.length_stage`).
         data: folder of pictures, or a pattern of WebDataset shards, ``shards/train-{000..099}.tar``: a local path,
             as are ``output``, ``start_from`` and ``base_from``.
         output: folder of the run: checkpoints, log, model. None keeps nothing.
@@ -96,6 +98,9 @@ class TrainingConfig:
         first_only: fraction of the run, below 0.75, in which only the first iteration counts; the range grows to all
             of them until three quarters of the run: a latent has to carry something before the recurrence can refine
             it. None: all iterations from the start.
+        tail_drop: stages 1 and 2: probability for each image and iteration that the decoder sees only the first of its
+            tokens (see :mod:`alit.losses.tails`), so that a part of an iteration can be kept. With it belongs
+            ``any_length: true`` in ``model``, by which criteria do so.
         perceptual: stage 2: "lpips", whose weights are fetched at the first run, or "off".
         perceptual_weight, l2_weight, ssim_weight: stage 2: of mean LPIPS, of the mean squared error and of 1 - SSIM;
             L1 has weight 1.
@@ -151,6 +156,7 @@ class TrainingConfig:
     iterations_per_step: int | None = None
     through_time: bool = True
     first_only: float | None = None
+    tail_drop: float = 0.0
     perceptual: str = "lpips"
     perceptual_weight: float = 1.0
     l2_weight: float = 0.0

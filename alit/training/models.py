@@ -43,6 +43,10 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
         return AdaptiveTokenizer(described)
     if config.start_from is not None:
         return AdaptiveTokenizer.from_pretrained(config.start_from)
+    if config.stage == "length":
+        raise ValueError(
+            "start_from: stage length expects the model file that gets a length head, got none"
+        )
     options = {"size": "nano", "base": "dct", **config.model}
     base_state: dict[str, Tensor] = {}
     if config.base_from is not None:

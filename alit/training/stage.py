@@ -103,15 +103,22 @@ class AdaptiveStage(Stage):
             check_shardable(model)
         if config.compile:
             compile_parts(model)
+        if model.length_head is not None:  # a stage of its own
+            model.length_head.requires_grad_(False)
         super().__init__(model, config, own, module, blocks(model))
 
     def reconstructions(self, images: Tensor) -> list[Tensor]:
         """The images at four lengths, from the shortest to the longest."""
-        model, last = self.model, self.model.config.iterations - 1
-        wanted = sorted({round(i * last / 3) for i in range(4)})
-        predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
-        precise = (x._replace(code_BNC=x.code_BNC.float()) for x in predictions if x is not None)
-        return [model.pixels(x) for x in precise]
+        return at_four_lengths(self.model, images)
+
+
+def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
+    """Reconstructions, from the shortest to the longest."""
+    last = model.config.iterations - 1
+    wanted = sorted({round(i * last / 3) for i in range(4)})
+    predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
+    precise = (x._replace(code_BNC=x.code_BNC.float()) for x in predictions if x is not None)
+    return [model.pixels(x) for x in precise]
 
 
 def accumulated(module: nn.Module, parts: Sequence[Any], compute: Callable[[Any], Terms]) -> Terms:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..losses import stage1_loss
+from ..losses.tails import check_tails
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import GradientGraph, Terms
@@ -23,7 +24,11 @@ class Stage1Module(nn.Module):
         self.model = model
         # Recomputed in the backward, all iterations' activations of the decoder at once would be too many.
         together = False if config.activation_checkpointing else None
-        self.options: dict[str, Any] = {"through_time": config.through_time, "together": together}
+        self.options: dict[str, Any] = {
+            "through_time": config.through_time,
+            "together": together,
+            "tail_drop": config.tail_drop,
+        }
 
     def forward(self, images: Tensor, at: Sequence[int]) -> tuple[Tensor, Terms]:
         """The loss, and its terms by name."""
@@ -41,10 +46,12 @@ class Stage1(AdaptiveStage):
     """A step on the latent distillation loss, computed by a CUDA graph where that is wanted.
 
     Raises:
-        ValueError: a model that cannot be sharded, or a step that cannot be captured.
+        ValueError: a model that cannot be sharded, or a step that cannot be captured; ``tail_drop``, and tokens that
+            halt.
     """
 
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
+        check_tails(model, config.tail_drop)
         model.train()
         model.base_tokenizer.eval().requires_grad_(False)
         if config.cuda_graph:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..losses import PatchDiscriminator, Perceptual, Weights, discriminator_loss, pixel_loss
 from ..losses.stage2 import reconstructions
+from ..losses.tails import check_tails
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import Terms
@@ -53,7 +54,9 @@ class GeneratorModule(nn.Module):
         terms: Terms = {}
         pixels: dict[int, Tensor] = {}
         for index, decoded, quantization in reconstructions(
-            self.model, images, at, base, through_time=self.config.through_time
+            *(self.model, images, at, base),
+            through_time=self.config.through_time,
+            tail_drop=self.config.tail_drop,
         ):
             judge = self.critics.discriminator(index) if gan_weight > 0 else None
             loss, found = pixel_loss(
@@ -90,10 +93,12 @@ class Stage2(AdaptiveStage):
     """A step of both sides: the discriminators see the reconstructions that the generator was judged by.
 
     Raises:
-        ValueError: LPIPS weights that cannot be had; pictures too small for a discriminator; what cannot be sharded.
+        ValueError: LPIPS weights that cannot be had; pictures too small for a discriminator; what cannot be sharded;
+            ``tail_drop``, and tokens that halt.
     """
 
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
+        check_tails(model, config.tail_drop)
         model.train()
         model.base_tokenizer.eval()
         if not config.train_base:

@@ -20,6 +20,7 @@ from . import checkpoints
 from .base_stage import BaseStage
 from .batches import batches
 from .config import TrainingConfig
+from .length_stage import LengthStage, add_length_head
 from .log import Log, NotFinite, Terms
 from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
 from .optimization import schedule
@@ -31,7 +32,12 @@ from .stage import Stage, recomputed
 from .stage1 import Stage1
 from .stage2 import Stage2
 
-STAGES: dict[str, Callable[..., Stage]] = {"base": BaseStage, "1": Stage1, "2": Stage2}
+STAGES: dict[str, Callable[..., Stage]] = {
+    "base": BaseStage,
+    "1": Stage1,
+    "2": Stage2,
+    "length": LengthStage,
+}
 #: Names of skipped files that are kept.
 MOST_NAMES = 10_000
 
@@ -136,6 +142,8 @@ class _Run:
         config, own, stack = self.config, self.own, self.stack
         torch.manual_seed(config.seed)
         self.model = build(config, source) if model is None else model
+        if config.stage == "length":
+            add_length_head(self.model)
         if source is not None and model is not None:
             check_same_model(model, source)
         self.model.to(own.device)

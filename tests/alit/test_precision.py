@@ -7,7 +7,7 @@ import torch
 
 from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, TokenAccuracy
 from alit.attention_maps import latent_attention
-from alit.criteria import Criterion
+from alit.criterion import Criterion
 from alit.losses import stage1_loss
 from tests.helpers.models import BASES, VARIANTS, images, model
 

@@ -76,10 +76,11 @@ def test_best_iteration_fallback() -> None:
         errors = torch.stack(
             [MaxL1(0.0).error(iteration, corrected) for iteration in corrected.rollout(x)]
         )
-    assert corrected.encode(x, MaxL1(0.0)).lengths.tolist() == [12] * 5
-    best = (3 * (errors.argmin(0) + 1)).tolist()
+    near = (errors <= 1.01 * errors.amin(0)).int()
+    shortest, best = ((3 * (x.argmax(0) + 1)).tolist() for x in (near, -errors))
+    assert corrected.encode(x, MaxL1(0.0)).lengths.tolist() == shortest
     assert quirky.encode(x, MaxL1(0.0)).lengths.tolist() == best
-    assert best != [12] * 5
+    assert best != shortest
 
 
 def test_unquantized_tokens() -> None:

@@ -27,13 +27,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CASES: dict[str, dict[str, Any]] = {
     "workers": {"workers": 1, "iterations_per_step": 1},
+    "tails": {"tail_drop": 0.6, "model": {**SMALL, "any_length": True}},
     "parts": {"accumulate": 2, "precision": "bfloat16", "model": {**SMALL, "ema_decay": 0.9}},
     "shards": {"data": "shards", "workers": 1, "shuffle_buffer": 4},
     "base": {"stage": "base", "model": {**SMALL, "base": VAE}},
+    "length": {"stage": "length", "start_from": "start.safetensors"},
     # Across the beginning of the adversarial loss.
     "stage 2": {
         **{"stage": "2", "start_from": "start.safetensors"},
-        **{"gan_schedule": ((0.3, 0.2), (0.6, 0.8)), "perceptual": "lpips"},
+        **{"gan_schedule": ((0.3, 0.2), (0.6, 0.8)), "perceptual": "lpips", "tail_drop": 0.5},
     },
 }
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit import AdaptiveTokenizer, CodeError, FixedLength, MaxL1, Quirks, TokenSequence
+from alit import (
+    AdaptiveTokenizer,
+    Budget,
+    CodeError,
+    FixedLength,
+    MaxL1,
+    Predicted,
+    Quirks,
+    TokenSequence,
+)
 from alit.sizes import learned_place
 from tests.helpers.models import BASES, images, model, same_indices
 
@@ -96,6 +105,27 @@ def test_images_of_the_models_size_are_as_in_a_batch(base: str) -> None:
         assert torch.equal(m.decode(batch), m.decode(listed))
         by_default = TokenSequence(batch.lengths, indices=batch.indices)
         assert torch.equal(m.decode(by_default), m.decode(batch))
+
+
+@pytest.mark.parametrize("length_head", [False, True])
+def test_lengths_in_one_pass_and_budgets_of_images_of_any_size(length_head: bool) -> None:
+    """Predicted ones as for each alone; a budget is that of the whole list."""
+    m, x = model(length_head=length_head, any_length=True), pictures()
+    if m.length_head is not None:
+        m.length_head.pictures.fill_(10)
+        with torch.no_grad():
+            m.length_head.hidden.weight.normal_(generator=torch.Generator().manual_seed(0))
+        found = m.encode(x, Predicted(max_l1=0.5))
+        single = TokenSequence.concatenate(alone(m, x, [Predicted(max_l1=0.5)] * len(x)))
+        assert torch.equal(found.lengths, single.lengths)
+    spent = m.encode(x, Budget(7))
+    assert int(spent.lengths.sum()) <= 7 * len(x) and spent.sizes.tolist() == [*map(list, SIZES)]
+    same = images()
+    batch, listed = m.encode(same, Budget(7)), m.encode(list(same), Budget(7))
+    assert torch.equal(batch.rows, listed.rows) and torch.equal(batch.sizes, listed.sizes)
+    found = m.encode(x, MaxL1(0.3))
+    single = TokenSequence.concatenate(alone(m, x, [MaxL1(0.3)] * len(x)))
+    assert torch.equal(found.lengths, single.lengths)
 
 
 def test_one_run_of_the_encoder_for_all() -> None:
@@ -222,6 +252,7 @@ def test_sizes_stay_with_their_images() -> None:
     joined = TokenSequence.concatenate([tokens[1], tokens, tokens[0]])
     assert joined.sizes.tolist() == [[16, 4], [8, 12], [16, 4], [8, 12]]
     assert tokens.to("cpu").sizes.tolist() == tokens.sizes.tolist()
+    assert tokens.truncated(1).sizes.tolist() == tokens.sizes.tolist()
     assert sequence(None)[0].sizes is None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alit import (
     AdaptiveTokenizer,
+    AllOf,
     CodeError,
     FixedLength,
     MaxL1,
@@ -90,7 +91,9 @@ def test_criteria_are_per_image(base: str, kind: Any) -> None:
         values = torch.stack([kind(0.0).error(iteration, m) for iteration in iterations])
         threshold = float(values.flatten().sort().values[11:13].mean())
         good = values < threshold
-    good[3] = True
+    error = 1 - values if kind is TokenAccuracy else values
+    # Where none is good enough: the first that is nearly as good as the best.
+    good |= ~good.any(0) & (error <= 1.01 * error.amin(0))
     expected = (3 * (1 + good.int().argmax(0))).tolist()
     assert m.encode(x, kind(threshold)).lengths.tolist() == expected
     assert len(set(expected)) > 1
@@ -133,7 +136,7 @@ def test_evaluation_is_deterministic_and_generators_are_obeyed() -> None:
 def test_halting_does_not_depend_on_the_criterion(quirks: Quirks) -> None:
     """A criterion that needs no prediction gives the tokens that any other gives at that length."""
     m, x = model("vqgan", halting="mask", halting_threshold=0.06, quirks=quirks), images()
-    fixed, by_error = m.encode(x, FixedLength(12)), m.encode(x, MaxL1(0.0))
+    fixed, by_error = m.encode(x, FixedLength(12)), m.encode(x, AllOf(MaxL1(9.0), FixedLength(12)))
     assert torch.equal(fixed.rows, by_error.rows)
     off = model("vqgan", quirks=quirks).encode(x, FixedLength(12))
     assert not torch.equal(off.rows, fixed.rows)
@@ -213,14 +216,8 @@ class Always:
             lambda m: m.rollout(images(), predict_at=[4]),
             r"predict_at: expected iterations in 0\.\.3",
         ),
-        (
-            lambda m: m.encode(images(), FixedLength(4)),
-            "tokens: expected multiples of 3 from 3 to 1",
-        ),
-        (
-            lambda m: m.encode(images(), FixedLength(15)),
-            "tokens: expected multiples .* to 12, got 15",
-        ),
+        (lambda m: m.encode(images(), FixedLength(0)), "tokens: expected 1 to 12, got 0"),
+        (lambda m: m.encode(images(), FixedLength([3, 13, 3])), "tokens: expected 1 to 12, got 13"),
         (lambda m: m.encode(images(), FixedLength([3, 6])), r"one length per image \(3\), got 2"),
         (lambda m: m.encode(images(), FixedLength(2.5)), "tokens: expected an integer"),
         (

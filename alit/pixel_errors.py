@@ -1,4 +1,4 @@
-"""Structural similarity (Wang et al., 2004), differentiable."""
+"""How far pictures are from others: absolute, relative to their contrast, in structure (SSIM, Wang et al., 2004)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+#: Contrast that every picture is taken to have, a flat one too (see :class:`RelativeL1`).
+LEAST_CONTRAST = 0.03
+
+
+def l1_of(pixels: Tensor, images: Tensor) -> Tensor:
+    """(B,) float32, mean absolute error of each pair."""
+    return (pixels - images).float().abs().mean((1, 2, 3))
+
+
+def relative_l1_of(pixels: Tensor, images: Tensor) -> Tensor:
+    """(B,) float32, mean absolute error of pixels clamped to [0, 1] over the image's contrast, see ``RelativeL1``."""
+    images = images.float()
+    contrast = (images - images.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
+    return l1_of(pixels.float().clamp(0, 1), images) / contrast.clamp(min=LEAST_CONTRAST)
+
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
     """SSIM of each pair, 1 for equal ones: (B,) float32, or float64. Pictures (B, 3, height, width) in [0, 1].
 
     As scikit-image computes it by default: uniform window, sample covariance, mean over channels and the windows
     that lie within the picture.
+
+    Raises:
+        ValueError: pictures smaller than the window.
     """
+    if min(x.shape[-2:]) < window:
+        size = "x".join(map(str, x.shape[-2:]))
+        raise ValueError(f"images: expected at least {window}x{window} pixels for SSIM, got {size}")
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
     mean_x, mean_y = avg_pool2d(x, window, 1), avg_pool2d(y, window, 1)

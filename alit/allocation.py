@@ -1,0 +1,54 @@
+"""Tokens where they help most: a total over many images, shared by how their errors fall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+
+def allocated(errors_BP: Tensor, lengths: Sequence[int], total: int) -> list[int]:
+    """A length for each image, together at most ``total``, for a small sum of errors.
+
+    Greedy on the lower convex hull of each curve, where each step down lowers the error by less for a token than the
+    one before: of all images' steps the best are taken first, and of one that does not fit, as much as does. None that
+    lowers no error.
+
+    Args:
+        errors_BP: of each image at each of the ``lengths``, which rise.
+        total: at least the first length for each image.
+    """
+    curves = errors_BP.cummin(1).values.tolist()
+    steps = [
+        ((curve[stop] - curve[start]) / (lengths[stop] - lengths[start]), image, start, stop)
+        for image, curve in enumerate(curves)
+        for start, stop in _hull(lengths, curve)
+    ]
+    chosen = [0] * len(curves)
+    left = total - len(curves) * lengths[0]
+    for slope, image, start, stop in sorted(steps):
+        if slope >= 0 or chosen[image] != start:  # or an earlier step of it did not fit
+            continue
+        fitting = (k for k in range(start, stop + 1) if lengths[k] - lengths[start] <= left)
+        end = min(fitting, key=lambda k: (curves[image][k], k))
+        left -= lengths[end] - lengths[start]
+        chosen[image] = end
+    return [lengths[place] for place in chosen]
+
+
+def _hull(lengths: Sequence[int], curve: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """Neighbouring corners of the lower convex hull of a curve."""
+    corners: list[int] = []
+    for new in range(len(lengths)):
+        while len(corners) > 1 and _above(lengths, curve, corners[-2], corners[-1], new):
+            corners.pop()
+        corners.append(new)
+    yield from pairwise(corners)
+
+
+def _above(x: Sequence[int], y: Sequence[float], first: int, middle: int, last: int) -> bool:
+    """Whether the middle point lies on or above the line between the others."""
+    return (y[middle] - y[first]) * (x[last] - x[first]) >= (y[last] - y[first]) * (
+        x[middle] - x[first]
+    )

@@ -1,0 +1,94 @@
+"""How errors fall with the number of tokens: measured at every length that a curve has, or predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import BaseTokens
+from .criteria import CodeError
+from .iteration import Bottleneck, Iteration
+from .length_head import KINDS, curve_lengths, features_of
+from .model import AdaptiveModel
+from .pixel_errors import l1_of, relative_l1_of
+from .prediction import predicted_l1
+from .rollout import Rollout, rollouts_of
+
+
+class Curves(NamedTuple):
+    """Of some images.
+
+    Attributes:
+        features_BF: of the first iteration, for the length head.
+        errors_BKP: of each kind (``KINDS``) at each of the lengths that were measured.
+        bottlenecks: the latents read out after each iteration.
+    """
+
+    features_BF: Tensor
+    errors_BKP: Tensor
+    bottlenecks: list[Bottleneck]
+
+
+@torch.no_grad()
+def measured(
+    model: AdaptiveModel,
+    images: Tensor | Rollout,
+    *,
+    lengths: Sequence[int] | None = None,
+    base: BaseTokens | None = None,
+    generator: torch.Generator | None = None,
+) -> Curves:
+    """Run all iterations and decode the first tokens of each, at these ``lengths`` above the iteration before.
+
+    All ``curve_lengths`` where none are given. Of images, or of a rollout of them that has not begun.
+    """
+    lengths = curve_lengths(model.config) if lengths is None else lengths
+    features: list[Tensor] = []
+    errors: list[Tensor] = []
+    bottlenecks: list[Bottleneck] = []
+    rollout = images
+    if isinstance(rollout, Tensor):
+        rollout = Rollout(model, rollout, base=base, predict_at=(), generator=generator)
+    for iteration in rollout:
+        if not features:
+            features.append(features_of(iteration))
+        own = range(
+            iteration.num_tokens - model.config.latents_per_iteration + 1, iteration.num_tokens + 1
+        )
+        errors += [_errors(iteration, model, length) for length in lengths if length in own]
+        bottlenecks.append(iteration.bottleneck)
+    return Curves(features[0], torch.stack(errors, -1), bottlenecks)
+
+
+def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
+    """(B, kinds) of the first tokens."""
+    codes_BLC = iteration.bottleneck.codes_BLC[:, :length]
+    prediction = model.predict(codes_BLC, iteration.base.target_BN, places=iteration.places)
+    pixels, images = model.pixels(prediction), iteration.images
+    found = {
+        "l1": l1_of(pixels, images),
+        "code_error": CodeError(0.0).error(replace(iteration, prediction=prediction), model),
+        "relative_l1": relative_l1_of(pixels, images),
+    }
+    return torch.stack([found[kind].float() for kind in KINDS], 1)
+
+
+@torch.no_grad()
+def l1_curves(model: AdaptiveModel, images: Sequence[Tensor]) -> Tensor:
+    """Mean absolute pixel errors (B, P) at ``curve_lengths``, on the CPU: predicted by the model, or measured.
+
+    Args:
+        images: (3, height, width) each, of any sizes, as in the lists that :func:`alit.encoding.encode` takes.
+    """
+    curves: dict[int, Tensor] = {}
+    for rollout, numbers in rollouts_of(model, images, predict_at=()):
+        if model.length_head is None:
+            errors_BP = measured(model, rollout).errors_BKP[:, KINDS.index("l1")].cpu()
+        else:
+            errors_BP = predicted_l1(next(rollout), model.length_head)
+        curves |= zip(numbers, errors_BP, strict=True)
+    return torch.stack([curves[number] for number in range(len(images))])

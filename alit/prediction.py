@@ -1,0 +1,170 @@
+"""Lengths that are known once the first iteration is: by what the length head predicts, for a limit or for a budget."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .allocation import allocated
+from .criteria import FixedLength
+from .criterion import NEAR, Prepared, check_threshold
+from .iteration import Iteration
+from .length_head import KINDS, LengthHead, curve_lengths, features_of
+from .model import AdaptiveModel
+
+
+class Planned(FixedLength):
+    """Lengths of the images that have these numbers, ascending."""
+
+    def __init__(self, tokens: list[int], numbers: list[int]) -> None:
+        super().__init__(tokens)
+        self.numbers = torch.tensor(numbers)
+
+    def of(self, images: list[int]) -> list[int]:
+        places = {number: place for place, number in enumerate(self.numbers.tolist())}
+        return super().of([places[image] for image in images])
+
+    def wanted(self, iteration: Iteration) -> Tensor:
+        numbers = self.numbers.to(iteration.image_index_B)
+        places = torch.searchsorted(numbers, iteration.image_index_B)
+        return self.tokens.to(iteration.image_index_B)[places]
+
+
+class Predicted(Prepared):
+    """As many tokens as the model's length head says will be needed for a limit: one run of the encoder decides, and
+    nothing is decoded.
+
+    The fewest tokens whose predicted error, with the margin that training found, is within the limit; where none is,
+    the fewest within 1 % of the least predicted error. All images of a batch wait for the device once.
+
+    Args:
+        max_l1, max_code_error, max_relative_l1: one of them: a limit as that of :class:`alit.MaxL1`,
+            :class:`alit.CodeError` or :class:`alit.RelativeL1`.
+
+    Raises:
+        TypeError, ValueError: not one limit, or one that is no number or below 0; when used, a model whose weights have
+            no length head, or one that was not trained.
+    """
+
+    needs_prediction = False
+    any_length = True
+
+    def __init__(
+        self,
+        *,
+        max_l1: float | None = None,
+        max_code_error: float | None = None,
+        max_relative_l1: float | None = None,
+    ) -> None:
+        limits = {"l1": max_l1, "code_error": max_code_error, "relative_l1": max_relative_l1}
+        given = {kind: limit for kind, limit in limits.items() if limit is not None}
+        if len(given) != 1:
+            names = ", ".join(f"max_{kind}" for kind in given) or "none"
+            raise ValueError(f"Predicted: expected one of max_{', max_'.join(KINDS)}, got {names}")
+        ((self.kind, self.limit),) = given.items()
+        check_threshold(f"max_{self.kind}", self.limit)
+
+    def check(self, model: AdaptiveModel, images: int | None = None) -> None:
+        head_of(model, "Predicted")
+
+    def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
+        head = head_of(model, "Predicted")
+        kind = KINDS.index(self.kind)
+        curve_BP = head(features_of(first))[:, kind] + head.margin[kind].float()
+        places_B = fewest(curve_BP, float(self.limit))
+        step, longest = head.lengths[0], head.lengths[-1]
+        lengths_B = ((places_B + 1) * step).clamp(max=longest)
+        return Planned(_of_trained(head, lengths_B, "Predicted"), numbers)
+
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        if iteration.index:
+            raise ValueError("Predicted: expected the first iteration, which says all lengths")
+        numbers = iteration.image_index_B.tolist()
+        return self.planned(iteration, model, numbers)(iteration, model)
+
+
+class Budget(Prepared):
+    """``mean_tokens`` times the number of images, spent where it lowers the mean absolute pixel error most; never more.
+
+    For a whole batch (``encode``): where the model has a length head, by its predictions, else by the errors of all
+    lengths, which are measured for it. See :func:`alit.allocation.allocated`.
+
+    Raises:
+        TypeError, ValueError: no number; when used, one that is not from the shortest length to the longest, or in a
+            stream, whose images are not known together.
+    """
+
+    needs_prediction = False
+
+    def __init__(self, mean_tokens: float) -> None:
+        check_threshold("mean_tokens", mean_tokens)
+        self.mean_tokens = float(mean_tokens)
+
+    def check(self, model: AdaptiveModel, images: int | None = None) -> None:
+        least, most = curve_lengths(model.config)[0], model.config.max_tokens
+        if not least <= self.mean_tokens <= most:
+            raise ValueError(
+                f"mean_tokens: expected {least} to {most}, shortest and longest length, got {self.mean_tokens:g}"
+            )
+
+    def spent(self, errors_BP: Tensor, lengths: tuple[int, ...]) -> list[int]:
+        """A length for each image."""
+        return allocated(errors_BP, lengths, math.floor(self.mean_tokens * len(errors_BP) + 1e-6))
+
+    def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
+        head = head_of(model, "Budget")
+        errors_BP = predicted_l1(first, head)
+        return Planned(self.spent(errors_BP, head.lengths), numbers)
+
+    def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
+        raise ValueError("Budget: expected a whole batch, by encode; it is no criterion of others")
+
+
+def fewest(curve_BP: Tensor, limit: float) -> Tensor:
+    """(B,) the first place where a falling curve of logarithms is within the limit; where none is, within 1 % of its
+    last value.
+    """
+    target = math.log(limit) if limit > 0 else -math.inf
+    least_B1 = curve_BP[:, -1:]
+    bound_B1 = torch.where(least_B1 <= target, target, least_B1 + math.log(NEAR))
+    return (curve_BP <= bound_B1).int().argmax(1)
+
+
+def predicted_l1(first: Iteration, head: LengthHead) -> Tensor:
+    """Mean absolute pixel errors (B, P) on the CPU.
+
+    Raises:
+        ValueError: a length head that was not trained.
+    """
+    curve_BP = head(features_of(first))[:, KINDS.index("l1")].exp()
+    rows = torch.cat([curve_BP, head.pictures.float().expand(len(curve_BP), 1)], 1).cpu()
+    _check_trained(float(rows[0, -1]), "Budget")
+    return rows[:, :-1]
+
+
+def head_of(model: AdaptiveModel, name: str) -> LengthHead:
+    """The model's length head.
+
+    Raises:
+        ValueError: it has none; the message names the command that trains one.
+    """
+    if model.length_head is None:
+        raise ValueError(f"{name}: these weights have no length head; {_HOW}")
+    return model.length_head
+
+
+_HOW = "train one: alit train --stage length --start-from MODEL --data PHOTOS --output RUN"
+
+
+def _of_trained(head: LengthHead, lengths_B: Tensor, name: str) -> list[int]:
+    """On the host, in one look at the device, which also says whether the head was trained."""
+    *lengths, pictures = torch.cat([lengths_B, head.pictures.long()[None]]).tolist()
+    _check_trained(pictures, name)
+    return lengths
+
+
+def _check_trained(pictures: float, name: str) -> None:
+    if pictures <= 0:
+        raise ValueError(f"{name}: the length head of these weights was not trained; {_HOW}")

@@ -1,0 +1,194 @@
+"""Training of the length head alone: its steps record how errors fall with the number of tokens, the last one fits it.
+
+A step runs the frozen model on a batch and writes features and errors into a table, which checkpoints hold. After the
+last one the head is fitted to nine tenths of the table and its margins to the rest, the first tenth: a function of the
+table and the seed. That tenth is recorded at all lengths, other pictures at the end of each iteration and at one length
+within it, drawn for each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss
+
+from ..curves import measured
+from ..length_head import KINDS, LengthHead
+from ..prediction import fewest
+from ..tokenizer import AdaptiveTokenizer
+from .config import TrainingConfig
+from .cuda_graph import Terms
+from .optimization import MovingAverage, schedule
+from .processes import Processes
+from .stage import Stage, at_four_lengths
+
+#: Of the fit: steps, rows of a step, and the learning rate at its peak, unless the configuration has one.
+FIT_STEPS, FIT_BATCH, FIT_RATE = 2000, 256, 2e-3
+#: Share of predictions that are to be within the limit, of pictures that a length meets.
+WITHIN = 0.9
+#: Limits at which margins are set: quantiles of the errors in the table.
+QUANTILES = (0.05, 0.95, 37)
+#: Margins that are tried: of logarithms of errors.
+MARGINS = (-0.2, 0.5, 141)
+
+
+def add_length_head(model: AdaptiveTokenizer) -> None:
+    """Give a model that has none a length head, untrained."""
+    if model.length_head is None:
+        model.config = dataclasses.replace(model.config, length_head=True)
+        model.length_head = LengthHead(model.config).to(model.latent_tokens)
+
+
+class Table(nn.Module):
+    """What was recorded of each picture: features (N, F), logarithms of errors (N, kinds, P), which are known
+    (N, 1, P).
+    """
+
+    features: Tensor
+    errors: Tensor
+    known: Tensor
+
+    def __init__(self, rows: int, head: LengthHead) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.zeros(rows, len(head.mean)))
+        self.register_buffer("errors", torch.zeros(rows, len(KINDS), len(head.lengths)))
+        self.register_buffer("known", torch.zeros(rows, 1, len(head.lengths)))
+
+
+class LengthStage(Stage):
+    """Only the length head learns.
+
+    Raises:
+        ValueError: several processes, sharding, an end by the clock, less than 10 pictures in all.
+    """
+
+    def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
+        if own.count > 1 or config.parallel == "fsdp":
+            raise ValueError(
+                f"stage: length expects one process, got {own.count} ({config.parallel})"
+            )
+        if config.seconds is not None:
+            raise ValueError("seconds: stage length ends after its steps; expected none")
+        rows = config.steps * config.batch_size
+        if rows < 10:
+            raise ValueError(f"steps: expected at least 10 pictures for a length head, got {rows}")
+        add_length_head(model)
+        assert model.length_head is not None
+        model.eval().requires_grad_(False)
+        self.head = model.length_head.requires_grad_(True)
+        for layer in (self.head.hidden, self.head.out):
+            layer.reset_parameters()
+        super().__init__(model, config, own, self.head)
+        self.held_out = rows // 10
+        self.table = Table(rows, self.head).to(own.device)
+        self.modules["table"] = self.table
+
+    def step(self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]) -> Terms:
+        """Record a batch; after the last one, fit. The terms: means of each kind of error, and how good the fit is."""
+        images = torch.cat(list(parts))
+        places = self._places(step)
+        with self.autocast():
+            found = measured(self.model, images, lengths=[self.head.lengths[x] for x in places])
+        rows = slice(step * len(images), (step + 1) * len(images))
+        self.table.features[rows] = found.features_BF.float()
+        self.table.errors[rows, :, places] = found.errors_BKP.float().clamp(min=1e-6).log()
+        self.table.known[rows, :, places] = 1
+        means = found.errors_BKP.float().mean((0, 2))
+        terms = {"loss": means[0], **dict(zip(KINDS, means, strict=True))}
+        return terms | (self._fitted() if step + 1 == self.config.steps else {})
+
+    def reconstructions(self, images: Tensor) -> list[Tensor]:
+        return at_four_lengths(self.model, images)
+
+    def _places(self, step: int) -> list[int]:
+        """Where curves are recorded in a step."""
+        lengths, own = self.head.lengths, self.model.config.latents_per_iteration
+        every = range(len(lengths))
+        if step * self.config.batch_size < self.held_out:
+            return list(every)
+        chance = random.Random(f"{self.config.seed} lengths {step}")
+        places = {x for x in every if lengths[x] % own == 0} | {every[-1]}
+        for iteration in range(self.model.config.iterations):
+            within = [x for x in every if 0 < lengths[x] - iteration * own < own]
+            places |= {chance.choice(within)} if within else set()
+        return sorted(places)
+
+    def _fitted(self) -> Terms:
+        """Fit the head and its margins; how well."""
+        head, table = self.head, self.table
+        kept = self.held_out
+        # An error above one at fewer tokens decides nothing.
+        curves = torch.where(table.known > 0, table.errors, torch.inf).cummin(-1).values
+        features, known = table.features[kept:], table.known[kept:]
+        targets = torch.where(known > 0, curves[kept:], 0.0)
+        _start(head, features, curves[:kept])
+        optimiser, peak = self.optimisers[self.side], self.config.learning_rate or FIT_RATE
+        chance = torch.Generator().manual_seed(self.config.seed)
+        for number in range(FIT_STEPS):
+            rows = torch.randint(len(features), (FIT_BATCH,), generator=chance)
+            rows = rows.to(features.device)
+            difference = (head(features[rows]) - targets[rows]).abs() * known[rows]
+            fit = difference.sum() / (known[rows].sum() * len(KINDS))
+            fit.backward()
+            optimiser.step(peak * schedule(number / FIT_STEPS, 0.05))
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        # The last weights: the learning rate has come down to 0.
+        self.average = MovingAverage(trained, self.config.ema)
+        with torch.no_grad():
+            predicted = head(table.features[:kept])
+            held_out = l1_loss(predicted, curves[:kept])
+            shares = []
+            for kind in range(len(KINDS)):
+                margin, share = _margin(predicted[:, kind], curves[:kept, kind])
+                head.margin[kind] = margin
+                shares.append(share)
+        terms = {f"within_{kind}": share for kind, share in zip(KINDS, shares, strict=True)}
+        return {"fit": fit.detach(), "held_out": held_out, **terms}
+
+
+@torch.no_grad()
+def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
+    """Begin with the statistics of the features, and with the mean of the curves for every picture."""
+    head.mean.copy_(features.mean(0))
+    head.std.copy_(features.std(0).clamp(min=1e-3))
+    head.pictures.fill_(len(features))
+    mean = curves.mean(0)
+    drops = (mean[:, :-1] - mean[:, 1:]).clamp(min=1e-4)
+    values = torch.cat([mean[:, :1], drops.expm1().log()], 1)  # the inverse of softplus
+    head.out.bias.copy_(values.flatten())
+    head.out.weight.mul_(0.1)
+
+
+def _margin(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """What a predicted curve needs added, so that the lengths it gives meet the limit as often as they should.
+
+    Of all pairs of a held-out picture and a limit that one of its lengths meets.
+
+    Args:
+        predicted, true: (N, P) logarithms of errors; limits are taken from the latter.
+
+    Returns:
+        The smallest margin of ``MARGINS`` with which enough are within their limit, or else most, and their share.
+    """
+    low, high, count = QUANTILES
+    at = torch.linspace(low, high, count, device=true.device)
+    limits = torch.quantile(true.flatten()[:: true.numel() // 1_000_000 + 1], at)
+
+    def within(margin: Tensor) -> Tensor:
+        hits = met = torch.zeros((), device=true.device)
+        for limit in limits.exp().tolist():
+            place = fewest(predicted + margin, limit)
+            can = true[:, -1] <= math.log(limit)
+            hits = hits + ((true.gather(1, place[:, None])[:, 0] <= math.log(limit)) & can).sum()
+            met = met + can.sum()
+        return hits / met.clamp(min=1)
+
+    margins = torch.linspace(*MARGINS, device=true.device)
+    shares = torch.stack([within(margin) for margin in margins])
+    chosen = (shares >= shares.max().clamp(max=WITHIN)).int().argmax()
+    return margins[chosen], shares[chosen]
