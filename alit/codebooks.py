@@ -40,7 +40,7 @@ class CodebookPerIteration(nn.ModuleList):
         """Codes (B, L, C) of indices (B, L) from position 0 on."""
         parts = index_BL.split(self.step, dim=1)
         own = list(self)[: len(parts)]
-        return torch.cat([q.codes(x) for q, x in zip(own, parts, strict=True)], dim=1)
+        return torch.cat([quantizer.codes(x) for quantizer, x in zip(own, parts, strict=True)], dim=1)
 
 
 def vector_quantizer(config: AdaptiveTokenizerConfig) -> VectorQuantizer:

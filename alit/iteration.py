@@ -14,6 +14,7 @@ from torch import Tensor
 from alit_kernels import VectorQuantized
 
 from .base import BaseTokens, Prediction
+from .sizes import Places
 
 #: Which tokens halt, given each one's probability of halting (B, N - 1): bool of the same shape.
 HaltingDraw = Callable[[Tensor], Tensor]
@@ -65,6 +66,7 @@ class Iteration:
             halts.
         lengths_B: (B,) int64, how many of the latents count for each image, where only the first of them are looked at;
             None: all.
+        places: of the images' grid, as ``model.predict`` takes them; None for the model's own.
     """
 
     index: int
@@ -77,6 +79,7 @@ class Iteration:
     prediction: Prediction | None
     halted: Tensor | None
     lengths_B: Tensor | None = None
+    places: Places | None = None
 
     @property
     def tokens_B(self) -> Tensor:
