@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from ..console import counted
 from ..plots import BLUE, GREY, INK, ORANGE, pyplot, save
 from .calibration import Calibration
-from .results import Blockiness, Evaluation, LengthQuality, Quality
+from .results import Blockiness, Evaluation, FileQuality
 
 #: Heading and format of each field of :class:`alit.evaluation.Quality`.
 COLUMNS = {
@@ -131,24 +131,25 @@ def plot(result: Evaluation, path: Path) -> None:
 
 
 def _plot_quality(axes: Any, result: Evaluation, name: str) -> None:
-    lines: tuple[tuple[str, str, str, Callable[[LengthQuality], Quality | None]], ...] = (
-        ("model", "o-", BLUE, lambda row: row.model),
-        ("thumbnail", "s--", ORANGE, lambda row: row.thumbnail),
-        ("WebP file", "^:", INK, lambda row: row.webp and row.webp.quality),
-        ("AVIF without container", "v:", GREY, lambda row: row.avif and row.avif.quality),
-    )
-    for label, style, color, of in lines:
-        there = [(row.bits, quality) for row in result.lengths if (quality := of(row)) is not None]
-        values = [getattr(quality, name) for _, quality in there]
-        axes.plot([bits for bits, _ in there], values, style, color=color, label=label)
+    for kind, label, style, color in (
+        ("model", "model", "o-", BLUE),
+        ("thumbnail", "thumbnail", "s--", ORANGE),
+        ("webp", "WebP file", "^:", INK),
+        ("avif", "AVIF without container", "v:", GREY),
+    ):
+        found = [(row.bits, x) for row in result.lengths if (x := getattr(row, kind)) is not None]
+        shown = [x.quality if isinstance(x, FileQuality) else x for _, x in found]
+        values = [getattr(quality, name) for quality in shown]
+        axes.plot([bits for bits, _ in found], values, style, color=color, label=label)
     axes.set(xlabel="bits per picture", ylabel=COLUMNS[name][0])
 
 
 def _plot_blocks(axes: Any, result: Evaluation) -> None:
     for name, color in (("step_32", BLUE), ("step_8", ORANGE)):
-        there = [(x.bits, step) for x in result.lengths if (step := getattr(x.blockiness, name))]
+        there = [x for x in result.lengths if getattr(x.blockiness, name) is not None]
+        bits, steps = [x.bits for x in there], [getattr(x.blockiness, name) for x in there]
         label = f"borders of {name.removeprefix('step_')} pixels"
-        axes.plot(*([x[i] for x in there] for i in range(2)), "o-", color=color, label=label)
+        axes.plot(bits, steps, "o-", color=color, label=label)
         if (own := getattr(result.blockiness, name)) is not None:
             axes.axhline(own, color=color, linestyle=":")
     axes.set(xlabel="bits per picture", ylabel="step over that elsewhere", ylim=(0, None))
