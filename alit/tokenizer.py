@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import encoding, model_file
 from .alit_format import ModelIdentity
-from .base import Prediction, build_base
+from .base import build_base
 from .config import AdaptiveTokenizerConfig
 from .model import AdaptiveModel
 from .rollout import Rollout
@@ -86,11 +86,6 @@ class AdaptiveTokenizer(AdaptiveModel):
             TypeError, ValueError: no tokens, or some that do not fit the model: kind, channels, index or length out of
                 range.
         """
-        return self.pixels(self.predict_tokens(tokens))
-
-    @torch.no_grad()
-    def predict_tokens(self, tokens: TokenSequence) -> Prediction:
-        """What the decoder makes of tokens, before there are pixels; raises as :meth:`decode`."""
         self._check_tokens(tokens)
         tokens = tokens.to(self.encoder_mask_token.device)
         if tokens.indices is not None:
@@ -100,7 +95,7 @@ class AdaptiveTokenizer(AdaptiveModel):
             if self.config.bottleneck == "quantized":
                 codes_BLC = self.quantize(codes_BLC).quantized
         equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
-        return self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths)
+        return self.pixels(self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths))
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config

@@ -59,23 +59,24 @@ def evaluate(
     ] = False,
     device: options.Device = "auto",
 ) -> None:
-    """L1, PSNR and SSIM of every length, beside a thumbnail and image files of as many bits, and what iterations add.
+    """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
 
-    And LPIPS and rFID, where the weights of their networks are at hand, and class agreement with alit[perceptual].
+    And beside image files of as many bytes; and what each iteration adds.
+    LPIPS, rFID and class agreement, where their networks are at hand.
 
         alit evaluate run/model.safetensors --data photos
 
     A tokenizer that loses to a thumbnail has learned nothing.
     """
     listing = _listing(data, suite, recursive)
+    listing.pictures = listing.pictures[:limit]
     if output is not None:
         pyplot()  # a missing library is reported before any work
     others = networks(choose(device), fetch=fetch)
     loaded = options.load(model, device)
-    pictures: list[Path] | list[Drawing] = listing.pictures[:limit]
+    pictures: list[Path] | list[Drawing] = listing.pictures
     if suite is not None:
         pictures = SUITES[suite](loaded.config.image_size[0])[:limit]
-    listing.pictures = listing.pictures[:limit]
     total = counted(len(pictures), "picture")
     reading: dict[str, Any] = {
         "protocol": protocol,
@@ -91,10 +92,7 @@ def evaluate(
             calibrated = calibrate(loaded, pictures, criteria, **reading)
     if output is not None:
         _write(output, model, result, calibrated)
-    for table in [*tables(result), *([calibration_table(calibrated)] if calibrated else [])]:
-        console.print(table)
-    for reason in (*others.left_out, *image_files.left_out()):
-        console.out(f"left out {printable(reason)}")
+    _show(result, calibrated, [*others.left_out, *image_files.left_out()])
     listing.unreadable = result.unreadable
     options.say_what_is_missing(listing)
 
@@ -109,6 +107,15 @@ def _listing(data: Path | None, suite: str | None, recursive: bool) -> Listing:
     if suite not in SUITES:
         raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
     return Listing()
+
+
+def _show(result: Evaluation, calibrated: list[Calibration], left_out: list[str]) -> None:
+    for table in tables(result):
+        console.print(table)
+    if calibrated:
+        console.print(calibration_table(calibrated))
+    for reason in left_out:
+        console.out(f"left out {printable(reason)}")
 
 
 def _write(folder: Path, model: str, result: Evaluation, calibrated: list[Calibration]) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..base import Prediction
 from ..criteria import CodeError, Criterion, ErrorCriterion, MaxL1
 from ..images import MAX_MEGAPIXELS
+from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from .pictures import Reading
 from .simple import Drawing
@@ -105,11 +107,22 @@ def _measured(
             each = [measure.error(iteration, model) for iteration in iterations]
             errors[unlimited] = torch.stack(each).amin(0)
         tokens = model.encode(images, criterion, base=last.base)
-        got = measure.error(replace(last, prediction=model.predict_tokens(tokens)), model)
+        got = measure.error(replace(last, prediction=_predicted(model, tokens)), model)
         limit = measure.threshold
         values = errors[unlimited] < limit, tokens.lengths, got, got < limit
         found.append(torch.stack([x.double().cpu() for x in values], dim=1))
     return found
+
+
+def _predicted(model: AdaptiveTokenizer, tokens: TokenSequence) -> Prediction:
+    """What the decoder makes of tokens alone, before there are pixels."""
+    if tokens.indices is not None:
+        codes_BLC = model.codes(tokens.padded())
+    else:
+        codes_BLC = tokens.padded()
+        if model.config.bottleneck == "quantized":  # Quirks.unquantized_tokens
+            codes_BLC = model.quantize(codes_BLC).quantized
+    return model.predict(codes_BLC, lengths_B=tokens.lengths)
 
 
 @torch.no_grad()
@@ -117,18 +130,18 @@ def usual_limits(
     model: AdaptiveTokenizer,
     pictures: Sequence[Path] | Sequence[Drawing],
     *,
+    kinds: Sequence[type[ErrorCriterion]] = (MaxL1, CodeError),
     count: int = 5,
     protocol: str = "pinned",
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[ErrorCriterion]:
-    """:class:`MaxL1` and :class:`CodeError` at ``count`` limits each, from what few to what most lengths reach.
+    """Criteria of these kinds at ``count`` limits each, from what few to what most lengths reach.
 
     They are quantiles, in two digits, of the errors of these pictures over all lengths, so that they fit any base
     tokenizer. Arguments and what is raised are those of :func:`calibrate`.
     """
-    kinds = (MaxL1, CodeError)
     errors: list[list[Tensor]] = [[] for _ in kinds]
     reading = Reading(pictures, model.config, protocol, batch_size, max_megapixels)
     for images in reading:

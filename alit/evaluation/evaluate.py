@@ -63,10 +63,12 @@ def evaluate(
             assert iteration.prediction is not None
             ours = eight_bits(model.pixels(iteration.prediction), truncated=truncated).cpu()
             theirs = thumbnail(images, length.bits)
-            length.add(batch, ours, theirs, iteration.bottleneck.quantized)
+            quantized = iteration.bottleneck.quantized
+            index_BL = None if quantized is None else quantized.index.cpu()
+            length.add(batch, ours, theirs, index_BL)
             shown += [ours, theirs]
-        if (longest := iteration.bottleneck.quantized) is not None:
-            iterations.add(model, images, longest.index, truncated=truncated)
+        if index_BL is not None:  # of the longest length
+            iterations.add(model, images, index_BL, truncated=truncated)
         if frechet is not None:
             frechet.add(images, shown)
         if on_batch is not None:

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alit_kernels import VectorQuantized
-
 from ..config import AdaptiveTokenizerConfig
 from .image_files import FORMATS, Shown
 from .learned import Networks
@@ -70,18 +68,15 @@ class LengthMeasures:
         self.files = {name: FileMeasures() for name in FORMATS}
         self.counts = torch.zeros(config.codebook_size, dtype=torch.int64)
 
-    def add(
-        self, batch: Batch, ours: Tensor, theirs: Tensor, quantized: VectorQuantized | None
-    ) -> None:
-        """The model's pictures and the thumbnails, each (B, 3, side, side) of 8 bits."""
+    def add(self, batch: Batch, ours: Tensor, theirs: Tensor, index_BL: Tensor | None) -> None:
+        """The model's pictures and the thumbnails, (B, 3, side, side) of 8 bits, and the tokens if they are codes."""
         self.ours.add(self._qualities(batch, ours))
         self.theirs.add(self._qualities(batch, theirs))
         self.borders.add(ours)
         for name, files in batch.files.items():
             self.files[name].add(batch.images, [file[self.iteration] for file in files])
-        if quantized is not None:
-            index = quantized.index.flatten().cpu()
-            self.counts += torch.bincount(index, minlength=len(self.counts))
+        if index_BL is not None:
+            self.counts += torch.bincount(index_BL.flatten(), minlength=len(self.counts))
 
     def _qualities(self, batch: Batch, shown: Tensor) -> dict[str, Tensor]:
         values = _pixels(batch.images, shown)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from alit import CodeError, FixedLength, MaxL1
+from alit import CodeError, FixedLength, MaxL1, Quirks
 from alit.evaluation import calibrate, drawings, usual_limits
 from alit.images import load_square
 from tests.helpers.models import model
@@ -40,7 +40,7 @@ def test_max_l1(files: list[Path]) -> None:
         assert row.within == pytest.approx(float((got < row.limit).double().mean()))
         met = (each.amin(0) < row.limit).double().mean()
         assert row.met == pytest.approx(float(met))
-    assert (found[0].met, found[0].tokens, found[0].within) == (0, 12, 0)
+    assert (found[0].met, found[0].within) == (0, 0)
     assert (found[-1].met, found[-1].tokens, found[-1].within) == (1, 3, 1)
 
 
@@ -49,14 +49,17 @@ def test_one_criterion_measures_what_another_foresees(files: list[Path]) -> None
     always, code = calibrate(m, files, [(FixedLength(6), MaxL1(9.0)), CodeError(0.0)])
     assert (always.criterion, always.limit, always.tokens) == ("FixedLength", 9.0, 6)
     assert (always.met, always.within) == (1, 1)
-    assert (code.criterion, code.met, code.tokens, code.within) == ("CodeError", 0, 12, 0)
+    assert (code.criterion, code.met, code.within) == ("CodeError", 0, 0)
     assert code.error > 0
 
 
-@pytest.mark.parametrize("options", [{"bottleneck": "continuous"}, {"base": "vqgan"}])
-def test_other_models(files: list[Path], options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"bottleneck": "continuous"}, {"base": "vqgan"}, {"quirks": Quirks(unquantized_tokens=True)}],
+)
+def test_other_models(files: list[Path], options: dict[str, Any]) -> None:
     rows = calibrate(model(image_size=(16, 16), **options), files[:2], [CodeError(0.01)])
-    assert rows[0].tokens == 12 and rows[0].error > 0
+    assert rows[0].tokens > 0 and rows[0].error > 0
 
 
 def test_usual_limits(files: list[Path]) -> None:
