@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from PIL import Image, features
+from PIL import Image
 from torch import Tensor
 
 from ..images import to_image, to_tensor
@@ -35,7 +35,9 @@ def left_out() -> tuple[str, ...]:
 
 
 def has(name: str) -> bool:
-    return bool(features.check(name))
+    """Whether this Pillow writes the format."""
+    Image.init()
+    return name.upper() in Image.SAVE
 
 
 def files(picture: Tensor, name: str, limits: Sequence[int]) -> list[Shown | None]:

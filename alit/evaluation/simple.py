@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 from torch import Tensor
 
 from ..images import to_tensor
@@ -38,7 +38,15 @@ class Drawing(NamedTuple):
 
 
 def drawings(side: int) -> list[Drawing]:
-    """The suite, kind by kind, ``side`` pixels squared; the same in every call."""
+    """The suite, kind by kind, ``side`` pixels squared; the same in every call.
+
+    Raises:
+        ValueError: this Pillow has no FreeType.
+    """
+    if not features.check("freetype2"):
+        raise ValueError(
+            "suite: expected a Pillow with FreeType, which writes text, got one without"
+        )
     drawn = []
     for kind, draw in KINDS.items():
         for number in range(EACH):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alit import FixedLength
-from alit.evaluation import drawings, evaluate, metrics, thumbnail
+from alit.evaluation import drawings, evaluate, metrics, simple, thumbnail
 from tests.helpers.commands import refused, run, text
 from tests.helpers.models import model
 
@@ -55,6 +55,12 @@ def test_kinds_are_measured_apart() -> None:
     assert result.lengths[0].model.l1 == pytest.approx(mean)
     with pytest.raises(ValueError, match=r"pictures: expected shape \(3, 16, 16\), got \(3, 24"):
         evaluate(m, drawings(24))
+
+
+def test_without_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simple.features, "check", lambda name: name != "freetype2")
+    with pytest.raises(ValueError, match="suite: expected a Pillow with FreeType"):
+        drawings(16)
 
 
 def test_command(folder: Path, tmp_path: Path) -> None:
