@@ -79,11 +79,12 @@ def evaluate(
         *(protocol, reading.done, config.image_size),
         [x.result(rfid[2 * i], rfid[2 * i + 1]) for i, x in enumerate(lengths)],
         *(reading.unreadable, borders.result(), iterations.result()),
-        _kinds(reading.drawn, lengths),
+        kinds_of(reading.drawn, lengths),
     )
 
 
-def _kinds(drawn: Sequence[Drawing], lengths: Sequence[LengthMeasures]) -> list[KindQuality]:
+def kinds_of(drawn: Sequence[Drawing], lengths: Sequence[LengthMeasures]) -> list[KindQuality]:
+    """L1 of each kind of drawings, in their order, at lengths that have measured them; empty for none."""
     found = []
     for kind in dict.fromkeys(x.kind for x in drawn):
         its = torch.tensor([x.kind == kind for x in drawn])

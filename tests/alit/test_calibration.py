@@ -46,9 +46,19 @@ def test_max_l1(files: list[Path]) -> None:
 
 def test_one_criterion_measures_what_another_foresees(files: list[Path]) -> None:
     m = model(image_size=(16, 16))
-    always, code = calibrate(m, files, [(FixedLength(6), MaxL1(9.0)), CodeError(0.0)])
-    assert (always.criterion, always.limit, always.tokens) == ("FixedLength", 9.0, 6)
-    assert (always.met, always.within) == (1, 1)
+    x = torch.stack([load_square(file, 16) for file in files])
+    each = [
+        (m.decode(m.encode(x, FixedLength(n))) - x).abs().mean((1, 2, 3)) for n in (3, 6, 9, 12)
+    ]
+    best = torch.stack(each).amin(0)
+    picture = int((each[1] - best).argmax())
+    limit = (
+        float((each[1] + best)[picture]) / 2
+    )  # which some length meets, and that of 6 tokens does not
+    always, code = calibrate(m, files, [(FixedLength(6), MaxL1(limit)), CodeError(0.0)])
+    assert (always.criterion, always.limit, always.tokens) == ("FixedLength", limit, 6)
+    assert always.within == pytest.approx(float((each[1] < limit).double().mean()))
+    assert always.met > always.within
     assert (code.criterion, code.met, code.within) == ("CodeError", 0, 0)
     assert code.error > 0
 

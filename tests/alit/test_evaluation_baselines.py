@@ -41,7 +41,7 @@ def stored(shown: Image.Image, side: int, quality: int) -> bytes:
 def test_webp_files_are_the_best_that_fit() -> None:
     """By a search of all qualities at the largest side of which the lowest fits."""
     x = picture()
-    original, limits = to_image(x), (20, 48, 90, 160, 400, 10**6)
+    original, limits = to_image(x), (21, 47, 51, 89, 161, 399, 10**6)
     found = image_files.files(x, "webp", limits)
     assert found[0] is None
     sides = []
@@ -66,7 +66,7 @@ def test_webp_files_are_the_best_that_fit() -> None:
         sides.append(side)
     assert sides == sorted(sides) and sides[0] < 64 == sides[-1]
     errors = [float(metrics.l1(x, shown.pixels)) for shown in found[1:] if shown is not None]
-    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1 * errors[0]
 
 
 @pytest.mark.skipif(not image_files.has("avif"), reason="a Pillow without AVIF")
@@ -141,15 +141,16 @@ def test_blockiness(tmp_path: Path) -> None:
 
 
 class Sees(nn.Module):
-    """In place of a classifier: eight scores of the means of eight parts."""
+    """In place of a classifier: forty scores of the means of four parts."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(12, 8, generator=generator))
+        self.weight = nn.Parameter(torch.randn(12, 40, generator=generator))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1) @ self.weight
+        means = nn.functional.adaptive_avg_pool2d(pictures, 2)
+        return (means - 0.5).flatten(1) @ self.weight
 
 
 def test_class_agreement(folder: Path) -> None:
@@ -166,7 +167,7 @@ def test_class_agreement(folder: Path) -> None:
                 assert quality.top1 == pytest.approx(float((place == 0).float().mean()))
                 assert quality.top5 == pytest.approx(float((place < 5).float().mean()))
     tops = [(row.model.top1, row.model.top5) for row in result.lengths]
-    assert any(first < five for first, five in tops if first is not None and five is not None)
+    assert any(None not in pair and 0 < pair[0] < pair[1] < 1 for pair in tops)
 
 
 def test_classifier_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from alit import FixedLength
-from alit.evaluation import drawings, evaluate, metrics, simple, thumbnail
+from alit.evaluation import Drawing, drawings, evaluate, metrics, simple, thumbnail
+from alit.evaluation.evaluate import kinds_of
+from alit.evaluation.length import Rows
 from tests.helpers.commands import refused, run, text
 from tests.helpers.models import model
 
@@ -55,6 +59,23 @@ def test_kinds_are_measured_apart() -> None:
     assert result.lengths[0].model.l1 == pytest.approx(mean)
     with pytest.raises(ValueError, match=r"pictures: expected shape \(3, 16, 16\), got \(3, 24"):
         evaluate(m, drawings(24))
+
+
+@pytest.mark.parametrize("second", [0.1, 0.3])
+def test_a_kind_beats_the_thumbnail_at_every_length(second: float) -> None:
+    """In the mean of its pictures; other kinds do not matter."""
+    drawn = [Drawing(kind, torch.zeros(3, 8, 8)) for kind in ("text", "icon", "text")]
+    lengths: list[Any] = []
+    for tokens, ours in ((3, 0.1), (6, second)):
+        found = SimpleNamespace(tokens=tokens, ours=Rows(), theirs=Rows())
+        found.ours.add({"l1": torch.tensor([ours - 0.05, 0.9, ours + 0.05], dtype=torch.float64)})
+        found.theirs.add({"l1": torch.tensor([0.2, 0.1, 0.2], dtype=torch.float64)})
+        lengths.append(found)
+    text_kind, icon = kinds_of(drawn, lengths)
+    assert (text_kind.kind, text_kind.pictures) == ("text", 2)
+    assert [x.model for x in text_kind.lengths] == pytest.approx([0.1, second])
+    assert text_kind.beats_thumbnail == (second == 0.1)
+    assert (icon.kind, icon.beats_thumbnail, icon.lengths[0].thumbnail) == ("icon", False, 0.1)
 
 
 def test_without_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
