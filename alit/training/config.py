@@ -103,8 +103,8 @@ class TrainingConfig:
         tail_drop: stages 1 and 2: probability for each image and iteration that the decoder sees only the first of its
             tokens (see :mod:`alit.losses.tails`), so that a part of an iteration can be kept. With it belongs
             ``any_length: true`` in ``model``, by which criteria do so.
-        perceptual: stage 2: "lpips", whose weights are fetched at the first run, "efficientnet", whose weights come with
-            the extra ``perceptual`` (:class:`alit.losses.FeatureDistance`), or "off".
+        perceptual: stage 2: "lpips", whose weights are fetched at the first run; "efficientnet", whose weights come
+            with the extra ``perceptual`` (:class:`alit.losses.FeatureDistance`); or "off".
         perceptual_weight, l2_weight, ssim_weight: stage 2: of mean LPIPS, of the mean squared error and of 1 - SSIM;
             L1 has weight 1.
         code_weight: stage 2: of the mean squared error of the code, as in stage 1.
