@@ -115,17 +115,33 @@ class KLVAEConfig(Convolutional):
 
 @dataclass(frozen=True)
 class DCTConfig(Checked):
-    """Base tokenizer without weights: the lowest block-DCT coefficients of each patch, per luma and chroma plane."""
+    """Base tokenizer on the lowest DCT coefficients of each patch, per luma and chroma plane; weights are optional.
+
+    ``lapped``: the transform overlaps neighbouring patches, so that no border shows, and all planes are in units of
+    equal squared RGB error. False: blocks, each plane in units of its deviation in photographs.
+
+    ``filter``: channels of a network at a quarter of the resolution that mends the inverse transform's image, twice as
+    many at an eighth; 0 for none, and then the base has no weights. ``filter_blocks`` residual blocks at an eighth.
+    """
 
     kind: Literal["dct"] = "dct"
     patch_size: Annotated[int, Range(1, MAX_PATCH)] = 16
     luma: Size = 28
     chroma: Size = 6
+    lapped: bool = False
+    filter: Annotated[int, Range(0, MAX_SIZE)] = 0
+    filter_blocks: Annotated[int, Range(1, 64)] = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("luma", "chroma"):
             check_number(name, getattr(self, name), int, 1, self.patch_size**2)
+        if self.lapped and self.patch_size % 2:
+            raise ValueError(
+                f"patch_size: a lapped transform needs an even one, got {self.patch_size}"
+            )
+        if self.filter and self.patch_size % 8:
+            raise ValueError(f"patch_size: a filter needs a multiple of 8, got {self.patch_size}")
 
     @property
     def latent_channels(self) -> int:
@@ -201,6 +217,11 @@ class AdaptiveTokenizerConfig(Checked):
         iterations: at most this many; the longest description has ``iterations * latents_per_iteration`` tokens.
         codebook_size, code_dim, metric, commitment, ema_decay, dead_code_threshold: of the latent quantizer, see
             :class:`alit_kernels.nn.VectorQuantizer`; the published one replaces no dead codes.
+        codebooks: one "shared" by all tokens, as published, or "each" iteration its own, for the tokens that it added:
+            an index is looked up by its position and takes as many bits as before.
+        recurrence: what an iteration hands to the next. "latents", as published: image tokens as the encoder gave them,
+            and all tokens are read out anew. "residual": image tokens of what the decoder does not tell yet from the
+            tokens so far; these are final, so that a longer description begins with the shorter one.
         halting: what happens to image tokens that are described well enough: nothing ("off"), they are replaced by the
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
@@ -223,6 +244,8 @@ class AdaptiveTokenizerConfig(Checked):
     latents_per_iteration: Size = 32
     iterations: Size = 8
     codebook_size: Codes = 4096
+    codebooks: Literal["shared", "each"] = "shared"
+    recurrence: Literal["latents", "residual"] = "latents"
     code_dim: Size = 12
     metric: Literal["cosine", "euclidean"] = "cosine"
     commitment: Annotated[float, Range(0, math.inf)] = 0.25
@@ -247,6 +270,18 @@ class AdaptiveTokenizerConfig(Checked):
                 f"encoder.width: expected more than the {self.base.latent_channels} channels of the "
                 f"{self.base.kind} base, got {self.encoder.width}; choose a larger size, or another base"
             )
+        if self.recurrence == "residual":
+            for name, needed in (
+                ("bottleneck", "quantized"),
+                ("codebooks", "each"),
+                ("halting", "off"),
+            ):
+                if getattr(self, name) != needed:
+                    raise ValueError(
+                        f"{name}: expected {needed!r} with recurrence 'residual', got {getattr(self, name)!r}"
+                    )
+            if self.base.kind == "vqgan":
+                raise ValueError("base: recurrence 'residual' needs a continuous base, got 'vqgan'")
         if self.bottleneck == "unfactorized" and self.encoder.width != self.decoder.width:
             raise ValueError("decoder.width: expected the encoder's width in an unfactorized model")
 

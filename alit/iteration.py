@@ -26,20 +26,26 @@ class Bottleneck:
     Attributes:
         codes_BLC: what the decoder gets: quantized, continuous, or (unfactorized) of the encoder's width.
         continuous_BLC: the same before normalisation and quantization.
-        quantized: indices and losses; None where there is no quantizer.
+        quantized: of the latents that this iteration quantized: all, or with ``recurrence="residual"`` the fresh ones.
+            None where there is no quantizer.
+        index_BL: int64, of all; None likewise.
     """
 
     codes_BLC: Tensor
     continuous_BLC: Tensor
-    quantized: VectorQuantized | None
+    quantized: VectorQuantized | None = None
+    index_BL: Tensor | None = None
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The quantizer's."""
+        return None if self.quantized is None else self.quantized.loss
 
     def select(self, images: Tensor) -> Bottleneck:
-        """Of some images (an index over B); the losses stay those of all."""
-        quantized = self.quantized
-        if quantized is not None:
-            rows, index = quantized.quantized[images], quantized.index[images]
-            quantized = quantized._replace(quantized=rows, index=index)
-        return Bottleneck(self.codes_BLC[images], self.continuous_BLC[images], quantized)
+        """Of some images (a bool mask or an index over B), without the losses of all."""
+        index_BL = None if self.index_BL is None else self.index_BL[images]
+        codes_BLC, continuous_BLC = self.codes_BLC[images], self.continuous_BLC[images]
+        return Bottleneck(codes_BLC, continuous_BLC, None, index_BL)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 from alit_kernels.nn import Linear, VectorQuantizer
 
 from .base import BaseTokens, Prediction, build_base
-from .base.interface import to_rows
+from .base.interface import to_grid, to_rows
+from .codebooks import CodebookPerIteration, vector_quantizer
 from .config import AdaptiveTokenizerConfig
 from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
@@ -54,15 +55,8 @@ class AdaptiveModel(nn.Module):
         # The unfactorized published model keeps this layer, unused.
         self.pre_quantizer_mlp = Linear(width, config.code_dim)
         if config.bottleneck == "quantized":
-            self.quantize = VectorQuantizer(
-                config.codebook_size,
-                config.code_dim,
-                metric=config.metric,
-                commitment=config.commitment,
-                ema_decay=config.ema_decay,
-                ema_rewrites_all=config.quirks.ema_rewrites_all_codes,
-                dead_code_threshold=config.dead_code_threshold,
-            )
+            each = config.codebooks == "each"
+            self.quantize = CodebookPerIteration(config) if each else vector_quantizer(config)
 
         self.decoder_class_embedding = nn.Parameter(torch.empty(1, decoder_width))
         self.decoder_positional_embedding = nn.Parameter(
@@ -98,19 +92,24 @@ class AdaptiveModel(nn.Module):
 
     def first_input(self, images: Tensor, base: BaseTokens) -> Tensor:
         """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)"""
-        patches_BCHW = torch.cat([base.tokens_BCHW, self.patch_embed(images)], dim=1)
+        tokens_BND = self.image_tokens(images, base.tokens_BCHW)
+        latents = self.fresh_latents(0).expand(images.shape[0], -1, -1)
+        return self.encoder_ln_pre(torch.cat([tokens_BND, latents], dim=1))
+
+    def image_tokens(self, images: Tensor, tokens_BCHW: Tensor) -> Tensor:
+        """Class and image tokens with their positions: base tokens beside patches of pixels. (B, N, D)"""
+        patches_BCHW = torch.cat([tokens_BCHW, self.patch_embed(images)], dim=1)
         image_tokens_BND = to_rows(normalize(patches_BCHW, dim=1))
-        batch = images.shape[0]
-        class_token_B1D = self.encoder_class_embedding.expand(batch, -1, -1).to(
+        class_token_B1D = self.encoder_class_embedding.expand(images.shape[0], -1, -1).to(
             image_tokens_BND.dtype
         )
-        tokens_BND = (
-            torch.cat([class_token_B1D, image_tokens_BND], dim=1)
-            + self.encoder_positional_embedding
-        )
-        return self.encoder_ln_pre(
-            torch.cat([tokens_BND, self.fresh_latents(0).expand(batch, -1, -1)], dim=1)
-        )
+        tokens_BND = torch.cat([class_token_B1D, image_tokens_BND], dim=1)
+        return tokens_BND + self.encoder_positional_embedding
+
+    def missing_tokens(self, images: Tensor, base: BaseTokens, prediction: Prediction) -> Tensor:
+        """Class and image tokens of what a prediction does not tell of the base tokens. (B, N, D)"""
+        missing_BNC = base.code_BNC - prediction.code_BNC.to(base.code_BNC.dtype)
+        return self.image_tokens(images, to_grid(missing_BNC, self.config.grid))
 
     def fresh_latents(self, iteration: int) -> Tensor:
         """The latents that iteration adds. (L, D)"""
@@ -135,15 +134,22 @@ class AdaptiveModel(nn.Module):
         )
         return self.encoder_ln_recursive(torch.cat([image_tokens_BND, latents_BLD, fresh], dim=1))
 
-    def read_out(self, latents_BLD: Tensor) -> Bottleneck:
-        """Latents to codes for the decoder."""
-        continuous_BLC = self.encoder_ln_post(latents_BLD)
+    def read_out(self, latents_BLD: Tensor, earlier: Bottleneck | None = None) -> Bottleneck:
+        """Latents to codes for the decoder; ``earlier`` where the codes of all but the last latents are final."""
+        known = 0 if earlier is None else earlier.codes_BLC.shape[1]
+        continuous_BLC = self.encoder_ln_post(latents_BLD[:, known:])
         if self.config.bottleneck != "unfactorized":
             continuous_BLC = self.pre_quantizer_mlp(continuous_BLC)
-        quantized = self.quantize(continuous_BLC) if self.config.bottleneck == "quantized" else None
-        return Bottleneck(
-            continuous_BLC if quantized is None else quantized.quantized, continuous_BLC, quantized
-        )
+        if self.config.bottleneck != "quantized":
+            return Bottleneck(continuous_BLC, continuous_BLC)
+        at = (known,) if isinstance(self.quantize, CodebookPerIteration) else ()
+        quantized = self.quantize(continuous_BLC, *at)
+        codes_BLC, index_BL = quantized.quantized, quantized.index
+        if earlier is not None and earlier.index_BL is not None:
+            codes_BLC = torch.cat([earlier.codes_BLC.detach(), codes_BLC], dim=1)
+            continuous_BLC = torch.cat([earlier.continuous_BLC.detach(), continuous_BLC], dim=1)
+            index_BL = torch.cat([earlier.index_BL, index_BL], dim=1)
+        return Bottleneck(codes_BLC, continuous_BLC, quantized, index_BL)
 
     @property
     def decoder_query_ND(self) -> Tensor:
@@ -195,6 +201,8 @@ class AdaptiveModel(nn.Module):
         return error < (0.025 if threshold is None else threshold)
 
     def codes(self, index: Tensor) -> Tensor:
-        """Codes (..., C) of indices, normalised as the decoder was trained on them (raw in compatibility mode)."""
-        quantizer, raw = self.quantize, self.config.quirks.raw_codebook_entries
-        return quantizer.embedding(index) if raw else quantizer.codes(index)
+        """Codes (B, L, C) of indices (B, L), normalised as the decoder was trained on them (raw in compatibility mode)."""
+        quantizer = self.quantize
+        if isinstance(quantizer, VectorQuantizer) and self.config.quirks.raw_codebook_entries:
+            return quantizer.embedding(index)
+        return quantizer.codes(index)

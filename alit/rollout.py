@@ -12,8 +12,8 @@ from torch import Tensor
 
 from alit_kernels import compact
 
-from .base import BaseTokens
-from .iteration import HaltingDraw, Iteration
+from .base import BaseTokens, Prediction
+from .iteration import Bottleneck, HaltingDraw, Iteration
 from .layers import one_behind_another
 from .model import AdaptiveModel
 
@@ -73,7 +73,12 @@ class Rollout(Iterator[Iteration]):
 
         self.model, self.images, self.base = model, images, base
         self.halting_draw = draw if halting_draw is None else halting_draw
-        self.through_time, self.predict_later = through_time, predict_later
+        # What is missing yet is no way for gradients: codes of earlier iterations are final.
+        self.residual = config.recurrence == "residual"
+        self.through_time = through_time and not self.residual
+        self.predict_later = predict_later
+        self.earlier: Bottleneck | None = None
+        self.predicted: Prediction | None = None
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
         with self._recording():
@@ -96,6 +101,8 @@ class Rollout(Iterator[Iteration]):
         self.image_index_B, self.tokens_BSD = self.image_index_B[images], self.tokens_BSD[images]
         if self.dropped is not None:
             self.dropped = self.dropped[images]
+        if self.earlier is not None:
+            self.earlier = self.earlier.select(images)
 
     def rows_kept(self) -> Tensor:
         """(B, S) bool: the rows that the encoder sees."""
@@ -134,12 +141,17 @@ class Rollout(Iterator[Iteration]):
         halts = config.halting != "off" and (not last or quirks.halt_after_last_iteration)
         if model.training and quirks.halt_only_at_predicted_iterations:
             halts = halts and wanted
-        bottleneck = model.read_out(latents_BLD)
+        bottleneck = model.read_out(latents_BLD, self.earlier)
         prediction = halted = None
         if wanted or halts:
             prediction = model.predict(bottleneck.codes_BLC, self.base.target_BN)
             if halts:
                 halted = model.halted(prediction, self.base, self.halting_draw)
+        if self.residual and not last:
+            self.predicted = prediction
+            if prediction is None:
+                with torch.no_grad():
+                    self.predicted = model.predict(bottleneck.codes_BLC)
         if config.halting == "drop" and halted is not None:
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
@@ -153,6 +165,10 @@ class Rollout(Iterator[Iteration]):
     def _prepare(self, iteration: Iteration) -> None:
         """The encoder's next input."""
         image_tokens_BND, latents_BLD = iteration.image_tokens_BND, iteration.latents_BLD
+        if self.residual:
+            assert self.predicted is not None
+            self.earlier = iteration.bottleneck
+            image_tokens_BND = self.model.missing_tokens(self.images, self.base, self.predicted)
         if not self.through_time:
             image_tokens_BND, latents_BLD = image_tokens_BND.detach(), latents_BLD.detach()
         halted = None if self.model.config.halting == "drop" else iteration.halted

@@ -238,8 +238,8 @@ def first_tokens(
     """The first tokens of all images that were read out together, or of some rows."""
     latents_BLC = bottleneck.continuous_BLC[rows, :count]
     lengths = torch.full((len(latents_BLC),), count, device=latents_BLC.device)
-    if bottleneck.quantized is None or model.config.quirks.unquantized_tokens:
+    if bottleneck.index_BL is None or model.config.quirks.unquantized_tokens:
         return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
     return TokenSequence(
-        lengths, indices=bottleneck.quantized.index[rows, :count].flatten().clone()
+        lengths, indices=bottleneck.index_BL[rows, :count].flatten().clone()
     )

@@ -1,4 +1,4 @@
-"""A base tokenizer without weights: block-DCT coefficients, as JPEG uses them, on patches of any size."""
+"""A base tokenizer on DCT coefficients of patches: of blocks, as JPEG uses them, or of a lapped transform."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
 from ..config import DCTConfig
+from .filter import ImageFilter
 from .interface import BaseTokens, ContinuousBase, to_grid
 
 #: RGB in [0, 1] to luma and two chroma planes (ITU-R BT.601).
@@ -17,6 +18,8 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 
 #: Standard deviation of a patch's mean in photographs, for luma and each chroma plane.
 AMPLITUDES = (0.2, 0.065, 0.065)
+#: Of the lapped transform: the luma plane's, and chroma planes in units of the same squared RGB error.
+LUMA_AMPLITUDE = 0.2
 
 
 class BlockDCT(nn.Module):
@@ -29,9 +32,16 @@ class BlockDCT(nn.Module):
     Args:
         counts: coefficients of the luma and of each chroma plane, lowest frequencies first; C is their sum.
         span: of the pixels, from black to white; a power of two.
+        amplitudes: the constant of each plane, in units of ``span`` and of a patch's mean.
     """
 
-    def __init__(self, patch_size: int, counts: tuple[int, int, int], span: float = 1.0) -> None:
+    def __init__(
+        self,
+        patch_size: int,
+        counts: tuple[int, int, int],
+        span: float = 1.0,
+        amplitudes: tuple[float, float, float] = AMPLITUDES,
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         frequencies = sorted(
@@ -46,7 +56,7 @@ class BlockDCT(nn.Module):
         inverse = torch.linalg.inv(color)
         analysis, synthesis = [], []
         for plane, count in enumerate(counts):
-            scale = span * patch_size * AMPLITUDES[plane]
+            scale = span * patch_size * amplitudes[plane]
             analysis.append(color[plane][:, None, None] * basis[:count, None] / scale)
             synthesis.append(inverse[:, plane][:, None, None] * basis[:count, None] * scale)
         self.analysis: Tensor
@@ -63,16 +73,53 @@ class BlockDCT(nn.Module):
         return conv_transpose2d(coefficients, filters, stride=self.patch_size)
 
 
+class LappedTransform(nn.Module):
+    """Images to the lowest coefficients of a lapped orthogonal transform, and back; otherwise as :class:`BlockDCT`.
+
+    The type-II fast LOT (Malvar, 1990) as a filter across the borders of patches before the block DCT (Tran, Liang and
+    Tu, 2003): each basis function reaches halfway into the neighbouring patches. The filter stops at the image's edge.
+    """
+
+    def __init__(self, patch_size: int, counts: tuple[int, int, int]) -> None:
+        super().__init__()
+        inverse = torch.linalg.inv(torch.tensor(YCBCR, dtype=torch.float64))
+        norms = inverse.square().sum(0).sqrt()
+        amplitudes = (LUMA_AMPLITUDE * norms[0] / norms).tolist()
+        self.blocks = BlockDCT(patch_size, counts, amplitudes=amplitudes)
+        self.border: Tensor
+        self.register_buffer("border", _border_filter(patch_size).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width), mid-grey at 0, to (B, C, H, W)."""
+        return self.blocks(self._filtered(images, self.border))
+
+    def inverse(self, coefficients: Tensor) -> Tensor:
+        return self._filtered(self.blocks.inverse(coefficients), self.border.T)
+
+    def _filtered(self, images: Tensor, filters: Tensor) -> Tensor:
+        """Each border's surroundings, half a patch to both sides, along rows and along columns."""
+        size = filters.shape[0]
+        for _ in range(2):
+            first, inner, last = images.tensor_split([size // 2, images.shape[-1] - size // 2], -1)
+            inner = (inner.unflatten(-1, (-1, size)) @ filters.T.to(images.dtype)).flatten(-2)
+            images = torch.cat([first, inner, last], dim=-1).transpose(-1, -2)
+        return images
+
+
 class DCTBase(ContinuousBase):
     """Tokens and targets are the lowest-frequency DCT coefficients of each patch, see :class:`BlockDCT`.
 
-    Within a plane a squared code error then weighs all frequencies as the squared pixel error does.
+    Within a plane a squared code error then weighs all frequencies as the squared pixel error does; with a lapped
+    transform in all planes.
     """
 
     def __init__(self, config: DCTConfig) -> None:
         super().__init__()
         self.outputs = config.latent_channels
-        self.transform = BlockDCT(config.patch_size, (config.luma, config.chroma, config.chroma))
+        counts = (config.luma, config.chroma, config.chroma)
+        kind = LappedTransform if config.lapped else BlockDCT
+        self.transform = kind(config.patch_size, counts)
+        self.filter = ImageFilter(config.filter, config.filter_blocks) if config.filter else None
 
     def encode(
         self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
@@ -80,7 +127,15 @@ class DCTBase(ContinuousBase):
         return self.tokens(self.transform(images - 0.5))
 
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.transform.inverse(to_grid(code_BNC, grid)) + 0.5
+        images = self.transform.inverse(to_grid(code_BNC, grid)) + 0.5
+        return images if self.filter is None else self.filter(images)
+
+    def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """From the coefficients; there is no term."""
+        if self.filter is None:
+            return super().autoencode(images)
+        images = self.filter(self.transform.inverse(self.transform(images - 0.5)) + 0.5)
+        return images, images.new_zeros(())
 
 
 def _dct_matrix(size: int) -> Tensor:
@@ -89,3 +144,15 @@ def _dct_matrix(size: int) -> Tensor:
     matrix = torch.cos(math.pi * (2 * x + 1) * u / (2 * size)) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
+
+
+def _border_filter(size: int) -> Tensor:
+    """Orthogonal (size, size): butterflies around a rotation of the odd half, the type-II fast LOT's."""
+    half = size // 2
+    same = torch.eye(half, dtype=torch.float64)
+    mirrored = same.flip(0)
+    x = torch.arange(half, dtype=torch.float64)
+    dct4 = torch.cos(math.pi * (2 * x + 1) * (2 * x[:, None] + 1) / (4 * half))
+    rotation = mirrored @ _dct_matrix(half).T @ (dct4 * math.sqrt(2 / half)) @ mirrored
+    butterflies = torch.cat([torch.cat([same, mirrored], 1), torch.cat([mirrored, -same], 1)])
+    return 0.5 * butterflies @ torch.block_diag(same, rotation) @ butterflies

@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alit_kernels import VectorQuantized
-
 from ..config import AdaptiveTokenizerConfig
 from ..folders import Listing
 from ..images import MAX_MEGAPIXELS, load_square, to_tensor, upright
@@ -124,7 +122,7 @@ def evaluate(
             pixels = model.pixels(iteration.prediction)
             ours = eight_bits(pixels, truncated=protocol == "official").cpu()
             theirs = thumbnail(images, length.bits)
-            length.add(images, ours, theirs, iteration.bottleneck.quantized)
+            length.add(images, ours, theirs, iteration.bottleneck.index_BL)
             shown += [ours, theirs]
         if frechet is not None:
             frechet.add(images, shown)
@@ -151,12 +149,10 @@ class _Length:
         self.rows: list[tuple[Tensor, Tensor]] = []
         self.counts = torch.zeros(config.codebook_size, dtype=torch.int64)
 
-    def add(
-        self, images: Tensor, ours: Tensor, theirs: Tensor, quantized: VectorQuantized | None
-    ) -> None:
+    def add(self, images: Tensor, ours: Tensor, theirs: Tensor, index_BL: Tensor | None) -> None:
         self.rows.append((self._qualities(images, ours), self._qualities(images, theirs)))
-        if quantized is not None:
-            index = quantized.index.flatten().cpu()
+        if index_BL is not None:
+            index = index_BL.flatten().cpu()
             self.counts += torch.bincount(index, minlength=len(self.counts))
 
     def _qualities(self, images: Tensor, shown: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def stage1_loss(
 
 
 def _terms(iteration: Iteration, prediction: Prediction) -> IterationLoss:
-    quantized = iteration.bottleneck.quantized
+    quantization = iteration.bottleneck.loss
     nll = None if prediction.nll_BN is None else prediction.nll_BN.mean()
     code = mse_loss(prediction.code_BNC.float(), iteration.base.code_BNC.float())
-    return IterationLoss(nll, code, code.new_zeros(()) if quantized is None else quantized.loss)
+    return IterationLoss(nll, code, code.new_zeros(()) if quantization is None else quantization)

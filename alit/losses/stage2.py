@@ -57,9 +57,7 @@ def reconstructions(
             prediction = model.predict(codes_BLC, iteration.base.target_BN, lengths_B)
         if prediction is not None:
             pixels = model.pixels(prediction)
-            quantized = iteration.bottleneck.quantized
-            loss = None if quantized is None else quantized.loss
-            yield iteration.index, pixels.to(images.dtype), loss
+            yield iteration.index, pixels.to(images.dtype), iteration.bottleneck.loss
         if iteration.index == max(at):
             break
 

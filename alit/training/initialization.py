@@ -1,280 +1,380 @@
-"""A start for training: weights with which a tokenizer is a local transform coder, crude but at every length.
+"""A start for training: weights with which a tokenizer is a transform coder of residuals, at every length.
 
 From random weights a small tokenizer spends most of a short run finding out that a latent should look at some place and
 say what is there. Here that is written into the weights, and everything else is left to training:
 
-- Channels of the residual stream have roles: the base tokens' channels; positions; one that is 1 in the class tokens
-  only; one that is 1 in image tokens and queries only.
-- Two heads of encoder layer l send the latents of iteration l (and l plus the number of layers, ...) to a pair of
-  neighbouring image tokens, one head to each, and copy channels: layer 0 those of most variance, layer 1 the next, ...
-  Whoever has nothing to fetch in a layer attends to the class token, which holds nothing.
-- The code is the fetched channels beside a constant, so that the unit sphere of a cosine codebook looks flat.
-- The same heads of decoder layer l send the queries to the latents that describe them, and copy back.
-- Other heads and the MLPs add nothing at first: their last layers are zero.
+- Channels of the residual stream have roles: the base tokens' channels; content, what a latent says; a one-hot row,
+  column and iteration; and flags of the kinds of token.
+- A latent describes a pair of neighbouring image tokens. Iteration t owns two heads of one encoder layer, one for each
+  of the pair, that send its fresh latents there and bring back what is missing yet, projected on the directions in
+  which it varies most. Whoever has nothing to fetch attends to the class token, which holds nothing.
+- Each iteration's codebook is k-means of what its latents then say.
+- The same heads of the decoder send its queries to the latents that describe them and add up what these say, by the
+  least-squares map from codes to what was missing. In iteration 0, a query whose latent is not there takes the nearest.
+- Other parts add nothing at first: their last layers are zero. The decoder's last layer is a least-squares fit.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from alit_kernels.nn import SelfAttention
+from alit_kernels import nearest_codeword
+from alit_kernels.nn import VectorQuantizer
 
-from ..base.interface import to_rows
+from ..codebooks import CodebookPerIteration
 from ..config import AdaptiveTokenizerConfig
 from ..layers import Block
 from ..tokenizer import AdaptiveTokenizer
 
-#: Where a match, and the class token, stand in the softmax: logits of encoder and decoder layers, against about 0.
-MATCH = {"encoder": 14.0, "decoder": 24.0}
-SINK = {"encoder": 10.5, "decoder": 10.8}
-#: Heads that fetch: one for each image token of a pair.
-FETCHING = 2
-#: Norm of the position in an image token after LayerNorm, which follows from the initial values.
-POSITION_NORM = 8.0
-#: In an image token beside its base channels: it is normalised, and so they nearly keep their magnitudes.
-CONSTANT = 2.0
-#: Deviation of the first channel that a latent fetched, and the constant beside it in the code.
-FETCHED, CODE_CONSTANT = 3.5, 6.0
-#: Gain of codes where they enter the decoder, and of what its queries fetch.
-EMBEDDED = 1.5
+#: Heads of an iteration: one for each image token of a pair.
+PAIR = 2
+#: Logits: of each coordinate that matches, in encoder and decoder, and of the class token against them.
+ENCODER_MATCH, DECODER_MATCH = 10.0, 15.0
+ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
+#: Logit lost by a latent of iteration 0 with each squared step from where the query is, and at most so much.
+NEAREST, FARTHEST = 6.0, 20.0
+#: An image token's constant beside its base tokens: it is normalised, and so they nearly keep their magnitudes.
+CONSTANT = 12.0
+#: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
+#: input: small enough that normalisations and tanh are nearly linear.
+FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 0.5, 1 / 12
+#: Images at a time.
+BATCH = 64
 
 
 @torch.no_grad()
-def as_transform_coder(model: AdaptiveTokenizer, images: Tensor) -> None:
-    """Give all but the base tokenizer the weights of a local transform coder.
+def as_transform_coder(model: AdaptiveTokenizer, tokens_BNC: Tensor, images: Tensor) -> None:
+    """Give all but the base tokenizer the weights of a transform coder.
 
     Args:
-        model: with a continuous base tokenizer, a grid of even width, a latent for two image tokens, and heads that can
-            hold half of the positions' channels: (width - base channels - 2) / 2 < width / heads.
-        images: (B, 3, height, width) in [0, 1], from which the channels' variances and the codebook are taken.
+        model: with ``recurrence="residual"``, a latent for two image tokens, and enough heads and channels.
+        tokens_BNC: base tokens of many images, which projections and codebooks follow.
+        images: (B, 3, height, width) in [0, 1], for the fit of the last layer: it runs the model.
 
     Raises:
         ValueError: a model of another shape.
     """
     _check(model.config)
-    roles = _Roles(model, images)
-    encoder_ND = _positions(model.encoder_positional_embedding, roles.place)
-    decoder_ND = _positions(model.decoder_positional_embedding, roles.place)
+    roles = _Roles(model.config)
     _make_tokens(model, roles)
-    for layer in range(len(roles.groups)):
-        _route(model, roles, layer, encoder_ND, decoder_ND)
-    _read_and_write(model, roles)
-    _start_codebook(model, images)
+    for transformer in (model.encoder, model.decoder):
+        for block in transformer.transformer:
+            assert isinstance(block, Block)
+            _silence(block)
+    missing = _pairs(tokens_BNC, roles).flatten(2).flatten(0, 1)
+    for iteration in range(model.config.iterations):
+        directions, size = _directions(missing, model.config.code_dim)
+        missing = missing - _start_codebook(model, iteration, missing @ directions / size) @ (
+            directions.T * size
+        )
+        _write_encoder(model, roles, iteration, directions.T / size)
+        _write_decoder(model, roles, iteration, directions * size)
+    _fit_last_layer(model, images)
 
 
 def _check(config: AdaptiveTokenizerConfig) -> None:
     height, across = config.grid
-    channels, shape = config.base.latent_channels, config.encoder
-    copied = _copied(config)
-    room = shape.width // shape.heads
+    shape, room = config.encoder, config.encoder.width // config.encoder.heads
+    slots, wanted = shape.layers * (shape.heads // PAIR), config.iterations
+    roles = _Roles(config)
     for argument, fits, expected in (
+        ("recurrence", config.recurrence == "residual", "'residual'"),
         ("model", shape == config.decoder, "encoder and decoder of one shape"),
-        ("base", config.base.kind != "vqgan", "a continuous base tokenizer"),
-        ("bottleneck", config.bottleneck == "quantized", "a quantizer"),
-        ("image_size", across % 2 == 0, "an even number of image tokens in a row"),
+        ("image_size", across % PAIR == 0, "an even number of image tokens in a row"),
         (
             "latents_per_iteration",
-            2 * config.latents_per_iteration == height * across,
-            f"half as many as image tokens, {height * across // 2}",
+            PAIR * config.latents_per_iteration == height * across,
+            f"half as many as image tokens, {height * across // PAIR}",
         ),
-        ("code_dim", copied >= 1, "at least 3"),
-        ("heads", shape.heads >= FETCHING, f"at least {FETCHING}"),
+        ("heads", slots >= wanted, f"two heads of a layer for each of {wanted} iterations"),
+        ("width", roles.width <= shape.width, f"a width of at least {roles.width}"),
         (
-            "width",
-            0 < (shape.width - channels - 2) // FETCHING < room,
-            f"(width - {channels} - 2) / {FETCHING} channels for positions in a head of {room}",
-        ),
-        (
-            "layers",
-            (shape.layers + FETCHING) * copied <= channels,
-            f"(layers + {FETCHING}) x {copied} base channels, of which there are {channels}",
+            "code_dim",
+            max(config.code_dim + 1, height + across + 2) <= room,
+            f"code_dim + 1 and height + width + 2 of the grid within the {room} channels of a head",
         ),
     ):
         if not fits:
             raise ValueError(f"{argument}: a transform coder needs {expected}")
 
 
-def _copied(config: AdaptiveTokenizerConfig) -> int:
-    """Channels that a latent copies from each of its image tokens; the code's last one is a constant."""
-    return (config.code_dim - 1) // FETCHING
-
-
 class _Roles:
-    """Channels of the residual stream.
+    """Channels of the residual stream, as slices and numbers; ``width`` is how many there are."""
 
-    Attributes:
-        groups: (layers, copied) base channels that a layer copies, by falling variance.
-        carried: (2, copied) channels in which latents carry what each head fetched: those of least variance.
-        place: of positions.
-        is_class, is_token: 1 in class tokens, and in image tokens and queries.
-        deviation, mean: (base channels,) of the base tokens.
-        norm: root mean square of a base token's norm.
-    """
+    def __init__(self, config: AdaptiveTokenizerConfig) -> None:
+        height, across = config.grid
+        self.width = 0
+        self.base = self._next(config.base.latent_channels)
+        self.content = self._next(config.code_dim)
+        self.place = self._next(height + across)
+        self.iterations = self._next(config.iterations)
+        # Normalisation moves all channels of a token by their mean: it is read off the one that no token uses.
+        self.is_class, self.is_image, self.constant, self.unused = range(self.width, self.width + 4)
+        self.width += 4
+        self.grid = height, across
+        #: (latents,) row and first column of the pair that each describes.
+        self.pairs = torch.tensor(_scattered(height, across // PAIR)) * torch.tensor([1, PAIR])
 
-    def __init__(self, model: AdaptiveTokenizer, images: Tensor) -> None:
-        rows_TC = to_rows(model.base_tokenizer.encode(images).tokens_BCHW).flatten(0, 1)
-        self.deviation, self.mean = rows_TC.std(0), rows_TC.mean(0)
-        self.norm = rows_TC.square().sum(1).mean().sqrt().item()
-        order = self.deviation.argsort(descending=True)
-        copied, shape = _copied(model.config), model.config.encoder
-        self.groups = order[: shape.layers * copied].view(shape.layers, copied)
-        self.carried = order[-FETCHING * copied :].view(FETCHING, copied)
-        self.place = slice(len(order), shape.width - 2)
-        self.is_class, self.is_token = shape.width - 2, shape.width - 1
+    def _next(self, count: int) -> slice:
+        self.width += count
+        return slice(self.width - count, self.width)
 
-    def largest(self, layer: int) -> Tensor:
-        """Deviation of the first channel that the layer copies."""
-        return self.deviation[self.groups[layer]].max()
+    def places(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """One-hot rows and columns: (N, place channels)."""
+        height, across = self.grid
+        one_hot = nn.functional.one_hot
+        return torch.cat([one_hot(rows, height), one_hot(columns, across)], dim=1).float()
+
+    def slot(self, iteration: int, layers: int) -> tuple[int, int]:
+        """Layer, and first of the heads, that an iteration owns."""
+        return iteration % layers, PAIR * (iteration // layers)
+
+
+def _scattered(height: int, across: int) -> list[tuple[int, int]]:
+    """All places of a grid, each as far as can be from those before it, so that the first few cover the image."""
+    left = [(row, column) for row in range(height) for column in range(across)]
+    # A column of pairs is twice as wide as a row is high.
+    apart = dict.fromkeys(left, math.inf)
+    order = [min(left, key=lambda x: (x[0] - height // 2) ** 2 + 4 * (x[1] - across // 2) ** 2)]
+    while len(order) < height * across:
+        last = order[-1]
+        apart.pop(last)
+        for x in apart:
+            apart[x] = min(apart[x], (x[0] - last[0]) ** 2 + 4 * (x[1] - last[1]) ** 2)
+        order.append(max(apart, key=apart.__getitem__))
+    return order
 
 
 def _make_tokens(model: AdaptiveTokenizer, roles: _Roles) -> None:
-    """Everything that enters encoder and decoder, but for positions."""
-    for token in (model.encoder_class_embedding, model.decoder_class_embedding):
-        token.zero_()[..., roles.is_class] = 1
-    model.decoder_mask_token.zero_()[..., roles.is_token] = 1
-    model.patch_embed.weight.mul_(0.05)
-    model.patch_embed.get_parameter("bias").zero_()[-1] = CONSTANT
-    for embedding in (
-        model.latent_tokens,
-        model.latent_token_positional_embedding,
-        model.timestep_embedding,
-        model.decoder.latent_token_positional_embedding,
-    ):
-        embedding.mul_(0.05)
-
-
-def _route(
-    model: AdaptiveTokenizer, roles: _Roles, layer: int, encoder_ND: Tensor, decoder_ND: Tensor
-) -> None:
-    """One layer of the encoder, then of the decoder, and the positions of the latents that use it."""
-    config, place, group = model.config, roles.place, roles.groups[layer]
-    count, layers = config.latents_per_iteration, config.encoder.layers
-    scale = POSITION_NORM / math.hypot(CONSTANT, roles.norm)
-    asking, answering = (
-        _fetch(transformer.transformer[layer], roles, MATCH[name], SINK[name])
-        for name, transformer in (("encoder", model.encoder), ("decoder", model.decoder))
+    """Everything that enters encoder and decoder."""
+    config = model.config
+    rows, columns = (
+        x.flatten() for x in torch.meshgrid(*map(torch.arange, roles.grid), indexing="ij")
     )
-    for head, carried in enumerate(roles.carried):
-        _copy(
-            model.encoder.transformer[layer],
-            head,
-            group,
-            carried,
-            FETCHED / scale / roles.largest(layer),
+    for name in ("encoder", "decoder"):
+        model.get_parameter(f"{name}_class_embedding").zero_()[..., roles.is_class] = 2
+        positions = model.get_parameter(f"{name}_positional_embedding").zero_()
+        positions[1:, roles.place] = roles.places(rows, columns)
+    model.encoder_positional_embedding[1:, roles.is_image] = 1
+    model.decoder_mask_token.zero_()[..., roles.is_image] = 1
+    model.patch_embed.weight.zero_()
+    bias = model.patch_embed.get_parameter("bias").zero_()
+    bias[roles.constant - config.base.latent_channels] = CONSTANT
+    latents = torch.zeros(config.iterations, *model.latent_tokens.shape)
+    latents[:, :, roles.place] = roles.places(*roles.pairs.T)
+    latents[:, :, roles.iterations] = torch.eye(config.iterations)[:, None]
+    model.latent_tokens.zero_()
+    model.latent_token_positional_embedding.zero_()
+    model.timestep_embedding.copy_(latents)
+    decoder, read = model.decoder, model.pre_quantizer_mlp
+    decoder.latent_token_positional_embedding.copy_(latents.flatten(0, 1))
+    content = torch.eye(config.code_dim)
+    for layer in (read, decoder.decoder_embed):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    read.weight[:, roles.content] = content / FETCHED
+    read.weight[:, roles.unused] = -1 / FETCHED
+    decoder.decoder_embed.weight[roles.content] = EMBEDDED * content
+    first = decoder.ffn.get_submodule("0")
+    assert isinstance(first, nn.Linear)
+    first.bias.zero_()
+    first.weight[: roles.base.stop] = 0
+    first.weight[: roles.base.stop, roles.base] = torch.eye(roles.base.stop) * SQUASHED / COLLECTED
+    first.weight[: roles.base.stop, roles.unused] = -SQUASHED / COLLECTED
+    last = decoder.ffn.get_submodule("2")
+    assert isinstance(last, nn.Linear)
+    last.weight.zero_()
+    last.weight[:, : roles.base.stop] = torch.eye(roles.base.stop) / SQUASHED
+    last.bias.zero_()
+
+
+def _silence(block: Block) -> None:
+    """Nothing is added, until heads are given something to fetch; queries ask for nothing."""
+    for layer in (block.mlp.c_proj, block.attn.out_proj):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    assert bias is not None
+    weight.unflatten(0, (3, -1))[0] = 0
+    bias.zero_()
+
+
+class _Head(NamedTuple):
+    """Views of one head's weights: queries, keys and values (channels of the head, width), and their biases; what it
+    writes (width, channels of the head)."""
+
+    weight: Tensor
+    bias: Tensor
+    out: Tensor
+
+    @classmethod
+    def of(cls, block: nn.Module, head: int) -> _Head:
+        assert isinstance(block, Block)
+        attn = block.attn
+        assert attn.in_proj_bias is not None
+        by_head = (3, attn.heads, -1)
+        return cls(
+            attn.in_proj_weight.unflatten(0, by_head)[:, head],
+            attn.in_proj_bias.unflatten(0, by_head)[:, head],
+            attn.out_proj.weight.unflatten(1, by_head[1:])[:, head],
         )
-        _copy(model.decoder.transformer[layer], head, carried, group, EMBEDDED)
-    latents = model.decoder.latent_token_positional_embedding
-    for iteration in range(layer, config.iterations, layers):
-        pair = _pairs(*config.grid, iteration // layers)
-        own = slice(iteration * count, (iteration + 1) * count)
-        # Positions from which a head attends to its image tokens, and to which theirs attend.
-        queries, keys = asking
-        model.timestep_embedding[iteration, :, place] += _turned(encoder_ND, pair, keys, queries)
-        queries, keys = answering
-        latents[own, place] += _turned(decoder_ND, pair, queries, keys)
+
+    def carry(self, source: Tensor, channels: slice | list[int], roles: _Roles) -> None:
+        """Values (n, channels), of what these channels differ by from the unused one; 0 for the class token."""
+        self.weight[2], self.bias[2] = 0, 0
+        self.weight[2, : len(source), channels] = source
+        self.weight[2, : len(source), roles.unused] = -source.sum(1)
+
+    def match(self, queries: Tensor, keys: Tensor, bias: Tensor) -> None:
+        """Attend by the products of so many channels, (n, width) each; ``bias`` (n,) is the queries'."""
+        count, room = len(bias), self.weight.shape[1]
+        root = math.sqrt(room)
+        self.weight[0] = 0
+        self.weight[0, :count], self.weight[1, :count] = queries * root, keys
+        self.bias[0] = 0
+        self.bias[0, :count] = bias * root
 
 
-def _fetch(block: nn.Module, roles: _Roles, match: float, sink: float) -> tuple[Tensor, Tensor]:
-    """Let two heads of a layer attend by position, half of the position's channels in each, and the rest add nothing.
-
-    A query q asks head h for position p where queries[h] q = keys[h] p, both (positions / 2, positions) with
-    orthonormal rows, which are returned. The head's last row compares a constant query with the class token.
-    """
-    assert isinstance(block, Block)
-    attention = block.attn
-    nn.init.zeros_(block.mlp.c_proj.weight)
-    nn.init.zeros_(attention.out_proj.weight)
-    positions = roles.place.stop - roles.place.start
-    rows = positions // FETCHING
-    halves = (FETCHING, rows, positions)
-    queries, keys = (_orthogonal(positions)[: FETCHING * rows].view(halves) for _ in range(2))
-    weight, bias = (
-        _by_head(attention, attention.in_proj_weight),
-        _by_head(attention, attention.in_proj_bias),
-    )
-    root = math.sqrt(weight.shape[2])
-    # Of norms 8 (keys) and 10 (queries), half of each squared within a head.
-    gain = math.sqrt(match * root / (POSITION_NORM * 10 * 0.5))
-    weight[:, :FETCHING] = 0
-    weight[0, :FETCHING, :rows, roles.place] = gain * queries
-    weight[1, :FETCHING, :rows, roles.place] = gain * keys
-    weight[1, :FETCHING, rows, roles.is_class] = gain
-    bias[0, :FETCHING, rows] = sink * root / (11 * gain)
-    return queries, keys
+def _pairs(tokens_BNC: Tensor, roles: _Roles) -> Tensor:
+    """The two image tokens of each latent. (B, L, 2, C)"""
+    rows, columns = roles.pairs.T
+    first = rows * roles.grid[1] + columns
+    return tokens_BNC[:, torch.stack([first, first + 1], dim=1)]
 
 
-def _by_head(attention: SelfAttention, projection: Tensor | None) -> Tensor:
-    """A view of the input projection: (query key value, heads, channels of a head, ...)."""
-    assert projection is not None
-    return projection.unflatten(0, (3, attention.heads, -1))
+def _directions(vectors: Tensor, count: int) -> tuple[Tensor, float]:
+    """Orthonormal directions (dim, count) of most energy, and the root mean square norm of what they carry."""
+    energy, axes = torch.linalg.eigh((vectors.T @ vectors / len(vectors)).double())
+    return axes[:, -count:].float(), math.sqrt(float(energy[-count:].sum()))
 
 
-def _copy(
-    block: nn.Module, head: int, sources: Tensor, targets: Tensor, gain: float | Tensor
+def _start_codebook(model: AdaptiveTokenizer, iteration: int, vectors: Tensor) -> Tensor:
+    """k-means of the vectors (N, C); their codes."""
+    assert isinstance(model.quantize, CodebookPerIteration)
+    quantizer = model.quantize[iteration]
+    assert isinstance(quantizer, VectorQuantizer)
+    quantizer.initialize(vectors)
+    quantizer.set_codebook(quantizer.embedding.weight)  # counts of a step, not of the sample
+    return quantizer.codes(nearest_codeword(vectors, quantizer.embedding.weight))
+
+
+def _write_encoder(
+    model: AdaptiveTokenizer, roles: _Roles, iteration: int, projection: Tensor
 ) -> None:
-    """Of what the head attends to, these channels are added to others of the one that attends."""
-    assert isinstance(block, Block)
-    values = _by_head(block.attn, block.attn.in_proj_weight)[2, head]
-    out = block.attn.out_proj.weight.unflatten(1, (block.attn.heads, -1))[:, head]
-    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        values[row, source] = gain
-        out[target, row] = 1.0
+    """Fresh latents fetch the projection (code channels, 2 C) of what their pair misses."""
+    config = model.config
+    layer, head = roles.slot(iteration, config.encoder.layers)
+    heads = [_Head.of(model.encoder.transformer[layer], head + i) for i in range(PAIR)]
+    _ask_image_tokens(heads, roles, iteration, config)
+    of_image = math.sqrt(config.encoder.width / 4) / CONSTANT
+    for each, own in zip(heads, projection.chunk(PAIR, dim=1), strict=True):
+        each.carry(own * FETCHED / of_image, roles.base, roles)
+        each.out[roles.content, : len(own)] = torch.eye(len(own))
 
 
-def _read_and_write(model: AdaptiveTokenizer, roles: _Roles) -> None:
-    """Latents to codes, codes to the decoder's latents, and its stream to base tokens."""
-    read, decoder = model.pre_quantizer_mlp, model.decoder
-    first, last = decoder.ffn.get_submodule("0"), decoder.ffn.get_submodule("2")
-    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-    read.weight.mul_(0.1)
-    decoder.decoder_embed.weight.mul_(0.05)
-    for i, channel in enumerate(roles.carried.flatten().tolist()):
-        read.weight[i, channel] += 1
-        decoder.decoder_embed.weight[channel, i] += EMBEDDED
-    read.bias.zero_()[-1] = CODE_CONSTANT
-    last.bias.copy_(roles.mean)
-    # Small enough for the tanh between them to be nearly linear; 0.6 is about what then arrives.
-    for layer, group in enumerate(roles.groups.tolist()):
-        for channel in group:
-            first.weight[channel, channel] += 1 / 8
-            last.weight[channel, channel] += roles.largest(layer) / 0.6
+def _write_decoder(
+    model: AdaptiveTokenizer, roles: _Roles, iteration: int, inverse: Tensor
+) -> None:
+    """Queries collect what their latent's code tells of them: ``inverse`` (2 C, code channels)."""
+    config = model.config
+    layer, head = roles.slot(iteration, config.decoder.layers)
+    heads = [_Head.of(model.decoder.transformer[layer], head + i) for i in range(PAIR)]
+    _ask_latents(heads, roles, iteration, config)
+    entered = EMBEDDED * math.sqrt(config.decoder.width / 3)
+    for each, own in zip(heads, inverse.chunk(PAIR), strict=True):
+        count = own.shape[1]
+        each.carry(torch.eye(count) / entered, roles.content, roles)
+        each.out[roles.base, :count] = COLLECTED * own
 
 
-def _turned(positions_ND: Tensor, pair: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """The positions of image tokens pair[h], as head h sees them from the other side, summed: (latents, positions)."""
-    heads = zip(pair, source, target, strict=True)
-    return torch.stack([positions_ND[p] @ a.T @ b for p, a, b in heads]).sum(0)
+def _ask_image_tokens(
+    heads: Sequence[_Head], roles: _Roles, iteration: int, config: AdaptiveTokenizerConfig
+) -> None:
+    """Fresh latents attend to their pair: by row, column and that it is an image token; all others to the class."""
+    height, across = roles.grid
+    width = config.encoder.width
+    of_image, of_latent, of_class = (math.sqrt(width / x) for x in (4, 3, 1))
+    for side, head in enumerate(heads):
+        queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
+        bias = torch.zeros(len(keys))
+        place = torch.eye(height + across)
+        keys[: len(place), roles.place] = place / of_image
+        keys[-2, roles.is_image], keys[-1, roles.is_class] = 1 / of_image, 1 / of_class
+        place[height:] = place[height:].roll(side, 0)  # the column beside that of the latent
+        queries[: len(place), roles.place] = ENCODER_MATCH * place / of_latent
+        bias[-2], bias[-1] = ENCODER_MATCH, ENCODER_SINK * ENCODER_MATCH
+        queries[-1, roles.iterations.start + iteration] = -bias[-1] / of_latent
+        head.match(queries, keys, bias)
 
 
-def _positions(embedding: nn.Parameter, place: slice) -> Tensor:
-    """Unit vectors, orthogonal as far as there is room, in their channels; returned without the class token."""
-    embedding.zero_()
-    count, room = embedding.shape[0] - 1, place.stop - place.start
-    vectors = torch.cat([_orthogonal(room) for _ in range(-(-count // room))])[:count]
-    embedding[1:, place] = vectors
-    return vectors
+def _ask_latents(
+    heads: Sequence[_Head], roles: _Roles, iteration: int, config: AdaptiveTokenizerConfig
+) -> None:
+    """Queries attend to the latent that describes them: by row, column of the pair and iteration; else to the class."""
+    height, across = roles.grid
+    width = config.decoder.width
+    of_token, of_class = math.sqrt(width / 3), math.sqrt(width)
+    column = torch.arange(across)
+    for side, head in enumerate(heads):
+        queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
+        bias = torch.zeros(len(keys))
+        keys[: height + across, roles.place] = torch.eye(height + across) / of_token
+        keys[-2, roles.iterations.start + iteration], keys[-1, roles.is_class] = (
+            1 / of_token,
+            1 / of_class,
+        )
+        own = (column % PAIR == side).float()  # columns that this head describes
+        if iteration:
+            rows, columns = DECODER_MATCH * torch.eye(height), torch.zeros(across, across)
+            columns[column - column % PAIR, column] = DECODER_MATCH * own
+            bias[-2], sink = DECODER_MATCH, DECODER_SINK * DECODER_MATCH
+        else:
+            rows = -NEAREST * _squared_steps(height)
+            columns = -NEAREST * _squared_steps(across)[column - column % PAIR].T * own
+            rows, columns = (x.clamp(min=-FARTHEST) for x in (rows, columns))
+            bias[-2], sink = FARTHEST, -FARTHEST
+        queries[:height, roles.place.start : roles.place.start + height] = rows / of_token
+        queries[height:-2, roles.place.start + height : roles.place.stop] = columns / of_token
+        # Tokens other than queries, and columns of the other head, have the class token's logit far above.
+        bias[-1] = 2 * ELSEWHERE * DECODER_MATCH
+        wanted = (sink - bias[-1]) / of_token
+        queries[-1, roles.is_image] = wanted / 2
+        queries[-1, roles.place.start + height : roles.place.stop] = wanted / 2 * own
+        head.match(queries, keys, bias)
 
 
-def _orthogonal(size: int) -> Tensor:
-    return nn.init.orthogonal_(torch.empty(size, size))
+def _squared_steps(count: int) -> Tensor:
+    place = torch.arange(count)
+    return (place[:, None] - place).square().float()
 
 
-def _pairs(height: int, across: int, turn: int) -> Tensor:
-    """Image tokens in even columns, beside each its right or, in every other turn, left neighbour: (2, latents)."""
-    grid = torch.arange(height * across).view(height, across)
-    return torch.stack([grid.roll(-2 * (turn % 2), 1)[:, 0::2].flatten(), grid[:, 1::2].flatten()])
-
-
-def _start_codebook(model: AdaptiveTokenizer, images: Tensor, samples: int = 32_768) -> None:
-    """k-means of what the encoder gives for all lengths."""
-    training = model.training
+def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
+    """The decoder's last layer: least squares over all images and lengths."""
+    last = model.decoder.ffn.get_submodule("2")
+    assert isinstance(last, nn.Linear)
+    inputs: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(0, 1)))
+    training, targets = model.training, []
     model.eval()
-    rollout = model.rollout(images, predict_at=[])
-    vectors = torch.cat([x.bottleneck.continuous_BLC.flatten(0, 1) for x in rollout])
+    for some in images.split(BATCH):
+        for iteration in model.rollout(some):
+            targets.append(iteration.base.code_BNC.flatten(0, 1))
+    hook.remove()
     model.train(training)
-    model.quantize.initialize(vectors[torch.randperm(len(vectors))[:samples]], iterations=6)
-    # Counts of a step, not of the sample.
-    model.quantize.set_codebook(model.quantize.embedding.weight)
+    solution = _least_squares(pad(torch.cat(inputs), (0, 1), value=1.0), torch.cat(targets))
+    last.weight.copy_(solution[:-1].T)
+    last.bias.copy_(solution[-1])
+
+
+def _least_squares(x: Tensor, y: Tensor, ridge: float = 1e-6) -> Tensor:
+    """W (n, m) with x W nearest to y. (N, n), (N, m)"""
+    x, y = x.double(), y.double()
+    gram = x.T @ x
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    return torch.linalg.solve(gram, x.T @ y).float()
