@@ -65,6 +65,8 @@ class Iteration:
             halts.
         lengths_B: (B,) int64, how many of the latents count for each image, where only the first of them are looked at;
             None: all.
+        decoded: what the decoder makes of the tokens where the next iteration is made of it (recurrence "residual"),
+            whether or not anybody asked for a prediction; None elsewhere.
     """
 
     index: int
@@ -77,6 +79,7 @@ class Iteration:
     prediction: Prediction | None
     halted: Tensor | None
     lengths_B: Tensor | None = None
+    decoded: Prediction | None = None
 
     @property
     def tokens_B(self) -> Tensor:
@@ -96,6 +99,7 @@ class Iteration:
             latents_BLD=self.latents_BLD[images],
             bottleneck=self.bottleneck.select(images),
             prediction=None,
+            decoded=None,
             halted=None,
             lengths_B=None if self.lengths_B is None else self.lengths_B[images],
         )

@@ -50,6 +50,8 @@ class LengthHead(nn.Module):
         self.lengths = curve_lengths(config)
         count = 3 * config.encoder.width + config.base.latent_channels
         count += 6 * len(SCALES) + 6 * len(BLOCKS) + 1
+        if config.recurrence == "residual" and config.iterations > 1:
+            count += config.base.latent_channels + 1
         self.hidden = nn.Linear(count, HIDDEN)
         self.out = nn.Linear(HIDDEN, len(KINDS) * len(self.lengths))
         self.mean: Tensor
@@ -83,7 +85,8 @@ def features_of(first: Iteration) -> Tensor:
 
     The class token, the means of image tokens and of latents; logarithms of the mean absolute value of each channel of
     the base tokens; for luma and both chroma planes, logarithms of the mean absolute differences of pixels to the right
-    and below at three scales, of the mean and root mean square error of five thumbnails; of the contrast.
+    and below at three scales, of the mean and root mean square error of five thumbnails; where the
+    decoder has made a code of the tokens already, of its error in each channel and in all; of the contrast.
     """
     images = first.images.float()
     red, green, blue = images.unbind(1)  # by numbers of the host: nothing waits for the device
@@ -98,6 +101,9 @@ def features_of(first: Iteration) -> Tensor:
         size = planes.shape[2:]
         errors = (planes - interpolate(_means(planes, side), size, mode="bilinear")).flatten(2)
         sizes += [errors.abs().mean(2), errors.square().mean(2).sqrt()]
+    if first.decoded is not None:
+        missing = (first.decoded.code_BNC - first.base.code_BNC).float().abs().mean(1)
+        sizes += [missing, missing.mean(1, keepdim=True)]
     tokens_BND = first.image_tokens_BND.float()
     found = [tokens_BND[:, 0], tokens_BND[:, 1:].mean(1), first.latents_BLD.float().mean(1)]
     return torch.cat(

@@ -160,6 +160,7 @@ class Rollout(Iterator[Iteration]):
             *(image_tokens_BND, latents_BLD, bottleneck),
             prediction=prediction if wanted else None,
             halted=halted,
+            decoded=self.predicted if self.residual and not last else None,
         )
 
     def _prepare(self, iteration: Iteration) -> None:
