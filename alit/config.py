@@ -221,7 +221,8 @@ class AdaptiveTokenizerConfig(Checked):
             an index is looked up by its position and takes as many bits as before.
         recurrence: what an iteration hands to the next. "latents", as published: image tokens as the encoder gave them,
             and all tokens are read out anew. "residual": image tokens of what the decoder does not tell yet from the
-            tokens so far; these are final, so that a longer description begins with the shorter one.
+            tokens so far. These are final, and leave the encoder: a longer description begins with the shorter one, and
+            an iteration costs the encoder no more than the first.
         halting: what happens to image tokens that are described well enough: nothing ("off"), they are replaced by the
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean

@@ -59,7 +59,7 @@ class Iteration:
         images: (B, 3, height, width).
         base: their base tokens.
         image_tokens_BND: class and image tokens as the encoder gave them, before halting; zero once dropped.
-        latents_BLD: latent tokens as the encoder gave them.
+        latents_BLD: latent tokens as the encoder gave them: all, or with ``recurrence="residual"`` the fresh ones.
         bottleneck: the latents read out.
         prediction: the decoder's output; None where nobody asked for it (``predict_at``).
         halted: (B, N - 1) bool, the image tokens masked, or dropped so far, after this iteration; None where nothing
@@ -67,6 +67,8 @@ class Iteration:
         lengths_B: (B,) int64, how many of the latents count for each image, where only the first of them are looked at;
             None: all.
         places: of the images' grid, as ``model.predict`` takes them; None for the model's own.
+        decoded: what the decoder makes of the tokens where the next iteration is made of it (recurrence "residual"),
+            whether or not anybody asked for a prediction; None elsewhere.
     """
 
     index: int
@@ -80,6 +82,7 @@ class Iteration:
     halted: Tensor | None
     lengths_B: Tensor | None = None
     places: Places | None = None
+    decoded: Prediction | None = None
 
     @property
     def tokens_B(self) -> Tensor:
@@ -99,6 +102,7 @@ class Iteration:
             latents_BLD=self.latents_BLD[images],
             bottleneck=self.bottleneck.select(images),
             prediction=None,
+            decoded=None,
             halted=None,
             lengths_B=None if self.lengths_B is None else self.lengths_B[images],
         )
@@ -106,7 +110,7 @@ class Iteration:
     @property
     def num_tokens(self) -> int:
         """Latent tokens per image so far."""
-        return self.latents_BLD.shape[1]
+        return self.bottleneck.codes_BLC.shape[1]
 
     @property
     def batch_size(self) -> int:

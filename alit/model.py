@@ -162,9 +162,9 @@ class AdaptiveModel(nn.Module):
         return self.encoder_ln_recursive(torch.cat([image_tokens_BND, latents_BLD, fresh], dim=1))
 
     def read_out(self, latents_BLD: Tensor, earlier: Bottleneck | None = None) -> Bottleneck:
-        """Latents to codes for the decoder; ``earlier`` where the codes of all but the last latents are final."""
+        """Latents to codes for the decoder, behind those of ``earlier`` ones, which are final."""
         known = 0 if earlier is None else earlier.codes_BLC.shape[1]
-        continuous_BLC = self.encoder_ln_post(latents_BLD[:, known:])
+        continuous_BLC = self.encoder_ln_post(latents_BLD)
         if self.config.bottleneck != "unfactorized":
             continuous_BLC = self.pre_quantizer_mlp(continuous_BLC)
         if self.config.bottleneck != "quantized":

@@ -18,8 +18,12 @@ def l1_of(pixels: Tensor, images: Tensor) -> Tensor:
 def relative_l1_of(pixels: Tensor, images: Tensor) -> Tensor:
     """(B,) float32, mean absolute error of pixels clamped to [0, 1] over the image's contrast, see ``RelativeL1``."""
     images = images.float()
-    contrast = (images - images.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
-    return l1_of(pixels.float().clamp(0, 1), images) / contrast.clamp(min=LEAST_CONTRAST)
+    return l1_of(pixels.float().clamp(0, 1), images) / contrast_of(images).clamp(min=LEAST_CONTRAST)
+
+
+def contrast_of(images: Tensor) -> Tensor:
+    """(B,): mean absolute deviation of the pixels from the mean of their channel."""
+    return (images - images.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
 
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:

@@ -177,6 +177,7 @@ class Rollout(Iterator[Iteration]):
             prediction=prediction if wanted else None,
             halted=halted,
             places=self.places,
+            decoded=self.predicted,
         )
 
     def _prepare(self, iteration: Iteration) -> None:
@@ -185,6 +186,7 @@ class Rollout(Iterator[Iteration]):
         if self.residual:
             assert self.predicted is not None
             self.earlier = iteration.bottleneck
+            latents_BLD = latents_BLD[:, :0]
             image_tokens_BND = self.model.missing_tokens(
                 self.images, self.base, self.predicted, self.places
             )

@@ -91,9 +91,13 @@ def expected_length(m: AdaptiveTokenizer, x: Tensor, limit: float) -> int:
     raise AssertionError(limit)
 
 
-@pytest.mark.parametrize("bottleneck", ["quantized", "continuous"])
-def test_fewest_tokens_of_an_iteration(bottleneck: str) -> None:
-    m, x = model(any_length=True, bottleneck=bottleneck), images(6)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bottleneck": "continuous"}, {"recurrence": "residual", "codebooks": "each"}],
+    ids=range(3),
+)
+def test_fewest_tokens_of_an_iteration(options: dict[str, Any]) -> None:
+    m, x = model(any_length=True, **options), images(6)
     table = torch.tensor([errors_of(m, x, i, 3 * i + 3) for i in range(4)])
     limit = float(table.flatten().sort().values[11:13].mean())
     met = [i for i in range(6) if bool((table[:, i] < limit).any())]
@@ -105,7 +109,7 @@ def test_fewest_tokens_of_an_iteration(bottleneck: str) -> None:
     assert [int(one.lengths) for one in stream] == expected
     pixels = m.decode(tokens)
     assert bool(((pixels - x[met]).abs().mean((1, 2, 3)) < limit + 1e-6).all())
-    plain = model(bottleneck=bottleneck).encode(x[met], MaxL1(limit))
+    plain = model(**options).encode(x[met], MaxL1(limit))
     assert plain.lengths.tolist() == [-(-n // 3) * 3 for n in expected]
 
 

@@ -83,7 +83,25 @@ def test_features_know_how_busy_a_picture_is() -> None:
     busy = images(1)
     smooth = torch.nn.functional.avg_pool2d(busy, 5, 1, 2)
     first, second = features_of(next(m.rollout(torch.cat([busy, smooth])))).detach()
-    assert bool((first[-19:] > second[-19:]).all())
+    assert bool((first[-49:] > second[-49:]).all())
+
+
+def test_a_recurrence_that_decodes_tells_what_is_missing() -> None:
+    """Whatever was asked to be predicted, and for no further run of the decoder."""
+    m, x = with_head(recurrence="residual", codebooks="each"), images(4)
+    asked, unasked = (next(m.rollout(x, predict_at=at)) for at in (None, ()))
+    features = features_of(unasked).detach()
+    torch.testing.assert_close(features_of(asked).detach(), features)
+    error = CodeError(0.0).error(asked, m)
+    torch.testing.assert_close(features[:, -2].exp() - 1e-4, error.detach(), rtol=1e-4, atol=1e-6)
+    assert features.shape[1] == len(m.length_head.mean)
+    calls: list[int] = []
+    m.decoder.register_forward_hook(lambda *_: calls.append(1))
+    tokens = m.encode(x, Predicted(max_l1=0.4))
+    predicting = len(calls)
+    m.encode(x, FixedLength(tokens.lengths))
+    assert len(calls) == 2 * predicting
+    assert measured(m, x).features_BF.shape == features.shape
 
 
 @pytest.mark.parametrize("any_length", [False, True])
