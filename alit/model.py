@@ -256,7 +256,9 @@ class AdaptiveModel(nn.Module):
         return error < (0.025 if threshold is None else threshold)
 
     def codes(self, index: Tensor) -> Tensor:
-        """Codes (B, L, C) of indices (B, L), normalised as the decoder was trained on them (raw in compatibility mode)."""
+        """Codes (B, L, C) of indices (B, L), normalised as the decoder was trained on them; raw in compatibility
+        mode.
+        """
         quantizer = self.quantize
         if isinstance(quantizer, VectorQuantizer) and self.config.quirks.raw_codebook_entries:
             return quantizer.embedding(index)

@@ -17,8 +17,8 @@ from .tails import check_tails, kept_lengths
 
 
 class Reconstruction(NamedTuple):
-    """One iteration's: its number, pixels (B, 3, height, width), the quantizer's loss (None without a quantizer) and the
-    mean squared error of the code.
+    """One iteration's: its number, pixels (B, 3, height, width), the quantizer's loss (None without a quantizer) and
+    the mean squared error of the code.
     """
 
     iteration: int
