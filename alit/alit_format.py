@@ -1,5 +1,7 @@
 """The ``.alit`` format: token indices of many images in one checksummed file; byte by byte in docs/alit-format.md.
 
+Version 2 says sizes and a name of each image (``picture_records.py``), version 1 nothing of them. Both are read.
+
 A reader trusts nothing: the size of the data follows from the header and must be met exactly, so that counts are
 bounded by bytes that are there; then the checksum, then every value. It reads in blocks: beside the arrays that it
 returns, it takes no memory to speak of.
@@ -16,15 +18,21 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .picture_records import RECORD, Pictures, from_records, to_records
+
 MAGIC = b"\x89ALIT\r\n\x1a"
-VERSION = 1
+VERSIONS = 1, 2
 #: magic, version, reserved, fingerprint, codebook size, image height, image width, images, tokens
 HEADER = struct.Struct("<8sHH16sIIIII")
+#: Behind the header of version 2: bytes of all names together.
+NAME_BYTES = struct.Struct("<I")
 CHECKSUM = struct.Struct("<I")
 MAX_LENGTH = 2**16 - 1
 MAX_TOKENS = 2**31 - 1
 #: What is read and written at once: bytes, lengths or indices. A multiple of 8 indices ends with a byte.
 BLOCK = 2**16
+#: Images whose names are read at once.
+FEW = 2**12
 
 
 class FormatError(ValueError):
@@ -59,15 +67,22 @@ class ModelIdentity:
         return max(1, (self.codebook_size - 1).bit_length())
 
 
-def dump(identity: ModelIdentity, lengths: np.ndarray, indices: np.ndarray) -> bytes:
+def dump(
+    identity: ModelIdentity,
+    lengths: np.ndarray,
+    indices: np.ndarray,
+    pictures: Pictures | None = None,
+) -> bytes:
     """The bytes of a file.
 
     Args:
         lengths: (B,) int64.
         indices: (T,) int64.
+        pictures: what version 2 has; None writes version 1.
 
     Raises:
-        ValueError: an index that is no code of the model, more than 65,535 tokens for an image, 2^31 or more in all.
+        ValueError: an index that is no code of the model, more than 65,535 tokens for an image, 2^31 or more in all; a
+            size or name that no file can hold.
     """
     if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= MAX_LENGTH:
         raise ValueError(f"lengths: expected 0 to {MAX_LENGTH}, got up to {lengths.max()}")
@@ -82,12 +97,19 @@ def dump(identity: ModelIdentity, lengths: np.ndarray, indices: np.ndarray) -> b
     file = io.BytesIO()
     file.write(
         HEADER.pack(
-            *(MAGIC, VERSION, 0, identity.fingerprint, identity.codebook_size),
-            *(*identity.image_size, len(lengths), len(indices)),
+            *(MAGIC, 1 if pictures is None else 2, 0, identity.fingerprint),
+            *(identity.codebook_size, *identity.image_size, len(lengths), len(indices)),
         )
     )
+    records, names = np.empty(0, RECORD), b""
+    if pictures is not None:
+        records, names = to_records(pictures, len(lengths))
+        if len(names) >= 2**32:
+            raise ValueError(f"names: expected less than 2^32 bytes of them, got {len(names)}")
+        file.write(NAME_BYTES.pack(len(names)))
     for first in range(0, len(lengths), BLOCK):
         file.write(lengths[first : first + BLOCK].astype("<u2").tobytes())
+    file.write(records.tobytes() + names)
     for first in range(0, len(indices), BLOCK):
         words = indices[first : first + BLOCK].astype("<i8").view(np.uint8).reshape(-1, 8)
         digits = np.unpackbits(words, axis=1, count=identity.bits, bitorder="little")
@@ -104,8 +126,10 @@ class Reader:
 
     Attributes:
         identity: of the model that wrote it.
+        version: 1 or 2.
         image_count, token_count, size: how many; size in bytes.
         histogram: how many images each length has, by length.
+        pixels: of all images, as they were encoded.
 
     Raises:
         FormatError: whatever is wrong with the data; in each method, that the file has become shorter.
@@ -117,28 +141,39 @@ class Reader:
         header = self._read(0, min(self.size, HEADER.size))
         if self.size < HEADER.size + CHECKSUM.size or not header.startswith(MAGIC):
             raise FormatError(f"not an .alit file: expected it to begin with {MAGIC!r}")
-        _, version, reserved, fingerprint, codes, height, width, *counts = HEADER.unpack(header)
-        self.image_count, self.token_count = counts
-        if version != VERSION:
+        _, self.version, reserved, fingerprint, codes, *sizes = HEADER.unpack(header)
+        height, width, self.image_count, self.token_count = sizes
+        if self.version not in VERSIONS:
             raise FormatError(
-                f"version: expected {VERSION}, got {version}; written by a later alit"
+                f"version: expected 1 or 2, got {self.version}; written by a later alit"
             )
         try:
             self.identity = ModelIdentity(fingerprint, codes, (height, width))
         except ValueError as error:
             raise FormatError(f"damaged header: {error}") from error
-        self._indices = HEADER.size + 2 * self.image_count
+        self._place_parts()
         self._end = self._indices + (self.token_count * self.identity.bits + 7) // 8
         if self.size != self._end + CHECKSUM.size:
             raise FormatError(
                 f"truncated or damaged: {self.image_count} images with {self.token_count} tokens take "
-                f"{self._end + CHECKSUM.size} bytes, got {self.size}"
+                f"{self._end + CHECKSUM.size} bytes in version {self.version}, got {self.size}"
             )
         self._check_sum()
         if reserved != 0:
             raise FormatError(f"reserved field: expected 0, got {reserved}")
         self.histogram = self._histogram()
+        self.pixels = self._check_pictures()
         self._check_indices()
+
+    def _place_parts(self) -> None:
+        """Where each part begins, as the header says."""
+        self._lengths, names, record = HEADER.size, 0, 0
+        if self.version == 2:
+            (names,) = NAME_BYTES.unpack(self._read(HEADER.size, NAME_BYTES.size))
+            self._lengths, record = HEADER.size + NAME_BYTES.size, RECORD.itemsize
+        self._records = self._lengths + 2 * self.image_count
+        self._names = self._records + record * self.image_count
+        self._indices = self._names + names
 
     def _check_sum(self) -> None:
         checksum = 0
@@ -157,6 +192,33 @@ class Reader:
         if self.token_count > MAX_TOKENS or total != self.token_count:
             raise FormatError(f"lengths: expected a sum of {self.token_count}, got {total}")
         return dict(sorted(histogram.items()))
+
+    def _check_pictures(self) -> int:
+        """Of all images; the number of their pixels."""
+        height, width = self.identity.image_size
+        if self.version == 1:
+            return self.image_count * height * width
+        pixels, place = 0, self._names
+        self._names_from: list[int] = []  # of every image whose number is a multiple of FEW
+        for first in range(0, self.image_count, FEW):
+            self._names_from.append(place)
+            records = self._some_records(first, min(FEW, self.image_count - first))
+            end = place + int(records["name"].sum(dtype=np.int64))
+            if end > self._indices:
+                raise FormatError("names: expected them to end where the indices begin")
+            try:
+                pictures = from_records(records, self._read(place, end - place))
+            except ValueError as error:
+                raise FormatError(str(error)) from error
+            pixels += sum(height * width for height, width in pictures.sizes.tolist())
+            place = end
+        if place != self._indices:
+            raise FormatError("names: expected them to end where the indices begin")
+        return pixels
+
+    def _some_records(self, first: int, count: int) -> np.ndarray:
+        place = self._records + RECORD.itemsize * first
+        return np.frombuffer(self._read(place, RECORD.itemsize * count), RECORD)
 
     def _check_indices(self) -> None:
         codes, bits = self.identity.codebook_size, self.identity.bits
@@ -180,8 +242,25 @@ class Reader:
 
     def lengths(self, first: int, count: int) -> np.ndarray:
         """Those of ``count`` images from ``first`` on. (count,) int64"""
-        data = self._read(HEADER.size + 2 * first, 2 * count)
+        data = self._read(self._lengths + 2 * first, 2 * count)
         return np.frombuffer(data, "<u2").astype(np.int64)
+
+    def sizes(self, first: int, count: int) -> np.ndarray:
+        """Height and width in pixels of what was encoded, of ``count`` images from ``first`` on. (count, 2) int64"""
+        if self.version == 1:
+            return np.broadcast_to(np.array(self.identity.image_size), (count, 2))
+        return self._some_records(first, count)["size"].astype(np.int64)
+
+    def pictures(self, first: int, count: int) -> Pictures:
+        """What is said of ``count`` images from ``first`` on; in version 1 nothing but their size."""
+        if self.version == 1:
+            unknown = np.zeros((count, 2), np.int64)
+            return Pictures(self.sizes(first, count), unknown, unknown, [""] * count)
+        nearest = first // FEW
+        before = self._some_records(nearest * FEW, first % FEW)["name"].sum(dtype=np.int64)
+        records = self._some_records(first, count)
+        place = (self._names_from[nearest] if count else self._names) + int(before)
+        return from_records(records, self._read(place, int(records["name"].sum(dtype=np.int64))))
 
     def indices(self, first: int, count: int) -> np.ndarray:
         """``count`` indices from ``first`` on, counted over all images. (count,) int64"""

@@ -14,9 +14,9 @@ from .console import console, errors, escape_what_cannot_be_printed
 #: What the list of commands says of each; its module is imported when it is called.
 COMMANDS = {
     "reconstruct": "Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each cost.",
-    "encode": "Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.",
-    "decode": "Decode an .alit file to numbered PNG files, in the order in which the pictures were encoded.",
-    "info": "Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model.",
+    "encode": "Encode pictures to one .alit file, each in as few tokens as it needs.",
+    "decode": "Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.",
+    "info": "Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.",
     "demo": "Show on a page what the tokenizer does with the photographs that come with scikit-image.",
     "convert": "Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.",
     "export": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",

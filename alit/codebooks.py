@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,9 @@ class CodebookPerIteration(nn.ModuleList):
         """Codes (B, L, C) of indices (B, L) from position 0 on."""
         parts = index_BL.split(self.step, dim=1)
         own = list(self)[: len(parts)]
-        return torch.cat([q.codes(x) for q, x in zip(own, parts, strict=True)], dim=1)
+        pairs: Any = zip(own, parts, strict=True)
+        found = [quantizer.codes(x) for quantizer, x in pairs]
+        return torch.cat(found, dim=1)
 
 
 def vector_quantizer(config: AdaptiveTokenizerConfig) -> VectorQuantizer:

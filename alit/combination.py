@@ -39,10 +39,10 @@ class Combined(Prepared, ABC):
             if isinstance(criterion, Prepared):
                 criterion.check(model, images)
 
-    def planned(self, first: Iteration, model: AdaptiveModel, number: int) -> Combined:
+    def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Combined:
         return type(self)(
             *(
-                x.planned(first, model, number) if isinstance(x, Prepared) else x
+                x.planned(first, model, numbers) if isinstance(x, Prepared) else x
                 for x in self.criteria
             )
         )

@@ -111,6 +111,6 @@ class Prepared(ABC):
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
         """Raise ``ValueError`` if it does not fit the model or the number of images (None: unknown)."""
 
-    def planned(self, first: Iteration, model: AdaptiveModel, number: int) -> Criterion:
-        """What it comes to for the images of a first iteration, which are numbered from ``number``."""
+    def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Criterion:
+        """What it comes to for the images of a first iteration, which have these numbers, ascending."""
         return self

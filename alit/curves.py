@@ -16,7 +16,7 @@ from .length_head import KINDS, curve_lengths, features_of
 from .model import AdaptiveModel
 from .pixel_errors import l1_of, relative_l1_of
 from .prediction import predicted_l1
-from .rollout import Rollout
+from .rollout import Rollout, rollouts_of
 
 
 class Curves(NamedTuple):
@@ -36,7 +36,7 @@ class Curves(NamedTuple):
 @torch.no_grad()
 def measured(
     model: AdaptiveModel,
-    images: Tensor,
+    images: Tensor | Rollout,
     *,
     lengths: Sequence[int] | None = None,
     base: BaseTokens | None = None,
@@ -44,13 +44,16 @@ def measured(
 ) -> Curves:
     """Run all iterations and decode the first tokens of each, at these ``lengths`` above the iteration before.
 
-    All ``curve_lengths`` where none are given.
+    All ``curve_lengths`` where none are given. Of images, or of a rollout of them that has not begun.
     """
     lengths = curve_lengths(model.config) if lengths is None else lengths
     features: list[Tensor] = []
     errors: list[Tensor] = []
     bottlenecks: list[Bottleneck] = []
-    for iteration in Rollout(model, images, base=base, predict_at=(), generator=generator):
+    rollout = images
+    if isinstance(rollout, Tensor):
+        rollout = Rollout(model, rollout, base=base, predict_at=(), generator=generator)
+    for iteration in rollout:
         if not features:
             features.append(features_of(iteration))
         own = range(
@@ -64,7 +67,7 @@ def measured(
 def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
     """(B, kinds) of the first tokens."""
     codes_BLC = iteration.bottleneck.codes_BLC[:, :length]
-    prediction = model.predict(codes_BLC, iteration.base.target_BN)
+    prediction = model.predict(codes_BLC, iteration.base.target_BN, places=iteration.places)
     pixels, images = model.pixels(prediction), iteration.images
     found = {
         "l1": l1_of(pixels, images),
@@ -75,8 +78,17 @@ def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def l1_curves(model: AdaptiveModel, images: Tensor) -> Tensor:
-    """Mean absolute pixel errors (B, P) at ``curve_lengths``, on the CPU: predicted by the model, or measured."""
-    if model.length_head is None:
-        return measured(model, images).errors_BKP[:, KINDS.index("l1")].cpu()
-    return predicted_l1(next(Rollout(model, images, predict_at=())), model.length_head)
+def l1_curves(model: AdaptiveModel, images: Sequence[Tensor]) -> Tensor:
+    """Mean absolute pixel errors (B, P) at ``curve_lengths``, on the CPU: predicted by the model, or measured.
+
+    Args:
+        images: (3, height, width) each, of any sizes, as in the lists that :func:`alit.encoding.encode` takes.
+    """
+    curves: dict[int, Tensor] = {}
+    for rollout, numbers in rollouts_of(model, images, predict_at=()):
+        if model.length_head is None:
+            errors_BP = measured(model, rollout).errors_BKP[:, KINDS.index("l1")].cpu()
+        else:
+            errors_BP = predicted_l1(next(rollout), model.length_head)
+        curves |= zip(numbers, errors_BP, strict=True)
+    return torch.stack([curves[number] for number in range(len(images))])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from alit_kernels import pack
+from alit_kernels import compact, pack
 from alit_kernels.nn import Linear
+from alit_kernels.nn.self_attention import positions
 
 from .config import TransformerConfig
 from .layers import Transformer, one_behind_another
@@ -53,12 +55,7 @@ class Decoder(Transformer):
         """
         if len(codes) > 1 and len({x.shape[1] for x in codes}) == 1:
             codes = [torch.cat(list(codes))]
-        sequences = []
-        for x in codes:
-            latents = self.decoder_embed(x) if hasattr(self, "decoder_embed") else x
-            latents = latents + self.latent_token_positional_embedding[: x.shape[1]]
-            queries = query_QD.expand(x.shape[0], -1, -1).to(latents.dtype)
-            sequences.append(torch.cat([queries, latents], dim=1))
+        sequences = [self._sequences(x, query_QD) for x in codes]
         x, offsets, longest = sequences[0], None, max(x.shape[1] for x in sequences)
         if lengths_B is not None:
             capacity = sum(x.shape[0] * x.shape[1] for x in sequences)
@@ -70,3 +67,44 @@ class Decoder(Transformer):
         wanted = slice(1, query_QD.shape[0])
         x = self(self.ln_pre(x), offsets, max_length=longest, wanted=wanted)
         return self.ffn(self.ln_post(x))
+
+    def decode_each(
+        self,
+        codes: Sequence[Tensor],
+        queries: Sequence[Tensor],
+        lengths: Sequence[Tensor | None],
+    ) -> list[Tensor]:
+        """:meth:`decode` of batches that each have queries and lengths of their own, in one run: (B, Q - 1, V) each."""
+        sequences = [self._sequences(x, query) for x, query in zip(codes, queries, strict=True)]
+        x, offsets, longest = one_behind_another(sequences)
+        if any(lengths_B is not None for lengths_B in lengths):
+            keep = [
+                _kept(x, query.shape[0], lengths_B)
+                for x, query, lengths_B in zip(sequences, queries, lengths, strict=True)
+            ]
+            x, offsets, _ = compact(x, offsets, torch.cat(keep), capacity=x.shape[0])
+        x = self(self.ln_pre(x), offsets, max_length=longest)
+        ends = list(itertools.accumulate(len(batch) for batch in sequences))
+        found = [
+            positions(x, offsets[end - len(batch) : end + 1], slice(1, query.shape[0]))
+            for batch, query, end in zip(sequences, queries, ends, strict=True)
+        ]
+        outputs = self.ffn(self.ln_post(torch.cat([part.flatten(0, 1) for part in found])))
+        parts = outputs.split([part.shape[:2].numel() for part in found])
+        return [y.unflatten(0, part.shape[:2]) for y, part in zip(parts, found, strict=True)]
+
+    def _sequences(self, codes_BLC: Tensor, query_QD: Tensor) -> Tensor:
+        """(B, Q + L, D): queries, then latents with their positions."""
+        embeds = hasattr(self, "decoder_embed")
+        latents = self.decoder_embed(codes_BLC) if embeds else codes_BLC
+        latents = latents + self.latent_token_positional_embedding[: codes_BLC.shape[1]]
+        queries = query_QD.expand(codes_BLC.shape[0], -1, -1).to(latents.dtype)
+        return torch.cat([queries, latents], dim=1)
+
+
+def _kept(sequences: Tensor, queries: int, lengths_B: Tensor | None) -> Tensor:
+    """(B S,) bool: the queries, and the latents that each of the sequences (B, S, D) has."""
+    if lengths_B is None:
+        return sequences.new_ones(sequences.shape[:2].numel(), dtype=torch.bool)
+    place = torch.arange(sequences.shape[1], device=sequences.device)
+    return (place < queries + lengths_B[:, None]).flatten()

@@ -7,24 +7,26 @@ iteration. Both are methods of :class:`alit.AdaptiveTokenizer`, and run one loop
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .admission import Waiting
 from .base import BaseTokens
 from .criteria import ErrorCriterion, FixedLength
 from .criterion import Criterion, Prepared
-from .curves import measured
+from .curves import l1_curves, measured
 from .iteration import Iteration
 from .length_head import KINDS, curve_lengths
 from .model import AdaptiveModel
 from .prediction import Budget
-from .rollout import Rollout, encode_together
+from .rollout import Rollout, encode_together, rollouts_of
 from .selection import Running, Selection, first_tokens, tokens_of
 from .sequence import TokenSequence
+from .sizes import Grid, Places
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,15 @@ class Progress:
     rows: int
 
 
+def sized(tokens: TokenSequence, sizes: Sequence[tuple[int, ...]]) -> TokenSequence:
+    """With height and width of each of their images."""
+    return replace(tokens, sizes=torch.tensor(sizes, dtype=torch.int64, device="cpu"))
+
+
 @torch.no_grad()
 def encode(
     model: AdaptiveModel,
-    images: Tensor,
+    images: Tensor | Sequence[Tensor],
     criterion: Criterion,
     *,
     base: BaseTokens | None = None,
@@ -59,7 +66,9 @@ def encode(
     a CUDA graph can capture it.
 
     Args:
-        images: (B, 3, height, width) floating point in [0, 1], of the configured size.
+        images: (B, 3, height, width) floating point in [0, 1], of the configured size; or a list of (3, height, width)
+            of any sizes, multiples of the base's patch. They share each run of the encoder; a criterion sees those of
+            one size as a batch. With a list ``base`` is None.
         criterion: of :mod:`alit.criteria`, or anything with their protocol; :mod:`alit.selection` has the rules.
         base, generator: as for :class:`alit.Rollout`.
 
@@ -67,24 +76,62 @@ def encode(
         Indices, or (without a quantizer) continuous latents. Under ``Quirks.unquantized_tokens`` always latents.
 
     Raises:
-        TypeError, ValueError: as ``rollout``; a criterion that does not fit the model, or gives anything but (B,) bool.
+        TypeError, ValueError: as ``rollout``, with the image's number where there is a list (``images[3]: ...``); a
+            criterion that does not fit the model, or gives anything but (B,) bool.
     """
-    select = Selection(model, criterion)
+    if not isinstance(images, Tensor | list | tuple):
+        kind = type(images).__name__
+        raise TypeError(f"images: expected a floating-point tensor or a list of them, got {kind}")
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
     if isinstance(criterion, Prepared):
         criterion.check(model, len(images))
-    if isinstance(criterion, Budget) and model.length_head is None:
-        return _encode_by_search(model, images, criterion, base, generator)
-    rollout = Rollout(model, images, base=base, predict_at=select.predict_at, generator=generator)
+    if isinstance(criterion, Budget):
+        if not isinstance(images, Tensor):
+            curves = l1_curves(model, images)
+            criterion = FixedLength(criterion.spent(curves, curve_lengths(model.config)))
+        elif model.length_head is None:
+            return _encode_by_search(model, images, criterion, base, generator)
+    select = Selection(model, criterion)
+    live = _started(select, images, base, generator)
+    sizes = [tuple(image.shape[-2:]) for image in images]
     if model.config.quirks.batch_mean_criterion and isinstance(criterion, ErrorCriterion):
-        return _encode_by_batch_mean(model, list(rollout), criterion)
-    if isinstance(criterion, FixedLength) and not criterion.tokens.ndim:
-        for iteration in rollout:
+        if len(live) > 1:
+            raise ValueError(
+                "images: the published rule (Quirks.batch_mean_criterion) takes those of one size"
+            )
+        return sized(_encode_by_batch_mean(model, list(live[0].rollout), criterion), sizes)
+    if isinstance(criterion, FixedLength) and not criterion.tokens.ndim and len(live) == 1:
+        for iteration in live[0].rollout:
             if iteration.num_tokens >= criterion.tokens:
-                return first_tokens(model, iteration.bottleneck, int(criterion.tokens))
-    running = select.start(rollout)
-    while select.take(running, *encode_together([rollout])):
-        pass
-    return TokenSequence.concatenate([select.finished[i] for i in range(len(images))])
+                tokens = first_tokens(model, iteration.bottleneck, int(criterion.tokens))
+                return sized(tokens, sizes)
+    while live:
+        live = _step(select, live)
+    return sized(TokenSequence.concatenate([select.finished[i] for i in range(len(images))]), sizes)
+
+
+def _started(
+    select: Selection,
+    images: Tensor | Sequence[Tensor],
+    base: BaseTokens | None,
+    generator: torch.Generator | None,
+) -> list[Running]:
+    """Rollouts of a batch, or of a list."""
+    options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
+    if isinstance(images, Tensor):
+        return [
+            select.start(Rollout(select.model, images, base=base, **options), range(len(images)))
+        ]
+    if base is not None:
+        raise ValueError("base: expected None with a list of images, whose sizes may differ")
+    return [select.start(*each) for each in rollouts_of(select.model, images, **options)]
+
+
+def _step(select: Selection, live: list[Running]) -> list[Running]:
+    """One iteration of each; those of which images are left."""
+    encoded = encode_together([running.rollout for running in live])
+    return [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
 
 
 def _encode_by_search(
@@ -101,7 +148,7 @@ def _encode_by_search(
     for row, count in enumerate(criterion.spent(errors_BP, curve_lengths(model.config))):
         bottleneck = curves.bottlenecks[(count - 1) // model.config.latents_per_iteration]
         found.append(tokens_of(model, bottleneck, row, count))
-    return TokenSequence.concatenate(found)
+    return sized(TokenSequence.concatenate(found), [tuple(images.shape[2:])] * len(images))
 
 
 def _encode_by_batch_mean(
@@ -128,19 +175,19 @@ def encode_stream(
     """Tokens of any number of images, one after another in their order, in bounded memory; no gradients.
 
     New images take the places of finished ones, so images at different iterations share each run of the encoder.
-    The source is read as places become free, never further ahead.
+    The source is read as places become free, and at most one image further ahead, where the next one is too large.
 
     Args:
-        images: (3, height, width) each, otherwise as for :func:`encode`.
-        criterion: as for :func:`encode`; sees the images that are at one iteration and came together as a batch,
-            with ``image_index_B`` counted over the whole stream.
+        images: (3, height, width) each, of any sizes, as in the lists that :func:`encode` takes.
+        criterion: as for :func:`encode`; sees the images that are at one iteration, came together and are of one size
+            as a batch, with ``image_index_B`` counted over the whole stream.
         max_tokens_in_flight: bound on the rows (class, image and latent tokens) of one run of the encoder, and so
-            on memory; at least those of one image at its longest.
+            on memory; at least those of one image of the configured size at its longest.
         generator: as for :class:`alit.Rollout`.
         on_progress: called with :class:`Progress` after every run of the encoder.
 
     Raises:
-        TypeError, ValueError: as :func:`encode`; a bound too small for one image; a criterion for whole batches, as
+        TypeError, ValueError: as :func:`encode`; a bound too small for an image; a criterion for whole batches, as
             :class:`alit.Budget` is.
     """
     config = model.config
@@ -174,61 +221,28 @@ def _stream(
 ) -> Iterator[TokenSequence]:
     select = Selection(model, criterion)
     given = criterion.images if isinstance(criterion, Prepared) else None
+    waiting = Waiting(model, source, max_rows)
+    known: dict[Grid, Places] = {}
+    sizes: dict[int, tuple[int, ...]] = {}  # of those that have not been given back
     live: list[Running] = []
     steps = started = emitted = 0
     while True:
-        fresh = _admit(model, source, live, max_rows, started)
+        fresh = waiting.admit([running.rollout for running in live])
         if given is not None and started + len(fresh) > given:
             raise ValueError(f"tokens: expected one length per image, got {given} for more images")
         if fresh:
-            batch = torch.stack(fresh)
-            rollout = Rollout(model, batch, predict_at=select.predict_at, generator=generator)
-            live.append(select.start(rollout, started))
+            options = {"predict_at": select.predict_at, "generator": generator}
+            rollouts = rollouts_of(model, fresh, first=started, known=known, **options)
+            live += [select.start(*each) for each in rollouts]
+            sizes |= {started + b: tuple(image.shape[1:]) for b, image in enumerate(fresh)}
             started += len(fresh)
         if not live:
             return
-        rollouts = [running.rollout for running in live]
-        rows = sum(rollout.rows for rollout in rollouts)
-        encoded = encode_together(rollouts)
-        live = [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
+        rows = sum(running.rollout.rows for running in live)
+        live = _step(select, live)
         steps += 1
         if on_progress is not None:
             on_progress(Progress(steps, emitted + len(select.finished), started, rows))
         while emitted in select.finished:
-            yield select.finished.pop(emitted)
+            yield sized(select.finished.pop(emitted), [sizes.pop(emitted)])
             emitted += 1
-
-
-def _admit(
-    model: AdaptiveModel, source: Iterator[Tensor], live: list[Running], max_rows: int, first: int
-) -> list[Tensor]:
-    """As many images as fit now and at every later step, even if none finishes early; they count from ``first``."""
-    ages = Counter({x.rollout.index: x.rollout.batch_size for x in live})
-    shape = (3, *model.config.image_size)
-    fresh: list[Tensor] = []
-    while True:
-        ages[0] += 1
-        if _peak(model, ages) > max_rows:
-            return fresh
-        image = next(source, None)
-        if image is None:
-            return fresh
-        if image.shape != shape:
-            found = f"{tuple(image.shape)} for image {first + len(fresh)}"
-            raise ValueError(f"images: expected shape {shape}, got {found}")
-        fresh.append(image)
-
-
-def _peak(model: AdaptiveModel, ages: Counter[int]) -> int:
-    """Most encoder rows of this step or a later one, for so many images about to run each iteration."""
-    config = model.config
-
-    def rows(ahead: int) -> int:
-        return sum(
-            count
-            * (model.num_image_tokens + config.latents_per_iteration * (iteration + ahead + 1))
-            for iteration, count in ages.items()
-            if iteration + ahead < config.iterations
-        )
-
-    return max(rows(ahead) for ahead in range(config.iterations))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +28,8 @@ _REASONS = {
     "of a format that this Pillow does not read: convert it to PNG": ".jxl .avif .avifs .webp .jp2 .j2k .jpx .jxr .wdp"
     " .hdp .exr .hdr .bpg .flif .wmf .emf",
 }
+#: What a picture is loaded as.
+Picture = TypeVar("Picture")
 _UNREAD = {suffix: reason for reason, x in _REASONS.items() for suffix in x.split()}
 
 
@@ -45,7 +49,7 @@ class Listing:
     unreadable: list[str] = field(default_factory=list)
     others: int = 0
 
-    def loaded(self, load: Callable[[Path], Tensor]) -> Iterator[tuple[Path, Tensor]]:
+    def loaded(self, load: Callable[[Path], Picture]) -> Iterator[tuple[Path, Picture]]:
         """The pictures that can be read, one after another."""
         for path in self.pictures:
             try:
@@ -115,6 +119,28 @@ def in_folder(folder: Path, *, recursive: bool = True) -> Listing:
     if not folder.is_dir():
         raise NotADirectoryError(f"{printable(folder)}: not a folder")
     return find([folder], recursive=recursive)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order; those that are there already get numbers: ``a``, ``a-2``.
+
+    Names that differ in case, or in how Unicode composes them, are one: some file systems hold them so.
+    """
+    found: list[str] = []
+    taken: dict[str, int] = {}  # the last number tried
+    for name in names:
+        first, own = _folded(name), name
+        while _folded(own) in taken:
+            taken[first] += 1
+            own = f"{name}-{taken[first]}"
+        taken[_folded(own)] = 1
+        found.append(own)
+    return found
+
+
+def _folded(name: str) -> str:
+    """Equal for names that some file systems do not keep apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:

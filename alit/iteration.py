@@ -14,6 +14,7 @@ from torch import Tensor
 from alit_kernels import VectorQuantized
 
 from .base import BaseTokens, Prediction
+from .sizes import Places
 
 #: Which tokens halt, given each one's probability of halting (B, N - 1): bool of the same shape.
 HaltingDraw = Callable[[Tensor], Tensor]
@@ -67,6 +68,7 @@ class Iteration:
             None: all.
         decoded: what the decoder makes of the tokens where the next iteration is made of it (recurrence "residual"),
             whether or not anybody asked for a prediction; None elsewhere.
+        places: of the images' grid, as ``model.predict`` takes them; None for the model's own.
     """
 
     index: int
@@ -80,6 +82,7 @@ class Iteration:
     halted: Tensor | None
     lengths_B: Tensor | None = None
     decoded: Prediction | None = None
+    places: Places | None = None
 
     @property
     def tokens_B(self) -> Tensor:

@@ -22,6 +22,7 @@ from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
 from .layers import Transformer, initialize
 from .length_head import LengthHead
+from .sizes import Grid, Places, learned_place
 
 
 class AdaptiveModel(nn.Module):
@@ -90,26 +91,46 @@ class AdaptiveModel(nn.Module):
             ):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
-    def first_input(self, images: Tensor, base: BaseTokens) -> Tensor:
-        """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)"""
-        tokens_BND = self.image_tokens(images, base.tokens_BCHW)
+    def places(self, grid: Grid | None = None) -> Places:
+        """Positions of a grid of image tokens: on the model's own the learned ones, on others of those, see
+        :func:`alit.sizes.learned_place`.
+        """
+        own = self.config.grid
+        learned = self.encoder_positional_embedding, self.decoder_positional_embedding
+        if grid is None or grid == own:
+            return Places(own, *learned)
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + learned_place(own, grid)])
+        rows = rows.to(self.latent_tokens.device)
+        return Places(grid, *(x[rows] for x in learned))
+
+    def first_input(self, images: Tensor, base: BaseTokens, places: Places | None = None) -> Tensor:
+        """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)
+
+        ``places``, here and below: those of the images' grid; the model's own by default.
+        """
+        tokens_BND = self.image_tokens(images, base.tokens_BCHW, places)
         latents = self.fresh_latents(0).expand(images.shape[0], -1, -1)
         return self.encoder_ln_pre(torch.cat([tokens_BND, latents], dim=1))
 
-    def image_tokens(self, images: Tensor, tokens_BCHW: Tensor) -> Tensor:
+    def image_tokens(
+        self, images: Tensor, tokens_BCHW: Tensor, places: Places | None = None
+    ) -> Tensor:
         """Class and image tokens with their positions: base tokens beside patches of pixels. (B, N, D)"""
+        places = self.places() if places is None else places
         patches_BCHW = torch.cat([tokens_BCHW, self.patch_embed(images)], dim=1)
         image_tokens_BND = to_rows(normalize(patches_BCHW, dim=1))
         class_token_B1D = self.encoder_class_embedding.expand(images.shape[0], -1, -1).to(
             image_tokens_BND.dtype
         )
-        tokens_BND = torch.cat([class_token_B1D, image_tokens_BND], dim=1)
-        return tokens_BND + self.encoder_positional_embedding
+        return torch.cat([class_token_B1D, image_tokens_BND], dim=1) + places.encoder_ND
 
-    def missing_tokens(self, images: Tensor, base: BaseTokens, prediction: Prediction) -> Tensor:
+    def missing_tokens(
+        self, images: Tensor, base: BaseTokens, prediction: Prediction, places: Places | None = None
+    ) -> Tensor:
         """Class and image tokens of what a prediction does not tell of the base tokens. (B, N, D)"""
+        places = self.places() if places is None else places
         missing_BNC = base.code_BNC - prediction.code_BNC.to(base.code_BNC.dtype)
-        return self.image_tokens(images, to_grid(missing_BNC, self.config.grid))
+        return self.image_tokens(images, to_grid(missing_BNC, places.grid), places)
 
     def fresh_latents(self, iteration: int) -> Tensor:
         """The latents that iteration adds. (L, D)"""
@@ -120,11 +141,17 @@ class AdaptiveModel(nn.Module):
         )
 
     def next_input(
-        self, image_tokens_BND: Tensor, latents_BLD: Tensor, halted: Tensor | None, iteration: int
+        self,
+        image_tokens_BND: Tensor,
+        latents_BLD: Tensor,
+        halted: Tensor | None,
+        iteration: int,
+        places: Places | None = None,
     ) -> Tensor:
         """Encoder input of a later iteration: ``halted`` ones masked, fresh latents appended, everything normalised."""
         if halted is not None:
-            masked = self.encoder_mask_token + self.encoder_positional_embedding[1:]
+            places = self.places() if places is None else places
+            masked = self.encoder_mask_token + places.encoder_ND[1:]
             kept = torch.where(
                 halted[..., None], masked.to(image_tokens_BND.dtype), image_tokens_BND[:, 1:]
             )
@@ -154,22 +181,49 @@ class AdaptiveModel(nn.Module):
     @property
     def decoder_query_ND(self) -> Tensor:
         """Class and mask tokens with their positions, as they enter the decoder."""
-        mask_tokens = self.decoder_mask_token[0].expand(self.num_image_tokens - 1, -1)
-        return (
-            torch.cat([self.decoder_class_embedding, mask_tokens])
-            + self.decoder_positional_embedding
-        )
+        return self.query(self.places())
+
+    def query(self, places: Places) -> Tensor:
+        """:attr:`decoder_query_ND` on any grid."""
+        mask_tokens = self.decoder_mask_token[0].expand(len(places.decoder_ND) - 1, -1)
+        return torch.cat([self.decoder_class_embedding, mask_tokens]) + places.decoder_ND
 
     def predict(
-        self, codes_BLC: Tensor, target_BN: Tensor | None = None, lengths_B: Tensor | None = None
+        self,
+        codes_BLC: Tensor,
+        target_BN: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+        places: Places | None = None,
     ) -> Prediction:
         """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
-        decoded_BNV = self.decoder.decode([codes_BLC], self.decoder_query_ND, lengths_B)
-        return self.base_tokenizer.predict(decoded_BNV, target_BN)
+        places = self.places() if places is None else places
+        decoded_BNV = self.decoder.decode([codes_BLC], self.query(places), lengths_B)
+        return self.base_tokenizer.predict(decoded_BNV, target_BN)._replace(grid=places.grid)
+
+    def predict_each(
+        self,
+        codes: Sequence[Tensor],
+        places: Sequence[Places],
+        *,
+        targets: Sequence[Tensor | None],
+        lengths: Sequence[Tensor | None],
+    ) -> list[Prediction]:
+        """:meth:`predict` of several batches (B, L, C), whatever their grids and lengths, in one run of the decoder."""
+        if not codes:
+            return []
+        if len(codes) == 1:
+            return [self.predict(codes[0], targets[0], lengths[0], places[0])]
+        queries = [self.query(each) for each in places]
+        decoded = self.decoder.decode_each(codes, queries, lengths)
+        return [
+            self.base_tokenizer.predict(decoded_BNV, target_BN)._replace(grid=each.grid)
+            for decoded_BNV, target_BN, each in zip(decoded, targets, places, strict=True)
+        ]
 
     def pixels(self, prediction: Prediction) -> Tensor:
         """Images of what is predicted: (B, 3, height, width), about [0, 1], not clamped."""
-        return self.base_tokenizer.pixels(prediction.code_BNC, self.config.grid)
+        grid = self.config.grid if prediction.grid is None else prediction.grid
+        return self.base_tokenizer.pixels(prediction.code_BNC, grid)
 
     def predict_together(
         self,
@@ -186,7 +240,8 @@ class AdaptiveModel(nn.Module):
         targets = None if target_BN is None else target_BN.repeat(len(codes), 1)
         whole = self.base_tokenizer.predict(decoded_BNV, targets)
         sizes = [x.shape[0] for x in codes]
-        fields = [[None] * len(sizes) if x is None else x.split(sizes) for x in whole]
+        tensors = whole.decoded_BNV, whole.code_BNC, whole.nll_BN, whole.p_target_BN
+        fields = [[None] * len(sizes) if x is None else x.split(sizes) for x in tensors]
         return [Prediction(*parts) for parts in zip(*fields, strict=True)]
 
     def halted(self, prediction: Prediction, base: BaseTokens, draw: HaltingDraw) -> Tensor:

@@ -16,17 +16,20 @@ from .model import AdaptiveModel
 
 
 class Planned(FixedLength):
-    """Lengths of the images that are numbered from ``first``."""
+    """Lengths of the images that have these numbers, ascending."""
 
-    def __init__(self, tokens: list[int], first: int) -> None:
+    def __init__(self, tokens: list[int], numbers: list[int]) -> None:
         super().__init__(tokens)
-        self.first = first
+        self.numbers = torch.tensor(numbers)
 
     def of(self, images: list[int]) -> list[int]:
-        return super().of([image - self.first for image in images])
+        places = {number: place for place, number in enumerate(self.numbers.tolist())}
+        return super().of([places[image] for image in images])
 
     def wanted(self, iteration: Iteration) -> Tensor:
-        return self.tokens.to(iteration.image_index_B)[iteration.image_index_B - self.first]
+        numbers = self.numbers.to(iteration.image_index_B)
+        places = torch.searchsorted(numbers, iteration.image_index_B)
+        return self.tokens.to(iteration.image_index_B)[places]
 
 
 class Predicted(Prepared):
@@ -66,20 +69,20 @@ class Predicted(Prepared):
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
         head_of(model, "Predicted")
 
-    def planned(self, first: Iteration, model: AdaptiveModel, number: int) -> Planned:
+    def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
         head = head_of(model, "Predicted")
         kind = KINDS.index(self.kind)
         curve_BP = head(features_of(first))[:, kind] + head.margin[kind].float()
         places_B = fewest(curve_BP, float(self.limit))
         step, longest = head.lengths[0], head.lengths[-1]
         lengths_B = ((places_B + 1) * step).clamp(max=longest)
-        return Planned(_of_trained(head, lengths_B, "Predicted"), number)
+        return Planned(_of_trained(head, lengths_B, "Predicted"), numbers)
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         if iteration.index:
             raise ValueError("Predicted: expected the first iteration, which says all lengths")
-        number = int(iteration.image_index_B[0])
-        return self.planned(iteration, model, number)(iteration, model)
+        numbers = iteration.image_index_B.tolist()
+        return self.planned(iteration, model, numbers)(iteration, model)
 
 
 class Budget(Prepared):
@@ -110,10 +113,10 @@ class Budget(Prepared):
         """A length for each image."""
         return allocated(errors_BP, lengths, math.floor(self.mean_tokens * len(errors_BP) + 1e-6))
 
-    def planned(self, first: Iteration, model: AdaptiveModel, number: int) -> Planned:
+    def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
         head = head_of(model, "Budget")
         errors_BP = predicted_l1(first, head)
-        return Planned(self.spent(errors_BP, head.lengths), number)
+        return Planned(self.spent(errors_BP, head.lengths), numbers)
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         raise ValueError("Budget: expected a whole batch, by encode; it is no criterion of others")

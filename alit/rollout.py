@@ -6,6 +6,7 @@ Shape suffixes: B images still in the batch, N class and image tokens, L latents
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from .base import BaseTokens, Prediction
 from .iteration import Bottleneck, HaltingDraw, Iteration
 from .layers import one_behind_another
 from .model import AdaptiveModel
+from .sizes import Grid, Places, check_image, check_images
 
 
 class Rollout(Iterator[Iteration]):
@@ -32,6 +34,7 @@ class Rollout(Iterator[Iteration]):
             begins, and iterations outside ``predict_at`` record none (truncated backpropagation).
         predict_later: the caller makes these predictions, by ``model.predict_together``, and ``prediction`` is None.
             Only where halting is off: it needs each at once.
+        places: of the images' grid, ``model.places(grid)``, where they have another size than the configured one.
 
     Raises:
         TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
@@ -48,8 +51,10 @@ class Rollout(Iterator[Iteration]):
         halting_draw: HaltingDraw | None = None,
         through_time: bool = True,
         predict_later: bool = False,
+        places: Places | None = None,
     ) -> None:
-        _check_images(model, images)
+        self.places = model.places() if places is None else places
+        check_images(model.config, model.latent_tokens, images, self.places.grid)
         config, quirks = model.config, model.config.quirks
         self.predict_at = range(config.iterations) if predict_at is None else predict_at
         for index in self.predict_at:
@@ -81,8 +86,9 @@ class Rollout(Iterator[Iteration]):
         self.predicted: Prediction | None = None
         self.image_index_B = torch.arange(images.shape[0], device=images.device)
         self.index = 0
+        self._ahead: tuple[Bottleneck, Prediction | None] | None = None
         with self._recording():
-            self.tokens_BSD = model.first_input(images, base)
+            self.tokens_BSD = model.first_input(images, base, self.places)
         #: (B, N - 1) image tokens that have left the sequence (halting="drop"), or None.
         self.dropped: Tensor | None = None
 
@@ -133,25 +139,35 @@ class Rollout(Iterator[Iteration]):
                 self._prepare(iteration)
         return iteration
 
-    def _observe(self, encoded_BSD: Tensor) -> Iteration:
-        model, config, quirks = self.model, self.model.config, self.model.config.quirks
-        image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([model.num_image_tokens], dim=1)
+    def _needs(self) -> tuple[bool, bool, bool]:
+        """Whether the caller wants this iteration's prediction; whether tokens halt after it, and whether the next one
+        begins with it, which need it too.
+        """
+        model, quirks = self.model, self.model.config.quirks
         wanted = self.index in self.predict_at and not self.predict_later
-        last = self.index == config.iterations - 1
-        halts = config.halting != "off" and (not last or quirks.halt_after_last_iteration)
+        last = self.index == model.config.iterations - 1
+        halts = model.config.halting != "off" and (not last or quirks.halt_after_last_iteration)
         if model.training and quirks.halt_only_at_predicted_iterations:
             halts = halts and wanted
-        bottleneck = model.read_out(latents_BLD, self.earlier)
-        prediction = halted = None
-        if wanted or halts:
-            prediction = model.predict(bottleneck.codes_BLC, self.base.target_BN)
-            if halts:
-                halted = model.halted(prediction, self.base, self.halting_draw)
-        if self.residual and not last:
-            self.predicted = prediction
-            if prediction is None:
-                with torch.no_grad():
-                    self.predicted = model.predict(bottleneck.codes_BLC)
+        return wanted, halts, self.residual and not last
+
+    def _observe(self, encoded_BSD: Tensor) -> Iteration:
+        model, config, (wanted, halts, feeds) = self.model, self.model.config, self._needs()
+        image_tokens_BND, latents_BLD = encoded_BSD.tensor_split([self.places.tokens], dim=1)
+        if self._ahead is None:
+            bottleneck, prediction = model.read_out(latents_BLD, self.earlier), None
+            if wanted or halts or feeds:
+                # What only the next iteration asks for passes no gradient on.
+                with torch.set_grad_enabled(torch.is_grad_enabled() and (wanted or halts)):
+                    codes_BLC, target_BN = bottleneck.codes_BLC, self.base.target_BN
+                    prediction = model.predict(codes_BLC, target_BN, places=self.places)
+        else:
+            (bottleneck, prediction), self._ahead = self._ahead, None
+        self.predicted = prediction if feeds else None
+        halted = None
+        if halts:
+            assert prediction is not None
+            halted = model.halted(prediction, self.base, self.halting_draw)
         if config.halting == "drop" and halted is not None:
             # What has left does not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
@@ -160,7 +176,8 @@ class Rollout(Iterator[Iteration]):
             *(image_tokens_BND, latents_BLD, bottleneck),
             prediction=prediction if wanted else None,
             halted=halted,
-            decoded=self.predicted if self.residual and not last else None,
+            decoded=self.predicted,
+            places=self.places,
         )
 
     def _prepare(self, iteration: Iteration) -> None:
@@ -169,11 +186,15 @@ class Rollout(Iterator[Iteration]):
         if self.residual:
             assert self.predicted is not None
             self.earlier = iteration.bottleneck
-            image_tokens_BND = self.model.missing_tokens(self.images, self.base, self.predicted)
+            image_tokens_BND = self.model.missing_tokens(
+                self.images, self.base, self.predicted, self.places
+            )
         if not self.through_time:
             image_tokens_BND, latents_BLD = image_tokens_BND.detach(), latents_BLD.detach()
         halted = None if self.model.config.halting == "drop" else iteration.halted
-        self.tokens_BSD = self.model.next_input(image_tokens_BND, latents_BLD, halted, self.index)
+        self.tokens_BSD = self.model.next_input(
+            image_tokens_BND, latents_BLD, halted, self.index, self.places
+        )
 
 
 def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -181,8 +202,15 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
 
     Sequences of one length make a dense batch; others, and those from which tokens were dropped, are packed, so that
     padding and dropped tokens cost nothing. Rows of dropped tokens are zero. Where tokens were dropped, the host
-    asks the device once how many are left.
+    asks the device once how many are left. For several rollouts the decoder runs once too, for all that need it.
     """
+    encoded = _encoded(rollouts)
+    if len(rollouts) > 1:
+        _predict_together(rollouts, encoded)
+    return encoded
+
+
+def _encoded(rollouts: Sequence[Rollout]) -> list[Tensor]:
     encoder, inputs = rollouts[0].model.encoder, [rollout.tokens_BSD for rollout in rollouts]
     dropped = any(rollout.dropped is not None for rollout in rollouts)
     sizes = [x.shape[0] for x in inputs]
@@ -200,29 +228,56 @@ def encode_together(rollouts: Sequence[Rollout]) -> list[Tensor]:
     return [piece.view(x.shape) for piece, x in zip(pieces, inputs, strict=True)]
 
 
-def _check_images(model: AdaptiveModel, images: Tensor) -> None:
-    height, width = model.config.image_size
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
-            f"images: expected a floating-point tensor in [0, 1], got {got}; divide 8-bit images by 255"
-        )
-    if images.ndim != 4 or images.shape[1:] != (3, height, width):
-        raise ValueError(
-            f"images: expected shape (B, 3, {height}, {width}), got {tuple(images.shape)}"
-        )
-    if images.shape[0] == 0:
-        raise ValueError("images: expected at least one, got none")
-    own = model.latent_tokens
-    if images.device != own.device:
-        raise ValueError(
-            f"images: expected device {own.device} like the model, got {images.device}"
-        )
-    if images.dtype != own.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise TypeError(f"images: expected dtype {own.dtype} like the model, got {images.dtype}")
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = images.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"images: expected values in [0, 1], got {float(low):.4g} to {float(high):.4g}"
-            )
+def _predict_together(rollouts: Sequence[Rollout], encoded: Sequence[Tensor]) -> None:
+    """Read out the latents of each rollout, and make the predictions that are needed, in one run of the decoder."""
+    model = rollouts[0].model
+    ahead = [
+        model.read_out(x[:, r.places.tokens :], r.earlier)
+        for r, x in zip(rollouts, encoded, strict=True)
+    ]
+    needed = [i for i, r in enumerate(rollouts) if any(r._needs())]
+    found = model.predict_each(
+        [ahead[i].codes_BLC for i in needed],
+        [rollouts[i].places for i in needed],
+        targets=[rollouts[i].base.target_BN for i in needed],
+        lengths=[None] * len(needed),
+    )
+    predictions = dict(zip(needed, found, strict=True))
+    for i, rollout in enumerate(rollouts):
+        rollout._ahead = ahead[i], predictions.get(i)
+
+
+def rollouts_of(
+    model: AdaptiveModel,
+    images: Sequence[Tensor],
+    *,
+    first: int = 0,
+    known: dict[Grid, Places] | None = None,
+    **options: Any,
+) -> list[tuple[Rollout, list[int]]]:
+    """Rollouts of images (3, height, width) of any sizes, one for the images of each size, for :func:`encode_together`;
+    with the numbers of its images.
+
+    Args:
+        first: number of the first image; ``image_index_B`` and messages count from it.
+        known: places of grids, to which those of new ones are added.
+        options: as for :class:`Rollout`.
+
+    Raises:
+        TypeError, ValueError: an image of the wrong dtype, shape or range, by its number (``images[3]: ...``).
+    """
+    known = {} if known is None else known
+    by_grid: dict[Grid, list[int]] = {}
+    for number, image in enumerate(images):
+        grid = check_image(model.config, model.latent_tokens, image, f"images[{first + number}]")
+        by_grid.setdefault(grid, []).append(number)
+    rollouts = []
+    for grid, numbers in by_grid.items():
+        if grid not in known:
+            known[grid] = model.places(grid)
+        batch = torch.stack([images[number] for number in numbers])
+        rollout = Rollout(model, batch, places=known[grid], **options)
+        numbers = [first + number for number in numbers]
+        rollout.image_index_B = torch.tensor(numbers, device=batch.device)
+        rollouts.append((rollout, numbers))
+    return rollouts

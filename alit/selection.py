@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -88,18 +88,16 @@ class Selection:
         fallback = model.config.quirks.best_iteration_fallback
         self.published = fallback and isinstance(criterion, ErrorCriterion)
 
-    def start(self, rollout: Rollout, first: int = 0) -> Running:
-        """A rollout of images that are numbered from ``first``."""
-        rollout.image_index_B += first
-        images = list(range(first, first + rollout.batch_size))
-        return Running(rollout, images, self.criterion)
+    def start(self, rollout: Rollout, images: Sequence[int]) -> Running:
+        """A rollout of images of these numbers, its ``image_index_B``."""
+        return Running(rollout, list(images), self.criterion)
 
     def take(self, running: Running, encoded_BSD: Tensor) -> bool:
         """One more iteration of a rollout; images that are done leave it. Whether any are left."""
         iteration = running.rollout.advance(encoded_BSD)
         if iteration.index == 0 and isinstance(running.criterion, Prepared):
-            first = running.images[0]
-            running.criterion = running.criterion.planned(iteration, self.model, first)
+            images = running.images
+            running.criterion = running.criterion.planned(iteration, self.model, images)
             if isinstance(running.criterion, FixedLength):
                 running.given = running.criterion.of(running.images)
         last = iteration.index == self.model.config.iterations - 1
@@ -161,8 +159,8 @@ class Selection:
         """The first tokens of each image, and what the decoder makes of them."""
         prediction = None
         if self.predict_at is None:
-            codes_BLC = iteration.bottleneck.codes_BLC
-            prediction = self.model.predict(codes_BLC, iteration.base.target_BN, lengths_B)
+            codes_BLC, target_BN = iteration.bottleneck.codes_BLC, iteration.base.target_BN
+            prediction = self.model.predict(codes_BLC, target_BN, lengths_B, iteration.places)
         return replace(iteration, prediction=prediction, lengths_B=lengths_B)
 
     def _settle(self, running: Running, last: Iteration, rows: list[int]) -> None:
@@ -240,6 +238,4 @@ def first_tokens(
     lengths = torch.full((len(latents_BLC),), count, device=latents_BLC.device)
     if bottleneck.index_BL is None or model.config.quirks.unquantized_tokens:
         return TokenSequence(lengths, latents=latents_BLC.flatten(0, 1).clone())
-    return TokenSequence(
-        lengths, indices=bottleneck.index_BL[rows, :count].flatten().clone()
-    )
+    return TokenSequence(lengths, indices=bottleneck.index_BL[rows, :count].flatten().clone())

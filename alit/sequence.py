@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alit_kernels import cumulative_offsets, unpack
 
 from .alit_format import ModelIdentity, Reader, dump
+from .picture_records import Pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,15 +24,17 @@ class TokenSequence:
         lengths: (B,) int64, tokens of each image.
         indices: (T,) int64 codebook indices, T = ``lengths.sum()``; None for continuous tokens.
         latents: (T, C) continuous tokens; None for indices.
+        sizes: (B, 2) int64, on the CPU: height and width in pixels of what was encoded; None for the model's own.
 
     Raises:
-        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, or (on the CPU)
-            lengths that do not add up.
+        TypeError, ValueError: not exactly one of ``indices`` and ``latents``, wrong dtype or shape, sizes below 1, or
+            (on the CPU) lengths that do not add up.
     """
 
     lengths: Tensor
     indices: Tensor | None = None
     latents: Tensor | None = None
+    sizes: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.indices is None) == (self.latents is None):
@@ -56,6 +61,18 @@ class TokenSequence:
             raise ValueError(
                 f"lengths: expected a sum of {len(self.rows)}, the tokens given, got {int(self.lengths.sum())}"
             )
+        if self.sizes is not None:
+            self._check_sizes(self.sizes)
+
+    def _check_sizes(self, sizes: Tensor) -> None:
+        if sizes.shape != (len(self), 2) or sizes.dtype != torch.int64:
+            raise TypeError(
+                f"sizes: expected ({len(self)}, 2) int64, got {tuple(sizes.shape)} {sizes.dtype}"
+            )
+        if not sizes.is_cpu:
+            raise ValueError(f"sizes: expected them on the CPU, got {sizes.device}")
+        if bool((sizes < 1).any()):
+            raise ValueError(f"sizes: expected at least 1, got {int(sizes.min())}")
 
     @property
     def rows(self) -> Tensor:
@@ -79,7 +96,8 @@ class TokenSequence:
             raise IndexError(f"image: expected an index into {count} sequences, got {image}")
         image %= count
         start, stop = self.offsets[image : image + 2].tolist()
-        return self._of(self.rows[start:stop], self.lengths[image : image + 1])
+        sizes = None if self.sizes is None else self.sizes[image : image + 1]
+        return self._of(self.rows[start:stop], self.lengths[image : image + 1], sizes)
 
     def padded(self, fill: float = 0) -> Tensor:
         """(B, longest) indices or (B, longest, C) latents, ``fill`` beyond each length."""
@@ -109,38 +127,69 @@ class TokenSequence:
             raise ValueError(f"tokens: expected 1 to {int(self.lengths[image])}, got {found}")
         place = torch.arange(len(self.rows), device=wanted.device)
         place = place - self.offsets[:-1].long().repeat_interleave(self.lengths)
-        return self._of(self.rows[place < lengths.repeat_interleave(self.lengths)], lengths.clone())
+        rows = self.rows[place < lengths.repeat_interleave(self.lengths)]
+        return self._of(rows, lengths.clone(), self.sizes)
 
     def to(self, device: torch.device | str) -> TokenSequence:
-        return self._of(self.rows.to(device), self.lengths.to(device))
+        """With its tokens and lengths on a device; sizes stay on the CPU."""
+        return self._of(self.rows.to(device), self.lengths.to(device), self.sizes)
 
-    def _of(self, rows: Tensor, lengths: Tensor) -> TokenSequence:
-        return TokenSequence(lengths, *((None, rows) if self.indices is None else (rows, None)))
+    def _of(self, rows: Tensor, lengths: Tensor, sizes: Tensor | None) -> TokenSequence:
+        indices, latents = (None, rows) if self.indices is None else (rows, None)
+        return TokenSequence(lengths, indices, latents, sizes)
 
     @classmethod
     def concatenate(cls, sequences: list[TokenSequence]) -> TokenSequence:
-        """One batch of several."""
+        """One batch of several, which all have ``sizes`` or none."""
         if not sequences:
             raise ValueError("sequences: expected at least one")
         lengths = torch.cat([sequence.lengths for sequence in sequences])
-        return sequences[0]._of(torch.cat([sequence.rows for sequence in sequences]), lengths)
+        given = [x.sizes for x in sequences if x.sizes is not None]
+        if len(given) not in (0, len(sequences)):
+            raise ValueError(
+                f"sequences: expected all with sizes or none, got {len(given)} of {len(sequences)} with"
+            )
+        rows = torch.cat([sequence.rows for sequence in sequences])
+        return sequences[0]._of(rows, lengths, torch.cat(given) if given else None)
 
-    def to_bytes(self, model: ModelIdentity) -> bytes:
+    def to_bytes(
+        self,
+        model: ModelIdentity,
+        *,
+        names: Sequence[str] | None = None,
+        originals: Sequence[tuple[int, int]] | None = None,
+        padding: Sequence[tuple[int, int]] | None = None,
+    ) -> bytes:
         """An ``.alit`` file (docs/alit-format.md): ceil(log2 K) bits a token, a checksum, and the model's fingerprint.
+
+        Of version 1 where all images have the model's size and there is nothing else to say of them, else of version 2.
 
         Args:
             model: ``AdaptiveTokenizer.identity()`` of the model that encoded.
+            names, originals, padding: of each image, see :class:`alit.picture_records.Pictures`; None: unknown.
 
         Raises:
-            ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image.
+            ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image;
+                a name or size that files do not hold, or not one for each image.
         """
         if self.indices is None:
             raise ValueError("TokenSequence: expected indices, .alit files hold no latents")
-        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy())
+        count, pictures = len(self), None
+        own = torch.tensor([model.image_size]).expand(count, 2)
+        sizes = own if self.sizes is None else self.sizes
+        if not (names is originals is padding is None) or not torch.equal(sizes, own):
+            nothing = np.zeros((count, 2), np.int64)
+            pictures = Pictures(
+                sizes.numpy(),
+                nothing if originals is None else np.array(originals, np.int64).reshape(-1, 2),
+                nothing if padding is None else np.array(padding, np.int64).reshape(-1, 2),
+                [""] * count if names is None else names,
+            )
+        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy(), pictures)
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelIdentity | None = None) -> TokenSequence:
-        """Inverse of :meth:`to_bytes`.
+        """Inverse of :meth:`to_bytes`, of either version; names and originals are for :class:`alit.alit_format.Reader`.
 
         Args:
             model: ``AdaptiveTokenizer.identity()`` of the model that is to decode; None leaves open whether it fits.
@@ -151,6 +200,11 @@ class TokenSequence:
         reader = Reader(io.BytesIO(data))
         if model is not None:
             reader.expect(model)
-        parts = reader.lengths(0, reader.image_count), reader.indices(0, reader.token_count)
+        count = reader.image_count
+        parts = reader.lengths(0, count), reader.indices(0, reader.token_count)
         lengths, indices = map(torch.from_numpy, parts)
-        return cls(lengths, indices=indices)
+        if reader.version == 1:
+            sizes = torch.tensor([reader.identity.image_size]).expand(count, 2)
+        else:
+            sizes = torch.from_numpy(reader.sizes(0, count))
+        return cls(lengths, indices=indices, sizes=sizes)

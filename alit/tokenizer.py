@@ -16,6 +16,7 @@ from .config import AdaptiveTokenizerConfig
 from .model import AdaptiveModel
 from .rollout import Rollout
 from .sequence import TokenSequence
+from .sizes import check_size, grid_of
 
 
 class AdaptiveTokenizer(AdaptiveModel):
@@ -79,23 +80,54 @@ class AdaptiveTokenizer(AdaptiveModel):
         return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
     @torch.no_grad()
-    def decode(self, tokens: TokenSequence) -> Tensor:
-        """Images (B, 3, height, width), about [0, 1], not clamped.
+    def decode(self, tokens: TokenSequence) -> Tensor | list[Tensor]:
+        """Images (B, 3, height, width) of the size that was encoded, about [0, 1], not clamped.
+
+        A list of (3, height, width) where ``tokens.sizes`` are not all the same.
 
         Raises:
-            TypeError, ValueError: no tokens, or some that do not fit the model: kind, channels, index or length out of
-                range.
+            TypeError, ValueError: no tokens, or some that do not fit the model: kind, channels, index, length or size
+                out of range.
         """
         self._check_tokens(tokens)
         tokens = tokens.to(self.encoder_mask_token.device)
+        of_size: dict[tuple[int, ...], list[int]] = {}
+        sizes = [self.config.image_size] if tokens.sizes is None else tokens.sizes.tolist()
+        for number, size in enumerate(sizes):
+            of_size.setdefault(tuple(size), []).append(number)
+        batches = [tokens]
+        if len(of_size) > 1:
+            each = [tokens[number] for number in range(len(tokens))]
+            groups = ([each[number] for number in numbers] for numbers in of_size.values())
+            batches = [TokenSequence.concatenate(group) for group in groups]
+        codes = [self._codes(batch) for batch in batches]
+        equal = (
+            bool((batch.lengths == x.shape[1]).all())
+            for batch, x in zip(batches, codes, strict=True)
+        )
+        predictions = self.predict_each(
+            codes,
+            [self.places(grid_of(self.config, *size)) for size in of_size],
+            targets=[None] * len(codes),
+            lengths=[None if x else batch.lengths for x, batch in zip(equal, batches, strict=True)],
+        )
+        if len(of_size) == 1:
+            return self.pixels(predictions[0])
+        images: dict[int, Tensor] = {}
+        for numbers, prediction in zip(of_size.values(), predictions, strict=True):
+            images |= zip(numbers, self.pixels(prediction), strict=True)
+        return [images[number] for number in range(len(tokens))]
+
+    def _codes(self, tokens: TokenSequence) -> Tensor:
+        """(B, L, C) what the decoder gets, padded."""
         if tokens.indices is not None:
-            codes_BLC = self.codes(tokens.padded().long())
-        else:
-            codes_BLC = tokens.padded().to(self.latent_tokens.dtype)
-            if self.config.bottleneck == "quantized":
-                codes_BLC = self.quantize(codes_BLC).quantized
-        equal = bool((tokens.lengths == codes_BLC.shape[1]).all())
-        return self.pixels(self.predict(codes_BLC, lengths_B=None if equal else tokens.lengths))
+            return self.codes(tokens.padded().long())
+        codes_BLC = tokens.padded().to(self.latent_tokens.dtype)
+        return (
+            self.quantize(codes_BLC).quantized
+            if self.config.bottleneck == "quantized"
+            else codes_BLC
+        )
 
     def _check_tokens(self, tokens: TokenSequence) -> None:
         config = self.config
@@ -107,6 +139,10 @@ class AdaptiveTokenizer(AdaptiveModel):
             raise ValueError(
                 f"tokens: expected at most {config.max_tokens} per image, got {int(tokens.lengths.max())}"
             )
+        for image, (height, width) in enumerate(
+            [] if tokens.sizes is None else tokens.sizes.tolist()
+        ):
+            check_size(config, height, width, f"tokens.sizes[{image}]")
         if tokens.indices is not None:
             if config.bottleneck != "quantized":
                 raise ValueError(

@@ -12,15 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: A room imports only rooms of the rows before its own.
 ROWS = (
-    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.alit_format alit.atomic_files",
-    "alit.config alit.shipped alit.images alit.torch_archive alit.plots alit.pixel_errors",
-    "alit.layers alit.published alit.folders",
+    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.picture_records alit.atomic_files",
+    "alit.config alit.alit_format alit.shipped alit.images alit.torch_archive alit.plots alit.pixel_errors",
+    "alit.layers alit.published alit.folders alit.sizes alit.fitting",
     "alit.base alit.decoder alit.sequence alit.model_file",
     "alit.iteration alit.allocation",
     "alit.length_head",
     "alit.model",
     "alit.rollout",
-    "alit.criterion",
+    "alit.criterion alit.admission",
     "alit.criteria",
     "alit.prediction",
     "alit.combination alit.curves alit.selection",

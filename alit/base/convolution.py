@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import zip_longest
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, pixel_shuffle, pixel_unshuffle
 
@@ -25,8 +26,15 @@ def _sum(own: Tensor, other: Tensor) -> Tensor:
     return own + other if learns or own.dtype != other.dtype else own.add_(other)
 
 
+class GroupNorm(nn.GroupNorm):
+    """For an image of one patch too: torch's refuses a group of one value, which is 0 when normalised."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return GroupNorm(32, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):

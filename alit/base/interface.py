@@ -39,12 +39,14 @@ class Prediction(NamedTuple):
         code_BNC: expected code (softmax average of the codebook), or the channels.
         nll_BN, p_target_BN: negative log-likelihood (nats) and probability of the true code; None without codebook or
             without target.
+        grid: tokens down and across; None for the model's own.
     """
 
     decoded_BNV: Tensor
     code_BNC: Tensor
     nll_BN: Tensor | None = None
     p_target_BN: Tensor | None = None
+    grid: tuple[int, int] | None = None
 
 
 class BaseTokenizer(nn.Module, ABC):

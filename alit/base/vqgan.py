@@ -71,10 +71,11 @@ class VQGANBase(BaseTokenizer):
         codebook = self.codebook.detach() if self.detach_codebook else self.codebook
         target = None if target_BN is None else target_BN.flatten()
         soft = soft_codebook(decoded_BNV.flatten(0, 1), codebook, target)
-        per_token = (
+        nll, p_target = (
             None if x is None else x.view(decoded_BNV.shape[:2]) for x in (soft.nll, soft.p_target)
         )
-        return Prediction(decoded_BNV, soft.code.unflatten(0, decoded_BNV.shape[:2]), *per_token)
+        code_BNC = soft.code.unflatten(0, decoded_BNV.shape[:2])
+        return Prediction(decoded_BNV, code_BNC, nll, p_target)
 
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.vqgan.decoder(to_grid(code_BNC, grid))

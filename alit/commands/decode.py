@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,14 @@ import typer
 
 from ..alit_format import Reader
 from ..atomic_files import reading
+from ..config import AdaptiveTokenizerConfig
 from ..console import console, counted, printable, progress
-from ..images import save_image, to_image
+from ..fitting import restored
+from ..folders import distinct
+from ..images import MAX_MEGAPIXELS, save_image
+from ..picture_records import Pictures
 from ..sequence import TokenSequence
+from ..sizes import check_size
 from ..tokenizer import AdaptiveTokenizer
 from . import options
 
@@ -20,34 +26,55 @@ from . import options
 BATCH = 8
 #: That ``00000.png`` and so on name in order.
 MAX_PICTURES = 100_000
+#: Of a picture that is made as large as its original was; a filter takes 40 bytes for each row and column.
+MAX_SIDE = 2**20
+#: Bytes of a name, before a number and ``.png``: file systems take 255.
+MAX_STEM = 240
 
 
 def decode(
     source: Annotated[Path, typer.Argument(help="The .alit file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
     model: options.Model = "nano",
+    encoded_size: Annotated[
+        bool,
+        typer.Option("--encoded-size", help="As large as they were encoded, not as the originals."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that have the pictures' names.")
+    ] = False,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Refuse files with larger originals.", min=0.0)
+    ] = MAX_MEGAPIXELS,
     device: options.Device = "auto",
 ) -> None:
-    """Decode an .alit file to numbered PNG files, in the order in which the pictures were encoded.
+    """Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.
 
-    The model (--model) must be the one that wrote the file:
+    Pictures of one name get numbers, those without a name their place in the file. The model (--model) must be the one
+    that wrote the file:
 
         alit decode holiday.alit -o pictures
 
-    A folder that holds more pictures, of another file, is refused.
+    A folder in which a file of such a name lies already is refused (but for --overwrite), and so is one that holds
+    more numbered pictures, of another file.
     """
     loaded = options.load(model, device)
     with reading(source) as file:
         tokens = Reader(file)
         tokens.expect(loaded.identity())
-        _check(tokens, loaded.config.max_tokens, output)
+        _check_counts(tokens, loaded.config.max_tokens)
+        pictures = tokens.pictures(0, tokens.image_count)
+        if encoded_size:
+            pictures.originals[:] = 0
+        _check_sizes(pictures, loaded.config, max_megapixels)
+        targets = _targets(pictures, output, overwrite)
         output.mkdir(parents=True, exist_ok=True)
-        _write_pictures(loaded, tokens, output)
+        _write_pictures(loaded, tokens, pictures, targets)
     console.out(f"{printable(output)}: {counted(tokens.image_count, 'picture')}")
 
 
-def _check(tokens: Reader, longest: int, output: Path) -> None:
-    """That the model can decode all, and that no pictures of another file would seem to belong to this one."""
+def _check_counts(tokens: Reader, longest: int) -> None:
+    """That the model can decode all."""
     if tokens.image_count > MAX_PICTURES:
         raise ValueError(
             f"images: expected at most {MAX_PICTURES} to decode, got {tokens.image_count}"
@@ -58,22 +85,66 @@ def _check(tokens: Reader, longest: int, output: Path) -> None:
                 f"lengths: expected 1 to {longest} tokens, as the model makes them, got {length} in "
                 f"{count} of {tokens.image_count} images"
             )
-    numbers = [int(x.stem) for x in output.glob("[0-9]" * 5 + "*.png") if x.stem.isdecimal()]
-    if max(numbers, default=-1) >= tokens.image_count:
-        raise ValueError(
-            f"output: {output} holds more pictures, of another file; choose another folder"
-        )
 
 
-def _write_pictures(model: AdaptiveTokenizer, tokens: Reader, output: Path) -> None:
+def _check_sizes(
+    pictures: Pictures, config: AdaptiveTokenizerConfig, max_megapixels: float
+) -> None:
+    """That the model makes images of these sizes, and that there is memory for the originals'."""
+    for height, width in set(map(tuple, pictures.sizes.tolist())):
+        check_size(config, height, width, "size")
+    for size in set(map(tuple, pictures.originals.tolist())):
+        if math.prod(size) > max_megapixels * 1e6 or max(size) > MAX_SIDE:
+            raise ValueError(
+                f"original: expected at most {max_megapixels:g} megapixels and sides of at most {MAX_SIDE} pixels, got "
+                f"{size[1]} x {size[0]}; --encoded-size decodes it all the same"
+            )
+
+
+def _targets(pictures: Pictures, output: Path, overwrite: bool) -> list[Path]:
+    """A file of its own for each picture, within ``output``; no file that is another's is among them.
+
+    Raises:
+        ValueError: one that is there already, or more numbered pictures, of another file.
+    """
+    numbered = [not name for name in pictures.names]
+    stems = [
+        Path(name).stem.encode()[:MAX_STEM].decode(errors="ignore") or f"{b:05}"
+        for b, name in enumerate(pictures.names)
+    ]
+    targets = [output / f"{name}.png" for name in distinct(stems)]
+    if all(numbered):
+        there = [int(x.stem) for x in output.glob("[0-9]" * 5 + "*.png") if x.stem.isdecimal()]
+        if max(there, default=-1) >= len(targets):
+            raise ValueError(
+                f"output: {output} holds more pictures, of another file; choose another folder"
+            )
+    elif not overwrite:
+        for target in targets:
+            if target.exists() or target.is_symlink():
+                raise ValueError(
+                    f"output: {printable(target)} is there already; choose another folder, or --overwrite"
+                )
+    return targets
+
+
+def _write_pictures(
+    model: AdaptiveTokenizer, tokens: Reader, pictures: Pictures, targets: list[Path]
+) -> None:
     done = 0
     with progress("decoding") as advance:
         for first in range(0, tokens.image_count, BATCH):
             lengths = tokens.lengths(first, min(BATCH, tokens.image_count - first))
             indices = tokens.indices(done, int(lengths.sum()))
-            batch = TokenSequence(torch.from_numpy(lengths), torch.from_numpy(indices))
+            sizes = pictures.sizes[first : first + len(lengths)].copy()
+            batch = TokenSequence(
+                torch.from_numpy(lengths),
+                indices=torch.from_numpy(indices),
+                sizes=torch.from_numpy(sizes),
+            )
             for b, pixels in enumerate(model.decode(batch), first):
-                save_image(to_image(pixels), output / f"{b:05}.png")
+                padding, original = (tuple(x[b].tolist()) for x in pictures[2:0:-1])
+                save_image(restored(pixels, padding, original), targets[b])
             done += len(indices)
             seen = first + len(lengths)
             advance(seen / tokens.image_count, f"{seen}/{tokens.image_count}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +20,10 @@ from ..criteria import FixedLength
 from ..criterion import Criterion
 from ..curves import l1_curves
 from ..encoding import Progress
+from ..fitting import Fitted, most_tokens
 from ..folders import Listing, find
 from ..length_head import curve_lengths
+from ..picture_records import file_name
 from ..prediction import Budget
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
@@ -37,6 +40,7 @@ def encode(
     min_ssim: options.SSIMThreshold = None,
     code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
+    fit: options.Fit = "whole",
     predict: options.Predict = False,
     budget: Annotated[
         float | None,
@@ -45,22 +49,25 @@ def encode(
         ),
     ] = None,
     in_flight: Annotated[
-        int, typer.Option(help="Images encoded together at most; bounds memory.", min=1)
+        int, typer.Option(help="Images encoded together, about; bounds memory.", min=1)
     ] = 8,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     device: options.Device = "auto",
 ) -> None:
-    """Encode pictures (centre squares) to one .alit file, each in as few tokens as it needs.
+    """Encode pictures to one .alit file, each in as few tokens as it needs.
 
     How few, an error says: of pixels as a fraction of the picture's contrast, of pixels, in structure, of base codes;
-    or all get the same number. Where no number meets it, a picture gets no more than help.
+    or all get the same number. Where no number meets it, a picture gets no more than help. Names and
+    sizes of the pictures are in the file too.
 
         alit encode photo.jpg -o photo.alit
 
         alit encode holiday/ -o holiday.alit --max-l1 0.06
 
         alit encode holiday/ -o holiday.alit --tokens 64
+
+        alit encode holiday/ -o holiday.alit --fit crop
 
         alit encode holiday/ -o holiday.alit --budget 96
 
@@ -75,22 +82,24 @@ def encode(
     }
     limits |= {"code_error": code_error, "tokens": tokens, "budget": budget}
     criterion = options.criterion(loaded, predict=predict, **limits)
+    load = options.loader(loaded, fit, max_megapixels)
     listing = find(photos, recursive=recursive)
     _check(loaded, listing, output)
-
-    def load(path: Path) -> Tensor:
-        picture = images.load(path, loaded.config.image_size, max_megapixels=max_megapixels)
-        return picture.to(loaded.latent_tokens)
-
     wanted = listing
     if isinstance(criterion, Budget):
         wanted, criterion = _spent(loaded, listing, criterion, in_flight, load)
-    sequences = _encoded(loaded, wanted, criterion, in_flight, load)
-    data = sequences.to_bytes(loaded.identity())
+    said: list[Said] = []
+    sequences = _encoded(loaded, wanted, criterion, in_flight, load, said)
+    names, originals, padding = zip(*said, strict=True)
+    data = sequences.to_bytes(loaded.identity(), names=names, originals=originals, padding=padding)
     with replacing(output) as temporary:
         temporary.write_bytes(data)
     console.out(f"{printable(output)}: {summary(Reader(io.BytesIO(data)))}")
     options.say_what_is_missing(listing)
+
+
+#: What the file says of a picture: its name, original size and padding.
+Said = tuple[str, tuple[int, int], tuple[int, int]]
 
 
 def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
@@ -110,7 +119,7 @@ def _spent(
     listing: Listing,
     budget: Budget,
     in_flight: int,
-    load: Callable[[Path], Tensor],
+    load: Callable[[Path], Fitted],
 ) -> tuple[Listing, FixedLength]:
     """The pictures that can be read, and a length for each.
 
@@ -120,9 +129,11 @@ def _spent(
     readable: list[Path] = []
     curves: list[Tensor] = []
     with progress("measuring") as advance:
-        for paths, pictures in listing.batches(load, in_flight):
-            curves.append(l1_curves(model, pictures))
-            readable += paths
+        loaded = listing.loaded(load)
+        while some := list(itertools.islice(loaded, in_flight)):
+            images = [picture.image.to(model.latent_tokens) for _, picture in some]
+            curves.append(l1_curves(model, images))
+            readable += [path for path, _ in some]
             total = len(listing.pictures) - len(listing.unreadable)
             advance(len(readable) / total, f"{len(readable)}/{total}")
     if not readable:
@@ -136,15 +147,24 @@ def _encoded(
     listing: Listing,
     criterion: Criterion,
     in_flight: int,
-    load: Callable[[Path], Tensor],
+    load: Callable[[Path], Fitted],
+    said: list[Said],
 ) -> TokenSequence:
     """Of all pictures that can be read, with as many rows in the encoder as ``in_flight`` images have at their longest.
+
+    ``said`` is filled with what the file is to say of them.
 
     Raises:
         OSError: there is none; or one has become unreadable since lengths were found for all.
     """
-    rows = in_flight * (model.num_image_tokens + model.config.max_tokens)
-    readable = (picture for _, picture in listing.loaded(load))
+
+    def readable() -> Iterator[Tensor]:
+        for path, picture in listing.loaded(load):
+            said.append((file_name(path.name), picture.original, picture.padding))
+            yield picture.image.to(model.latent_tokens)
+
+    own, most = model.num_image_tokens, model.config.max_tokens
+    rows = max(in_flight * (own + most), 1 + most_tokens(own - 1) + most)
     with progress("encoding") as advance:
 
         def on_progress(state: Progress) -> None:
@@ -152,7 +172,7 @@ def _encoded(
             advance(state.images_done / total, f"{state.images_done}/{total}")
 
         stream = model.encode_stream(
-            readable, criterion, max_tokens_in_flight=rows, on_progress=on_progress
+            readable(), criterion, max_tokens_in_flight=rows, on_progress=on_progress
         )
         sequences = list(stream)
     changed = isinstance(criterion, FixedLength) and criterion.images not in (None, len(sequences))

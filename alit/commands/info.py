@@ -7,17 +7,20 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ..alit_format import Reader
 from ..atomic_files import reading
 from ..console import console, printable
+from ..picture_records import Pictures
 
-#: Lengths in the table.
+#: Lengths in the table, and pictures.
 ROWS = 256
+PICTURES = 32
 
 
 def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
-    """Show what an .alit file holds: images, bits per pixel, histogram of lengths. Needs no model.
+    """Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.
 
     The whole file is checked first:
 
@@ -27,11 +30,13 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
     """
     with reading(source) as file:
         tokens = Reader(file)
+        count = min(PICTURES, tokens.image_count)
+        pictures, lengths = tokens.pictures(0, count), tokens.lengths(0, count)
     identity, (height, width) = tokens.identity, tokens.identity.image_size
     console.out(f"{printable(source)}: {summary(tokens)}")
     console.print(
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
-        f"pictures of {width}x{height}"
+        f"pictures of {width}x{height}; version {tokens.version} of the format"
     )
     if tokens.image_count:
         table = Table("tokens", "images", "", title="lengths")
@@ -41,15 +46,29 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
         if (more := len(tokens.histogram) - ROWS) > 0:
             table.add_row("...", "", f"{more} lengths more")
         console.print(table)
+    if tokens.image_count and tokens.version > 1:
+        console.print(_shown(pictures, lengths.tolist(), tokens.image_count))
+
+
+def _shown(pictures: Pictures, lengths: list[int], count: int) -> Table:
+    """Names and sizes of the first pictures of so many."""
+    table = Table("name", "original", "encoded", "tokens", title="pictures")
+    rows = zip(pictures.names, pictures.originals, pictures.sizes, lengths, strict=True)
+    for name, (height, width), (rows_encoded, columns), length in rows:
+        original = f"{width}x{height}" if height else "unknown"
+        table.add_row(Text(printable(name)), original, f"{columns}x{rows_encoded}", str(length))
+    if (more := count - len(lengths)) > 0:
+        table.add_row("...", "", "", f"{more} pictures more")
+    return table
 
 
 def summary(tokens: Reader) -> str:
     """What a file holds, in a line."""
-    count, (height, width) = tokens.image_count, tokens.identity.image_size
+    count = tokens.image_count
     if not count:
         return f"no images, {tokens.size} bytes"
     return (
         f"{count} images, {tokens.token_count} tokens "
         f"({tokens.token_count / count:.1f} an image), "
-        f"{tokens.size} bytes, {8 * tokens.size / (count * height * width):.4f} bits per pixel"
+        f"{tokens.size} bytes, {8 * tokens.size / tokens.pixels:.4f} bits per pixel"
     )

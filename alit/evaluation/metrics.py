@@ -33,6 +33,23 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return structural_similarity(a.double(), b.double())
 
 
+def border_steps(pictures: Tensor) -> Tensor:
+    """Mean absolute difference between neighbouring pixels, in rows and columns alike. (B, 3) float64
+
+    Across the borders of blocks of 32 pixels; of those of 8 that are none of 32; elsewhere. NaN where there are none.
+    """
+    found = []
+    for steps, size in (
+        (pictures.diff(dim=-1).abs().mean((1, 2)), pictures.shape[-1]),
+        (pictures.diff(dim=-2).abs().mean((1, 3)), pictures.shape[-2]),
+    ):
+        place = torch.arange(1, size)
+        kind = torch.where(place % 8 != 0, 2, torch.where(place % 32 != 0, 1, 0))
+        found.append((steps.double(), kind))
+    steps_BX, kinds_X = (torch.cat(x, dim=-1) for x in zip(*found, strict=True))
+    return torch.stack([steps_BX[:, kinds_X == kind].mean(1) for kind in range(3)], dim=1)
+
+
 def codebook_usage(counts: Tensor) -> tuple[float, float]:
     """The share of codes that occur, and exp(entropy) of how often. ``counts`` (K,), not all of them 0"""
     share = counts.double() / counts.sum()

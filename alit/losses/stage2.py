@@ -16,6 +16,17 @@ from .gan import adaptive_weight, hinge_loss
 from .tails import check_tails, kept_lengths
 
 
+class Reconstruction(NamedTuple):
+    """One iteration's: its number, pixels (B, 3, height, width), the quantizer's loss (None without a quantizer) and the
+    mean squared error of the code.
+    """
+
+    iteration: int
+    pixels: Tensor
+    quantization: Tensor | None
+    code: Tensor
+
+
 class Weights(NamedTuple):
     """Of the terms beside L1, as published: ``perceptual`` of mean LPIPS, ``l2`` of the mean squared error, ``ssim`` of
     1 - mean SSIM."""
@@ -33,10 +44,10 @@ def reconstructions(
     *,
     through_time: bool = True,
     tail_drop: float = 0.0,
-) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Number, pixels (B, 3, height, width) and quantizer loss of the iterations ``at``; nothing after them is computed.
+) -> Iterator[Reconstruction]:
+    """Those of the iterations ``at``; nothing after them is computed.
 
-    The loss is None where there is no quantizer. ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`,
+    ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`,
     ``tail_drop`` as for :func:`alit.losses.stage1_loss`.
 
     Raises:
@@ -57,7 +68,9 @@ def reconstructions(
             prediction = model.predict(codes_BLC, iteration.base.target_BN, lengths_B)
         if prediction is not None:
             pixels = model.pixels(prediction)
-            yield iteration.index, pixels.to(images.dtype), iteration.bottleneck.loss
+            code = mse_loss(prediction.code_BNC.float(), iteration.base.code_BNC.float())
+            loss = iteration.bottleneck.loss
+            yield Reconstruction(iteration.index, pixels.to(images.dtype), loss, code)
         if iteration.index == max(at):
             break
 

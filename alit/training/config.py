@@ -22,7 +22,7 @@ CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
     "initialization": ("published", "transform_coder"),
-    "perceptual": ("lpips", "off"),
+    "perceptual": ("lpips", "efficientnet", "off"),
     "discriminators": ("each", "shared"),
 }
 
@@ -35,7 +35,9 @@ LIMITS = {
     **dict.fromkeys(("batch_size", "accumulate", "shuffle_buffer", "keep"), "[1, 1e6]"),
     **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), "(0, inf)"),
     **dict.fromkeys(("warmup", "ema", "betas"), "[0, 1)"),
-    **dict.fromkeys(("perceptual_weight", "l2_weight", "ssim_weight"), "[0, inf)"),
+    **dict.fromkeys(
+        ("perceptual_weight", "l2_weight", "ssim_weight", "code_weight", "base_weight"), "[0, inf)"
+    ),
     **dict.fromkeys(("regulariser", "gan_schedule", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("clip", "seconds", "max_megapixels"), "(0, inf)"),
     "crop": "(0, 1]",
@@ -101,9 +103,12 @@ class TrainingConfig:
         tail_drop: stages 1 and 2: probability for each image and iteration that the decoder sees only the first of its
             tokens (see :mod:`alit.losses.tails`), so that a part of an iteration can be kept. With it belongs
             ``any_length: true`` in ``model``, by which criteria do so.
-        perceptual: stage 2: "lpips", whose weights are fetched at the first run, or "off".
+        perceptual: stage 2: "lpips", whose weights are fetched at the first run; "efficientnet", whose weights come
+            with the extra ``perceptual`` (:class:`alit.losses.FeatureDistance`); or "off".
         perceptual_weight, l2_weight, ssim_weight: stage 2: of mean LPIPS, of the mean squared error and of 1 - SSIM;
             L1 has weight 1.
+        code_weight: stage 2: of the mean squared error of the code, as in stage 1.
+        base_weight: stage 2: of the base tokenizer's own L1 and regulariser, from its own tokens; 0 leaves it out.
         gan_schedule: stage 2: pairs of a fraction of the run and the GAN weight from there on, times the adaptive
             weight; 0 before the first. Without a weight above 0 there are no discriminators.
         discriminators: stage 2: "each" iteration has one, or one is "shared" by all.
@@ -161,6 +166,8 @@ class TrainingConfig:
     perceptual_weight: float = 1.0
     l2_weight: float = 0.0
     ssim_weight: float = 0.0
+    code_weight: float = 0.0
+    base_weight: float = 0.0
     gan_schedule: tuple[tuple[float, float], ...] = ((0.1, 0.2), (0.5, 0.8))
     discriminators: str = "each"
     discriminator_learning_rate: float | None = None

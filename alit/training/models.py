@@ -23,8 +23,8 @@ from .pictures import ImageFolder
 from .processes import whole
 from .stage import Stage
 
-#: Pictures from which the transform coder's statistics are taken.
-INITIAL_SAMPLE = 64
+#: Crops from which the transform coder's statistics are taken, and how many at a time.
+INITIAL_SAMPLE, INITIAL_BATCH = 4096, 64
 
 
 def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
@@ -57,30 +57,47 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     model = AdaptiveTokenizer(_described(options))
     if config.base_from is not None:
         model_file.load_state(model.base_tokenizer, base_state)
-    elif config.stage != "base" and any(True for _ in model.base_tokenizer.parameters()):
+    elif (
+        config.stage != "base"
+        and model.config.base.kind != "dct"
+        and any(True for _ in model.base_tokenizer.parameters())
+    ):
         raise ValueError(
             f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
             " file to take them from, or base dct, which has none"
         )
     if config.initialization == "transform_coder":
-        as_transform_coder(model, _sample(config, model.config.image_size))
+        _as_transform_coder(model, config)
     return model
 
 
-def _sample(config: TrainingConfig, size: tuple[int, int]) -> Tensor:
-    """Pictures from all over the folder, neither cropped nor flipped: (B, 3, height, width) in [0, 1]."""
+@torch.no_grad()
+def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> None:
+    """From crops of pictures from all over the folder, as the run will see them."""
+    tokens, some = [], torch.empty(0)
+    for images in _samples(config, model.config.image_size):
+        tokens.append(model.base_tokenizer.encode(images).code_BNC)
+        some = images if len(some) == 0 else some
+    as_transform_coder(model, torch.cat(tokens), some)
+
+
+def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Batches (B, 3, height, width) in [0, 1]."""
     if config.data is None or not Path(config.data).is_dir():
         raise ValueError(f"data: transform_coder needs a folder of pictures, got {config.data!r}")
-    folder = ImageFolder(config.data, size, crop=1.0, flip=False)
-    chosen = torch.linspace(0, len(folder) - 1, min(len(folder), INITIAL_SAMPLE)).long().tolist()
-    random = np.random.default_rng(config.seed)
-    found: list[Tensor] = []
-    for index in chosen:
-        with suppress(OSError):  # training skips and names it
-            found.append(folder.load(index, random))
-    if not found:
-        raise ValueError(f"data: none of {len(chosen)} pictures can be read")
-    return torch.stack(found).float() / 255
+    folder = ImageFolder(config.data, size, crop=config.crop, flip=config.flip)
+    random, loaded = np.random.default_rng(config.seed), 0
+    chosen = torch.linspace(0, len(folder) - 1, INITIAL_SAMPLE).round().long().tolist()
+    for start in range(0, len(chosen), INITIAL_BATCH):
+        found = []
+        for index in chosen[start : start + INITIAL_BATCH]:
+            with suppress(OSError):  # training skips and names it
+                found.append(folder.load(index, random))
+        loaded += len(found)
+        if found:
+            yield torch.stack(found).float() / 255
+    if not loaded:
+        raise ValueError(f"data: none of {len(folder)} pictures can be read")
 
 
 def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:

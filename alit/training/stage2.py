@@ -6,8 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.functional import l1_loss
 
-from ..losses import PatchDiscriminator, Perceptual, Weights, discriminator_loss, pixel_loss
+from ..losses import (
+    FeatureDistance,
+    PatchDiscriminator,
+    Perceptual,
+    Weights,
+    discriminator_loss,
+    pixel_loss,
+)
 from ..losses.stage2 import reconstructions
 from ..losses.tails import check_tails
 from ..tokenizer import AdaptiveTokenizer
@@ -30,7 +38,7 @@ class Critics:
         discriminators: one, or one per iteration; none where there is no adversarial loss.
     """
 
-    perceptual: Perceptual | None
+    perceptual: nn.Module | None
     discriminators: nn.ModuleList
 
     def discriminator(self, iteration: int) -> nn.Module:
@@ -53,7 +61,7 @@ class GeneratorModule(nn.Module):
         total = images.new_zeros(())
         terms: Terms = {}
         pixels: dict[int, Tensor] = {}
-        for index, decoded, quantization in reconstructions(
+        for index, decoded, quantization, code in reconstructions(
             *(self.model, images, at, base),
             through_time=self.config.through_time,
             tail_drop=self.config.tail_drop,
@@ -64,9 +72,18 @@ class GeneratorModule(nn.Module):
                 gan_weight=gan_weight,
                 weights=self.weights,
             )
+            if self.config.code_weight:
+                loss, found["code"] = loss + self.config.code_weight * code, code
             total = total + loss / len(at)
             terms |= {f"{name}_{index}": value.detach() for name, value in found.items()}
             pixels[index] = decoded.detach()
+        if self.config.base_weight:
+            own, term = self.model.base_tokenizer.autoencode(images)
+            terms["base_l1"] = l1_loss(own.float(), images.float())
+            total = total + self.config.base_weight * (
+                terms["base_l1"] + self.config.regulariser * term.float()
+            )
+            terms["base_l1"] = terms["base_l1"].detach()
         return total, {"loss": total.detach(), **terms}, pixels
 
 
@@ -149,9 +166,11 @@ class Stage2(AdaptiveStage):
 
 def _perceptual(
     model: AdaptiveTokenizer, config: TrainingConfig, own: Processes
-) -> Perceptual | None:
+) -> nn.Module | None:
     if config.perceptual == "off":
         return None
+    if config.perceptual == "efficientnet":
+        return FeatureDistance().to(own.device)
     quirks = model.config.quirks
     perceptual = Perceptual(
         unit_range=quirks.perceptual_unit_range, dropout=quirks.perceptual_dropout

@@ -18,7 +18,7 @@ import typer
 from PIL import Image, ImageFile
 
 import alit
-from alit import AdaptiveTokenizer, FixedLength
+from alit import AdaptiveTokenizer, FixedLength, fitting
 from alit.base import DCTBase
 from alit.cli import COMMANDS
 from alit.config import DCTConfig
@@ -76,7 +76,7 @@ def test_train_says_where_it_starts(folder: Path) -> None:
 def test_version_and_usage() -> None:
     done = run("--version")
     assert done.exit_code == 0 and done.output == f"alit {alit.__version__}\n"
-    assert run("evaluate", "x").exit_code == 2  # --data is missing
+    assert run("evaluate").exit_code == 2  # the model is missing
     done = run("recontsruct")
     assert done.exit_code == 2 and "Did you mean 'reconstruct'?" in done.output
 
@@ -124,7 +124,7 @@ def test_reconstruct(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert sorted(os.listdir("deep/out")) == ["a.png", "b.png", "c.png"]  # a.png was given twice
     m = model()
-    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
+    pictures = [fitting.load(f"photos/{name}.png", (16, 24), 4, "whole").image for name in "abc"]
     decoded = m.decode(m.encode(pictures, FixedLength(6)))
     for name, original, pixels in zip("abc", pictures, decoded, strict=True):
         with Image.open(f"deep/out/{name}.png") as picture:
@@ -193,6 +193,8 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("encode empty -o x.alit", "no picture found"),
         ("encode notes.txt -o x.alit", "notes.txt: not a readable"),
         ("encode photos -o no/x.alit", "no: no such folder"),
+        ("encode photos -o x.alit --fit hole", "fit: expected one of whole, crop, pad, got 'hole'"),
+        ("reconstruct photos -o out --fit box", "fit: expected one of whole, crop, pad, got 'box'"),
         ("encode photos -o x.alit --tokens 13", "tokens: expected 1 to 12, got 13"),
         ("decode whole.png -o out", "not an .alit file"),
         ("decode missing.alit -o out", "error: missing.alit: no such file or directory"),

@@ -20,10 +20,11 @@ from alit import (
     Predicted,
     RelativeL1,
     TokenSequence,
+    fitting,
 )
 from alit.commands.options import RELATIVE_L1
 from alit.curves import l1_curves
-from alit.images import load, to_image
+from alit.images import to_image
 from tests.helpers.commands import refused, run
 from tests.helpers.models import images, model
 
@@ -36,6 +37,11 @@ def folder(here: Path) -> Path:
         to_image(image).resize(size).save(f"photos/{name}.png")
     Path("notes.txt").write_text("no picture")
     return here
+
+
+def whole() -> list[torch.Tensor]:
+    """The photos as the command line takes them."""
+    return [fitting.load(f"photos/{name}.png", (16, 24), 4, "whole").image for name in "abc"]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,7 @@ def folder(here: Path) -> Path:
 def test_how_many_tokens(folder: Path, given: tuple[object, ...], criterion: Criterion) -> None:
     done = run("reconstruct", "photos", "-o", "out", *given)
     assert done.exit_code == 0, done.output
-    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
+    pictures = whole()
     for name, length in zip("abc", model().encode(pictures, criterion).lengths, strict=True):
         row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
         assert row.split()[1] == str(int(length))
@@ -64,7 +70,7 @@ def test_budget_of_a_folder(folder: Path) -> None:
     done = run("encode", "photos", "notes.txt", "-o", "x.alit", "--budget", 7, "--in-flight", 2)
     refused(done, "1 of 4 files skipped")
     m = model()
-    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
+    pictures = whole()
     expected = m.encode(pictures, Budget(7))
     tokens = TokenSequence.from_bytes(Path("x.alit").read_bytes(), m.identity())
     assert tokens.lengths.tolist() == expected.lengths.tolist() and int(tokens.lengths.sum()) <= 21
@@ -95,7 +101,7 @@ def test_lengths_that_a_trained_head_predicts(folder: Path) -> None:
     done = run("reconstruct", "photos", "-o", "out", "--predict", "--max-l1", 0.3, *trained)
     assert done.exit_code == 0, done.output
     m = AdaptiveTokenizer.from_pretrained("run/model.safetensors")
-    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
+    pictures = whole()
     for name, length in zip("abc", m.encode(pictures, Predicted(max_l1=0.3)).lengths, strict=True):
         row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
         assert row.split()[1] == str(int(length))

@@ -130,8 +130,15 @@ def test_stream_ends() -> None:
             {"criterion": AnyOf(MaxL1(0.0), FixedLength([3, 3]))},
             "tokens: expected one length per image, got 2",
         ),
-        ({"images": torch.rand(2, 3, 8, 8)}, "images: expected shape"),
-        ({"images": [images(1)[0], images(1)[0].mT]}, r"shape \(3, 16, 24\), got .* image 1"),
+        ({"images": torch.rand(2, 3, 8, 9)}, r"images\[0\]: expected sides of at least 4 pixels"),
+        (
+            {"images": [images(1)[0], images(1)]},
+            r"images\[1\]: expected shape \(3, height, width\)",
+        ),
+        (
+            {"images": [images(1)[0], torch.rand(3, 48, 48)]},
+            r"images\[1\]: expected at most 148 rows",
+        ),
         ({"quirks": Quirks.official(), "criterion": MaxL1(0.1)}, "criterion: the published rule"),
         ({"criterion": TokenAccuracy(0.5)}, "TokenAccuracy: expected a base tokenizer with"),
     ],

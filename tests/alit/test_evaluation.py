@@ -199,8 +199,8 @@ def test_networks_that_are_not_there(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     found = networks()
     assert (found.perceptual, found.inception) == (None, None)
-    assert [x.split(":")[0] for x in found.left_out] == ["LPIPS", "rFID"]
-    assert all("--fetch gets them" in x for x in found.left_out)
+    assert [x.split(":")[0] for x in found.left_out[:2]] == ["LPIPS", "rFID"]
+    assert all("--fetch gets them" in x for x in found.left_out[:2])
     with pytest.raises(ValueError, match=r"weights of VGG16 cannot be had .*no network"):
         networks(fetch=True)
     # Files that are there and of no use leave a reason, not a column.

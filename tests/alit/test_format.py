@@ -10,6 +10,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from alit import FormatError, ModelIdentity, TokenSequence, alit_format
 from alit.alit_format import HEADER, Reader, dump
 from alit.atomic_files import reading
 from alit.cli import app
+from alit.picture_records import file_name
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.models import images, model
 
@@ -82,6 +84,116 @@ def test_wrong_model() -> None:
         TokenSequence.from_bytes(tokens.to_bytes(own), m.identity())
 
 
+#: Of the images of test_damaged_data.
+SAID: dict[str, Any] = {
+    "names": ["a.jpg", "", "写真.png", "x" * 255],
+    "originals": [(4000, 3000), (0, 0), (1, 2**32 - 1), (16, 24)],
+    "padding": [(0, 0), (15, 3), (191, 0), (0, 0)],
+}
+
+
+def sized(codes: int = 4096) -> TokenSequence:
+    sizes = torch.tensor([[16, 24], [256, 192], [192, 2**32 - 1], [1, 1]])
+    tokens = sequence([32, 0, 7, 64], codes)
+    return TokenSequence(tokens.lengths, indices=tokens.indices, sizes=sizes)
+
+
+@pytest.mark.parametrize("codes", (1, 255, 4096))
+@pytest.mark.parametrize("given", ([], ["names"], ["originals", "padding"], list(SAID)))
+def test_round_trip_of_version_2(codes: int, given: list[str]) -> None:
+    tokens, said = sized(codes), {name: SAID[name] for name in given}
+    data = tokens.to_bytes(identity(codes), **said)
+    back = TokenSequence.from_bytes(data, identity(codes))
+    assert torch.equal(back.rows, tokens.rows) and torch.equal(back.lengths, tokens.lengths)
+    assert torch.equal(back.sizes, tokens.sizes)
+    names = said.get("names", [""] * 4)
+    bits = max(1, (codes - 1).bit_length())
+    stored = sum(len(name.encode()) for name in names)
+    assert len(data) == 56 + 21 * 4 + stored + (103 * bits + 7) // 8
+    reader = Reader(io.BytesIO(data))
+    nothing = [(0, 0)] * 4
+    for first, count in ((0, 4), (0, 0), (1, 2), (3, 1), (4, 0)):
+        here = slice(first, first + count)
+        pictures = reader.pictures(first, count)
+        assert list(pictures.names) == names[here]
+        assert pictures.sizes.tolist() == reader.sizes(first, count).tolist()
+        assert pictures.sizes.tolist() == tokens.sizes[here].tolist()
+        for values, name in ((pictures.originals, "originals"), (pictures.padding, "padding")):
+            assert [tuple(x) for x in values.tolist()] == said.get(name, nothing)[here]
+    assert reader.pixels == sum(height * width for height, width in tokens.sizes.tolist())
+
+
+def test_bytes_of_version_2_are_the_documented_ones() -> None:
+    m = ModelIdentity(bytes(16), 4096, (256, 256))
+    tokens = TokenSequence(
+        torch.tensor([1]), indices=torch.tensor([7]), sizes=torch.tensor([[16, 24]])
+    )
+    data = tokens.to_bytes(m, names=["a.jpg"], originals=[(160, 240)], padding=[(0, 2)])
+    assert data == second(padding=(0, 2))
+
+
+def test_the_version_is_the_first_that_can_say_it() -> None:
+    """Old files stay what they are, and are read with the size that their header gives."""
+    tokens, own = sequence([3, 1], 32), torch.tensor([[256, 192]] * 2)
+    data = tokens.to_bytes(identity(32))
+    assert data[8:10] == b"\1\0"
+    same = TokenSequence(tokens.lengths, indices=tokens.indices, sizes=own)
+    assert same.to_bytes(identity(32)) == data
+    assert same.to_bytes(identity(32), names=["", "x"])[8:10] == b"\2\0"
+    assert torch.equal(TokenSequence.from_bytes(data).sizes, own)
+    pictures = Reader(io.BytesIO(data)).pictures(0, 2)
+    assert pictures.names == ["", ""] and pictures.sizes.tolist() == own.tolist()
+    assert pictures.originals.tolist() == pictures.padding.tolist() == [[0, 0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"names": ["a"]}, r"names: expected one per image \(4\), got 1"),
+        ({"names": ["a", "b", "c", "d/e"]}, "names: expected those of files, .* got 'd/e'"),
+        ({"names": ["a", "b", "c", "x" * 256]}, "names: expected those of files"),
+        ({"names": ["a", "b", "c", "\udcff"]}, "names: expected those of files"),
+        ({"originals": [(1, 2)]}, r"original: expected shape \(4, 2\), got \(1, 2\)"),
+        ({"originals": [(1, 2**32)] * 4}, "original: expected 0 to 4294967295, got 1 to 4294967"),
+        ({"originals": [(1, 0)] * 4}, "original: expected height and width, or 0 for both"),
+        ({"padding": [(-1, 0)] * 4}, "padding: expected 0 to 255, got -1 to 0"),
+        ({"padding": [(1, 0)] * 4}, "padding: expected less than the size, got as much"),
+    ],
+)
+def test_what_version_2_cannot_say(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sized().to_bytes(identity(), **said)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("IMG_1.jpg", "IMG_1.jpg"),
+        ("../../etc/passwd", ".._.._etc_passwd"),
+        ("two\nlines\x1b[31m", "two_lines_[31m"),
+        ("\u202egpj", "_gpj"),
+        ("byte\udcff", "byte_"),
+        ("..", "_"),
+        ("é" * 200, "é" * 127),
+        ("写真.png", "写真.png"),
+    ],
+)
+def test_names_as_files_hold_them(name: str, kept: str) -> None:
+    assert file_name(name) == kept == file_name(kept)
+    assert len(kept.encode()) <= 255
+
+
+def test_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are read at once."""
+    names = [f"{number}.jpg" for number in range(50)]
+    tokens = sequence([1] * 50, 32)
+    data = tokens.to_bytes(identity(32), names=names)
+    monkeypatch.setattr(alit_format, "FEW", 7)
+    reader = Reader(io.BytesIO(data))
+    for first, count in ((0, 50), (6, 1), (7, 1), (13, 30), (49, 1), (50, 0)):
+        assert list(reader.pictures(first, count).names) == names[first : first + count]
+
+
 def with_checksum(body: bytes) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -92,12 +204,47 @@ def header(codes: int = 4096, count: int = 1, tokens: int = 1, version: int = 1)
     )
 
 
+def second(
+    *,
+    size: tuple[int, int] = (16, 24),
+    original: tuple[int, int] = (160, 240),
+    padding: tuple[int, int] = (0, 0),
+    name: bytes = b"a.jpg",
+    said: int | None = None,
+    total: int | None = None,
+) -> bytes:
+    """A file of version 2 with an image of one token, byte by byte."""
+    body = header(version=2) + struct.pack("<I", len(name) if total is None else total)
+    body += struct.pack("<H4I", 1, *size, *original)
+    body += bytes([*padding, len(name) if said is None else said]) + name + b"\x07\x00"
+    return with_checksum(body)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "not an .alit file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(60), "not an .alit file"),
-        (with_checksum(header(version=2)), "version: expected 1, got 2"),
+        (with_checksum(header(version=3)), "version: expected 1 or 2, got 3; written by a later"),
+        (with_checksum(header(version=0)), "version: expected 1 or 2, got 0"),
+        (with_checksum(header(version=2)), "truncated or damaged: 1 images"),
+        (second(total=2**32 - 1), "truncated or damaged: 1 images with 1 tokens take 4294967"),
+        (second(total=0), "truncated or damaged: 1 images"),
+        (second(said=4), "names: expected them to end where the indices begin"),
+        (second(said=255), "names: expected them to end where the indices begin"),
+        (second(name=b"\xff.jpg"), "names: expected UTF-8"),
+        (second(name=b"../a.jpg"), "names: expected those of files, without paths and controls"),
+        (second(name=b"/etc/passwd"), r"without paths and controls, got '/etc/passwd'"),
+        (second(name=b"C:\\a.jpg"), "names: expected those of files"),
+        (second(name=b"a:b"), "names: expected those of files"),
+        (second(name=b".."), "names: expected those of files"),
+        (second(name=b"a\x00b"), "names: expected those of files"),
+        (second(name=b"\x1b[31m"), r"got '\\x1b\[31m'"),
+        (second(name="\u202egpj".encode()), r"got '\\u202egpj'"),
+        (second(name="\x85".encode()), r"names: expected those of files"),
+        (second(size=(0, 24)), "size: expected at least 1, got 0"),
+        (second(padding=(16, 0)), "padding: expected less than the size"),
+        (second(original=(0, 7)), "original: expected height and width, or 0 for both"),
         (with_checksum(header(codes=0)), "codebook_size: expected 1 to 2"),
         (with_checksum(header(codes=2**32 - 1)), "codebook_size: expected 1 to 2"),
         (with_checksum(header(count=2**32 - 1, tokens=2**32 - 1)), "truncated or damaged: 4294967"),
@@ -118,10 +265,12 @@ def test_damaged_data(tmp_path: Path) -> None:
     """Whatever was changed, reading says so. With a mended checksum the data read as one valid file, or not at all."""
     rng, path = random.Random(0), tmp_path / "x.alit"
     sources = [
-        sequence([32, 0, 7, 64], codes).to_bytes(identity(codes)) for codes in (1, 4000, 2**31)
+        sequence([32, 0, 7, 64], codes).to_bytes(identity(codes), **options)
+        for codes in (1, 4000, 2**31)
+        for options in ({}, SAID)
     ]
     for number in range(EXAMPLES):
-        valid = sources[number % 3]
+        valid = sources[number % len(sources)]
         data = mutated(valid, rng)
         data = rng.choice((data, data, data, valid[:8] + data, valid[:48] + rng.randbytes(200)))
         if data != valid:
@@ -147,8 +296,10 @@ def rewritten(source: io.BytesIO | Path, step: int) -> bytes:
         places = range(0, reader.token_count, step)
         parts = [reader.indices(place, min(step, reader.token_count - place)) for place in places]
         lengths = reader.lengths(0, reader.image_count)
+        pictures = reader.pictures(0, reader.image_count) if reader.version == 2 else None
     assert sum(reader.histogram.values()) == len(lengths)
-    return dump(reader.identity, lengths, np.concatenate([np.zeros(0, np.int64), *parts]))
+    indices = np.concatenate([np.zeros(0, np.int64), *parts])
+    return dump(reader.identity, lengths, indices, pictures)
 
 
 @pytest.mark.parametrize("codes", [2, 5, 4096])

@@ -173,7 +173,7 @@ def test_stage2(base: str, variant: str, case: str) -> None:
     model, at, weight = trainable(base, variant), scalars["iteration"], scalars["gan_loss_weight"]
     judge, logs = discriminator(at), scalars["logs"]
     tokens = GOLDEN.base_tokens(model, base)
-    ((_, pixels, quantization),) = reconstructions(model, GOLDEN.images, [at], tokens)
+    ((_, pixels, quantization, _),) = reconstructions(model, GOLDEN.images, [at], tokens)
     if case.startswith("gen"):
         # At weight 0 the published step asks the discriminator all the same, to log what it says.
         judge_or_none = judge if weight > 0 else None

@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_losses() -> None:
     judge = stage.critics.discriminator(1)
     found = gradients(stage, [x], 1)
     torch.manual_seed(0)
-    ((_, pixels, quantization),) = reconstructions(m, x, [1])
+    ((_, pixels, quantization, _),) = reconstructions(m, x, [1])
     from skimage.metrics import structural_similarity as reference
 
     from alit.losses import structural_similarity

@@ -33,7 +33,7 @@ def test_generator_loss_is_its_formula() -> None:
     m, x, judge = model("vqgan"), images(), Mean()
     calls: list[int] = []
     m.encoder.register_forward_hook(lambda *_: calls.append(1))
-    ((index, pixels, quantization),) = reconstructions(m, x, [1])
+    ((index, pixels, quantization, _),) = reconstructions(m, x, [1])
     assert len(calls) == 2 and index == 1
     loss, terms = pixel_loss(
         *(m, x, pixels, quantization, judge, lambda a, b: (a - b).square().mean((1, 2, 3))),
@@ -59,7 +59,7 @@ def test_generator_loss_is_its_formula() -> None:
 
 def test_discriminator_step_reaches_no_generator() -> None:
     m, x, judge = model("vqgan"), images(), Mean()
-    ((_, pixels, _),) = reconstructions(m, x, [0])
+    ((_, pixels, _, _),) = reconstructions(m, x, [0])
     loss, terms = discriminator_loss(x, pixels, judge)
     loss.backward()
     assert judge.scale.grad is not None and judge.scale.grad != 0

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from alit import FixedLength, MaxL1, TokenSequence
+from alit import FixedLength, MaxL1, TokenSequence, fitting
+from alit.alit_format import Reader
+from alit.atomic_files import reading
+from alit.fitting import most_tokens
 from alit.images import load, to_image
 from tests.helpers.commands import refused, run, text
 from tests.helpers.models import images, model
@@ -30,30 +37,164 @@ def write(lengths: list[int]) -> None:
     FILE.write_bytes(tokens.to_bytes(model().identity()))
 
 
-def test_encode_decode_info() -> None:
-    done = run("encode", "photos", "-o", FILE, "--max-l1", 0.3)
+#: Of a, b and c, as they are encoded: width and height, and how large that part of them was.
+ENCODED = {
+    "whole": ([(24, 16), (24, 16), (16, 24)], [(60, 40), (24, 16), (40, 60)]),
+    "crop": ([(24, 16)] * 3, [(60, 40), (24, 16), (40, 27)]),
+    "pad": ([(24, 16), (24, 16), (16, 24)], [(60, 40), (24, 16), (40, 60)]),
+}
+
+
+@pytest.mark.parametrize("fit", ENCODED)
+def test_encode_decode_info(fit: str) -> None:
+    done = run("encode", "photos", "-o", FILE, "--max-l1", 0.3, "--fit", fit)
     assert done.exit_code == 0, done.output
     assert "3 images" in done.output and "bits per pixel" in done.output
     m = model()
-    pictures = torch.stack([load(f"photos/{name}.png", (16, 24)) for name in "abc"])
-    expected = m.encode(pictures, MaxL1(0.3))
+    pictures = [fitting.load(f"photos/{name}.png", (16, 24), 4, fit) for name in "abc"]
+    if fit == "crop":
+        for name, picture in zip("abc", pictures, strict=True):
+            assert torch.equal(picture.image, load(f"photos/{name}.png", (16, 24)))
+    expected = m.encode([picture.image for picture in pictures], MaxL1(0.3))
     tokens = TokenSequence.from_bytes(FILE.read_bytes(), m.identity())
     assert torch.equal(tokens.lengths, expected.lengths)
+    assert torch.equal(tokens.sizes, expected.sizes)
+    encoded, originals = ENCODED[fit]
+    assert tokens.sizes.tolist() == [[height, width] for width, height in encoded]
 
     done = run("info", FILE)
     said = done.output.replace("\n", " ")
     assert done.exit_code == 0 and m.identity().fingerprint.hex()[:12] in said
     assert f"{8 * FILE.stat().st_size / (3 * 16 * 24):.4f} bits per pixel" in said
-    assert "pictures of 24x16" in said and "32 codes of 5 bits" in said
+    assert "pictures of 24x16" in said and "32 codes of 5 bits" in said and "version 2" in said
     assert all(str(length) in said for length in tokens.lengths.tolist())
+    for name, (width, height), shape in zip("abc", originals, encoded, strict=True):
+        row = next(line for line in done.output.splitlines() if f"{name}.png" in line)
+        assert f"{width}x{height}" in row and f"{shape[0]}x{shape[1]}" in row
 
     done = run("decode", FILE, "-o", OUT)
     assert done.exit_code == 0, done.output
-    assert sorted(os.listdir(OUT)) == ["00000.png", "00001.png", "00002.png"]
-    for b, pixels in enumerate(m.decode(tokens)):
-        with Image.open(OUT / f"{b:05}.png") as picture:
-            assert picture.size == (24, 16)
+    done = run("decode", FILE, "-o", "small", "--encoded-size")
+    assert done.exit_code == 0, done.output
+    for folder in (OUT, Path("small")):
+        assert sorted(os.listdir(folder)) == ["a.png", "b.png", "c.png"]
+    for b, (name, pixels) in enumerate(zip("abc", m.decode(tokens), strict=True)):
+        with Image.open(f"small/{name}.png") as picture:
             assert picture.tobytes() == to_image(pixels).tobytes()
+            large = picture.resize(originals[b], Image.Resampling.BICUBIC)
+        with Image.open(OUT / f"{name}.png") as picture:
+            assert picture.size == originals[b] and picture.tobytes() == large.tobytes()
+
+
+def test_padding_is_taken_away() -> None:
+    """A small picture keeps its size; what was repeated to fill whole patches is not seen again."""
+    Image.effect_noise((13, 10), 50).convert("RGB").save("small.png")
+    assert run("encode", "small.png", "-o", FILE, "--tokens", 3, "--fit", "pad").exit_code == 0
+    with reading(FILE) as file:
+        pictures = Reader(file).pictures(0, 1)
+    assert pictures.sizes.tolist() == [[12, 16]] and pictures.padding.tolist() == [[2, 3]]
+    assert run("decode", FILE, "-o", OUT).exit_code == 0
+    tokens = TokenSequence.from_bytes(FILE.read_bytes())
+    with Image.open(OUT / "small.png") as picture:
+        expected = to_image(model().decode(tokens)[0, :, :10, :13])
+        assert picture.size == (13, 10) and picture.tobytes() == expected.tobytes()
+
+
+def write_named(*names: str, originals: tuple[int, int] = (16, 24), size: int = 16) -> None:
+    lengths = [3] * len(names)
+    tokens = TokenSequence(
+        torch.tensor(lengths),
+        indices=torch.zeros(sum(lengths)).long(),
+        sizes=torch.tensor([[size, 24]] * len(names)),
+    )
+    data = tokens.to_bytes(model().identity(), names=names, originals=[originals] * len(names))
+    FILE.write_bytes(data)
+
+
+def test_names_of_decoded_pictures() -> None:
+    """Those of the originals, with numbers where there are several; never beyond the folder, never another's file."""
+    long = "x" * 251 + ".jpg"
+    names = [
+        "a.jpg",
+        "a.png",
+        "A.gif",
+        "",
+        "a.b.jpg",
+        ".x",
+        "...",
+        "é.jpg",
+        long,
+        long,
+        "00003.jpg",
+    ]
+    write_named(*names)
+    OUT.mkdir()
+    (OUT / "mine.png").write_text("x")
+    assert run("decode", FILE, "-o", OUT).exit_code == 0
+    stems = ["a", "a-2", "A-3", "00003", "a.b", ".x", "...", "é", "00003-2", "mine"]
+    stems += ["x" * 240, "x" * 240 + "-2"]
+    assert sorted(os.listdir(OUT)) == sorted(f"{stem}.png" for stem in stems)
+    before = {path: path.stat().st_mtime_ns for path in OUT.iterdir()}
+    refused(run("decode", FILE, "-o", OUT), "a.png is there already; choose another folder, or")
+    assert before == {path: path.stat().st_mtime_ns for path in OUT.iterdir()}
+    assert run("decode", FILE, "-o", OUT, "--overwrite").exit_code == 0
+    (OUT / "a.png").unlink()
+    (OUT / "a.png").symlink_to("/nowhere")
+    refused(run("decode", FILE, "-o", OUT), "a.png is there already")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"originals": (2**16, 2**12)}, "at most 250 megapixels and sides .* 4096 x 65536; --enc"),
+        ({"originals": (1, 2**20 + 1)}, "sides of at most 1048576 pixels, got 1048577 x 1"),
+        ({"size": 18}, "size: expected sides of at least 4 pixels, .* got 18 x 24"),
+        ({"size": 4 * 65}, "size: expected at most 384 patches .* got 260 x 24 with 390"),
+    ],
+)
+def test_sizes_that_are_not_decoded(options: dict[str, Any], message: str) -> None:
+    write_named("a.png", **options)
+    done = run("decode", FILE, "-o", OUT)
+    assert done.exit_code == 1 and re.search(message, text(done)) and not OUT.exists()
+    assert run("info", FILE).exit_code == 0
+    if "originals" in options:
+        assert run("decode", FILE, "-o", OUT, "--encoded-size").exit_code == 0
+
+
+def test_a_hostile_name_is_refused() -> None:
+    write_named("aaaaaaaaa.png")
+    body = FILE.read_bytes()[:-4].replace(b"aaaaaaaaa.png", b"../../../.png")
+    FILE.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
+    for command in (("info", FILE), ("decode", FILE, "-o", OUT)):
+        refused(run(*command), "names: expected those of files, without paths and controls")
+    assert not OUT.exists()
+
+
+def test_version_1_is_read() -> None:
+    """Pictures have numbers for names, and the model's size."""
+    write([3, 6])
+    assert FILE.read_bytes()[8] == 1
+    done = run("info", FILE)
+    assert done.exit_code == 0 and "version 1" in text(done)
+    assert run("decode", FILE, "-o", OUT).exit_code == 0
+    assert sorted(os.listdir(OUT)) == ["00000.png", "00001.png"]
+    with Image.open(OUT / "00001.png") as picture:
+        assert picture.size == (24, 16)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 3000), (70_000, 1), (2, 5000)])
+@pytest.mark.parametrize("fit", ["whole", "crop", "pad"])
+def test_small_and_long_pictures(size: tuple[int, int], fit: str) -> None:
+    """Smaller than a patch, or a thousand times as long as high: as many tokens as any, and the size it had."""
+    Image.new("RGB", size, (10, 200, 30)).save("odd.png")
+    done = run("encode", "odd.png", "photos", "-o", FILE, "--tokens", 3, "--fit", fit)
+    assert done.exit_code == 0, done.output
+    tokens = TokenSequence.from_bytes(FILE.read_bytes())
+    assert (tokens.sizes.prod(1) // 16).max() <= most_tokens(24)
+    assert run("decode", FILE, "-o", OUT).exit_code == 0
+    if fit != "crop":
+        with Image.open(OUT / "odd.png") as picture:
+            assert picture.size == size
 
 
 def test_decode_beside_pictures_of_another_file() -> None:
@@ -73,7 +214,8 @@ def test_criteria_and_files() -> None:
         done = run("encode", photo, photo, "-o", FILE, option, value)
         assert done.exit_code == 0, done.output
         assert TokenSequence.from_bytes(FILE.read_bytes()).lengths.tolist() == [length] * 2
-    expected = model().encode(load(photo, (16, 24))[None], FixedLength(12))
+    whole = fitting.load(photo, (16, 24), 4, "whole").image
+    expected = model().encode([whole], FixedLength(12))
     assert torch.equal(TokenSequence.from_bytes(FILE.read_bytes())[0].rows, expected.rows)
 
 

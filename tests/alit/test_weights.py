@@ -68,7 +68,7 @@ def test_reconstruct_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.effect_mandelbrot((320, 200), (-2, -1.5, 1, 1.5), 100).save(photo)
     done = run("reconstruct", photo, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert Image.open(tmp_path / "out" / "photo.png").size == (256, 256)
+    assert Image.open(tmp_path / "out" / "photo.png").size == (320, 192)
 
 
 def test_the_package_names_their_licence() -> None:

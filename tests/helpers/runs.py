@@ -122,7 +122,7 @@ class Synchronisations(TorchDispatchMode):
     """Where the package makes the host wait for a GPU, but for checks of values, which run on CPU tensors only."""
 
     OPS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
-    CHECKS = ("_check_images", "check_index", "_check", "check_offsets", "check_lengths")
+    CHECKS = ("_check_values", "check_index", "_check", "check_offsets", "check_lengths")
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,136 @@
+"""What an evaluation says; each class is a part of ``evaluation.json``, by the names of its fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over pictures: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``, ``lpips``; pixels in [0, 1].
+
+    ``top1``, ``top5``: the share of pictures whose class, as a network sees it in the original, comes first, or among
+    the first five, in the reconstruction. ``rfid``: Frechet distance of Inception features. The last four are None
+    where there is no network for them.
+    """
+
+    l1: float
+    psnr: float
+    ssim: float
+    lpips: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+    rfid: float | None = None
+
+
+@dataclass(frozen=True)
+class FileQuality:
+    """Files of a codec that take no more bytes than the tokens.
+
+    Attributes:
+        bytes, side: means over pictures; a smaller side than the model's was enlarged.
+        quality: L1, PSNR and SSIM of what the files show.
+        wins: number of pictures for which the model's L1 is below the file's.
+    """
+
+    bytes: float
+    side: float
+    quality: Quality
+    wins: int
+
+
+@dataclass(frozen=True)
+class Blockiness:
+    """The mean absolute step between neighbouring pixels across borders of blocks over that within blocks of 8 pixels.
+
+    ``step_32``: across every 32nd pixel. ``step_8``: across every 8th that is no 32nd. About 1 for pictures without
+    blocks; None where a picture is too small for a border, or no pixel differs from its neighbour.
+    """
+
+    step_32: float | None
+    step_8: float | None
+
+
+@dataclass(frozen=True)
+class LengthQuality:
+    """One length.
+
+    Attributes:
+        tokens, bits: per picture. Continuous tokens count 16 bits a channel.
+        model: quality of the reconstructions.
+        thumbnail: quality of a ``thumbnail_side`` squared picture with 4 bits a channel, enlarged.
+        codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of how often; None without codebook.
+        loses: number of pictures for which the thumbnail's L1 is below the model's.
+        webp, avif: what files of as many bytes show; None where Pillow does not write the format, or for some picture
+            no file so small. Of AVIF the compressed picture alone counts, of WebP the whole file.
+        blockiness: of the reconstructions.
+    """
+
+    tokens: int
+    bits: float
+    model: Quality
+    thumbnail: Quality
+    thumbnail_side: int
+    codes_used: float | None
+    perplexity: float | None
+    loses: int
+    webp: FileQuality | None
+    avif: FileQuality | None
+    blockiness: Blockiness
+
+
+@dataclass(frozen=True)
+class IterationQuality:
+    """The tokens that one iteration added, as they are at the longest length.
+
+    Attributes:
+        first, last: their positions in the sequence, from 0.
+        codes_used, perplexity: of these tokens alone, see :class:`LengthQuality`.
+        replaced: L1 at the longest length with random codes in their place; that of a dead iteration does not rise.
+    """
+
+    first: int
+    last: int
+    codes_used: float
+    perplexity: float
+    replaced: float
+
+
+@dataclass(frozen=True)
+class KindLength:
+    """L1 of one kind of pictures at one length."""
+
+    tokens: int
+    model: float
+    thumbnail: float
+
+
+@dataclass(frozen=True)
+class KindQuality:
+    """One kind of drawn pictures. ``beats_thumbnail``: the model's mean L1 is lower at every length."""
+
+    kind: str
+    pictures: int
+    lengths: list[KindLength]
+    beats_thumbnail: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` returns.
+
+    Attributes:
+        unreadable: names of files that were skipped.
+        blockiness: of the pictures themselves.
+        iterations: empty where tokens are no codes.
+        kinds: of drawn pictures; empty for files.
+    """
+
+    protocol: str
+    pictures: int
+    image_size: tuple[int, int]
+    lengths: list[LengthQuality]
+    unreadable: list[str]
+    blockiness: Blockiness
+    iterations: list[IterationQuality] = field(default_factory=list)
+    kinds: list[KindQuality] = field(default_factory=list)
