@@ -88,12 +88,12 @@ def test_pixels_of_the_first_tokens() -> None:
     torch.manual_seed(1)
     found = list(reconstructions(m, x, [0, 2], tail_drop=1.0))
     torch.manual_seed(1)
-    assert [index for index, *_ in found] == [0, 2]
+    assert [each[0] for each in found] == [0, 2]
     for iteration in m.rollout(x, predict_at=()):
         if iteration.index in (0, 2):
             lengths = kept_lengths(iteration, 3, 1.0)
             expected = m.pixels(m.predict(iteration.bottleneck.codes_BLC, lengths_B=lengths))
-            pixels = next(p for index, p, _ in found if index == iteration.index)
+            pixels = next(each[1] for each in found if each[0] == iteration.index)
             torch.testing.assert_close(pixels, expected)
 
 
