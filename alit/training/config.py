@@ -114,6 +114,8 @@ class TrainingConfig:
         discriminators: stage 2: "each" iteration has one, or one is "shared" by all.
         discriminator_learning_rate: at its peak; None: the generator's.
         train_base: stage 2: train the base tokenizer too.
+        train_encoder: stages 1 and 2: False leaves all before the quantizer as it is; codebooks go on. Where a few bits
+            stand for many channels, the straight-through gradient asks the encoder to undo what quantization loses.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device multiplies faster in it.
         compile: ``torch.compile`` the blocks of encoder and decoder, but for the decoder's last, and a frozen base
             tokenizer's encoder.
@@ -172,6 +174,7 @@ class TrainingConfig:
     discriminators: str = "each"
     discriminator_learning_rate: float | None = None
     train_base: bool = True
+    train_encoder: bool = True
     precision: str = "auto"
     compile: bool = False
     cuda_graph: bool = False

@@ -101,6 +101,8 @@ class AdaptiveStage(Stage):
     ) -> None:
         if config.parallel == "fsdp":
             check_shardable(model)
+        if not config.train_encoder:
+            freeze_encoder(model)
         if config.compile:
             compile_parts(model)
         if model.length_head is not None:  # a stage of its own
@@ -119,6 +121,13 @@ def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
     predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
     precise = (x._replace(code_BNC=x.code_BNC.float()) for x in predictions if x is not None)
     return [model.pixels(x) for x in precise]
+
+
+def freeze_encoder(model: AdaptiveTokenizer) -> None:
+    """All but decoder, codebooks and base tokenizer."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(("decoder", "quantize.", "base_tokenizer.")):
+            parameter.requires_grad_(False)
 
 
 def accumulated(module: nn.Module, parts: Sequence[Any], compute: Callable[[Any], Terms]) -> Terms:
