@@ -131,7 +131,9 @@ def check_sizes(config: AdaptiveTokenizerConfig, shapes: Mapping[str, Sequence[i
         "pre_quantizer_mlp.weight": (config.code_dim, encoder.width),
     }
     if config.bottleneck == "quantized":
-        expected["quantize.embedding.weight"] = (config.codebook_size, config.code_dim)
+        own = [f"quantize.{i}" for i in range(config.iterations)]
+        for codebook in own if config.codebooks == "each" else ["quantize"]:
+            expected[f"{codebook}.embedding.weight"] = config.codebook_size, config.code_dim
     for name, part in (("encoder", encoder), ("decoder", decoder)):
         for layer in range(part.layers):
             expected[f"{name}.transformer.{layer}.ln_1.weight"] = (part.width,)

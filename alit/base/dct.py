@@ -82,7 +82,7 @@ class LappedTransform(nn.Module):
 
     def __init__(self, patch_size: int, counts: tuple[int, int, int]) -> None:
         super().__init__()
-        inverse = torch.linalg.inv(torch.tensor(YCBCR, dtype=torch.float64))
+        inverse = torch.linalg.inv(torch.tensor(YCBCR, dtype=torch.float64, device="cpu"))
         norms = inverse.square().sum(0).sqrt()
         amplitudes = (LUMA_AMPLITUDE * norms[0] / norms).tolist()
         self.blocks = BlockDCT(patch_size, counts, amplitudes=amplitudes)
