@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alit import AdaptiveTokenizer, CodeError, FixedLength, TokenSequence
+from alit import AdaptiveTokenizer, CodeError, DCTConfig, FixedLength, TokenSequence
 from alit.checks import CheckpointError
 from alit.codebooks import CodebookPerIteration
 from alit.losses import stage1_loss
@@ -65,15 +66,10 @@ def test_lookup_by_position(length: int) -> None:
     assert len(quantizers.codes(same)[0].unique(dim=0)) == ITERATIONS
 
 
-@pytest.mark.parametrize("first", range(ITERATIONS))
-@pytest.mark.parametrize("length", [STEP, 2 * STEP])
+@pytest.mark.parametrize(("first", "length"), [(0, STEP), (1, STEP), (2, 2 * STEP), (3, STEP)])
 def test_from_a_later_position(first: int, length: int) -> None:
     quantizers, z = codebooks(), vectors()
     part = slice(first * STEP, first * STEP + length)
-    if part.stop > STEP * ITERATIONS:
-        with pytest.raises(ValueError):
-            quantizers(z[:, :length], part.start)
-        return
     found, whole = quantizers(z[:, part], part.start), quantizers(z)
     assert torch.equal(found.index, whole.index[:, part])
 
@@ -128,12 +124,18 @@ def test_shared_by_default() -> None:
     assert own_names == {"quantize.embedding.weight"}
 
 
-@pytest.mark.parametrize("base", ["dct", "vqgan", "vae"])
-@pytest.mark.parametrize("recurrence", ["latents", "residual"])
+@pytest.mark.parametrize(
+    ("base", "recurrence"),
+    [
+        ("dct", "latents"),
+        ("vqgan", "latents"),
+        ("vae", "latents"),
+        ("dct", "residual"),
+        ("vae", "residual"),
+    ],
+)
 def test_in_a_model(base: str, recurrence: str) -> None:
     """Tokens say all that the decoder was told; a rollout that reads all latents anew looks at all codebooks."""
-    if base == "vqgan" and recurrence == "residual":
-        pytest.skip("needs a continuous base")
     m, x = model(base, codebooks="each", recurrence=recurrence), images(3)
     with torch.no_grad():
         for iteration in m.rollout(x):
@@ -177,15 +179,30 @@ def test_training_reaches_every_codebook() -> None:
         assert grad is not None and bool(grad.any()), t
 
 
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "dead_code_threshold": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema_decay": 0.9, "dead_code_threshold": 0.1},
+        {
+            "base": DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True, filter=4),
+            "image_size": (32, 48),
+        },
+    ],
+    ids=["learned", "moving averages", "lapped"],
+)
 def test_save_and_load(tmp_path: Path, options: dict[str, Any]) -> None:
-    m = model(codebooks="each", recurrence="residual", **options)
+    fields = {"codebooks": "each", "recurrence": "residual", **options}
+    m = AdaptiveTokenizer(dataclasses.replace(config(), **fields)).eval()
+    x = torch.rand(3, 3, *m.config.image_size, generator=torch.manual_seed(0))
     m.save_pretrained(tmp_path / "model.safetensors")
     again = AdaptiveTokenizer.from_pretrained(tmp_path / "model.safetensors")
     assert again.config == m.config
-    tokens, found = (x.encode(images(), FixedLength(12)) for x in (m, again))
+    tokens, found = (each.encode(x, FixedLength(12)) for each in (m, again))
     assert torch.equal(tokens.rows, found.rows)
-    assert torch.equal(m.decode(tokens), again.decode(TokenSequence.from_bytes(found.to_bytes())))
+    assert torch.equal(
+        m.decode(tokens), again.decode(TokenSequence.from_bytes(found.to_bytes(again.identity())))
+    )
     state = {k: v for k, v in m.state_dict().items() if k != "quantize.2.embedding.weight"}
     with pytest.raises(CheckpointError, match=r"quantize\.2\.embedding\.weight"):
         AdaptiveTokenizer.from_state(m.config, state)

@@ -137,7 +137,9 @@ def test_half_precision() -> None:
 
 def filtered_base() -> DCTBase:
     torch.manual_seed(0)
-    return DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True, filter=6, filter_blocks=2))
+    return DCTBase(
+        DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True, filter=6, filter_blocks=2)
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 40), (24, 8)])
@@ -184,7 +186,9 @@ def test_pixels_go_through_the_filter() -> None:
 
 @pytest.mark.parametrize("patch", [4, 12, 15])
 def test_patches_that_a_filter_cannot_take(patch: int) -> None:
-    with pytest.raises(ValueError, match=f"patch_size: a filter needs a multiple of 8, got {patch}"):
+    with pytest.raises(
+        ValueError, match=f"patch_size: a filter needs a multiple of 8, got {patch}"
+    ):
         DCTConfig(patch_size=patch, luma=1, chroma=1, filter=4)
     for size in (16, 24):
         assert DCTConfig(patch_size=size, luma=1, chroma=1, filter=4).filter == 4
