@@ -231,10 +231,12 @@ class _Head(NamedTuple):
         self.weight[2, : len(source), channels] = source
         self.weight[2, : len(source), roles.unused] = -source.sum(1)
 
-    def match(self, queries: Tensor, keys: Tensor, bias: Tensor) -> None:
+    def match(self, queries: Tensor, keys: Tensor, bias: Tensor, roles: _Roles) -> None:
         """Attend by the products of so many channels, (n, width) each; ``bias`` (n,) is the queries'."""
         count, room = len(bias), self.weight.shape[1]
         root = math.sqrt(room)
+        for weight in (queries, keys):
+            weight[:, roles.unused] = -weight.sum(1)
         self.weight[0] = 0
         self.weight[0, :count], self.weight[1, :count] = queries * root, keys
         self.bias[0] = 0
@@ -310,7 +312,7 @@ def _ask_image_tokens(
         queries[: len(place), roles.place] = ENCODER_MATCH * place / of_latent
         bias[-2], bias[-1] = ENCODER_MATCH, ENCODER_SINK * ENCODER_MATCH
         queries[-1, roles.iterations.start + iteration] = -bias[-1] / of_latent
-        head.match(queries, keys, bias)
+        head.match(queries, keys, bias, roles)
 
 
 def _ask_latents(
@@ -346,7 +348,7 @@ def _ask_latents(
         wanted = (sink - bias[-1]) / of_token
         queries[-1, roles.is_image] = wanted / 2
         queries[-1, roles.place.start + height : roles.place.stop] = wanted / 2 * own
-        head.match(queries, keys, bias)
+        head.match(queries, keys, bias, roles)
 
 
 def _squared_steps(count: int) -> Tensor:
