@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,11 +14,9 @@ from torch.nn.functional import interpolate, pad
 
 from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, DCTConfig, FixedLength
 from alit.config import TransformerConfig
-from alit.images import save_image, to_image
 from alit.layers import Block
-from alit.training import TrainingConfig, models, train
+from alit.training import initialization
 from alit.training.initialization import as_transform_coder
-from alit.training.models import build
 
 SHAPE = TransformerConfig(width=96, layers=2, heads=4)
 #: 8 x 8 image tokens, a latent for each pair of them, as many iterations as there are pairs of heads.
@@ -194,14 +191,20 @@ def test_a_query_without_its_latent_takes_the_nearest() -> None:
 
 
 @torch.no_grad()
-def test_the_last_layer_is_fitted() -> None:
-    """No constant is wrong, of all iterations together, on the images that the fit was made of."""
-    model, errors = started(), []
-    for iteration in model.rollout(pictures(64)):
-        assert iteration.prediction is not None
-        errors.append(iteration.prediction.code_BNC - iteration.base.code_BNC)
-    wrong = torch.stack(errors).double()
-    assert wrong.mean((0, 1, 2)).abs().max() < 1e-4 * wrong.square().mean().sqrt()
+def test_the_last_layer_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes up for what is not linear before it."""
+    fitted = started()
+    monkeypatch.setattr(initialization, "_fit_last_layer", lambda *_: None)
+    plain, images = fresh(), pictures(64)
+    as_transform_coder(plain, seen(plain), images)
+    own, without = (
+        sum(
+            float((x.prediction.code_BNC - x.base.code_BNC).square().mean())
+            for x in model.rollout(images)
+        )
+        for model in (fitted, plain.eval())
+    )
+    assert own < 0.98 * without
 
 
 def test_every_head_is_used() -> None:
@@ -240,74 +243,3 @@ def test_unfit_models(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named}: a transform coder needs"):
         as_transform_coder(model, torch.zeros(1), torch.zeros(1))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-
-
-def described(folder: Path, **options: Any) -> TrainingConfig:
-    """A short run on a folder of pictures, whose learning rate is next to nothing."""
-    model = {"size": "nano", **OPTIONS}
-    model |= {name: dataclasses.asdict(model[name]) for name in ("base", "encoder", "decoder")}
-    fields: dict[str, Any] = {
-        "model": model,
-        "initialization": "transform_coder",
-        "data": str(folder / "photos"),
-        "output": str(folder / "run"),
-        "learning_rate": 1e-9,
-        "steps": 2,
-        "batch_size": 2,
-        "iterations_per_step": 1,
-        "workers": 0,
-        "device": "cpu",
-        "precision": "float32",
-        "tensorboard": False,
-    }
-    return TrainingConfig(**{**fields, **options})
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with pictures, and a file that is none; a start takes few of them."""
-    monkeypatch.setattr(models, "INITIAL_SAMPLE", 40)
-    (tmp_path / "photos").mkdir()
-    for i, picture in enumerate(pictures(20)):
-        save_image(to_image(picture), tmp_path / "photos" / f"{i}.png")
-    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
-    return tmp_path
-
-
-def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made from the run's own pictures, by its seed, and not made again where the run goes on."""
-    config = described(photos)
-    torch.manual_seed(config.seed)
-    start = build(config, None)
-    assert start.pre_quantizer_mlp.weight.count_nonzero() <= 2 * start.config.code_dim
-    train(config)
-    after = AdaptiveTokenizer.from_pretrained(photos / "run" / "model.safetensors")
-    for name, weight in start.named_parameters():
-        torch.testing.assert_close(after.get_parameter(name), weight, atol=1e-6, rtol=0)
-    monkeypatch.setattr(models, "as_transform_coder", lambda *_: pytest.fail("made again"))
-    longer = dataclasses.replace(config, steps=3)
-    assert train(longer, resume=True, allow_changes=True).steps == 3
-
-
-def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as wanted, from all over the folder; those that cannot be read are left out."""
-    given: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(models, "INITIAL_BATCH", 16)
-    monkeypatch.setattr(models, "as_transform_coder", lambda _, *x: given.append(x))
-    build(described(photos), None)
-    tokens_BNC, images = given[0]
-    assert tokens_BNC.shape[1:] == (GRID**2, 18)
-    assert 30 <= len(tokens_BNC) < 40, "no.png is left out"
-    assert images.shape[1:] == (3, 64, 64) and len(images) <= 16
-    assert images.min() >= 0 and images.max() <= 1
-
-
-def test_unfit_runs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data: transform_coder needs a folder"):
-        build(dataclasses.replace(described(tmp_path), data=None), None)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match="data: none of 1 pictures can be read"):
-        build(described(tmp_path), None)
-    with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
-        TrainingConfig(initialization="transform_coder", start_from="nano")
