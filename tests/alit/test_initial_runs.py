@@ -75,6 +75,8 @@ def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     assert 30 <= len(tokens_BNC) < 40, "no.png is left out"
     assert images.shape[1:] == (3, 64, 64) and len(images) <= 16
     assert images.min() >= 0 and images.max() <= 1
+    with pytest.raises(ValueError, match="data: none of 21 pictures can be read"):
+        build(described(photos, max_megapixels=1e-3), None)  # as the run reads them
 
 
 def test_unfit_runs(tmp_path: Path) -> None:
@@ -83,6 +85,8 @@ def test_unfit_runs(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="data: none of 1 pictures can be read"):
+        build(described(tmp_path, batch_size=1), None)
+    with pytest.raises(ValueError, match="data: expected at least a batch of 2 pictures, got 1"):
         build(described(tmp_path), None)
     with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
         TrainingConfig(initialization="transform_coder", start_from="nano")
