@@ -14,7 +14,7 @@ from alit import AdaptiveTokenizer
 from alit.images import save_image, to_image
 from alit.training import TrainingConfig, models, train
 from alit.training.models import build
-from tests.alit.test_initialization import GRID, OPTIONS, pictures
+from tests.helpers.coder import GRID, OPTIONS, pictures
 
 
 def described(folder: Path, **options: Any) -> TrainingConfig:
