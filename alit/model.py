@@ -130,7 +130,8 @@ class AdaptiveModel(nn.Module):
         """Class and image tokens of what a prediction does not tell of the base tokens. (B, N, D)"""
         places = self.places() if places is None else places
         missing_BNC = base.code_BNC - prediction.code_BNC.to(base.code_BNC.dtype)
-        return self.image_tokens(images, to_grid(missing_BNC, places.grid), places)
+        missing = self.base_tokenizer.tokens(to_grid(missing_BNC, places.grid))
+        return self.image_tokens(images, missing.tokens_BCHW, places)
 
     def fresh_latents(self, iteration: int) -> Tensor:
         """The latents that iteration adds. (L, D)"""

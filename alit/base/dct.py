@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, conv_transpose2d
 
 from ..config import DCTConfig
 from .filter import ImageFilter
-from .interface import BaseTokens, ContinuousBase, to_grid
+from .interface import BaseTokens, ContinuousBase, Prediction, to_grid
 
 #: RGB in [0, 1] to luma and two chroma planes (ITU-R BT.601).
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
@@ -20,6 +20,11 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 AMPLITUDES = (0.2, 0.065, 0.065)
 #: Of the lapped transform: the luma plane's, and chroma planes in units of the same squared RGB error.
 LUMA_AMPLITUDE = 0.2
+#: Magnitude of what the encoder sees: a token of many channels is to have a norm near 1.
+SEEN = 1 / 8
+#: About the deviation of its coefficients in photographs: of frequency 1 across a patch (it falls as 1 / frequency; that
+#: of the mean is 1), and of chroma to luma.
+FIRST_DEVIATION, CHROMA_DEVIATION = 1 / 3, 1 / 3
 
 
 class BlockDCT(nn.Module):
@@ -44,14 +49,12 @@ class BlockDCT(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        frequencies = sorted(
+        self.frequencies = sorted(
             itertools.product(range(patch_size), repeat=2),
             key=lambda uv: (uv[0] ** 2 + uv[1] ** 2, uv[0] + uv[1], uv),
-        )
+        )[: max(counts)]
         matrix = _dct_matrix(patch_size)
-        basis = torch.stack(
-            [torch.outer(matrix[u], matrix[v]) for u, v in frequencies[: max(counts)]]
-        )
+        basis = torch.stack([torch.outer(matrix[u], matrix[v]) for u, v in self.frequencies])
         color = torch.tensor(YCBCR, dtype=torch.float64)
         inverse = torch.linalg.inv(color)
         analysis, synthesis = [], []
@@ -86,6 +89,12 @@ class LappedTransform(nn.Module):
         norms = inverse.square().sum(0).sqrt()
         amplitudes = (LUMA_AMPLITUDE * norms[0] / norms).tolist()
         self.blocks = BlockDCT(patch_size, counts, amplitudes=amplitudes)
+        #: (C,) of the coefficients.
+        self.deviations: Tensor
+        frequency = torch.tensor(self.blocks.frequencies, dtype=torch.float64, device="cpu")
+        luma = FIRST_DEVIATION / frequency.square().sum(1).sqrt().clamp(min=FIRST_DEVIATION)
+        planes = [luma[:count] * (CHROMA_DEVIATION if i else 1) for i, count in enumerate(counts)]
+        self.register_buffer("deviations", torch.cat(planes).float(), persistent=False)
         self.border: Tensor
         self.register_buffer("border", _border_filter(patch_size).float(), persistent=False)
 
@@ -110,7 +119,8 @@ class DCTBase(ContinuousBase):
     """Tokens and targets are the lowest-frequency DCT coefficients of each patch, see :class:`BlockDCT`.
 
     Within a plane a squared code error then weighs all frequencies as the squared pixel error does; with a lapped
-    transform in all planes.
+    transform in all planes, and what the encoder sees and the decoder gives is in units of each channel's deviation in
+    photographs.
     """
 
     def __init__(self, config: DCTConfig) -> None:
@@ -125,6 +135,21 @@ class DCTBase(ContinuousBase):
         self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
     ) -> BaseTokens:
         return self.tokens(self.transform(images - 0.5))
+
+    def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
+        if not isinstance(self.transform, LappedTransform):
+            return super().tokens(latents_BCHW)
+        seen_BCHW = latents_BCHW / self._deviations(latents_BCHW)[:, None, None]
+        return super().tokens(latents_BCHW)._replace(tokens_BCHW=seen_BCHW * SEEN)
+
+    def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
+        if not isinstance(self.transform, LappedTransform):
+            return super().predict(decoded_BNV, target_BN)
+        return Prediction(decoded_BNV, decoded_BNV * self._deviations(decoded_BNV))
+
+    def _deviations(self, like: Tensor) -> Tensor:
+        assert isinstance(self.transform, LappedTransform)
+        return self.transform.deviations.to(like.dtype)
 
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         images = self.transform.inverse(to_grid(code_BNC, grid)) + 0.5

@@ -61,6 +61,10 @@ class BaseTokenizer(nn.Module, ABC):
     ) -> BaseTokens:
         """Tokens of the images; ``sample`` draws from the posterior where there is one."""
 
+    def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
+        """Base tokens of latents; of a base without a codebook alone."""
+        raise ValueError(f"base: {type(self).__name__} has a codebook")
+
     @abstractmethod
     def predict(self, decoded_BNV: Tensor, target_BN: Tensor | None) -> Prediction:
         """Read decoder outputs as base tokens."""

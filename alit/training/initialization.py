@@ -45,7 +45,7 @@ NEAREST, FARTHEST = 6.0, 20.0
 CONSTANT = 12.0
 #: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
 #: input: small enough that normalisations and tanh are nearly linear.
-FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 0.5, 1 / 12
+FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 8
 #: Images at a time.
 BATCH = 64
 
@@ -280,9 +280,11 @@ def _write_encoder(
     layer, head = roles.slot(iteration, config.encoder.layers)
     heads = [_Head.of(model.encoder.transformer[layer], head + i) for i in range(PAIR)]
     _ask_image_tokens(heads, roles, iteration, config)
-    of_image = math.sqrt(config.encoder.width / 4) / CONSTANT
+    ones = torch.ones(1, config.base.latent_channels, 1, 1)
+    seen = model.base_tokenizer.tokens(ones).tokens_BCHW.flatten()
+    seen = seen * math.sqrt(config.encoder.width / 4) / CONSTANT
     for each, own in zip(heads, projection.chunk(PAIR, dim=1), strict=True):
-        each.carry(own * FETCHED / of_image, roles.base, roles)
+        each.carry(own * FETCHED / seen, roles.base, roles)
         each.out[roles.content, : len(own)] = torch.eye(len(own))
 
 
@@ -295,10 +297,13 @@ def _write_decoder(
     heads = [_Head.of(model.decoder.transformer[layer], head + i) for i in range(PAIR)]
     _ask_latents(heads, roles, iteration, config)
     entered = EMBEDDED * math.sqrt(config.decoder.width / 3)
+    told = model.base_tokenizer.predict(
+        torch.ones(1, 1, config.base.latent_channels), None
+    ).code_BNC
     for each, own in zip(heads, inverse.chunk(PAIR), strict=True):
         count = own.shape[1]
         each.carry(torch.eye(count) / entered, roles.content, roles)
-        each.out[roles.base, :count] = COLLECTED * own
+        each.out[roles.base, :count] = COLLECTED * own / told.flatten()[:, None]
 
 
 def _ask_image_tokens(
@@ -375,7 +380,8 @@ def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
             targets.append(iteration.base.code_BNC.flatten(0, 1))
     hook.remove()
     model.train(training)
-    solution = _least_squares(pad(torch.cat(inputs), (0, 1), value=1.0), torch.cat(targets))
+    told = model.base_tokenizer.predict(torch.ones(1, 1, last.out_features), None).code_BNC[0]
+    solution = _least_squares(pad(torch.cat(inputs), (0, 1), value=1.0), torch.cat(targets) / told)
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
 
