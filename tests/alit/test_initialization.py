@@ -33,8 +33,8 @@ def fresh(**options: Any) -> AdaptiveTokenizer:
 
 
 @functools.cache
-def started() -> AdaptiveTokenizer:
-    model = fresh()
+def started(lapped: bool = False) -> AdaptiveTokenizer:
+    model = fresh(base=dataclasses.replace(OPTIONS["base"], lapped=lapped))
     as_transform_coder(model, seen(model), pictures(64))
     return model.eval().requires_grad_(False)
 
@@ -92,9 +92,10 @@ def test_latents_describe_all_pairs() -> None:
 
 
 @torch.no_grad()
-def test_latents_fetch_what_is_missing() -> None:
+@pytest.mark.parametrize("lapped", [False, True])
+def test_latents_fetch_what_is_missing(lapped: bool) -> None:
     """At most a tenth of its variance is lost to an affine map, in every iteration."""
-    model, images = started(), pictures(32, seed=5)
+    model, images = started(lapped), pictures(32, seed=5)
     order, true = order_of_pairs(model), model.base_tokenizer.encode(images).code_BNC
     known = torch.zeros_like(true)
     for iteration, step in zip(model.rollout(images), plain_coder(model, true), strict=True):
@@ -109,9 +110,10 @@ def test_latents_fetch_what_is_missing() -> None:
 
 
 @torch.no_grad()
-def test_as_good_as_a_plain_coder() -> None:
+@pytest.mark.parametrize("lapped", [False, True])
+def test_as_good_as_a_plain_coder(lapped: bool) -> None:
     """At the length of every iteration, by code and by pixels."""
-    model, images = started(), pictures(32, seed=5)
+    model, images = started(lapped), pictures(32, seed=5)
     true, errors = model.base_tokenizer.encode(images).code_BNC, []
     for iteration, (_, known) in zip(model.rollout(images), plain_coder(model, true), strict=True):
         assert iteration.prediction is not None

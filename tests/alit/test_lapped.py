@@ -69,14 +69,35 @@ def test_a_constant_image_takes_one_coefficient_of_a_plane(grid: tuple[int, int]
     torch.testing.assert_close(first, first[..., :1, :1].expand_as(first), atol=1e-5, rtol=0)
 
 
-def test_filters_border_by_border() -> None:
-    """What lies within half a patch of the image's edge sees its own patch alone."""
-    images = noise(3 * PATCH, 3 * PATCH, count=1)
-    changed = images.clone()
-    changed[..., PATCH // 2 :] = 0
-    transform = LappedTransform(PATCH, EVERYTHING)
-    before, after = (transform.inverse(transform(x)) for x in (images, changed))
-    torch.testing.assert_close(before[..., : PATCH // 2], after[..., : PATCH // 2])
+def test_tokens_are_in_units_of_deviations() -> None:
+    """What the encoder sees and the decoder gives; the code is in units of the error."""
+    base, images = DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True)), smooth()
+    found = base.encode(images)
+    coefficients = base.transform(images - 0.5)
+    torch.testing.assert_close(found.code_BNC, coefficients.flatten(2).mT)
+    ratio = coefficients / found.tokens_BCHW
+    torch.testing.assert_close(ratio, ratio[:1, :, :1, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
+    deviations = ratio[0, :, 0, 0]
+    luma, chroma = deviations[:6], deviations[6:].view(2, 2)
+    assert bool((luma[1:] < 1.001 * luma[:-1]).all())
+    torch.testing.assert_close(chroma, luma[:2].expand(2, 2) / 3)
+    again = base.predict(found.tokens_BCHW.flatten(2).mT, None)
+    torch.testing.assert_close(
+        again.code_BNC, found.code_BNC * again.code_BNC.norm() / found.code_BNC.norm()
+    )
+    blocks = DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2)).encode(images)
+    torch.testing.assert_close(blocks.tokens_BCHW.flatten(2).mT, blocks.code_BNC)
+
+
+def test_reaches_halfway_into_neighbors() -> None:
+    """In both directions; a patch's coefficients see no more, nor do they show."""
+    images, transform = noise(3 * PATCH, 3 * PATCH, count=1), LappedTransform(PATCH, EVERYTHING)
+    far, near = images.clone(), images.clone()
+    far[..., PATCH + PATCH // 2 :] = 0
+    near[..., PATCH + PATCH // 2 - 1 :] = 0
+    first, same, other = (transform(x)[..., 0] for x in (images, far, near))
+    torch.testing.assert_close(same, first)
+    assert not torch.allclose(other, first, atol=1e-3)
     impulse = torch.zeros(1, 3 * PATCH**2, 3, 3)
     impulse[:, 0, 1, 1] = 1
     reached = transform.inverse(impulse)[0, 0].abs() > 1e-6
