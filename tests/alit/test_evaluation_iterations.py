@@ -17,8 +17,13 @@ from alit.images import load_square
 from tests.helpers.models import config, model
 
 
-def test_codes_are_those_at_its_positions_of_the_longest_length(folder: Path) -> None:
-    m, files = model(image_size=(16, 16)), sorted(folder.rglob("*.png"))
+@pytest.mark.parametrize(
+    "options", [{}, {"recurrence": "residual", "codebooks": "each"}], ids=["published", "residual"]
+)
+def test_codes_are_those_at_its_positions_of_the_longest_length(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    m, files = model(image_size=(16, 16), **options), sorted(folder.rglob("*.png"))
     result = evaluate(m, files, batch_size=3)
     x = torch.stack([load_square(file, 16) for file in files])
     index = m.encode(x, FixedLength(12)).padded()
