@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit import AdaptiveTokenizer
+from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, DCTConfig
 from alit.images import save_image, to_image
-from alit.training import TrainingConfig, models, train
+from alit.training import TrainingConfig, initialization, models, train
 from alit.training.models import build
 from tests.helpers.coder import GRID, OPTIONS, pictures
 
@@ -90,3 +90,18 @@ def test_unfit_runs(tmp_path: Path) -> None:
         build(described(tmp_path), None)
     with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
         TrainingConfig(initialization="transform_coder", start_from="nano")
+
+
+def test_the_shipped_recipe_fits() -> None:
+    """Its model can start so, and has a base that the second run trains."""
+    first, second = (
+        TrainingConfig.read(Path(models.__file__).parent / "configs" / "nano" / name)
+        for name in ("1-tokens.yaml", "2-pixels.yaml")
+    )
+    assert first.initialization == "transform_coder" and second.train_base
+    model = AdaptiveTokenizerConfig.of_size(
+        **{**first.model, "base": DCTConfig(**first.model["base"])}
+    )
+    initialization._check(model)
+    assert model.any_length and first.tail_drop > 0 and second.tail_drop > 0
+    assert isinstance(model.base, DCTConfig) and model.base.filter and second.base_weight > 0
