@@ -34,8 +34,15 @@ def test_codes_are_those_at_its_positions_of_the_longest_length(
         entropy = -sum(p * math.log(p) for p in share if p > 0)
         assert found.perplexity == pytest.approx(math.exp(entropy))
         assert found.codes_used == len(own.unique()) / 32
-    # Cumulative ones, as before, beside them.
-    assert result.lengths[-1].codes_used == len(index.unique()) / 32
+    # Cumulative ones beside them: of the codebook, or of all of them.
+    last = result.lengths[-1]
+    if options:
+        each = result.iterations
+        assert last.codes_used == pytest.approx(sum(x.codes_used for x in each) / 4)
+        assert last.perplexity == pytest.approx(math.prod(x.perplexity for x in each) ** 0.25)
+        assert result.lengths[0].perplexity == pytest.approx(each[0].perplexity)
+    else:
+        assert last.codes_used == len(index.unique()) / 32
 
 
 def test_replaced_does_not_depend_on_the_batches(folder: Path) -> None:
