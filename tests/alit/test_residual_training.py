@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from alit import AdaptiveTokenizer
+from alit import AdaptiveTokenizer, DCTConfig
 from alit.base.interface import to_grid
 from alit.losses import stage1_loss
 from alit.losses.stage2 import reconstructions
+from alit.training import train
 from tests.helpers import models
 from tests.helpers.models import images
+from tests.helpers.runs import config
 
 #: As of ``tests.helpers.models``: tokens of an iteration, iterations; class and 24 image tokens.
 STEP, ITERATIONS, ROWS = 3, 4, 25
@@ -112,3 +115,29 @@ def test_losses_of_both_stages(tail_drop: float) -> None:
     names = gradients(m, total).keys()
     unused = {"encoder_mask_token"}
     assert {name for name, _ in m.named_parameters()} - set(names) == unused
+
+
+LAPPED = DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True, filter=4, filter_blocks=1)
+
+
+@pytest.mark.parametrize("stage", ["1", "2"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_run(stage: str, recompute: bool) -> None:
+    """A few steps of what the shipped recipe has, whole pictures, in both precisions: close to each other."""
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        fields = {"base": LAPPED, "image_size": (32, 48), "any_length": True, "ema_decay": 0.9}
+        m = AdaptiveTokenizer(replace(model().config, **fields))
+        own: dict[str, Any] = {"code_weight": 1.0, "base_weight": 0.5, "ssim_weight": 0.2}
+        options = config(
+            **{"stage": stage, "precision": precision, "steps": 3, "tail_drop": 0.5},
+            **{"iterations_per_step": 2, "activation_checkpointing": recompute},
+            **(own | {"perceptual": "off", "gan_schedule": ()} if stage == "2" else {}),
+        )
+        seen: list[float] = []
+        x = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+        train(options, model=m, images=x, on_log=lambda line, seen=seen: seen.append(line["loss"]))
+        losses.append(seen)
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
