@@ -34,7 +34,8 @@ def latent_attention(
 
     Returns:
         (B, L, height, width) float32 over the grid of image tokens, L latents in the order in which they were added.
-        The rest of each latent's probability, up to 1, goes to the class token and to latents.
+        The rest of each latent's probability, up to 1, goes to the class token and to latents. With
+        ``recurrence="residual"`` latents looked in the iteration that added them, at what was missing then.
 
     Raises:
         ValueError: an iteration or layer that is none; a model that drops image tokens (``halting="drop"``).
@@ -51,14 +52,24 @@ def latent_attention(
     if config.halting == "drop":
         raise ValueError("model: expected one that keeps all image tokens, got halting='drop'")
     rollout = model.rollout(images, predict_at=() if config.halting == "off" else None)
-    for _ in range(iteration):
-        next(rollout)
-    x_BSD, maps = rollout.tokens_BSD, []
+    maps = []
+    for index in range(iteration + 1):
+        # Final tokens leave the encoder with the iteration that added them.
+        if index == iteration or config.recurrence == "residual":
+            maps.append(_latents_of(model, rollout.tokens_BSD, layer))
+        if index < iteration:
+            next(rollout)
+    return torch.cat(maps, dim=1).unflatten(-1, config.grid)
+
+
+def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor, layer: int | None) -> Tensor:
+    """(B, L, N - 1): of the latents in an input of the encoder, in one layer or the mean over all."""
+    maps = []
     for index, block in enumerate(cast("Iterable[Block]", model.encoder.transformer)):
         if layer in (None, index):
             maps.append(_map(block.attn, block.ln_1(x_BSD), model))
         x_BSD = finished(*block(x_BSD))
-    return torch.stack(maps).mean(0).unflatten(-1, config.grid)
+    return torch.stack(maps).mean(0)
 
 
 def _map(layer: SelfAttention, x_BSD: Tensor, model: AdaptiveTokenizer) -> Tensor:

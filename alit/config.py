@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from .checks import Checked, Range, build, check_choice, check_number, parse
+from .checks import Checked, Range, build, check_choice, check_number, parse, shown
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (128, 4, 4),
@@ -264,7 +264,7 @@ class AdaptiveTokenizerConfig(Checked):
         if len(size) != 2 or any(side % self.base.patch_size for side in size):
             raise ValueError(
                 f"image_size: expected (height, width), each a multiple of the base's patch size "
-                f"{self.base.patch_size}, got {size}"
+                f"{self.base.patch_size}, got {shown(size)}"
             )
         if self.encoder.width <= self.base.latent_channels:
             raise ValueError(

@@ -22,8 +22,8 @@ AMPLITUDES = (0.2, 0.065, 0.065)
 LUMA_AMPLITUDE = 0.2
 #: Magnitude of what the encoder sees: a token of many channels is to have a norm near 1.
 SEEN = 1 / 8
-#: About the deviation of its coefficients in photographs: of frequency 1 across a patch (it falls as 1 / frequency; that
-#: of the mean is 1), and of chroma to luma.
+#: About the deviation of its coefficients in photographs: of frequency 1 across a patch (it falls as 1 / frequency;
+#: that of the mean is 1), and of chroma to luma.
 FIRST_DEVIATION, CHROMA_DEVIATION = 1 / 3, 1 / 3
 
 

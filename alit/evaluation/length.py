@@ -66,7 +66,9 @@ class LengthMeasures:
         self.side = min(thumbnail_side(self.bits), *config.image_size)
         self.ours, self.theirs, self.borders = Rows(), Rows(), Borders()
         self.files = {name: FileMeasures() for name in FORMATS}
-        self.counts = torch.zeros(config.codebook_size, dtype=torch.int64)
+        #: Of each codebook: one, or one for each iteration so far.
+        codebooks = iteration + 1 if config.codebooks == "each" else 1
+        self.counts = torch.zeros(codebooks, config.codebook_size, dtype=torch.int64)
 
     def add(self, batch: Batch, ours: Tensor, theirs: Tensor, index_BL: Tensor | None) -> None:
         """The model's pictures and the thumbnails, (B, 3, side, side) of 8 bits, and the tokens if they are codes."""
@@ -76,7 +78,8 @@ class LengthMeasures:
         for name, files in batch.files.items():
             self.files[name].add(batch.images, [file[self.iteration] for file in files])
         if index_BL is not None:
-            self.counts += torch.bincount(index_BL.flatten(), minlength=len(self.counts))
+            for count, part in zip(self.counts, index_BL.chunk(len(self.counts), 1), strict=True):
+                count += torch.bincount(part.flatten(), minlength=len(count))
 
     def _qualities(self, batch: Batch, shown: Tensor) -> dict[str, Tensor]:
         values = _pixels(batch.images, shown)

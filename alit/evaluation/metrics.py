@@ -51,9 +51,13 @@ def border_steps(pictures: Tensor) -> Tensor:
 
 
 def codebook_usage(counts: Tensor) -> tuple[float, float]:
-    """The share of codes that occur, and exp(entropy) of how often. ``counts`` (K,), not all of them 0"""
-    share = counts.double() / counts.sum()
-    return float((share > 0).double().mean()), float(torch.special.entr(share).sum().exp())
+    """The share of codes that occur, and exp(entropy) of how often, its geometric mean over codebooks.
+
+    ``counts`` (K,), or (n, K) of several codebooks; of each not all are 0.
+    """
+    share = counts.double() / counts.sum(-1, keepdim=True)
+    entropy = torch.special.entr(share).sum(-1).mean()
+    return float((share > 0).double().mean()), float(entropy.exp())
 
 
 def bits_per_token(config: AdaptiveTokenizerConfig) -> float:

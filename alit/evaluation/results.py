@@ -59,7 +59,8 @@ class LengthQuality:
         tokens, bits: per picture. Continuous tokens count 16 bits a channel.
         model: quality of the reconstructions.
         thumbnail: quality of a ``thumbnail_side`` squared picture with 4 bits a channel, enlarged.
-        codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of how often; None without codebook.
+        codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of how often; mean and geometric
+            mean of them where each iteration has its own; None without codebook.
         loses: number of pictures for which the thumbnail's L1 is below the model's.
         webp, avif: what files of as many bytes show; None where Pillow does not write the format, or for some picture
             no file so small. Of AVIF the compressed picture alone counts, of WebP the whole file.

@@ -38,10 +38,7 @@ def batches(
     pin = own.device.type == "cuda"
     if images is None and config.data is None:
         raise ValueError("data: expected a folder of pictures or shards, got none")
-    prepared: dict[str, Any] = {
-        "size": size,
-        **{x: getattr(config, x) for x in ("crop", "flip", "convert_profiles", "max_megapixels")},
-    }
+    prepared = {"size": size, **preparation(config)}
     if images is None and is_shards(str(config.data)):
         stream = ShardStream(
             str(config.data),
@@ -68,3 +65,9 @@ def batches(
         pin=pin,
     )
     return shuffled, list(pictures.left_out)
+
+
+def preparation(config: TrainingConfig) -> dict[str, Any]:
+    """Options of :class:`alit.training.pictures.Preparation` but the size."""
+    names = ("crop", "flip", "convert_profiles", "max_megapixels")
+    return {name: getattr(config, name) for name in names}

@@ -10,12 +10,14 @@ say what is there. Here that is written into the weights, and everything else is
   which it varies most. Whoever has nothing to fetch attends to the class token, which holds nothing.
 - Each iteration's codebook is k-means of what its latents then say.
 - The same heads of the decoder send its queries to the latents that describe them and add up what these say, by the
-  least-squares map from codes to what was missing. In iteration 0, a query whose latent is not there takes the nearest.
+  least-squares map from codes to what was missing. In iteration 0, a query whose latent is not there takes one that is
+  next to it, if there is any: what is farther away says little of it.
 - Other parts add nothing at first: their last layers are zero. The decoder's last layer is a least-squares fit.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -118,8 +120,12 @@ class _Roles:
         self.is_class, self.is_image, self.constant, self.unused = range(self.width, self.width + 4)
         self.width += 4
         self.grid = height, across
-        #: (latents,) row and first column of the pair that each describes.
-        self.pairs = torch.tensor(_scattered(height, across // PAIR)) * torch.tensor([1, PAIR])
+
+    @functools.cached_property
+    def pairs(self) -> Tensor:
+        """(latents, 2) row and first column of the pair that each describes."""
+        height, across = self.grid
+        return torch.tensor(_scattered(height, across // PAIR)) * torch.tensor([1, PAIR])
 
     def _next(self, count: int) -> slice:
         self.width += count
@@ -231,10 +237,12 @@ class _Head(NamedTuple):
         self.weight[2, : len(source), channels] = source
         self.weight[2, : len(source), roles.unused] = -source.sum(1)
 
-    def match(self, queries: Tensor, keys: Tensor, bias: Tensor) -> None:
+    def match(self, queries: Tensor, keys: Tensor, bias: Tensor, roles: _Roles) -> None:
         """Attend by the products of so many channels, (n, width) each; ``bias`` (n,) is the queries'."""
         count, room = len(bias), self.weight.shape[1]
         root = math.sqrt(room)
+        for weight in (queries, keys):
+            weight[:, roles.unused] = -weight.sum(1)
         self.weight[0] = 0
         self.weight[0, :count], self.weight[1, :count] = queries * root, keys
         self.bias[0] = 0
@@ -315,7 +323,7 @@ def _ask_image_tokens(
         queries[: len(place), roles.place] = ENCODER_MATCH * place / of_latent
         bias[-2], bias[-1] = ENCODER_MATCH, ENCODER_SINK * ENCODER_MATCH
         queries[-1, roles.iterations.start + iteration] = -bias[-1] / of_latent
-        head.match(queries, keys, bias)
+        head.match(queries, keys, bias, roles)
 
 
 def _ask_latents(
@@ -351,7 +359,7 @@ def _ask_latents(
         wanted = (sink - bias[-1]) / of_token
         queries[-1, roles.is_image] = wanted / 2
         queries[-1, roles.place.start + height : roles.place.stop] = wanted / 2 * own
-        head.match(queries, keys, bias)
+        head.match(queries, keys, bias, roles)
 
 
 def _squared_steps(count: int) -> Tensor:

@@ -17,9 +17,10 @@ from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
+from .batches import preparation
 from .config import TrainingConfig
 from .initialization import as_transform_coder
-from .pictures import ImageFolder
+from .pictures import ImageFolder, check_enough
 from .processes import whole
 from .stage import Stage
 
@@ -85,7 +86,8 @@ def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
     """Batches (B, 3, height, width) in [0, 1]."""
     if config.data is None or not Path(config.data).is_dir():
         raise ValueError(f"data: transform_coder needs a folder of pictures, got {config.data!r}")
-    folder = ImageFolder(config.data, size, crop=config.crop, flip=config.flip)
+    folder = ImageFolder(config.data, size, **preparation(config))
+    check_enough(folder, config.batch_size)  # the run would find out when this is done
     random, loaded = np.random.default_rng(config.seed), 0
     chosen = torch.linspace(0, len(folder) - 1, INITIAL_SAMPLE).round().long().tolist()
     for start in range(0, len(chosen), INITIAL_BATCH):

@@ -224,10 +224,7 @@ def shuffled_batches(
     Raises:
         ValueError: fewer pictures than a batch.
     """
-    if len(pictures) < share.batch_size:
-        raise ValueError(
-            f"data: expected at least a batch of {share.batch_size} pictures, got {len(pictures)}"
-        )
+    check_enough(pictures, share.batch_size)
     loader: DataLoader[Any] = DataLoader(
         Shuffled(pictures, seed),
         batch_sampler=share.positions(*steps),
@@ -237,6 +234,14 @@ def shuffled_batches(
         pin_memory=pin,
     )
     return iter(loader)
+
+
+def check_enough(pictures: ImageFolder | ImageTensor, batch_size: int) -> None:
+    """Raise ``ValueError`` where there are fewer pictures than a batch."""
+    if len(pictures) < batch_size:
+        raise ValueError(
+            f"data: expected at least a batch of {batch_size} pictures, got {len(pictures)}"
+        )
 
 
 def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:

@@ -21,6 +21,7 @@ from ..losses.tails import check_tails
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import Terms
+from .fields import expect
 from .optimization import Optimiser
 from .processes import Processes, distributed
 from .stage import AdaptiveStage, accumulated, frozen_tokens, iterations_of
@@ -34,7 +35,7 @@ class Critics:
     """What judges pictures. No module: data-parallel wrappers of the model must not see it.
 
     Attributes:
-        perceptual: LPIPS, one for all iterations.
+        perceptual: LPIPS or :class:`alit.losses.FeatureDistance`, one for all iterations.
         discriminators: one, or one per iteration; none where there is no adversarial loss.
     """
 
@@ -110,8 +111,8 @@ class Stage2(AdaptiveStage):
     """A step of both sides: the discriminators see the reconstructions that the generator was judged by.
 
     Raises:
-        ValueError: LPIPS weights that cannot be had; pictures too small for a discriminator; what cannot be sharded;
-            ``tail_drop``, and tokens that halt.
+        ValueError: weights of a perceptual loss that cannot be had; pictures too small for a discriminator; what cannot
+            be sharded; ``tail_drop``, and tokens that halt; ``base_weight`` without a base that learns.
     """
 
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
@@ -120,6 +121,13 @@ class Stage2(AdaptiveStage):
         model.base_tokenizer.eval()
         if not config.train_base:
             model.base_tokenizer.requires_grad_(False)
+        learns = any(p.requires_grad for p in model.base_tokenizer.parameters())
+        expect(
+            "base_weight",
+            learns or not config.base_weight,
+            "0 where no base learns",
+            config.base_weight,
+        )
         self.critics = Critics(_perceptual(model, config, own), _discriminators(model, config, own))
         super().__init__(model, config, own, GeneratorModule(model, self.critics, config))
         self.decoded: list[dict[int, Tensor]] = []

@@ -44,6 +44,18 @@ def test_equals_softmax(iteration: int) -> None:
     assert latent_attention(m, pictures).shape == (3, 12, 4, 6)  # the last iteration by default
 
 
+@torch.no_grad()
+def test_final_tokens_looked_in_their_own_iteration() -> None:
+    m, pictures = model(recurrence="residual", codebooks="each"), images()
+    rollout, expected = m.rollout(pictures), []
+    for iteration in range(4):
+        expected.append(explicit(m, rollout.tokens_BSD, 1))
+        maps = latent_attention(m, pictures, iteration=iteration, layer=1)
+        torch.testing.assert_close(maps, torch.cat(expected, 1), atol=2e-6, rtol=1e-5)
+        next(rollout)
+    assert latent_attention(m, pictures).shape == (3, 12, 4, 6)
+
+
 @pytest.mark.parametrize("name, value", [("iteration", 4), ("iteration", -1), ("layer", 2)])
 def test_bad_arguments(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected one of 0.."):

@@ -95,12 +95,10 @@ def test_module_runs(
 
 def test_train_takes_the_name_of_a_configuration(folder: Path) -> None:
     few = "data: expected at least a batch of"
-    for name in ("nano-dct", "nano-vae/1-base"):
+    for name in ("nano-dct", "nano/1-tokens"):
         refused(run("train", name, "--data", "photos", "--output", "out"), few)
-    names = "nor the name of a configuration (nano-dct, nano-vae/1-base, nano-vae/2-tokens, nano-vae/3-pixels)"
-    refused(
-        run("train", "nano-vae/1", "--output", "out"), f"{names}; did you mean 'nano-vae/1-base'?"
-    )
+    names = "nor the name of a configuration (nano/1-tokens, nano/2-pixels, nano-dct)"
+    refused(run("train", "nano/1", "--output", "out"), f"{names}; did you mean 'nano/1-tokens'?")
     far = run("train", "nonsense", "--output", "out")
     refused(far, names)
     assert "did you mean" not in text(far)

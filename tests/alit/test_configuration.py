@@ -71,7 +71,7 @@ def test_configuration_from_yaml(tmp_path: Path) -> None:
         ("#" * 100_000, "at most 64000 characters"),
         ("start_from: a\nbase_from: b", "base_from: expected None where start_from"),
         ("stage: 3", "stage: expected one of base, 1, 2"),
-        ("perceptual: vgg", "perceptual: expected one of lpips, off, got 'vgg'"),
+        ("perceptual: vgg", "perceptual: expected one of lpips, efficientnet, off, got 'vgg'"),
         ("discriminators: two", "discriminators: expected one of each, shared"),
         ("gan_schedule: 0.5", "gan_schedule: expected a list"),
         ("gan_schedule: [[2, 0.1]]", "gan_schedule: expected rising fractions"),

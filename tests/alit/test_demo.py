@@ -49,6 +49,13 @@ def test_what_is_measured(measured: Measured) -> None:
     assert measured.attention.shape == (len(photos), 12, 4, 4)
 
 
+def test_final_tokens_have_attention_too() -> None:
+    """Of a model whose encoder forgets them."""
+    m = model(image_size=(16, 16), recurrence="residual", codebooks="each")
+    photos = dict(list(photographs(16).items())[:2])
+    assert measure(m, photos).attention.shape == (2, 12, 4, 4)
+
+
 def test_page_tells_what_was_measured(measured: Measured) -> None:
     text = page(model(image_size=(16, 16)), "some <model>", measured)
     assert "some &lt;model&gt;" in text and "$" not in text

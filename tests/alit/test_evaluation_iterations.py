@@ -17,8 +17,13 @@ from alit.images import load_square
 from tests.helpers.models import config, model
 
 
-def test_codes_are_those_at_its_positions_of_the_longest_length(folder: Path) -> None:
-    m, files = model(image_size=(16, 16)), sorted(folder.rglob("*.png"))
+@pytest.mark.parametrize(
+    "options", [{}, {"recurrence": "residual", "codebooks": "each"}], ids=["published", "residual"]
+)
+def test_codes_are_those_at_its_positions_of_the_longest_length(
+    folder: Path, options: dict[str, Any]
+) -> None:
+    m, files = model(image_size=(16, 16), **options), sorted(folder.rglob("*.png"))
     result = evaluate(m, files, batch_size=3)
     x = torch.stack([load_square(file, 16) for file in files])
     index = m.encode(x, FixedLength(12)).padded()
@@ -29,8 +34,15 @@ def test_codes_are_those_at_its_positions_of_the_longest_length(folder: Path) ->
         entropy = -sum(p * math.log(p) for p in share if p > 0)
         assert found.perplexity == pytest.approx(math.exp(entropy))
         assert found.codes_used == len(own.unique()) / 32
-    # Cumulative ones, as before, beside them.
-    assert result.lengths[-1].codes_used == len(index.unique()) / 32
+    # Cumulative ones beside them: of the codebook, or of all of them.
+    last = result.lengths[-1]
+    if options:
+        each = result.iterations
+        assert last.codes_used == pytest.approx(sum(x.codes_used for x in each) / 4)
+        assert last.perplexity == pytest.approx(math.prod(x.perplexity for x in each) ** 0.25)
+        assert result.lengths[0].perplexity == pytest.approx(each[0].perplexity)
+    else:
+        assert last.codes_used == len(index.unique()) / 32
 
 
 def test_replaced_does_not_depend_on_the_batches(folder: Path) -> None:

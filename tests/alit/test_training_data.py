@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alit.evaluation.evaluate import cropped
+from alit.evaluation.pictures import cropped
 from alit.folders import find
 from alit.images import load_square
 from alit.training import TrainingConfig, train

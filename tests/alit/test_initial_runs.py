@@ -1,0 +1,107 @@
+"""Runs that start from the transform coder, and the pictures that it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, DCTConfig
+from alit.images import save_image, to_image
+from alit.training import TrainingConfig, initialization, models, train
+from alit.training.models import build
+from tests.helpers.coder import GRID, OPTIONS, pictures
+
+
+def described(folder: Path, **options: Any) -> TrainingConfig:
+    """A short run on a folder of pictures, whose learning rate is next to nothing."""
+    model = {"size": "nano", **OPTIONS}
+    model |= {name: dataclasses.asdict(model[name]) for name in ("base", "encoder", "decoder")}
+    fields: dict[str, Any] = {
+        "model": model,
+        "initialization": "transform_coder",
+        "data": str(folder / "photos"),
+        "output": str(folder / "run"),
+        "learning_rate": 1e-9,
+        "steps": 2,
+        "batch_size": 2,
+        "iterations_per_step": 1,
+        "workers": 0,
+        "device": "cpu",
+        "precision": "float32",
+        "tensorboard": False,
+    }
+    return TrainingConfig(**{**fields, **options})
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures, and a file that is none; a start takes few of them."""
+    monkeypatch.setattr(models, "INITIAL_SAMPLE", 40)
+    (tmp_path / "photos").mkdir()
+    for i, picture in enumerate(pictures(20)):
+        save_image(to_image(picture), tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
+    return tmp_path
+
+
+def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made from the run's own pictures, by its seed, and not made again where the run goes on."""
+    config = described(photos)
+    torch.manual_seed(config.seed)
+    start = build(config, None)
+    assert start.pre_quantizer_mlp.weight.count_nonzero() <= 2 * start.config.code_dim
+    train(config)
+    after = AdaptiveTokenizer.from_pretrained(photos / "run" / "model.safetensors")
+    for name, weight in start.named_parameters():
+        torch.testing.assert_close(after.get_parameter(name), weight, atol=1e-6, rtol=0)
+    monkeypatch.setattr(models, "as_transform_coder", lambda *_: pytest.fail("made again"))
+    longer = dataclasses.replace(config, steps=3)
+    assert train(longer, resume=True, allow_changes=True).steps == 3
+
+
+def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as wanted, from all over the folder; those that cannot be read are left out."""
+    given: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(models, "INITIAL_BATCH", 16)
+    monkeypatch.setattr(models, "as_transform_coder", lambda _, *x: given.append(x))
+    build(described(photos), None)
+    tokens_BNC, images = given[0]
+    assert tokens_BNC.shape[1:] == (GRID**2, 18)
+    assert 30 <= len(tokens_BNC) < 40, "no.png is left out"
+    assert images.shape[1:] == (3, 64, 64) and len(images) <= 16
+    assert images.min() >= 0 and images.max() <= 1
+    with pytest.raises(ValueError, match="data: none of 21 pictures can be read"):
+        build(described(photos, max_megapixels=1e-3), None)  # as the run reads them
+
+
+def test_unfit_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data: transform_coder needs a folder"):
+        build(dataclasses.replace(described(tmp_path), data=None), None)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="data: none of 1 pictures can be read"):
+        build(described(tmp_path, batch_size=1), None)
+    with pytest.raises(ValueError, match="data: expected at least a batch of 2 pictures, got 1"):
+        build(described(tmp_path), None)
+    with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
+        TrainingConfig(initialization="transform_coder", start_from="nano")
+
+
+def test_the_shipped_recipe_fits() -> None:
+    """Its model can start so, and has a base that the second run trains."""
+    first, second = (
+        TrainingConfig.read(Path(models.__file__).parent / "configs" / "nano" / name)
+        for name in ("1-tokens.yaml", "2-pixels.yaml")
+    )
+    assert first.initialization == "transform_coder" and second.train_base
+    model = AdaptiveTokenizerConfig.of_size(
+        **{**first.model, "base": DCTConfig(**first.model["base"])}
+    )
+    initialization._check(model)
+    assert model.any_length and first.tail_drop > 0 and second.tail_drop > 0
+    assert isinstance(model.base, DCTConfig) and model.base.filter and second.base_weight > 0

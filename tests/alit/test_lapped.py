@@ -1,0 +1,220 @@
+"""The lapped transform of a DCT base, and the network that mends its images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from alit import DCTConfig
+from alit.base.dct import BlockDCT, DCTBase, LappedTransform
+from alit.base.filter import ImageFilter
+
+PATCH = 8
+EVERYTHING = (PATCH**2, PATCH**2, PATCH**2)
+GRIDS = [(1, 1), (1, 3), (2, 1), (3, 4)]
+
+
+def noise(height: int, width: int, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def smooth(side: int = 64, points: int = 7) -> Tensor:
+    """Pictures without an edge, (4, 3, side, side)."""
+    few = noise(points, points, count=4)
+    return interpolate(few, size=(side, side), mode="bicubic", align_corners=True).clamp(0, 1)
+
+
+def shortened(images: Tensor, *, lapped: bool, luma: int = 6, chroma: int = 2) -> Tensor:
+    """What the lowest coefficients give back."""
+    base = DCTBase(DCTConfig(patch_size=PATCH, luma=luma, chroma=chroma, lapped=lapped))
+    grid = (images.shape[2] // PATCH, images.shape[3] // PATCH)
+    return base.pixels(base.encode(images).code_BNC, grid)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("patch", [2, PATCH, 12])
+def test_all_coefficients_give_the_image_back(grid: tuple[int, int], patch: int) -> None:
+    images = noise(grid[0] * patch, grid[1] * patch)
+    transform = LappedTransform(patch, (patch**2, patch**2, patch**2))
+    coefficients = transform(images)
+    assert coefficients.shape == (2, 3 * patch**2, *grid)
+    torch.testing.assert_close(transform.inverse(coefficients), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_is_orthogonal(grid: tuple[int, int]) -> None:
+    """Images of the coefficients of a plane are orthogonal, and in all planes of one norm."""
+    height, width = grid
+    transform = LappedTransform(PATCH, EVERYTHING)
+    size = 3 * PATCH**2 * height * width
+    units = torch.eye(size).view(size, 3 * PATCH**2, height, width)
+    images = transform.inverse(units).flatten(1).double()
+    gram = (images @ images.T).view(3, size // 3, 3, size // 3)
+    scale = gram[0, 0, 0, 0]
+    for plane in range(3):
+        expected = scale * torch.eye(size // 3, dtype=torch.float64)
+        torch.testing.assert_close(gram[plane, :, plane], expected, atol=1e-5 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_constant_image_takes_one_coefficient_of_a_plane(grid: tuple[int, int]) -> None:
+    color = torch.tensor([0.4, -0.2, 0.1]).view(1, 3, 1, 1)
+    images = color.expand(1, 3, grid[0] * PATCH, grid[1] * PATCH)
+    planes = LappedTransform(PATCH, EVERYTHING)(images).unflatten(1, (3, PATCH**2))
+    assert planes[:, :, 1:].abs().max() < 1e-5
+    first = planes[:, :, :1]
+    assert bool((first.abs() > 0.05).all())
+    torch.testing.assert_close(first, first[..., :1, :1].expand_as(first), atol=1e-5, rtol=0)
+
+
+def test_tokens_are_in_units_of_deviations() -> None:
+    """What the encoder sees and the decoder gives; the code is in units of the error."""
+    base, images = DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True)), smooth()
+    found = base.encode(images)
+    coefficients = base.transform(images - 0.5)
+    torch.testing.assert_close(found.code_BNC, coefficients.flatten(2).mT)
+    ratio = coefficients / found.tokens_BCHW
+    torch.testing.assert_close(ratio, ratio[:1, :, :1, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
+    deviations = ratio[0, :, 0, 0]
+    luma, chroma = deviations[:6], deviations[6:].view(2, 2)
+    assert bool((luma[1:] < 1.001 * luma[:-1]).all())
+    torch.testing.assert_close(chroma, luma[:2].expand(2, 2) / 3)
+    again = base.predict(found.tokens_BCHW.flatten(2).mT, None)
+    torch.testing.assert_close(
+        again.code_BNC, found.code_BNC * again.code_BNC.norm() / found.code_BNC.norm()
+    )
+    blocks = DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2)).encode(images)
+    torch.testing.assert_close(blocks.tokens_BCHW.flatten(2).mT, blocks.code_BNC)
+
+
+def test_reaches_halfway_into_neighbors() -> None:
+    """In both directions; a patch's coefficients see no more, nor do they show."""
+    images, transform = noise(3 * PATCH, 3 * PATCH, count=1), LappedTransform(PATCH, EVERYTHING)
+    far, near = images.clone(), images.clone()
+    far[..., PATCH + PATCH // 2 :] = 0
+    near[..., PATCH + PATCH // 2 - 1 :] = 0
+    first, same, other = (transform(x)[..., 0] for x in (images, far, near))
+    torch.testing.assert_close(same, first)
+    assert not torch.allclose(other, first, atol=1e-3)
+    impulse = torch.zeros(1, 3 * PATCH**2, 3, 3)
+    impulse[:, 0, 1, 1] = 1
+    reached = transform.inverse(impulse)[0, 0].abs() > 1e-6
+    half = PATCH // 2
+    assert not bool(reached[:half].any() | reached[-half:].any())
+    assert bool(reached[half:PATCH].any()), "into the patch above"
+    assert bool(reached[:, half:PATCH].any()), "and into that to the left"
+
+
+def test_fewer_coefficients_for_a_smooth_picture() -> None:
+    images = smooth()
+    blocks, lapped = (
+        float((shortened(images, lapped=x) - images).square().mean()) for x in (False, True)
+    )
+    assert lapped < 0.8 * blocks, (lapped, blocks)
+
+
+def test_no_step_at_borders_of_patches() -> None:
+    """Where a block transform of few coefficients has one."""
+
+    def step(images: Tensor) -> float:
+        """Mean step across borders over that within patches."""
+        steps = images.diff(dim=-1).abs().mean((0, 1, 2))
+        across = torch.arange(1, images.shape[-1]) % PATCH == 0
+        return float(steps[across].mean() / steps[~across].mean())
+
+    images = smooth()
+    assert step(images) == pytest.approx(1, abs=0.1)
+    assert step(shortened(images, lapped=False)) > 1.3
+    assert step(shortened(images, lapped=True)) < 1
+
+
+@pytest.mark.parametrize("patch", [1, 3, 9])
+def test_odd_patches(patch: int) -> None:
+    with pytest.raises(ValueError, match=f"patch_size: a lapped transform needs .* got {patch}"):
+        DCTConfig(patch_size=patch, luma=1, chroma=1, lapped=True)
+    assert DCTConfig(patch_size=patch, luma=1, chroma=1).latent_channels == 3
+
+
+def test_blocks_stay_as_they_were() -> None:
+    """Model files of before have no field ``lapped``, and coefficients of blocks."""
+    base = DCTBase(DCTConfig(patch_size=PATCH, luma=3, chroma=1))
+    assert isinstance(base.transform, BlockDCT)
+    assert base.filter is None
+    assert not list(base.parameters())
+    assert not base.state_dict()
+
+
+def test_half_precision() -> None:
+    """The filter follows the dtype of the images."""
+    images = smooth()
+    transform = LappedTransform(PATCH, (6, 2, 2))
+    exact = transform.inverse(transform(images - 0.5))
+    half = transform.inverse(transform(images.bfloat16() - 0.5))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.02, rtol=0)
+
+
+def filtered_base() -> DCTBase:
+    torch.manual_seed(0)
+    return DCTBase(
+        DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True, filter=6, filter_blocks=2)
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 40), (24, 8)])
+def test_the_filter_changes_nothing_at_first(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    images = noise(*size)
+    torch.testing.assert_close(ImageFilter(6, 2)(images), images, atol=0, rtol=0)
+
+
+def test_the_filter_learns() -> None:
+    """A step changes the image; after it, gradients reach every parameter."""
+    base, images = filtered_base(), smooth()
+    plain = shortened(images, lapped=True)
+    optimiser = torch.optim.SGD(base.parameters(), lr=1e-2)
+
+    def gradients() -> tuple[Tensor, dict[str, Tensor | None]]:
+        optimiser.zero_grad()
+        decoded, term = base.autoencode(images)
+        assert float(term) == 0
+        (decoded - images).square().mean().backward()
+        return decoded.detach(), {name: p.grad for name, p in base.named_parameters()}
+
+    first, before = gradients()
+    torch.testing.assert_close(first, plain)
+    reached = {name for name, x in before.items() if x is not None and bool(x.any())}
+    assert reached == {"filter.conv_out.weight", "filter.conv_out.bias"}, "the last is zero"
+    optimiser.step()
+    second, after = gradients()
+    assert not torch.equal(first, second)
+    assert (second - images).square().mean() < (first - images).square().mean()
+    without = [name for name, x in after.items() if x is None or not bool(x.any())]
+    assert not without
+
+
+def test_pixels_go_through_the_filter() -> None:
+    base, images = filtered_base(), smooth()
+    assert base.filter is not None
+    torch.nn.init.normal_(base.filter.conv_out.weight, std=0.05)
+    code_BNC = base.encode(images).code_BNC
+    decoded, _ = base.autoencode(images)
+    torch.testing.assert_close(base.pixels(code_BNC, (8, 8)), decoded)
+    assert not torch.allclose(decoded, shortened(images, lapped=True), atol=1e-3)
+
+
+@pytest.mark.parametrize("patch", [4, 12, 15])
+def test_patches_that_a_filter_cannot_take(patch: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"patch_size: a filter needs a multiple of 8, got {patch}"
+    ):
+        DCTConfig(patch_size=patch, luma=1, chroma=1, filter=4)
+    for size in (16, 24):
+        assert DCTConfig(patch_size=size, luma=1, chroma=1, filter=4).filter == 4
+
+
+def test_a_base_without_weights_cannot_be_trained() -> None:
+    with pytest.raises(ValueError, match="base: DCTBase has no weights to train"):
+        DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2)).autoencode(smooth())
