@@ -141,3 +141,18 @@ def test_a_run(stage: str, recompute: bool) -> None:
         losses.append(seen)
     assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_the_encoder_may_stay_as_it_is(stage: str) -> None:
+    """What is before the quantizer; codebooks of moving averages go on, and the decoder learns."""
+    m = model(ema_decay=0.9, image_size=(24, 24))
+    before = {name: x.clone() for name, x in m.state_dict().items()}
+    fields: dict[str, Any] = {"perceptual": "off", "gan_schedule": ()} if stage == "2" else {}
+    x = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    options = config(stage=stage, steps=2, ema=0.0, train_encoder=False, **fields)
+    train(options, model=m, images=x)
+    changed = {name for name, x in m.state_dict().items() if not torch.equal(x, before[name])}
+    assert all(name.startswith(("decoder", "quantize.")) for name in changed)
+    assert {"decoder.ffn.2.weight", "quantize.0.embedding.weight"} <= changed
+    assert all(p.requires_grad for p in m.parameters())
