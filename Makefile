@@ -48,12 +48,9 @@ lint: setup
 RUN ?= weights_run
 weights: setup
 	test -n "$(DATA)" || { echo "DATA: expected a folder of photographs (make weights DATA=photos)"; exit 1; }
-	$(BIN)/python -m pip install --quiet --editable ".[perceptual]"
-	$(BIN)/alit train nano/1-tokens --data $(DATA) --output $(RUN)/1 --resume
-	$(BIN)/alit train nano/2-pixels --data $(DATA) --output $(RUN)/2 --resume \
-		--set start_from=$(RUN)/1/model.safetensors
+	$(BIN)/alit train nano/1-coder --data $(DATA) --output $(RUN) --resume
 	mkdir -p alit/weights
-	$(BIN)/alit export $(RUN)/2/model.safetensors alit/weights/nano.safetensors
+	$(BIN)/alit export $(RUN)/model.safetensors alit/weights/nano.safetensors
 
 format: setup
 	$(BIN)/ruff check --fix .

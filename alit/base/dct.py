@@ -77,10 +77,11 @@ class BlockDCT(nn.Module):
 
 
 class LappedTransform(nn.Module):
-    """Images to the lowest coefficients of a lapped orthogonal transform, and back; otherwise as :class:`BlockDCT`.
+    """Images to the lowest coefficients of a lapped biorthogonal transform, and back; otherwise as :class:`BlockDCT`.
 
-    The type-II fast LOT (Malvar, 1990) as a filter across the borders of patches before the block DCT (Tran, Liang and
-    Tu, 2003): each basis function reaches halfway into the neighbouring patches. The filter stops at the image's edge.
+    Malvar's (1998) as a filter across the borders of patches before the block DCT (Tran, Liang and Tu, 2003): basis
+    functions reach halfway into the neighbouring patches, and the lowest ones end there at zero, which orthogonal ones
+    do not. The filter stops at the image's edge.
     """
 
     def __init__(self, patch_size: int, counts: tuple[int, int, int]) -> None:
@@ -96,14 +97,17 @@ class LappedTransform(nn.Module):
         planes = [luma[:count] * (CHROMA_DEVIATION if i else 1) for i, count in enumerate(counts)]
         self.register_buffer("deviations", torch.cat(planes).float(), persistent=False)
         self.border: Tensor
-        self.register_buffer("border", _border_filter(patch_size).float(), persistent=False)
+        self.border_inverse: Tensor
+        border = _border_filter(patch_size)
+        self.register_buffer("border", border.float(), persistent=False)
+        self.register_buffer("border_inverse", border.inverse().float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width), mid-grey at 0, to (B, C, H, W)."""
         return self.blocks(self._filtered(images, self.border))
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        return self._filtered(self.blocks.inverse(coefficients), self.border.T)
+        return self._filtered(self.blocks.inverse(coefficients), self.border_inverse)
 
     def _filtered(self, images: Tensor, filters: Tensor) -> Tensor:
         """Each border's surroundings, half a patch to both sides, along rows and along columns."""
@@ -172,12 +176,14 @@ def _dct_matrix(size: int) -> Tensor:
 
 
 def _border_filter(size: int) -> Tensor:
-    """Orthogonal (size, size): butterflies around a rotation of the odd half, the type-II fast LOT's."""
+    """(size, size): butterflies around a rotation of the odd half, its lowest part scaled by the root of 2."""
     half = size // 2
     same = torch.eye(half, dtype=torch.float64)
     mirrored = same.flip(0)
     x = torch.arange(half, dtype=torch.float64)
     dct4 = torch.cos(math.pi * (2 * x + 1) * (2 * x[:, None] + 1) / (4 * half))
-    rotation = mirrored @ _dct_matrix(half).T @ (dct4 * math.sqrt(2 / half)) @ mirrored
+    dct4 = dct4 * math.sqrt(2 / half)
+    dct4[0] *= math.sqrt(2)
+    rotation = mirrored @ _dct_matrix(half).T @ dct4 @ mirrored
     butterflies = torch.cat([torch.cat([same, mirrored], 1), torch.cat([mirrored, -same], 1)])
     return 0.5 * butterflies @ torch.block_diag(same, rotation) @ butterflies
