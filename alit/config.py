@@ -227,7 +227,7 @@ class AdaptiveTokenizerConfig(Checked):
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
             absolute code error below which it halts. None: 0.55 and 0.025, as published.
-        any_length: whether the decoder was trained on parts of an iteration's tokens (``tail_drop``), which criteria
+        any_length: whether parts of an iteration's tokens decode well (by ``tail_drop`` or their start), which criteria
             then may keep.
         length_head: whether there is a network that predicts lengths (:class:`alit.Predicted`).
         quirks: differences from the corrected system.

@@ -42,9 +42,8 @@ def learned_place(own: Grid, grid: Grid) -> Tensor:
 
     The learned places, row by row, are dealt out evenly to the places of the grid; within a row they go from left to
     right. So a place takes one near the same share of height and width, and where there are no more places than were
-    learned, none is taken twice: a model tells places apart by positions that it knows. (Interpolated ones, as usual
-    with vision transformers, are none of these: with the shipped weights and 256 tokens the error of photographs of 4:3
-    is half as large again.) Of a larger grid several neighbors take the same.
+    learned, none is taken twice: a model tells places apart by positions that it knows, and interpolated ones, as usual
+    with vision transformers, are none of these. Of a larger grid several neighbors take the same.
     """
     learned = torch.arange(math.prod(own)).view(own)
     places = math.prod(grid)

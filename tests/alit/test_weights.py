@@ -56,6 +56,23 @@ def test_they_beat_a_thumbnail_and_more_tokens_do_not_hurt(name: str) -> None:
     assert (ours[1:] < 1.01 * ours[:-1]).all(), ours
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(224, 288), (320, 192)])
+def test_other_shapes_are_described_as_well(size: tuple[int, int]) -> None:
+    """Of about as many pixels; the whole photographs, squeezed, so that their content is the same."""
+    m = AdaptiveTokenizer.from_pretrained("nano")
+    square = photographs(m.config.image_size[0])[:8]
+    other = torch.nn.functional.interpolate(square, size, mode="bicubic", antialias=True).clamp(
+        0, 1
+    )
+    errors = []
+    for whole in (square, other):
+        shown = m.decode(m.encode(list(whole), FixedLength(256)))
+        assert isinstance(shown, torch.Tensor)
+        errors.append((shown.clamp(0, 1) - whole).abs().mean())
+    assert errors[1] < 1.05 * errors[0], errors
+
+
 def test_reconstruct_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no network")
