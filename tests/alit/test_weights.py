@@ -61,7 +61,7 @@ def test_they_beat_a_thumbnail_and_more_tokens_do_not_hurt(name: str) -> None:
 def test_other_shapes_are_described_as_well(size: tuple[int, int]) -> None:
     """Of about as many pixels; the whole photographs, squeezed, so that their content is the same."""
     m = AdaptiveTokenizer.from_pretrained("nano")
-    square = photographs(m.config.image_size[0])[:8]
+    square = torch.stack(list(photographs(m.config.image_size[0]).values())[:8])
     other = torch.nn.functional.interpolate(square, size, mode="bicubic", antialias=True).clamp(
         0, 1
     )
