@@ -17,10 +17,7 @@ say what is there. Here that is written into the weights, and everything else is
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +28,9 @@ from alit_kernels.nn import VectorQuantizer
 
 from ..codebooks import CodebookPerIteration
 from ..config import AdaptiveTokenizerConfig
-from ..layers import Block
 from ..tokenizer import AdaptiveTokenizer
+from .coder_weights import PAIR, Roles, make_tokens, silence, write_decoder, write_encoder
 
-#: Heads of an iteration: one for each image token of a pair.
-PAIR = 2
-#: Logits: of each coordinate that matches, in encoder and decoder, and of the class token against them.
-ENCODER_MATCH, DECODER_MATCH = 10.0, 15.0
-ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
-#: Logit lost by a latent of iteration 0 with each squared step from where the query is, and at most so much.
-NEAREST, FARTHEST = 6.0, 20.0
-#: An image token's constant beside its base tokens: it is normalised, and so they nearly keep their magnitudes.
-CONSTANT = 12.0
-#: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
-#: input: small enough that normalisations and tanh are nearly linear.
-FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 8
 #: Images at a time.
 BATCH = 64
 
@@ -63,20 +48,18 @@ def as_transform_coder(model: AdaptiveTokenizer, tokens_BNC: Tensor, images: Ten
         ValueError: a model of another shape.
     """
     _check(model.config)
-    roles = _Roles(model.config)
-    _make_tokens(model, roles)
+    roles = Roles(model.config)
+    make_tokens(model, roles)
     for transformer in (model.encoder, model.decoder):
-        for block in transformer.transformer:
-            assert isinstance(block, Block)
-            _silence(block)
+        silence(transformer)
     missing = _pairs(tokens_BNC, roles).flatten(2).flatten(0, 1)
     for iteration in range(model.config.iterations):
         directions, size = _directions(missing, model.config.code_dim)
         missing = missing - _start_codebook(model, iteration, missing @ directions / size) @ (
             directions.T * size
         )
-        _write_encoder(model, roles, iteration, directions.T / size)
-        _write_decoder(model, roles, iteration, directions * size)
+        write_encoder(model, roles, iteration, directions.T / size)
+        write_decoder(model, roles, iteration, directions * size)
     _fit_last_layer(model, images)
 
 
@@ -84,9 +67,10 @@ def _check(config: AdaptiveTokenizerConfig) -> None:
     height, across = config.grid
     shape, room = config.encoder, config.encoder.width // config.encoder.heads
     slots, wanted = shape.layers * (shape.heads // PAIR), config.iterations
-    roles = _Roles(config)
+    roles = Roles(config)
     for argument, fits, expected in (
         ("recurrence", config.recurrence == "residual", "'residual'"),
+        ("metric", config.metric == "euclidean", "'euclidean', in which codes add up"),
         ("model", shape == config.decoder, "encoder and decoder of one shape"),
         ("image_size", across % PAIR == 0, "an even number of image tokens in a row"),
         (
@@ -98,158 +82,15 @@ def _check(config: AdaptiveTokenizerConfig) -> None:
         ("width", roles.width <= shape.width, f"a width of at least {roles.width}"),
         (
             "code_dim",
-            max(config.code_dim + 1, height + across + 2) <= room,
-            f"code_dim + 1 and height + width + 2 of the grid within the {room} channels of a head",
+            max(config.code_dim, height + across + 2) <= room,
+            f"code_dim and height + width + 2 of the grid within the {room} channels of a head",
         ),
     ):
         if not fits:
             raise ValueError(f"{argument}: a transform coder needs {expected}")
 
 
-class _Roles:
-    """Channels of the residual stream, as slices and numbers; ``width`` is how many there are."""
-
-    def __init__(self, config: AdaptiveTokenizerConfig) -> None:
-        height, across = config.grid
-        self.width = 0
-        self.base = self._next(config.base.latent_channels)
-        self.content = self._next(config.code_dim)
-        self.place = self._next(height + across)
-        self.iterations = self._next(config.iterations)
-        # Normalisation moves all channels of a token by their mean: it is read off the one that no token uses.
-        self.is_class, self.is_image, self.constant, self.unused = range(self.width, self.width + 4)
-        self.width += 4
-        self.grid = height, across
-
-    @functools.cached_property
-    def pairs(self) -> Tensor:
-        """(latents, 2) row and first column of the pair that each describes."""
-        height, across = self.grid
-        return torch.tensor(_scattered(height, across // PAIR)) * torch.tensor([1, PAIR])
-
-    def _next(self, count: int) -> slice:
-        self.width += count
-        return slice(self.width - count, self.width)
-
-    def places(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """One-hot rows and columns: (N, place channels)."""
-        height, across = self.grid
-        one_hot = nn.functional.one_hot
-        return torch.cat([one_hot(rows, height), one_hot(columns, across)], dim=1).float()
-
-    def slot(self, iteration: int, layers: int) -> tuple[int, int]:
-        """Layer, and first of the heads, that an iteration owns."""
-        return iteration % layers, PAIR * (iteration // layers)
-
-
-def _scattered(height: int, across: int) -> list[tuple[int, int]]:
-    """All places of a grid, each as far as can be from those before it, so that the first few cover the image."""
-    left = [(row, column) for row in range(height) for column in range(across)]
-    # A column of pairs is twice as wide as a row is high.
-    apart = dict.fromkeys(left, math.inf)
-    order = [min(left, key=lambda x: (x[0] - height // 2) ** 2 + 4 * (x[1] - across // 2) ** 2)]
-    while len(order) < height * across:
-        last = order[-1]
-        apart.pop(last)
-        for x in apart:
-            apart[x] = min(apart[x], (x[0] - last[0]) ** 2 + 4 * (x[1] - last[1]) ** 2)
-        order.append(max(apart, key=apart.__getitem__))
-    return order
-
-
-def _make_tokens(model: AdaptiveTokenizer, roles: _Roles) -> None:
-    """Everything that enters encoder and decoder."""
-    config = model.config
-    rows, columns = (
-        x.flatten() for x in torch.meshgrid(*map(torch.arange, roles.grid), indexing="ij")
-    )
-    for name in ("encoder", "decoder"):
-        model.get_parameter(f"{name}_class_embedding").zero_()[..., roles.is_class] = 2
-        positions = model.get_parameter(f"{name}_positional_embedding").zero_()
-        positions[1:, roles.place] = roles.places(rows, columns)
-    model.encoder_positional_embedding[1:, roles.is_image] = 1
-    model.decoder_mask_token.zero_()[..., roles.is_image] = 1
-    model.patch_embed.weight.zero_()
-    bias = model.patch_embed.get_parameter("bias").zero_()
-    bias[roles.constant - config.base.latent_channels] = CONSTANT
-    latents = torch.zeros(config.iterations, *model.latent_tokens.shape)
-    latents[:, :, roles.place] = roles.places(*roles.pairs.T)
-    latents[:, :, roles.iterations] = torch.eye(config.iterations)[:, None]
-    model.latent_tokens.zero_()
-    model.latent_token_positional_embedding.zero_()
-    model.timestep_embedding.copy_(latents)
-    decoder, read = model.decoder, model.pre_quantizer_mlp
-    decoder.latent_token_positional_embedding.copy_(latents.flatten(0, 1))
-    content = torch.eye(config.code_dim)
-    for layer in (read, decoder.decoder_embed):
-        layer.weight.zero_()
-        layer.bias.zero_()
-    read.weight[:, roles.content] = content / FETCHED
-    read.weight[:, roles.unused] = -1 / FETCHED
-    decoder.decoder_embed.weight[roles.content] = EMBEDDED * content
-    first = decoder.ffn.get_submodule("0")
-    assert isinstance(first, nn.Linear)
-    first.bias.zero_()
-    first.weight[: roles.base.stop] = 0
-    first.weight[: roles.base.stop, roles.base] = torch.eye(roles.base.stop) * SQUASHED / COLLECTED
-    first.weight[: roles.base.stop, roles.unused] = -SQUASHED / COLLECTED
-    last = decoder.ffn.get_submodule("2")
-    assert isinstance(last, nn.Linear)
-    last.weight.zero_()
-    last.weight[:, : roles.base.stop] = torch.eye(roles.base.stop) / SQUASHED
-    last.bias.zero_()
-
-
-def _silence(block: Block) -> None:
-    """Nothing is added, until heads are given something to fetch; queries ask for nothing."""
-    for layer in (block.mlp.c_proj, block.attn.out_proj):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
-    assert bias is not None
-    weight.unflatten(0, (3, -1))[0] = 0
-    bias.zero_()
-
-
-class _Head(NamedTuple):
-    """Views of one head's weights: queries, keys and values (channels of the head, width), and their biases; what it
-    writes (width, channels of the head)."""
-
-    weight: Tensor
-    bias: Tensor
-    out: Tensor
-
-    @classmethod
-    def of(cls, block: nn.Module, head: int) -> _Head:
-        assert isinstance(block, Block)
-        attn = block.attn
-        assert attn.in_proj_bias is not None
-        by_head = (3, attn.heads, -1)
-        return cls(
-            attn.in_proj_weight.unflatten(0, by_head)[:, head],
-            attn.in_proj_bias.unflatten(0, by_head)[:, head],
-            attn.out_proj.weight.unflatten(1, by_head[1:])[:, head],
-        )
-
-    def carry(self, source: Tensor, channels: slice | list[int], roles: _Roles) -> None:
-        """Values (n, channels), of what these channels differ by from the unused one; 0 for the class token."""
-        self.weight[2], self.bias[2] = 0, 0
-        self.weight[2, : len(source), channels] = source
-        self.weight[2, : len(source), roles.unused] = -source.sum(1)
-
-    def match(self, queries: Tensor, keys: Tensor, bias: Tensor, roles: _Roles) -> None:
-        """Attend by the products of so many channels, (n, width) each; ``bias`` (n,) is the queries'."""
-        count, room = len(bias), self.weight.shape[1]
-        root = math.sqrt(room)
-        for weight in (queries, keys):
-            weight[:, roles.unused] = -weight.sum(1)
-        self.weight[0] = 0
-        self.weight[0, :count], self.weight[1, :count] = queries * root, keys
-        self.bias[0] = 0
-        self.bias[0, :count] = bias * root
-
-
-def _pairs(tokens_BNC: Tensor, roles: _Roles) -> Tensor:
+def _pairs(tokens_BNC: Tensor, roles: Roles) -> Tensor:
     """The two image tokens of each latent. (B, L, 2, C)"""
     rows, columns = roles.pairs.T
     first = rows * roles.grid[1] + columns
@@ -272,113 +113,17 @@ def _start_codebook(model: AdaptiveTokenizer, iteration: int, vectors: Tensor) -
     return quantizer.codes(nearest_codeword(vectors, quantizer.embedding.weight))
 
 
-def _write_encoder(
-    model: AdaptiveTokenizer, roles: _Roles, iteration: int, projection: Tensor
-) -> None:
-    """Fresh latents fetch the projection (code channels, 2 C) of what their pair misses."""
-    config = model.config
-    layer, head = roles.slot(iteration, config.encoder.layers)
-    heads = [_Head.of(model.encoder.transformer[layer], head + i) for i in range(PAIR)]
-    _ask_image_tokens(heads, roles, iteration, config)
-    ones = torch.ones(1, config.base.latent_channels, 1, 1)
-    seen = model.base_tokenizer.tokens(ones).tokens_BCHW.flatten()
-    seen = seen * math.sqrt(config.encoder.width / 4) / CONSTANT
-    for each, own in zip(heads, projection.chunk(PAIR, dim=1), strict=True):
-        each.carry(own * FETCHED / seen, roles.base, roles)
-        each.out[roles.content, : len(own)] = torch.eye(len(own))
-
-
-def _write_decoder(
-    model: AdaptiveTokenizer, roles: _Roles, iteration: int, inverse: Tensor
-) -> None:
-    """Queries collect what their latent's code tells of them: ``inverse`` (2 C, code channels)."""
-    config = model.config
-    layer, head = roles.slot(iteration, config.decoder.layers)
-    heads = [_Head.of(model.decoder.transformer[layer], head + i) for i in range(PAIR)]
-    _ask_latents(heads, roles, iteration, config)
-    entered = EMBEDDED * math.sqrt(config.decoder.width / 3)
-    told = model.base_tokenizer.predict(
-        torch.ones(1, 1, config.base.latent_channels), None
-    ).code_BNC
-    for each, own in zip(heads, inverse.chunk(PAIR), strict=True):
-        count = own.shape[1]
-        each.carry(torch.eye(count) / entered, roles.content, roles)
-        each.out[roles.base, :count] = COLLECTED * own / told.flatten()[:, None]
-
-
-def _ask_image_tokens(
-    heads: Sequence[_Head], roles: _Roles, iteration: int, config: AdaptiveTokenizerConfig
-) -> None:
-    """Fresh latents attend to their pair: by row, column and that it is an image token; all others to the class."""
-    height, across = roles.grid
-    width = config.encoder.width
-    of_image, of_latent, of_class = (math.sqrt(width / x) for x in (4, 3, 1))
-    for side, head in enumerate(heads):
-        queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
-        bias = torch.zeros(len(keys))
-        place = torch.eye(height + across)
-        keys[: len(place), roles.place] = place / of_image
-        keys[-2, roles.is_image], keys[-1, roles.is_class] = 1 / of_image, 1 / of_class
-        place[height:] = place[height:].roll(side, 0)  # the column beside that of the latent
-        queries[: len(place), roles.place] = ENCODER_MATCH * place / of_latent
-        bias[-2], bias[-1] = ENCODER_MATCH, ENCODER_SINK * ENCODER_MATCH
-        queries[-1, roles.iterations.start + iteration] = -bias[-1] / of_latent
-        head.match(queries, keys, bias, roles)
-
-
-def _ask_latents(
-    heads: Sequence[_Head], roles: _Roles, iteration: int, config: AdaptiveTokenizerConfig
-) -> None:
-    """Queries attend to the latent that describes them: by row, column of the pair and iteration; else to the class."""
-    height, across = roles.grid
-    width = config.decoder.width
-    of_token, of_class = math.sqrt(width / 3), math.sqrt(width)
-    column = torch.arange(across)
-    for side, head in enumerate(heads):
-        queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
-        bias = torch.zeros(len(keys))
-        keys[: height + across, roles.place] = torch.eye(height + across) / of_token
-        keys[-2, roles.iterations.start + iteration], keys[-1, roles.is_class] = (
-            1 / of_token,
-            1 / of_class,
-        )
-        own = (column % PAIR == side).float()  # columns that this head describes
-        if iteration:
-            rows, columns = DECODER_MATCH * torch.eye(height), torch.zeros(across, across)
-            columns[column - column % PAIR, column] = DECODER_MATCH * own
-            bias[-2], sink = DECODER_MATCH, DECODER_SINK * DECODER_MATCH
-        else:
-            rows = -NEAREST * _squared_steps(height)
-            columns = -NEAREST * _squared_steps(across)[column - column % PAIR].T * own
-            rows, columns = (x.clamp(min=-FARTHEST) for x in (rows, columns))
-            bias[-2], sink = FARTHEST, -FARTHEST
-        queries[:height, roles.place.start : roles.place.start + height] = rows / of_token
-        queries[height:-2, roles.place.start + height : roles.place.stop] = columns / of_token
-        # Tokens other than queries, and columns of the other head, have the class token's logit far above.
-        bias[-1] = 2 * ELSEWHERE * DECODER_MATCH
-        wanted = (sink - bias[-1]) / of_token
-        queries[-1, roles.is_image] = wanted / 2
-        queries[-1, roles.place.start + height : roles.place.stop] = wanted / 2 * own
-        head.match(queries, keys, bias, roles)
-
-
-def _squared_steps(count: int) -> Tensor:
-    place = torch.arange(count)
-    return (place[:, None] - place).square().float()
-
-
 def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
     """The decoder's last layer: least squares over all images and lengths."""
     last = model.decoder.ffn.get_submodule("2")
     assert isinstance(last, nn.Linear)
     inputs: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, given: inputs.append(given[0].flatten(0, 1)))
     training, targets = model.training, []
     model.eval()
-    for some in images.split(BATCH):
-        for iteration in model.rollout(some):
-            targets.append(iteration.base.code_BNC.flatten(0, 1))
-    hook.remove()
+    with last.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, 1))):
+        for some in images.split(BATCH):
+            for iteration in model.rollout(some):
+                targets.append(iteration.base.code_BNC.flatten(0, 1))
     model.train(training)
     told = model.base_tokenizer.predict(torch.ones(1, 1, last.out_features), None).code_BNC[0]
     solution = _least_squares(pad(torch.cat(inputs), (0, 1), value=1.0), torch.cat(targets) / told)

@@ -210,7 +210,8 @@ def test_every_head_is_used() -> None:
         ({"latents_per_iteration": 31}, "latents_per_iteration"),
         ({"iterations": 5}, "heads"),
         ({"base": DCTConfig(patch_size=8, luma=60, chroma=3)}, "width"),
-        ({"code_dim": 24}, "code_dim"),
+        ({"code_dim": 25}, "code_dim"),
+        ({"metric": "cosine"}, "metric"),
         (
             {"encoder": TransformerConfig(96, 2, 6), "decoder": TransformerConfig(96, 2, 6)},
             "code_dim",
