@@ -92,6 +92,16 @@ class Measured(ABC):
     def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
         """(B,) bool: done; (B,) error over its limit."""
 
+    @property
+    def limit(self) -> float:
+        """Of the error."""
+        return self.threshold
+
+    @classmethod
+    def within(cls, limit: float) -> Measured:
+        """The criterion of this limit of the error."""
+        return cls(limit)
+
     def judged(self, iteration: Iteration, model: AdaptiveModel) -> Verdict:
         done_B, error_B = self.measured(iteration, model)
         done_B = answer(self, iteration, done_B)
@@ -125,10 +135,17 @@ class Score(Measured):
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         return 1 - self.score(iteration, model)
 
+    @property
+    def limit(self) -> float:
+        return 1 - self.threshold
+
+    @classmethod
+    def within(cls, limit: float) -> Measured:
+        return cls(max(0.0, 1 - limit))  # structure may be less than none
+
     def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
         score_B = self.score(iteration, model)
-        limit = max(1 - self.threshold, SMALLEST_LIMIT)
-        return score_B >= self.threshold, (1 - score_B.double()) / limit
+        return score_B >= self.threshold, (1 - score_B.double()) / max(self.limit, SMALLEST_LIMIT)
 
 
 class MaxL1(ErrorCriterion):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import Prediction
-from ..criteria import CodeError, ErrorCriterion, MaxL1
+from ..criteria import CodeError, MaxL1, Measured, MinSSIM, RelativeL1
 from ..criterion import Criterion
 from ..images import MAX_MEGAPIXELS
 from ..sequence import TokenSequence
@@ -19,7 +19,9 @@ from .pictures import Reading
 from .simple import Drawing
 
 #: A criterion that measures an error, or one that does not and the one that measures its error and has its limit.
-Asked = ErrorCriterion | tuple[Criterion, ErrorCriterion]
+Asked = Measured | tuple[Criterion, Measured]
+#: What a command calibrates.
+USUAL = (MaxL1, RelativeL1, MinSSIM, CodeError)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Calibration:
 
     Attributes:
         criterion: its class.
-        limit: the error that was asked for.
+        limit: the error that was asked for; of MinSSIM, what SSIM lacks of 1.
         met: the share of pictures for which some length has an error below the limit.
         tokens, error: means; the error is that of what the tokens decode to.
         within: the share of pictures whose error is below the limit.
@@ -76,31 +78,31 @@ def calibrate(
             on_batch(reading.done)
     return [
         Calibration(
-            type(criterion).__name__, float(measure.threshold), *torch.cat(row).mean(0).tolist()
+            type(criterion).__name__, float(measure.limit), *torch.cat(row).mean(0).tolist()
         )
         for (criterion, measure), row in zip(pairs, rows, strict=True)
     ]
 
 
-def _pair(asked: Asked) -> tuple[Criterion, ErrorCriterion]:
+def _pair(asked: Asked) -> tuple[Criterion, Measured]:
     criterion, measure = asked if isinstance(asked, tuple) else (asked, asked)
-    if not isinstance(measure, ErrorCriterion):
+    if not isinstance(measure, Measured):
         raise TypeError(
-            "criteria: expected one that measures an error (MaxL1, CodeError), or a pair with one, got "
+            "criteria: expected one that measures an error (MaxL1, RelativeL1), or a pair with one, got "
             f"{type(measure).__name__}"
         )
     return criterion, measure
 
 
 def _measured(
-    model: AdaptiveTokenizer, images: Tensor, pairs: Iterable[tuple[Criterion, ErrorCriterion]]
+    model: AdaptiveTokenizer, images: Tensor, pairs: Iterable[tuple[Criterion, Measured]]
 ) -> list[Tensor]:
     """For each pair: met, tokens, error, within. (B, 4) float64"""
     images = images.to(model.latent_tokens.device)
     iterations = list(model.rollout(images))
     last = iterations[-1]
     # The error of each length does not depend on the limit.
-    errors: dict[ErrorCriterion, Tensor] = {}
+    errors: dict[Measured, Tensor] = {}
     found = []
     for criterion, measure in pairs:
         unlimited = replace(measure, threshold=0.0)
@@ -109,7 +111,7 @@ def _measured(
             errors[unlimited] = torch.stack(each).amin(0)
         tokens = model.encode(images, criterion, base=last.base)
         got = measure.error(replace(last, prediction=_predicted(model, tokens)), model)
-        limit = measure.threshold
+        limit = measure.limit
         values = errors[unlimited] < limit, tokens.lengths, got, got < limit
         found.append(torch.stack([x.double().cpu() for x in values], dim=1))
     return found
@@ -131,13 +133,13 @@ def usual_limits(
     model: AdaptiveTokenizer,
     pictures: Sequence[Path] | Sequence[Drawing],
     *,
-    kinds: Sequence[type[ErrorCriterion]] = (MaxL1, CodeError),
+    kinds: Sequence[type[Measured]] = USUAL,
     count: int = 5,
     protocol: str = "pinned",
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
     on_batch: Callable[[int], None] | None = None,
-) -> list[ErrorCriterion]:
+) -> list[Measured]:
     """Criteria of these kinds at ``count`` limits each, from what few to what most lengths reach.
 
     They are quantiles, in two digits, of the errors of these pictures over all lengths, so that they fit any base
@@ -148,12 +150,12 @@ def usual_limits(
     for images in reading:
         for iteration in model.rollout(images.to(model.latent_tokens.device)):
             for row, kind in zip(errors, kinds, strict=True):
-                row.append(kind(0.0).error(iteration, model).double().cpu())
+                row.append(kind.within(0.0).error(iteration, model).double().cpu())
         if on_batch is not None:
             on_batch(reading.done)
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return [
-        kind(limit)
+        kind.within(limit)
         for row, kind in zip(errors, kinds, strict=True)
         for limit in sorted({float(f"{x:.2g}") for x in torch.cat(row).quantile(shares).tolist()})
     ]
