@@ -115,13 +115,10 @@ class KLVAEConfig(Convolutional):
 
 @dataclass(frozen=True)
 class DCTConfig(Checked):
-    """Base tokenizer on the lowest DCT coefficients of each patch, per luma and chroma plane; weights are optional.
+    """Base tokenizer without weights: the lowest DCT coefficients of each patch, per luma and chroma plane.
 
     ``lapped``: the transform overlaps neighbouring patches, so that no border shows, and all planes are in units of
     equal squared RGB error. False: blocks, each plane in units of its deviation in photographs.
-
-    ``filter``: channels of a network at a quarter of the resolution that mends the inverse transform's image, twice as
-    many at an eighth; 0 for none, and then the base has no weights. ``filter_blocks`` residual blocks at an eighth.
     """
 
     kind: Literal["dct"] = "dct"
@@ -129,8 +126,6 @@ class DCTConfig(Checked):
     luma: Size = 28
     chroma: Size = 6
     lapped: bool = False
-    filter: Annotated[int, Range(0, MAX_SIZE)] = 0
-    filter_blocks: Annotated[int, Range(1, 64)] = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,8 +135,6 @@ class DCTConfig(Checked):
             raise ValueError(
                 f"patch_size: a lapped transform needs an even one, got {self.patch_size}"
             )
-        if self.filter and self.patch_size % 8:
-            raise ValueError(f"patch_size: a filter needs a multiple of 8, got {self.patch_size}")
 
     @property
     def latent_channels(self) -> int:

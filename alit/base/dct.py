@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
 from ..config import DCTConfig
-from .filter import ImageFilter
 from .interface import BaseTokens, ContinuousBase, Prediction, to_grid
 
 #: RGB in [0, 1] to luma and two chroma planes (ITU-R BT.601).
@@ -133,7 +132,6 @@ class DCTBase(ContinuousBase):
         counts = (config.luma, config.chroma, config.chroma)
         kind = LappedTransform if config.lapped else BlockDCT
         self.transform = kind(config.patch_size, counts)
-        self.filter = ImageFilter(config.filter, config.filter_blocks) if config.filter else None
 
     def encode(
         self, images: Tensor, *, sample: bool = False, generator: torch.Generator | None = None
@@ -156,15 +154,7 @@ class DCTBase(ContinuousBase):
         return self.transform.deviations.to(like.dtype)
 
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
-        images = self.transform.inverse(to_grid(code_BNC, grid)) + 0.5
-        return images if self.filter is None else self.filter(images)
-
-    def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """From the coefficients; there is no term."""
-        if self.filter is None:
-            return super().autoencode(images)
-        images = self.filter(self.transform.inverse(self.transform(images - 0.5)) + 0.5)
-        return images, images.new_zeros(())
+        return self.transform.inverse(to_grid(code_BNC, grid)) + 0.5
 
 
 def _dct_matrix(size: int) -> Tensor:

@@ -58,11 +58,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     model = AdaptiveTokenizer(_described(options))
     if config.base_from is not None:
         model_file.load_state(model.base_tokenizer, base_state)
-    elif (
-        config.stage != "base"
-        and model.config.base.kind != "dct"
-        and any(True for _ in model.base_tokenizer.parameters())
-    ):
+    elif config.stage != "base" and any(True for _ in model.base_tokenizer.parameters()):
         raise ValueError(
             f"model: a {model.config.base.kind} base tokenizer has weights; expected base_from or start_from, a model"
             " file to take them from, or base dct, which has none"

@@ -185,7 +185,7 @@ def test_training_reaches_every_codebook() -> None:
         {},
         {"ema_decay": 0.9, "dead_code_threshold": 0.1},
         {
-            "base": DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True, filter=4),
+            "base": DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True),
             "image_size": (32, 48),
         },
     ],

@@ -106,4 +106,3 @@ def test_the_shipped_recipe_fits() -> None:
     initialization._check(model)
     assert model.any_length and second.tail_drop > 0
     assert first.steps == 1 and schedule(0.0, first.warmup) == 0
-    assert isinstance(model.base, DCTConfig) and not model.base.filter

@@ -9,7 +9,6 @@ from torch.nn.functional import interpolate
 
 from alit import DCTConfig
 from alit.base.dct import BlockDCT, DCTBase, LappedTransform
-from alit.base.filter import ImageFilter
 
 PATCH = 8
 EVERYTHING = (PATCH**2, PATCH**2, PATCH**2)
@@ -144,78 +143,18 @@ def test_blocks_stay_as_they_were() -> None:
     """Model files of before have no field ``lapped``, and coefficients of blocks."""
     base = DCTBase(DCTConfig(patch_size=PATCH, luma=3, chroma=1))
     assert isinstance(base.transform, BlockDCT)
-    assert base.filter is None
     assert not list(base.parameters())
     assert not base.state_dict()
 
 
 def test_half_precision() -> None:
-    """The filter follows the dtype of the images."""
+    """The transform follows the dtype of the images."""
     images = smooth()
     transform = LappedTransform(PATCH, (6, 2, 2))
     exact = transform.inverse(transform(images - 0.5))
     half = transform.inverse(transform(images.bfloat16() - 0.5))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, atol=0.02, rtol=0)
-
-
-def filtered_base() -> DCTBase:
-    torch.manual_seed(0)
-    return DCTBase(
-        DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True, filter=6, filter_blocks=2)
-    )
-
-
-@pytest.mark.parametrize("size", [(8, 8), (16, 40), (24, 8)])
-def test_the_filter_changes_nothing_at_first(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    images = noise(*size)
-    torch.testing.assert_close(ImageFilter(6, 2)(images), images, atol=0, rtol=0)
-
-
-def test_the_filter_learns() -> None:
-    """A step changes the image; after it, gradients reach every parameter."""
-    base, images = filtered_base(), smooth()
-    plain = shortened(images, lapped=True)
-    optimiser = torch.optim.SGD(base.parameters(), lr=1e-2)
-
-    def gradients() -> tuple[Tensor, dict[str, Tensor | None]]:
-        optimiser.zero_grad()
-        decoded, term = base.autoencode(images)
-        assert float(term) == 0
-        (decoded - images).square().mean().backward()
-        return decoded.detach(), {name: p.grad for name, p in base.named_parameters()}
-
-    first, before = gradients()
-    torch.testing.assert_close(first, plain)
-    reached = {name for name, x in before.items() if x is not None and bool(x.any())}
-    assert reached == {"filter.conv_out.weight", "filter.conv_out.bias"}, "the last is zero"
-    optimiser.step()
-    second, after = gradients()
-    assert not torch.equal(first, second)
-    assert (second - images).square().mean() < (first - images).square().mean()
-    without = [name for name, x in after.items() if x is None or not bool(x.any())]
-    assert not without
-
-
-def test_pixels_go_through_the_filter() -> None:
-    base, images = filtered_base(), smooth()
-    assert base.filter is not None
-    torch.nn.init.normal_(base.filter.conv_out.weight, std=0.05)
-    code_BNC = base.encode(images).code_BNC
-    decoded, _ = base.autoencode(images)
-    torch.testing.assert_close(base.pixels(code_BNC, (8, 8)), decoded)
-    assert not torch.allclose(decoded, shortened(images, lapped=True), atol=1e-3)
-
-
-@pytest.mark.parametrize("patch", [4, 12, 15])
-def test_patches_that_a_filter_cannot_take(patch: int) -> None:
-    with pytest.raises(
-        ValueError, match=f"patch_size: a filter needs a multiple of 8, got {patch}"
-    ):
-        DCTConfig(patch_size=patch, luma=1, chroma=1, filter=4)
-    for size in (16, 24):
-        assert DCTConfig(patch_size=size, luma=1, chroma=1, filter=4).filter == 4
 
 
 def test_a_base_without_weights_cannot_be_trained() -> None:

@@ -117,7 +117,7 @@ def test_losses_of_both_stages(tail_drop: float) -> None:
     assert {name for name, _ in m.named_parameters()} - set(names) == unused
 
 
-LAPPED = DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True, filter=4, filter_blocks=1)
+LAPPED = DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True)
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])
@@ -129,7 +129,7 @@ def test_a_run(stage: str, recompute: bool) -> None:
         torch.manual_seed(0)
         fields = {"base": LAPPED, "image_size": (32, 48), "any_length": True, "ema_decay": 0.9}
         m = AdaptiveTokenizer(replace(model().config, **fields))
-        own: dict[str, Any] = {"code_weight": 1.0, "base_weight": 0.5, "ssim_weight": 0.2}
+        own: dict[str, Any] = {"code_weight": 1.0, "ssim_weight": 0.2}
         options = config(
             **{"stage": stage, "precision": precision, "steps": 3, "tail_drop": 0.5},
             **{"iterations_per_step": 2, "activation_checkpointing": recompute},
