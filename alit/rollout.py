@@ -34,6 +34,7 @@ class Rollout(Iterator[Iteration]):
             begins, and iterations outside ``predict_at`` record none (truncated backpropagation).
         predict_later: the caller makes these predictions, by ``model.predict_together``, and ``prediction`` is None.
             Only where halting is off: it needs each at once.
+        iterations: how many the caller takes; all by default. Nothing is made ready for a further one.
         places: of the images' grid, ``model.places(grid)``, where they have another size than the configured one.
 
     Raises:
@@ -51,6 +52,7 @@ class Rollout(Iterator[Iteration]):
         halting_draw: HaltingDraw | None = None,
         through_time: bool = True,
         predict_later: bool = False,
+        iterations: int | None = None,
         places: Places | None = None,
     ) -> None:
         self.places = model.places() if places is None else places
@@ -62,6 +64,9 @@ class Rollout(Iterator[Iteration]):
                 raise ValueError(
                     f"predict_at: expected iterations in 0..{config.iterations - 1}, got {index}"
                 )
+        self.iterations = config.iterations if iterations is None else iterations
+        if not 1 <= self.iterations <= config.iterations:
+            raise ValueError(f"iterations: expected 1 to {config.iterations}, got {iterations}")
         if predict_later and config.halting != "off":
             raise ValueError(
                 f"predict_later: halting {config.halting!r} needs predictions at once; expected 'off'"
@@ -118,7 +123,7 @@ class Rollout(Iterator[Iteration]):
         return keep
 
     def __next__(self) -> Iteration:
-        if self.index == self.model.config.iterations:
+        if self.index >= self.iterations:
             raise StopIteration
         with self._recording():
             (encoded_BSD,) = encode_together([self])
@@ -134,7 +139,7 @@ class Rollout(Iterator[Iteration]):
         with self._recording():
             iteration = self._observe(encoded_BSD)
         self.index += 1
-        if self.index < self.model.config.iterations:
+        if self.index < self.iterations:
             with self._recording():
                 self._prepare(iteration)
         return iteration
@@ -149,7 +154,7 @@ class Rollout(Iterator[Iteration]):
         halts = model.config.halting != "off" and (not last or quirks.halt_after_last_iteration)
         if model.training and quirks.halt_only_at_predicted_iterations:
             halts = halts and wanted
-        return wanted, halts, self.residual and not last
+        return wanted, halts, self.residual and self.index + 1 < self.iterations
 
     def _observe(self, encoded_BSD: Tensor) -> Iteration:
         model, config, (wanted, halts, feeds) = self.model, self.model.config, self._needs()

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,7 +91,17 @@ class Selection:
 
     def start(self, rollout: Rollout, images: Sequence[int]) -> Running:
         """A rollout of images of these numbers, its ``image_index_B``."""
-        return Running(rollout, list(images), self.criterion)
+        running = Running(rollout, list(images), self.criterion)
+        if isinstance(self.criterion, FixedLength):
+            self._settle_lengths(running, self.criterion)
+        return running
+
+    def _settle_lengths(self, running: Running, criterion: FixedLength) -> None:
+        """The rollout goes no further than the longest takes it."""
+        running.given = criterion.of(running.images)
+        running.rollout.iterations = math.ceil(
+            max(running.given) / self.model.config.latents_per_iteration
+        )
 
     def take(self, running: Running, encoded_BSD: Tensor) -> bool:
         """One more iteration of a rollout; images that are done leave it. Whether any are left."""
@@ -99,7 +110,7 @@ class Selection:
             images = running.images
             running.criterion = running.criterion.planned(iteration, self.model, images)
             if isinstance(running.criterion, FixedLength):
-                running.given = running.criterion.of(running.images)
+                self._settle_lengths(running, running.criterion)
         last = iteration.index == self.model.config.iterations - 1
         kept = self._kept(running, iteration)
         left = []

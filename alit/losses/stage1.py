@@ -70,11 +70,10 @@ def stage1_loss(
     together = images.is_cuda if together is None else together
     later = model.config.halting == "off" and (together or tail_drop > 0)
     iterations: list[Iteration] = []
-    for iteration in model.rollout(images, predict_at=at, predict_later=later, **rollout_options):
+    options = {"predict_at": at, "predict_later": later, "iterations": max(at) + 1}
+    for iteration in model.rollout(images, **options, **rollout_options):
         if iteration.index in at:
             iterations.append(iteration)
-        if iteration.index == max(at):
-            break
     predictions: Sequence[Prediction | None] = [x.prediction for x in iterations]
     if later:
         target_BN = iterations[0].base.target_BN

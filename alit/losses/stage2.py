@@ -58,7 +58,12 @@ def reconstructions(
     if not at:
         raise ValueError("at: expected at least one iteration, got none")
     rollout = model.rollout(
-        images, base=base, predict_at=at, through_time=through_time, predict_later=tail_drop > 0
+        images,
+        base=base,
+        predict_at=at,
+        through_time=through_time,
+        predict_later=tail_drop > 0,
+        iterations=max(at) + 1,
     )
     for iteration in rollout:
         prediction = iteration.prediction
@@ -71,8 +76,6 @@ def reconstructions(
             code = mse_loss(prediction.code_BNC.float(), iteration.base.code_BNC.float())
             loss = iteration.bottleneck.loss
             yield Reconstruction(iteration.index, pixels.to(images.dtype), loss, code)
-        if iteration.index == max(at):
-            break
 
 
 def pixel_loss(

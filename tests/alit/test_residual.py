@@ -238,3 +238,27 @@ def test_one_iteration_is_the_published_one() -> None:
     assert torch.equal(found.rows, expected.rows)
     longer = [m.encode(images(), FixedLength(LONGEST)) for m in (residual, published)]
     assert not torch.equal(longer[0].rows, longer[1].rows)
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [(3, 0), (4, 1), (6, 1), (7, 2), ([3, 8, 5], 2)])
+def test_nothing_is_decoded_for_an_iteration_that_nobody_takes(
+    tokens: Any, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given lengths need the decoder between iterations alone."""
+    m, counted = model(), []
+
+    def decode(codes: Any, *rest: Any, actual: Any = m.decoder.decode) -> Any:
+        counted.append(len(codes))
+        return actual(codes, *rest)
+
+    monkeypatch.setattr(m.decoder, "decode", decode)
+    m.encode(images(3), FixedLength(tokens))
+    assert len(counted) == runs
+
+
+def test_how_many_iterations_a_caller_takes() -> None:
+    m = model()
+    assert len(list(m.rollout(images(), iterations=2))) == 2
+    for wrong in (0, 5):
+        with pytest.raises(ValueError, match=f"^iterations: expected 1 to 4, got {wrong}"):
+            m.rollout(images(), iterations=wrong)
