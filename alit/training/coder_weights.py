@@ -25,6 +25,8 @@ CONSTANT = 12.0
 #: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
 #: input: small enough that normalisations and tanh are nearly linear.
 FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 8
+#: Deviations of the weights and offsets of the tanh's other inputs, of which the fit of the last layer makes use.
+CURVED, OFFSET = 0.25, 0.7
 
 
 class Roles:
@@ -112,10 +114,12 @@ def make_tokens(model: AdaptiveTokenizer, roles: Roles) -> None:
     decoder.decoder_embed.weight[roles.content] = EMBEDDED * content
     first = decoder.ffn.get_submodule("0")
     assert isinstance(first, nn.Linear)
-    first.bias.zero_()
-    first.weight[: roles.base.stop] = 0
-    first.weight[: roles.base.stop, roles.base] = torch.eye(roles.base.stop) * SQUASHED / COLLECTED
-    first.weight[: roles.base.stop, roles.unused] = -SQUASHED / COLLECTED
+    count = roles.base.stop
+    linear, curved = torch.eye(count) * SQUASHED, torch.randn(len(first.bias) - count, count)
+    collected = torch.cat([linear, CURVED * curved]) / COLLECTED
+    first.weight.zero_()
+    first.weight[:, roles.base], first.weight[:, roles.unused] = collected, -collected.sum(1)
+    first.bias.zero_()[count:].normal_(std=OFFSET)
     last = decoder.ffn.get_submodule("2")
     assert isinstance(last, nn.Linear)
     last.weight.zero_()

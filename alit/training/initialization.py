@@ -12,7 +12,8 @@ say what is there. Here that is written into the weights, and everything else is
 - The same heads of the decoder send its queries to the latents that describe them and add up what these say, by the
   least-squares map from codes to what was missing. In iteration 0, a query whose latent is not there takes one that is
   next to it, if there is any: what is farther away says little of it.
-- Other parts add nothing at first: their last layers are zero. The decoder's last layer is a least-squares fit.
+- Other parts add nothing at first: their last layers are zero. The decoder's last layer is a least-squares fit to what
+  its queries collected and to random features of that.
 """
 
 from __future__ import annotations
@@ -113,27 +114,25 @@ def _start_codebook(model: AdaptiveTokenizer, iteration: int, vectors: Tensor) -
     return quantizer.codes(nearest_codeword(vectors, quantizer.embedding.weight))
 
 
-def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
+def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor, ridge: float = 1e-6) -> None:
     """The decoder's last layer: least squares over all images and lengths."""
     last = model.decoder.ffn.get_submodule("2")
     assert isinstance(last, nn.Linear)
+    told = model.base_tokenizer.predict(torch.ones(1, 1, last.out_features), None).code_BNC[0]
+    gram = torch.zeros(last.in_features + 1, last.in_features + 1, dtype=torch.float64)
+    product = torch.zeros(last.in_features + 1, last.out_features, dtype=torch.float64)
     inputs: list[Tensor] = []
-    training, targets = model.training, []
+    training = model.training
     model.eval()
     with last.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, 1))):
         for some in images.split(BATCH):
             for iteration in model.rollout(some):
-                targets.append(iteration.base.code_BNC.flatten(0, 1))
+                target = (iteration.base.code_BNC / told).flatten(0, 1).double()
+                x = pad(inputs.pop(), (0, 1), value=1.0).double()
+                gram += x.T @ x
+                product += x.T @ target
     model.train(training)
-    told = model.base_tokenizer.predict(torch.ones(1, 1, last.out_features), None).code_BNC[0]
-    solution = _least_squares(pad(torch.cat(inputs), (0, 1), value=1.0), torch.cat(targets) / told)
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    solution = torch.linalg.solve(gram, product)
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
-
-
-def _least_squares(x: Tensor, y: Tensor, ridge: float = 1e-6) -> Tensor:
-    """W (n, m) with x W nearest to y. (N, n), (N, m)"""
-    x, y = x.double(), y.double()
-    gram = x.T @ x
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    return torch.linalg.solve(gram, x.T @ y).float()

@@ -24,8 +24,8 @@ from .pictures import ImageFolder, check_enough
 from .processes import whole
 from .stage import Stage
 
-#: Crops from which the transform coder's statistics are taken, and how many at a time.
-INITIAL_SAMPLE, INITIAL_BATCH = 4096, 64
+#: Crops that the transform coder is made of, how many of them its last layer is fitted to, and how many at a time.
+INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 16384, 512, 64
 
 
 def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
@@ -71,21 +71,24 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
 @torch.no_grad()
 def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> None:
     """From crops of pictures from all over the folder, as the run will see them."""
-    tokens, some = [], torch.empty(0)
+    tokens: list[Tensor] = []
+    some: list[Tensor] = []
     for images in _samples(config, model.config.image_size):
         tokens.append(model.base_tokenizer.encode(images).code_BNC)
-        some = images if len(some) == 0 else some
-    as_transform_coder(model, torch.cat(tokens), some)
+        if sum(map(len, some)) < INITIAL_FIT:
+            some.append(images)
+    as_transform_coder(model, torch.cat(tokens), torch.cat(some))
 
 
 def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Batches (B, 3, height, width) in [0, 1]."""
+    """Batches (B, 3, height, width) in [0, 1], each of pictures from all over the folder."""
     if config.data is None or not Path(config.data).is_dir():
         raise ValueError(f"data: transform_coder needs a folder of pictures, got {config.data!r}")
     folder = ImageFolder(config.data, size, **preparation(config))
     check_enough(folder, config.batch_size)  # the run would find out when this is done
     random, loaded = np.random.default_rng(config.seed), 0
-    chosen = torch.linspace(0, len(folder) - 1, INITIAL_SAMPLE).round().long().tolist()
+    places = np.linspace(0, len(folder) - 1, INITIAL_SAMPLE).round().astype(int)
+    chosen = random.permutation(places).tolist()
     for start in range(0, len(chosen), INITIAL_BATCH):
         found = []
         for index in chosen[start : start + INITIAL_BATCH]:

@@ -15,6 +15,7 @@ from alit.images import save_image, to_image
 from alit.training import TrainingConfig, initialization, models, train
 from alit.training.models import build
 from alit.training.optimization import schedule
+from alit.training.pictures import ImageFolder
 from tests.helpers.coder import GRID, OPTIONS, pictures
 
 
@@ -66,15 +67,25 @@ def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as wanted, from all over the folder; those that cannot be read are left out."""
+    """As many as wanted; those of the fit are from all over the folder too; what cannot be read is left out."""
     given: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(models, "INITIAL_BATCH", 16)
+    read: list[int] = []
+
+    def load(folder: ImageFolder, index: int, random: Any, actual: Any = ImageFolder.load) -> Any:
+        read.append(index)
+        return actual(folder, index, random)
+
+    monkeypatch.setattr(models, "INITIAL_BATCH", 8)
+    monkeypatch.setattr(models, "INITIAL_FIT", 9)
     monkeypatch.setattr(models, "as_transform_coder", lambda _, *x: given.append(x))
+    monkeypatch.setattr(ImageFolder, "load", load)
     build(described(photos), None)
+    assert len(read) == 40 and set(read) == set(range(21))
+    assert min(read[:16]) < 5 and max(read[:16]) > 15 and len(set(read[:16])) > 8
     tokens_BNC, images = given[0]
     assert tokens_BNC.shape[1:] == (GRID**2, 18)
     assert 30 <= len(tokens_BNC) < 40, "no.png is left out"
-    assert images.shape[1:] == (3, 64, 64) and len(images) <= 16
+    assert images.shape[1:] == (3, 64, 64) and 9 <= len(images) <= 16
     assert images.min() >= 0 and images.max() <= 1
     with pytest.raises(ValueError, match="data: none of 21 pictures can be read"):
         build(described(photos, max_megapixels=1e-3), None)  # as the run reads them

@@ -35,7 +35,7 @@ def fresh(**options: Any) -> AdaptiveTokenizer:
 @functools.cache
 def started(lapped: bool = False) -> AdaptiveTokenizer:
     model = fresh(base=dataclasses.replace(OPTIONS["base"], lapped=lapped))
-    as_transform_coder(model, seen(model), pictures(64))
+    as_transform_coder(model, seen(model), pictures(256))
     return model.eval().requires_grad_(False)
 
 
