@@ -172,10 +172,10 @@ def test_a_query_without_its_latent_takes_the_nearest() -> None:
 
 @torch.no_grad()
 def test_the_last_layer_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes up for what is not linear before it."""
+    """It makes up for what is not linear before it, in pictures too that it was not fitted to."""
     fitted = started()
     monkeypatch.setattr(initialization, "_fit_last_layer", lambda *_: None)
-    plain, images = fresh(), pictures(64)
+    plain, images = fresh(), pictures(64, seed=5)
     as_transform_coder(plain, seen(plain), images)
     own, without = (
         sum(
@@ -184,7 +184,7 @@ def test_the_last_layer_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         for model in (fitted, plain.eval())
     )
-    assert own < 0.98 * without
+    assert own < without
 
 
 def test_every_head_is_used() -> None:
