@@ -70,8 +70,10 @@ def stage1_loss(
     together = images.is_cuda if together is None else together
     later = model.config.halting == "off" and (together or tail_drop > 0)
     iterations: list[Iteration] = []
-    options = {"predict_at": at, "predict_later": later, "iterations": max(at) + 1}
-    for iteration in model.rollout(images, **options, **rollout_options):
+    rollout = model.rollout(
+        images, predict_at=at, predict_later=later, iterations=max(at) + 1, **rollout_options
+    )
+    for iteration in rollout:
         if iteration.index in at:
             iterations.append(iteration)
     predictions: Sequence[Prediction | None] = [x.prediction for x in iterations]

@@ -34,6 +34,8 @@ from .coder_weights import PAIR, Roles, make_tokens, silence, write_decoder, wri
 
 #: Images at a time.
 BATCH = 64
+#: Added to the diagonal of the least-squares fit, as a share of its mean.
+RIDGE = 1e-6
 
 
 @torch.no_grad()
@@ -114,13 +116,14 @@ def _start_codebook(model: AdaptiveTokenizer, iteration: int, vectors: Tensor) -
     return quantizer.codes(nearest_codeword(vectors, quantizer.embedding.weight))
 
 
-def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor, ridge: float = 1e-6) -> None:
+def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
     """The decoder's last layer: least squares over all images and lengths."""
     last = model.decoder.ffn.get_submodule("2")
     assert isinstance(last, nn.Linear)
     told = model.base_tokenizer.predict(torch.ones(1, 1, last.out_features), None).code_BNC[0]
-    gram = torch.zeros(last.in_features + 1, last.in_features + 1, dtype=torch.float64)
-    product = torch.zeros(last.in_features + 1, last.out_features, dtype=torch.float64)
+    count = last.in_features + 1
+    gram = last.weight.new_zeros(count, count, dtype=torch.float64)
+    product = last.weight.new_zeros(count, last.out_features, dtype=torch.float64)
     inputs: list[Tensor] = []
     training = model.training
     model.eval()
@@ -132,7 +135,7 @@ def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor, ridge: float = 1e-
                 gram += x.T @ x
                 product += x.T @ target
     model.train(training)
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solution = torch.linalg.solve(gram, product)
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -44,6 +45,22 @@ def test_they_are_small_and_16_bit() -> None:
         with safetensors.safe_open(str(file), framework="pt") as content:
             kinds = {content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
         assert not kinds & {"F32", "F64"} and "F16" in kinds, file
+
+
+@pytest.mark.parametrize("name", [file.stem for file in WEIGHTS])
+def test_the_card_says_what_was_measured(name: str) -> None:
+    """Its table has a row for every length of the evaluation, with the same figures."""
+    card = (SHIPPED / "README.md").read_text()
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / name / "evaluation.json"
+    lengths = json.loads(results.read_text())["lengths"]
+    assert len(lengths) == card.count("\n| ") - 1, "a row each, and the head"
+    for each in lengths:
+        own, thumbnail, webp = each["model"], each["thumbnail"], each["webp"]
+        cells = [str(each["tokens"]), f"{each['bits']:.0f}"]
+        for figure, digits in (("l1", 4), ("psnr", 2), ("ssim", 3)):
+            cells += [f"{x[figure]:.{digits}f}" for x in (own, thumbnail)]
+        cells += [str(each["loses"]), "none so small" if webp is None else str(webp["wins"])]
+        assert f"\n| {' | '.join(cells)} |\n" in card
 
 
 @pytest.mark.parametrize("name", [file.stem for file in WEIGHTS])
