@@ -15,16 +15,21 @@ from ..tokenizer import AdaptiveTokenizer
 
 #: Heads of an iteration: one for each image token of a pair.
 PAIR = 2
+#: Tokens that describe the whole image, one for each direction in which images of one color differ.
+WHOLE = 3
 #: Logits: of each coordinate that matches, in encoder and decoder, and of the class token against them.
 ENCODER_MATCH, DECODER_MATCH = 10.0, 15.0
 ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
-#: Logit lost by a latent of iteration 0 with each squared step from where the query is, and at most so much.
-NEAREST, FARTHEST = 6.0, 20.0
+#: Logits, fitted to photographs, lost by a latent of iteration 0 that is so many rows, or pairs of columns, from the
+#: query's pair; by those farther away; and by the class token, which says that a pair is like the whole image.
+ROWS_AWAY, PAIRS_AWAY, FARTHEST, NOTHING = (0.0, 7.0, 8.2, 11.0), (0.0, 7.5, 8.5), 20.0, 7.0
+#: Logit by which a query prefers the class token to tokens of the whole image: it then gets the sum of these, scaled.
+SUMMED = math.log(100)
 #: An image token's constant beside its base tokens: it is normalised, and so they nearly keep their magnitudes.
 CONSTANT = 12.0
 #: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
 #: input: small enough that normalisations and tanh are nearly linear.
-FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 8
+FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 16
 #: Deviations of the weights and offsets of the tanh's other inputs, of which the fit of the last layer makes use.
 CURVED, OFFSET = 0.25, 0.7
 
@@ -40,15 +45,21 @@ class Roles:
         self.place = self._next(height + across)
         self.iterations = self._next(config.iterations)
         # Normalisation moves all channels of a token by their mean: it is read off the one that no token uses.
-        self.is_class, self.is_image, self.constant, self.unused = range(self.width, self.width + 4)
-        self.width += 4
+        flags = range(self.width, self.width + 5)
+        self.is_class, self.is_image, self.is_whole, self.constant, self.unused = flags
+        self.width += len(flags)
         self.grid = height, across
 
     @functools.cached_property
     def pairs(self) -> Tensor:
-        """(latents, 2) row and first column of the pair that each describes."""
+        """(latents, 2) row and first column of the pair that each describes.
+
+        The first ``WHOLE`` of iteration 0 describe the whole image instead, and so the first of later iterations
+        describe pairs of which nothing was said yet.
+        """
         height, across = self.grid
-        return torch.tensor(_scattered(height, across // PAIR)) * torch.tensor([1, PAIR])
+        order = torch.tensor(_scattered(height, across // PAIR)) * torch.tensor([1, PAIR])
+        return order.roll(WHOLE, 0)
 
     def _next(self, count: int) -> slice:
         self.width += count
@@ -65,6 +76,10 @@ class Roles:
         turn, layer = divmod(iteration, len(transformer.transformer))
         block = transformer.transformer[layer]
         return [_Head.of(block, PAIR * turn + side) for side in range(PAIR)]
+
+    def whole(self, transformer: Transformer) -> _Head:
+        """That of tokens which describe the whole image: one that no iteration owns."""
+        return self.heads(transformer, self.iterations.stop - self.iterations.start)[0]
 
 
 def _scattered(height: int, across: int) -> list[tuple[int, int]]:
@@ -100,9 +115,13 @@ def make_tokens(model: AdaptiveTokenizer, roles: Roles) -> None:
     latents = torch.zeros(config.iterations, *model.latent_tokens.shape)
     latents[:, :, roles.place] = roles.places(*roles.pairs.T)
     latents[:, :, roles.iterations] = torch.eye(config.iterations)[:, None]
+    whole = latents[0, :WHOLE]
+    whole[:, roles.place], whole[:, roles.is_whole] = 0, 1
     model.latent_tokens.zero_()
     model.latent_token_positional_embedding.zero_()
     model.timestep_embedding.copy_(latents)
+    # Their codes lie apart from all others, and of each apart from the others'.
+    model.timestep_embedding[0, :WHOLE, roles.content][:, WHOLE : 2 * WHOLE] = torch.eye(WHOLE)
     decoder, read = model.decoder, model.pre_quantizer_mlp
     decoder.latent_token_positional_embedding.copy_(latents.flatten(0, 1))
     content = torch.eye(config.code_dim)
@@ -182,28 +201,70 @@ def write_encoder(
     model: AdaptiveTokenizer, roles: Roles, iteration: int, projection: Tensor
 ) -> None:
     """Fresh latents fetch the projection (code channels, 2 C) of what their pair misses."""
-    config, heads = model.config, roles.heads(model.encoder, iteration)
-    _ask_image_tokens(heads, roles, iteration, config)
+    heads = roles.heads(model.encoder, iteration)
+    _ask_image_tokens(heads, roles, iteration, model.config)
+    for each, own in zip(heads, projection.chunk(PAIR, dim=1), strict=True):
+        _fetch(model, roles, each, own)
+
+
+def write_whole_encoder(model: AdaptiveTokenizer, roles: Roles, projection: Tensor) -> None:
+    """What tokens of the whole image say, (``WHOLE``, C) of the mean image token, is taken from what pairs say."""
+    head, width = roles.whole(model.encoder), model.config.encoder.width
+    queries, keys = torch.zeros(2, width), torch.zeros(2, width)
+    keys[0, roles.is_image], keys[1, roles.is_class] = (
+        1 / math.sqrt(width / 4),
+        1 / math.sqrt(width),
+    )
+    # All but the latents of pairs prefer the class token.
+    bias = ENCODER_MATCH * torch.tensor([1.0, 2.0])
+    queries[1, roles.iterations.start] = -bias[1] / math.sqrt(width / 3)
+    queries[1, roles.is_whole] = bias[1] / math.sqrt(width / 3)
+    head.match(queries, keys, bias, roles)
+    _fetch(model, roles, head, -projection)
+
+
+def _fetch(model: AdaptiveTokenizer, roles: Roles, head: _Head, projection: Tensor) -> None:
+    """Of image tokens the projection (n, C), for the first channels of content."""
+    config = model.config
     ones = torch.ones(1, config.base.latent_channels, 1, 1)
     seen = model.base_tokenizer.tokens(ones).tokens_BCHW.flatten()
     seen = seen * math.sqrt(config.encoder.width / 4) / CONSTANT
-    for each, own in zip(heads, projection.chunk(PAIR, dim=1), strict=True):
-        each.carry(own * FETCHED / seen, roles.base, roles)
-        each.out[roles.content, : len(own)] = torch.eye(len(own))
+    head.carry(projection * FETCHED / seen, roles.base, roles)
+    head.out[roles.content, : len(projection)] = torch.eye(config.code_dim)[:, : len(projection)]
+
+
+def apart(config: AdaptiveTokenizerConfig) -> float:
+    """The channel of its own that a token of the whole image has beside what it says, in what is quantized."""
+    return math.sqrt(config.encoder.width / 3) / FETCHED
 
 
 def write_decoder(model: AdaptiveTokenizer, roles: Roles, iteration: int, inverse: Tensor) -> None:
     """Queries collect what their latent's code tells of them: ``inverse`` (2 C, code channels)."""
     config, heads = model.config, roles.heads(model.decoder, iteration)
     _ask_latents(heads, roles, iteration, config)
-    entered = EMBEDDED * math.sqrt(config.decoder.width / 3)
-    told = model.base_tokenizer.predict(
-        torch.ones(1, 1, config.base.latent_channels), None
-    ).code_BNC
     for each, own in zip(heads, inverse.chunk(PAIR), strict=True):
-        count = own.shape[1]
-        each.carry(torch.eye(count) / entered, roles.content, roles)
-        each.out[roles.base, :count] = COLLECTED * own / told.flatten()[:, None]
+        _collect(model, roles, each, own / math.sqrt(config.decoder.width / 3))
+
+
+def write_whole_decoder(model: AdaptiveTokenizer, roles: Roles, inverse: Tensor) -> None:
+    """Queries collect what all tokens of the whole image say, ``inverse`` (C, ``WHOLE``)."""
+    head, width = roles.whole(model.decoder), model.config.decoder.width
+    queries, keys = torch.zeros(2, width), torch.zeros(2, width)
+    # All others have a row. Where a logit is not 0 it may differ a little, where it decides between two it may not.
+    rows = slice(roles.place.start, roles.place.start + roles.grid[0])
+    keys[0, rows], keys[1, roles.is_class] = -1 / math.sqrt(width / 3), 1 / math.sqrt(width)
+    head.match(queries, keys, torch.tensor([DECODER_MATCH, SUMMED]), roles)
+    norm = math.sqrt(2 + (EMBEDDED * apart(model.config)) ** 2)
+    _collect(model, roles, head, inverse * (math.exp(SUMMED) + WHOLE) * norm / math.sqrt(width))
+
+
+def _collect(model: AdaptiveTokenizer, roles: Roles, head: _Head, inverse: Tensor) -> None:
+    """(C, n) of the first channels of content, for image tokens."""
+    ones = torch.ones(1, 1, model.config.base.latent_channels)
+    told = model.base_tokenizer.predict(ones, None).code_BNC.flatten()
+    count = inverse.shape[1]
+    head.carry(torch.eye(count, model.config.code_dim) / EMBEDDED, roles.content, roles)
+    head.out[roles.base, :count] = COLLECTED * inverse / told[:, None]
 
 
 def _ask_image_tokens(
@@ -238,20 +299,17 @@ def _ask_latents(
         queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
         bias = torch.zeros(len(keys))
         keys[: height + across, roles.place] = torch.eye(height + across) / of_token
-        keys[-2, roles.iterations.start + iteration], keys[-1, roles.is_class] = (
-            1 / of_token,
-            1 / of_class,
-        )
+        keys[-2, roles.iterations.start + iteration] = 1 / of_token
+        keys[-2, roles.is_whole], keys[-1, roles.is_class] = -2 / of_token, 1 / of_class
         own = (column % PAIR == side).float()  # columns that this head describes
         if iteration:
             rows, columns = DECODER_MATCH * torch.eye(height), torch.zeros(across, across)
             columns[column - column % PAIR, column] = DECODER_MATCH * own
             bias[-2], sink = DECODER_MATCH, DECODER_SINK * DECODER_MATCH
         else:
-            rows = -NEAREST * _squared_steps(height)
-            columns = -NEAREST * _squared_steps(across)[column - column % PAIR].T * own
-            rows, columns = (x.clamp(min=-FARTHEST) for x in (rows, columns))
-            bias[-2], sink = FARTHEST, -FARTHEST
+            rows = _away(torch.arange(height), ROWS_AWAY)
+            columns = _away(column // PAIR, PAIRS_AWAY) * own
+            bias[-2], sink = FARTHEST, FARTHEST - NOTHING
         queries[:height, roles.place.start : roles.place.start + height] = rows / of_token
         queries[height:-2, roles.place.start + height : roles.place.stop] = columns / of_token
         # Tokens other than queries, and columns of the other head, have the class token's logit far above.
@@ -262,6 +320,16 @@ def _ask_latents(
         head.match(queries, keys, bias, roles)
 
 
-def _squared_steps(count: int) -> Tensor:
-    place = torch.arange(count)
-    return (place[:, None] - place).square().float()
+def _away(places: Tensor, lost: tuple[float, ...]) -> Tensor:
+    """Logits (N, N) of latents and queries at these rows or pairs of columns."""
+    steps = (places[:, None] - places).abs()
+    return -torch.tensor([*lost, FARTHEST])[steps.clamp(max=len(lost))]
+
+
+def found(roles: Roles) -> Tensor:
+    """How much queries get of the codes of pairs' latents in iteration 0: (pairs, latents), pairs in their order."""
+    rows, columns = roles.pairs.T
+    logits = _away(rows, ROWS_AWAY) + _away(columns // PAIR, PAIRS_AWAY)
+    logits[:, :WHOLE] = -math.inf
+    nothing = torch.full((len(logits), 1), -NOTHING)
+    return torch.cat([logits, nothing], dim=1).softmax(1)[:, :-1]

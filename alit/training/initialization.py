@@ -5,13 +5,15 @@ say what is there. Here that is written into the weights, and everything else is
 
 - Channels of the residual stream have roles: the base tokens' channels; content, what a latent says; a one-hot row,
   column and iteration; and flags of the kinds of token.
-- A latent describes a pair of neighbouring image tokens. Iteration t owns two heads of one encoder layer, one for each
-  of the pair, that send its fresh latents there and bring back what is missing yet, projected on the directions in
-  which it varies most. Whoever has nothing to fetch attends to the class token, which holds nothing.
-- Each iteration's codebook is k-means of what its latents then say.
+- The first three latents describe the whole image: along what images of one color differ in, its mean.
+- Every other latent describes a pair of neighbouring image tokens. Iteration t owns two heads of one encoder layer, one
+  for each of the pair, that send its fresh latents there and bring back what is missing yet, in iteration 0 what
+  differs from the mean, projected on the directions in which it varies most. Whoever has nothing to fetch attends to
+  the class token, which holds nothing.
+- Each iteration's codebook is k-means of what its latents then say, zero, and levels for the first three latents.
 - The same heads of the decoder send its queries to the latents that describe them and add up what these say, by the
-  least-squares map from codes to what was missing. In iteration 0, a query whose latent is not there takes one that is
-  next to it, if there is any: what is farther away says little of it.
+  least-squares map from codes to what was missing. In iteration 0, a query whose latent is not there takes those that
+  are next to it, if there are any: what is farther away says little of it.
 - Other parts add nothing at first: their last layers are zero. The decoder's last layer is a least-squares fit to what
   its queries collected and to random features of that.
 """
@@ -30,12 +32,26 @@ from alit_kernels.nn import VectorQuantizer
 from ..codebooks import CodebookPerIteration
 from ..config import AdaptiveTokenizerConfig
 from ..tokenizer import AdaptiveTokenizer
-from .coder_weights import PAIR, Roles, make_tokens, silence, write_decoder, write_encoder
+from .coder_weights import (
+    PAIR,
+    WHOLE,
+    Roles,
+    apart,
+    found,
+    make_tokens,
+    silence,
+    write_decoder,
+    write_encoder,
+    write_whole_decoder,
+    write_whole_encoder,
+)
 
 #: Images at a time.
 BATCH = 64
 #: Added to the diagonal of the least-squares fit, as a share of its mean.
 RIDGE = 1e-6
+#: A token of the whole image has a level for so many codes of the codebook.
+LINE = 50
 
 
 @torch.no_grad()
@@ -50,26 +66,72 @@ def as_transform_coder(model: AdaptiveTokenizer, tokens_BNC: Tensor, images: Ten
     Raises:
         ValueError: a model of another shape.
     """
-    _check(model.config)
-    roles = Roles(model.config)
+    config = model.config
+    _check(config)
+    roles = Roles(config)
     make_tokens(model, roles)
     for transformer in (model.encoder, model.decoder):
         silence(transformer)
-    missing = _pairs(tokens_BNC, roles).flatten(2).flatten(0, 1)
-    for iteration in range(model.config.iterations):
-        directions, size = _directions(missing, model.config.code_dim)
-        missing = missing - _start_codebook(model, iteration, missing @ directions / size) @ (
-            directions.T * size
-        )
+    missing = _first_iteration(model, roles, tokens_BNC).flatten(0, 1)
+    for iteration in range(1, config.iterations):
+        directions, size = _directions(missing, config.code_dim)
+        vectors = missing @ directions / size
+        # What is missing is as likely as its opposite.
+        codebook = _codebook(config, torch.cat([vectors, -vectors]))
+        _set_codebook(model, iteration, codebook)
+        missing -= codebook[nearest_codeword(vectors, codebook)] @ (directions.T * size)
         write_encoder(model, roles, iteration, directions.T / size)
         write_decoder(model, roles, iteration, directions * size)
     _fit_last_layer(model, images)
 
 
+def _first_iteration(model: AdaptiveTokenizer, roles: Roles, tokens_BNC: Tensor) -> Tensor:
+    """Tokens of the whole image say its mean color, those of pairs what they differ by from it. Returns what is missing
+    then: (B, L, 2 C), in the latents' order.
+    """
+    config, pairs = model.config, _pairs(tokens_BNC, roles).flatten(2)
+    flat, limits = _one_color(model, tokens_BNC)
+    both = torch.cat([flat, flat]) / math.sqrt(PAIR)
+    whole = pairs.mean(1) @ both
+    own = (pairs - (whole @ both.T)[:, None])[:, WHOLE:].flatten(0, 1)
+    directions, size = _directions(own, config.code_dim, both)
+
+    count, each = config.codebook_size // LINE, torch.arange(WHOLE)
+    low, high = (math.sqrt(PAIR) * limits).unbind(1)
+    levels = torch.lerp(low[:, None], high[:, None], torch.linspace(0, 1, count).to(pairs))
+    lines = pairs.new_zeros(WHOLE, count, config.code_dim)
+    lines[each, :, each], lines[each, :, WHOLE + each] = levels / size, apart(config)
+    vectors = own @ directions / size
+    codebook = _codebook(config, vectors, reserved=WHOLE * count)
+    _set_codebook(model, 0, torch.cat([codebook, lines.flatten(0, 1)]))
+
+    nearest = (whole[..., None] - levels).abs().argmin(-1)
+    missing = pairs - (levels[each.to(nearest), nearest] @ both.T)[:, None]
+    codes = codebook[nearest_codeword(vectors, codebook)].unflatten(0, (len(pairs), -1))
+    missing -= found(roles)[:, WHOLE:].to(codes) @ codes @ (directions.T * size)
+    write_encoder(model, roles, 0, directions.T / size)
+    write_decoder(model, roles, 0, directions * size)
+    write_whole_encoder(model, roles, math.sqrt(PAIR) / size * flat.T)
+    write_whole_decoder(model, roles, flat * size / math.sqrt(PAIR))
+    return missing
+
+
+def _one_color(model: AdaptiveTokenizer, tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions (C, ``WHOLE``) in which mean tokens of images of one color differ, first those in which
+    the mean tokens given differ most; and between what limits such images are, (``WHOLE``, 2).
+    """
+    images = _of_one_color(model.config, 2).to(tokens_BNC)
+    colors = model.base_tokenizer.encode(images).code_BNC.mean(1)
+    directions = torch.linalg.svd(colors - colors.mean(0)).Vh[:WHOLE].T
+    means = tokens_BNC.mean(1) @ directions
+    turned = directions @ torch.linalg.eigh(means.T.cov().double()).eigenvectors.flip(1).float()
+    return turned, torch.stack((colors @ turned).aminmax(dim=0), dim=1)
+
+
 def _check(config: AdaptiveTokenizerConfig) -> None:
     height, across = config.grid
     shape, room = config.encoder, config.encoder.width // config.encoder.heads
-    slots, wanted = shape.layers * (shape.heads // PAIR), config.iterations
+    slots, wanted = shape.layers * (shape.heads // PAIR), config.iterations + 1
     roles = Roles(config)
     for argument, fits, expected in (
         ("recurrence", config.recurrence == "residual", "'residual'"),
@@ -81,12 +143,22 @@ def _check(config: AdaptiveTokenizerConfig) -> None:
             PAIR * config.latents_per_iteration == height * across,
             f"half as many as image tokens, {height * across // PAIR}",
         ),
-        ("heads", slots >= wanted, f"two heads of a layer for each of {wanted} iterations"),
+        (
+            "heads",
+            slots >= wanted,
+            f"two heads of a layer for each of {wanted - 1} iterations, and one more",
+        ),
         ("width", roles.width <= shape.width, f"a width of at least {roles.width}"),
         (
+            "codebook_size",
+            config.codebook_size >= 2 * LINE,
+            f"at least {2 * LINE} codes",
+        ),
+        (
             "code_dim",
-            max(config.code_dim, height + across + 2) <= room,
-            f"code_dim and height + width + 2 of the grid within the {room} channels of a head",
+            config.code_dim >= 2 * WHOLE and max(config.code_dim, height + across + 2) <= room,
+            f"code_dim from {2 * WHOLE} to {room}, the channels of a head, and height + width + 2 of the grid within"
+            " them",
         ),
     ):
         if not fits:
@@ -100,20 +172,38 @@ def _pairs(tokens_BNC: Tensor, roles: Roles) -> Tensor:
     return tokens_BNC[:, torch.stack([first, first + 1], dim=1)]
 
 
-def _directions(vectors: Tensor, count: int) -> tuple[Tensor, float]:
-    """Orthonormal directions (dim, count) of most energy, and the root mean square norm of what they carry."""
-    energy, axes = torch.linalg.eigh((vectors.T @ vectors / len(vectors)).double())
-    return axes[:, -count:].float(), math.sqrt(float(energy[-count:].sum()))
+def _of_one_color(config: AdaptiveTokenizerConfig, levels: int) -> Tensor:
+    """Images of all combinations of so many levels of red, green and blue."""
+    colors = torch.cartesian_prod(*[torch.linspace(0, 1, levels)] * 3)
+    return colors[..., None, None].expand(-1, -1, *config.image_size)
 
 
-def _start_codebook(model: AdaptiveTokenizer, iteration: int, vectors: Tensor) -> Tensor:
-    """k-means of the vectors (N, C); their codes."""
+def _directions(vectors: Tensor, count: int, first: Tensor | None = None) -> tuple[Tensor, float]:
+    """Orthonormal directions (dim, count) of most energy, ``first`` (dim, n) among them, and the root mean square norm
+    of what they carry.
+    """
+    first = vectors.new_zeros(vectors.shape[1], 0) if first is None else first
+    rest = vectors - vectors @ first @ first.T
+    axes = torch.linalg.eigh((rest.T @ rest / len(rest)).double()).eigenvectors.float()
+    directions = torch.cat([first, axes.flip(1)[:, : count - first.shape[1]]], dim=1)
+    return directions, math.sqrt(float((vectors @ directions).square().sum(1).mean()))
+
+
+def _codebook(config: AdaptiveTokenizerConfig, vectors: Tensor, reserved: int = 0) -> Tensor:
+    """All codes of an iteration but the reserved ones, (K, code channels): zero, so that nothing missing is nothing
+    said, and k-means of the vectors (N, code channels).
+    """
+    count = config.codebook_size - reserved - 1
+    quantizer = VectorQuantizer(count, config.code_dim, metric="euclidean")
+    quantizer.to(vectors.device).initialize(vectors)
+    return torch.cat([vectors.new_zeros(1, vectors.shape[1]), quantizer.embedding.weight])
+
+
+def _set_codebook(model: AdaptiveTokenizer, iteration: int, codebook: Tensor) -> None:
     assert isinstance(model.quantize, CodebookPerIteration)
     quantizer = model.quantize[iteration]
     assert isinstance(quantizer, VectorQuantizer)
-    quantizer.initialize(vectors)
-    quantizer.set_codebook(quantizer.embedding.weight)  # counts of a step, not of the sample
-    return quantizer.codes(nearest_codeword(vectors, quantizer.embedding.weight))
+    quantizer.set_codebook(codebook)
 
 
 def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
@@ -127,6 +217,7 @@ def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
     inputs: list[Tensor] = []
     training = model.training
     model.eval()
+    images = torch.cat([images, _of_one_color(model.config, 3).to(images)])
     with last.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, 1))):
         for some in images.split(BATCH):
             for iteration in model.rollout(some):

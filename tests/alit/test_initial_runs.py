@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alit import AdaptiveTokenizer, AdaptiveTokenizerConfig, DCTConfig
+from alit import AdaptiveTokenizer
 from alit.images import save_image, to_image
 from alit.training import TrainingConfig, initialization, models, train
 from alit.training.models import build
@@ -111,9 +111,7 @@ def test_the_shipped_recipe_fits() -> None:
         for name in ("1-coder.yaml", "2-pixels.yaml")
     )
     assert first.initialization == "transform_coder" and not second.train_base
-    model = AdaptiveTokenizerConfig.of_size(
-        **{**first.model, "base": DCTConfig(**first.model["base"])}
-    )
+    model = models._described(first.model)
     initialization._check(model)
     assert model.any_length and second.tail_drop > 0
     assert first.steps == 1 and schedule(0.0, first.warmup) == 0

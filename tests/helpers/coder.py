@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 from alit import DCTConfig
 from alit.config import TransformerConfig
 
-SHAPE = TransformerConfig(width=96, layers=2, heads=4)
-#: 8 x 8 image tokens, a latent for each pair of them, as many iterations as there are pairs of heads.
+SHAPE = TransformerConfig(width=96, layers=3, heads=4)
+#: 8 x 8 image tokens, a latent for each pair of them; heads of which some are left over.
 OPTIONS: dict[str, Any] = {
     "base": DCTConfig(patch_size=8, luma=12, chroma=3),
     "image_size": 64,
@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = {
     "codebooks": "each",
     "metric": "euclidean",
     "code_dim": 8,
-    "codebook_size": 64,
+    "codebook_size": 512,
     "encoder": SHAPE,
     "decoder": SHAPE,
 }
