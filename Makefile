@@ -48,9 +48,10 @@ lint: setup
 RUN ?= weights_run
 weights: setup
 	test -n "$(DATA)" || { echo "DATA: expected a folder of photographs (make weights DATA=photos)"; exit 1; }
-	$(BIN)/alit train nano/1-coder --data $(DATA) --output $(RUN) --resume
+	$(BIN)/alit train nano/1-coder --data $(DATA) --output $(RUN)/coder --resume
+	$(BIN)/alit train nano/2-length --start-from $(RUN)/coder/model.safetensors --data $(DATA) --output $(RUN)/length --resume
 	mkdir -p alit/weights
-	$(BIN)/alit export $(RUN)/model.safetensors alit/weights/nano.safetensors
+	$(BIN)/alit export $(RUN)/length/model.safetensors alit/weights/nano.safetensors
 
 format: setup
 	$(BIN)/ruff check --fix .

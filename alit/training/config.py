@@ -31,7 +31,8 @@ EARLIER = {"initialisation": "initialization"}
 
 #: What numbers may be. Every field of numbers has its limits.
 LIMITS = {
-    **dict.fromkeys(("steps", "log_every", "picture_every", "checkpoint_every"), "[1, 1e9]"),
+    "steps": "[0, 1e9]",
+    **dict.fromkeys(("log_every", "picture_every", "checkpoint_every"), "[1, 1e9]"),
     **dict.fromkeys(("batch_size", "accumulate", "shuffle_buffer", "keep"), "[1, 1e6]"),
     **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), "(0, inf)"),
     **dict.fromkeys(("warmup", "ema", "betas"), "[0, 1)"),
@@ -77,7 +78,7 @@ class TrainingConfig:
             :func:`alit.training.initialization.as_transform_coder`), which needs a folder of pictures.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
-        steps: optimiser steps. The learning rate follows their fraction.
+        steps: optimiser steps. The learning rate follows their fraction. None, 0: the model as it starts.
         seconds: end of the run by the clock, if that comes first; a resumed run has what was left (one process only;
             never the same twice).
         batch_size: pictures of an optimiser step, over all processes and accumulated parts.

@@ -225,7 +225,7 @@ class _Run:
         """The fraction of the run that is behind it."""
         seconds = self.config.seconds
         by_time = (time.monotonic() - self.begun) / seconds if seconds else 0.0
-        return max(by_time, self.step / self.config.steps)
+        return max(by_time, self.step / self.config.steps if self.config.steps else 1.0)
 
     def _next(self) -> Tensor:
         batch = next(self.batches)

@@ -47,7 +47,7 @@ def test_configuration_from_yaml(tmp_path: Path) -> None:
     "text, message",
     [
         ("stepps: 5", "no field 'stepps'; did you mean 'steps'"),
-        ("steps: many", r"steps: expected an integer in \[1, 1e9\], got 'many'"),
+        ("steps: many", r"steps: expected an integer in \[0, 1e9\], got 'many'"),
         ("parallel: dp", "parallel: expected one of ddp, fsdp, got 'dp'"),
         ("model: nano", "model: expected options by name"),
         ("gan_schedule: [[0.5, 0.1], [0.1, 0.2]]", "gan_schedule: expected rising fractions"),
