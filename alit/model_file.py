@@ -14,6 +14,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from . import hub
 from .atomic_files import reading, replacing
 from .checks import CheckpointError, printable, shown
 from .config import AdaptiveTokenizerConfig
@@ -28,13 +29,34 @@ DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHIPPED = Path(__file__).parent / "weights"
 
 
-def resolve(path_or_name: str | Path) -> Path:
-    """The file of a path or of the name of shipped weights.
+def resolve(path_or_name: str | Path, revision: str | None = None) -> Path:
+    """The file of a path, of the name of shipped weights, or of a repository ``owner/name`` on the Hugging Face Hub.
+
+    Where several may be meant, the first of them is. A ``Path`` names no repository.
+
+    Args:
+        revision: of the repository: branch, tag or commit; None: ``main``.
 
     Raises:
-        FileNotFoundError: neither; the message lists the shipped names and suggests the nearest.
+        FileNotFoundError: none of them; the message lists the shipped names and suggests the nearest.
+        CheckpointError: what came from the Hub, or lay in its cache, is cut off or no safetensors; it is removed.
+        ValueError: a revision of something else.
+        OSError: as :func:`alit.hub.fetch`.
     """
-    return find(path_or_name, SHIPPED, ".safetensors", "shipped weights")
+    name = str(path_or_name)
+    here = Path(name).exists() or (SHIPPED / f"{name}.safetensors").is_file()
+    if here or not hub.is_name(path_or_name):
+        if revision is not None:
+            raise ValueError(f"revision: expected owner/name on the Hub with it, got {name}")
+        return find(path_or_name, SHIPPED, ".safetensors", "shipped weights")
+    path = hub.fetch(name, revision)
+    try:
+        check_whole(path)
+    except CheckpointError as error:
+        hub.discard(path)
+        again = "it is no longer in the cache, so that it is fetched anew"
+        raise CheckpointError(f"{name}: {error}; {again}") from error
+    return path
 
 
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:
@@ -91,12 +113,7 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
         CheckpointError: no such file, a damaged one, a configuration of other tensors.
         OSError: no file, or one that cannot be read.
     """
-    with reading(path) as opened:
-        length, size = int.from_bytes(opened.read(8), "little"), opened.seek(0, 2)
-    if not 0 < length <= min(MAX_HEADER, size - 8):
-        raise CheckpointError(
-            f"{path}: not a safetensors file, or truncated: a header of {length} bytes, {size} bytes in all"
-        )
+    check_whole(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -112,6 +129,26 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: not a safetensors file, or truncated ({error})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_whole(path: Path) -> None:
+    """That a file is safetensors, with a header of at most ``MAX_HEADER`` bytes, and as long as this says.
+
+    Raises:
+        CheckpointError: it is not.
+        OSError: no file, or one that cannot be read.
+    """
+    with reading(path) as opened:
+        length, size = int.from_bytes(opened.read(8), "little"), opened.seek(0, 2)
+    if not 0 < length <= min(MAX_HEADER, size - 8):
+        raise CheckpointError(
+            f"{path}: not a safetensors file, or truncated: a header of {length} bytes, {size} bytes in all"
+        )
+    try:
+        with safetensors.safe_open(str(path), framework="pt"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file, or truncated ({error})") from error
 
 
 def check_sizes(config: AdaptiveTokenizerConfig, shapes: Mapping[str, Sequence[int]]) -> None:

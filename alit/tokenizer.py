@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import encoding, model_file
+from . import encoding, hub, model_card, model_file
 from .alit_format import ModelIdentity
 from .base import build_base
 from .config import AdaptiveTokenizerConfig
@@ -40,14 +41,24 @@ class AdaptiveTokenizer(AdaptiveModel):
         return cls(AdaptiveTokenizerConfig.of_size(size, **options))
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path) -> AdaptiveTokenizer:
+    def from_pretrained(
+        cls, path_or_name: str | Path, revision: str | None = None
+    ) -> AdaptiveTokenizer:
         """A model from a file of :meth:`save_pretrained`, or by the name of shipped weights; in evaluation mode.
+
+        A text ``owner/name`` that is neither is a repository on the Hugging Face Hub (``pip install 'alit[hub]'``): its
+        ``model.safetensors`` is fetched, and kept in the Hub's cache.
+
+        Args:
+            revision: of a repository: branch, tag or commit; None: ``main``.
 
         Raises:
             FileNotFoundError, alit.CheckpointError: no such file or name (the nearest name is suggested), a corrupt
                 file, or keys that do not fit (listed).
+            ValueError: a revision of something else than a repository.
+            OSError: of a repository, see :func:`alit.hub.fetch`.
         """
-        return cls.from_state(*model_file.read(model_file.resolve(path_or_name))).eval()
+        return cls.from_state(*model_file.read(model_file.resolve(path_or_name, revision))).eval()
 
     @classmethod
     def from_state(
@@ -73,6 +84,55 @@ class AdaptiveTokenizer(AdaptiveModel):
             OSError: the file cannot be written; what was there before is intact.
         """
         model_file.write(path, self.config, self.state_dict())
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload model",
+        token: str | None = None,
+        license: str | None = None,
+        evaluation: str | Path | None = None,
+    ) -> str:
+        """Upload the file of :meth:`save_pretrained` and a model card to the Hugging Face Hub; the commit's address.
+
+        ``model.safetensors`` and ``README.md`` of the repository are replaced, in one commit. Weights keep their
+        precision; those of a loaded model are float32, so that its ``.alit`` files can be read with what is uploaded.
+
+        Args:
+            name: ``owner/name``; the repository is made where there is none.
+            private: of a repository that is made; None: as the owner has it.
+            revision: branch, made where there is none; None: ``main``.
+            token: with the right to write; None: the one that ``hf auth login`` stored, or ``HF_TOKEN``.
+            license: identifier for the card, such as "apache-2.0"; None: the card names none.
+            evaluation: an ``evaluation.json`` of ``alit evaluate``, whose numbers the card shows; None: it has none.
+
+        Raises:
+            ValueError: no such name; an evaluation that is none, or of a model of other sizes; weights that are NaN or
+                infinite.
+            ModuleNotFoundError, OSError: see :func:`alit.hub.push`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, hub.FILE)
+            self.save_pretrained(path)
+            loaded = self.from_pretrained(path)  # as others will have it
+            named = loaded.named_parameters()
+            count = sum(x.numel() for key, x in named if not key.startswith("quantize."))
+            card = model_card.write(
+                *(name, loaded.config, loaded.identity(), count),
+                license=license,
+                evaluation=evaluation,
+            )
+            return hub.push(
+                name,
+                {hub.FILE: path, "README.md": card.encode()},
+                private=private,
+                revision=revision,
+                message=commit_message,
+                token=token,
+            )
 
     def identity(self) -> ModelIdentity:
         """What ``.alit`` files say of the model that wrote them; reads every weight."""

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: A room imports only rooms of the rows before its own.
 ROWS = (
-    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.picture_records alit.atomic_files",
+    "alit_kernels alit.checks alit.devices alit.console alit.colors alit.picture_records alit.atomic_files alit.hub",
     "alit.config alit.alit_format alit.shipped alit.images alit.torch_archive alit.plots alit.pixel_errors",
-    "alit.layers alit.published alit.folders alit.sizes alit.fitting alit.codebooks",
+    "alit.layers alit.published alit.folders alit.sizes alit.fitting alit.codebooks alit.model_card",
     "alit.base alit.decoder alit.sequence alit.model_file",
     "alit.iteration alit.allocation",
     "alit.length_head",
@@ -118,6 +118,13 @@ def test_only_kernels_import_triton_at_the_top() -> None:
         if path.name not in ("kernels.py", "split.py", "distances.py", "units.py"):
             found = re.search(r"^(import|from) triton\b", path.read_text(), re.MULTILINE)
             assert found is None, f"{path} imports Triton"
+
+
+def test_nothing_imports_the_hub_at_the_top() -> None:
+    """It is an extra, and takes its time."""
+    for path in FILES:
+        found = re.search(r"^(import|from) huggingface_hub\b", path.read_text(), re.MULTILINE)
+        assert found is None, f"{path} imports huggingface_hub"
 
 
 def test_a_file_bears_the_name_of_its_implementation() -> None:

@@ -14,7 +14,12 @@ from .options import check_another
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="Model file, such as a run's model.safetensors.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Model file, such as a run's model.safetensors, or owner/name on the Hugging Face Hub."
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
 ) -> None:
     """Store a model in 16 bits, but for what exceeds them: half the size, for passing on.

@@ -23,7 +23,10 @@ Photos = Annotated[
     list[Path], typer.Argument(help="Pictures of any kind and orientation, or folders of them.")
 ]
 Model = Annotated[
-    str, typer.Option(help="Name of shipped weights, or a model file of alit train or convert.")
+    str,
+    typer.Option(
+        help="Name of shipped weights, a model file of alit train or convert, or owner/name on the Hugging Face Hub."
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or one of several: cuda:1.")

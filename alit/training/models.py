@@ -43,7 +43,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
             raise CheckpointError(f"{checkpoint}: {error}") from error
         return AdaptiveTokenizer(described)
     if config.start_from is not None:
-        return AdaptiveTokenizer.from_pretrained(config.start_from)
+        return AdaptiveTokenizer.from_pretrained(Path(config.start_from))
     if config.stage == "length":
         raise ValueError(
             "start_from: stage length expects the model file that gets a length head, got none"
@@ -51,7 +51,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     options = {"size": "nano", "base": "dct", **config.model}
     base_state: dict[str, Tensor] = {}
     if config.base_from is not None:
-        base_config, state = model_file.read(model_file.resolve(config.base_from))
+        base_config, state = model_file.read(model_file.resolve(Path(config.base_from)))
         options["base"] = base_config.base
         prefix = "base_tokenizer."
         base_state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

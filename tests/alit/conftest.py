@@ -1,8 +1,11 @@
-"""Pictures to train on, a folder to call commands in, and LPIPS without its weights."""
+"""Pictures to train on, a folder to call commands in, LPIPS without its weights, and a stand-in for the Hub."""
 
 from __future__ import annotations
 
+import os
+import time
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 
 from alit import model_file
 from alit.losses import Perceptual
+from tests.helpers.hub_server import Hub, forget, saved, serving
 from tests.helpers.models import model
 
 
@@ -63,3 +67,28 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty one, which ``huggingface_hub`` takes for the Hub; an empty cache; nothing waits before it retries."""
+    with serving() as server:
+        for name in [x for x in os.environ if x.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        # XET is another way to transfer files, which this one does not know.
+        for name in ("TELEMETRY", "PROGRESS_BARS", "XET"):
+            monkeypatch.setenv(f"HF_HUB_DISABLE_{name}", "1")
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        monkeypatch.chdir(tmp_path)
+        forget()
+        yield server
+        forget()
+
+
+@pytest.fixture
+def content() -> bytes:
+    """The file of the small model."""
+    return saved(model())
