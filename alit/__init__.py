@@ -22,6 +22,7 @@ from .criteria import (
 )
 from .criterion import Criterion
 from .encoding import Progress
+from .features import Features
 from .iteration import Iteration
 from .losses import Stage1Loss, stage1_loss
 from .prediction import Budget, Predicted
@@ -42,6 +43,7 @@ __all__ = [
     "Criterion",
     "DCTConfig",
     "ErrorCriterion",
+    "Features",
     "FixedLength",
     "FormatError",
     "Iteration",

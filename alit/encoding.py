@@ -50,6 +50,15 @@ def sized(tokens: TokenSequence, sizes: Sequence[tuple[int, ...]]) -> TokenSeque
     return replace(tokens, sizes=torch.tensor(sizes, dtype=torch.int64, device="cpu"))
 
 
+def check_given(images: Tensor | Sequence[Tensor]) -> None:
+    """Raise ``TypeError`` where images are neither a tensor nor a list, ``ValueError`` where there are none."""
+    if not isinstance(images, Tensor | list | tuple):
+        kind = type(images).__name__
+        raise TypeError(f"images: expected a floating-point tensor or a list of them, got {kind}")
+    if len(images) == 0:
+        raise ValueError("images: expected at least one, got none")
+
+
 @torch.no_grad()
 def encode(
     model: AdaptiveModel,
@@ -79,11 +88,7 @@ def encode(
         TypeError, ValueError: as ``rollout``, with the image's number where there is a list (``images[3]: ...``); a
             criterion that does not fit the model, or gives anything but (B,) bool.
     """
-    if not isinstance(images, Tensor | list | tuple):
-        kind = type(images).__name__
-        raise TypeError(f"images: expected a floating-point tensor or a list of them, got {kind}")
-    if len(images) == 0:
-        raise ValueError("images: expected at least one, got none")
+    check_given(images)
     if isinstance(criterion, Prepared):
         criterion.check(model, len(images))
     if isinstance(criterion, Budget):

@@ -49,6 +49,13 @@ class Listing:
     unreadable: list[str] = field(default_factory=list)
     others: int = 0
 
+    def add(self, other: Listing) -> None:
+        """Take in what another one has."""
+        self.pictures += other.pictures
+        self.left_out += other.left_out
+        self.unreadable += other.unreadable
+        self.others += other.others
+
     def loaded(self, load: Callable[[Path], Picture]) -> Iterator[tuple[Path, Picture]]:
         """The pictures that can be read, one after another."""
         for path in self.pictures:

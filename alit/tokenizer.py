@@ -14,6 +14,7 @@ from . import encoding, hub, model_card, model_file
 from .alit_format import ModelIdentity
 from .base import build_base
 from .config import AdaptiveTokenizerConfig
+from .features import features
 from .model import AdaptiveModel
 from .rollout import Rollout
 from .sequence import TokenSequence
@@ -30,6 +31,7 @@ class AdaptiveTokenizer(AdaptiveModel):
     # Functions of the files that do the work, bound as methods: their first argument is the model.
     encode = encoding.encode
     encode_stream = encoding.encode_stream
+    features = features
 
     def rollout(self, images: Tensor, **options: Any) -> Rollout:
         """The recurrent encoder, one iteration at a time; arguments as for :class:`alit.Rollout`."""

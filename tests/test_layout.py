@@ -25,6 +25,7 @@ ROWS = (
     "alit.prediction",
     "alit.combination alit.curves alit.selection",
     "alit.encoding",
+    "alit.features",
     "alit.tokenizer",
     "alit.attention_maps alit.training.initialization alit.losses",
     "alit.training alit.evaluation",

@@ -1,9 +1,11 @@
-"""Evaluation: reconstruction quality of each length, and what it has to beat."""
+"""Evaluation: reconstruction quality of each length, what tokens tell of classes, and what they have to beat."""
 
 from .calibration import Calibration, calibrate, usual_limits
 from .evaluate import evaluate
+from .labeled import Labeled, labeled
 from .learned import Networks, networks
 from .metrics import thumbnail, thumbnail_side
+from .probe import LengthAccuracy, Probe, probe
 from .results import Evaluation, LengthQuality, Quality
 from .simple import Drawing, drawings
 
@@ -11,13 +13,18 @@ __all__ = [
     "Calibration",
     "Drawing",
     "Evaluation",
+    "Labeled",
+    "LengthAccuracy",
     "LengthQuality",
     "Networks",
+    "Probe",
     "Quality",
     "calibrate",
     "drawings",
     "evaluate",
+    "labeled",
     "networks",
+    "probe",
     "thumbnail",
     "thumbnail_side",
     "usual_limits",

@@ -78,18 +78,22 @@ def thumbnail_side(bits: float) -> int:
     return max(1, math.isqrt(int(bits // (3 * DEPTH))))
 
 
-def thumbnail(images: Tensor, bits: float) -> Tensor:
-    """Block means, rounded to ``DEPTH`` bits a channel, enlarged (bilinear) to the images' size; never larger.
+def thumbnail_pixels(images: Tensor, bits: float) -> Tensor:
+    """Block means, rounded to ``DEPTH`` bits a channel: what a thumbnail stores.
 
     Args:
         images: (B, 3, height, width).
         bits: per picture; n tokens of a codebook of K have n log2 K.
 
     Returns:
-        (B, 3, height, width), of 8 bits.
+        (B, 3, side, side), the side that of :func:`thumbnail_side`, but none larger than the images'.
     """
     side, levels = thumbnail_side(bits), 2**DEPTH - 1
     height, width = (min(side, size) for size in images.shape[2:])
-    small = torch.round(adaptive_avg_pool2d(images, (height, width)) * levels) / levels
-    size = images.shape[2:]
+    return torch.round(adaptive_avg_pool2d(images, (height, width)) * levels) / levels
+
+
+def thumbnail(images: Tensor, bits: float) -> Tensor:
+    """:func:`thumbnail_pixels`, enlarged (bilinear) to the images' size: (B, 3, height, width), of 8 bits."""
+    small, size = thumbnail_pixels(images, bits), images.shape[2:]
     return eight_bits(interpolate(small, size=size, mode="bilinear", align_corners=False))

@@ -1,4 +1,4 @@
-"""Tables and a plot of an evaluation."""
+"""Tables and plots of an evaluation and of a linear probe."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.table import Table
 from ..console import counted
 from ..plots import BLUE, GREY, INK, ORANGE, pyplot, save
 from .calibration import Calibration
+from .logistic import Accuracy
+from .probe import Described, Probe
 from .results import Blockiness, Evaluation, FileQuality
 
 #: Heading and format of each field of :class:`alit.evaluation.Quality`.
@@ -109,6 +111,48 @@ def calibration_table(rows: Sequence[Calibration]) -> Table:
         shares = f"{x.met:.0%}", f"{x.tokens:.1f}", f"{x.error:.4g}", f"{x.within:.0%}"
         table.add_row(x.criterion, f"{x.limit:.4g}", *shares)
     return table
+
+
+def probe_table(result: Probe) -> Table:
+    title = (
+        f"top-1 and its 95 % interval: {counted(result.test, 'test picture')} of {len(result.classes)} classes, "
+        f"{result.training} to learn from; the most frequent class: {result.chance:.0%}"
+    )
+    names = (x.replace("_", "\n") for x in Described._fields)
+    table = Table("tokens", *names, title=title, show_lines=True)
+    for row in result.lengths:
+        cells = (_accuracy(getattr(row, name)) for name in Described._fields)
+        table.add_row(str(row.tokens), *cells)
+    return table
+
+
+def _accuracy(x: Accuracy) -> str:
+    low, high = f"{100 * x.low:.0f}", f"{100 * x.high:.0f}"
+    return f"{x.top1:.0%}\n{low if low == high else f'{low}-{high}'}"
+
+
+def plot_probe(result: Probe, path: Path) -> None:
+    """Accuracy by tokens, with its interval; PNG.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figure, panels = pyplot().subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
+    tokens = [row.tokens for row in result.lengths]
+    for axes, name in zip(panels, ("latents", "codes", "all_codes"), strict=True):
+        for kind, label, style, color in (
+            (name, "model", "o-", BLUE),
+            (f"random_{name}", "random weights", "^:", GREY),
+            ("thumbnail", "thumbnail", "s--", ORANGE),
+        ):
+            found = [getattr(row, kind) for row in result.lengths]
+            axes.plot(tokens, [x.top1 for x in found], style, color=color, label=label)
+            low, high = [x.low for x in found], [x.high for x in found]
+            axes.fill_between(tokens, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.axhline(result.chance, color=INK, linestyle=":", label="most frequent class")
+        axes.set(title=name.replace("_", " "), xlabel="tokens", ylabel="top-1", ylim=(0, 1))
+    panels[0].legend(frameon=False)
+    save(figure, path)
 
 
 def plot(result: Evaluation, path: Path) -> None:
