@@ -50,7 +50,7 @@ weights: setup
 	test -n "$(DATA)" || { echo "DATA: expected a folder of photographs (make weights DATA=photos)"; exit 1; }
 	$(BIN)/alit train nano/1-coder --data $(DATA) --output $(RUN) --resume
 	mkdir -p alit/weights
-	$(BIN)/alit export $(RUN)/model.safetensors alit/weights/nano.safetensors
+	$(BIN)/alit compact $(RUN)/model.safetensors alit/weights/nano.safetensors
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,7 @@ COMMANDS = {
     "info": "Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.",
     "demo": "Show on a page what the tokenizer does with the photographs that come with scikit-image.",
     "convert": "Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.",
-    "export": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
+    "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
     "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
     "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
 }

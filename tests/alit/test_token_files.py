@@ -245,7 +245,7 @@ def test_info_shows_some_of_many_lengths() -> None:
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "pipe", "photos", "link"])
-@pytest.mark.parametrize("command", ["info", "decode", "convert", "export"])
+@pytest.mark.parametrize("command", ["info", "decode", "convert", "compact"])
 def test_only_files_are_read(command: str, path: str) -> None:
     """An endless device and a pipe without a writer are refused at once."""
     os.mkfifo("pipe")

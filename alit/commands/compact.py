@@ -1,4 +1,4 @@
-"""``alit export``."""
+"""``alit compact``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..tokenizer import AdaptiveTokenizer
 from .options import check_another
 
 
-def export(
+def compact(
     source: Annotated[str, typer.Argument(help="Model file, such as a run's model.safetensors.")],
     target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
 ) -> None:
@@ -21,7 +21,7 @@ def export(
 
     The model of a run, for example:
 
-        alit export run/model.safetensors small.safetensors
+        alit compact run/model.safetensors small.safetensors
 
     Models are float32 again when they are loaded.
     """
