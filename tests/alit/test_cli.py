@@ -59,7 +59,7 @@ def test_help_teaches() -> None:
         shown = run(name, "--help")
         assert shown.exit_code == 0, shown.output
         assert f"     alit {name} " in shown.output, name  # indented
-        assert name in ("info", "convert", "compact") or "--device" in shown.output, name
+        assert name in ("info", "convert", "compact", "export") or "--device" in shown.output, name
     assert "torchrun --nproc-per-node" in run("train", "--help").output
 
 

@@ -1,0 +1,46 @@
+"""``alit export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import console, printable
+from ..export import FORMATS, write
+from ..tokenizer import AdaptiveTokenizer
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Name of shipped weights, or a model file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    format: Annotated[
+        str, typer.Option(help=f"{', '.join(FORMATS)}: a program, a network, or compiled code.")
+    ] = "pt2",
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of each encoder, such as 32,64,256; by default the most.")
+    ] = "",
+) -> None:
+    """Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTInductor.
+
+    A file for the encoder of each length, and one for the decoder:
+
+        alit export nano -o programs --format onnx --lengths 32,256
+
+    Each file is tried on random images before it is kept, and takes any number of them. Programs are for the CPU.
+    """
+    tokenizer = AdaptiveTokenizer.from_pretrained(model)
+    chosen = _numbers(lengths) if lengths else [tokenizer.config.max_tokens]
+    for name, difference in write(tokenizer, output, format, chosen).items():
+        same = "indices equal the model's" if name.startswith("encoder") else ""
+        same = same or f"pixels within {difference:.1g} of the model's"
+        path = output / name
+        console.out(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB, {same}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"lengths: expected numbers such as 32,64,256, got {text!r}") from error
