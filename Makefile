@@ -51,7 +51,7 @@ weights: setup
 	$(BIN)/alit train nano/1-coder --data $(DATA) --output $(RUN)/coder --resume
 	$(BIN)/alit train nano/2-length --start-from $(RUN)/coder/model.safetensors --data $(DATA) --output $(RUN)/length --resume
 	mkdir -p alit/weights
-	$(BIN)/alit export $(RUN)/length/model.safetensors alit/weights/nano.safetensors
+	$(BIN)/alit compact $(RUN)/length/model.safetensors alit/weights/nano.safetensors
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -7,30 +7,45 @@ from typing import Annotated
 
 import typer
 
-from .. import model_file
 from ..console import console, printable
+from ..export import FORMATS, write
 from ..tokenizer import AdaptiveTokenizer
-from .options import check_another
 
 
 def export(
-    source: Annotated[
+    model: Annotated[
         str,
         typer.Argument(
-            help="Model file, such as a run's model.safetensors, or owner/name on the Hugging Face Hub."
+            help="Model file, the name of shipped weights, or owner/name on the Hugging Face Hub."
         ),
     ],
-    target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    format: Annotated[
+        str, typer.Option(help=f"{', '.join(FORMATS)}: a program, a network, or compiled code.")
+    ] = "pt2",
+    lengths: Annotated[
+        str, typer.Option(help="Tokens of each encoder, such as 32,64,256; by default the most.")
+    ] = "",
 ) -> None:
-    """Store a model in 16 bits, but for what exceeds them: half the size, for passing on.
+    """Write encoder and decoder as programs that need no alit: torch.export or ONNX.
 
-    The model of a run, for example:
+    A file for the encoder of each length, and one for the decoder:
 
-        alit export run/model.safetensors small.safetensors
+        alit export nano -o programs --format onnx --lengths 32,256
 
-    Models are float32 again when they are loaded.
+    Each file is tried on random images before it is kept, and takes any number of them. Programs are for the CPU.
     """
-    check_another(source, target)
-    model = AdaptiveTokenizer.from_pretrained(source)
-    model_file.write(target, model.config, model_file.halved(model.state_dict()))
-    console.out(f"{printable(target)}: {target.stat().st_size / 1e6:.1f} MB")
+    tokenizer = AdaptiveTokenizer.from_pretrained(model)
+    chosen = _numbers(lengths) if lengths else [tokenizer.config.max_tokens]
+    for name, difference in write(tokenizer, output, format, chosen).items():
+        same = "indices equal the model's" if name.startswith("encoder") else ""
+        same = same or f"pixels within {difference:.1g} of the model's"
+        path = output / name
+        console.out(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB, {same}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"lengths: expected numbers such as 32,64,256, got {text!r}") from error

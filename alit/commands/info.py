@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,19 +20,32 @@ ROWS = 256
 PICTURES = 32
 
 
-def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> None:
+def info(
+    source: Annotated[Path, typer.Argument(help="The .alit file.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, of all lengths and all pictures.")
+    ] = False,
+) -> None:
     """Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.
 
     The whole file is checked first:
 
         alit info holiday.alit
 
-    A damaged one is refused, with what is wrong in it.
+    A damaged one is refused, with what is wrong in it. For other programs, all of it as JSON:
+
+        alit info holiday.alit --json
+
+    There sizes are heights and widths.
     """
     with reading(source) as file:
         tokens = Reader(file)
-        count = min(PICTURES, tokens.image_count)
+        count = tokens.image_count if as_json else min(PICTURES, tokens.image_count)
         pictures, lengths = tokens.pictures(0, count), tokens.lengths(0, count)
+    if as_json:
+        about = _described(tokens, pictures, lengths.tolist())
+        console.out(json.dumps(about, indent=2), highlight=False)
+        return
     identity, (height, width) = tokens.identity, tokens.identity.image_size
     console.out(f"{printable(source)}: {summary(tokens)}")
     console.print(
@@ -48,6 +62,40 @@ def info(source: Annotated[Path, typer.Argument(help="The .alit file.")]) -> Non
         console.print(table)
     if tokens.image_count and tokens.version > 1:
         console.print(_shown(pictures, lengths.tolist(), tokens.image_count))
+
+
+def _described(tokens: Reader, pictures: Pictures, lengths: list[int]) -> dict[str, Any]:
+    """What the tables say, of all pictures; sizes are heights and widths, null where the file does not know."""
+    identity, count = tokens.identity, tokens.image_count
+    each = zip(
+        pictures.names,
+        pictures.originals.tolist(),
+        pictures.sizes.tolist(),
+        lengths,
+        strict=True,
+    )
+    return {
+        "version": tokens.version,
+        "model": identity.fingerprint.hex(),
+        "codebook_size": identity.codebook_size,
+        "bits_per_token": identity.bits,
+        "image_size": list(identity.image_size),
+        "images": count,
+        "tokens": tokens.token_count,
+        "tokens_per_image": tokens.token_count / count if count else None,
+        "bytes": tokens.size,
+        "bits_per_pixel": 8 * tokens.size / tokens.pixels if count else None,
+        "lengths": {str(length): number for length, number in tokens.histogram.items()},
+        "pictures": [
+            {
+                "name": name or None,
+                "original": original if any(original) else None,
+                "encoded": encoded,
+                "tokens": length,
+            }
+            for name, original, encoded, length in each
+        ],
+    }
 
 
 def _shown(pictures: Pictures, lengths: list[int], count: int) -> Table:

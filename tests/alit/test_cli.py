@@ -59,7 +59,7 @@ def test_help_teaches() -> None:
         shown = run(name, "--help")
         assert shown.exit_code == 0, shown.output
         assert f"     alit {name} " in shown.output, name  # indented
-        assert name in ("info", "convert", "export") or "--device" in shown.output, name
+        assert name in ("info", "convert", "compact", "export") or "--device" in shown.output, name
     assert "torchrun --nproc-per-node" in run("train", "--help").output
 
 
@@ -167,7 +167,7 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("encode photos/a.png -o photos/a.png", "photos/a.png is one of the pictures; choose"),
         ("encode photos -o x.alit --max-l1 nan", "threshold: expected at least 0, got nan"),
         ("encode photos -o x.alit --device meta", "got 'meta' (it computes nothing)"),
-        ("export weights/nano.safetensors weights/nano.safetensors", "is the source; choose"),
+        ("compact weights/nano.safetensors weights/nano.safetensors", "is the source; choose"),
         ("convert whole.png whole.png", "target: whole.png is the source; choose another file"),
         ("convert whole.png x.safetensors", "whole.png: expected a zip file, as torch.save writes"),
         ("train whole.png --output out", "whole.png: not a configuration in YAML, nor any text"),
@@ -199,7 +199,7 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("decode good.alit -o out --model other.safetensors", "written by another model"),
         ("info whole.png", "not an .alit file"),
         ("info cut.alit", "truncated or damaged"),
-        ("export nothing small.safetensors", "no such file"),
+        ("compact nothing small.safetensors", "no such file"),
         ("train --set steps", "expected name=value"),
         ("evaluate no-such --data photos", "no such file"),
         ("evaluate nano --data no", "not a folder"),
@@ -286,13 +286,13 @@ def test_dct_reconstructs() -> None:
     assert 0.5 < tokens.code_BNC[..., 0].std() < 2
 
 
-def test_export_halves_a_model(tmp_path: Path) -> None:
+def test_compact_halves_a_model(tmp_path: Path) -> None:
     """But for what exceeds 16 bits."""
     source, target = tmp_path / "model.safetensors", tmp_path / "small.safetensors"
     m = model(ema_decay=0.9)
     m.quantize.cluster_size[0] = 1e5
     m.save_pretrained(source)
-    assert run("export", source, target).exit_code == 0
+    assert run("compact", source, target).exit_code == 0
     assert target.stat().st_size < 0.6 * source.stat().st_size
     loaded = AdaptiveTokenizer.from_pretrained(target).state_dict()
     assert loaded["quantize.cluster_size"][0] == 1e5

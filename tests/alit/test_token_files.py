@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
@@ -68,6 +69,21 @@ def test_encode_decode_info(fit: str) -> None:
     assert f"{8 * FILE.stat().st_size / (3 * 16 * 24):.4f} bits per pixel" in said
     assert "pictures of 24x16" in said and "32 codes of 5 bits" in said and "version 2" in said
     assert all(str(length) in said for length in tokens.lengths.tolist())
+
+    about = json.loads(run("info", FILE, "--json").output)
+    pictures = about.pop("pictures")
+    assert [x["name"] for x in pictures] == ["a.png", "b.png", "c.png"]
+    assert [x["encoded"] for x in pictures] == tokens.sizes.tolist()
+    assert [x["original"][::-1] for x in pictures] == list(map(list, originals))
+    assert [x["tokens"] for x in pictures] == tokens.lengths.tolist()
+    assert sum(about.pop("lengths").values()) == 3
+    size, count = FILE.stat().st_size, int(tokens.lengths.sum())
+    assert about == {
+        **{"version": 2, "model": m.identity().fingerprint.hex(), "codebook_size": 32},
+        **{"bits_per_token": 5, "image_size": [16, 24], "images": 3, "tokens": count},
+        **{"tokens_per_image": count / 3, "bytes": size},
+        "bits_per_pixel": 8 * size / (3 * 16 * 24),
+    }
     for name, (width, height), shape in zip("abc", originals, encoded, strict=True):
         row = next(line for line in done.output.splitlines() if f"{name}.png" in line)
         assert f"{width}x{height}" in row and f"{shape[0]}x{shape[1]}" in row
@@ -244,8 +260,20 @@ def test_info_shows_some_of_many_lengths() -> None:
     assert "744 lengths more" in done.output and len(done.output.splitlines()) < 300
 
 
+def test_json_says_all_of_many_and_of_none() -> None:
+    """Also of a file that knows neither names nor sizes of its pictures."""
+    write(list(range(300)))
+    about = json.loads(run("info", FILE, "--json").output)
+    assert len(about["lengths"]) == len(about["pictures"]) == 300 and about["version"] == 1
+    unknown = {"name": None, "original": None, "encoded": [16, 24], "tokens": 299}
+    assert about["pictures"][-1] == unknown
+    write([])
+    about = json.loads(run("info", FILE, "--json").output)
+    assert about["images"] == 0 and about["bits_per_pixel"] is about["tokens_per_image"] is None
+
+
 @pytest.mark.parametrize("path", ["/dev/zero", "pipe", "photos", "link"])
-@pytest.mark.parametrize("command", ["info", "decode", "convert", "export"])
+@pytest.mark.parametrize("command", ["info", "decode", "convert", "compact"])
 def test_only_files_are_read(command: str, path: str) -> None:
     """An endless device and a pipe without a writer are refused at once."""
     os.mkfifo("pipe")

@@ -1,0 +1,256 @@
+"""alit export: programs give what the model gives, for any number of images, where alit is not installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alit import AdaptiveTokenizer, FixedLength, TokenSequence, TransformerConfig, programs
+from alit import export as exporting
+from alit.config import Quirks
+from alit.programs import BATCHES, Encoder, encoder
+from tests.helpers import models
+from tests.helpers.commands import refused, run, text
+
+#: Loads each program and runs it on all of its inputs, in a process that cannot import alit.
+RUN = """
+import sys, torch
+sys.modules["alit"] = sys.modules["alit_kernels"] = None
+
+def load(path):
+    if path.endswith(".onnx"):
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (name,) = [x.name for x in session.get_inputs()]
+        return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    return torch.export.load(path).module()
+
+results = {}
+for path, inputs in torch.load("inputs.pt").items():
+    program = load(path)
+    results[path] = [program(x) for x in inputs]
+torch.save(results, "results.pt")
+"""
+RESIDUAL: dict[str, Any] = {"recurrence": "residual", "codebooks": "each", "any_length": True}
+
+
+def model(base: str = "dct", **options: Any) -> AdaptiveTokenizer:
+    """Two iterations of three tokens, one layer: programs are made sooner."""
+    small = TransformerConfig(32, 1, 2)
+    return models.model(base, iterations=2, encoder=small, decoder=small, **options)
+
+
+def images(m: AdaptiveTokenizer, count: int) -> Tensor:
+    random = torch.Generator().manual_seed(10 + count)
+    return torch.rand(count, 3, *m.config.image_size, generator=random)
+
+
+def decoded(m: AdaptiveTokenizer, indices: Tensor) -> Tensor:
+    count, length = indices.shape
+    found = m.decode(TokenSequence(torch.full((count,), length), indices.flatten()))
+    assert isinstance(found, Tensor)
+    return found
+
+
+def check(m: AdaptiveTokenizer, folder: Path, format: str, lengths: list[int]) -> None:
+    """Export by the command; the files, run elsewhere, give what the model gives."""
+    m.save_pretrained(folder / "m.safetensors")
+    numbers = ",".join(map(str, lengths))
+    options = ("--format", format, "--lengths", numbers)
+    done = run("export", folder / "m.safetensors", "-o", folder / "out", *options)
+    assert done.exit_code == 0, done.output
+    assert text(done).count("indices equal the model's") == len(lengths)
+    assert text(done).count("of the model's") == 1
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    names = [*manifest["encoders"].values(), manifest["decoder"]]
+    assert sorted(os.listdir(folder / "out")) == sorted([*names, "manifest.json"])
+    assert list(map(int, manifest["encoders"])) == lengths
+
+    inputs = {f"out/{x}": [images(m, b) for b in (1, 2, 5)] for x in names[:-1]}
+    steps = manifest["decoder_lengths"]
+    of_decoder = range(steps["step"], steps["most"] + 1, steps["step"])
+    inputs[f"out/{names[-1]}"] = [
+        torch.randint(m.config.codebook_size, (count, length))
+        for count, length in zip((1, 2, 5, 1, 2, 5), of_decoder, strict=False)
+    ]
+    torch.save(inputs, folder / "inputs.pt")
+    subprocess.run([sys.executable, "-c", RUN], cwd=folder, check=True)
+    results = torch.load(folder / "results.pt")
+    for length, name in zip(lengths, names[:-1], strict=True):
+        for x, found in zip(inputs[f"out/{name}"], results[f"out/{name}"], strict=True):
+            expected = m.encode(x, FixedLength(length)).indices
+            assert expected is not None and found.dtype == torch.int64
+            assert torch.equal(found, expected.view(len(x), length))
+    for x, found in zip(inputs[f"out/{names[-1]}"], results[f"out/{names[-1]}"], strict=True):
+        torch.testing.assert_close(found, decoded(m, x), atol=1e-4, rtol=0)
+
+
+def test_pt2(tmp_path: Path) -> None:
+    check(model(**RESIDUAL), tmp_path, "pt2", [2, 6])
+
+
+def test_pt2_of_the_published_recurrence(tmp_path: Path) -> None:
+    """The decoder at the lengths of iterations."""
+    check(model("vqgan", halting="mask"), tmp_path, "pt2", [6])
+
+
+@pytest.mark.parametrize("options", [RESIDUAL, {}], ids=["residual", "latents"])
+def test_onnx(options: Any, tmp_path: Path) -> None:
+    for package in exporting.FORMATS["onnx"].packages:
+        pytest.importorskip(package, reason="needs the extra: pip install 'alit[export]'")
+    check(model(**options), tmp_path, "onnx", [6])
+
+
+def test_the_search_of_a_program_is_that_of_the_op() -> None:
+    z, codebook = torch.randn(5000, 6), torch.randn(32, 6)
+    codebook[7] = codebook[5]  # of equal ones the first
+    for metric in ("euclidean", "cosine"):
+        found = programs._nearest_codeword(z, codebook, metric)
+        assert torch.equal(
+            found, torch.ops.alit_kernels.nearest_codeword(z, codebook, metric, "ieee", "reference")
+        )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
+    """A format "pt2" whose files are empty, and their programs the modules, changed by a function."""
+
+    def replace(changed: Callable[[Any], Any]) -> None:
+        modules = []
+
+        def save(program: Any, path: Path, _: Any) -> None:
+            path.touch()
+            modules.append(program)
+
+        fake = exporting.Format(".pt2", save, lambda _: lambda x: changed(modules[-1](x)))
+        monkeypatch.setattr(exporting, "exported", lambda part: part.module)
+        monkeypatch.setitem(exporting.FORMATS, "pt2", fake)
+
+    return replace
+
+
+def test_a_program_that_says_something_else_is_not_kept(quick: Any, tmp_path: Path) -> None:
+    m, out = model(), tmp_path / "out"
+    for changed, message in (
+        (lambda x: x + 1, "encoder-6: indices differ from the model's by up to 1, expected at"),
+        (lambda x: x[:1], "encoder-6: expected torch.int64 (3, 6) as of the model, got"),
+        (lambda x: x if x.dtype == torch.int64 else x + 2e-4, "decoder: images differ"),
+        (lambda x: x if x.dtype == torch.int64 else x * torch.nan, "by up to nan"),
+    ):
+        quick(changed)
+        with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+            exporting.write(m, out, "pt2", [6])
+        assert not os.listdir(out)
+    quick(lambda x: x)
+    assert exporting.write(m, out, "pt2", [6, 2, 6]).keys() == {
+        "encoder-2.pt2",
+        "encoder-6.pt2",
+        "decoder.pt2",
+    }
+
+
+def test_manifest(quick: Any, tmp_path: Path) -> None:
+    quick(lambda x: x)
+    m = model(any_length=True)
+    exporting.write(m, tmp_path, "pt2", [2])
+    said = json.loads((tmp_path / "manifest.json").read_text())
+    versions = said.pop("versions")
+    assert versions.keys() == {"alit", "torch"}
+    assert said == {
+        "format": "pt2",
+        "model": m.identity().fingerprint.hex(),
+        "image_size": [16, 24],
+        "codebook_size": 32,
+        "bits_per_token": 5,
+        "encoders": {"2": "encoder-2.pt2"},
+        "decoder": "decoder.pt2",
+        "decoder_lengths": {"step": 1, "most": 6},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--format pt3", "format: expected one of pt2, onnx, got 'pt3'; did you mean 'pt2'?"),
+        ("--lengths 0", "lengths: expected an integer in [1, 6], got 0"),
+        ("--lengths 6,7", "lengths: expected an integer in [1, 6], got 7"),
+        ("--lengths 3;6", "lengths: expected numbers such as 32,64,256, got '3;6'"),
+    ],
+)
+def test_wrong_options(arguments: str, message: str, tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path / "m.safetensors")
+    options = ("-o", tmp_path / "out", *arguments.split())
+    refused(run("export", tmp_path / "m.safetensors", *options), message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"halting": "drop"}, "halting"),
+        ({"bottleneck": "continuous"}, "bottleneck"),
+        ({"quirks": Quirks(unquantized_tokens=True)}, "quirks.unquantized_tokens"),
+        (
+            {"quirks": Quirks(random_halting_in_evaluation=True), "halting": "mask"},
+            "quirks.random_halting_in_evaluation",
+        ),
+        (
+            {"quirks": Quirks(random_posterior_in_evaluation=True), "base": "vae"},
+            "quirks.random_posterior_in_evaluation",
+        ),
+    ],
+)
+def test_what_has_no_program_is_refused_by_its_option(options: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        exporting.check_exportable(model(**options), [6])
+    other = {**options, "base": "dct", "halting": "off", "bottleneck": "quantized"}
+    other["quirks"] = dataclasses.replace(other.get("quirks", Quirks()), unquantized_tokens=False)
+    exporting.check_exportable(model(**other), [6])  # draws that are never made
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model().save_pretrained(tmp_path / "m.safetensors")
+    for each in ("onnx", "onnxscript", "onnxruntime"):  # whichever of the others are installed
+        monkeypatch.setitem(sys.modules, each, None if each == package else sys)
+    done = run("export", tmp_path / "m.safetensors", "-o", tmp_path / "out", "--format", "onnx")
+    refused(done, f"error: this needs {package}: pip install 'alit[export]'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_is_none(tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path / "m.safetensors")
+    (tmp_path / "file").touch()
+    for output, message in (("file", "file exists"), ("file/out", "not a directory")):
+        refused(run("export", tmp_path / "m.safetensors", "-o", tmp_path / output), message)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_unwritable_folder(tmp_path: Path) -> None:
+    """Said before a program is made."""
+    model().save_pretrained(tmp_path / "m.safetensors")
+    (tmp_path / "out").mkdir(mode=0o500)
+    done = run("export", tmp_path / "m.safetensors", "-o", tmp_path / "out")
+    refused(done, "manifest.json: permission denied")
+
+
+def test_modules_are_the_model() -> None:
+    """What is exported, before it is."""
+    m = model(**RESIDUAL)
+    with torch.no_grad():
+        part = encoder(m, 5)
+        assert [len(x) for x, _ in part.pairs] == list(BATCHES)
+        for given, expected in part.pairs:
+            assert torch.equal(Encoder(m, 5)(given), expected)
