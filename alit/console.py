@@ -16,7 +16,11 @@ from rich.text import Text
 #: Where commands print.
 console = Console()
 #: Libraries that only some commands need: module, and what to install.
-EXTRAS = {"matplotlib": ("matplotlib", "demo"), "skimage": ("scikit-image", "demo")}
+EXTRAS = {
+    "matplotlib": ("matplotlib", "demo"),
+    "scipy": ("scipy", "demo"),
+    "skimage": ("scikit-image", "demo"),
+}
 
 
 def printable(name: object) -> str:

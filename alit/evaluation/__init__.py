@@ -2,7 +2,7 @@
 
 from .calibration import Calibration, calibrate, usual_limits
 from .evaluate import evaluate
-from .learned import Networks, networks
+from .learned import Networks, classifier, networks
 from .metrics import thumbnail, thumbnail_side
 from .results import Evaluation, LengthQuality, Quality
 from .simple import Drawing, drawings
@@ -15,6 +15,7 @@ __all__ = [
     "Networks",
     "Quality",
     "calibrate",
+    "classifier",
     "drawings",
     "evaluate",
     "networks",
