@@ -29,6 +29,7 @@ ROWS = (
     "alit.attention_maps alit.training.initialization alit.losses",
     "alit.training alit.evaluation",
     "alit.demo",
+    "alit.analysis",
     "alit.commands",
     "alit.cli",
     "alit.__main__",
