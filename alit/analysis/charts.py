@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from math import floor, log10
 from typing import NamedTuple
 
+from ..demo.figures import spread
 from .statistics import Interval
 
 WIDTH, LINE = 720, 30
@@ -53,7 +53,7 @@ def lines(xs: Sequence[float], series: Sequence[Series], *, x: str, y: str) -> s
             for a, b in points
         ]
         names.append((points[-1][1], each))
-    for at, (_, each) in zip(apart([y for y, _ in names], 16), names, strict=True):
+    for at, (_, each) in zip(spread([y for y, _ in names], gap=16), names, strict=True):
         style = f"fill: var({each.color})"
         parts.append(_text(WIDTH - RIGHT + 10, at + 4, each.name, "start", style))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 6, x, "middle"))
@@ -103,17 +103,6 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
     first, last = floor(low / step), floor(high / step + 1e-9)
     return [round(n * step, 10) for n in range(first, last + 1) if n * step >= low - 1e-9 * step]
-
-
-def apart(heights: Sequence[float], gap: float) -> Iterator[float]:
-    """The heights, moved down so that each is at least ``gap`` below the next higher."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = {i: heights[i] for i in order}
-    for above, below in pairwise(order):
-        placed[below] = max(placed[below], placed[above] + gap)
-    # What went too far down comes up again, as much as it can.
-    over = placed[order[-1]] - max(heights[order[-1]], 0) if order else 0.0
-    return iter([placed[i] - over / 2 for i in range(len(heights))])
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:

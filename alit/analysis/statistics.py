@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 #: Times that pictures are drawn with replacement.
 RESAMPLES = 1000
-#: Where ranks explain all but so little of each other, nothing is left to correlate.
+#: So little of a variance is rounding.
 NOTHING_LEFT = 1e-9
 
 Values = Any  # array-like of numbers, (N,)
@@ -100,6 +100,7 @@ def more(
     )
     spread = x - x.mean(1, keepdims=True)
     variance = (spread**2).sum(1)
-    slope = np.where(variance > 0, (spread * y).sum(1) / np.where(variance > 0, variance, 1), 0)
+    flat = variance < NOTHING_LEFT  # of one size: there is no line
+    slope = np.where(flat, 0, (spread * y).sum(1) / np.where(flat, 1, variance))
     raw = y_other.mean(1) - y.mean(1)
     return interval(raw), interval(raw - slope * (x_other.mean(1) - x.mean(1)))
