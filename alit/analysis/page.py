@@ -37,23 +37,19 @@ def page(name: str, result: Analysis) -> str:
     ]
     if result.second is not None:
         facts.append((str(result.second), "pictures of the second folder"))
-    parts = [
-        _section(
-            "Complexity", verdicts(result)["complexity"], _complexity(result.complexity, result)
-        ),
-        _section("Familiarity", verdicts(result)["familiarity"], _familiarity(result.familiarity)),
-    ]
-    galleries = ["complexity", "familiarity"]
+    bodies = {
+        "complexity": _complexity(result.complexity, result.max_l1),
+        "familiarity": _familiarity(result.familiarity),
+    }
     if result.task:
-        parts.append(_section("Task", verdicts(result)["task"], _task(result.task)))
-        galleries.append("task")
+        bodies["task"] = _task(result.task)
     if result.specialization is not None:
-        verdict = verdicts(result)["specialization"]
-        parts.append(_section("Specialization", verdict, _specialization(result.specialization)))
-        galleries.append("specialization")
+        bodies["specialization"] = _specialization(result.specialization)
+    said = verdicts(result)
     sections = (
-        f"<section>{part}{gallery(result.galleries[key])}</section>"
-        for part, key in zip(parts, galleries, strict=True)
+        f'<section><h2>{name.capitalize()}</h2><p class="verdict">{escape(said[name])}</p>'
+        f"{body}{gallery(result.galleries[name])}</section>"
+        for name, body in bodies.items()
     )
     missing = "; ".join(map(escape, result.left_out))
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
@@ -82,12 +78,9 @@ def verdicts(result: Analysis) -> dict[str, str]:
     worst = max(last, key=lambda name: last[name].matched.value or 0.0)
     least = min(last, key=lambda name: last[name].matched.value or 0.0)
     found["familiarity"] = (
-        f"With all tokens, and matched for JPEG size, the error changes most for pictures {worst} "
-        f"({_number(last[worst].matched, '+.4f')}) and least for pictures {least} "
+        f"With all tokens, and matched for JPEG size, the error rises most for \u201c{worst}\u201d "
+        f"({_number(last[worst].matched, '+.4f')}) and least for \u201c{least}\u201d "
         f"({_number(last[least].matched, '+.4f')})."
-    )
-    found["familiarity"] = found["familiarity"].replace(
-        "pictures second folder", "of the second folder"
     )
     if result.task:
         best = max(result.task, key=lambda x: x.model.top1.value or 0.0)
@@ -124,10 +117,6 @@ def _cell(x: Interval | None, form: str = ".2f") -> str:
     return f"<td>{value} <small>{rest}</small>"
 
 
-def _section(title: str, verdict: str, body: str) -> str:
-    return f'<h2>{title}</h2><p class="verdict">{escape(verdict)}</p>{body}'
-
-
 def _card(*content: str) -> str:
     return "".join(f'<div class="card">{x}</div>' for x in content)
 
@@ -137,9 +126,9 @@ def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
     return _card(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 
-def _complexity(found: Complexity, result: Analysis) -> str:
+def _complexity(found: Complexity, max_l1: float) -> str:
     scored = found.jpeg is not None
-    at = next(x for x in found.thresholds if x.max_l1 == result.max_l1)
+    at = next(x for x in found.thresholds if x.max_l1 == max_l1)
     limit = f"{at.max_l1:g}"
     rows: list[tuple[str, Interval, str]] = []
     if at.scores is not None and at.scores_given_first is not None:
