@@ -53,7 +53,9 @@ def lines(xs: Sequence[float], series: Sequence[Series], *, x: str, y: str) -> s
             for a, b in points
         ]
         names.append((points[-1][1], each))
-    for at, (_, each) in zip(spread([y for y, _ in names], gap=16), names, strict=True):
+    heights = spread([y for y, _ in names], gap=16)
+    down = max(0.0, TOP - min(heights))  # names that would stand above the chart
+    for at, (_, each) in zip([y + down for y in heights], names, strict=True):
         style = f"fill: var({each.color})"
         parts.append(_text(WIDTH - RIGHT + 10, at + 4, each.name, "start", style))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 6, x, "middle"))

@@ -78,9 +78,9 @@ def verdicts(result: Analysis) -> dict[str, str]:
     worst = max(last, key=lambda name: last[name].matched.value or 0.0)
     least = min(last, key=lambda name: last[name].matched.value or 0.0)
     found["familiarity"] = (
-        f"With all tokens, and matched for JPEG size, the error rises most for \u201c{worst}\u201d "
-        f"({_number(last[worst].matched, '+.4f')}) and least for \u201c{least}\u201d "
-        f"({_number(last[least].matched, '+.4f')})."
+        f"With all tokens, and matched for JPEG size, the error rises most for \u201c{worst}\u201d, "
+        f"by {_number(last[worst].matched, '+.4f')}, and least for \u201c{least}\u201d, "
+        f"by {_number(last[least].matched, '+.4f')}."
     )
     if result.task:
         best = max(result.task, key=lambda x: x.model.top1.value or 0.0)
