@@ -41,14 +41,19 @@ def latent_attention(
         ValueError: an iteration or layer that is none; a model that drops image tokens (``halting="drop"``).
         TypeError, ValueError: images, as :meth:`AdaptiveTokenizer.rollout`.
     """
+    _check_index("layer", 0 if layer is None else layer, model.config.encoder.layers)
+    maps = attention_of_layers(model, images, iteration=iteration)
+    return maps.mean(1) if layer is None else maps[:, layer]
+
+
+@torch.no_grad()
+def attention_of_layers(
+    model: AdaptiveTokenizer, images: Tensor, *, iteration: int | None = None
+) -> Tensor:
+    """:func:`latent_attention` of each layer of the encoder, from one rollout: (B, layers, L, height, width)."""
     config = model.config
     iteration = config.iterations - 1 if iteration is None else iteration
-    for name, value, count in (
-        ("iteration", iteration, config.iterations),
-        ("layer", 0 if layer is None else layer, config.encoder.layers),
-    ):
-        if not 0 <= value < count:
-            raise ValueError(f"{name}: expected one of 0..{count - 1}, got {value}")
+    _check_index("iteration", iteration, config.iterations)
     if config.halting == "drop":
         raise ValueError("model: expected one that keeps all image tokens, got halting='drop'")
     rollout = model.rollout(images, predict_at=() if config.halting == "off" else None)
@@ -56,20 +61,24 @@ def latent_attention(
     for index in range(iteration + 1):
         # Final tokens leave the encoder with the iteration that added them.
         if index == iteration or config.recurrence == "residual":
-            maps.append(_latents_of(model, rollout.tokens_BSD, layer))
+            maps.append(_latents_of(model, rollout.tokens_BSD))
         if index < iteration:
             next(rollout)
-    return torch.cat(maps, dim=1).unflatten(-1, config.grid)
+    return torch.cat(maps, dim=2).unflatten(-1, config.grid)
 
 
-def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor, layer: int | None) -> Tensor:
-    """(B, L, N - 1): of the latents in an input of the encoder, in one layer or the mean over all."""
+def _check_index(name: str, value: int, count: int) -> None:
+    if not 0 <= value < count:
+        raise ValueError(f"{name}: expected one of 0..{count - 1}, got {value}")
+
+
+def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor) -> Tensor:
+    """(B, layers, L, N - 1): of the latents in an input of the encoder."""
     maps = []
-    for index, block in enumerate(cast("Iterable[Block]", model.encoder.transformer)):
-        if layer in (None, index):
-            maps.append(_map(block.attn, block.ln_1(x_BSD), model))
+    for block in cast("Iterable[Block]", model.encoder.transformer):
+        maps.append(_map(block.attn, block.ln_1(x_BSD), model))
         x_BSD = finished(*block(x_BSD))
-    return torch.stack(maps).mean(0)
+    return torch.stack(maps, dim=1)
 
 
 def _map(layer: SelfAttention, x_BSD: Tensor, model: AdaptiveTokenizer) -> Tensor:

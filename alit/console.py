@@ -18,6 +18,7 @@ console = Console()
 #: Libraries that only some commands need: module, and what to install.
 EXTRAS = {
     "matplotlib": ("matplotlib", "demo"),
+    "scipy": ("scipy", "demo"),
     "skimage": ("scikit-image", "demo"),
     **{name: (name, "export") for name in ("onnx", "onnxscript", "onnxruntime")},
 }

@@ -30,6 +30,7 @@ ROWS = (
     "alit.attention_maps alit.programs alit.training.initialization alit.losses",
     "alit.training alit.evaluation alit.export",
     "alit.demo",
+    "alit.analysis",
     "alit.commands",
     "alit.cli",
     "alit.__main__",

@@ -3,7 +3,7 @@
 from .calibration import Calibration, calibrate, usual_limits
 from .evaluate import evaluate
 from .labeled import Labeled, labeled
-from .learned import Networks, networks
+from .learned import Networks, classifier, networks
 from .metrics import thumbnail, thumbnail_side
 from .probe import LengthAccuracy, Probe, probe
 from .results import Evaluation, LengthQuality, Quality
@@ -20,6 +20,7 @@ __all__ = [
     "Probe",
     "Quality",
     "calibrate",
+    "classifier",
     "drawings",
     "evaluate",
     "labeled",

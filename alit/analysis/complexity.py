@@ -1,0 +1,142 @@
+"""Complexity: whether pictures that people find busy, or that files find long, take more tokens."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..demo.sheet import Tile
+from ..images import to_image
+from ..tokenizer import AdaptiveTokenizer
+from .gallery import Gallery
+from .inputs import Pictures
+from .rollouts import lengths, reconstructions, tokens_needed
+from .statistics import Interval, spearman
+
+#: Errors at which tokens are counted.
+THRESHOLDS = (0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)
+#: Of the JPEG files whose sizes are a yardstick.
+JPEG_QUALITY = 90
+#: Plain pictures, and busy ones, on the sheet.
+SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Tokens until L1 is below ``max_l1``.
+
+    Attributes:
+        tokens, met: means; the share of pictures for which some length gets there. The others count with all tokens.
+        scores: Spearman of tokens with people's scores; None where there are none.
+        scores_given_first: the partial one, given L1 after the first iteration: what further iterations know.
+        jpeg, entropy: Spearman of tokens with the size of a JPEG file, and with the entropy of grey levels.
+    """
+
+    max_l1: float
+    tokens: float
+    met: float
+    scores: Interval | None
+    scores_given_first: Interval | None
+    jpeg: Interval
+    entropy: Interval
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: ``l1`` after each iteration, bytes as JPEG, bits of grey entropy, and its score, if it has one."""
+
+    name: str
+    l1: list[float]
+    jpeg: int
+    entropy: float
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """``jpeg``, ``entropy``, ``first``: yardsticks, Spearman of people's scores with them and with L1 after the first
+    iteration; None where there are no scores."""
+
+    thresholds: list[Threshold]
+    jpeg: Interval | None
+    entropy: Interval | None
+    first: Interval | None
+    pictures: list[Picture]
+
+
+def jpeg_sizes(levels: Tensor) -> list[int]:
+    """Bytes of each picture (N, 3, height, width) uint8 as a JPEG file of quality 90."""
+    sizes = []
+    for picture in levels:
+        file = io.BytesIO()
+        to_image(picture.float() / 255).save(file, "JPEG", quality=JPEG_QUALITY)
+        sizes.append(file.tell())
+    return sizes
+
+
+def grey_entropy(levels: Tensor) -> list[float]:
+    """Bits a pixel of the histogram of 256 grey levels of each picture (N, 3, height, width) uint8."""
+    found = []
+    for picture in levels:
+        grey = to_image(picture.float() / 255).convert("L")
+        share = torch.tensor(grey.histogram(), dtype=torch.float64) / (grey.width * grey.height)
+        found.append(float(torch.special.entr(share).sum()) / torch.log(torch.tensor(2.0)).item())
+    return found
+
+
+def complexity(
+    pictures: Pictures,
+    errors_NK: Tensor,
+    lengths: Sequence[int],
+    scores: Sequence[float] | None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    seed: int = 0,
+) -> Complexity:
+    """Of errors as :func:`alit.analysis.rollouts.errors` gives them."""
+    jpeg, entropy = jpeg_sizes(pictures.levels), grey_entropy(pictures.levels)
+    first = errors_NK[:, 0].numpy()
+    found = []
+    for limit in thresholds:
+        tokens, met = tokens_needed(errors_NK, lengths, limit)
+        of_scores = None if scores is None else spearman(tokens, scores, seed=seed)
+        given = None if scores is None else spearman(tokens, scores, given=first, seed=seed)
+        found.append(
+            Threshold(
+                *(limit, float(tokens.double().mean()), float(met.double().mean())),
+                *(of_scores, given),
+                *(spearman(tokens, x, seed=seed) for x in (jpeg, entropy)),
+            )
+        )
+    yardsticks: list[Interval | None] = [None] * 3
+    if scores is not None:
+        yardsticks = [spearman(scores, x, seed=seed) for x in (jpeg, entropy, first)]
+    each = [None] * len(pictures) if scores is None else scores
+    rows = zip(pictures.names, errors_NK.tolist(), jpeg, entropy, each, strict=True)
+    jpeg_r, entropy_r, first_r = yardsticks
+    return Complexity(found, jpeg_r, entropy_r, first_r, [Picture(*row) for row in rows])
+
+
+def gallery(
+    model: AdaptiveTokenizer, pictures: Pictures, errors_NK: Tensor, limit: float
+) -> Gallery:
+    """The plainest and the busiest pictures, by tokens and then by error, and what so many tokens show of them."""
+    tokens, met = tokens_needed(errors_NK, lengths(model), limit)
+    order = sorted(range(len(tokens)), key=lambda n: (int(tokens[n]), float(errors_NK[n].min())))
+    each = min(SHOWN, len(order) // 2)
+    rows = []
+    for title, chosen in (("plainest", order[:each]), ("busiest", order[-each:])):
+        images = pictures.levels[chosen].float() / 255
+        shown = reconstructions(model, images)
+        steps = (tokens[chosen] // model.config.latents_per_iteration - 1).tolist()
+        above, below = [Tile(title)], [Tile("what they show")]
+        for b, (n, step) in enumerate(zip(chosen, steps, strict=True)):
+            count = f"{int(tokens[n])} tokens" if met[n] else f"more than {int(tokens[n])}"
+            above.append(Tile(count, images[b]))
+            below.append(Tile(f"L1 {float(errors_NK[n, step]):.3f}", shown[step][b]))
+        rows += [above, below]
+    return Gallery(f"The plainest and the busiest pictures, at L1 below {limit:g}", rows, 2)

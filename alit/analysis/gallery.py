@@ -1,0 +1,23 @@
+"""Pictures in rows with captions: drawn on one sheet, or laid out on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..demo.sheet import Tile, sheet
+from ..images import save_image
+
+
+class Gallery(NamedTuple):
+    """Rows of tiles, as long as each other; so many belong together."""
+
+    title: str
+    rows: Sequence[Sequence[Tile]]
+    together: int = 1
+
+    def save(self, path: Path) -> None:
+        """All of it on one PNG."""
+        titles = [self.title, *[""] * (len(self.rows[0]) - 1)]
+        save_image(sheet(titles, self.rows, together=self.together), path)

@@ -1,0 +1,67 @@
+"""What a model shows of pictures after each iteration, and how far off it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..pixel_errors import l1_of
+from ..tokenizer import AdaptiveTokenizer
+from .inputs import batches
+
+#: Called with pictures and reconstructions after each iteration: (B, 3, height, width) each, on the CPU.
+Watch = Callable[[Tensor, list[Tensor]], None]
+
+
+@torch.no_grad()
+def errors(
+    model: AdaptiveTokenizer,
+    levels: Tensor,
+    *,
+    batch_size: int = 8,
+    watch: Watch | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Mean absolute pixel error (L1) of each picture after each iteration, as :class:`alit.MaxL1` has it.
+
+    Args:
+        levels: (N, 3, height, width) uint8.
+        on_batch: called with the number of pictures done.
+
+    Returns:
+        (N, iterations) float32, on the CPU.
+    """
+    found: list[Tensor] = []
+    for images in batches(levels, batch_size):
+        shown = reconstructions(model, images)
+        found.append(torch.stack([l1_of(pixels, images) for pixels in shown], dim=1))
+        if watch is not None:
+            watch(images, shown)
+        if on_batch is not None:
+            on_batch(sum(map(len, found)))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def reconstructions(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
+    """After each iteration (B, 3, height, width), about [0, 1], not clamped; on the CPU."""
+    shown = []
+    for iteration in model.rollout(images.to(model.latent_tokens.device)):
+        assert iteration.prediction is not None
+        shown.append(model.pixels(iteration.prediction).cpu())
+    return shown
+
+
+def lengths(model: AdaptiveTokenizer) -> list[int]:
+    """Tokens after each iteration."""
+    config = model.config
+    return [config.latents_per_iteration * (i + 1) for i in range(config.iterations)]
+
+
+def tokens_needed(errors_NK: Tensor, lengths: Sequence[int], limit: float) -> tuple[Tensor, Tensor]:
+    """(N,) int64 tokens of the first iteration whose error is below ``limit``, all where none is; (N,) bool: is one?"""
+    met = errors_NK < limit
+    first = torch.where(met.any(1), met.int().argmax(1), errors_NK.shape[1] - 1)
+    return torch.tensor(lengths)[first], met.any(1)

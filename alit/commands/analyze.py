@@ -1,0 +1,98 @@
+"""``alit analyze``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..analysis import THRESHOLDS, Analysis
+from ..analysis import analyze as run
+from ..analysis.page import page, verdicts
+from ..atomic_files import replacing
+from ..console import console, counted, fail, printable
+from ..devices import choose
+from ..evaluation import classifier
+from ..images import MAX_MEGAPIXELS
+from . import options
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(help="Model file, or the name of shipped weights.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for page, pictures and analysis.json.")
+    ],
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="CSV file of people's judgement: columns file and complexity."),
+    ] = None,
+    segments: Annotated[
+        Path | None, typer.Option(help="Folder of people's segments: NAME.png for each picture.")
+    ] = None,
+    out_of_domain: Annotated[
+        Path | None, typer.Option(help="A second folder of pictures, of another kind.")
+    ] = None,
+    max_l1: Annotated[
+        list[float] | None,
+        typer.Option("--max-l1", help="Errors at which tokens are counted; several. 0.04 to 0.1."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="So many pictures of a folder, the first by name.", min=1)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    recursive: options.Recursive = True,
+    max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
+    device: options.Device = "auto",
+) -> None:
+    """Show on a page what the number of tokens follows, and what tokens know of a picture.
+
+    Complexity and familiarity; with a classifier (alit[perceptual]) what reconstructions still show; with segments what
+    tokens look at. Each is held against something that knows nothing.
+
+        alit analyze nano --data photos -o analysis
+
+        alit analyze nano --data photos --scores scores.csv --segments segments --out-of-domain drawings -o analysis
+
+    Intervals come from draws of the pictures: a hundred pictures or more say something.
+    """
+    networks = classifier(choose(device))
+    loaded = options.load(model, device)
+    with console.status("reading pictures") as status:
+        result = run(
+            *(loaded, data),
+            scores=scores,
+            segments=segments,
+            out_of_domain=out_of_domain,
+            networks=networks,
+            thresholds=max_l1 or THRESHOLDS,
+            limit=limit,
+            recursive=recursive,
+            batch_size=batch_size,
+            max_megapixels=max_megapixels,
+            seed=seed,
+            on_progress=status.update,
+        )
+        _write(output, model, result)
+    for verdict in verdicts(result).values():
+        console.out(verdict)
+    for line in result.left_out:
+        console.out(f"left out {printable(line)}")
+    console.out(f"{printable((output / 'index.html').resolve())}: open it in a browser")
+    if result.skipped:
+        fail("\n  ".join([f"{counted(len(result.skipped), 'file')} skipped:", *result.skipped]))
+
+
+def _write(folder: Path, model: str, result: Analysis) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "analysis.json") as file:
+        file.write_text(
+            json.dumps({"model": model, **result.numbers()}, indent=1, allow_nan=False) + "\n"
+        )
+    for name, gallery in result.galleries.items():
+        gallery.save(folder / f"{name}.png")
+    with replacing(folder / "index.html") as file:
+        file.write_text(page(printable(model), result), encoding="utf-8")
