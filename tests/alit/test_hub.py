@@ -109,7 +109,7 @@ def test_what_is_here_comes_first(here: Path, hub: Hub, content: bytes) -> None:
 
 def test_commands(here: Path, hub: Hub, content: bytes) -> None:
     hub.add("me/model", content)
-    assert run("export", "me/model", "small.safetensors").exit_code == 0
+    assert run("compact", "me/model", "small.safetensors").exit_code == 0
     assert AdaptiveTokenizer.from_pretrained("small.safetensors").config == model().config
     refused(run("encode", "x.png", "-o", "x.alit", "--model", "me/other"), "me/other: neither a f")
 
@@ -264,6 +264,6 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = r"models on the Hugging Face Hub need huggingface_hub: pip install 'alit\[hub\]'"
     with pytest.raises(FileNotFoundError, match=f"^me/model: no such file; {needed}$"):
         AdaptiveTokenizer.from_pretrained("me/model")
-    refused(run("export", "me/model", "x.safetensors"), "error: me/model: no such file; models on")
+    refused(run("compact", "me/model", "x.safetensors"), "error: me/model: no such file; models on")
     with pytest.raises(ModuleNotFoundError, match=f"^{needed}$"):
         model().push_to_hub("me/model")

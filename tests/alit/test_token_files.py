@@ -34,7 +34,8 @@ def photos(here: Path) -> None:
 
 
 def write(lengths: list[int]) -> None:
-    tokens = TokenSequence(torch.tensor(lengths), indices=torch.zeros(sum(lengths)).long())
+    counts = torch.tensor(lengths, dtype=torch.int64)
+    tokens = TokenSequence(counts, indices=torch.zeros(sum(lengths)).long())
     FILE.write_bytes(tokens.to_bytes(model().identity()))
 
 

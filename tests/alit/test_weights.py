@@ -11,7 +11,7 @@ import safetensors
 import torch
 from PIL import Image
 
-from alit import AdaptiveTokenizer, FixedLength, TokenSequence
+from alit import AdaptiveTokenizer, FixedLength, MaxL1, TokenSequence
 from alit.demo import photographs
 from alit.demo.measure import measure
 from alit.model_file import SHIPPED
@@ -71,6 +71,17 @@ def test_they_beat_a_thumbnail_and_more_tokens_do_not_hurt(name: str) -> None:
     ours, theirs = measured.l1.mean(1), measured.thumbnail_l1.mean(1)
     assert (ours < theirs).all(), (ours, theirs)
     assert (ours[1:] < 1.01 * ours[:-1]).all(), ours
+
+
+@torch.no_grad()
+def test_one_color_takes_few_tokens() -> None:
+    m = AdaptiveTokenizer.from_pretrained("nano")
+    colors = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(3))
+    images = colors.expand(-1, -1, *m.config.image_size)
+    tokens = m.encode(images, MaxL1(0.02))
+    shown = m.decode(tokens)
+    assert isinstance(shown, torch.Tensor)
+    assert tokens.lengths.max() <= 8 and (shown - images).abs().mean() < 0.01
 
 
 @torch.no_grad()
