@@ -280,10 +280,14 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
+def to_levels(pixels: Tensor) -> Tensor:
+    """Of any shape, clamped to [0, 1] and rounded to 8 bits: uint8."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def to_image(pixels: Tensor) -> Image.Image:
     """(3, height, width), clamped to [0, 1] and rounded to 8 bits."""
-    levels = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(to_levels(pixels.detach().float()).permute(1, 2, 0).cpu().numpy())
 
 
 def save_image(image: Image.Image, path: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..demo.sheet import Tile
+from ..images import to_levels
 from ..tokenizer import AdaptiveTokenizer
 from .complexity import jpeg_sizes
 from .gallery import Gallery
-from .inputs import Pictures, to_levels
+from .inputs import Pictures
 from .rollouts import errors, reconstructions, tokens_needed
 from .statistics import Interval, more
 

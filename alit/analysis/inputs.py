@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..console import printable
 from ..folders import in_folder
-from ..images import MAX_MEGAPIXELS, load, upright
+from ..images import MAX_MEGAPIXELS, load, to_levels, upright
 
 #: Pictures that a correlation needs.
 FEWEST = 3
@@ -49,11 +49,6 @@ def batches(levels: Tensor, size: int) -> Iterator[Tensor]:
     """(B, 3, height, width) float32 in [0, 1], at most ``size`` at a time, of (N, 3, height, width) uint8."""
     for part in levels.split(size):
         yield part.float() / 255
-
-
-def to_levels(pixels: Tensor) -> Tensor:
-    """Clamped to [0, 1] and rounded to 8 bits: uint8."""
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def read_pictures(

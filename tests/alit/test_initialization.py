@@ -159,7 +159,8 @@ def test_as_good_as_a_plain_coder(lapped: bool) -> None:
         for own, plain in zip(*found, strict=True):
             assert own <= 1.03 * plain, iteration.index
         errors.append(float(found[0][0]))
-    assert errors[3] < 0.3 * errors[0] < 0.15 * float(true.square().mean()), errors
+    assert errors[3] < 0.3 * errors[0], errors
+    assert errors[3] < 0.1 * float(true.square().mean()), errors
 
 
 @torch.no_grad()

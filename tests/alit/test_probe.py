@@ -296,7 +296,7 @@ def test_pictures_that_cannot_be_read_are_named(folder: Path) -> None:
         ("--data data --lengths 3,13", "lengths: expected an integer in [1, 12], got 13"),
         ("--data data --lengths 0", "lengths: expected an integer in [1, 12], got 0"),
         ("--data data --lengths 4", "lengths: expected a multiple of 3, whole iterations"),
-        ("--data data --lengths 3,x", "lengths: expected numbers like 32,64, got '3,x'"),
+        ("--data data --lengths 3,x", "lengths: expected numbers such as 32,64,256, got '3,x'"),
         ("--data data -o data", "data: expected a file or nothing there, found a folder"),
         ("--data data --plot no/x.png", "no: no such folder"),
         ("--data data --device gpu", "got 'gpu'"),
