@@ -22,9 +22,7 @@ ENCODER_MATCH, DECODER_MATCH = 10.0, 15.0
 ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
 #: Logits, fitted to photographs, lost by a latent of iteration 0 that is so many rows, or pairs of columns, from the
 #: query's pair; by those farther away; and by the class token, which says that a pair is like the whole image.
-#: The last is 9 in effect, at a width of 128: normalisation makes queries larger by 1 / sqrt(1 - 3 / width), and their
-#: preference against the class token is a small difference of large logits. ``shares`` does not know that.
-ROWS_AWAY, PAIRS_AWAY, FARTHEST, NOTHING = (0.0, 7.0, 8.2, 11.0), (0.0, 7.5, 8.5), 20.0, 7.0
+ROWS_AWAY, PAIRS_AWAY, FARTHEST, NOTHING = (0.0, 7.0, 8.2, 11.0), (0.0, 7.5, 8.5), 20.0, 9.0
 #: Logit by which a query prefers the class token to tokens of the whole image: it then gets the sum of these, scaled.
 SUMMED = math.log(100)
 #: An image token's constant beside its base tokens: it is normalised, and so they nearly keep their magnitudes.
@@ -34,6 +32,13 @@ CONSTANT = 12.0
 FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 16
 #: Deviations of the weights and offsets of the tanh's other inputs, of which the fit of the last layer makes use.
 CURVED, OFFSET = 0.25, 0.7
+
+
+def size_of(width: int, flags: int) -> float:
+    """A flag of 1 in a normalised token that has so many, less an unused channel: a small difference of large logits
+    decides who attends to the class token, and so it is exact.
+    """
+    return math.sqrt(width / flags / (1 - flags / width))
 
 
 class Roles:
@@ -214,13 +219,13 @@ def write_whole_encoder(model: AdaptiveTokenizer, roles: Roles, projection: Tens
     head, width = roles.whole(model.encoder), model.config.encoder.width
     queries, keys = torch.zeros(2, width), torch.zeros(2, width)
     keys[0, roles.is_image], keys[1, roles.is_class] = (
-        1 / math.sqrt(width / 4),
-        1 / math.sqrt(width),
+        1 / size_of(width, 4),
+        1 / size_of(width, 1),
     )
     # All but the latents of pairs prefer the class token.
     bias = ENCODER_MATCH * torch.tensor([1.0, 2.0])
-    queries[1, roles.iterations.start] = -bias[1] / math.sqrt(width / 3)
-    queries[1, roles.is_whole] = bias[1] / math.sqrt(width / 3)
+    queries[1, roles.iterations.start] = -bias[1] / size_of(width, 3)
+    queries[1, roles.is_whole] = bias[1] / size_of(width, 3)
     head.match(queries, keys, bias, roles)
     _fetch(model, roles, head, -projection)
 
@@ -230,14 +235,14 @@ def _fetch(model: AdaptiveTokenizer, roles: Roles, head: _Head, projection: Tens
     config = model.config
     ones = torch.ones(1, config.base.latent_channels, 1, 1)
     seen = model.base_tokenizer.tokens(ones).tokens_BCHW.flatten()
-    seen = seen * math.sqrt(config.encoder.width / 4) / CONSTANT
+    seen = seen * size_of(config.encoder.width, 4) / CONSTANT
     head.carry(projection * FETCHED / seen, roles.base, roles)
     head.out[roles.content, : len(projection)] = torch.eye(config.code_dim)[:, : len(projection)]
 
 
 def apart(config: AdaptiveTokenizerConfig) -> float:
     """The channel of its own that a token of the whole image has beside what it says, in what is quantized."""
-    return math.sqrt(config.encoder.width / 3) / FETCHED
+    return size_of(config.encoder.width, 3) / FETCHED
 
 
 def write_decoder(model: AdaptiveTokenizer, roles: Roles, iteration: int, inverse: Tensor) -> None:
@@ -245,7 +250,7 @@ def write_decoder(model: AdaptiveTokenizer, roles: Roles, iteration: int, invers
     config, heads = model.config, roles.heads(model.decoder, iteration)
     _ask_latents(heads, roles, iteration, config)
     for each, own in zip(heads, inverse.chunk(PAIR), strict=True):
-        _collect(model, roles, each, own / math.sqrt(config.decoder.width / 3))
+        _collect(model, roles, each, own / size_of(config.decoder.width, 3))
 
 
 def write_whole_decoder(model: AdaptiveTokenizer, roles: Roles, inverse: Tensor) -> None:
@@ -254,10 +259,11 @@ def write_whole_decoder(model: AdaptiveTokenizer, roles: Roles, inverse: Tensor)
     queries, keys = torch.zeros(2, width), torch.zeros(2, width)
     # All others have a row. Where a logit is not 0 it may differ a little, where it decides between two it may not.
     rows = slice(roles.place.start, roles.place.start + roles.grid[0])
-    keys[0, rows], keys[1, roles.is_class] = -1 / math.sqrt(width / 3), 1 / math.sqrt(width)
+    keys[0, rows], keys[1, roles.is_class] = -1 / size_of(width, 3), 1 / size_of(width, 1)
     head.match(queries, keys, torch.tensor([DECODER_MATCH, SUMMED]), roles)
-    norm = math.sqrt(2 + (EMBEDDED * apart(model.config)) ** 2)
-    _collect(model, roles, head, inverse * (math.exp(SUMMED) + WHOLE) * norm / math.sqrt(width))
+    own = EMBEDDED * apart(model.config)
+    size = math.sqrt(width / (2 + own**2 - (2 + own) ** 2 / width))
+    _collect(model, roles, head, inverse * (math.exp(SUMMED) + WHOLE) / size)
 
 
 def _collect(model: AdaptiveTokenizer, roles: Roles, head: _Head, inverse: Tensor) -> None:
@@ -275,7 +281,7 @@ def _ask_image_tokens(
     """Fresh latents attend to their pair: by row, column and that it is an image token; all others to the class."""
     height, across = roles.grid
     width = config.encoder.width
-    of_image, of_latent, of_class = (math.sqrt(width / x) for x in (4, 3, 1))
+    of_image, of_latent, of_class = (size_of(width, x) for x in (4, 3, 1))
     for side, head in enumerate(heads):
         queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
         bias = torch.zeros(len(keys))
@@ -295,7 +301,7 @@ def _ask_latents(
     """Queries attend to the latent that describes them: by row, column of the pair and iteration; else to the class."""
     height, across = roles.grid
     width = config.decoder.width
-    of_token, of_class = math.sqrt(width / 3), math.sqrt(width)
+    of_token, of_class = size_of(width, 3), size_of(width, 1)
     column = torch.arange(across)
     for side, head in enumerate(heads):
         queries, keys = (torch.zeros(height + across + 2, width) for _ in range(2))
