@@ -49,7 +49,8 @@ RUN ?= weights_run
 weights: setup
 	test -n "$(DATA)" || { echo "DATA: expected a folder of photographs (make weights DATA=photos)"; exit 1; }
 	$(BIN)/alit train nano/1-coder --data $(DATA) --output $(RUN)/coder --resume
-	$(BIN)/alit train nano/2-length --start-from $(RUN)/coder/model.safetensors --data $(DATA) --output $(RUN)/length --resume
+	$(BIN)/alit train nano/2-filter --start-from $(RUN)/coder/model.safetensors --data $(DATA) --output $(RUN)/filter --resume
+	$(BIN)/alit train nano/3-length --start-from $(RUN)/filter/model.safetensors --data $(DATA) --output $(RUN)/length --resume
 	mkdir -p alit/weights
 	$(BIN)/alit compact $(RUN)/length/model.safetensors alit/weights/nano.safetensors
 

@@ -223,6 +223,7 @@ class AdaptiveTokenizerConfig(Checked):
         any_length: whether parts of an iteration's tokens decode well (by ``tail_drop`` or their start), which criteria
             then may keep.
         length_head: whether there is a network that predicts lengths (:class:`alit.Predicted`).
+        pixel_filter: channels of a network that mends decoded pixels (:mod:`alit.pixel_filter`); 0: there is none.
         quirks: differences from the corrected system.
 
     Raises:
@@ -249,6 +250,7 @@ class AdaptiveTokenizerConfig(Checked):
     halting_threshold: Annotated[float | None, Range(0, math.inf)] = None
     any_length: bool = False
     length_head: bool = False
+    pixel_filter: Annotated[int, Range(0, MAX_SIZE)] = 0
     quirks: Quirks = Quirks()
 
     def __post_init__(self) -> None:
@@ -258,6 +260,10 @@ class AdaptiveTokenizerConfig(Checked):
             raise ValueError(
                 f"image_size: expected (height, width), each a multiple of the base's patch size "
                 f"{self.base.patch_size}, got {shown(size)}"
+            )
+        if self.pixel_filter and self.base.patch_size % 2:
+            raise ValueError(
+                f"pixel_filter: expected 0 with patches of {self.base.patch_size} pixels, an odd number"
             )
         if self.encoder.width <= self.base.latent_channels:
             raise ValueError(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .base import BaseTokens
-from .criteria import CodeError
 from .iteration import Bottleneck, Iteration
-from .length_head import KINDS, curve_lengths, features_of
+from .length_head import KINDS, curve_lengths, features_of, of_patches
 from .model import AdaptiveModel
-from .pixel_errors import l1_of, relative_l1_of
+from .pixel_errors import LEAST_CONTRAST, contrast_of
 from .prediction import predicted_l1
 from .rollout import Rollout, rollouts_of
 
@@ -23,14 +21,20 @@ class Curves(NamedTuple):
     """Of some images.
 
     Attributes:
-        features_BF: of the first iteration, for the length head.
-        errors_BKP: of each kind (``KINDS``) at each of the lengths that were measured.
+        features_BNF: of the first iteration, for the length head.
+        patches_BKPN: errors of each kind (``KINDS``) at each of the lengths that were measured, in the patch of each
+            image token.
         bottlenecks: the latents read out after each iteration.
     """
 
-    features_BF: Tensor
-    errors_BKP: Tensor
+    features_BNF: Tensor
+    patches_BKPN: Tensor
     bottlenecks: list[Bottleneck]
+
+    @property
+    def errors_BKP(self) -> Tensor:
+        """Of the whole images."""
+        return self.patches_BKPN.mean(-1)
 
 
 @torch.no_grad()
@@ -55,26 +59,29 @@ def measured(
         rollout = Rollout(model, rollout, base=base, predict_at=(), generator=generator)
     for iteration in rollout:
         if not features:
-            features.append(features_of(iteration))
+            features.append(features_of(iteration, model.base_tokenizer))
         own = range(
             iteration.num_tokens - model.config.latents_per_iteration + 1, iteration.num_tokens + 1
         )
         errors += [_errors(iteration, model, length) for length in lengths if length in own]
         bottlenecks.append(iteration.bottleneck)
-    return Curves(features[0], torch.stack(errors, -1), bottlenecks)
+    return Curves(features[0], torch.stack(errors, 2), bottlenecks)
 
 
 def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
-    """(B, kinds) of the first tokens."""
+    """(B, kinds, N) of the first tokens."""
+    base, images = iteration.base, iteration.images.float()
     codes_BLC = iteration.bottleneck.codes_BLC[:, :length]
-    prediction = model.predict(codes_BLC, iteration.base.target_BN, places=iteration.places)
-    pixels, images = model.pixels(prediction), iteration.images
+    prediction = model.predict(codes_BLC, base.target_BN, places=iteration.places)
+    pixels = model.pixels(prediction).float()
+    grid = base.tokens_BCHW.shape[2], base.tokens_BCHW.shape[3]
+    contrast_B1 = contrast_of(images).clamp(min=LEAST_CONTRAST)[:, None]
     found = {
-        "l1": l1_of(pixels, images),
-        "code_error": CodeError(0.0).error(replace(iteration, prediction=prediction), model),
-        "relative_l1": relative_l1_of(pixels, images),
+        "l1": of_patches((pixels - images).abs(), grid),
+        "code_error": (prediction.code_BNC - base.code_BNC).float().abs().mean(2),
+        "relative_l1": of_patches((pixels.clamp(0, 1) - images).abs(), grid) / contrast_B1,
     }
-    return torch.stack([found[kind].float() for kind in KINDS], 1)
+    return torch.stack([found[kind] for kind in KINDS], 1)
 
 
 @torch.no_grad()
@@ -89,6 +96,6 @@ def l1_curves(model: AdaptiveModel, images: Sequence[Tensor]) -> Tensor:
         if model.length_head is None:
             errors_BP = measured(model, rollout).errors_BKP[:, KINDS.index("l1")].cpu()
         else:
-            errors_BP = predicted_l1(next(rollout), model.length_head)
+            errors_BP = predicted_l1(next(rollout), model)
         curves |= zip(numbers, errors_BP, strict=True)
     return torch.stack([curves[number] for number in range(len(images))])

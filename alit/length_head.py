@@ -6,22 +6,22 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, softplus
+from torch.nn.functional import avg_pool2d, gelu, pad
 
-from .base.dct import YCBCR
+from .base.dct import YCBCR, DCTBase
+from .base.interface import BaseTokenizer, to_grid, to_rows
 from .config import AdaptiveTokenizerConfig
 from .iteration import Iteration
 from .pixel_errors import LEAST_CONTRAST, contrast_of
+from .sizes import Grid
 
 #: What is predicted, in this order: errors as MaxL1, CodeError and RelativeL1 have them.
 KINDS = ("l1", "code_error", "relative_l1")
-HIDDEN = 128
-#: Scales at which neighbouring pixels are compared: each pixel, means of 2 x 2, of 4 x 4.
-SCALES = (1, 2, 4)
-#: Sides of the blocks whose means, enlarged again, the picture is compared with.
-BLOCKS = (2, 4, 8, 16, 32)
-#: Beyond so many standard deviations a feature counts as that many: no picture is far from those that were learned.
+HIDDEN = 256
+#: Beyond so many standard deviations a feature counts as that many: no place is far from those that were learned.
 FARTHEST = 6.0
+#: Added to a feature before its logarithm.
+LEAST = 1e-3
 
 
 def curve_lengths(config: AdaptiveTokenizerConfig) -> tuple[int, ...]:
@@ -33,10 +33,10 @@ def curve_lengths(config: AdaptiveTokenizerConfig) -> tuple[int, ...]:
 
 
 class LengthHead(nn.Module):
-    """Features of the first iteration -> two layers -> for each kind of error a curve that falls with the length.
+    """Features of an image token -> two layers -> for each kind of error that of its patch at each length.
 
-    A curve is its first value and decrements above 0, of logarithms of errors; that of relative errors is shifted by
-    the contrast, which is known. ``alit train --stage length`` fits it.
+    An image's error is the mean of its patches'. Logarithms are predicted; those of relative errors are shifted by the
+    image's contrast, which is known. ``alit train --stage length`` fits the layers to the errors of patches.
 
     Attributes:
         lengths: numbers of tokens at which the curves have values (P of them).
@@ -48,10 +48,11 @@ class LengthHead(nn.Module):
     def __init__(self, config: AdaptiveTokenizerConfig) -> None:
         super().__init__()
         self.lengths = curve_lengths(config)
-        count = 3 * config.encoder.width + config.base.latent_channels
-        count += 6 * len(SCALES) + 6 * len(BLOCKS) + 1
-        if config.recurrence == "residual" and config.iterations > 1:
-            count += config.base.latent_channels + 1
+        count = 2 * config.base.latent_channels + 3
+        if decodes_at_once(config):
+            count += 2 * config.base.latent_channels
+        if config.base.kind == "dct":
+            count += 1 + decodes_at_once(config)
         self.hidden = nn.Linear(count, HIDDEN)
         self.out = nn.Linear(HIDDEN, len(KINDS) * len(self.lengths))
         self.mean: Tensor
@@ -63,57 +64,67 @@ class LengthHead(nn.Module):
         self.register_buffer("margin", torch.zeros(len(KINDS)))
         self.register_buffer("pictures", torch.zeros(()))
 
-    def forward(self, features_BF: Tensor) -> Tensor:
-        """Logarithms of errors (B, kinds, P), without margin."""
-        normal_BF = (features_BF.to(self.mean) - self.mean) / self.std
-        hidden = nn.functional.gelu(self.hidden(normal_BF.clamp(-FARTHEST, FARTHEST)))
-        values = self.out(hidden).float().unflatten(1, (len(KINDS), -1))
-        curves = torch.cat([values[..., :1], -softplus(values[..., 1:])], -1).cumsum(-1)
-        return curves + shift_of(features_BF)
+    def forward(self, features_BNF: Tensor) -> Tensor:
+        """Logarithms of images' errors (B, kinds, P), which do not rise, without margin."""
+        errors_BNKP = self.of_patches(features_BNF)
+        curves = errors_BNKP.logsumexp(1) - math.log(errors_BNKP.shape[1])
+        return curves.cummin(-1).values
+
+    def of_patches(self, features_BNF: Tensor) -> Tensor:
+        """Logarithms of patches' errors (B, N, kinds, P)."""
+        normal = ((features_BNF.to(self.mean) - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        values = self.out(gelu(self.hidden(normal))).float()
+        return values.unflatten(2, (len(KINDS), -1)) + shift_of(features_BNF)[..., None]
 
 
-def shift_of(features_BF: Tensor) -> Tensor:
-    """Of the curves (B, kinds, 1): of a relative error the logarithm of 1 / contrast, the last feature; of others 0."""
-    shift_B = -features_BF[:, -1].float().clamp(min=math.log(LEAST_CONTRAST))
-    return torch.stack([shift_B if kind == "relative_l1" else 0 * shift_B for kind in KINDS], 1)[
-        ..., None
+def shift_of(features_BNF: Tensor) -> Tensor:
+    """Of errors (B, 1, kinds): of a relative one the logarithm of 1 / contrast, of which the last feature is the
+    logarithm; of others 0.
+    """
+    shift_B = -features_BNF[:, 0, -1].float().clamp(min=math.log(LEAST_CONTRAST))
+    return torch.stack([shift_B if kind == "relative_l1" else 0 * shift_B for kind in KINDS], -1)[
+        :, None
     ]
 
 
-def features_of(first: Iteration) -> Tensor:
-    """(B, F) float32 of the first iteration: what the encoder found, and how busy the picture is.
+def decodes_at_once(config: AdaptiveTokenizerConfig) -> bool:
+    """Whether the tokens of the first iteration are decoded before the second."""
+    return config.recurrence == "residual" and config.iterations > 1
 
-    The class token, the means of image tokens and of latents; logarithms of the mean absolute value of each channel of
-    the base tokens; for luma and both chroma planes, logarithms of the mean absolute differences of pixels to the right
-    and below at three scales, of the mean and root mean square error of five thumbnails; where the
-    decoder has made a code of the tokens already, of its error in each channel and in all; of the contrast.
+
+def features_of(first: Iteration, base_tokenizer: BaseTokenizer) -> Tensor:
+    """(B, N, F) float32 of the first iteration, for each of N image tokens; all logarithms.
+
+    The magnitude of each channel of its base token, and its mean over the token and those around; where the decoder has
+    made a code of the tokens already, the same of what that misses; the mean absolute differences of luma to the right
+    and below in its patch; with a DCT base, whose pixels are cheap, the errors in the patch of what the base tokens
+    give and of what the decoder's code gives, if it is there; the image's contrast.
     """
-    images = first.images.float()
-    red, green, blue = images.unbind(1)  # by numbers of the host: nothing waits for the device
-    planes = torch.stack([r * red + g * green + b * blue for r, g, b in YCBCR], 1)
-    sizes = [first.base.tokens_BCHW.float().abs().mean((2, 3))]
-    for scale in SCALES:
-        coarse = _means(planes, scale)
-        for dim in (2, 3):
-            steps = coarse.diff(dim=dim).abs().flatten(2)
-            sizes.append(steps.sum(2) / max(1, steps.shape[2]))
-    for side in BLOCKS:
-        size = planes.shape[2:]
-        errors = (planes - interpolate(_means(planes, side), size, mode="bilinear")).flatten(2)
-        sizes += [errors.abs().mean(2), errors.square().mean(2).sqrt()]
+    images, base = first.images.float(), first.base
+    grid = base.tokens_BCHW.shape[2], base.tokens_BCHW.shape[3]
+    codes = [base.code_BNC]
+    sizes = [_magnitudes(base.tokens_BCHW)]
     if first.decoded is not None:
-        missing = (first.decoded.code_BNC - first.base.code_BNC).float().abs().mean(1)
-        sizes += [missing, missing.mean(1, keepdim=True)]
-    tokens_BND = first.image_tokens_BND.float()
-    found = [tokens_BND[:, 0], tokens_BND[:, 1:].mean(1), first.latents_BLD.float().mean(1)]
-    return torch.cat(
-        [*found, (torch.cat([*sizes, contrast_of(images)[:, None]], 1) + 1e-4).log()], 1
-    )
+        codes.append(first.decoded.code_BNC)
+        sizes.append(_magnitudes(to_grid(codes[1] - codes[0], grid)))
+    red, green, blue = images.unbind(1)  # by numbers of the host: nothing waits for the device
+    luma = (red * YCBCR[0][0] + green * YCBCR[0][1] + blue * YCBCR[0][2])[:, None]
+    maps = [pad(luma.diff(dim=2), (0, 0, 0, 1)), pad(luma.diff(dim=3), (0, 1))]
+    if isinstance(base_tokenizer, DCTBase):
+        maps += [base_tokenizer.pixels(code, grid) - images for code in codes]
+    sizes += [of_patches(x.abs(), grid)[..., None] for x in maps]
+    sizes.append(contrast_of(images)[:, None, None].expand(-1, sizes[0].shape[1], 1))
+    return (torch.cat(sizes, 2) + LEAST).log()
 
 
-def _means(planes: Tensor, side: int) -> Tensor:
-    """Of about square blocks of this side, of which there are whole numbers."""
-    if side == 1:
-        return planes
-    height, width = planes.shape[2:]
-    return adaptive_avg_pool2d(planes, (-(-height // side), -(-width // side)))
+def of_patches(x_BCHW: Tensor, grid: Grid) -> Tensor:
+    """Means (B, N) over the channels and pixels of each patch."""
+    patch = x_BCHW.shape[2] // grid[0]
+    return avg_pool2d(x_BCHW.float().mean(1, keepdim=True), patch).flatten(1)
+
+
+def _magnitudes(x_BCHW: Tensor) -> Tensor:
+    """(B, N, 2 C): of each channel here, and on average here and around."""
+    own = x_BCHW.float().abs()
+    around = avg_pool2d(pad(own, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return to_rows(torch.cat([own, around], 1))

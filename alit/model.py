@@ -22,6 +22,7 @@ from .decoder import Decoder
 from .iteration import Bottleneck, HaltingDraw
 from .layers import Transformer, initialize
 from .length_head import LengthHead
+from .pixel_filter import PixelFilter
 from .sizes import Grid, Places, learned_place
 
 
@@ -71,6 +72,7 @@ class AdaptiveModel(nn.Module):
             outputs=self.base_tokenizer.outputs,
         )
         self.length_head = LengthHead(config) if config.length_head else None
+        self.pixel_filter = PixelFilter(config.pixel_filter) if config.pixel_filter else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -224,7 +226,8 @@ class AdaptiveModel(nn.Module):
     def pixels(self, prediction: Prediction) -> Tensor:
         """Images of what is predicted: (B, 3, height, width), about [0, 1], not clamped."""
         grid = self.config.grid if prediction.grid is None else prediction.grid
-        return self.base_tokenizer.pixels(prediction.code_BNC, grid)
+        images = self.base_tokenizer.pixels(prediction.code_BNC, grid)
+        return images if self.pixel_filter is None else self.pixel_filter(images)
 
     def predict_together(
         self,

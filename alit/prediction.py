@@ -72,7 +72,8 @@ class Predicted(Prepared):
     def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
         head = head_of(model, "Predicted")
         kind = KINDS.index(self.kind)
-        curve_BP = head(features_of(first))[:, kind] + head.margin[kind].float()
+        curve_BP = head(features_of(first, model.base_tokenizer))[:, kind]
+        curve_BP = curve_BP + head.margin[kind].float()
         places_B = fewest(curve_BP, float(self.limit))
         step, longest = head.lengths[0], head.lengths[-1]
         lengths_B = ((places_B + 1) * step).clamp(max=longest)
@@ -115,7 +116,7 @@ class Budget(Prepared):
 
     def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
         head = head_of(model, "Budget")
-        errors_BP = predicted_l1(first, head)
+        errors_BP = predicted_l1(first, model)
         return Planned(self.spent(errors_BP, head.lengths), numbers)
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
@@ -132,13 +133,14 @@ def fewest(curve_BP: Tensor, limit: float) -> Tensor:
     return (curve_BP <= bound_B1).int().argmax(1)
 
 
-def predicted_l1(first: Iteration, head: LengthHead) -> Tensor:
+def predicted_l1(first: Iteration, model: AdaptiveModel) -> Tensor:
     """Mean absolute pixel errors (B, P) on the CPU.
 
     Raises:
-        ValueError: a length head that was not trained.
+        ValueError: no length head, or one that was not trained.
     """
-    curve_BP = head(features_of(first))[:, KINDS.index("l1")].exp()
+    head = head_of(model, "Budget")
+    curve_BP = head(features_of(first, model.base_tokenizer))[:, KINDS.index("l1")].exp()
     rows = torch.cat([curve_BP, head.pictures.float().expand(len(curve_BP), 1)], 1).cpu()
     _check_trained(float(rows[0, -1]), "Budget")
     return rows[:, :-1]

@@ -17,7 +17,7 @@ ROWS = (
     "alit.layers alit.published alit.folders alit.sizes alit.fitting alit.codebooks alit.model_card",
     "alit.base alit.decoder alit.sequence alit.model_file",
     "alit.iteration alit.allocation",
-    "alit.length_head",
+    "alit.length_head alit.pixel_filter",
     "alit.model",
     "alit.rollout",
     "alit.criterion alit.admission",

@@ -137,8 +137,10 @@ def discriminator_loss(
 def last_layer(model: AdaptiveTokenizer) -> Parameter:
     """Where gradients are compared: the base decoder's last convolution, as published.
 
-    Where the base is frozen or has no weights: the decoder's last layer, which is the last that is trained.
+    Where the base is frozen or has no weights: the last layer that is trained, of the pixel filter or the decoder.
     """
+    if model.pixel_filter is not None:
+        return model.get_parameter("pixel_filter.last.weight")
     networks = {VQGANBase: "vqgan", KLVAEBase: "vae"}
     if (network := networks.get(type(model.base_tokenizer))) is not None:
         weight = model.base_tokenizer.get_parameter(f"{network}.decoder.conv_out.weight")

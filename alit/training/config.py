@@ -117,6 +117,7 @@ class TrainingConfig:
         train_base: stage 2: train the base tokenizer too.
         train_encoder: stages 1 and 2: False leaves all before the quantizer as it is; codebooks go on. Where a few bits
             stand for many channels, the straight-through gradient asks the encoder to undo what quantization loses.
+        train_decoder: stage 2: False leaves everything as it is, codebooks too, but the model's pixel filter.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the device multiplies faster in it.
         compile: ``torch.compile`` the blocks of encoder and decoder, but for the decoder's last, and a frozen base
             tokenizer's encoder.
@@ -176,6 +177,7 @@ class TrainingConfig:
     discriminator_learning_rate: float | None = None
     train_base: bool = True
     train_encoder: bool = True
+    train_decoder: bool = True
     precision: str = "auto"
     compile: bool = False
     cuda_graph: bool = False
@@ -208,6 +210,9 @@ class TrainingConfig:
             ("iterations_per_step", None, self.cuda_graph, "with cuda_graph"),
             ("base_from", None, started, "where start_from gives the weights"),
             ("initialization", "published", started, "where start_from gives the weights"),
+            ("stage", "2", not self.train_decoder, "without train_decoder"),
+            ("train_encoder", False, not self.train_decoder, "without train_decoder"),
+            ("train_base", False, not self.train_decoder, "without train_decoder"),
         ):
             value = getattr(self, name)
             expect(name, not applies or value == needed, f"{needed!r} {where}", value)

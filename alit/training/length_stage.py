@@ -1,9 +1,9 @@
 """Training of the length head alone: its steps record how errors fall with the number of tokens, the last one fits it.
 
-A step runs the frozen model on a batch and writes features and errors into a table, which checkpoints hold. After the
-last one the head is fitted to nine tenths of the table and its margins to the rest, the first tenth: a function of the
-table and the seed. That tenth is recorded at all lengths, other pictures at the end of each iteration and at one length
-within it, drawn for each step.
+A step runs the frozen model on a batch and writes features and errors of all patches into a table, which checkpoints
+hold. After the last one the head is fitted to nine tenths of the table, to errors of patches and of images, and its
+margins to the rest, the first tenth: a function of the table and the seed. That tenth is recorded at all lengths, other
+images at the end of each iteration and at one length within it, drawn for each step.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from .optimization import MovingAverage, schedule
 from .processes import Processes
 from .stage import Stage, at_four_lengths
 
-#: Of the fit: steps, rows of a step, weight decay, and the learning rate at its peak unless the configuration has one.
-#: Hundreds of features of a thousand pictures: without much decay it learns them by heart.
-FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 800, 256, 5.0, 2e-3
+#: Of the fit: steps, images of a step, weight decay, the learning rate at its peak unless the configuration has one.
+FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 1500, 64, 0.1, 4e-3
+#: Least error of a patch.
+LEAST = 1e-6
 #: Share of predictions that are to be within the limit, of pictures that a length meets.
 WITHIN = 0.9
 #: Limits at which margins are set: quantiles of the errors in the table.
@@ -46,19 +47,23 @@ def add_length_head(model: AdaptiveTokenizer) -> None:
 
 
 class Table(nn.Module):
-    """What was recorded of each picture: features (N, F), logarithms of errors (N, kinds, P), which are known
-    (N, 1, P).
+    """What was recorded of each image: features of its N image tokens (rows, N, F), errors of their patches
+    (rows, N, kinds, P), and which are known (rows, P). Half precision: checkpoints hold it.
     """
 
     features: Tensor
     errors: Tensor
     known: Tensor
 
-    def __init__(self, rows: int, head: LengthHead) -> None:
+    def __init__(self, rows: int, tokens: int, head: LengthHead) -> None:
         super().__init__()
-        self.register_buffer("features", torch.zeros(rows, len(head.mean)))
-        self.register_buffer("errors", torch.zeros(rows, len(KINDS), len(head.lengths)))
-        self.register_buffer("known", torch.zeros(rows, 1, len(head.lengths)))
+        points = len(head.lengths)
+        for name, sizes in (
+            ("features", (rows, tokens, len(head.mean))),
+            ("errors", (rows, tokens, len(KINDS), points)),
+            ("known", (rows, points)),
+        ):
+            self.register_buffer(name, torch.zeros(sizes, dtype=torch.float16))
 
 
 class LengthStage(Stage):
@@ -86,7 +91,7 @@ class LengthStage(Stage):
             layer.reset_parameters()
         super().__init__(model, dataclasses.replace(config, weight_decay=FIT_DECAY), own, self.head)
         self.held_out = rows // 10
-        self.table = Table(rows, self.head).to(own.device)
+        self.table = Table(rows, model.num_image_tokens - 1, self.head).to(own.device)
         self.modules["table"] = self.table
 
     def step(self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]) -> Terms:
@@ -96,10 +101,10 @@ class LengthStage(Stage):
         with self.autocast():
             found = measured(self.model, images, lengths=[self.head.lengths[x] for x in places])
         rows = slice(step * len(images), (step + 1) * len(images))
-        self.table.features[rows] = found.features_BF.float()
-        self.table.errors[rows, :, places] = found.errors_BKP.float().clamp(min=1e-6).log()
-        self.table.known[rows, :, places] = 1
-        means = found.errors_BKP.float().mean((0, 2))
+        self.table.features[rows] = found.features_BNF.half()
+        self.table.errors[rows, :, :, places] = found.patches_BKPN.permute(0, 3, 1, 2).half()
+        self.table.known[rows, places] = 1
+        means = found.errors_BKP.mean((0, 2))
         terms = {"loss": means[0], **dict(zip(KINDS, means, strict=True))}
         return terms | (self._fitted() if step + 1 == self.config.steps else {})
 
@@ -121,47 +126,52 @@ class LengthStage(Stage):
 
     def _fitted(self) -> Terms:
         """Fit the head and its margins; how well."""
-        head, table = self.head, self.table
-        kept = self.held_out
+        head, table, kept = self.head, self.table, self.held_out
+        held = table.features[:kept].float()
         # An error above one at fewer tokens decides nothing.
-        curves = torch.where(table.known > 0, table.errors, torch.inf).cummin(-1).values
-        features, known = table.features[kept:], table.known[kept:]
-        targets = torch.where(known > 0, curves[kept:], 0.0)
-        _start(head, features, (curves - shift_of(table.features))[:kept])
+        curves = table.errors[:kept].float().mean(1).clamp(min=LEAST).log().cummin(-1).values
+        _start(head, table.features[kept:].float(), curves - shift_of(held)[:, 0, :, None])
         optimiser, peak = self.optimisers[self.side], self.config.learning_rate or FIT_RATE
         chance = torch.Generator().manual_seed(self.config.seed)
         for number in range(FIT_STEPS):
-            rows = torch.randint(len(features), (FIT_BATCH,), generator=chance)
-            rows = rows.to(features.device)
-            difference = (head(features[rows]) - targets[rows]).abs() * known[rows]
-            fit = difference.sum() / (known[rows].sum() * len(KINDS))
+            rows = kept + torch.randint(len(table.known) - kept, (FIT_BATCH,), generator=chance)
+            fit = _fit_loss(head, table, rows.to(held.device))
             fit.backward()
             optimiser.step(peak * schedule(number / FIT_STEPS, 0.05))
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         # The last weights: the learning rate has come down to 0.
         self.average = MovingAverage(trained, self.config.ema)
         with torch.no_grad():
-            predicted = head(table.features[:kept])
-            held_out = l1_loss(predicted, curves[:kept])
+            predicted = head(held)
+            held_out = l1_loss(predicted, curves)
             shares = []
             for kind in range(len(KINDS)):
-                margin, share = _margin(predicted[:, kind], curves[:kept, kind])
+                margin, share = _margin(predicted[:, kind], curves[:, kind])
                 head.margin[kind] = margin
                 shares.append(share)
         terms = {f"within_{kind}": share for kind, share in zip(KINDS, shares, strict=True)}
         return {"fit": fit.detach(), "held_out": held_out, **terms}
 
 
+def _fit_loss(head: LengthHead, table: Table, rows: Tensor) -> Tensor:
+    """Mean absolute differences of images' errors, in logarithms, and of patches', over their mean."""
+    known = table.known[rows].float()[:, None]
+    true = table.errors[rows].float().clamp(min=LEAST)
+    found = head.of_patches(table.features[rows].float()).exp()
+    images = (found.mean(1).log() - true.mean(1).log()).abs() * known
+    patches = ((found - true).abs().mean(1) * known).sum((0, 2)) / (true.mean(1) * known).sum(
+        (0, 2)
+    )
+    return images.sum() / (known.sum() * len(KINDS)) + patches.mean()
+
+
 @torch.no_grad()
 def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
-    """Begin with the statistics of the features, and with the mean of the shifted curves for every picture."""
-    head.mean.copy_(features.mean(0))
-    head.std.copy_(features.std(0).clamp(min=1e-3))
+    """Begin with the statistics of the features, and with the mean of the shifted curves for every patch."""
+    head.mean.copy_(features.mean((0, 1)))
+    head.std.copy_(features.flatten(0, 1).std(0).clamp(min=1e-3))
     head.pictures.fill_(len(features))
-    mean = curves.mean(0)
-    drops = (mean[:, :-1] - mean[:, 1:]).clamp(min=1e-4)
-    values = torch.cat([mean[:, :1], drops.expm1().log()], 1)  # the inverse of softplus
-    head.out.bias.copy_(values.flatten())
+    head.out.bias.copy_(curves.mean(0).flatten())
     head.out.weight.mul_(0.1)
 
 

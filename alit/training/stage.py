@@ -124,9 +124,9 @@ def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
 
 
 def freeze_encoder(model: AdaptiveTokenizer) -> None:
-    """All but decoder, codebooks and base tokenizer."""
+    """All but decoder, codebooks, base tokenizer and pixel filter."""
     for name, parameter in model.named_parameters():
-        if not name.startswith(("decoder", "quantize.", "base_tokenizer.")):
+        if not name.startswith(("decoder", "quantize.", "base_tokenizer.", "pixel_filter.")):
             parameter.requires_grad_(False)
 
 

@@ -54,6 +54,8 @@ class Stage1(AdaptiveStage):
         check_tails(model, config.tail_drop)
         model.train()
         model.base_tokenizer.eval().requires_grad_(False)
+        if model.pixel_filter is not None:  # no term of the loss is of pixels
+            model.pixel_filter.requires_grad_(False)
         if config.cuda_graph:
             check_capturable(model, config, own)
         super().__init__(model, config, own, Stage1Module(model, config))

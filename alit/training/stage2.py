@@ -117,8 +117,10 @@ class Stage2(AdaptiveStage):
 
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
         check_tails(model, config.tail_drop)
-        model.train()
+        model.train(config.train_decoder)  # codebooks learn in training mode
         model.base_tokenizer.eval()
+        if not config.train_decoder:
+            _freeze_all_but_filter(model)
         if not config.train_base:
             model.base_tokenizer.requires_grad_(False)
         learns = any(p.requires_grad for p in model.base_tokenizer.parameters())
@@ -170,6 +172,15 @@ class Stage2(AdaptiveStage):
             return terms
 
         return compute
+
+
+def _freeze_all_but_filter(model: AdaptiveTokenizer) -> None:
+    if model.pixel_filter is None:
+        raise ValueError(
+            "train_decoder: expected true, for this model has no pixel filter; start from one with pixel_filter"
+        )
+    model.requires_grad_(False)
+    model.pixel_filter.requires_grad_(True)
 
 
 def _perceptual(

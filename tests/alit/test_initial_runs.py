@@ -110,10 +110,11 @@ def test_the_shipped_recipe_fits() -> None:
     """Its model can start so, and the first run takes no step; another one has no weights of the base to train."""
     first, second = (
         TrainingConfig.read(Path(models.__file__).parent / "configs" / "nano" / name)
-        for name in ("1-coder.yaml", "pixels.yaml")
+        for name in ("1-coder.yaml", "2-filter.yaml")
     )
     assert first.initialization == "transform_coder" and not second.train_base
     model = models._described(first.model)
     initialization._check(model)
     assert model.any_length and second.tail_drop > 0
+    assert model.pixel_filter and not second.train_decoder
     assert first.steps == 0

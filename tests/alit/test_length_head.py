@@ -33,14 +33,17 @@ from tests.helpers.runs import ALONE, config, gradients, log_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def features(m: AdaptiveTokenizer, x: Tensor) -> Tensor:
+    return features_of(next(m.rollout(x)), m.base_tokenizer)
+
+
 def with_head(*, trained: bool = True, **options: Any) -> AdaptiveTokenizer:
     """A model whose head gives curves that depend on the picture and fall around its errors."""
     m = model(length_head=True, **options)
     head = m.length_head
     with torch.no_grad():
-        head.mean.copy_(features_of(next(m.rollout(images(8)))).mean(0))
-        head.out.bias.zero_().view(3, -1)[:, 0] = -0.7
-        head.out.bias.view(3, -1)[:, 1:] = -3.0
+        head.mean.copy_(features(m, images(8)).mean((0, 1)))
+        head.out.bias.view(3, -1).copy_(-0.7 - 0.3 * torch.arange(len(head.lengths)))
         head.pictures.fill_(float(trained))
     return m
 
@@ -71,10 +74,14 @@ def test_measured_curves(base: str, any_length: bool) -> None:
 def test_curves_of_the_head_fall(variant: str) -> None:
     m, x = with_head(bottleneck=variant, any_length=True), images(4)
     x[1] = 0.5
-    features = features_of(next(m.rollout(x)))
-    assert bool(features.isfinite().all()) and features.shape == (4, m.length_head.mean.numel())
-    curves = m.length_head(features)
-    assert curves.shape == (4, 3, 3) and bool((curves.diff(dim=-1) < 0).all())
+    found, head = features(m, x), m.length_head
+    tokens = m.num_image_tokens - 1
+    assert bool(found.isfinite().all()) and found.shape == (4, tokens, head.mean.numel())
+    curves = head(found)
+    assert curves.shape == (4, 3, 3) and bool((curves.diff(dim=-1) <= 0).all())
+    # An image's error is the mean of its patches'.
+    mean = head.of_patches(found).exp().mean(1).cummin(-1).values
+    torch.testing.assert_close(curves.exp(), mean)
     assert not torch.allclose(curves[0], curves[1])
 
 
@@ -82,26 +89,30 @@ def test_features_know_how_busy_a_picture_is() -> None:
     m = with_head()
     busy = images(1)
     smooth = torch.nn.functional.avg_pool2d(busy, 5, 1, 2)
-    first, second = features_of(next(m.rollout(torch.cat([busy, smooth])))).detach()
-    assert bool((first[-49:] > second[-49:]).all())
+    first, second = features(m, torch.cat([busy, smooth])).detach().mean(1)
+    assert bool((first[-4:] > second[-4:]).all())
 
 
 def test_a_recurrence_that_decodes_tells_what_is_missing() -> None:
     """Whatever was asked to be predicted, and for no further run of the decoder."""
     m, x = with_head(recurrence="residual", codebooks="each"), images(4)
     asked, unasked = (next(m.rollout(x, predict_at=at)) for at in (None, ()))
-    features = features_of(unasked).detach()
-    torch.testing.assert_close(features_of(asked).detach(), features)
-    error = CodeError(0.0).error(asked, m)
-    torch.testing.assert_close(features[:, -2].exp() - 1e-4, error.detach(), rtol=1e-4, atol=1e-6)
-    assert features.shape[1] == len(m.length_head.mean)
+    found = features_of(unasked, m.base_tokenizer).detach()
+    torch.testing.assert_close(features_of(asked, m.base_tokenizer).detach(), found)
+    channels = m.config.base.latent_channels
+    missing = (asked.prediction.code_BNC - asked.base.code_BNC).detach().abs()
+    own = slice(2 * channels, 3 * channels)
+    torch.testing.assert_close(found[..., own].exp() - 1e-3, missing, rtol=1e-3, atol=1e-6)
+    error = MaxL1(0.0).error(asked, m)
+    torch.testing.assert_close(found[..., -2].exp().mean(1) - 1e-3, error.detach())
+    assert found.shape[2] == len(m.length_head.mean)
     calls: list[int] = []
     m.decoder.register_forward_hook(lambda *_: calls.append(1))
     tokens = m.encode(x, Predicted(max_l1=0.4))
     predicting = len(calls)
     m.encode(x, FixedLength(tokens.lengths))
     assert len(calls) == 2 * predicting
-    assert measured(m, x).features_BF.shape == features.shape
+    assert measured(m, x).features_BNF.shape == found.shape
 
 
 @pytest.mark.parametrize("any_length", [False, True])
@@ -112,10 +123,8 @@ def test_predicted_lengths(kind: str, any_length: bool) -> None:
     m, x = with_head(any_length=any_length), images(6)
     m.length_head.margin.copy_(torch.tensor([0.05, 0.1, -0.02]))
     number = KINDS.index(kind)
-    curves = (
-        m.length_head(features_of(next(m.rollout(x))))[:, number] + m.length_head.margin[number]
-    )
-    limit = float(curves.flatten().sort().values[11:13].mean().exp())
+    curves = m.length_head(features(m, x))[:, number] + m.length_head.margin[number]
+    limit = float(curves[:, 0].sort().values[2:4].mean().exp())
     near = curves <= curves[:, -1:] + torch.tensor(1.01).log()
     good = curves.exp() <= limit
     good = torch.where(good.any(1, keepdim=True), good, near)
@@ -140,7 +149,9 @@ def test_one_look_at_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     read = Tensor.tolist
     monkeypatch.setattr(Tensor, "tolist", lambda self: looks.append(1) or read(self))
     first = next(m.rollout(x))
-    middle = float(m.length_head(features_of(first))[:, 0].detach().median().exp())
+    middle = float(
+        m.length_head(features_of(first, m.base_tokenizer))[:, 0, 0].detach().median().exp()
+    )
     planned = Predicted(max_l1=middle).planned(first, m, 0)
     assert len(looks) == 1 and len(set(read(planned.tokens))) > 1
 
@@ -177,10 +188,10 @@ def test_training_of_the_head(tmp_path: Path) -> None:
         torch.equal(value, before[name]) for name, value in m.state_dict().items() if name in before
     )
     (line,) = log_of(run)
-    assert line["fit"] < 0.1 and line["held_out"] < 0.2 and line["loss"] == line["l1"] > 0
+    assert line["fit"] < 0.3 and line["held_out"] < 0.2 and line["loss"] == line["l1"] > 0
     true = measured(m, x).errors_BKP[:, 0].cummin(1).values
     with torch.no_grad():
-        curves = m.length_head(features_of(next(m.rollout(x))))[:, 0].exp()
+        curves = m.length_head(features(m, x))[:, 0].exp()
     correlation = torch.corrcoef(torch.stack([curves[:, -1], true[:, -1]]))[0, 1]
     assert float(correlation) > 0.95
     for limit in true.flatten().quantile(torch.tensor([0.3, 0.5, 0.7])).tolist():

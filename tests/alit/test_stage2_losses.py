@@ -92,6 +92,8 @@ def test_where_gradients_are_compared() -> None:
         assert last_layer(m) is m.decoder.ffn[2].weight
     m = model("dct")
     assert last_layer(m) is m.decoder.ffn[2].weight
+    m = model("dct", pixel_filter=4)
+    assert last_layer(m) is m.pixel_filter.last.weight
 
 
 def test_perceptual() -> None:
