@@ -34,8 +34,8 @@ def latent_attention(
         layer: of the encoder, from 0; the mean over all by default.
 
     Returns:
-        (B, L, height, width) float32 over the images' grid of image tokens, L latents in the order in which they were added.
-        The rest of each latent's probability, up to 1, goes to the class token and to latents. With
+        (B, L, height, width) float32 over the images' grid of image tokens, L latents in the order in which they were
+        added. The rest of each latent's probability, up to 1, goes to the class token and to latents. With
         ``recurrence="residual"`` latents looked in the iteration that added them, at what was missing then.
 
     Raises:

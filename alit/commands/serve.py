@@ -82,4 +82,6 @@ def _listening(host: str, port: int) -> socket.socket:
             f"--host: expected an address of this machine, got {host!r} ({error})"
         ) from error
     except OSError as error:
-        raise ValueError(f"--host, --port: cannot listen at {host}, port {port} ({error})") from error
+        raise ValueError(
+            f"--host, --port: cannot listen at {host}, port {port} ({error})"
+        ) from error

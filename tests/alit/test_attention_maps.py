@@ -13,9 +13,7 @@ from alit.attention_maps import latent_attention
 from tests.helpers.models import images, model
 
 
-def explicit(
-    m: AdaptiveTokenizer, x: Tensor, layer: int, grid: tuple[int, int] = (4, 6)
-) -> Tensor:
+def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int, grid: tuple[int, int] = (4, 6)) -> Tensor:
     """Softmax of layer ``layer`` for the encoder's input (B, S, D), latents to image tokens, mean over heads."""
     for block in list(m.encoder.transformer)[:layer]:
         x, _ = block(x)
