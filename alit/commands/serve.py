@@ -12,8 +12,8 @@ import typer
 from ..console import console, printable
 from . import options
 
-#: Connections at a time, and seconds that requests have to end when the server does.
-CONNECTIONS, LAST_SECONDS = 64, 3
+#: Connections at a time, and seconds that requests have when Ctrl-C ends the server.
+CONNECTIONS, LAST_SECONDS = 64, 1
 
 
 def serve(
@@ -25,10 +25,10 @@ def serve(
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
-    max_megabytes: Annotated[float, typer.Option(help="Refuse larger uploads.", min=0.0)] = 32.0,
+    max_megabytes: Annotated[int, typer.Option(help="Refuse larger uploads.", min=1)] = 32,
     max_megapixels: Annotated[
-        float, typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=0.0)
-    ] = 50.0,
+        int, typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=1)
+    ] = 50,
     keep: Annotated[
         int, typer.Option(help="Pictures that stay in memory, the last ones.", min=1)
     ] = 16,
@@ -45,12 +45,12 @@ def serve(
     """
     import uvicorn
 
-    from ..serve.app import Limits, application
+    from ..serve.app import Limits, Playground
 
     loaded = options.load(model, device)
     options.check_writes_files(loaded)
-    limits = Limits(int(max_megabytes * 1e6), max_megapixels, keep)
-    app = application(loaded, printable(model), limits, names=(host,))
+    limits = Limits(max_megabytes * 1_000_000, max_megapixels, keep)
+    app = Playground(loaded, printable(model), limits).application(host)
     config = uvicorn.Config(
         app,
         log_level="warning",

@@ -34,28 +34,20 @@ UPLOADS = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what is uploaded, in bytes and millions of pixels, and on how many pictures are kept."""
+    """Bytes of an upload, millions of its pixels, and pictures that are kept."""
 
     upload_bytes: int
     megapixels: float
     pictures: int
 
 
-def application(
-    model: AdaptiveTokenizer, name: str, limits: Limits, names: tuple[str, ...] = ()
-) -> Starlette:
-    """The ASGI application.
+class Playground:
+    """A model, the one thread that runs it, and the pictures that were asked for last.
 
     Args:
         model: one that gives indices.
-        name: that the page calls it.
-        names: of this machine, beside localhost, under which it may be asked.
+        name: what the page calls it.
     """
-    return Playground(model, name, limits).application(names)
-
-
-class Playground:
-    """A model, the one thread that runs it, and the pictures that were asked for last."""
 
     def __init__(self, model: AdaptiveTokenizer, name: str, limits: Limits) -> None:
         self.model, self.name, self.limits, self.identity = model, name, limits, model.identity()
@@ -64,7 +56,8 @@ class Playground:
         self.uploads = asyncio.Semaphore(UPLOADS)
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
-    def application(self, names: tuple[str, ...]) -> Starlette:
+    def application(self, *names: str) -> Starlette:
+        """For an ASGI server; ``names`` of this machine, beside localhost, under which it may be asked."""
         routes = [
             Route("/", self.show_page),
             Route("/model", self.about),

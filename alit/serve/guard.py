@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware: refuses foreign names and foreign pages, and adds headers to every answer.
+    """ASGI middleware: refuses foreign names and foreign pages, and adds headers to every answer, the last ones too.
 
     A page of another site can make a browser send requests here. Under a name of its own that leads to this machine
     (DNS rebinding) it could also read the answers; then ``Host`` has that name. Addresses in numbers are nobody's name.
@@ -66,10 +66,11 @@ class Guard:
 
         try:
             self._check(Headers(scope=scope))
+            await self.app(scope, receive, send_with_headers)
         except Refused as refused:
             await refused.answer()(scope, receive, send_with_headers)
-        else:
-            await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            await Refused(503, "server", "it ends").answer()(scope, receive, send_with_headers)
 
     def _check(self, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")

@@ -38,6 +38,7 @@ def served() -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """Playwright's own, or else one that is on the path."""
+    playwright.expect.set_options(timeout=20_000)
     with playwright.sync_playwright() as started:
         own = Path(started.chromium.executable_path).exists()
         names = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -83,7 +84,8 @@ def drop(page: Any, tmp_path: Path, picture: Any = SIGN, name: str = "a sign.png
 
 
 def shown(page: Any) -> tuple[bytes, ...]:
-    """Pixels of the reconstruction and of the map."""
+    """Pixels of the reconstruction, once it is decoded, and of the map."""
+    page.evaluate("document.getElementById('decoded').decode()")
     return tuple(page.locator(place).screenshot() for place in ("#decoded", "#map"))
 
 

@@ -16,8 +16,12 @@ import uvicorn
 from PIL import Image
 
 from alit import AdaptiveTokenizer
-from alit.serve.app import Limits, application
+from alit.serve.app import Limits, Playground
 from tests.helpers.pictures import SIGN, saved
+
+LIMITS = Limits(upload_bytes=20_000, megapixels=0.5, pictures=3)
+#: Of an upload, which goes no further.
+HALF = b"POST /pictures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
 
 
 class Answer(NamedTuple):
@@ -62,7 +66,8 @@ class Served(NamedTuple):
 
 @contextmanager
 def serving(model: AdaptiveTokenizer, limits: Limits) -> Iterator[Served]:
-    config = uvicorn.Config(application(model, "small", limits), log_level="warning")
+    app = Playground(model, "small", limits).application()
+    config = uvicorn.Config(app, log_level="warning")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
