@@ -41,7 +41,7 @@ def serve(
 
         alit serve --port 9000
 
-    Nothing leaves this machine, and no picture is written to the disk. Ctrl-C ends it.
+    Nothing leaves this machine, and no picture is kept on the disk. Ctrl-C ends it.
     """
     import uvicorn
 
