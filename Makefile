@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full integration weights lint format sanitize bench gpu clean \
+.PHONY: setup demo test test-full integration browser docs weights lint format sanitize bench gpu clean \
 	host host-core host-check host-obstacle
 
 setup: $(READY)
@@ -38,6 +38,18 @@ test-full: setup
 integration: setup
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[integration]"
 	ALIT_INTEGRATION=1 $(BIN)/python -m pytest tests/integration -p no:randomly
+
+# The page of alit serve in headless Chromium, which is downloaded; screenshots to look at are in build/browser.
+browser: setup
+	$(BIN)/python -m pip install --quiet playwright
+	$(BIN)/python -m playwright install chromium
+	ALIT_SCREENSHOTS=$(abspath build/browser) $(BIN)/python -m pytest tests/alit/test_serve_page.py
+
+# docs/tour.ipynb, run by the kernel of the environment, as a page: build/docs/tour.html. A cell that raises fails it.
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m nbconvert --to html --execute docs/tour.ipynb --output-dir build/docs \
+		--HTMLExporter.mathjax_url= --HTMLExporter.require_js_url=
 
 lint: setup
 	$(BIN)/ruff check .

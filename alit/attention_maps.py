@@ -12,6 +12,7 @@ from alit_kernels import attention_map, cumulative_offsets, varlen_attention
 from alit_kernels.nn import SelfAttention
 
 from .layers import Block, finished
+from .sizes import Places, check_size, grid_of
 from .tokenizer import AdaptiveTokenizer
 
 
@@ -28,13 +29,13 @@ def latent_attention(
     No image leaves the batch: all run up to ``iteration``.
 
     Args:
-        images: as for :meth:`AdaptiveTokenizer.rollout`.
+        images: as for :meth:`AdaptiveTokenizer.rollout`, or of another size that the model takes.
         iteration: from 0; the last by default.
         layer: of the encoder, from 0; the mean over all by default.
 
     Returns:
-        (B, L, height, width) float32 over the grid of image tokens, L latents in the order in which they were added.
-        The rest of each latent's probability, up to 1, goes to the class token and to latents. With
+        (B, L, height, width) float32 over the images' grid of image tokens, L latents in the order in which they were
+        added. The rest of each latent's probability, up to 1, goes to the class token and to latents. With
         ``recurrence="residual"`` latents looked in the iteration that added them, at what was missing then.
 
     Raises:
@@ -56,15 +57,26 @@ def attention_of_layers(
     _check_index("iteration", iteration, config.iterations)
     if config.halting == "drop":
         raise ValueError("model: expected one that keeps all image tokens, got halting='drop'")
-    rollout = model.rollout(images, predict_at=() if config.halting == "off" else None)
+    places = _places(model, images)
+    predict_at = () if config.halting == "off" else None
+    rollout = model.rollout(images, predict_at=predict_at, places=places)
     maps = []
     for index in range(iteration + 1):
         # Final tokens leave the encoder with the iteration that added them.
         if index == iteration or config.recurrence == "residual":
-            maps.append(_latents_of(model, rollout.tokens_BSD))
+            maps.append(_latents_of(model, rollout.tokens_BSD, places.tokens))
         if index < iteration:
             next(rollout)
-    return torch.cat(maps, dim=2).unflatten(-1, config.grid)
+    return torch.cat(maps, dim=2).unflatten(-1, places.grid)
+
+
+def _places(model: AdaptiveTokenizer, images: Tensor) -> Places:
+    """Those of the images' grid; the model's own where they are no batch of images, which the rollout refuses."""
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        return model.places()
+    height, width = images.shape[2:]
+    check_size(model.config, height, width, "images")
+    return model.places(grid_of(model.config, height, width))
 
 
 def _check_index(name: str, value: int, count: int) -> None:
@@ -72,23 +84,22 @@ def _check_index(name: str, value: int, count: int) -> None:
         raise ValueError(f"{name}: expected one of 0..{count - 1}, got {value}")
 
 
-def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor) -> Tensor:
-    """(B, layers, L, N - 1): of the latents in an input of the encoder."""
+def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor, tokens: int) -> Tensor:
+    """(B, layers, L, N - 1): of the latents in an input of the encoder, behind N class and image ``tokens``."""
     maps = []
     for block in cast("Iterable[Block]", model.encoder.transformer):
-        maps.append(_map(block.attn, block.ln_1(x_BSD), model))
+        maps.append(_map(block.attn, block.ln_1(x_BSD), tokens))
         x_BSD = finished(*block(x_BSD))
     return torch.stack(maps, dim=1)
 
 
-def _map(layer: SelfAttention, x_BSD: Tensor, model: AdaptiveTokenizer) -> Tensor:
+def _map(layer: SelfAttention, x_BSD: Tensor, tokens: int) -> Tensor:
     """(B, L, N - 1): rows of the attention matrix of latents, columns of image tokens."""
     batch, length, _ = x_BSD.shape
     qkv = nn.functional.linear(x_BSD.flatten(0, 1), layer.in_proj_weight, layer.in_proj_bias)
     q, k, v = qkv.unflatten(-1, (3, layer.heads, -1)).unbind(-3)
     offsets = cumulative_offsets(torch.full((batch,), length, device=x_BSD.device))
     _, lse = varlen_attention(q, k, v, offsets, max_length=length, return_lse=True)
-    tokens = model.num_image_tokens
     return attention_map(
         *(q, k, lse, offsets),
         queries=range(tokens, length),

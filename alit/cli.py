@@ -18,6 +18,7 @@ COMMANDS = {
     "decode": "Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.",
     "info": "Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.",
     "demo": "Show on a page what the tokenizer does with the photographs that come with scikit-image.",
+    "serve": "Play with a picture in a browser: a slider over its tokens, what they keep, and where they look.",
     "convert": "Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.",
     "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
     "export": "Write encoder and decoder as programs that need no alit: torch.export or ONNX.",

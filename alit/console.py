@@ -21,6 +21,7 @@ EXTRAS = {
     "scipy": ("scipy", "demo"),
     "skimage": ("scikit-image", "demo"),
     **{name: (name, "export") for name in ("onnx", "onnxscript", "onnxruntime")},
+    **{name: (name, "serve") for name in ("starlette", "uvicorn")},
 }
 
 

@@ -29,7 +29,7 @@ ROWS = (
     "alit.tokenizer",
     "alit.attention_maps alit.programs alit.training.initialization alit.losses",
     "alit.training alit.evaluation alit.export",
-    "alit.demo",
+    "alit.demo alit.serve",
     "alit.analysis",
     "alit.commands",
     "alit.cli",

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from .. import images
-from ..alit_format import MAX_LENGTH, Reader
+from ..alit_format import Reader
 from ..atomic_files import check_replaceable, replacing
 from ..console import console, printable, progress
 from ..criteria import FixedLength
@@ -104,11 +104,7 @@ Said = tuple[str, tuple[int, int], tuple[int, int]]
 
 def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
     """What can be known before any work."""
-    config = model.config
-    if config.bottleneck != "quantized" or config.quirks.unquantized_tokens:
-        raise ValueError(f"model: expected one that gives indices, got a {config.bottleneck} one")
-    if config.max_tokens > MAX_LENGTH:
-        raise ValueError(f"model: expected at most {MAX_LENGTH} tokens an image for .alit files")
+    options.check_writes_files(model)
     check_replaceable(output)
     if output.resolve() in {path.resolve() for path in listing.pictures}:
         raise ValueError(f"output: {output} is one of the pictures; choose another file")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import fitting
+from ..alit_format import MAX_LENGTH
 from ..checks import check_choice
 from ..console import console, fail
 from ..criteria import CodeError, FixedLength, MaxL1, MinSSIM, RelativeL1
@@ -143,6 +144,15 @@ def loader(model: AdaptiveTokenizer, fit: str, max_megapixels: float) -> Callabl
     check_choice("fit", fit, FITS)
     size, patch = model.config.image_size, model.config.base.patch_size
     return lambda path: fitting.load(path, size, patch, fit, max_megapixels=max_megapixels)
+
+
+def check_writes_files(model: AdaptiveTokenizer) -> None:
+    """Raise ``ValueError`` where ``.alit`` files cannot hold a model's tokens."""
+    config = model.config
+    if config.bottleneck != "quantized" or config.quirks.unquantized_tokens:
+        raise ValueError(f"model: expected one that gives indices, got a {config.bottleneck} one")
+    if config.max_tokens > MAX_LENGTH:
+        raise ValueError(f"model: expected at most {MAX_LENGTH} tokens an image for .alit files")
 
 
 def check_another(source: str | Path, target: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from alit.attention_maps import latent_attention
 from tests.helpers.models import images, model
 
 
-def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int) -> Tensor:
+def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int, grid: tuple[int, int] = (4, 6)) -> Tensor:
     """Softmax of layer ``layer`` for the encoder's input (B, S, D), latents to image tokens, mean over heads."""
     for block in list(m.encoder.transformer)[:layer]:
         x, _ = block(x)
@@ -22,8 +24,8 @@ def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int) -> Tensor:
     )
     q, k, _ = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
     weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1).mean(1)
-    n = m.num_image_tokens
-    return weights[:, n:, 1:n].unflatten(-1, m.config.grid)
+    n = 1 + math.prod(grid)
+    return weights[:, n:, 1:n].unflatten(-1, grid)
 
 
 @torch.no_grad()
@@ -54,6 +56,22 @@ def test_final_tokens_looked_in_their_own_iteration() -> None:
         torch.testing.assert_close(maps, torch.cat(expected, 1), atol=2e-6, rtol=1e-5)
         next(rollout)
     assert latent_attention(m, pictures).shape == (3, 12, 4, 6)
+
+
+@torch.no_grad()
+def test_images_of_another_size() -> None:
+    m, pictures = model(), torch.rand(2, 3, 20, 8)
+    rollout = m.rollout(pictures, places=m.places((5, 2)))
+    expected = explicit(m, rollout.tokens_BSD, 1, (5, 2))
+    maps = latent_attention(m, pictures, iteration=0, layer=1)
+    assert maps.shape == (2, 3, 5, 2)
+    torch.testing.assert_close(maps, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 18, 8), (3, 16, 24)])
+def test_images_of_no_size_that_the_model_takes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="images: expected"):
+        latent_attention(model(), torch.rand(shape))
 
 
 @pytest.mark.parametrize("name, value", [("iteration", 4), ("iteration", -1), ("layer", 2)])

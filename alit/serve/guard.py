@@ -1,0 +1,125 @@
+"""Who may ask, and how much they may send: nothing reaches the model that does not pass here."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
+#: Seconds in which an upload has to arrive.
+PATIENCE = 60.0
+#: Of every answer. Pictures stay in no cache, and no other site may show what is here.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Refused(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        field: what is wrong with it: a parameter, a header.
+        reason: what was expected, and what came.
+    """
+
+    def __init__(self, status: int, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.status, self.field = status, field
+
+    def answer(self) -> JSONResponse:
+        return JSONResponse({"field": self.field, "error": str(self)}, self.status)
+
+
+class Guard:
+    """ASGI middleware: refuses foreign names and foreign pages, and adds headers to every answer, the last ones too.
+
+    A page of another site can make a browser send requests here. Under a name of its own that leads to this machine
+    (DNS rebinding) it could also read the answers; then ``Host`` has that name. Addresses in numbers are nobody's name.
+
+    Args:
+        names: that ``Host`` may have, beside addresses in numbers and localhost.
+        policy: the Content-Security-Policy of every answer.
+    """
+
+    def __init__(self, app: Any, names: tuple[str, ...], policy: str) -> None:
+        self.app, self.names = app, {"localhost", *(name.lower() for name in names)}
+        self.headers = HEADERS | {"Content-Security-Policy": policy}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.headers)
+            await send(message)
+
+        try:
+            self._check(Headers(scope=scope))
+            await self.app(scope, receive, send_with_headers)
+        except Refused as refused:
+            await refused.answer()(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            await Refused(503, "server", "it ends").answer()(scope, receive, send_with_headers)
+
+    def _check(self, headers: Headers) -> None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._is_ours(host):
+            expected = "expected localhost, an address in numbers, or the name given with --host"
+            raise Refused(403, "Host", f"{expected}, got {host[:100]!r}")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise Refused(403, "Origin", f"expected the page of {host}, got {origin[:100]!r}")
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name in self.names or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def body(request: Request, field: str, most: int) -> bytes:
+    """What is sent, at most ``most`` bytes; no more of it than that is taken.
+
+    Raises:
+        Refused: more, nothing, or not all of it in time.
+    """
+    try:
+        data = await asyncio.wait_for(_body(request, field, most), PATIENCE)
+    except asyncio.TimeoutError as error:
+        raise Refused(408, field, f"expected all of it in {PATIENCE:.0f} seconds") from error
+    except ClientDisconnect as error:
+        raise Refused(400, field, "the connection ended before all of it was there") from error
+    if not data:
+        raise Refused(400, field, "expected the bytes of a file, got none")
+    return data
+
+
+async def _body(request: Request, field: str, most: int) -> bytes:
+    too_large = Refused(413, field, f"too large: expected at most {most} bytes")
+    if int(request.headers.get("content-length", 0)) > most:
+        raise too_large
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > most:
+            raise too_large
+    return bytes(data)
