@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -88,17 +87,6 @@ def stopping(
             os.kill(os.getpid(), sent)
 
     return stop
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """A limit on the size of files stands in for it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def gradients(stage: Stage, parts: list[Tensor], *steps: int) -> dict[str, dict[str, Tensor]]:
