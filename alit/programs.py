@@ -126,7 +126,11 @@ def exported(part: Part) -> ExportedProgram:
 def _attention(
     q: Tensor, k: Tensor | None, v: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Of dense batches without masks, the only ones in a program."""
+    """Of dense batches without masks, the only ones in a program.
+
+    Transposed one by one, as most models do it: inductor takes any permutation of keys for this one when it looks for
+    attention to fuse, and fails on another where the length is dynamic.
+    """
     *others, scale, _ = options
     assert others[0] is others[1] is others[4] is others[5] is None
     if k is None or v is None:

@@ -12,9 +12,9 @@ import torch
 from alit import AdaptiveTokenizer, CheckpointError
 from alit.hub import is_name
 from tests.helpers.commands import refused, run
+from tests.helpers.hostile import full_disk
 from tests.helpers.hub_server import Hub, Refusal, forget, saved
 from tests.helpers.models import model
-from tests.helpers.hostile import full_disk
 
 FILE = "model.safetensors"
 
