@@ -23,7 +23,7 @@ def export(
         str, typer.Option(help="Tokens of each encoder, such as 32,64,256; by default the most.")
     ] = "",
 ) -> None:
-    """Write encoder and decoder as programs that need no alit: torch.export or ONNX.
+    """Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.
 
     A file for the encoder of each length, and one for the decoder:
 
