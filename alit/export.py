@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +58,10 @@ def write(
         replacing(folder / MANIFEST) as manifest,
         TemporaryDirectory() as scratch,
         torch.no_grad(),
+        warnings.catch_warnings(),
     ):
+        # torch 2.13 copies its own tree specifications in a way that it deprecates.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
         files = {f"encoder-{length}": f"encoder-{length}{chosen.suffix}" for length in lengths}
         files["decoder"] = f"decoder{chosen.suffix}"
         for file in files.values():
