@@ -21,7 +21,7 @@ COMMANDS = {
     "serve": "Play with a picture in a browser: a slider over its tokens, what they keep, and where they look.",
     "convert": "Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.",
     "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
-    "export": "Write encoder and decoder as programs that need no alit: torch.export or ONNX.",
+    "export": "Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.",
     "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
     "analyze": "Show on a page what the number of tokens follows, and what tokens know of a picture.",
     "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",

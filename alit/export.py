@@ -1,9 +1,10 @@
-"""Files of programs that run where alit is not installed: of ``torch.export``, ONNX."""
+"""Files of programs that run where alit is not installed: of ``torch.export``, ONNX, AOTInductor."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -57,7 +58,10 @@ def write(
         replacing(folder / MANIFEST) as manifest,
         TemporaryDirectory() as scratch,
         torch.no_grad(),
+        warnings.catch_warnings(),
     ):
+        # torch 2.13 copies its own tree specifications in a way that it deprecates.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
         files = {f"encoder-{length}": f"encoder-{length}{chosen.suffix}" for length in lengths}
         files["decoder"] = f"decoder{chosen.suffix}"
         for file in files.values():
@@ -144,6 +148,7 @@ class Format(NamedTuple):
 
     Attributes:
         packages: that writing needs beside torch.
+        compiles: whether writing needs a C++ compiler.
         save, load: load gives a function of one tensor.
     """
 
@@ -151,11 +156,26 @@ class Format(NamedTuple):
     save: Callable[[ExportedProgram, Path, Part], Any]
     load: Callable[[Path], Callable[[Tensor], Tensor]]
     packages: tuple[str, ...] = ()
+    compiles: bool = False
 
     def check(self) -> None:
-        """Raise ``ModuleNotFoundError`` where something is missing."""
+        """Raise ``ModuleNotFoundError`` where a package is missing, ``ValueError`` where a compiler is."""
         for package in self.packages:
             importlib.import_module(package)
+        if self.compiles:
+            _check_compiler()
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError(
+            "format: aoti needs a C++ compiler, and none was found; install g++, or name one in CXX"
+        ) from error
 
 
 def _save_onnx(program: ExportedProgram, path: Path, part: Part) -> None:
@@ -177,6 +197,18 @@ def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {taken.name: x.numpy()})[0])
 
 
+def _save_aoti(program: ExportedProgram, path: Path, _: Part) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(program, package_path=str(path))
+
+
+def _load_aoti(path: Path) -> Callable[[Tensor], Tensor]:
+    from torch._inductor import aoti_load_package
+
+    return aoti_load_package(str(path))
+
+
 FORMATS = {
     "pt2": Format(
         ".pt2",
@@ -184,4 +216,5 @@ FORMATS = {
         lambda path: torch.export.load(path).module(),
     ),
     "onnx": Format(".onnx", _save_onnx, _load_onnx, packages=("onnx", "onnxscript", "onnxruntime")),
+    "aoti": Format(".aoti.pt2", _save_aoti, _load_aoti, compiles=True),
 }

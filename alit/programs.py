@@ -126,13 +126,18 @@ def exported(part: Part) -> ExportedProgram:
 def _attention(
     q: Tensor, k: Tensor | None, v: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Of dense batches without masks, the only ones in a program."""
+    """Of dense batches without masks, the only ones in a program.
+
+    Transposed one by one, as most models do it: inductor takes any permutation of keys for this one when it looks for
+    attention to fuse, and fails on another where the length is dynamic.
+    """
     *others, scale, _ = options
     assert others[0] is others[1] is others[4] is others[5] is None
     if k is None or v is None:
         q, k, v = q.unbind(-3)
-    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * scale
-    return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2).contiguous(), q.new_empty(0)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    p = (q @ k.transpose(2, 3) * scale).softmax(-1)
+    return (p @ v).transpose(1, 2).contiguous(), q.new_empty(0)
 
 
 def _nearest_codeword(z: Tensor, codebook: Tensor, metric: str, *_: Any) -> Tensor:

@@ -32,6 +32,7 @@ class Analysis:
         lengths: tokens after each iteration.
         l1: mean pixel error at each of them.
         max_l1: the one of the thresholds that pages show: the middle one.
+        classifier: its name; None without one.
         task: empty without a classifier. ``specialization``: None without segments.
         left_out: sections that were not measured and what they need; a line each.
         skipped: files that were skipped; a line each.
@@ -46,6 +47,7 @@ class Analysis:
     max_l1: float
     complexity: Complexity
     familiarity: Familiarity
+    classifier: str | None
     task: list[task.Length]
     specialization: Specialization | None
     left_out: list[str]
@@ -162,6 +164,7 @@ def analyze(
         shown,
         its_complexity,
         its_familiarity,
+        None if watcher is None else networks.classifier_name,
         its_task,
         its_specialization,
         left_out,

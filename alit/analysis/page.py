@@ -42,7 +42,7 @@ def page(name: str, result: Analysis) -> str:
         "familiarity": _familiarity(result.familiarity),
     }
     if result.task:
-        bodies["task"] = _task(result.task)
+        bodies["task"] = _task(result.task, result.classifier)
     if result.specialization is not None:
         bodies["specialization"] = _specialization(result.specialization)
     said = verdicts(result)
@@ -201,7 +201,7 @@ def _familiarity(found: Familiarity) -> str:
     return f'{text}<div class="pair">{_card(curves, matched)}</div>{table}'
 
 
-def _task(found: Sequence[Length]) -> str:
+def _task(found: Sequence[Length], classifier: str | None) -> str:
     xs = [x.tokens for x in found]
     series = [
         charts.Series(
@@ -215,7 +215,7 @@ def _task(found: Sequence[Length]) -> str:
     ]
     chart = charts.lines(xs, series, x="tokens", y="share of pictures")
     text = (
-        "<p>EfficientNet-Lite0, trained on ImageNet, looks at each picture and at its reconstruction. Top-1: its "
+        f"<p>A classifier, {escape(classifier or '')}, looks at each picture and at its reconstruction. Top-1: its "
         "likeliest class is the same; top-5: that of the picture is among the first five of the reconstruction. Beside "
         "it a thumbnail of as many bits, enlarged.</p>"
     )

@@ -14,7 +14,7 @@ from ..analysis.page import page, verdicts
 from ..atomic_files import replacing
 from ..console import console, counted, fail, printable
 from ..devices import choose
-from ..evaluation import classifier
+from ..evaluation import classifier as load_classifier
 from ..images import MAX_MEGAPIXELS
 from . import options
 
@@ -34,6 +34,12 @@ def analyze(
     ] = None,
     out_of_domain: Annotated[
         Path | None, typer.Option(help="A second folder of pictures, of another kind.")
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="timm:NAME or torchvision:NAME, of these packages. EfficientNet-Lite0, if installed."
+        ),
     ] = None,
     max_l1: Annotated[
         list[float] | None,
@@ -59,7 +65,7 @@ def analyze(
 
     Intervals come from draws of the pictures: a hundred pictures or more say something.
     """
-    networks = classifier(choose(device))
+    networks = load_classifier(choose(device), classifier)
     loaded = options.load(model, device)
     with console.status("reading pictures") as status:
         result = run(

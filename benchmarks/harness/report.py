@@ -37,7 +37,6 @@ MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
         lambda row: row.info.get("clock") == "kernels",
     ),
 }
-BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
 
 #: Of runs on a GPU.
@@ -260,18 +259,19 @@ def _replace(path: Path, text: str) -> None:
         file.write_text(text)
 
 
-def replace_section(readme: Path, section: str) -> None:
-    """Put ``section`` between the performance markers of ``readme``.
+def replace_section(page: Path, section: str, name: str) -> None:
+    """Put ``section`` between the markers of this name in ``page``.
 
     Raises:
         ValueError: the markers are missing.
     """
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
-    head, rest = text.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    _replace(readme, f"{head}{BEGIN}\n{section}\n{END}{tail}")
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = page.read_text()
+    if begin not in text or end not in text:
+        raise ValueError(f"{page}: expected the markers {begin} and {end}")
+    head, rest = text.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    _replace(page, f"{head}{begin}\n{section}\n{end}{tail}")
 
 
 def main() -> None:
@@ -284,7 +284,7 @@ def main() -> None:
     for file in (file for path in arguments.results for file in files(path)):
         compact(file)
     if arguments.output == RESULTS:
-        replace_section(ROOT / "README.md", section)
+        replace_section(ROOT / "README.md", section, "performance")
 
 
 if __name__ == "__main__":

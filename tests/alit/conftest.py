@@ -88,7 +88,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         forget()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def content() -> bytes:
     """The file of the small model."""
     return saved(model())

@@ -39,6 +39,9 @@ class Means(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(images.mean(1), (2, 4)).flatten(1)
 
 
+SEEN = Networks(classifier=Means(), classifier_name="<brightest part>")
+
+
 def fill(folder: Path, count: int = 5, seed: int = 0) -> Path:
     """Pictures of more and more colors."""
     folder.mkdir()
@@ -78,7 +81,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def result(inputs: dict[str, Any]) -> Analysis:
-    return analyze(model(), **inputs, networks=Networks(classifier=Means()), thresholds=[0.2, 0.3])
+    return analyze(model(), **inputs, networks=SEEN, thresholds=[0.2, 0.3])
 
 
 def test_all_sections(result: Analysis, inputs: dict[str, Any]) -> None:
@@ -91,7 +94,7 @@ def test_all_sections(result: Analysis, inputs: dict[str, Any]) -> None:
     assert len(found.layers) == 2 and max(found.layers) == found.layers[found.layer - 1]
     assert found.tokens.oracle.value == pytest.approx(max(found.layers))
     assert len(found.iterations) == 4 and max(found.iterations) <= max(found.layers)
-    again = analyze(model(), **inputs, networks=Networks(classifier=Means()), thresholds=[0.2, 0.3])
+    again = analyze(model(), **inputs, networks=SEEN, thresholds=[0.2, 0.3])
     assert again == result  # nothing is drawn anew
     json.dumps(result.numbers(), allow_nan=False)
 
@@ -108,7 +111,8 @@ def test_errors_are_those_of_the_criterion(inputs: dict[str, Any]) -> None:
 
 def test_page_is_one_file(result: Analysis) -> None:
     text = page("some <model>", result)
-    assert "some &lt;model&gt;" in text and "prefers-color-scheme: dark" in text
+    assert "some &lt;model&gt;" in text and "A classifier, &lt;brightest part&gt;, looks" in text
+    assert "prefers-color-scheme: dark" in text
     assert not re.search(r"https?://|url\(|<script|<link|@import", text)
     sources = re.findall(r'src="([^"]{0,30})', text)
     tiles = sum(
@@ -124,7 +128,7 @@ def test_command_with_data_alone(
 ) -> None:
     """What the others need is said; the rest is there."""
     missing = Networks(left_out=("class agreement: not installed",))
-    monkeypatch.setattr("alit.commands.analyze.classifier", lambda _: missing)
+    monkeypatch.setattr("alit.commands.analyze.load_classifier", lambda *_: missing)
     weights, output = tmp_path / "m.safetensors", tmp_path / "page"
     model().save_pretrained(weights)
     done = run("analyze", weights, "--data", inputs["data"], "-o", output, "--max-l1", 0.3)

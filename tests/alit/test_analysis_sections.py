@@ -217,6 +217,15 @@ def test_overlaps_count_pixels() -> None:
     torch.testing.assert_close(best_overlaps(maps, cover)[0], found.amax((0, 1)))
 
 
+def test_no_mask_overlaps_more_than_the_most_on_a_grid() -> None:
+    """Of all masks, the best one takes the places that the segment covers most."""
+    cover = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)).square()
+    masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
+    inter = cover @ masks.T
+    overlap = inter / (masks.sum(1) + cover.sum(1, keepdim=True) - inter)
+    torch.testing.assert_close(best_overlaps(cover, cover)[0], overlap.amax(1))
+
+
 def test_a_model_that_looks_at_segments_beats_all_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer looks at the segments of the picture that it is given; the other at random."""
     m = model(image_size=(16, 16))

@@ -11,40 +11,51 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch import _inductor as inductor
 
 from alit import AdaptiveTokenizer, FixedLength, TokenSequence, TransformerConfig, programs
 from alit import export as exporting
-from alit.config import Quirks
+from alit.config import BaseConfig, Quirks
 from alit.programs import BATCHES, Encoder, encoder
 from tests.helpers import models
 from tests.helpers.commands import refused, run, text
 
 #: Loads each program and runs it on all of its inputs, in a process that cannot import alit.
 RUN = """
-import sys, torch
+import sys
+import numpy as np
 sys.modules["alit"] = sys.modules["alit_kernels"] = None
 
-def load(path):
+def program_of(path):
     if path.endswith(".onnx"):
         import onnxruntime
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         (name,) = [x.name for x in session.get_inputs()]
-        return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-    return torch.export.load(path).module()
+        return lambda x: session.run(None, {name: x})[0]
+    import torch
+    if path.endswith(".aoti.pt2"):
+        import torch._inductor
+        program = torch._inductor.aoti_load_package(path)
+    else:
+        program = torch.export.load(path).module()
+    return lambda x: program(torch.from_numpy(x)).detach().numpy()
 
-results = {}
-for path, inputs in torch.load("inputs.pt").items():
-    program = load(path)
-    results[path] = [program(x) for x in inputs]
-torch.save(results, "results.pt")
+programs, results = {}, {}
+for key, x in np.load("inputs.npz").items():
+    path = key.partition(" ")[0]
+    if path not in programs:
+        programs[path] = program_of(path)
+    results[key] = programs[path](x)
+np.savez("results.npz", **results)
 """
 RESIDUAL: dict[str, Any] = {"recurrence": "residual", "codebooks": "each", "any_length": True}
 
 
-def model(base: str = "dct", **options: Any) -> AdaptiveTokenizer:
+def model(base: str | BaseConfig = "dct", **options: Any) -> AdaptiveTokenizer:
     """Two iterations of three tokens, one layer: programs are made sooner."""
     small = TransformerConfig(32, 1, 2)
     return models.model(base, iterations=2, encoder=small, decoder=small, **options)
@@ -62,8 +73,26 @@ def decoded(m: AdaptiveTokenizer, indices: Tensor) -> Tensor:
     return found
 
 
-def check(m: AdaptiveTokenizer, folder: Path, format: str, lengths: list[int]) -> None:
-    """Export by the command; the files, run elsewhere, give what the model gives."""
+@pytest.fixture
+def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formats share the programs of a model: to make one takes seconds."""
+
+    def exported(part: programs.Part) -> Any:
+        m: Any = part.module.model
+        key = m.identity().fingerprint, part.name
+        if key not in PROGRAMS:
+            PROGRAMS[key] = programs.exported(part)
+        return PROGRAMS[key]
+
+    monkeypatch.setattr(exporting, "exported", exported)
+
+
+#: That were made, by fingerprint and name.
+PROGRAMS: dict[tuple[bytes, str], Any] = {}
+
+
+def written(m: AdaptiveTokenizer, folder: Path, format: str, lengths: list[int]) -> dict[str, Any]:
+    """The manifest of what the command writes."""
     m.save_pretrained(folder / "m.safetensors")
     numbers = ",".join(map(str, lengths))
     options = ("--format", format, "--lengths", numbers)
@@ -71,44 +100,86 @@ def check(m: AdaptiveTokenizer, folder: Path, format: str, lengths: list[int]) -
     assert done.exit_code == 0, done.output
     assert text(done).count("indices equal the model's") == len(lengths)
     assert text(done).count("of the model's") == 1
-    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((folder / "out" / "manifest.json").read_text())
     names = [*manifest["encoders"].values(), manifest["decoder"]]
     assert sorted(os.listdir(folder / "out")) == sorted([*names, "manifest.json"])
     assert list(map(int, manifest["encoders"])) == lengths
+    return manifest
 
-    inputs = {f"out/{x}": [images(m, b) for b in (1, 2, 5)] for x in names[:-1]}
-    steps = manifest["decoder_lengths"]
-    of_decoder = range(steps["step"], steps["most"] + 1, steps["step"])
-    inputs[f"out/{names[-1]}"] = [
-        torch.randint(m.config.codebook_size, (count, length))
-        for count, length in zip((1, 2, 5, 1, 2, 5), of_decoder, strict=False)
-    ]
-    torch.save(inputs, folder / "inputs.pt")
+
+def check(folder: Path, format: str, *exports: tuple[AdaptiveTokenizer, list[int]]) -> None:
+    """Export models by the command; all of the files, run elsewhere, give what the models give."""
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for number, (m, lengths) in enumerate(exports):
+        place = Path(str(number))
+        (folder / place).mkdir()
+        manifest = written(m, folder / place, format, lengths)
+        for length, name in zip(lengths, manifest["encoders"].values(), strict=True):
+            for count in (1, 2, 5):
+                expected = m.encode(given := images(m, count), FixedLength(length)).indices
+                assert expected is not None
+                key = f"{place / 'out' / name} {count}"
+                pairs[key] = given, expected.view(count, length)
+        steps = manifest["decoder_lengths"]
+        of_decoder = range(steps["step"], steps["most"] + 1, steps["step"])
+        for count, length in zip((1, 2, 5, 1, 2, 5), of_decoder, strict=False):
+            given = torch.randint(m.config.codebook_size, (count, length))
+            key = f"{place / 'out' / manifest['decoder']} {count} {length}"
+            pairs[key] = given, decoded(m, given)
+    np.savez(folder / "inputs.npz", **{key: x.numpy() for key, (x, _) in pairs.items()})
     subprocess.run([sys.executable, "-c", RUN], cwd=folder, check=True)
-    results = torch.load(folder / "results.pt")
-    for length, name in zip(lengths, names[:-1], strict=True):
-        for x, found in zip(inputs[f"out/{name}"], results[f"out/{name}"], strict=True):
-            expected = m.encode(x, FixedLength(length)).indices
-            assert expected is not None and found.dtype == torch.int64
-            assert torch.equal(found, expected.view(len(x), length))
-    for x, found in zip(inputs[f"out/{names[-1]}"], results[f"out/{names[-1]}"], strict=True):
-        torch.testing.assert_close(found, decoded(m, x), atol=1e-4, rtol=0)
+    results = np.load(folder / "results.npz")
+    assert results.keys() == pairs.keys()
+    for key, (_, expected) in pairs.items():
+        found = torch.from_numpy(results[key])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # of integers: equal
 
 
-def test_pt2(tmp_path: Path) -> None:
-    check(model(**RESIDUAL), tmp_path, "pt2", [2, 6])
+def residual() -> AdaptiveTokenizer:
+    return model(**RESIDUAL)
 
 
-def test_pt2_of_the_published_recurrence(tmp_path: Path) -> None:
+def published() -> AdaptiveTokenizer:
     """The decoder at the lengths of iterations."""
-    check(model("vqgan", halting="mask"), tmp_path, "pt2", [6])
+    base: Any = dataclasses.replace(models.BASES["vqgan"], multipliers=(1, 1))
+    return model(base, image_size=(8, 12), halting="mask")
 
 
-@pytest.mark.parametrize("options", [RESIDUAL, {}], ids=["residual", "latents"])
-def test_onnx(options: Any, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("made_once")
+def test_pt2(tmp_path: Path) -> None:
+    check(tmp_path, "pt2", (residual(), [5]), (published(), [6]))
+
+
+@pytest.mark.usefixtures("made_once")
+def test_onnx(tmp_path: Path) -> None:
     for package in exporting.FORMATS["onnx"].packages:
         pytest.importorskip(package, reason="needs the extra: pip install 'alit[export]'")
-    check(model(**options), tmp_path, "onnx", [6])
+    check(tmp_path, "onnx", (residual(), [5]), (published(), [6]))
+
+
+@pytest.mark.usefixtures("made_once")
+def test_aoti(tmp_path: Path) -> None:
+    """Compiled in the shortest time: without vector instructions, and what calls the kernels without optimization."""
+    try:
+        exporting.FORMATS["aoti"].check()
+    except ValueError as error:
+        pytest.skip(str(error))
+    quickly = {
+        "cpp.vec_isa_ok": False,
+        "aot_inductor.precompile_headers": False,
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+    }
+    with inductor.config.patch(quickly):
+        check(tmp_path, "aoti", (residual(), [5]))
+
+
+def test_aoti_without_a_compiler(tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path / "m.safetensors")
+    with inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        options = ("-o", tmp_path / "out", "--format", "aoti")
+        done = run("export", tmp_path / "m.safetensors", *options)
+    refused(done, "format: aoti needs a C++ compiler, and none was found; install g++, or name one")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_search_of_a_program_is_that_of_the_op() -> None:
@@ -181,7 +252,7 @@ def test_manifest(quick: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--format pt3", "format: expected one of pt2, onnx, got 'pt3'; did you mean 'pt2'?"),
+        ("--format pt3", "format: expected one of pt2, onnx, aoti, got 'pt3'; did you mean 'pt2'?"),
         ("--lengths 0", "lengths: expected an integer in [1, 6], got 0"),
         ("--lengths 6,7", "lengths: expected an integer in [1, 6], got 7"),
         ("--lengths 3;6", "lengths: expected numbers such as 32,64,256, got '3;6'"),

@@ -11,12 +11,10 @@ import torch
 
 from alit import AdaptiveTokenizer, CheckpointError
 from alit.hub import is_name
-from alit.training.config import TrainingConfig
-from alit.training.models import build
 from tests.helpers.commands import refused, run
+from tests.helpers.hostile import full_disk
 from tests.helpers.hub_server import Hub, Refusal, forget, saved
 from tests.helpers.models import model
-from tests.helpers.runs import full_disk
 
 FILE = "model.safetensors"
 
@@ -88,7 +86,7 @@ def test_revision(hub: Hub, content: bytes) -> None:
 
 
 def test_what_is_here_comes_first(here: Path, hub: Hub, content: bytes) -> None:
-    """A file, then a shipped name; a ``Path``, and what a configuration says, are never asked for."""
+    """A file, then a shipped name; a ``Path`` is never asked for."""
     for name in ("me/model", "me/shipped"):
         hub.add(name, content)
     (here / "me").mkdir()
@@ -101,9 +99,6 @@ def test_what_is_here_comes_first(here: Path, hub: Hub, content: bytes) -> None:
     hub.add("me/other", content)
     with pytest.raises(FileNotFoundError, match="me/other: no such file, nor the name of shipped"):
         AdaptiveTokenizer.from_pretrained(Path("me/other"))
-    for options in ({"start_from": "me/other"}, {"base_from": "me/other"}):
-        with pytest.raises(FileNotFoundError, match="me/other: no such file, nor the name of ship"):
-            build(TrainingConfig(**options), None)
     assert not hub.asked
 
 

@@ -16,6 +16,7 @@ from alit.training import TrainingConfig, initialization, models, train
 from alit.training.models import build
 from alit.training.pictures import ImageFolder
 from tests.helpers.coder import GRID, OPTIONS, pictures
+from tests.helpers.hub_server import Hub
 
 
 def described(folder: Path, **options: Any) -> TrainingConfig:
@@ -104,6 +105,16 @@ def test_unfit_runs(tmp_path: Path) -> None:
         build(described(tmp_path), None)
     with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
         TrainingConfig(initialization="transform_coder", start_from="nano")
+
+
+@pytest.mark.parametrize("field", ["start_from", "base_from"])
+def test_what_a_run_starts_from_is_never_asked_of_the_hub(
+    field: str, hub: Hub, content: bytes
+) -> None:
+    hub.add("me/other", content)
+    with pytest.raises(FileNotFoundError, match="me/other: no such file, nor the name of ship"):
+        build(TrainingConfig(**{field: "me/other"}), None)
+    assert not hub.asked
 
 
 def test_the_shipped_recipe_fits() -> None:

@@ -18,10 +18,9 @@ import torch
 
 from alit import AdaptiveTokenizer, CheckpointError, FixedLength, TransformerConfig
 from alit.model_file import load_state, read, write
-from tests.helpers.hostile import EXAMPLES, memory, mutated
+from tests.helpers.hostile import EXAMPLES, full_disk, memory, mutated
 from tests.helpers.hostile_json import mutated_json
 from tests.helpers.models import BASES, images, model
-from tests.helpers.runs import full_disk
 
 #: Bytes beside the tensors.
 LITTLE = 100 * 2**20

@@ -16,8 +16,9 @@ import torch
 from alit.training import NotFinite, checkpoints, train
 from alit.training.stage1 import Stage1
 from tests.helpers.forks import fork
+from tests.helpers.hostile import full_disk
 from tests.helpers.models import images, model
-from tests.helpers.runs import config, full_disk, log_of
+from tests.helpers.runs import config, log_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="pip install .[bench]")
 
 from benchmarks.harness import outcome, report
-from benchmarks.harness.report import BEGIN, END, replace_section, write
+from benchmarks.harness.report import replace_section, write
 from benchmarks.harness.runs import Run, files, merged, read
 from benchmarks.harness.timing import RESULTS
 
@@ -295,9 +295,9 @@ def test_committed_results_are_short() -> None:
 
 def test_section_of_the_readme(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    replace_section(readme, "new")
-    assert readme.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    readme.write_text("before\n<!-- some: begin -->\nold\n<!-- some: end -->\nafter\n")
+    replace_section(readme, "new", "some")
+    assert readme.read_text() == "before\n<!-- some: begin -->\nnew\n<!-- some: end -->\nafter\n"
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="markers"):
-        replace_section(readme, "new")
+        replace_section(readme, "new", "some")

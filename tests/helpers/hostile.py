@@ -1,4 +1,4 @@
-"""Damaged inputs for every reader: mutated bytes, and how much memory a call took.
+"""Damaged inputs for every reader: mutated bytes, a full disk, and how much memory a call took.
 
 ``ALIT_FUZZ_EXAMPLES`` sets the number of mutations of each kind (500 by default; ``make test-full`` takes 20,000).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,3 +69,14 @@ def memory(most: float = math.inf, seconds: float = math.inf) -> Iterator[Memory
     measured.taken = max(0, kilobytes("VmHWM:") - before) * 1024
     taken = time.process_time() - start
     assert measured.taken <= most and taken <= seconds, (measured.taken, taken)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """A limit on the size of files stands in for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

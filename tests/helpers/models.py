@@ -29,7 +29,7 @@ BASES: dict[str, BaseConfig] = {
 VARIANTS = ("quantized", "continuous", "unfactorized")
 
 
-def config(base: str = "dct", **options: Any) -> AdaptiveTokenizerConfig:
+def config(base: str | BaseConfig = "dct", **options: Any) -> AdaptiveTokenizerConfig:
     """4x6 patches of 4 pixels, 3 latents in each of 4 iterations, 32 codes of 6 channels."""
     fields: dict[str, Any] = {
         "encoder": TransformerConfig(32, 2, 2),
@@ -40,10 +40,11 @@ def config(base: str = "dct", **options: Any) -> AdaptiveTokenizerConfig:
         "codebook_size": 32,
         "code_dim": 6,
     }
-    return AdaptiveTokenizerConfig(base=BASES[base], **{**fields, **options})
+    described = BASES[base] if isinstance(base, str) else base
+    return AdaptiveTokenizerConfig(base=described, **{**fields, **options})
 
 
-def model(base: str = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokenizer:
+def model(base: str | BaseConfig = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokenizer:
     """In evaluation mode; matrices have standard deviation 1 / sqrt(fan-in), so that inputs matter."""
     torch.manual_seed(seed)
     result = AdaptiveTokenizer(config(base, **options))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +86,6 @@ def stopping(
             os.kill(os.getpid(), sent)
 
     return stop
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """A limit on the size of files stands in for it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def gradients(stage: Stage, parts: list[Tensor], *steps: int) -> dict[str, dict[str, Tensor]]:
