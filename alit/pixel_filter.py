@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import conv2d, gelu, pad, pixel_shuffle, pixel_unshuffle
 
 #: Side of the blocks whose pixels are channels: convolutions at half the resolution reach twice as far.
 BLOCK = 2
@@ -15,6 +15,9 @@ INPUT, OUTPUT = 4.0, 0.1
 class PixelFilter(nn.Module):
     """Three convolutions on blocks of 2 x 2 pixels, whose result is added. At first it adds nothing.
 
+    To one color it never adds anything: the first convolution sees only differences between neighbors, images go on at
+    their edges, and there are no biases.
+
     Args:
         channels: between the convolutions.
     """
@@ -22,14 +25,21 @@ class PixelFilter(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         pixels = 3 * BLOCK**2
-        self.first = nn.Conv2d(pixels, channels, 3, padding=1)
-        self.middle = nn.Conv2d(channels, channels, 3, padding=1)
-        self.last = nn.Conv2d(channels, pixels, 3, padding=1)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        self.first = nn.Conv2d(pixels, channels, 3, bias=False)
+        self.middle = nn.Conv2d(channels, channels, 3, bias=False)
+        self.last = nn.Conv2d(channels, pixels, 3, bias=False)
+        nn.init.zeros_(self.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width), even sides, about [0, 1]: the same."""
         x = pixel_unshuffle((images - 0.5) * INPUT, BLOCK)
-        x = self.middle(gelu(self.first(x)))
-        return images + OUTPUT * pixel_shuffle(self.last(gelu(x)), BLOCK)
+        by_color = self.first.weight.unflatten(1, (3, -1))
+        differences = (by_color - by_color.mean((2, 3, 4), keepdim=True)).flatten(1, 2)
+        x = gelu(conv2d(_wider(x), differences))
+        x = gelu(self.middle(_wider(x)))
+        return images + OUTPUT * pixel_shuffle(self.last(_wider(x)), BLOCK)
+
+
+def _wider(x: Tensor) -> Tensor:
+    """By one on all sides, where it is as at its edge."""
+    return pad(x, (1, 1, 1, 1), mode="replicate")
