@@ -119,8 +119,9 @@ def features_of(first: Iteration, base_tokenizer: BaseTokenizer) -> Tensor:
 
 def of_patches(x_BCHW: Tensor, grid: Grid) -> Tensor:
     """Means (B, N) over the channels and pixels of each patch."""
-    patch = x_BCHW.shape[2] // grid[0]
-    return avg_pool2d(x_BCHW.float().mean(1, keepdim=True), patch).flatten(1)
+    height, width = grid
+    patches = x_BCHW.float().unflatten(3, (width, -1)).unflatten(2, (height, -1))
+    return patches.mean((1, 3, 5)).flatten(1)
 
 
 def _magnitudes(x_BCHW: Tensor) -> Tensor:
