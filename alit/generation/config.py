@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -65,13 +65,8 @@ class GeneratorConfig(Checked):
             raise ValueError(f"classes: expected names of at most {MAX_JSON} characters in all")
 
     @classmethod
-    def of(
-        cls,
-        tokenizer: AdaptiveTokenizer,
-        options: Mapping[str, Any],
-        classes: Sequence[str] = (),
-    ) -> GeneratorConfig:
-        """A generator of a tokenizer's tokens.
+    def of(cls, tokenizer: AdaptiveTokenizer, options: Mapping[str, Any]) -> GeneratorConfig:
+        """An unconditional generator of a tokenizer's tokens.
 
         Args:
             options: any of ``causal``, ``width``, ``layers`` and ``heads``.
@@ -94,7 +89,6 @@ class GeneratorConfig(Checked):
             "image_size": identity.image_size,
             "max_tokens": config.max_tokens,
             "codebook_span": config.latents_per_iteration if each else config.max_tokens,
-            "classes": tuple(classes),
         }
         return build(cls, {**fields, **options})
 

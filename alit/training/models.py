@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,19 +79,19 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer 
 def _generator(config: TrainingConfig) -> Generator:
     """One that knows the classes of the data, and how often each has which length."""
     tokenizer = AdaptiveTokenizer.from_pretrained(Path(config.tokenizer))
-    identity = tokenizer.identity()
-    files = TokenFiles(config.data, config.labels, identity, tokenizer.config.max_tokens)
+    described = GeneratorConfig.of(tokenizer, config.generator)
     if config.start_from is not None:
         if config.generator:
             raise ValueError("generator: expected no options with start_from, which has its own")
         generator = Generator.from_pretrained(config.start_from)
-        if generator.config.identity != identity:
+        if generator.config.identity != described.identity:
             raise ValueError(
                 f"start_from: expected a generator of the tokenizer {config.tokenizer}, got one of another"
             )
-    else:
-        classes = sorted(set(files.classes))
-        generator = Generator(GeneratorConfig.of(tokenizer, config.generator, classes))
+    files = TokenFiles(config.data, config.labels, described.identity, described.max_tokens)
+    if config.start_from is None:
+        classes = tuple(sorted(set(files.classes)))
+        generator = Generator(dataclasses.replace(described, classes=classes))
     rows = TokenRows(files, generator.config.classes, generator.config.max_tokens)
     places = torch.tensor(rows.labels), torch.from_numpy(files.lengths)
     ones = torch.ones(len(rows))
