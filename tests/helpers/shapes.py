@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,8 @@ BACKGROUNDS = np.array([[0.92, 0.92, 0.88], [0.12, 0.14, 0.2], [0.55, 0.75, 0.85
 COLORS = np.array(
     [[0.85, 0.2, 0.15], [0.15, 0.6, 0.25], [0.2, 0.3, 0.8], [0.95, 0.75, 0.1], [0.6, 0.25, 0.65]]
 )
-#: Half the side of a square of the same area.
-SIZES = 10.0, 20.0
+#: Half the side of a square of the same area, in pixels; centres of mass lie on a grid.
+SIZES, GRID = (10.0, 13.0, 16.0), 4
 
 
 class Shapes(NamedTuple):
@@ -46,8 +47,9 @@ def shapes(count: int, seed: int = 0) -> Shapes:
     random = np.random.default_rng(seed)
     images, kinds = [], []
     for _ in range(count):
-        kind, size = int(random.integers(3)), random.uniform(*SIZES)
-        x, y = random.uniform(1.6 * size, SIDE - 1.6 * size, 2)
+        kind, size = int(random.integers(3)), random.choice(SIZES)
+        margin = math.ceil(1.6 * size / GRID)
+        x, y = GRID * random.integers(margin, SIDE // GRID - margin + 1, 2)
         share = covered(kind, x, y, size)[..., None]
         color, background = random.choice(COLORS), random.choice(BACKGROUNDS)
         images.append(share * color + (1 - share) * background)
@@ -56,8 +58,9 @@ def shapes(count: int, seed: int = 0) -> Shapes:
     return Shapes(pixels.permute(0, 3, 1, 2).contiguous(), kinds)
 
 
-#: What a picture may differ by from the shape that it is taken for: mean over pixels, and in colors of the palette.
-WORST, WORST_COLOR = 0.03, 0.12
+#: What a picture may differ by from the shape that it is taken for, as a share of the shape's own difference from the
+#: background; and how far colors may be from those of the palettes.
+WORST, WORST_COLOR = 0.4, 0.12
 
 
 def judged(image: Tensor) -> int | None:
@@ -79,7 +82,7 @@ def judged(image: Tensor) -> int | None:
     share = ((pixels - background) @ line / (line @ line)).clip(0, 1)
     share[share < 0.25] = 0
     size = share.sum() ** 0.5 / 2
-    if not 0.9 * SIZES[0] < size < 1.1 * SIZES[1]:
+    if not 0.9 * SIZES[0] < size < 1.1 * SIZES[-1]:
         return None
     at = np.arange(SIDE) + 0.5
     x, y = (share.sum(0) @ at) / share.sum(), (share.sum(1) @ at) / share.sum()
@@ -98,7 +101,8 @@ def error(
     background: np.ndarray,
 ) -> float:
     share = covered(kind, x, y, size)[..., None]
-    return float(abs(share * color + (1 - share) * background - pixels).mean())
+    wrong = abs(share * color + (1 - share) * background - pixels).sum()
+    return float(wrong / (share.sum() * abs(color - background).sum()))
 
 
 def _nearest(found: np.ndarray, palette: np.ndarray) -> np.ndarray | None:
