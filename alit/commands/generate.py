@@ -124,4 +124,5 @@ def _write(
                     tiles.append(Tile(caption, pixels.cpu()))
             advance(last / len(names), f"{last}/{len(names)}")
     lines = [tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS)]
-    save_image(sheet([""] * len(lines[0]), lines, together=len(lines)), output / CONTACTS)
+    titles = ["name: tokens", *[""] * (len(lines[0]) - 1)]
+    save_image(sheet(titles, lines, together=len(lines)), output / CONTACTS)

@@ -66,11 +66,11 @@ def next_token(
 ) -> Tensor:
     """(R,) tokens at these positions, or K for the end, which no sequence begins with."""
     end = generator.config.codebook_size
-    token_R = torch.empty_like(position_R)
+    logits_RK = x_RC.new_empty(len(x_RC), end + 1)
     for rows, logits in generator.scored(x_RC, position_R):
-        logits[position_R[rows] == 0, end] = -torch.inf
-        token_R[rows] = draw(logits, uniform_R[rows], sharpness)[0]
-    return token_R
+        logits_RK[rows] = logits
+    logits_RK[:, end].masked_fill_(position_R == 0, -torch.inf)
+    return draw(logits_RK, uniform_R, sharpness)[0]
 
 
 def autoregressive(

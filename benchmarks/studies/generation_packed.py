@@ -34,7 +34,7 @@ CONFIG = GeneratorConfig(
     layers=6,
     heads=4,
 )
-COUNT, BATCH = 64, 16
+COUNT, BATCH = 192, 64
 
 
 class Ending(Generator):
