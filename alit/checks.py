@@ -43,7 +43,7 @@ class Range(NamedTuple):
 
 class Checked:
     """A dataclass whose fields are what their annotations say: bool, a ``Literal``, numbers or a tuple of integers
-    ``Annotated`` with a :class:`Range`. A list becomes a tuple; fields of other kinds are left alone.
+    ``Annotated`` with a :class:`Range`, a tuple of texts. A list becomes a tuple; fields of other kinds are left alone.
 
     Raises:
         ValueError: a field is not; the message names it.
@@ -72,10 +72,15 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected true or false, got {shown(value)}")
     elif get_origin(kind) is tuple:
+        texts = str in kinds
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-            raise ValueError(f"{name}: expected a list of integers, got {shown(value)}")
+            items = "texts" if texts else "integers"
+            raise ValueError(f"{name}: expected a list of {items}, got {shown(value)}")
         for item in value:
-            check_number(name, item, int, *limits)
+            if not texts:
+                check_number(name, item, int, *limits)
+            elif not isinstance(item, str):
+                raise ValueError(f"{name}: expected a text, got {shown(item)}")
         return tuple(value)
     elif any(map(dataclasses.is_dataclass, kinds)):
         if not isinstance(value, kinds):

@@ -23,6 +23,7 @@ COMMANDS = {
     "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
     "export": "Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.",
     "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
+    "generate": "Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.",
     "analyze": "Show on a page what the number of tokens follows, and what tokens know of a picture.",
     "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
     "probe": "What tokens tell of a picture's class: a linear classifier at every length, beside controls.",

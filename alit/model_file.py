@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,24 @@ def resolve(path_or_name: str | Path, revision: str | None = None) -> Path:
 def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> None:
     """Write configuration and state, under the names of the bare model (see :func:`plain`), in place of an old file.
 
-    The layout is that of safetensors. Its own writer makes another temporary file, which stays when it is killed.
+    Raises:
+        TypeError, OSError: as :func:`write_tensors`.
+    """
+    write_tensors(path, {"format": FORMAT, "config": config.to_json()}, plain(state))
+
+
+def write_tensors(
+    path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a safetensors file in place of an old one. (Its own writer makes another temporary file, which stays when
+    it is killed.)
 
     Raises:
         TypeError: a tensor that is not float32, float16 or bfloat16.
         OSError: the file cannot be written; what was there before is intact.
     """
-    path, tensors = Path(path), plain(state)
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "config": config.to_json()}}
+    path = Path(path)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     # The widest elements first, so that all are aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     end = 0
@@ -113,18 +124,31 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
         CheckpointError: no such file, a damaged one, a configuration of other tensors.
         OSError: no file, or one that cannot be read.
     """
+    with opened(path, FORMAT) as (file, described):
+        config = AdaptiveTokenizerConfig.from_json(described)
+        names = list(file.keys())
+        check_sizes(config, {name: file.get_slice(name).get_shape() for name in names})
+        return config, {name: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def opened(path: Path, kind: str) -> Iterator[tuple[Any, str]]:
+    """A safetensors file whose metadata state this format, and the configuration that they hold; nothing of it is in
+    memory yet.
+
+    Raises:
+        CheckpointError: no such file, or a damaged one; any ``ValueError`` within, named after the file.
+        OSError: no file, or one that cannot be read.
+    """
     check_whole(path)
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if (found := metadata.get("format")) != kind:
                 raise CheckpointError(
-                    f"expected format {FORMAT!r} in the metadata, got {shown(metadata.get('format'))}"
+                    f"expected format {kind!r} in the metadata, got {shown(found)}"
                 )
-            config = AdaptiveTokenizerConfig.from_json(metadata.get("config", ""))
-            names = list(file.keys())
-            check_sizes(config, {name: file.get_slice(name).get_shape() for name in names})
-            return config, {name: file.get_tensor(name) for name in names}
+            yield file, metadata.get("config", "")
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file, or truncated ({error})") from error
     except ValueError as error:

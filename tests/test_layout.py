@@ -27,7 +27,7 @@ ROWS = (
     "alit.encoding",
     "alit.features",
     "alit.tokenizer",
-    "alit.attention_maps alit.programs alit.training.initialization alit.losses",
+    "alit.attention_maps alit.programs alit.training.initialization alit.losses alit.generation",
     "alit.training alit.evaluation alit.export",
     "alit.demo alit.serve",
     "alit.analysis",

@@ -119,12 +119,8 @@ def _targets(pictures: Pictures, output: Path, overwrite: bool) -> list[Path]:
             raise ValueError(
                 f"output: {output} holds more pictures, of another file; choose another folder"
             )
-    elif not overwrite:
-        for target in targets:
-            if target.exists() or target.is_symlink():
-                raise ValueError(
-                    f"output: {printable(target)} is there already; choose another folder, or --overwrite"
-                )
+    else:
+        options.check_free(targets, overwrite)
     return targets
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from .. import fitting
 from ..alit_format import MAX_LENGTH
 from ..checks import check_choice
-from ..console import console, fail
+from ..console import console, fail, printable
 from ..criteria import CodeError, FixedLength, MaxL1, MinSSIM, RelativeL1
 from ..criterion import Criterion, Prepared
 from ..devices import choose
@@ -159,6 +159,15 @@ def check_another(source: str | Path, target: Path) -> None:
     """Raise ``ValueError`` where a command would replace the file that it reads."""
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise ValueError(f"target: {target} is the source; choose another file")
+
+
+def check_free(targets: Iterable[Path], overwrite: bool) -> None:
+    """Raise ``ValueError`` where a file is there already that is not to be replaced."""
+    for target in targets:
+        if not overwrite and (target.exists() or target.is_symlink()):
+            raise ValueError(
+                f"output: {printable(target)} is there already; choose another folder, or --overwrite"
+            )
 
 
 def say_what_is_missing(listing: Listing) -> None:

@@ -26,16 +26,29 @@ def train(
         ),
     ] = None,
     stage: Annotated[
-        str | None, typer.Option(help="base, 1 (base tokens), 2 (pixels) or length.")
+        str | None, typer.Option(help="base, 1 (base tokens), 2 (pixels), length or generator.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Folder of pictures, or shards: 'x-{000..099}.tar'.")
+        str | None,
+        typer.Option(
+            help="Folder of pictures, or shards: 'x-{000..099}.tar'. Stage generator: .alit files."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     size: Annotated[str | None, typer.Option(help="nano, tiny, small, base or semilarge.")] = None,
     base: Annotated[str | None, typer.Option(help="Base tokenizer: dct, vqgan or vae.")] = None,
     start_from: Annotated[
         str | None, typer.Option(help="Model file to start from, such as stage 1's for stage 2.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Stage generator: the model that wrote the .alit files.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Stage generator: files (a class is a .alit file, or a folder of them), or a CSV file of names and"
+            " classes."
+        ),
     ] = None,
     perceptual: Annotated[
         str | None, typer.Option(help="Stage 2: lpips, or off, which needs no weights.")
@@ -74,6 +87,8 @@ def train(
 
         alit train nano-dct --data photos --output run
 
+        alit train nano/generator --data tokens --labels files --output run
+
         torchrun --nproc-per-node 8 -m alit train config.yaml --output run --resume
 
     Ctrl-C leaves a checkpoint from which --resume goes on.
@@ -88,6 +103,8 @@ def train(
         "learning_rate": learning_rate,
         "device": device,
         "start_from": start_from,
+        "tokenizer": tokenizer,
+        "labels": labels,
         "perceptual": perceptual,
     }
     model = {"size": size, "base": base, "image_size": image_size}

@@ -35,6 +35,8 @@ class BaseStage(Stage):
         ValueError: a base tokenizer without weights, or one that is to be sharded.
     """
 
+    model: AdaptiveTokenizer
+
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
         if config.parallel == "fsdp":
             raise ValueError("parallel: expected ddp in stage base, got fsdp")

@@ -7,16 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
+from ..generation import Generator
+from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .pictures import Batch, ImageFolder, ImageTensor, Preparation, Share, shuffled_batches
 from .processes import Processes
 from .shards import ShardBatches, ShardStream, is_shards
+from .token_files import TokenRows
 
 
 def batches(
     config: TrainingConfig,
     images: Tensor | None,
-    size: tuple[int, int],
+    model: AdaptiveTokenizer | Generator,
     own: Processes,
     step: int,
     state: list[Any] | None,
@@ -27,7 +30,7 @@ def batches(
 
     Args:
         images: in place of ``config.data``.
-        size: height and width of what the model sees.
+        model: what learns; its images' size is what pictures get.
         step: where the run goes on, ``state``: where each process's stream of shards stood.
         addresses: shards may lie at http and https addresses.
 
@@ -36,12 +39,19 @@ def batches(
     """
     share = Share(config.batch_size, config.accumulate, own.rank, own.count)
     pin = own.device.type == "cuda"
-    if images is None and config.data is None:
+    pictures: ImageFolder | ImageTensor | TokenRows
+    prepared = {"size": model.config.image_size, **preparation(config)}
+    if isinstance(model, Generator):
+        if images is not None:
+            raise ValueError("images: expected None in stage generator, which learns from files")
+        pictures = TokenRows.read(config.data, config.labels, model.config)
+    elif images is not None:
+        pictures = ImageTensor(images.cpu(), flip=config.flip)
+    elif config.data is None:
         raise ValueError("data: expected a folder of pictures or shards, got none")
-    prepared = {"size": size, **preparation(config)}
-    if images is None and is_shards(str(config.data)):
+    elif is_shards(config.data):
         stream = ShardStream(
-            str(config.data),
+            config.data,
             share,
             Preparation(**prepared),
             seed=config.seed,
@@ -51,16 +61,13 @@ def batches(
             addresses=addresses,
         )
         return ShardBatches(stream, workers=config.workers, pin=pin), []
-    pictures: ImageFolder | ImageTensor
-    if images is None:
-        pictures = ImageFolder(str(config.data), **prepared)
     else:
-        pictures = ImageTensor(images.cpu(), flip=config.flip)
+        pictures = ImageFolder(config.data, **prepared)
     shuffled = shuffled_batches(
         pictures,
         share,
         seed=config.seed,
-        workers=0 if images is not None else config.workers,
+        workers=config.workers if isinstance(pictures, ImageFolder) else 0,
         steps=(step, config.steps),
         pin=pin,
     )

@@ -18,7 +18,7 @@ from ..checks import check_choice, nearest
 from .fields import LARGEST_TEXT, converted, expect, read
 
 CHOICES = {
-    "stage": ("base", "1", "2", "length"),
+    "stage": ("base", "1", "2", "length", "generator"),
     "precision": ("auto", "float32", "bfloat16"),
     "parallel": ("ddp", "fsdp"),
     "initialization": ("published", "transform_coder"),
@@ -54,7 +54,12 @@ FREE = frozenset(
     (
         *("output", "device", "keep", "tensorboard"),
         *("log_every", "picture_every", "checkpoint_every"),
-        *("data", "start_from", "base_from"),  # places; what lies there has to be the same
+        *(
+            "data",
+            "start_from",
+            "base_from",
+            "tokenizer",
+        ),  # places; what lies there has to be the same
         "workers",  # which only decode, but for the order of shards
     )
 )
@@ -68,12 +73,18 @@ class TrainingConfig:
         stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
             adaptive tokenizer on a frozen base (latent distillation), "2" the adaptive tokenizer on pixels, its base
             frozen or trained with it; "length" only the length head of the model in ``start_from``, on what ``steps``
-            batches record (:mod:`alit.training.length_stage`).
+            batches record (:mod:`alit.training.length_stage`); "generator" a generator of token sequences.
         data: folder of pictures, or a pattern of WebDataset shards, ``shards/train-{000..099}.tar``: a local path,
-            as are ``output``, ``start_from`` and ``base_from``.
+            as are ``output``, ``start_from``, ``base_from`` and ``tokenizer``. In stage "generator" a file of tokens or
+            a folder of them (:class:`alit.training.token_files.TokenFiles`).
         output: folder of the run: checkpoints, log, model. None keeps nothing.
         model: options of :meth:`alit.AdaptiveTokenizerConfig.of_size`, such as ``size``, ``base``, ``image_size``;
             ``base`` (with its ``kind``), ``encoder`` and ``decoder`` may be fields by name.
+        generator: stage "generator": ``causal``, ``width``, ``layers``, ``heads`` (see
+            :class:`alit.generation.GeneratorConfig`).
+        tokenizer: stage "generator": the model that wrote the tokens, a file or the name of shipped weights.
+        labels: stage "generator": where classes of images are: "files" (in the files' paths), or a CSV file of names
+            and classes; None: there are none.
         initialization: of the weights that come from no file: "published", or "transform_coder" (see
             :func:`alit.training.initialization.as_transform_coder`), which needs a folder of pictures.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
@@ -83,7 +94,8 @@ class TrainingConfig:
             never the same twice).
         batch_size: pictures of an optimiser step, over all processes and accumulated parts.
         accumulate: parts in which each process computes its share of the batch, one after another.
-        learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256.
+        learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256; in stage
+            "generator" 1e-3.
         warmup: fraction of the run in which the learning rate rises linearly; then it falls to 0 as a cosine.
         weight_decay: of linear and convolution weights; embeddings, norms, biases and codebook have none.
         betas, clip: of AdamW, and the largest gradient norm (a large number for none).
@@ -144,6 +156,9 @@ class TrainingConfig:
     data: str | None = None
     output: str | None = None
     model: dict[str, Any] = field(default_factory=lambda: {"size": "nano", "base": "dct"})
+    generator: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = "nano"
+    labels: str | None = None
     initialization: str = "published"
     start_from: str | None = None
     base_from: str | None = None
@@ -232,6 +247,8 @@ class TrainingConfig:
     def peak_learning_rate(self) -> float:
         if self.learning_rate is not None:
             return self.learning_rate
+        if self.stage == "generator":
+            return 1e-3
         return (1e-4 if self.stage == "2" else 1.5e-4) * self.batch_size / 256
 
     def gan_weight(self, done: float) -> float:

@@ -73,6 +73,8 @@ class LengthStage(Stage):
         ValueError: several processes, sharding, an end by the clock, less than 10 pictures in all.
     """
 
+    model: AdaptiveTokenizer
+
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
         if own.count > 1 or config.parallel == "fsdp":
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from torch import Tensor
 from .. import checks, model_file
 from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..generation import Generator, GeneratorConfig
+from ..generation.model import write as write_generator
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .batches import preparation
@@ -23,17 +26,21 @@ from .initialization import as_transform_coder
 from .pictures import ImageFolder, check_enough
 from .processes import whole
 from .stage import Stage
+from .token_files import TokenFiles, TokenRows
 
 #: Crops that the transform coder is made of, how many of them its last layer is fitted to, and how many at a time.
 INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 16384, 512, 64
 
 
-def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
+def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer | Generator:
     """The model that a configuration describes; only its shape where a checkpoint will fill it.
 
     Raises:
-        ValueError: unknown options; a base tokenizer that has weights and comes from nowhere; one that does not fit.
+        ValueError: unknown options; a base tokenizer that has weights and comes from nowhere; one that does not fit; of
+            a generator, data that do not fit.
     """
+    if config.stage == "generator":
+        return _generator(config) if checkpoint is None else _stored_generator(checkpoint)
     if checkpoint is not None:
         stored = json.dumps(checkpoints.about(checkpoint)["model"])
         try:
@@ -66,6 +73,44 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer:
     if config.initialization == "transform_coder":
         _as_transform_coder(model, config)
     return model
+
+
+@torch.no_grad()
+def _generator(config: TrainingConfig) -> Generator:
+    """One that knows the classes of the data, and how often each has which length."""
+    tokenizer = AdaptiveTokenizer.from_pretrained(Path(config.tokenizer))
+    described = GeneratorConfig.of(tokenizer, config.generator)
+    if config.start_from is not None:
+        if config.generator:
+            raise ValueError("generator: expected no options with start_from, which has its own")
+        generator = Generator.from_pretrained(config.start_from)
+        if generator.config.identity != described.identity:
+            raise ValueError(
+                f"start_from: expected a generator of the tokenizer {config.tokenizer}, got one of another"
+            )
+    files = TokenFiles(config.data, config.labels, described.identity, described.max_tokens)
+    if config.start_from is None:
+        classes = tuple(sorted(set(files.classes)))
+        generator = Generator(dataclasses.replace(described, classes=classes))
+    rows = TokenRows(files, generator.config.classes, generator.config.max_tokens)
+    places = torch.tensor(rows.labels), torch.from_numpy(files.lengths)
+    ones = torch.ones(len(rows))
+    generator.lengths.zero_().index_put_(places, ones, accumulate=True)
+    return generator
+
+
+def _stored_generator(checkpoint: Path) -> Generator:
+    """Its shape alone."""
+    shapes = checkpoints.shapes(checkpoint, "model")
+    try:
+        described = GeneratorConfig.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
+        with torch.device("meta"):
+            own = Generator(described).state_dict()
+        if {name: tuple(x.shape) for name, x in own.items()} != shapes:
+            raise ValueError("tensors of another generator")
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
+    return Generator(described)
 
 
 @torch.no_grad()
@@ -116,9 +161,9 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
         raise ValueError(f"model: {error}") from error
 
 
-def check_same_model(model: AdaptiveTokenizer, checkpoint: Path) -> None:
+def check_same_model(model: AdaptiveTokenizer | Generator, checkpoint: Path) -> None:
     """That a model which was given is the one whose run is resumed."""
-    stored = AdaptiveTokenizerConfig.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
+    stored = model.config.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
     own, there = (json.loads(config.to_json()) for config in (model.config, stored))
     differ = sorted(name for name in own | there if own.get(name) != there.get(name))
     if differ:
@@ -133,11 +178,20 @@ def averaged_state(stage: Stage) -> dict[str, Tensor]:
     return {name: whole(tensor).detach() for name, tensor in state.items()}
 
 
+def write(path: Path, model: AdaptiveTokenizer | Generator, state: dict[str, Tensor]) -> None:
+    """Write a file of the model with this state."""
+    if isinstance(model, Generator):
+        write_generator(path, model.config, state)
+    else:
+        model_file.write(path, model.config, state)
+
+
 def rebuilt(
-    model: AdaptiveTokenizer, state: dict[str, Tensor], *, sharded: bool
-) -> AdaptiveTokenizer:
+    model: AdaptiveTokenizer | Generator, state: dict[str, Tensor], *, sharded: bool
+) -> AdaptiveTokenizer | Generator:
     """``model`` with this state, in evaluation mode; another one where its weights are sharded."""
-    if sharded:
+    if sharded:  # never a generator
+        assert isinstance(model, AdaptiveTokenizer)
         model = AdaptiveTokenizer(model.config)
     with torch.no_grad():
         model.load_state_dict(state)
@@ -145,7 +199,7 @@ def rebuilt(
 
 
 @contextmanager
-def restoring_flags(model: AdaptiveTokenizer) -> Iterator[None]:
+def restoring_flags(model: AdaptiveTokenizer | Generator) -> Iterator[None]:
     """The parameters' ``requires_grad`` is afterwards what it was."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -178,13 +178,25 @@ def _random_box(
     return left, top, left + across, top + down
 
 
+class Pictures(Protocol):
+    """Samples by number, such as a folder of pictures."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """For messages."""
+
+    def load(self, index: int, random: np.random.Generator) -> Tensor:
+        """OSError where it cannot be read."""
+
+
 class Shuffled(Dataset[tuple[Tensor, list[str]]]):
     """Pictures by position: each epoch goes through all of them in an order of its own.
 
     In the place of one that cannot be read comes the next one that can; nothing where none can.
     """
 
-    def __init__(self, pictures: ImageFolder | ImageTensor, seed: int) -> None:
+    def __init__(self, pictures: Pictures, seed: int) -> None:
         self.pictures, self.seed = pictures, seed
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._broken: set[int] = set()
@@ -211,7 +223,7 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
 
 
 def shuffled_batches(
-    pictures: ImageFolder | ImageTensor,
+    pictures: Pictures,
     share: Share,
     *,
     seed: int,
@@ -236,7 +248,7 @@ def shuffled_batches(
     return iter(loader)
 
 
-def check_enough(pictures: ImageFolder | ImageTensor, batch_size: int) -> None:
+def check_enough(pictures: Pictures, batch_size: int) -> None:
     """Raise ``ValueError`` where there are fewer pictures than a batch."""
     if len(pictures) < batch_size:
         raise ValueError(

@@ -33,9 +33,11 @@ class Stage(ABC):
         side: name of the model's optimiser.
     """
 
+    model: Any
+
     def __init__(
         self,
-        model: AdaptiveTokenizer,
+        model: nn.Module,
         config: TrainingConfig,
         own: Processes,
         module: nn.Module,
@@ -72,6 +74,10 @@ class Stage(ABC):
         (loss / parts).backward()
         return rest
 
+    def originals(self, part: Tensor) -> Tensor:
+        """The images of a part of a batch, (B, 3, height, width)."""
+        return part
+
     @abstractmethod
     def reconstructions(self, images: Tensor) -> list[Tensor]:
         """What the model makes of the images (B, 3, height, width), in one or several ways."""
@@ -95,6 +101,8 @@ class AdaptiveStage(Stage):
     Raises:
         ValueError: a model that cannot be sharded.
     """
+
+    model: AdaptiveTokenizer
 
     def __init__(
         self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes, module: nn.Module

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import model_file
 from ..atomic_files import replacing
+from ..generation import Generator
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .base_stage import BaseStage
 from .batches import batches
 from .config import TrainingConfig
+from .generator_stage import GeneratorStage
 from .length_stage import LengthStage, add_length_head
 from .log import Log, NotFinite, Terms
-from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags
+from .models import averaged_state, build, check_same_model, rebuilt, restoring_flags, write
 from .optimization import schedule
 from .processes import Processes, keep_memory, processes
 from .resumption import drop_later, entered
@@ -37,6 +38,7 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "1": Stage1,
     "2": Stage2,
     "length": LengthStage,
+    "generator": GeneratorStage,
 }
 #: Names of skipped files that are kept.
 MOST_NAMES = 10_000
@@ -52,7 +54,7 @@ class Result(NamedTuple):
             started or went on, in all processes: their names, of shards with the reason.
     """
 
-    model: AdaptiveTokenizer
+    model: AdaptiveTokenizer | Generator
     steps: int
     unreadable: list[str]
 
@@ -63,7 +65,7 @@ OnLog = Callable[[dict[str, float]], None]
 def train(
     config: TrainingConfig,
     *,
-    model: AdaptiveTokenizer | None = None,
+    model: AdaptiveTokenizer | Generator | None = None,
     images: Tensor | None = None,
     resume: bool = False,
     checkpoint: str | None = None,
@@ -71,8 +73,8 @@ def train(
     allow_addresses: bool = False,
     on_log: OnLog | None = None,
 ) -> Result:
-    """Train an adaptive tokenizer; under torchrun, one process of several. On a CPU the process keeps the memory that
-    steps free, afterwards too.
+    """Train an adaptive tokenizer, or a generator of its tokens; under torchrun, one process of several. On a CPU the
+    process keeps the memory that steps free, afterwards too.
 
     Args:
         model: trained in place, instead of one made from ``config``.
@@ -134,7 +136,7 @@ class _Run:
     def start(
         self,
         source: Path | None,
-        model: AdaptiveTokenizer | None,
+        model: AdaptiveTokenizer | Generator | None,
         images: Tensor | None,
         addresses: bool,
     ) -> None:
@@ -142,7 +144,7 @@ class _Run:
         config, own, stack = self.config, self.own, self.stack
         torch.manual_seed(config.seed)
         self.model = build(config, source) if model is None else model
-        if config.stage == "length":
+        if isinstance(self.model, AdaptiveTokenizer) and config.stage == "length":
             add_length_head(self.model)
         if source is not None and model is not None:
             check_same_model(model, source)
@@ -150,6 +152,7 @@ class _Run:
         stack.enter_context(restoring_flags(self.model))
         self.stage = STAGES[config.stage](self.model, config, own)
         if config.activation_checkpointing:
+            assert isinstance(self.model, AdaptiveTokenizer)  # other stages refuse it
             stack.enter_context(recomputed(self.model, config.parallel))
         self.step, data, seconds = 0, None, 0.0
         if source is not None:
@@ -157,9 +160,8 @@ class _Run:
             data = checkpoints.load(source, self.tensors(), own)
             self.step, seconds = about["step"], about["seconds"]
         self.begun = time.monotonic() - seconds
-        size = self.model.config.image_size
         self.batches, left_out = batches(
-            config, images, size, own, self.step, data, addresses=addresses
+            config, images, self.model, own, self.step, data, addresses=addresses
         )
         self.data_state: dict[str, Any] | None = getattr(self.batches, "state", None)
         self.skipped = dict.fromkeys(left_out[:MOST_NAMES])
@@ -252,7 +254,8 @@ class _Run:
         if self.log is None or self.log.writer is None or self.config.parallel == "fsdp":
             return
         with self.stage.evaluating():
-            rows = [images[:4], *self.stage.reconstructions(images[:4])]
+            some = images[:4]
+            rows = [self.stage.originals(some), *self.stage.reconstructions(some)]
         grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         shown = grid.float().clamp(0, 1).cpu().numpy()
         self.log.writer.add_image("reconstructions", shown, self.step)
@@ -274,7 +277,7 @@ class _Run:
         checkpoints.save(self.output, self.step, *state, keep=self.config.keep)
         averaged = averaged_state(self.stage)
         if self.own.first:
-            model_file.write(self.output / "model.safetensors", self.model.config, averaged)
+            write(self.output / "model.safetensors", self.model, averaged)
 
     def _result(self) -> Result:
         state = averaged_state(self.stage)

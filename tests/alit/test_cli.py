@@ -97,7 +97,7 @@ def test_train_takes_the_name_of_a_configuration(folder: Path) -> None:
     few = "data: expected at least a batch of"
     for name in ("nano-dct", "nano/1-coder"):
         refused(run("train", name, "--data", "photos", "--output", "out"), few)
-    names = "nor the name of a configuration (nano/1-coder, nano/2-filter, nano/3-length, nano-dct)"
+    names = "nor the name of a configuration (nano/1-coder, nano/2-filter, nano/3-length, nano/generator, nano-dct)"
     refused(run("train", "nano/1", "--output", "out"), f"{names}; did you mean 'nano/1-coder'?")
     far = run("train", "nonsense", "--output", "out")
     refused(far, names)

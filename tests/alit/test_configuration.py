@@ -141,7 +141,7 @@ def test_texts_are_text(name: str) -> None:
 
 
 def test_every_field_has_a_kind_of_its_own() -> None:
-    assert {*INTEGERS, *FLOATS, *SWITCHES, *TEXTS, "model"} == KINDS.keys()
+    assert {*INTEGERS, *FLOATS, *SWITCHES, *TEXTS, "model", "generator"} == KINDS.keys()
     assert LIMITS.keys() == {*INTEGERS, *FLOATS}
 
 

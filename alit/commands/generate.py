@@ -1,0 +1,128 @@
+"""``alit generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..atomic_files import replacing
+from ..console import console, counted, printable, progress
+from ..demo.sheet import Tile, sheet
+from ..devices import choose
+from ..generation import Generator, Samples, sample
+from ..generation.sampling import MOST, STEPS
+from ..images import save_image, to_image
+from ..picture_records import file_name
+from ..sequence import TokenSequence
+from ..tokenizer import AdaptiveTokenizer
+from . import options
+
+#: Images decoded together, and those of the contact sheet, with so many in a row.
+BATCH, SHEET, COLUMNS = 8, 64, 8
+TOKENS, CONTACTS = "generated.alit", "sheet.png"
+
+
+def generate(
+    generator: Annotated[
+        Path, typer.Argument(help="Generator: model.safetensors of a run of stage generator.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    count: Annotated[
+        int, typer.Option("--count", "-n", help="How many pictures.", min=1, max=MOST)
+    ] = 16,
+    of: Annotated[
+        str | None, typer.Option("--class", help="All of this class; else as in the training data.")
+    ] = None,
+    model: options.Model = "nano",
+    seed: Annotated[int, typer.Option(help="Other pictures for another seed.", min=0)] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1: closer to what is likely; above: farther from it.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Only the so many likeliest tokens.")] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Only the likeliest tokens with this probability together.")
+    ] = 1.0,
+    steps: Annotated[
+        int, typer.Option(help="Steps of a generator that fills in masked tokens.")
+    ] = STEPS,
+    in_flight: Annotated[
+        int, typer.Option(help="Pictures generated together; bounds memory.", min=1)
+    ] = 64,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that have the pictures' names.")
+    ] = False,
+    device: options.Device = "auto",
+) -> None:
+    """Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.
+
+    GENERATOR is what alit train --stage generator leaves; the model (--model) must be the tokenizer of its tokens:
+
+        alit generate run/model.safetensors -n 16 -o generated
+
+        alit generate run/model.safetensors --class rose --top-p 0.95 -o roses
+
+    A picture depends on the seed and its number alone. Each has as many tokens as the generator gives it.
+    """
+    loaded = Generator.from_pretrained(generator).to(choose(device))
+    tokenizer = options.load(model, device)
+    if loaded.config.identity != tokenizer.identity():
+        raise ValueError(
+            f"model: expected the tokenizer of the generator, {loaded.config.fingerprint[:12]}, got {model}, which is"
+            f" {tokenizer.identity().fingerprint.hex()[:12]}"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    options.check_free([output / TOKENS, output / CONTACTS], overwrite)
+    with progress("generating") as advance:
+        samples = sample(
+            *(loaded, count),
+            of=of,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            steps=steps,
+            in_flight=in_flight,
+            on_progress=lambda done: advance(done / count, f"{done}/{count}"),
+        )
+    classes = loaded.config.classes
+    names = [
+        file_name(f"{classes[label]}-{number:05}" if classes else f"{number:05}")
+        for number, label in enumerate(samples.labels)
+    ]
+    targets = [output / f"{name}.png" for name in names]
+    options.check_free(targets, overwrite)
+    _write(tokenizer, samples, names, targets, output)
+    mean = float(samples.tokens.lengths.double().mean())
+    console.out(
+        f"{printable(output)}: {counted(count, 'picture')}, {mean:.1f} tokens on average; {TOKENS}, {CONTACTS}"
+    )
+
+
+def _write(
+    tokenizer: AdaptiveTokenizer,
+    samples: Samples,
+    names: list[str],
+    targets: list[Path],
+    output: Path,
+) -> None:
+    data = samples.tokens.to_bytes(tokenizer.identity(), names=names)
+    with replacing(output / TOKENS) as temporary:
+        temporary.write_bytes(data)
+    tokens, tiles = samples.tokens, []
+    ends = tokens.offsets.tolist()
+    with progress("decoding") as advance:
+        for first in range(0, len(names), BATCH):
+            last = min(first + BATCH, len(names))
+            rows = tokens.rows[ends[first] : ends[last]]
+            decoded = tokenizer.decode(TokenSequence(tokens.lengths[first:last], rows))
+            for number, pixels in enumerate(decoded, first):
+                save_image(to_image(pixels), targets[number])
+                if number < SHEET:
+                    caption = f"{names[number]}: {ends[number + 1] - ends[number]}"
+                    tiles.append(Tile(caption, pixels.cpu()))
+            advance(last / len(names), f"{last}/{len(names)}")
+    lines = [tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS)]
+    titles = ["name: tokens", *[""] * (len(lines[0]) - 1)]
+    save_image(sheet(titles, lines, together=len(lines)), output / CONTACTS)
