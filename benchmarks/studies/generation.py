@@ -32,7 +32,8 @@ from ..harness.timing import RESULTS, OtherLoad, write
 PICTURES, SAMPLES = 4000, 500
 CRITERION = 0.17
 BATCH = 50
-STEPS = {"causal": 1500, "masked": 3000}
+TOP_P = 1.0, 0.95
+STEPS = {"causal": 1500, "masked": 2000}
 COMMON: dict[str, Any] = {
     **{"device": "cpu", "precision": "float32", "tensorboard": False, "workers": 0},
     **{"crop": 1, "flip": False},
@@ -115,7 +116,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((shares[0] - shares[1]).abs().sum() / 2)
 
 
-def main(kind: str) -> None:
+def main(kind: str, keep: Path | None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, OtherLoad() as load:
         folder = Path(name)
@@ -128,10 +129,10 @@ def main(kind: str) -> None:
             data=str(folder / "tokens"),
             labels="files",
             tokenizer=str(folder / "coder.safetensors"),
-            generator={"causal": kind == "causal", "width": 128, "layers": 4, "heads": 4},
+            generator={"causal": kind == "causal", "width": 192, "layers": 4, "heads": 4},
             steps=STEPS[kind],
             batch_size=32,
-            learning_rate=2e-3,
+            learning_rate=1.5e-3,
             warmup=0.03,
             ema=0.99,
             log_every=50,
@@ -146,39 +147,55 @@ def main(kind: str) -> None:
         trained = train(config, on_log=on_log).model
         seconds = time.process_time() - start
     assert isinstance(trained, Generator)
-    begun = time.process_time()
-    samples = sample(trained, SAMPLES)
-    sampling = time.process_time() - begun
-    images = decoded(model, samples.tokens)
-    found = [judged(image) for image in images]
-    lengths = samples.tokens.lengths
-    right = sum(x == label for x, label in zip(found, samples.labels, strict=True))
-    rows = images[:60].clamp(0, 1).split(12)
-    save_image(
-        to_image(torch.cat([torch.cat(list(row), 2) for row in rows], 1)),
-        RESULTS / f"generation-{kind}.png",
-    )
-    results = {
+    if keep is not None:
+        model.save_pretrained(keep / "coder.safetensors")
+        trained.save_pretrained(keep / f"{kind}.safetensors")
+    results: dict[str, Any] = {
         "pictures": PICTURES,
         "mean_tokens": float(tokens.lengths.double().mean()),
         "judge": judge,
-        "config": config.asdict()["generator"] | {"steps": config.steps},
+        "generator": config.generator,
+        "steps": config.steps,
         "parameters": sum(x.numel() for x in trained.parameters()),
         "training_seconds": seconds,
         "losses": losses,
+        "length_distance_of_halves": distance(*tokens.lengths[: 2 * SAMPLES].split(SAMPLES)),
         "samples": SAMPLES,
-        "sampling_seconds": sampling,
+    }
+    for top_p in TOP_P:
+        drawn = sampled(trained, model, tokens, top_p, RESULTS / f"generation-{kind}-{top_p}.png")
+        results[f"top_p {top_p}"] = drawn
+    write("generation", {**results, "other_load_percent": load.percent}, part=kind)
+
+
+def sampled(
+    generator: Generator,
+    model: AdaptiveTokenizer,
+    tokens: TokenSequence,
+    top_p: float,
+    picture: Path,
+) -> dict[str, float]:
+    """How good samples are; some of them go to a file."""
+    start = time.process_time()
+    samples = sample(generator, SAMPLES, top_p=top_p)
+    seconds = time.process_time() - start
+    images, lengths = decoded(model, samples.tokens), samples.tokens.lengths
+    found = [judged(image) for image in images]
+    right = sum(x == label for x, label in zip(found, samples.labels, strict=True))
+    rows = [torch.cat(list(row), 2) for row in images[:60].split(12)]
+    save_image(to_image(torch.cat(rows, 1)), picture)
+    return {
+        "seconds": seconds,
         "valid": sum(x is not None for x in found) / SAMPLES,
         "valid_and_of_the_class": right / SAMPLES,
-        "mean_tokens_of_samples": float(lengths.double().mean()),
+        "mean_tokens": float(lengths.double().mean()),
         "length_distance": distance(lengths, tokens.lengths),
-        "length_distance_of_halves": distance(*tokens.lengths[: 2 * SAMPLES].split(SAMPLES)),
-        "other_load_percent": load.percent,
     }
-    write("generation", results, part=kind)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=STEPS)
-    main(parser.parse_args().kind)
+    parser.add_argument("--keep", type=Path, help="Folder for tokenizer and generator.")
+    options = parser.parse_args()
+    main(options.kind, options.keep)

