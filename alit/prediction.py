@@ -115,9 +115,8 @@ class Budget(Prepared):
         return allocated(errors_BP, lengths, math.floor(self.mean_tokens * len(errors_BP) + 1e-6))
 
     def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
-        head = head_of(model, "Budget")
         errors_BP = predicted_l1(first, model)
-        return Planned(self.spent(errors_BP, head.lengths), numbers)
+        return Planned(self.spent(errors_BP, curve_lengths(model.config)), numbers)
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         raise ValueError("Budget: expected a whole batch, by encode; it is no criterion of others")
