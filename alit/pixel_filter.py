@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, gelu, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import conv2d, gelu, pixel_shuffle, pixel_unshuffle
 
 #: Side of the blocks whose pixels are channels: convolutions at half the resolution reach twice as far.
 BLOCK = 2
@@ -42,4 +43,6 @@ class PixelFilter(nn.Module):
 
 def _wider(x: Tensor) -> Tensor:
     """By one on all sides, where it is as at its edge."""
-    return pad(x, (1, 1, 1, 1), mode="replicate")
+    # Of parts: torch 2.13's inductor does not compile replicating pads of a batch whose size is not known.
+    x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
+    return torch.cat([x[..., :1], x, x[..., -1:]], -1)

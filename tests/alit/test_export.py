@@ -52,7 +52,9 @@ for key, x in np.load("inputs.npz").items():
     results[key] = programs[path](x)
 np.savez("results.npz", **results)
 """
-RESIDUAL: dict[str, Any] = {"recurrence": "residual", "codebooks": "each", "any_length": True}
+RESIDUAL: dict[str, Any] = {
+    **{"recurrence": "residual", "codebooks": "each", "any_length": True, "pixel_filter": 4}
+}
 
 
 def model(base: str | BaseConfig = "dct", **options: Any) -> AdaptiveTokenizer:
