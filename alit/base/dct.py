@@ -71,7 +71,7 @@ class BlockDCT(nn.Module):
         return conv2d(images, self.analysis.to(images.dtype), stride=self.patch_size)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
-        # A matrix product: patches do not overlap, and a transposed convolution on the CPU takes ten times as long.
+        # A matrix product: patches do not overlap, and a transposed convolution on the CPU is much slower.
         filters = self.synthesis.to(coefficients.dtype)
         patches = torch.einsum("bchw, ckyx -> bkhywx", coefficients, filters)
         return patches.flatten(4, 5).flatten(2, 3)
