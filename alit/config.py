@@ -182,6 +182,12 @@ class AdaptiveTokenizerConfig(Checked):
     def max_tokens(self) -> int:
         return self.iterations * self.latents_per_iteration
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens after each iteration."""
+        step = self.latents_per_iteration
+        return list(range(step, self.max_tokens + 1, step))
+
     @classmethod
     def of_size(
         cls,
