@@ -1,5 +1,7 @@
 """Adaptive-length image tokenization: an image in as few tokens as it needs."""
 
+from alit_kernels import __version__ as __version__
+
 from .alit_format import FormatError, ModelIdentity
 from .base_config import DCTConfig, KLVAEConfig, VQGANConfig
 from .checks import CheckpointError
@@ -23,8 +25,6 @@ from .prediction import Budget, Predicted
 from .rollout import Rollout
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveTokenizer",
