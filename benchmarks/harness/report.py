@@ -290,7 +290,10 @@ def main() -> None:
     for file in (file for path in arguments.results for file in files(path)):
         compact(file)
     if arguments.output == RESULTS:
+        from . import pages
+
         replace_section(ROOT / "README.md", section, "performance")
+        pages.main()
 
 
 if __name__ == "__main__":

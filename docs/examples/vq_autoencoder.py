@@ -3,7 +3,7 @@
 Shows: `alit_kernels.nn.VectorQuantizer` in a model of your own: k-means start, moving-average codebook, the loss that
 it returns, how many codes are in use. After training it draws four photographs above their reconstructions.
 
-Run:  python docs/examples/vq_autoencoder.py             # about two minutes on two CPU cores
+Run:  python docs/examples/vq_autoencoder.py             # minutes on a CPU
       python docs/examples/vq_autoencoder.py --steps 50  # a quick look
 Needs: pip install scikit-image
 """

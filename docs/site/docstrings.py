@@ -1,4 +1,4 @@
-"""Docstrings as Markdown: roles of Sphinx become code, and a line that goes on below Raises is indented as one that does."""
+"""Docstrings as Markdown: roles of Sphinx become code, lines that go on below Raises are indented as such."""
 
 from __future__ import annotations
 

@@ -26,13 +26,15 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
-    "benchmarks/results/README.md": "benchmarks/results/README.md",
+    "benchmarks/results/README.md": "results.md",
     "alit/weights/README.md": "repository/weights.md",
 }
 LINK = re.compile(r"(\]\()([^()\s]+)(\))")
 API = re.compile(r"^<!-- api: ([\w.]+) -->$", re.MULTILINE)
 SOURCE = re.compile(r"^<!-- source: ([\w.]+) -->$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+#: Between parts of what a cell prints, which come one by one.
+PARTS = re.compile(r"^(    .*\S\n)\n\n(?=    +\S)", re.MULTILINE)
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n"
 #: Page of the site -> its place in the repository.
 _places: dict[str, str] = {}
@@ -102,10 +104,11 @@ def _add_linked(files: Files, config: MkDocsConfig, place: str) -> None:
 def _add_tour(files: Files, config: MkDocsConfig) -> None:
     made = os.environ.get("ALIT_TOUR")
     if made:
-        text = Path(made).read_text(encoding="utf-8")
-        for image in sorted(Path(made).parent.glob("tour_files/*")):
-            uri = f"tour_files/{image.name}"
-            files.append(File.generated(config, uri, abs_src_path=str(image)))
+        text = Path(made).read_text(encoding="utf-8").replace("![png](", "![output](")
+        text = PARTS.sub(r"\1", text)
+        for uri in re.findall(r"\]\((tour_files/[\w.]+)\)", text):
+            image = str(Path(made).parent / uri)
+            files.append(File.generated(config, uri, abs_src_path=image))
             _places[uri] = f"docs/{uri}"
     else:
         cells = json.loads((DOCS / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
