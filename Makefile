@@ -46,11 +46,13 @@ browser: setup
 	$(BIN)/python -m playwright install chromium
 	ALIT_SCREENSHOTS=$(abspath build/browser) $(BIN)/python -m pytest tests/alit/test_serve_page.py
 
-# docs/tour.ipynb, run by the kernel of the environment, as a page: build/docs/tour.html. A cell that raises fails it.
+# The site of docs/: build/docs/index.html. Its tour, docs/tour.ipynb, is run by the kernel of the environment: a cell that raises
+# fails it, as does a link that leads nowhere.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	$(BIN)/python -m nbconvert --to html --execute docs/tour.ipynb --output-dir build/docs \
-		--HTMLExporter.mathjax_url= --HTMLExporter.require_js_url=
+	$(BIN)/python -m nbconvert --to markdown --execute docs/tour.ipynb --output-dir build/tour
+	ALIT_TOUR=$(abspath build/tour/tour.md) NO_MKDOCS_2_WARNING=1 \
+		$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
 # dist/: the sdist, the wheel for this Python and system, and the pure one. Each is installed and tried in a fresh environment, without
 # a compiler, over an old release and twice. As in what is published, CUDA kernels are left out (ALIT_BUILD_CUDA=1 takes them in).
