@@ -6,6 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from alit_kernels._machine_code import Result
+from alit_kernels.aot import read_results
+from alit_kernels.attention.configurations import tile
+
 from .outcome import table
 from .timing import RESULTS
 
@@ -264,12 +270,17 @@ def machine_code() -> str:
     """One step of the main loop of attention's kernels, packed, bfloat16."""
     (path,) = RESULTS.glob("aot-triton-*.json")
     rows = []
-    for build in json.loads(path.read_text())["results"]:
-        kernel = build["kernel"].rpartition(".")[2].removesuffix("_kernel")
-        known = build["label"] in ("d=64 bf16", "d=128 bf16") and build["arch"] in RATES
-        if ".attention." in build["kernel"] and known and kernel in PRODUCTS:
-            place = list(PRODUCTS).index(kernel), build["arch"], build["sizes"]["HEAD_DIM"]
-            rows.append((place, _step(kernel, build)))
+    for build in read_results(path):
+        kernel = build.kernel.rpartition(".")[2].removesuffix("_kernel")
+        channels = {"d=64 bf16": 64, "d=128 bf16": 128}.get(build.label)
+        if (
+            ".attention." in build.kernel
+            and channels
+            and build.arch in RATES
+            and kernel in PRODUCTS
+        ):
+            place = list(PRODUCTS).index(kernel), build.arch, channels
+            rows.append((place, _step(kernel, channels, build)))
     head = (
         "kernel",
         "chip",
@@ -284,17 +295,17 @@ def machine_code() -> str:
     return f"{text}\n\nMade of [the file of all builds](../benchmarks/results/{path.name})."
 
 
-def _step(kernel: str, build: dict[str, Any]) -> list[str]:
-    sizes, cycles = build["sizes"], build["hot_loop_cycles"]
-    operations = 2 * PRODUCTS[kernel] * sizes["TILE"] * sizes["STEP"] * sizes["HEAD_DIM"]
-    products = operations // RATES[build["arch"]]
+def _step(kernel: str, channels: int, build: Result) -> list[str]:
+    launch, cycles = tile(kernel, channels, torch.bfloat16, build.arch), build.hot_loop_cycles
+    operations = 2 * PRODUCTS[kernel] * launch.rows * launch.columns * channels
+    products = operations // RATES[build.arch]
     # Two warps of a program on a scheduler: what is counted of one is half of its work.
-    warps = round(products / cycles["matrix"]) if cycles["matrix"] else 1
-    own = {name: warps * cycles[name] for name in ("issue", "special", "memory", "alu")}
+    warps = round(products / cycles["matrix"]) if cycles.get("matrix") else 1
+    own = {name: warps * cycles.get(name, 0) for name in ("issue", "special", "memory", "alu")}
     busiest = max([*own.items(), ("products", products)], key=lambda pair: pair[1])[0]
     return [
-        f"{kernel.replace('_', ' ')}, D = {sizes['HEAD_DIM']}",
-        *(f"sm_{build['arch']}", f"{sizes['TILE']} x {sizes['STEP']}", str(build["registers"])),
-        *(f"{64 * build['occupancy']:.0f}", *map(str, own.values()), str(products)),
+        f"{kernel.replace('_', ' ')}, D = {channels}",
+        *(f"sm_{build.arch}", f"{launch.rows} x {launch.columns}", str(build.registers)),
+        *(f"{64 * build.occupancy:.0f}", *map(str, own.values()), str(products)),
         {"special": "exponentials"}.get(busiest, busiest),
     ]
