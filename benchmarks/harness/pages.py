@@ -1,4 +1,4 @@
-"""Figures in the pages of docs/, made of the files of ``benchmarks/results``: ``python -m benchmarks.harness.pages``.
+"""Figures in the README and the pages of docs/, made of results: ``python -m benchmarks.harness.pages``.
 
 A page names a section where it is to stand, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``, and it is put between
 the two. ``tests/benchmarks/test_pages.py`` says when a page is not what the files say.
@@ -6,6 +6,7 @@ the two. ``tests/benchmarks/test_pages.py`` says when a page is not what the fil
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from alit.atomic_files import replacing
 
-from . import figures, report
+from . import figures, headlines, report
 from .outcome import table
 from .runs import Row, Run, ratios, read
 from .timing import RESULTS
@@ -121,6 +122,7 @@ def targets() -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "headlines": headlines.table_of,
     "machines": machines,
     "losses": losses,
     "performance": performance,
@@ -146,8 +148,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def pages() -> list[Path]:
-    """Those of docs/ that name a section of these."""
-    found = (path for path in sorted(DOCS.rglob("*.md")))
+    """Those that name a section of these."""
+    found = (
+        path for path in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))] if path.exists()
+    )
     return [path for path in found if SECTIONS.keys() & set(MARKER.findall(path.read_text()))]
 
 
@@ -166,13 +170,16 @@ def current(path: Path) -> str:
 
 def _linked(section: str, page: Path) -> str:
     """Links of sections are those of a page in docs/; here they are those of ``page``."""
-    up = "../" * (len(page.relative_to(DOCS).parts) - 1)
-    return re.sub(
-        r"\]\(\.\./(docs/)?", lambda match: f"]({up}" if match[1] else f"](../{up}", section
-    )
+
+    def link(match: re.Match[str]) -> str:
+        place = DOCS / match[2] if match[1] else DOCS.parent / match[2]
+        return f"]({os.path.relpath(place, page.parent)}"
+
+    return re.sub(r"\]\(\.\./(docs/)?([^)#]+)", link, section)
 
 
 def main() -> None:
+    headlines.draw()
     for path in pages():
         text = current(path)
         if text != path.read_text():

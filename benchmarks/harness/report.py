@@ -1,8 +1,9 @@
 """Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.harness.report RESULT...``.
 
-Writes ``benchmarks/results/README.md`` and the plots it shows, replaces the performance section of the project's
-README, and takes the indentation out of the results. Losses are shown like wins: a ratio below 1 means that the
-contender was faster than ours. A folder is one run on one machine, its files ``test_*.json`` are the parts.
+Writes ``benchmarks/results/README.md`` and the plots it shows, and what pages show of the results
+(``benchmarks.harness.pages``), and takes the indentation out of the results. Losses are shown like wins: a ratio below
+1 means that the contender was faster than ours. A folder is one run on one machine, its files ``test_*.json`` are the
+parts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from .runs import BUSY, Row, Run, compact, files, ratios, read
 from .targets import targets
 from .timing import RESULTS
 
-ROOT = RESULTS.parents[1]
 #: Mark of a time -> what it means, and whether a row has it.
 MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
     r"\*": (
@@ -187,11 +187,8 @@ def aims(runs: list[Run]) -> str:
     return about + table(("target", "wanted", *names), "ll" + "l" * len(names), rows) + "\n"
 
 
-def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> str:
-    """Plots and ``README.md`` in ``folder``; returns the section for the project's README.
-
-    ``notes`` are more to say of each run.
-    """
+def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> None:
+    """Plots and ``README.md`` in ``folder``; ``notes`` are more to say of each run."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = ["# Benchmark results\n", f"## Targets\n\n{aims(runs)}"]
     for run, note in zip_longest(runs, notes, fillvalue=""):
@@ -211,16 +208,6 @@ def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> str:
                 pages.append(f"![{title}]({file})\n")
         pages += [training(run), times(run) + "\n", left_out(run)]
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
-    return summary(runs)
-
-
-def summary(runs: list[Run]) -> str:
-    """The fastest other contender of each case, with what the runs are."""
-    lines = []
-    for run in runs:
-        own = "" if run.apart or not run.machine["gpu"] else f" {TOGETHER}"
-        lines.append(f"- **{run.name}**: {described(run)}{own}")
-    return "\n".join([*lines, "", ratios_of(runs, [run.name for run in runs])])
 
 
 def ratios_of(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -261,17 +248,12 @@ def _replace(path: Path, text: str) -> None:
         file.write_text(text)
 
 
-def replace_section(page: Path, section: str, name: str) -> None:
-    """Put ``section`` between the markers of this name in ``page``.
+def with_section(text: str, section: str, name: str, page: Path) -> str:
+    """The text of ``page`` with ``section`` between the markers of this name.
 
     Raises:
         ValueError: the markers are missing.
     """
-    _replace(page, with_section(page.read_text(), section, name, page))
-
-
-def with_section(text: str, section: str, name: str, page: Path) -> str:
-    """The text of ``page`` with ``section`` between the markers of this name; raises as :func:`replace_section`."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     if begin not in text or end not in text:
         raise ValueError(f"{page}: expected the markers {begin} and {end}")
@@ -286,13 +268,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     notes = [outcome.parts(path) + outcome.tiles(path) for path in arguments.results]
-    section = write([read(path) for path in arguments.results], arguments.output, notes)
+    write([read(path) for path in arguments.results], arguments.output, notes)
     for file in (file for path in arguments.results for file in files(path)):
         compact(file)
     if arguments.output == RESULTS:
         from . import pages
 
-        replace_section(ROOT / "README.md", section, "performance")
         pages.main()
 
 
