@@ -3,7 +3,7 @@
 A step runs the frozen model on a batch and writes features and errors of all patches into a table, which checkpoints
 hold. After the last one the head is fitted to nine tenths of the table, to errors of patches and of images, and its
 margins to the rest, which comes first: a function of the table and the seed. The rest is recorded at all lengths, other
-images at a few, drawn for each step.
+images at the end of each iteration and at one length within it, drawn for each step.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from .processes import Processes
 from .stage import Stage, at_four_lengths
 
 #: Of the fit: steps, images of a step, weight decay, the learning rate at its peak unless the configuration has one.
-FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 1500, 64, 0.1, 4e-3
-#: Images that margins are set by are a tenth of all, but no more than these. Lengths at which others are recorded.
-HELD_OUT, DRAWN = 128, 4
+FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 4000, 64, 0.1, 4e-3
+#: Images that margins are set by are a tenth of all, but no more than these.
+HELD_OUT = 128
 #: Least error of a patch.
 LEAST = 1e-6
 #: Share of predictions that are to be within the limit, of pictures that a length meets.
@@ -122,11 +122,16 @@ class LengthStage(Stage):
 
     def _places(self, step: int) -> list[int]:
         """Where curves are recorded in a step."""
-        every = range(len(self.head.lengths))
+        lengths, own = self.head.lengths, self.model.config.latents_per_iteration
+        every = range(len(lengths))
         if step * self.config.batch_size < self.held_out:
             return list(every)
         chance = random.Random(f"{self.config.seed} lengths {step}")
-        return sorted(chance.sample(every, min(DRAWN, len(every))))
+        places = {x for x in every if lengths[x] % own == 0} | {every[-1]}
+        for iteration in range(self.model.config.iterations):
+            within = [x for x in every if 0 < lengths[x] - iteration * own < own]
+            places |= {chance.choice(within)} if within else set()
+        return sorted(places)
 
     def _fitted(self) -> Terms:
         """Fit the head and its margins; how well."""

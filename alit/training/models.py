@@ -31,7 +31,7 @@ from .stage import Stage
 from .token_files import TokenFiles, TokenRows
 
 #: Crops that the transform coder is made of, how many of them its last layer is fitted to, and how many at a time.
-INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 16384, 512, 64
+INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 24576, 512, 64
 #: Share of images that are parts of pictures, magnified; sides of these as shares of the picture's.
 MAGNIFIED, PARTS = 1 / 8, (1 / 64, 1 / 8)
 
