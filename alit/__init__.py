@@ -1,16 +1,10 @@
 """Adaptive-length image tokenization: an image in as few tokens as it needs."""
 
 from .alit_format import FormatError, ModelIdentity
+from .base_config import DCTConfig, KLVAEConfig, VQGANConfig
 from .checks import CheckpointError
 from .combination import AllOf, AnyOf
-from .config import (
-    AdaptiveTokenizerConfig,
-    DCTConfig,
-    KLVAEConfig,
-    Quirks,
-    TransformerConfig,
-    VQGANConfig,
-)
+from .config import AdaptiveTokenizerConfig, Quirks, TransformerConfig
 from .criteria import (
     CodeError,
     ErrorCriterion,

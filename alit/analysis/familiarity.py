@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..demo.sheet import Tile
+from ..evaluation import tokens_needed
 from ..images import to_levels
 from ..tokenizer import AdaptiveTokenizer
 from .complexity import jpeg_sizes
 from .gallery import Gallery
 from .inputs import Pictures
-from .rollouts import errors, reconstructions, tokens_needed
+from .rollouts import errors, reconstructions
 from .statistics import Interval, more
 
 #: Pieces that a side is cut into for shuffling, at most.
@@ -112,7 +113,7 @@ def familiarity(
     thresholds: Sequence[float],
     batch_size: int = 8,
     seed: int = 0,
-    on_kind: Callable[[str], None] | None = None,
+    on_kind: Callable[[str], None] = lambda name: None,
 ) -> Familiarity:
     """Measure the kinds, and hold them against the pictures as they are, whose errors are given."""
     jpeg = jpeg_sizes(pictures.levels)
@@ -138,8 +139,7 @@ def familiarity(
 
     kinds = [kind(AS_THEY_ARE, jpeg, errors_NK)]
     for name in [*CHANGES, *([] if second is None else [SECOND])]:
-        if on_kind is not None:
-            on_kind(name)
+        on_kind(name)
         levels = (
             second.levels if name == SECOND and second else changed(pictures.levels, name, seed)
         )
