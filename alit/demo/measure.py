@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attention_maps import latent_attention
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, thumbnail, tokens_needed
+from ..pixel_errors import l1_of
 from ..tokenizer import AdaptiveTokenizer
 
 #: Photographs together.
@@ -88,5 +89,5 @@ def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
         assert iteration.prediction is not None
         decoded = model.pixels(iteration.prediction)
         pixels.append(eight_bits(decoded).cpu())
-        errors.append(l1(decoded, images).float().cpu())
+        errors.append(l1_of(decoded, images).cpu())
     return torch.stack(pixels), torch.stack(errors), latent_attention(model, images).cpu()
