@@ -48,7 +48,7 @@ def sections(page: str) -> Iterator[Section]:
             yield Section(page, part.splitlines()[0].lstrip("# "), tuple(blocks))
 
 
-#: Pages whose blocks run; those of python.md, which want a photograph, in a test of their own.
+#: Pages whose blocks run; python.md and the README of the project want a photograph, and have a test of their own.
 PAGES = ["your-tokenizer.md", "vector-quantization.md", "attention.md", "README.md"]
 PAGES += sorted(f"kernels/{path.name}" for path in (DOCS / "kernels").glob("*.md"))
 SECTIONS = [each for page in PAGES for each in sections(page)]
@@ -116,13 +116,20 @@ def section(start: str) -> dict[str, Any]:
     return run(next(each for each in SECTIONS if each.heading.startswith(start)))
 
 
-def test_tokens_from_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["python.md", "../README.md"])
+def test_blocks_run_on_a_photograph(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(data.astronaut()).save("photo.jpg")
-    (each,) = sections("python.md")
-    found = run(each)
-    assert found["tokens"].lengths.numel() == 2 and found["short"].lengths.tolist() == [16] * 4
+    found = {}
+    for each in sections(page):
+        found |= run(each)
     assert (tmp_path / "seen.png").exists()
+    if page == "python.md":
+        assert found["tokens"].lengths.numel() == 2 and found["short"].lengths.tolist() == [16] * 4
+    else:
+        assert found["out"].shape == (4 * 513, 8, 64) and found["tokens"].lengths.numel() == 1
 
 
 ROOT = DOCS.parent
