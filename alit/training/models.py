@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import checks, model_file
 from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..console import reported
 from ..generation import Generator, GeneratorConfig
 from ..generation.model import write as write_generator
 from ..tokenizer import AdaptiveTokenizer
@@ -118,7 +119,8 @@ def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> Non
     """From crops of pictures from all over the folder, as the run will see them."""
     tokens: list[Tensor] = []
     some: list[Tensor] = []
-    for images in _samples(config, model.config.image_size):
+    samples = _samples(config, model.config.image_size)
+    for images in reported(samples, "reading crops", INITIAL_SAMPLE, "crops", size=len):
         tokens.append(model.base_tokenizer.encode(images).code_BNC)
         if sum(map(len, some)) < INITIAL_FIT:
             some.append(images)
