@@ -11,31 +11,43 @@ from typer.core import TyperCommand, TyperGroup
 
 from .console import console, errors, escape_what_cannot_be_printed
 
-#: What the list of commands says of each; its module is imported when it is called.
-COMMANDS = {
-    "reconstruct": "Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each cost.",
-    "encode": "Encode pictures to one .alit file, each in as few tokens as it needs.",
-    "decode": "Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.",
-    "info": "Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.",
-    "demo": "Show on a page what the tokenizer does with the photographs that come with scikit-image.",
-    "serve": "Play with a picture in a browser: a slider over its tokens, what they keep, and where they look.",
-    "convert": "Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.",
-    "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
-    "export": "Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.",
-    "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
-    "generate": "Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.",
-    "analyze": "Show on a page what the number of tokens follows, and what tokens know of a picture.",
-    "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
-    "probe": "What tokens tell of a picture's class: a linear classifier at every length, beside controls.",
+#: What the list of commands says of each, by its group there; its module is imported when it is called.
+GROUPS = {
+    "Tokens": {
+        "encode": "Encode pictures to one .alit file, each in as few tokens as it needs.",
+        "decode": "Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.",
+        "info": "Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.",
+        "reconstruct": "Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each"
+        " cost.",
+        "serve": "Play with a picture in a browser: a slider over its tokens, what they keep, and where they look.",
+        "demo": "Show on a page what the tokenizer does with the photographs that come with scikit-image.",
+    },
+    "Models": {
+        "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
+        "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
+        "analyze": "Show on a page what the number of tokens follows, and what tokens know of a picture.",
+        "probe": "What tokens tell of a picture's class: a linear classifier at every length, beside controls.",
+        "generate": "Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.",
+    },
+    "Model files": {
+        "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
+        "convert": "Convert a published checkpoint. Nothing in it is executed; its training losses are dropped.",
+        "export": "Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.",
+    },
 }
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 class Commands(TyperGroup):
-    """``COMMANDS``, and one way for all of them to fail."""
+    """``GROUPS``, and one way for all of them to fail."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
+        self.commands = {
+            name: TyperCommand(name, help=text, rich_help_panel=group)
+            for group, texts in GROUPS.items()
+            for name, text in texts.items()
+        }
 
     def main(self, *args: Any, **options: Any) -> Any:
         escape_what_cannot_be_printed()
@@ -52,7 +64,7 @@ class Commands(TyperGroup):
         return name, typer.main.get_command(alone), rest
 
     def invoke(self, ctx: Any) -> Any:
-        with errors():
+        with console.command(), errors():
             return super().invoke(ctx)
 
 

@@ -1,20 +1,22 @@
-"""What the commands print, and how they fail."""
+"""What the commands print, and how they fail: results on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
 from rich.text import Text
 
-#: Where commands print.
-console = Console()
+from .display import Display
+
 #: Libraries that only some commands need: module, and what to install.
 EXTRAS = {
     "matplotlib": ("matplotlib", "demo"),
@@ -23,6 +25,125 @@ EXTRAS = {
     **{name: (name, "export") for name in ("onnx", "onnxscript", "onnxruntime")},
     **{name: (name, "serve") for name in ("starlette", "uvicorn")},
 }
+#: Of a command that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
+Item = TypeVar("Item")
+
+
+class Output:
+    """Where the running command prints, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.quiet = self.as_json = False
+        self.display: Display | None = None
+        self._console = Console()
+
+    @contextmanager
+    def command(self) -> Iterator[None]:
+        """While it runs, what is reported is shown; nothing is asked of its output yet."""
+        self.speak()
+        self.display = Display()
+        try:
+            yield
+        finally:
+            self.display.clear()
+            self.display = None
+
+    def speak(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        """What the options of a command say: errors alone; results as a document for programs."""
+        self.quiet, self.as_json = quiet, as_json
+        if quiet:  # read when the package is first imported, which is later
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+    def out(self, text: str) -> None:
+        """A line for people, however long: on stdout, but with ``--json`` on stderr."""
+        self._shown(lambda to: to.out(text))
+
+    def print(self, shown: RenderableType) -> None:
+        """As :meth:`out`, but fitted to the terminal: a table, or text that may be broken into lines."""
+        self._shown(lambda to: to.print(shown))
+
+    def result(self, document: Any, *shown: RenderableType) -> None:
+        """What a command found: the document with ``--json``, else lines (``str``, not broken) and tables.
+
+        Args:
+            document: what JSON takes; numbers that are not finite become null.
+        """
+        if self.as_json:
+            self._clear()
+            # Escapes alone, which every encoding has.
+            sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+            return
+        for each in shown:
+            if isinstance(each, str):
+                self.out(each)
+            else:
+                self.print(each)
+
+    def draws(self) -> bool:
+        """Whether other libraries may draw how far they are, as outside of commands; what is drawn goes away."""
+        self._clear()
+        return self.display is None or (self.display.drawn and not self.quiet)
+
+    def report(
+        self, what: str, done: float = 0, total: float | None = None, unit: str = "", tell: str = ""
+    ) -> None:
+        """See :func:`report`."""
+        if self.display is not None and not self.quiet:
+            self.display.report(what, done, total, unit, tell)
+
+    def error(self, text: Text) -> None:
+        """A line, or several, on stderr, whatever was asked."""
+        self._clear()
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+
+    def _shown(self, show: Callable[[Console], None]) -> None:
+        if not self.quiet:
+            self._clear()
+            show(Console(stderr=True) if self.as_json else self._console)
+
+    def _clear(self) -> None:
+        if self.display is not None:
+            self.display.clear()
+
+
+#: Where commands print.
+console = Output()
+
+
+def report(
+    what: str, done: float = 0, total: float | None = None, unit: str = "", tell: str = ""
+) -> None:
+    """Say how far some work is. A command shows it; outside of one nothing happens.
+
+    Args:
+        what: what is being done, such as "encoding"; another one, or less that is done, begins anew.
+        done, total: of it; None: nobody knows.
+        unit: of what, such as "images"; without it a percentage is shown.
+        tell: more to say, such as the loss.
+    """
+    console.report(what, done, total, unit, tell)
+
+
+def reported(
+    items: Iterable[Item],
+    what: str,
+    total: float | None = None,
+    unit: str = "images",
+    *,
+    size: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Item]:
+    """The items; before the first and behind each of them :func:`report` says how many there were.
+
+    Args:
+        size: how many an item counts as: ``len`` for batches.
+    """
+    done = 0
+    report(what, done, total, unit)
+    for item in items:
+        yield item
+        done += size(item)
+        report(what, done, total, unit)
 
 
 def printable(name: object) -> str:
@@ -45,19 +166,30 @@ def escape_what_cannot_be_printed() -> None:
 def fail(message: str) -> NoReturn:
     """Print the message without a traceback and leave with status 1; further lines of it are indented."""
     lines = [printable(line) for line in message.split("\n  ")]
-    text = Text("error: " + "\n  ".join(lines), style="red")
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    console.error(Text("error: " + "\n  ".join(lines), style="red"))
     raise typer.Exit(1)
+
+
+def _interrupted(said: str) -> NoReturn:
+    """Print what was being done, or ``said``, and leave as programs do that Ctrl-C ended."""
+    display = console.display
+    reason = printable(said or (display.place() if display is not None else ""))
+    text = f"interrupted: {reason}" if reason else "interrupted"
+    over = display is not None and display.clear()  # and with the bar the terminal's ^C
+    console.error(Text(f"\n{text}" if sys.stderr.isatty() and not over else text, style="yellow"))
+    raise typer.Exit(INTERRUPTED)
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Bad input, missing libraries and a GPU's memory that is full become one line, without a traceback.
+    """Bad input, missing libraries, a GPU's memory that is full and Ctrl-C become one line, without a traceback.
 
     What the system says of a file becomes ``NAME: no such file or directory``.
     """
     try:
         yield
+    except KeyboardInterrupt as error:
+        _interrupted(str(error))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -78,14 +210,10 @@ def errors() -> Iterator[None]:
         fail(str(error))
 
 
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar while the block runs, which calls with the share that is done, and with text to stand beside the bar."""
-    columns = TextColumn(what), BarColumn(), TextColumn("{task.fields[detail]}")
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(what, total=1.0, detail="")
-
-        def advance(done: float, detail: str) -> None:
-            bar.update(task, completed=min(done, 1.0), detail=detail)
-
-        yield advance
+def _finite(content: Any) -> Any:
+    """What JSON can hold: null in place of NaN and infinities."""
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

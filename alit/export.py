@@ -6,6 +6,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from torch.export import ExportedProgram
 
 from .atomic_files import check_replaceable, replacing
 from .checks import check_choice, check_number
+from .console import reported
 from .programs import Part, decoder, encoder, exported, step_of
 from .tokenizer import AdaptiveTokenizer
 
@@ -66,7 +68,9 @@ def write(
         files["decoder"] = f"decoder{chosen.suffix}"
         for file in files.values():
             check_replaceable(folder / file)
-        for part in (*(encoder(model, length) for length in lengths), decoder(model)):
+        makers = [*(partial(encoder, model, length) for length in lengths), partial(decoder, model)]
+        for make in reported(makers, "making programs", len(makers), "programs"):
+            part = make()
             written = Path(scratch, files[part.name])
             chosen.save(exported(part), written, part)
             differences[written.name] = difference(chosen.load(written), part)

@@ -82,9 +82,18 @@ class Listing:
             return "1 other file is no picture"
         return f"{self.others} other files are no pictures" if self.others else ""
 
+    @property
+    def readable(self) -> int:
+        """The number of pictures but for those that turned out to be none."""
+        return len(self.pictures) - len(self.unreadable)
+
+    def names_skipped(self) -> list[str]:
+        """A line for each file that was skipped."""
+        return [*self.left_out, *self.unreadable]
+
     def skipped(self) -> str:
         """What was skipped, with its number: a line, and an indented one for each file; empty where nothing was."""
-        lines = [*self.left_out, *self.unreadable]
+        lines = self.names_skipped()
         total = len(self.pictures) + len(self.left_out)
         return "\n  ".join([f"{len(lines)} of {total} files skipped:", *lines]) if lines else ""
 

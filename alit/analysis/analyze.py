@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ def analyze(
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
     seed: int = 0,
-    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Analysis:
     """What a model's tokens follow: complexity, familiarity, a classifier's task, people's segments.
 
@@ -91,7 +90,6 @@ def analyze(
         thresholds: of L1, at which tokens are counted, ascending.
         limit: so many pictures of each folder, the first by name.
         seed: of everything that is drawn: changes of pictures, controls, the bootstrap.
-        on_progress: called with what is being done.
 
     Raises:
         OSError, ValueError: a folder with fewer than 3 pictures that can be read, scores or segments that do not fit,
@@ -110,7 +108,6 @@ def analyze(
         "recursive": recursive,
         "max_megapixels": max_megapixels,
     }
-    on_progress("reading pictures")
     pictures = read_pictures("data", data, size, **reading)
     second = None
     if out_of_domain is not None:
@@ -127,7 +124,6 @@ def analyze(
         *(model, pictures.levels),
         batch_size=batch_size,
         watch=watcher,
-        on_batch=lambda done: on_progress(f"{done} of {len(pictures)} pictures"),
     )
     shown = sorted(thresholds)[len(thresholds) // 2]
     galleries = {"complexity": complexity_gallery(model, pictures, errors_NK, shown)}
@@ -139,7 +135,6 @@ def analyze(
         thresholds=thresholds,
         batch_size=batch_size,
         seed=seed,
-        on_kind=lambda name: on_progress(f"pictures {name}"),
     )
     number = len(pictures) // 2
     galleries["familiarity"] = familiarity_gallery(model, pictures, second, number, seed)
@@ -153,7 +148,6 @@ def analyze(
             *(model, pictures, labels),
             batch_size=batch_size,
             seed=seed,
-            on_picture=lambda done: on_progress(f"segments of {done} pictures"),
         )
     return Analysis(
         len(pictures),

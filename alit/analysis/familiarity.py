@@ -113,7 +113,6 @@ def familiarity(
     thresholds: Sequence[float],
     batch_size: int = 8,
     seed: int = 0,
-    on_kind: Callable[[str], None] = lambda name: None,
 ) -> Familiarity:
     """Measure the kinds, and hold them against the pictures as they are, whose errors are given."""
     jpeg = jpeg_sizes(pictures.levels)
@@ -139,11 +138,11 @@ def familiarity(
 
     kinds = [kind(AS_THEY_ARE, jpeg, errors_NK)]
     for name in [*CHANGES, *([] if second is None else [SECOND])]:
-        on_kind(name)
         levels = (
             second.levels if name == SECOND and second else changed(pictures.levels, name, seed)
         )
-        kinds.append(kind(name, jpeg_sizes(levels), errors(model, levels, batch_size=batch_size)))
+        its = errors(model, levels, batch_size=batch_size, doing=f"measuring errors, {name}")
+        kinds.append(kind(name, jpeg_sizes(levels), its))
     return Familiarity(list(lengths), list(thresholds), kinds)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..console import printable
+from ..console import printable, reported
 from ..folders import in_folder
 from ..images import MAX_MEGAPIXELS, load, to_levels, upright
 
@@ -70,7 +70,8 @@ def read_pictures(
     every = [_name(file, folder) for file in listing.pictures]
     listing.pictures = listing.pictures[:limit]
     names, levels = [], []
-    for file, pixels in listing.loaded(lambda x: load(x, size, max_megapixels=max_megapixels)):
+    found = listing.loaded(lambda x: load(x, size, max_megapixels=max_megapixels))
+    for file, pixels in reported(found, f"reading {argument}", len(listing.pictures)):
         names.append(_name(file, folder))
         levels.append(to_levels(pixels))
     skipped = [*listing.left_out, *listing.unreadable]

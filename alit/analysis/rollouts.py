@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..console import reported
 from ..pixel_errors import l1_of
 from ..tokenizer import AdaptiveTokenizer
 from .inputs import batches
@@ -22,24 +23,24 @@ def errors(
     *,
     batch_size: int = 8,
     watch: Watch | None = None,
-    on_batch: Callable[[int], None] = lambda done: None,
+    doing: str = "measuring errors",
 ) -> Tensor:
     """Mean absolute pixel error (L1) of each picture after each iteration, as :class:`alit.MaxL1` has it.
 
     Args:
         levels: (N, 3, height, width) uint8.
-        on_batch: called with the number of pictures done.
+        doing: what :func:`alit.console.report` calls it.
 
     Returns:
         (N, iterations) float32, on the CPU.
     """
     found: list[Tensor] = []
-    for images in batches(levels, batch_size):
+    parts = batches(levels, batch_size)
+    for images in reported(parts, doing, len(levels), size=len):
         shown = reconstructions(model, images)
         found.append(torch.stack([l1_of(pixels, images) for pixels in shown], dim=1))
         if watch is not None:
             watch(images, shown)
-        on_batch(sum(map(len, found)))
     return torch.cat(found)
 
 

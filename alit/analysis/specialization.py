@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 
 from ..attention_maps import attention_of_layers
+from ..console import reported
 from ..demo.sheet import Tile
 from ..evaluation.probe import with_random_weights
 from ..tokenizer import AdaptiveTokenizer
@@ -172,7 +173,6 @@ def specialization(
     *,
     batch_size: int = 8,
     seed: int = 0,
-    on_picture: Callable[[int], None] = lambda done: None,
 ) -> tuple[Specialization, Gallery]:
     """Maps of all tokens after the last iteration against people's segments; and a sheet of tokens that own some.
 
@@ -189,7 +189,8 @@ def specialization(
     chosen, kept = spaced(len(pictures), SHOWN), {}
     maps = _maps(model, pictures, batch_size)
     before = first = next(maps)
-    for n, of_random in enumerate(_maps(random, pictures, batch_size)):
+    maps_of_random = _maps(random, pictures, batch_size)
+    for n, of_random in enumerate(reported(maps_of_random, "looking at segments", len(pictures))):
         its, cover = (first if n == 0 else next(maps)), covers[n]
         for layer in layers:
             own[layer].add(its[layer], cover)
@@ -205,7 +206,6 @@ def specialization(
         before = its
         if n in chosen:
             kept[n] = its
-        on_picture(n + 1)
     for layer in layers:  # whose picture before is the last
         other[layer].add(before[layer], covers[0])
     best = max(layers, key=lambda i: own[i].oracle)

@@ -12,7 +12,7 @@ from ..analysis import THRESHOLDS, Analysis
 from ..analysis import analyze as run
 from ..analysis.page import page, verdicts
 from ..atomic_files import replacing
-from ..console import console, counted, fail, printable
+from ..console import console, counted, fail, printable, report
 from ..devices import choose
 from ..evaluation import classifier as load_classifier
 from ..images import MAX_MEGAPIXELS
@@ -53,6 +53,8 @@ def analyze(
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show on a page what the number of tokens follows, and what tokens know of a picture.
 
@@ -65,29 +67,32 @@ def analyze(
 
     Intervals come from draws of the pictures: a hundred pictures or more say something.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     networks = load_classifier(choose(device), classifier)
     loaded = options.load(model, device)
-    with console.status("reading pictures") as status:
-        result = run(
-            *(loaded, data),
-            scores=scores,
-            segments=segments,
-            out_of_domain=out_of_domain,
-            networks=networks,
-            thresholds=max_l1 or THRESHOLDS,
-            limit=limit,
-            recursive=recursive,
-            batch_size=batch_size,
-            max_megapixels=max_megapixels,
-            seed=seed,
-            on_progress=status.update,
-        )
-        _write(output, model, result)
-    for verdict in verdicts(result).values():
-        console.out(verdict)
+    result = run(
+        *(loaded, data),
+        scores=scores,
+        segments=segments,
+        out_of_domain=out_of_domain,
+        networks=networks,
+        thresholds=max_l1 or THRESHOLDS,
+        limit=limit,
+        recursive=recursive,
+        batch_size=batch_size,
+        max_megapixels=max_megapixels,
+        seed=seed,
+    )
+    report("drawing the page")
+    _write(output, model, result)
+    found, page_file = verdicts(result), (output / "index.html").resolve()
     for line in result.left_out:
         console.out(f"left out {printable(line)}")
-    console.out(f"{printable((output / 'index.html').resolve())}: open it in a browser")
+    console.result(
+        {"page": str(page_file), "verdicts": found, "model": model, **result.numbers()},
+        *found.values(),
+        f"{printable(page_file)}: open it in a browser",
+    )
     if result.skipped:
         fail("\n  ".join([f"{counted(len(result.skipped), 'file')} skipped:", *result.skipped]))
 

@@ -10,7 +10,7 @@ import typer
 from .. import model_file
 from ..console import console, printable
 from ..tokenizer import AdaptiveTokenizer
-from .options import check_another
+from .options import Json, Quiet, check_another
 
 
 def compact(
@@ -21,6 +21,8 @@ def compact(
         ),
     ],
     target: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Store a model in 16 bits, but for what exceeds them: half the size, for passing on.
 
@@ -30,7 +32,11 @@ def compact(
 
     Models are float32 again when they are loaded.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     check_another(source, target)
     model = AdaptiveTokenizer.from_pretrained(source)
     model_file.write(target, model.config, model_file.halved(model.state_dict()))
-    console.out(f"{printable(target)}: {target.stat().st_size / 1e6:.1f} MB")
+    size = target.stat().st_size
+    console.result(
+        {"file": str(target), "bytes": size}, f"{printable(target)}: {size / 1e6:.1f} MB"
+    )

@@ -12,7 +12,7 @@ import typer
 from ..alit_format import Reader
 from ..atomic_files import reading
 from ..config import AdaptiveTokenizerConfig
-from ..console import console, counted, printable, progress
+from ..console import console, counted, printable, report
 from ..fitting import restored
 from ..folders import distinct
 from ..images import MAX_MEGAPIXELS, save_image
@@ -47,6 +47,8 @@ def decode(
         float, typer.Option(help="Refuse files with larger originals.", min=0.0)
     ] = MAX_MEGAPIXELS,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.
 
@@ -58,6 +60,7 @@ def decode(
     A folder in which a file of such a name lies already is refused (but for --overwrite), and so is one that holds
     more numbered pictures, of another file.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     loaded = options.load(model, device)
     with reading(source) as file:
         tokens = Reader(file)
@@ -69,8 +72,18 @@ def decode(
         _check_sizes(pictures, loaded.config, max_megapixels)
         targets = _targets(pictures, output, overwrite)
         output.mkdir(parents=True, exist_ok=True)
-        _write_pictures(loaded, tokens, pictures, targets)
-    console.out(f"{printable(output)}: {counted(tokens.image_count, 'picture')}")
+        counts = _write_pictures(loaded, tokens, pictures, targets)
+    each = zip(targets, pictures.names, counts, strict=True)
+    console.result(
+        {
+            "folder": str(output),
+            "pictures": [
+                {"file": str(target), "name": name or None, "tokens": count}
+                for target, name, count in each
+            ],
+        },
+        f"{printable(output)}: {counted(tokens.image_count, 'picture')}",
+    )
 
 
 def _check_counts(tokens: Reader, longest: int) -> None:
@@ -126,21 +139,23 @@ def _targets(pictures: Pictures, output: Path, overwrite: bool) -> list[Path]:
 
 def _write_pictures(
     model: AdaptiveTokenizer, tokens: Reader, pictures: Pictures, targets: list[Path]
-) -> None:
-    done = 0
-    with progress("decoding") as advance:
-        for first in range(0, tokens.image_count, BATCH):
-            lengths = tokens.lengths(first, min(BATCH, tokens.image_count - first))
-            indices = tokens.indices(done, int(lengths.sum()))
-            sizes = pictures.sizes[first : first + len(lengths)].copy()
-            batch = TokenSequence(
-                torch.from_numpy(lengths),
-                indices=torch.from_numpy(indices),
-                sizes=torch.from_numpy(sizes),
-            )
-            for b, pixels in enumerate(model.decode(batch), first):
-                padding, original = (tuple(x[b].tolist()) for x in pictures[2:0:-1])
-                save_image(restored(pixels, padding, original), targets[b])
-            done += len(indices)
-            seen = first + len(lengths)
-            advance(seen / tokens.image_count, f"{seen}/{tokens.image_count}")
+) -> list[int]:
+    """How many tokens each has."""
+    done, counts = 0, []
+    for first in range(0, tokens.image_count, BATCH):
+        lengths = tokens.lengths(first, min(BATCH, tokens.image_count - first))
+        indices = tokens.indices(done, int(lengths.sum()))
+        sizes = pictures.sizes[first : first + len(lengths)].copy()
+        batch = TokenSequence(
+            torch.from_numpy(lengths),
+            indices=torch.from_numpy(indices),
+            sizes=torch.from_numpy(sizes),
+        )
+        report("decoding", first, tokens.image_count, "images")
+        for b, pixels in enumerate(model.decode(batch), first):
+            padding, original = (tuple(x[b].tolist()) for x in pictures[2:0:-1])
+            save_image(restored(pixels, padding, original), targets[b])
+            report("decoding", b + 1, tokens.image_count, "images")
+        done += len(indices)
+        counts += lengths.tolist()
+    return counts

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..atomic_files import replacing
-from ..console import console, printable
+from ..console import console, printable, reported
 from ..demo import figures, live, photographs
 from ..demo.measure import measure
 from ..demo.page import page
@@ -38,6 +38,8 @@ def demo(
         int, typer.Option(help="With --train: side of the pictures, a multiple of 16.")
     ] = 128,
     seed: Annotated[int, typer.Option(help="With --train: seed of weights and batches.")] = 0,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show on a page what the tokenizer does with the photographs that come with scikit-image.
 
@@ -53,21 +55,24 @@ def demo(
         alit demo --train --seconds 60
 
     """
+    console.speak(quiet=quiet, as_json=as_json)
     start = time.monotonic()
     if train and model != "nano":
         raise ValueError("--model: expected none with --train, which starts without weights")
     if train:
         chosen = str(choose(device))
         pyplot()  # a missing library is reported before any work
-        live.run(output, seconds, image_size, seed, chosen)
+        about = live.run(output, seconds, image_size, seed, chosen)
         said = f"pictures in {printable(output.resolve())} after"
     else:
         loaded = options.load(model, device)
         pyplot()
         _show(loaded, printable(model), output, max_l1)
-        index = printable((output / "index.html").resolve())
-        said = f"{index}: open it in a browser;"
-    console.out(f"{said} {time.monotonic() - start:.0f} s")
+        index = (output / "index.html").resolve()
+        about = {"page": str(index)}
+        said = f"{printable(index)}: open it in a browser;"
+    took = time.monotonic() - start
+    console.result({**about, "seconds": took}, f"{said} {took:.0f} s")
 
 
 def _show(model: AdaptiveTokenizer, name: str, output: Path, max_l1: float) -> None:
@@ -77,10 +82,9 @@ def _show(model: AdaptiveTokenizer, name: str, output: Path, max_l1: float) -> N
         raise ValueError(f"model: expected one of square pictures, got {width}x{height}")
     photos = photographs(height)
     output.mkdir(parents=True, exist_ok=True)
-    with console.status("encoding and decoding photographs") as status:
-        measured = measure(model, photos, max_l1=max_l1)
-        for figure in (figures.reconstructions, figures.error, figures.tokens, figures.attention):
-            status.update(f"drawing {figure.__name__}.png")
-            figure(measured, output / f"{figure.__name__}.png")
-        with replacing(output / "index.html") as file:
-            file.write_text(page(model, name, measured), encoding="utf-8")
+    measured = measure(model, photos, max_l1=max_l1)
+    drawn = (figures.reconstructions, figures.error, figures.tokens, figures.attention)
+    for figure in reported(drawn, "drawing", len(drawn), "figures"):
+        figure(measured, output / f"{figure.__name__}.png")
+    with replacing(output / "index.html") as file:
+        file.write_text(page(model, name, measured), encoding="utf-8")

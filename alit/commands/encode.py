@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import images
 from ..alit_format import Reader
 from ..atomic_files import check_replaceable, replacing
-from ..console import console, printable, progress
+from ..console import console, printable, report
 from ..criteria import FixedLength
 from ..criterion import Criterion
 from ..curves import l1_curves
@@ -28,7 +28,7 @@ from ..prediction import Budget
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from . import options
-from .info import summary
+from .info import described, summary
 
 
 def encode(
@@ -54,6 +54,8 @@ def encode(
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Encode pictures to one .alit file, each in as few tokens as it needs.
 
@@ -74,6 +76,7 @@ def encode(
     alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
     named at the end, and the status is 1; the others are encoded all the same.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     loaded = options.load(model, device)
     limits: dict[str, float | None] = {
         "relative_l1": relative_l1,
@@ -94,7 +97,15 @@ def encode(
     data = sequences.to_bytes(loaded.identity(), names=names, originals=originals, padding=padding)
     with replacing(output) as temporary:
         temporary.write_bytes(data)
-    console.out(f"{printable(output)}: {summary(Reader(io.BytesIO(data)))}")
+    written = Reader(io.BytesIO(data))
+    console.result(
+        {
+            "file": str(output),
+            **(described(written) if as_json else {}),
+            "skipped": listing.names_skipped(),
+        },
+        f"{printable(output)}: {summary(written)}",
+    )
     options.say_what_is_missing(listing)
 
 
@@ -124,14 +135,13 @@ def _spent(
     """
     readable: list[Path] = []
     curves: list[Tensor] = []
-    with progress("measuring") as advance:
-        loaded = listing.loaded(load)
-        while some := list(itertools.islice(loaded, in_flight)):
-            images = [picture.image.to(model.latent_tokens) for _, picture in some]
-            curves.append(l1_curves(model, images))
-            readable += [path for path, _ in some]
-            total = len(listing.pictures) - len(listing.unreadable)
-            advance(len(readable) / total, f"{len(readable)}/{total}")
+    loaded = listing.loaded(load)
+    while some := list(itertools.islice(loaded, in_flight)):
+        report("measuring", len(readable), listing.readable, "images")
+        images = [picture.image.to(model.latent_tokens) for _, picture in some]
+        curves.append(l1_curves(model, images))
+        readable += [path for path, _ in some]
+        report("measuring", len(readable), listing.readable, "images")
     if not readable:
         raise OSError(listing.skipped())
     lengths = budget.spent(torch.cat(curves), curve_lengths(model.config))
@@ -161,16 +171,16 @@ def _encoded(
 
     own, most = model.num_image_tokens, model.config.max_tokens
     rows = max(in_flight * (own + most), 1 + most_tokens(own - 1) + most)
-    with progress("encoding") as advance:
+    report("encoding", 0, listing.readable, "images")
 
-        def on_progress(state: Progress) -> None:
-            total = max(1, len(listing.pictures) - len(listing.unreadable))
-            advance(state.images_done / total, f"{state.images_done}/{total}")
+    def on_progress(state: Progress) -> None:
+        report("encoding", state.images_done, listing.readable, "images")
 
-        stream = model.encode_stream(
+    sequences = list(
+        model.encode_stream(
             readable(), criterion, max_tokens_in_flight=rows, on_progress=on_progress
         )
-        sequences = list(stream)
+    )
     changed = isinstance(criterion, FixedLength) and criterion.images not in (None, len(sequences))
     if not sequences or changed:
         raise OSError(listing.skipped())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..atomic_files import replacing
-from ..console import console, counted, printable
+from ..console import console, printable, report
 from ..devices import choose
 from ..evaluation import (
     Calibration,
@@ -58,6 +59,8 @@ def evaluate(
         bool, typer.Option("--fetch", help="Download the weights that LPIPS and rFID need.")
     ] = False,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
 
@@ -68,6 +71,7 @@ def evaluate(
 
     A tokenizer that loses to a thumbnail has learned nothing.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     listing = _listing(data, suite, recursive)
     listing.pictures = listing.pictures[:limit]
     if output is not None:
@@ -77,24 +81,36 @@ def evaluate(
     pictures: list[Path] | list[Drawing] = listing.pictures
     if suite is not None:
         pictures = SUITES[suite](loaded.config.image_size[0])[:limit]
-    total = counted(len(pictures), "picture")
     reading: dict[str, Any] = {
         "protocol": protocol,
         "batch_size": batch_size,
         "max_megapixels": max_megapixels,
     }
     calibrated: list[Calibration] = []
-    with console.status("evaluating") as status:
-        reading["on_batch"] = lambda done: status.update(f"{done} of {total}")
-        result = run(loaded, pictures, networks=others, **reading)
-        if calibration:
-            criteria = usual_limits(loaded, pictures, **reading)
-            calibrated = calibrate(loaded, pictures, criteria, **reading)
-    if output is not None:
-        _write(output, model, result, calibrated)
-    _show(result, calibrated, [*others.left_out, *image_files.left_out()])
+    result = run(
+        loaded, pictures, networks=others, on_batch=_reporting("evaluating", pictures), **reading
+    )
+    if calibration:
+        finding = _reporting("finding limits", pictures)
+        criteria = usual_limits(loaded, pictures, on_batch=finding, **reading)
+        trying = _reporting("trying criteria", pictures)
+        calibrated = calibrate(loaded, pictures, criteria, on_batch=trying, **reading)
     listing.unreadable = result.unreadable
+    found = {"model": model, **asdict(result), "calibration": [asdict(x) for x in calibrated]}
+    if output is not None:
+        _write(output, found, result)
+    left_out = [*others.left_out, *image_files.left_out()]
+    for reason in left_out:
+        console.out(f"left out {printable(reason)}")
+    shown = tables(result) + ([calibration_table(calibrated)] if calibrated else [])
+    console.result({**found, "left_out": left_out, "skipped": listing.names_skipped()}, *shown)
     options.say_what_is_missing(listing)
+
+
+def _reporting(what: str, pictures: Sized) -> Callable[[int], None]:
+    """What says how many of the pictures are done."""
+    report(what, 0, len(pictures), "images")
+    return lambda done: report(what, done, len(pictures), "images")
 
 
 def _listing(data: Path | None, suite: str | None, recursive: bool) -> Listing:
@@ -109,18 +125,8 @@ def _listing(data: Path | None, suite: str | None, recursive: bool) -> Listing:
     return Listing()
 
 
-def _show(result: Evaluation, calibrated: list[Calibration], left_out: list[str]) -> None:
-    for table in tables(result):
-        console.print(table)
-    if calibrated:
-        console.print(calibration_table(calibrated))
-    for reason in left_out:
-        console.out(f"left out {printable(reason)}")
-
-
-def _write(folder: Path, model: str, result: Evaluation, calibrated: list[Calibration]) -> None:
+def _write(folder: Path, content: dict[str, Any], result: Evaluation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"model": model, **asdict(result), "calibration": [asdict(x) for x in calibrated]}
     with replacing(folder / "evaluation.json") as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
     plot(result, folder / "evaluation.png")

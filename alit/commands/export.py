@@ -10,7 +10,7 @@ import typer
 from ..console import console, printable
 from ..export import FORMATS, write
 from ..tokenizer import AdaptiveTokenizer
-from .options import OfModel, numbers
+from .options import Json, OfModel, Quiet, numbers
 
 
 def export(
@@ -22,6 +22,8 @@ def export(
     lengths: Annotated[
         str, typer.Option(help="Tokens of each encoder, such as 32,64,256; by default the most.")
     ] = "",
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Write encoder and decoder as programs that need no alit: torch.export, ONNX or AOTI.
 
@@ -31,12 +33,15 @@ def export(
 
     Each file is tried on random images before it is kept, and takes any number of them. Programs are for the CPU.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     tokenizer = AdaptiveTokenizer.from_pretrained(model)
     chosen = numbers("lengths", lengths) if lengths else [tokenizer.config.max_tokens]
-    with console.status("making programs, and trying them"):
-        differences = write(tokenizer, output, format, chosen)
-    for name, difference in differences.items():
+    files, shown = [], []
+    for name, difference in write(tokenizer, output, format, chosen).items():
         same = "indices equal the model's" if name.startswith("encoder") else ""
         same = same or f"pixels within {difference:.1g} of the model's"
         path = output / name
-        console.out(f"{printable(path)}: {path.stat().st_size / 1e6:.1f} MB, {same}")
+        size = path.stat().st_size
+        files.append({"file": str(path), "bytes": size, "difference": difference})
+        shown.append(f"{printable(path)}: {size / 1e6:.1f} MB, {same}")
+    console.result({"folder": str(output), "format": format, "files": files}, *shown)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..atomic_files import replacing
-from ..console import console, counted, printable, progress
+from ..console import console, counted, printable, report
 from ..demo.sheet import Tile, sheet
 from ..devices import choose
 from ..generation import Generator, Samples, sample
@@ -54,6 +54,8 @@ def generate(
         bool, typer.Option("--overwrite", help="Replace files that have the pictures' names.")
     ] = False,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.
 
@@ -65,6 +67,7 @@ def generate(
 
     A picture depends on the seed and its number alone. Each has as many tokens as the generator gives it.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     loaded = Generator.from_pretrained(generator).to(choose(device))
     tokenizer = options.load(model, device)
     if loaded.config.identity != tokenizer.identity():
@@ -74,18 +77,18 @@ def generate(
         )
     output.mkdir(parents=True, exist_ok=True)
     options.check_free([output / TOKENS, output / CONTACTS], overwrite)
-    with progress("generating") as advance:
-        samples = sample(
-            *(loaded, count),
-            of=of,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            steps=steps,
-            in_flight=in_flight,
-            on_progress=lambda done: advance(done / count, f"{done}/{count}"),
-        )
+    report("generating", 0, count, "images")
+    samples = sample(
+        *(loaded, count),
+        of=of,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        steps=steps,
+        in_flight=in_flight,
+        on_progress=lambda done: report("generating", done, count, "images"),
+    )
     classes = loaded.config.classes
     names = [
         file_name(f"{classes[label]}-{number:05}" if classes else f"{number:05}")
@@ -95,8 +98,23 @@ def generate(
     options.check_free(targets, overwrite)
     _write(tokenizer, samples, names, targets, output)
     mean = float(samples.tokens.lengths.double().mean())
-    console.out(
-        f"{printable(output)}: {counted(count, 'picture')}, {mean:.1f} tokens on average; {TOKENS}, {CONTACTS}"
+    each = zip(targets, samples.labels, samples.tokens.lengths.tolist(), strict=True)
+    console.result(
+        {
+            "folder": str(output),
+            "tokens_file": str(output / TOKENS),
+            "sheet": str(output / CONTACTS),
+            "tokens_per_image": mean,
+            "pictures": [
+                {
+                    "file": str(target),
+                    "class": classes[label] if classes else None,
+                    "tokens": length,
+                }
+                for target, label, length in each
+            ],
+        },
+        f"{printable(output)}: {counted(count, 'picture')}, {mean:.1f} tokens on average; {TOKENS}, {CONTACTS}",
     )
 
 
@@ -112,17 +130,17 @@ def _write(
         temporary.write_bytes(data)
     tokens, tiles = samples.tokens, []
     ends = tokens.offsets.tolist()
-    with progress("decoding") as advance:
-        for first in range(0, len(names), BATCH):
-            last = min(first + BATCH, len(names))
-            rows = tokens.rows[ends[first] : ends[last]]
-            decoded = tokenizer.decode(TokenSequence(tokens.lengths[first:last], rows))
-            for number, pixels in enumerate(decoded, first):
-                save_image(to_image(pixels), targets[number])
-                if number < SHEET:
-                    caption = f"{names[number]}: {ends[number + 1] - ends[number]}"
-                    tiles.append(Tile(caption, pixels.cpu()))
-            advance(last / len(names), f"{last}/{len(names)}")
+    for first in range(0, len(names), BATCH):
+        last = min(first + BATCH, len(names))
+        rows = tokens.rows[ends[first] : ends[last]]
+        report("decoding", first, len(names), "images")
+        decoded = tokenizer.decode(TokenSequence(tokens.lengths[first:last], rows))
+        for number, pixels in enumerate(decoded, first):
+            save_image(to_image(pixels), targets[number])
+            if number < SHEET:
+                caption = f"{names[number]}: {ends[number + 1] - ends[number]}"
+                tiles.append(Tile(caption, pixels.cpu()))
+            report("decoding", number + 1, len(names), "images")
     lines = [tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS)]
     titles = ["name: tokens", *[""] * (len(lines[0]) - 1)]
     save_image(sheet(titles, lines, together=len(lines)), output / CONTACTS)

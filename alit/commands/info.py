@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +14,15 @@ from ..alit_format import Reader
 from ..atomic_files import reading
 from ..console import console, printable
 from ..picture_records import Pictures
+from . import options
 
-#: Lengths in the table, and pictures.
-ROWS = 256
-PICTURES = 32
+#: Rows of lengths, and of pictures.
+ROWS, PICTURES = 8, 32
 
 
 def info(
     source: Annotated[Path, typer.Argument(help="The .alit file.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object, of all lengths and all pictures.")
-    ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.
 
@@ -38,14 +36,14 @@ def info(
 
     There sizes are heights and widths.
     """
+    console.speak(as_json=as_json)
     with reading(source) as file:
         tokens = Reader(file)
-        count = tokens.image_count if as_json else min(PICTURES, tokens.image_count)
+        if as_json:
+            console.result(described(tokens))
+            return
+        count = min(PICTURES, tokens.image_count)
         pictures, lengths = tokens.pictures(0, count), tokens.lengths(0, count)
-    if as_json:
-        about = _described(tokens, pictures, lengths.tolist())
-        console.out(json.dumps(about, indent=2), highlight=False)
-        return
     identity, (height, width) = tokens.identity, tokens.identity.image_size
     console.out(f"{printable(source)}: {summary(tokens)}")
     console.print(
@@ -54,19 +52,31 @@ def info(
     )
     if tokens.image_count:
         table = Table("tokens", "images", "", title="lengths")
-        most = max(tokens.histogram.values())
-        for length, count in list(tokens.histogram.items())[:ROWS]:
-            table.add_row(str(length), str(count), "#" * max(1, 40 * count // most))
-        if (more := len(tokens.histogram) - ROWS) > 0:
-            table.add_row("...", "", f"{more} lengths more")
+        rows = histogram(tokens.histogram)
+        most = max(rows.values())
+        for name, count in rows.items():
+            table.add_row(name, str(count), "#" * (max(1, 40 * count // most) if count else 0))
         console.print(table)
     if tokens.image_count and tokens.version > 1:
         console.print(_shown(pictures, lengths.tolist(), tokens.image_count))
 
 
-def _described(tokens: Reader, pictures: Pictures, lengths: list[int]) -> dict[str, Any]:
+def histogram(lengths: dict[int, int]) -> dict[str, int]:
+    """How many images have each length; where there are more than ``ROWS`` lengths, have one of each range of them."""
+    if len(lengths) <= ROWS:
+        return {str(length): count for length, count in sorted(lengths.items())}
+    low, high = min(lengths), max(lengths)
+    width = math.ceil((high + 1 - low) / ROWS)
+    counts = dict.fromkeys(range(low, high + 1, width), 0)
+    for length, count in lengths.items():
+        counts[length - (length - low) % width] += count
+    return {f"{x}-{min(x + width - 1, high)}": count for x, count in counts.items()}
+
+
+def described(tokens: Reader) -> dict[str, Any]:
     """What the tables say, of all pictures; sizes are heights and widths, null where the file does not know."""
     identity, count = tokens.identity, tokens.image_count
+    pictures, lengths = tokens.pictures(0, count), tokens.lengths(0, count).tolist()
     each = zip(
         pictures.names,
         pictures.originals.tolist(),

@@ -85,6 +85,18 @@ Fit = Annotated[
     ),
 ]
 
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors alone.", rich_help_panel="Printing")
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document on stdout, for other programs.",
+        rich_help_panel="Printing",
+    ),
+]
+
 #: The criterion that each option asks for, by the option's parameter.
 CRITERIA: dict[str, Callable[[Any], Criterion]] = {
     "relative_l1": RelativeL1,

@@ -43,6 +43,8 @@ def probe(
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """What tokens tell of a picture's class: a linear classifier at every length, beside controls.
 
@@ -55,6 +57,7 @@ def probe(
 
     Tokens that tell no more than random weights do have learned nothing of classes.
     """
+    console.speak(quiet=quiet, as_json=as_json)
     wanted = None if lengths is None else options.numbers("lengths", lengths)
     for path in (output, plot):
         if path is not None:
@@ -63,26 +66,23 @@ def probe(
         pyplot()  # a missing library is reported before any work
     sets = [labeled(data), *([] if test is None else [labeled(test, "test")])]
     loaded = options.load(model, device)
-    with console.status("reading") as status:
-        result = run(
-            loaded,
-            *sets,
-            lengths=wanted,
-            seed=seed,
-            batch_size=batch_size,
-            max_megapixels=max_megapixels,
-            on_progress=status.update,
-        )
+    result = run(
+        loaded,
+        *sets,
+        lengths=wanted,
+        seed=seed,
+        batch_size=batch_size,
+        max_megapixels=max_megapixels,
+    )
+    found = {"model": model, **asdict(result)}
     if output is not None:
         with replacing(output) as file:
-            file.write_text(json.dumps({"model": model, **asdict(result)}, indent=1) + "\n")
+            file.write_text(json.dumps(found, indent=1) + "\n")
     if plot is not None:
         plot_probe(result, plot)
-    console.print(probe_table(result))
-    for path in (output, plot):
-        if path is not None:
-            console.out(printable(path))
     listing = Listing()
     for each in sets:
         listing.add(each.listing)
+    files = [printable(path) for path in (output, plot) if path is not None]
+    console.result({**found, "skipped": listing.names_skipped()}, probe_table(result), *files)
     options.say_what_is_missing(listing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import images
-from ..console import console, counted, printable
+from ..console import console, counted, printable, report
 from ..criterion import Criterion
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
 from ..fitting import Fitted, without_padding
@@ -47,6 +47,8 @@ def reconstruct(
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each cost.
 
@@ -60,6 +62,7 @@ def reconstruct(
         alit reconstruct holiday/ -o small --max-l1 0.06
 
     """
+    console.speak(quiet=quiet, as_json=as_json)
     loaded = options.load(model, device)
     limits: dict[str, float | None] = {
         "relative_l1": relative_l1,
@@ -73,16 +76,47 @@ def reconstruct(
     listing.pictures = list(dict.fromkeys(listing.pictures))
     targets = targets_of(listing.pictures, output)
     output.mkdir(parents=True, exist_ok=True)
+    rows = _write(loaded, listing, criterion, targets, beside, load)
+    if not rows:
+        raise OSError(listing.skipped())
+    console.result(
+        {
+            "folder": str(output),
+            "pictures": [row._asdict() for row in rows],
+            "skipped": listing.names_skipped(),
+        },
+        _table(rows),
+        f"{printable(output)}: {counted(len(rows), 'picture')}",
+    )
+    options.say_what_is_missing(listing)
+
+
+class Row(NamedTuple):
+    """What is said of a picture. Errors of the thumbnail are those of one with as many bits, enlarged again."""
+
+    picture: str
+    file: str
+    tokens: int
+    bits: float
+    l1: float
+    thumbnail_l1: float
+    psnr: float
+    thumbnail_psnr: float
+
+
+def _table(rows: list[Row]) -> Table:
     table = Table("picture", box=None, pad_edge=False)
     for title in ("tokens", "bits", "L1 (thumbnail)", "PSNR, dB (thumbnail)"):
         table.add_column(title, justify="right")
-    with console.status(f"reconstructing {counted(len(targets), 'picture')}"):
-        _write(loaded, listing, criterion, targets, table, beside, load)
-    if not table.row_count:
-        raise OSError(listing.skipped())
-    console.print(table)
-    console.out(f"{printable(output)}: {counted(table.row_count, 'picture')}")
-    options.say_what_is_missing(listing)
+    for row in rows:
+        table.add_row(
+            Text(printable(Path(row.file).name)),  # no markup in it
+            str(row.tokens),
+            f"{row.bits:.0f}",
+            f"{row.l1:.3f} ({row.thumbnail_l1:.3f})",
+            f"{row.psnr:.1f} ({row.thumbnail_psnr:.1f})",
+        )
+    return table
 
 
 def _write(
@@ -90,12 +124,12 @@ def _write(
     listing: Listing,
     criterion: Criterion,
     targets: dict[Path, Path],
-    table: Table,
     beside: bool,
     load: Callable[[Path], Fitted],
-) -> None:
-    """Write a picture for each that can be read, and add its row to the table."""
-    readable = listing.loaded(load)
+) -> list[Row]:
+    """Write a picture for each that can be read."""
+    readable, rows = listing.loaded(load), list[Row]()
+    report("reconstructing", 0, listing.readable, "images")
     while batch := list(itertools.islice(readable, BATCH)):
         given = [picture.image.to(model.latent_tokens.device) for _, picture in batch]
         tokens = model.encode(given, criterion)
@@ -107,13 +141,10 @@ def _write(
             theirs = thumbnail(original[None], bits)[0]
             shown = torch.cat((original, ours, theirs), dim=2) if beside else ours
             images.save_image(images.to_image(shown), targets[path])
-            table.add_row(
-                Text(printable(targets[path].name)),  # no markup in it
-                str(count),
-                f"{bits:.0f}",
-                f"{l1(original, ours):.3f} ({l1(original, theirs):.3f})",
-                f"{psnr(original, ours):.1f} ({psnr(original, theirs):.1f})",
-            )
+            errors = [float(f(original, x)) for f in (l1, psnr) for x in (ours, theirs)]
+            rows.append(Row(str(path), str(targets[path]), count, bits, *errors))
+            report("reconstructing", len(rows), listing.readable, "images")
+    return rows
 
 
 def targets_of(paths: list[Path], output: Path) -> dict[Path, Path]:

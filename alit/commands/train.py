@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import training
-from ..console import console, counted, printable, progress
+from ..console import console, counted, printable
 from ..shipped import find
 from ..training import Interrupted, TrainingConfig, checkpoints
 from ..training.fields import assignments
+from . import options
 
 #: The shipped configurations.
 CONFIGS = Path(training.__file__).parent / "configs"
@@ -78,6 +79,8 @@ def train(
     allow_addresses: Annotated[
         bool, typer.Option("--allow-addresses", help="Shards may be http and https addresses.")
     ] = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a tokenizer: on one machine as it is, on several GPUs under torchrun.
 
@@ -93,7 +96,8 @@ def train(
 
     Ctrl-C leaves a checkpoint from which --resume goes on.
     """
-    console.quiet = os.environ.get("RANK", "0") != "0"  # one voice under torchrun
+    first = os.environ.get("RANK", "0") == "0"  # one voice under torchrun
+    console.speak(quiet=quiet or not first, as_json=as_json and first)
     fields: dict[str, Any] = {
         "stage": stage,
         "data": data,
@@ -127,26 +131,22 @@ def train(
     if resume and not checkpoints.saved(Path(described.output)):
         console.out(f"{printable(described.output)}: no checkpoint there; from the beginning")
     try:
-        with progress("training") as advance:
-            result = training.train(
-                described,
-                resume=resume,
-                checkpoint=checkpoint,
-                allow_changes=allow_changes,
-                allow_addresses=allow_addresses,
-                on_log=lambda record: advance(
-                    record["done"],
-                    f"step {record['step']}, loss {record['loss']:.4f}, "
-                    f"{record['pictures_per_second']:.1f} pictures/s",
-                ),
-            )
+        result = training.train(
+            described,
+            resume=resume,
+            checkpoint=checkpoint,
+            allow_changes=allow_changes,
+            allow_addresses=allow_addresses,
+        )
     except Interrupted as error:
-        console.out(printable(error))
-        raise typer.Exit(130) from error
-    model_file = printable(Path(described.output) / "model.safetensors")
-    console.out(f"{model_file}: after {counted(result.steps, 'step')}")
+        raise KeyboardInterrupt(str(error)) from error
     if result.unreadable:
         shown = "\n  ".join(map(printable, result.unreadable[:10]))
         console.out(
             f"skipped, unreadable or without a picture: {len(result.unreadable)}\n  {shown}"
         )
+    model_file = Path(described.output) / "model.safetensors"
+    console.result(
+        {"model": str(model_file), "steps": result.steps, "skipped": result.unreadable},
+        f"{printable(model_file)}: after {counted(result.steps, 'step')}",
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from rich.table import Table
 
-from ..console import console, progress
+from ..console import console
 from ..tokenizer import AdaptiveTokenizer
 from ..training import TrainingConfig, train
 from . import figures, photographs
@@ -18,8 +19,11 @@ from .measure import Measured, measure
 COUNT = 12
 
 
-def run(output: Path, seconds: float, image_size: int, seed: int, device: str) -> None:
+def run(output: Path, seconds: float, image_size: int, seed: int, device: str) -> dict[str, Any]:
     """Train, then write ``reconstructions.png``, ``error.png`` and ``loss.png`` to ``output``.
+
+    Returns:
+        What is printed: steps, the code error at first and at last, and of each length the mean pixel error.
 
     Raises:
         ValueError: an image size that does not fit.
@@ -51,20 +55,25 @@ def run(output: Path, seconds: float, image_size: int, seed: int, device: str) -
         device=device,
     )
     errors: list[float] = []
-    with progress("training") as advance:
 
-        def on_log(record: dict[str, float]) -> None:
-            errors.append(next(x for name, x in record.items() if name.startswith("code_")))
-            advance(record["done"], f"step {len(errors)}, code error {errors[-1]:.4f}")
+    def on_log(record: dict[str, float]) -> None:
+        errors.append(next(x for name, x in record.items() if name.startswith("code_")))
 
-        train(config, model=model, images=torch.stack(list(photos.values())), on_log=on_log)
+    train(config, model=model, images=torch.stack(list(photos.values())), on_log=on_log)
     first, last = fmean(errors[:10]), fmean(errors[-10:])
     console.print(f"{len(errors)} steps, code error {first:.4f} at first, {last:.4f} at last")
     measured = measure(model, photos)
     figures.reconstructions(measured, output / "reconstructions.png", photos)
     figures.error(measured, output / "error.png")
     figures.loss(errors, output / "loss.png")
-    console.print(_table(measured))
+    if not console.as_json:
+        console.print(_table(measured))
+    return {
+        "folder": str(output.resolve()),
+        "steps": len(errors),
+        "code_error": {"first": first, "last": last},
+        "l1": dict(zip(map(str, measured.lengths), measured.l1.mean(1).tolist(), strict=True)),
+    }
 
 
 def _table(measured: Measured) -> Table:

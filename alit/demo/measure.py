@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention_maps import latent_attention
+from ..console import reported
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, thumbnail, tokens_needed
 from ..pixel_errors import l1_of
 from ..tokenizer import AdaptiveTokenizer
@@ -58,7 +59,8 @@ def measure(
 ) -> Measured:
     """Run the model on photographs (3, height, width) by name."""
     images = torch.stack(list(photos.values()))
-    parts = [_rollout(model, batch) for batch in images.split(BATCH)]
+    batches = reported(images.split(BATCH), "encoding and decoding", len(images), size=len)
+    parts = [_rollout(model, batch) for batch in batches]
     pixels, errors, attention = (
         torch.cat(part, dim) for part, dim in zip(zip(*parts, strict=True), (1, 1, 0), strict=True)
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..console import counted
+from ..console import report, reported
 from ..features import check_tokens, features_at
 from ..images import MAX_MEGAPIXELS, load
 from ..tokenizer import AdaptiveTokenizer
@@ -87,7 +87,6 @@ def probe(
     seed: int = 0,
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
-    on_progress: Callable[[str], None] = lambda text: None,
 ) -> Probe:
     """How well a linear classifier names the class of pictures by their tokens, at each length.
 
@@ -100,7 +99,6 @@ def probe(
             test unless there is a ``test``, of the same classes.
         lengths: numbers of tokens; by default all whole iterations.
         seed: of the parts, the random weights and the bootstrap.
-        on_progress: called with what is being done.
 
     Raises:
         ValueError: a length that :func:`alit.features.check_tokens` refuses; other classes in ``test``; fewer than
@@ -120,13 +118,13 @@ def probe(
     models = model, with_random_weights(model, seed)
     read: dict[str, tuple[list[Described], Tensor]] = {}
     for name, each in sets.items():
-        read[name] = _read(models, each, wanted, batch_size, max_megapixels, on_progress)
+        read[name] = _read(models, each, wanted, batch_size, max_megapixels)
         check_counts(name, each.classes, read[name][1], FEWEST if name == "data" else 1)
     rows = [_joined(each) for each in zip(*(x for x, _ in read.values()), strict=True)]
     parts = _parts([labels for _, labels in read.values()], torch.Generator().manual_seed(seed))
     found = []
-    for tokens, described in zip(wanted, rows, strict=True):
-        on_progress(f"fitting: {tokens} tokens")
+    pairs = list(zip(wanted, rows, strict=True))
+    for tokens, described in reported(pairs, "fitting classifiers", len(pairs), "lengths"):
         draws = torch.Generator().manual_seed(seed)
         each_of = {name: accuracy(x, parts, draws) for name, x in described._asdict().items()}
         found.append(LengthAccuracy(tokens, tokens * bits_per_token(config), **each_of))
@@ -160,19 +158,18 @@ def _read(
     lengths: Sequence[int],
     batch_size: int,
     max_megapixels: float,
-    on_progress: Callable[[str], None],
 ) -> tuple[list[Described], Tensor]:
     """Those that can be read: their features at each length, on the CPU, and their labels (N,)."""
     size, listing = models[0].config.image_size, pictures.listing
     batches: list[list[Described]] = []
     labels: list[int] = []
-    total = counted(len(listing.pictures), "picture")
+    report("reading", 0, listing.readable, "images")
     for paths, images in listing.batches(
         lambda path: load(path, size, max_megapixels=max_megapixels), batch_size
     ):
         labels += [pictures.labels[path] for path in paths]
         batches.append(_described(models, images, lengths))
-        on_progress(f"reading: {len(labels)} of {total}")
+        report("reading", len(labels), listing.readable, "images")
     return [_joined(each) for each in zip(*batches, strict=True)], torch.tensor(labels).long()
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from ..console import console
+
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 #: Packages that carry the weights of the heads, and where.
 HEADS = {
@@ -74,7 +76,9 @@ class Perceptual(nn.Module):
         """
         state = dict(torch.load(_heads(), map_location="cpu", weights_only=True))
         try:
-            vgg = torch.hub.load_state_dict_from_url(VGG16, map_location="cpu", check_hash=True)
+            vgg = torch.hub.load_state_dict_from_url(
+                VGG16, map_location="cpu", check_hash=True, progress=console.draws()
+            )
         except (OSError, RuntimeError) as error:
             folder = f"{torch.hub.get_dir()}/checkpoints"
             raise ValueError(

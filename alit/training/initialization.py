@@ -31,6 +31,7 @@ from alit_kernels.nn import VectorQuantizer
 
 from ..codebooks import CodebookPerIteration
 from ..config import AdaptiveTokenizerConfig
+from ..console import report, reported
 from ..tokenizer import AdaptiveTokenizer
 from .coder_weights import (
     PAIR,
@@ -72,8 +73,11 @@ def as_transform_coder(model: AdaptiveTokenizer, tokens_BNC: Tensor, images: Ten
     make_tokens(model, roles)
     for transformer in (model.encoder, model.decoder):
         silence(transformer)
+    doing = "fitting codebooks (k-means)", config.iterations, "codebooks"
+    report(doing[0], 0, *doing[1:])
     missing = _first_iteration(model, roles, tokens_BNC).flatten(0, 1)
     for iteration in range(1, config.iterations):
+        report(doing[0], iteration, *doing[1:])
         directions, size = _directions(missing, config.code_dim)
         vectors = missing @ directions / size
         # What is missing is as likely as its opposite.
@@ -219,7 +223,8 @@ def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
     model.eval()
     images = torch.cat([images, _of_one_color(model.config, 3).to(images)])
     with last.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, 1))):
-        for some in images.split(BATCH):
+        parts = images.split(BATCH)
+        for some in reported(parts, "fitting the last layer", len(images), size=len):
             for iteration in model.rollout(some):
                 target = (iteration.base.code_BNC / told).flatten(0, 1).double()
                 x = pad(inputs.pop(), (0, 1), value=1.0).double()

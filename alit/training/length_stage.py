@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
+from ..console import reported
 from ..curves import measured
 from ..length_head import KINDS, LengthHead
 from ..prediction import fewest
@@ -81,6 +82,7 @@ class LengthStage(Stage):
     """
 
     model: AdaptiveTokenizer
+    doing = "recording errors"
 
     def __init__(self, model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
         if own.count > 1 or config.parallel == "fsdp":
@@ -142,7 +144,8 @@ class LengthStage(Stage):
         _start(head, table.features[kept:].float(), curves)
         optimiser, peak = self.optimisers[self.side], self.config.learning_rate or FIT_RATE
         chance = torch.Generator().manual_seed(self.config.seed)
-        for number in range(FIT_STEPS):
+        numbers = range(FIT_STEPS)
+        for number in reported(numbers, "fitting the length head", FIT_STEPS, "steps"):
             rows = kept + torch.randint(len(table.known) - kept, (FIT_BATCH,), generator=chance)
             fit = _fit_loss(head, table, rows.to(held.device))
             fit.backward()

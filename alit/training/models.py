@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.functional import interpolate
 from .. import checks, model_file
 from ..checks import CheckpointError
 from ..config import BASES, AdaptiveTokenizerConfig, TransformerConfig
+from ..console import reported
 from ..generation import Generator, GeneratorConfig
 from ..generation.model import write as write_generator
 from ..tokenizer import AdaptiveTokenizer
@@ -122,7 +122,8 @@ def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> Non
     """From crops of pictures from all over the folder, as the run will see them."""
     tokens: list[Tensor] = []
     some: list[Tensor] = []
-    for images in _samples(config, model.config.image_size):
+    samples = _samples(config, model.config.image_size)
+    for images in reported(samples, "reading crops", INITIAL_SAMPLE, "crops", size=len):
         tokens.append(model.base_tokenizer.encode(images).code_BNC)
         if sum(map(len, some)) < INITIAL_FIT:
             some.append(images)
@@ -157,7 +158,7 @@ def _magnified(image: Tensor, random: np.random.Generator) -> Tensor:
     soft edges of all colors, of which photographs have few.
     """
     height, width = image.shape[1:]
-    share = math.exp(random.uniform(*map(math.log, PARTS)))
+    share = PARTS[0] * (PARTS[1] / PARTS[0]) ** random.random()
     down, across = max(2, round(share * height)), max(2, round(share * width))
     top, left = int(random.integers(height - down + 1)), int(random.integers(width - across + 1))
     part = image[:, top : top + down, left : left + across]

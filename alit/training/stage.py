@@ -31,9 +31,13 @@ class Stage(ABC):
             name, and what a subclass wants beside.
         blocks: parts of the model that FSDP2 gathers one at a time.
         side: name of the model's optimiser.
+
+    Attributes:
+        doing: what its steps are called where progress is shown.
     """
 
     model: Any
+    doing = "training"
 
     def __init__(
         self,

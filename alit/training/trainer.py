@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..atomic_files import replacing
+from ..console import report
 from ..generation import Generator
 from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
@@ -142,6 +143,7 @@ class _Run:
     ) -> None:
         """Build the model, its stage and its data, all of it where ``source`` stood."""
         config, own, stack = self.config, self.own, self.stack
+        report("starting")
         torch.manual_seed(config.seed)
         self.model = build(config, source) if model is None else model
         if isinstance(self.model, AdaptiveTokenizer) and config.stage == "length":
@@ -187,9 +189,10 @@ class _Run:
     def go(self) -> Result:
         logged = time.monotonic()
         config, first = self.config, self.step
-        done = self._done()
+        done, self.told = self._done(), ""
         with signals() as received:
             while done < 1:
+                self._report(done)
                 rate = config.peak_learning_rate * schedule(done, config.warmup)
                 parts = [self._next() for _ in range(config.accumulate)]
                 place = (config.seed, self.step, self.own.rank)
@@ -223,6 +226,12 @@ class _Run:
             self._save()
         return self._result()
 
+    def _report(self, done: float) -> None:
+        if self.config.seconds is None:
+            report(self.stage.doing, self.step, self.config.steps, "steps", self.told)
+        else:
+            report(self.stage.doing, done, 1.0, tell=self.told)
+
     def _done(self) -> float:
         """The fraction of the run that is behind it."""
         seconds = self.config.seconds
@@ -244,6 +253,7 @@ class _Run:
         means = self.own.mean(self.terms.means())
         record = {"step": self.step, "done": done, "learning_rate": rate}
         record |= {"pictures_per_second": speed, **means}
+        self.told = f"loss {means['loss']:.4f}, {speed:.1f} images/s"
         if self.log is not None:
             self.log.write(record)
         if self.on_log is not None and self.own.first:

@@ -28,6 +28,7 @@ from alit.cli import app
 from alit.published import infer_config, read_official
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.models import VARIANTS, config, model
+from tests.helpers.published import published
 
 
 @pytest.mark.parametrize(
@@ -43,23 +44,6 @@ from tests.helpers.models import VARIANTS, config, model
 def test_shapes_that_are_no_model(change: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match=r"not the state of an adaptive tokenizer|expected a"):
         infer_config({**model("vqgan").state_dict(), **change}, heads=2)
-
-
-def published(path: Path, base: str, bottleneck: str) -> AdaptiveTokenizer:
-    """A file in the published layout: ema and model differ, args is a Namespace, losses are on board."""
-    original = model(base, bottleneck=bottleneck, image_size=(16, 16))
-    ema = {**original.state_dict(), "gan_losses.0.discriminator.main.0.weight": torch.zeros(3)}
-    torch.save(
-        {
-            "model": {name: value + 1 for name, value in ema.items()},
-            "ema": ema,
-            "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1}]},
-            "epoch": 7,
-            "args": argparse.Namespace(model="alit_tiny", lr=1e-4),
-        },
-        path,
-    )
-    return original
 
 
 @pytest.mark.parametrize("bottleneck", VARIANTS)
