@@ -103,6 +103,29 @@ def check_number(
         raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
 
 
+#: Names of fields, and values, in files of before -> what they are called now. These are read for ever.
+EARLIER = {
+    "initialisation": "initialization",
+    "regulariser": "regularizer",
+    "small_code_initialisation": "small_code_initialization",
+    "unfactorised": "unfactorized",
+}
+
+
+def renamed(value: Any) -> Any:
+    """Plain values with the names that they have now (``EARLIER``), at every depth.
+
+    Raises:
+        ValueError: a field is there by both names.
+    """
+    if isinstance(value, dict):
+        fields = [(EARLIER.get(name, name), renamed(within)) for name, within in value.items()]
+        return _once(fields)
+    if isinstance(value, list):
+        return [renamed(x) for x in value]
+    return EARLIER.get(value, value) if isinstance(value, str) else value
+
+
 def build(kind: Any, given: Any, name: str = "") -> Any:
     """The dataclass of an object of JSON, and those within it; a union is told apart by the field ``kind``.
 

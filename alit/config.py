@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from .base_config import BASES, MAX_SIZE, BaseConfig, Codes, Size
-from .checks import Checked, Range, build, check_choice, parse, shown
+from .checks import Checked, Range, build, check_choice, parse, renamed, shown
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "nano": (128, 4, 4),
@@ -228,4 +228,4 @@ class AdaptiveTokenizerConfig(Checked):
             ValueError: not JSON; an unknown, missing or doubled field, a value of the wrong kind or out of range. The
                 message names the field.
         """
-        return build(cls, parse(text))
+        return build(cls, renamed(parse(text)))

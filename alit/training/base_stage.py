@@ -1,4 +1,4 @@
-"""Training of the base tokenizer alone: mean absolute pixel error and the base's own regulariser."""
+"""Training of the base tokenizer alone: mean absolute pixel error and the base's own regularizer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .stage import Stage
 class BaseModule(nn.Module):
     """Base tokenizer and loss as one module, as data-parallel wrappers want it."""
 
-    def __init__(self, base: BaseTokenizer, regulariser: float) -> None:
+    def __init__(self, base: BaseTokenizer, regularizer: float) -> None:
         super().__init__()
-        self.base, self.regulariser = base, regulariser
+        self.base, self.regularizer = base, regularizer
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its terms by name."""
         pixels, term = self.base.autoencode(images)
         error = l1_loss(pixels.float(), images.float())
-        loss = error + self.regulariser * term.float()
-        terms = {"loss": loss, "l1": error, "regulariser": term}
+        loss = error + self.regularizer * term.float()
+        terms = {"loss": loss, "l1": error, "regularizer": term}
         return loss, {name: value.detach() for name, value in terms.items()}
 
 
@@ -44,7 +44,7 @@ class BaseStage(Stage):
         base = model.base_tokenizer.train().requires_grad_(True)
         if not any(True for _ in base.parameters()):
             raise ValueError(f"base: a {model.config.base.kind} base tokenizer has no weights")
-        super().__init__(model, config, own, BaseModule(base, config.regulariser), side="base")
+        super().__init__(model, config, own, BaseModule(base, config.regularizer), side="base")
 
     def reconstructions(self, images: Tensor) -> list[Tensor]:
         """The images as the base tokenizer alone gives them back."""

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from ..atomic_files import reading
-from ..checks import check_choice, nearest
+from ..checks import check_choice, nearest, renamed
 from .fields import LARGEST_TEXT, LIMITS, converted, expect, read
 
 CHOICES = {
@@ -75,7 +75,7 @@ class TrainingConfig:
         flip: mirror half of the pictures.
         convert_profiles: convert embedded color profiles to sRGB, as all commands do.
         max_megapixels: larger pictures are skipped and named, like damaged ones.
-        regulariser: in stage "base", weight of the base tokenizer's own term beside the mean absolute pixel error: a
+        regularizer: in stage "base", weight of the base tokenizer's own term beside the mean absolute pixel error: a
             KL-VAE's divergence in nats per pixel value, a VQGAN's quantizer loss.
         iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
             them. None: all; in stage 2 one, in turn.
@@ -92,7 +92,7 @@ class TrainingConfig:
         perceptual_weight, l2_weight, ssim_weight: stage 2: of mean LPIPS, of the mean squared error and of 1 - SSIM;
             L1 has weight 1.
         code_weight: stage 2: of the mean squared error of the code, as in stage 1.
-        base_weight: stage 2: of the base tokenizer's own L1 and regulariser, from its own tokens; 0 leaves it out.
+        base_weight: stage 2: of the base tokenizer's own L1 and regularizer, from its own tokens; 0 leaves it out.
         gan_schedule: stage 2: pairs of a fraction of the run and the GAN weight from there on, times the adaptive
             weight; 0 before the first. Without a weight above 0 there are no discriminators.
         discriminators: stage 2: "each" iteration has one, or one is "shared" by all.
@@ -147,7 +147,7 @@ class TrainingConfig:
     flip: bool = True
     convert_profiles: bool = True
     max_megapixels: float = 250.0
-    regulariser: float = 0.1
+    regularizer: float = 0.1
     iterations_per_step: int | None = None
     through_time: bool = True
     first_only: float | None = None
@@ -237,7 +237,7 @@ class TrainingConfig:
         Raises:
             ValueError: an unknown field (the nearest one is suggested), a value of another type or out of range.
         """
-        known = _types()
+        known, fields = _types(), renamed(fields)
         for name in fields:
             if name not in known:
                 short = str(name)[:100]
@@ -274,7 +274,7 @@ class TrainingConfig:
 
         A field that it lacks, since it was added later, is at its default there.
         """
-        own, there = self.asdict(), {**TrainingConfig().asdict(), **other}
+        own, there = self.asdict(), {**TrainingConfig().asdict(), **renamed(other)}
         return [
             f"{name}: {there[name]!r} there, {own[name]!r} here"
             for name in own

@@ -31,7 +31,7 @@ LIMITS = {
     **dict.fromkeys(
         ("perceptual_weight", "l2_weight", "ssim_weight", "code_weight", "base_weight"), "[0, inf)"
     ),
-    **dict.fromkeys(("regulariser", "gan_schedule", "weight_decay"), "[0, inf)"),
+    **dict.fromkeys(("regularizer", "gan_schedule", "weight_decay"), "[0, inf)"),
     **dict.fromkeys(("clip", "seconds", "max_megapixels"), "(0, inf)"),
     "crop": "(0, 1]",
     "tail_drop": "[0, 1]",

@@ -82,7 +82,7 @@ class GeneratorModule(nn.Module):
             own, term = self.model.base_tokenizer.autoencode(images)
             terms["base_l1"] = l1_loss(own.float(), images.float())
             total = total + self.config.base_weight * (
-                terms["base_l1"] + self.config.regulariser * term.float()
+                terms["base_l1"] + self.config.regularizer * term.float()
             )
             terms["base_l1"] = terms["base_l1"].detach()
         return total, {"loss": total.detach(), **terms}, pixels

@@ -72,7 +72,7 @@ def _as_arguments(model: AdaptiveTokenizer) -> dict[str, Any]:
     [
         ({"kind": "dct"}, {}, "no weights"),
         (VAE, {"parallel": "fsdp"}, "parallel"),
-        (VAE, {"regulariser": -1.0}, "regulariser"),
+        (VAE, {"regularizer": -1.0}, "regularizer"),
         (VAE, {"stage": "0"}, "stage"),
     ],
 )

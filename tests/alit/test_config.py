@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from alit import (
     TransformerConfig,
     VQGANConfig,
 )
+from alit.training import TrainingConfig
 from tests.helpers.hostile import EXAMPLES, memory
 from tests.helpers.hostile_json import mutated_json
 from tests.helpers.models import BASES, config
@@ -186,3 +189,22 @@ def test_mutated_json(base: str) -> None:
             except ValueError as error:
                 message = str(error)
         assert message.startswith("configuration") and len(message) < 1000
+
+
+EARLIER = Path(__file__).parents[1] / "data"
+
+
+def test_names_of_before_are_read() -> None:
+    """Of the first shipped weights, and of the configuration of a run of then; what is written has today's names."""
+    text = (EARLIER / "earlier_model.json").read_text()
+    config = AdaptiveTokenizerConfig.from_json(text)
+    assert "small_code_initialisation" in text and not config.quirks.small_code_initialization
+    assert config.base.kind == "vae" and "initialisation" not in config.to_json()
+    one = AdaptiveTokenizerConfig.from_json(text.replace('"quantized"', '"unfactorised"'))
+    assert one.bottleneck == "unfactorized"
+    run = TrainingConfig.read(EARLIER / "earlier_run.json")
+    assert (run.initialization, run.regularizer, run.steps) == ("published", 0.1, 2)
+    assert run.differences(json.loads((EARLIER / "earlier_run.json").read_text())) == []
+    both = text.replace('"small_code_ini', '"small_code_initialization": true, "small_code_ini')
+    with pytest.raises(ValueError, match="small_code_initialization is there twice"):
+        AdaptiveTokenizerConfig.from_json(both)

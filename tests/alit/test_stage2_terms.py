@@ -74,7 +74,7 @@ def test_code_is_that_of_stage_1() -> None:
 def test_base(base: str) -> None:
     """Its own L1 and regularizer, once, whatever the number of iterations."""
     m, x = small(base), pictures()
-    fields = {"base_weight": 0.5, "regulariser": 0.2}
+    fields = {"base_weight": 0.5, "regularizer": 0.2}
     plain, without = losses(m, x, [0, 1])
     found, drawn = losses(m, x, [0, 1], **fields), torch.get_rng_state()
     loss, terms = found
@@ -92,7 +92,7 @@ def test_the_base_learns_from_its_own_tokens() -> None:
     """It gets the gradient of both of its runs."""
     x = pictures()
     each = [
-        gradients(Stage2(small("vqgan"), stage2(base_weight=weight, regulariser=0.0), ALONE), [x])[
+        gradients(Stage2(small("vqgan"), stage2(base_weight=weight, regularizer=0.0), ALONE), [x])[
             "model"
         ]
         for weight in (0.0, 1.0)
@@ -108,7 +108,7 @@ def test_the_base_learns_from_its_own_tokens() -> None:
 
 
 def test_terms_in_the_log() -> None:
-    stage = Stage2(small("vqgan"), stage2(code_weight=1.0, base_weight=0.5, regulariser=0.0), ALONE)
+    stage = Stage2(small("vqgan"), stage2(code_weight=1.0, base_weight=0.5, regularizer=0.0), ALONE)
     terms = stage.step(1, 0.5, 1e-3, [pictures()])
     assert terms.keys() == {"loss", "l1_1", "quantization_1", "code_1", "base_l1", "gradient_norm"}
     total = terms["l1_1"] + terms["quantization_1"] + terms["code_1"] + 0.5 * terms["base_l1"]
