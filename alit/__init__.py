@@ -1,16 +1,12 @@
 """Adaptive-length image tokenization: an image in as few tokens as it needs."""
 
+from alit_kernels import __version__ as __version__
+
 from .alit_format import FormatError, ModelIdentity
+from .base_config import DCTConfig, KLVAEConfig, VQGANConfig
 from .checks import CheckpointError
 from .combination import AllOf, AnyOf
-from .config import (
-    AdaptiveTokenizerConfig,
-    DCTConfig,
-    KLVAEConfig,
-    Quirks,
-    TransformerConfig,
-    VQGANConfig,
-)
+from .config import AdaptiveTokenizerConfig, Quirks, TransformerConfig
 from .criteria import (
     CodeError,
     ErrorCriterion,
@@ -29,8 +25,6 @@ from .prediction import Budget, Predicted
 from .rollout import Rollout
 from .sequence import TokenSequence
 from .tokenizer import AdaptiveTokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveTokenizer",

@@ -13,7 +13,7 @@ from torch import Tensor
 from .criterion import NEVER, Prepared, Verdict, answer, check_threshold
 from .iteration import Iteration
 from .model import AdaptiveModel
-from .pixel_errors import l1_of, relative_l1_of, structural_similarity
+from .pixel_errors import contrast_of, l1_of, structural_similarity
 
 #: Limits are divided by at least this much where criteria are compared.
 SMALLEST_LIMIT = 1e-12
@@ -151,6 +151,8 @@ class Score(Measured):
 class MaxL1(ErrorCriterion):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
+    Predicted pixels are clamped to [0, 1], as they are shown.
+
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
     """
@@ -173,7 +175,8 @@ class RelativeL1(ErrorCriterion):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        return relative_l1_of(model.pixels(iteration.prediction), iteration.images)
+        error_B = l1_of(model.pixels(iteration.prediction), iteration.images)
+        return error_B / contrast_of(iteration.images)
 
 
 class MinSSIM(Score):

@@ -12,7 +12,7 @@ from .base import BaseTokens
 from .iteration import Bottleneck, Iteration
 from .length_head import KINDS, curve_lengths, features_of, of_patches
 from .model import AdaptiveModel
-from .pixel_errors import LEAST_CONTRAST, contrast_of
+from .pixel_errors import absolute_error
 from .prediction import predicted_l1
 from .rollout import Rollout, rollouts_of
 
@@ -70,16 +70,13 @@ def measured(
 
 def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
     """(B, kinds, N) of the first tokens."""
-    base, images = iteration.base, iteration.images.float()
+    base = iteration.base
     codes_BLC = iteration.bottleneck.codes_BLC[:, :length]
     prediction = model.predict(codes_BLC, base.target_BN, places=iteration.places)
-    pixels = model.pixels(prediction).float()
     grid = base.tokens_BCHW.shape[2], base.tokens_BCHW.shape[3]
-    contrast_B1 = contrast_of(images).clamp(min=LEAST_CONTRAST)[:, None]
     found = {
-        "l1": of_patches((pixels - images).abs(), grid),
+        "l1": of_patches(absolute_error(model.pixels(prediction), iteration.images), grid),
         "code_error": (prediction.code_BNC - base.code_BNC).float().abs().mean(2),
-        "relative_l1": of_patches((pixels.clamp(0, 1) - images).abs(), grid) / contrast_B1,
     }
     return torch.stack([found[kind] for kind in KINDS], 1)
 

@@ -175,7 +175,7 @@ def encode_stream(
     *,
     max_tokens_in_flight: int,
     generator: torch.Generator | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[TokenSequence]:
     """Tokens of any number of images, one after another in their order, in bounded memory; no gradients.
 
@@ -222,7 +222,7 @@ def _stream(
     criterion: Criterion,
     max_rows: int,
     generator: torch.Generator | None,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[Progress], None],
 ) -> Iterator[TokenSequence]:
     select = Selection(model, criterion)
     given = criterion.images if isinstance(criterion, Prepared) else None
@@ -246,8 +246,7 @@ def _stream(
         rows = sum(running.rollout.rows for running in live)
         live = _step(select, live)
         steps += 1
-        if on_progress is not None:
-            on_progress(Progress(steps, emitted + len(select.finished), started, rows))
+        on_progress(Progress(steps, emitted + len(select.finished), started, rows))
         while emitted in select.finished:
             yield sized(select.finished.pop(emitted), [sizes.pop(emitted)])
             emitted += 1

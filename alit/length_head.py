@@ -12,11 +12,11 @@ from .base.dct import YCBCR, DCTBase
 from .base.interface import BaseTokenizer, to_grid, to_rows
 from .config import AdaptiveTokenizerConfig
 from .iteration import Iteration
-from .pixel_errors import LEAST_CONTRAST, contrast_of
+from .pixel_errors import absolute_error, contrast_of
 from .sizes import Grid
 
-#: What is predicted, in this order: errors as MaxL1, CodeError and RelativeL1 have them.
-KINDS = ("l1", "code_error", "relative_l1")
+#: What is predicted, in this order: errors as MaxL1 and CodeError have them.
+KINDS = ("l1", "code_error")
 HIDDEN = 256
 #: Beyond so many standard deviations a feature counts as that many: no place is far from those that were learned.
 FARTHEST = 6.0
@@ -35,8 +35,8 @@ def curve_lengths(config: AdaptiveTokenizerConfig) -> tuple[int, ...]:
 class LengthHead(nn.Module):
     """Features of an image token -> two layers -> for each kind of error that of its patch at each length.
 
-    An image's error is the mean of its patches'. Logarithms are predicted; those of relative errors are shifted by the
-    image's contrast, which is known. ``alit train --stage length`` fits the layers to the errors of patches.
+    An image's error is the mean of its patches'; logarithms are predicted. ``alit train --stage length`` fits the
+    layers to the errors of patches.
 
     Attributes:
         lengths: numbers of tokens at which the curves have values (P of them).
@@ -73,18 +73,7 @@ class LengthHead(nn.Module):
     def of_patches(self, features_BNF: Tensor) -> Tensor:
         """Logarithms of patches' errors (B, N, kinds, P)."""
         normal = ((features_BNF.to(self.mean) - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
-        values = self.out(gelu(self.hidden(normal))).float()
-        return values.unflatten(2, (len(KINDS), -1)) + shift_of(features_BNF)[..., None]
-
-
-def shift_of(features_BNF: Tensor) -> Tensor:
-    """Of errors (B, 1, kinds): of a relative one the logarithm of 1 / contrast, of which the last feature is the
-    logarithm; of others 0.
-    """
-    shift_B = -features_BNF[:, 0, -1].float().clamp(min=math.log(LEAST_CONTRAST))
-    return torch.stack([shift_B if kind == "relative_l1" else 0 * shift_B for kind in KINDS], -1)[
-        :, None
-    ]
+        return self.out(gelu(self.hidden(normal))).float().unflatten(2, (len(KINDS), -1))
 
 
 def decodes_at_once(config: AdaptiveTokenizerConfig) -> bool:
@@ -111,7 +100,7 @@ def features_of(first: Iteration, base_tokenizer: BaseTokenizer) -> Tensor:
     luma = (red * YCBCR[0][0] + green * YCBCR[0][1] + blue * YCBCR[0][2])[:, None]
     maps = [pad(luma.diff(dim=2), (0, 0, 0, 1)), pad(luma.diff(dim=3), (0, 1))]
     if isinstance(base_tokenizer, DCTBase):
-        maps += [base_tokenizer.pixels(code, grid) - images for code in codes]
+        maps += [absolute_error(base_tokenizer.pixels(code, grid), images) for code in codes]
     sizes += [of_patches(x.abs(), grid)[..., None] for x in maps]
     sizes.append(contrast_of(images)[:, None, None].expand(-1, sizes[0].shape[1], 1))
     return (torch.cat(sizes, 2) + LEAST).log()

@@ -10,20 +10,21 @@ from torch.nn.functional import avg_pool2d
 LEAST_CONTRAST = 0.03
 
 
+def absolute_error(pixels: Tensor, images: Tensor) -> Tensor:
+    """Of each pixel, float32; predicted pixels are clamped to [0, 1], as they are shown."""
+    return (pixels.float().clamp(0, 1) - images.float()).abs()
+
+
 def l1_of(pixels: Tensor, images: Tensor) -> Tensor:
-    """(B,) float32, mean absolute error of each pair."""
-    return (pixels - images).float().abs().mean((1, 2, 3))
-
-
-def relative_l1_of(pixels: Tensor, images: Tensor) -> Tensor:
-    """(B,) float32, mean absolute error of pixels clamped to [0, 1] over the image's contrast, see ``RelativeL1``."""
-    images = images.float()
-    return l1_of(pixels.float().clamp(0, 1), images) / contrast_of(images).clamp(min=LEAST_CONTRAST)
+    """(B,) float32, mean ``absolute_error`` of each pair."""
+    return absolute_error(pixels, images).mean((1, 2, 3))
 
 
 def contrast_of(images: Tensor) -> Tensor:
-    """(B,): mean absolute deviation of the pixels from the mean of their channel."""
-    return (images - images.mean((2, 3), keepdim=True)).abs().mean((1, 2, 3))
+    """(B,): mean absolute deviation of the pixels from the mean of their channel, at least ``LEAST_CONTRAST``."""
+    images = images.float()
+    deviation = (images - images.mean((2, 3), keepdim=True)).abs()
+    return deviation.mean((1, 2, 3)).clamp(min=LEAST_CONTRAST)
 
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:

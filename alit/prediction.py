@@ -13,6 +13,7 @@ from .criterion import NEAR, Prepared, check_threshold
 from .iteration import Iteration
 from .length_head import KINDS, LengthHead, curve_lengths, features_of
 from .model import AdaptiveModel
+from .pixel_errors import contrast_of
 
 
 class Planned(FixedLength):
@@ -58,22 +59,29 @@ class Predicted(Prepared):
         max_code_error: float | None = None,
         max_relative_l1: float | None = None,
     ) -> None:
-        limits = {"l1": max_l1, "code_error": max_code_error, "relative_l1": max_relative_l1}
-        given = {kind: limit for kind, limit in limits.items() if limit is not None}
+        limits = {
+            "max_l1": max_l1,
+            "max_code_error": max_code_error,
+            "max_relative_l1": max_relative_l1,
+        }
+        given = {name: limit for name, limit in limits.items() if limit is not None}
         if len(given) != 1:
-            names = ", ".join(f"max_{kind}" for kind in given) or "none"
-            raise ValueError(f"Predicted: expected one of max_{', max_'.join(KINDS)}, got {names}")
-        ((self.kind, self.limit),) = given.items()
-        check_threshold(f"max_{self.kind}", self.limit)
+            names = ", ".join(given) or "none"
+            raise ValueError(f"Predicted: expected one of {', '.join(limits)}, got {names}")
+        ((name, self.limit),) = given.items()
+        check_threshold(name, self.limit)
+        self.kind = KINDS.index("code_error" if name == "max_code_error" else "l1")
+        self.relative = name == "max_relative_l1"
 
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
         head_of(model, "Predicted")
 
     def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
         head = head_of(model, "Predicted")
-        kind = KINDS.index(self.kind)
-        curve_BP = head(features_of(first, model.base_tokenizer))[:, kind]
-        curve_BP = curve_BP + head.margin[kind].float()
+        curve_BP = head(features_of(first, model.base_tokenizer))[:, self.kind]
+        curve_BP = curve_BP + head.margin[self.kind].float()
+        if self.relative:
+            curve_BP = curve_BP - contrast_of(first.images).log()[:, None]
         places_B = fewest(curve_BP, float(self.limit))
         step, longest = head.lengths[0], head.lengths[-1]
         lengths_B = ((places_B + 1) * step).clamp(max=longest)

@@ -12,16 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from . import torch_archive
+from .base_config import BaseConfig, KLVAEConfig, VQGANConfig
 from .checks import CheckpointError, check_choice, some
-from .config import (
-    SIZES,
-    AdaptiveTokenizerConfig,
-    BaseConfig,
-    KLVAEConfig,
-    Quirks,
-    TransformerConfig,
-    VQGANConfig,
-)
+from .config import SIZES, AdaptiveTokenizerConfig, Quirks, TransformerConfig
 
 #: What wraps a module puts its name before those of the parameters: DistributedDataParallel, torch.compile.
 WRAPPERS = {"module", "_orig_mod"}

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-from . import _machine_code, _ptx, _ptx_integers, _ptx_machine, _triton
+from . import _chips, _machine_code, _ptx, _ptx_flow, _ptx_integers, _ptx_machine, _triton
 from ._machine_code import Expected, Result, read
 
 #: What Triton's signatures call the element types.
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+#: What reads machine code: results are of these.
+READERS = (_chips, _machine_code, _ptx, _ptx_flow, _ptx_integers, _ptx_machine)
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,13 @@ class Build:
         decides = (
             *(triton.__version__, get_ptxas_version(self.architecture), self.architecture),
             *(self._source().hash(), sorted(self.options.items()), self.expected),
-            *(
-                inspect.getsource(module)
-                for module in (_machine_code, _ptx, _ptx_integers, _ptx_machine)
-            ),
+            *map(inspect.getsource, READERS),
         )
         return {
             "kernel": f"{self.kernel.__module__}.{self.kernel.__name__}",
             "label": self.label,
             "arch": self.architecture,
-            "sizes": self.sizes,
-            "hash": hashlib.sha256(repr(decides).encode()).hexdigest(),
+            "hash": hashlib.sha256(repr(decides).encode()).hexdigest()[:16],
         }
 
     def compiled(self) -> Any:

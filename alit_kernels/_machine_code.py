@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import _ptx, _ptx_machine
+from ._chips import LIMITS, occupancy
 
 _INSTRUCTION = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);", re.M
@@ -25,34 +26,6 @@ MATRIX = ("mma", "wgmma", "tcgen05")
 _FMA = ("FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "IMAD")
 _MEMORY = ("LD", "ST", "ATOM", "RED", "UBLK", "UTMA")
 _SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a multiprocessor offers; CUDA C++ programming guide, technical specifications per compute capability.
-
-    ``fma`` is the number of scheduler cycles of a float32 warp instruction, ``matrix`` the 16-bit multiply-adds of a
-    scheduler's tensor core per cycle.
-    """
-
-    shared: int
-    shared_block: int
-    fma: int
-    matrix: int
-    registers: int = 65536
-    warps: int = 64
-    blocks: int = 32
-    tensor_columns: int = 512
-
-
-LIMITS = {
-    80: Limits(164 << 10, 163 << 10, fma=2, matrix=256),
-    86: Limits(100 << 10, 99 << 10, fma=1, matrix=128, warps=48, blocks=16),
-    89: Limits(100 << 10, 99 << 10, fma=1, matrix=128, warps=48, blocks=24),
-    90: Limits(228 << 10, 227 << 10, fma=1, matrix=512),
-    100: Limits(228 << 10, 227 << 10, fma=1, matrix=1024),
-    120: Limits(100 << 10, 99 << 10, fma=1, matrix=128, warps=48, blocks=24),
-}
 
 
 @dataclass(frozen=True)
@@ -75,9 +48,7 @@ class Result:
     """What the machine code of one build says: of a thread registers and bytes of stack, of a block shared memory.
 
     Attributes:
-        sizes: the kernel's constants by name.
-        hash: of all that decides the rest.
-        bound: the busiest unit of the hot loop.
+        hash: of all that decides the rest, in 16 hexadecimal digits.
         hot_loop_cycles: scheduler cycles of each unit, for one warp and one turn of the hot loop (``cycles``).
         other_cycles: the same for all other code, once over.
         conflicts: cycles of shared memory in the hot loop, over those without bank conflicts.
@@ -87,23 +58,26 @@ class Result:
     kernel: str
     label: str
     arch: int
-    sizes: dict[str, Any]
     hash: str
     registers: int
     stack: int
     shared: int
     occupancy: float
     instructions: dict[str, int]
-    bound: str
     hot_loop_cycles: dict[str, int]
-    other_cycles: dict[str, int]
     conflicts: float
     unrolled: int
     faults: list[str]
+    other_cycles: dict[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return f"{self.kernel} [{self.label}] sm_{self.arch}"
+
+    @property
+    def bound(self) -> str:
+        """The busiest unit of the hot loop."""
+        return max(self.hot_loop_cycles, key=lambda unit: self.hot_loop_cycles[unit])
 
     @property
     def turn_cycles(self) -> float:
@@ -122,7 +96,6 @@ def read(
     turn = hot_loop(code)
     kernel_turn = _ptx.hot_loop(blocks)
     conflicts = _ptx.conflicts(kernel_turn)
-    hot = cycles(turn, arch, conflicts)
     within = {id(block) for block in kernel_turn}
     rest = [block for block in blocks if id(block) not in within]
     addresses = {instruction.address for instruction in turn}
@@ -140,8 +113,7 @@ def read(
         shared=meta.shared,
         occupancy=resident,
         instructions=counts(code),
-        bound=max(hot, key=lambda unit: hot[unit]),
-        hot_loop_cycles=hot,
+        hot_loop_cycles=cycles(turn, arch, conflicts),
         other_cycles=cycles(other, arch, _ptx.conflicts(rest)),
         conflicts=round(conflicts, 2),
         unrolled=unrolled(turn, kernel_turn),
@@ -207,20 +179,6 @@ def instructions(sass: str) -> list[Instruction]:
     return [instruction for instruction in found if instruction.opcode != "NOP"]
 
 
-def occupancy(arch: int, warps: int, registers: int, shared: int, tensor_columns: int = 0) -> float:
-    """Resident warps over the most an SM can hold: the theoretical occupancy of the occupancy calculator."""
-    limits = LIMITS[arch]
-    per_warp = -(-registers * 32 // 256) * 256
-    blocks = min(
-        limits.blocks,
-        limits.warps // warps,
-        limits.registers // per_warp // warps,
-        limits.shared // (shared + 1024),  # the system keeps 1 KiB per block
-        limits.tensor_columns // tensor_columns if tensor_columns else limits.blocks,
-    )
-    return blocks * warps / limits.warps
-
-
 def counts(code: list[Instruction]) -> dict[str, int]:
     """Instructions by what they cost: matrix, exponential, global and local memory by width, and all."""
     result: Counter[str] = Counter(all=len(code))
@@ -264,12 +222,7 @@ def hot_loop(code: list[Instruction]) -> list[Instruction]:
             start = int(target[1], 16)
             if start < instruction.address:
                 ends[start] = instruction.address
-    spans = ends.items()
-    inner = [
-        (a, b)
-        for a, b in spans
-        if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)
-    ]
+    inner = _ptx.innermost(ends)
     if not inner:
         return code
     longest = max(b - a for a, b in inner)

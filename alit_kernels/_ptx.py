@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 _STATEMENT = re.compile(
@@ -68,17 +68,22 @@ def hot_loop(blocks: list[Block]) -> list[Block]:
         start = place.get(block.target)
         if start is not None and start <= end:
             ends[start] = end
-    spans = ends.items()
-    inner = [
-        (a, b)
-        for a, b in spans
-        if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)
-    ]
+    inner = innermost(ends)
     if not inner:
         return blocks
     sizes = {(a, b): sum(len(block.statements) for block in blocks[a : b + 1]) for a, b in inner}
     start, end = min(span for span in inner if 2 * sizes[span] >= max(sizes.values()))
     return blocks[start : end + 1]
+
+
+def innermost(ends: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Of loops, by the head the last way back to it, those that hold no other one."""
+    spans = ends.items()
+    return [
+        (a, b)
+        for a, b in spans
+        if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in spans)
+    ]
 
 
 def conflicts(blocks: Iterable[Block]) -> float:
@@ -120,8 +125,12 @@ def access_widths(ptx: str, arguments: list[str]) -> dict[str, set[int]]:
 def _ptx_width(opcode: str, operands: str) -> int:
     if opcode.startswith("cp.async"):
         return int(operands.split(",")[2].strip(), 0)
-    bits = int(re.findall(r"\.[bfus](\d+)", opcode)[-1])
-    lanes = re.search(r"\.v(\d)", opcode)
+    return lane_bytes(opcode)
+
+
+def lane_bytes(opcode: str) -> int:
+    """That a lane loads or stores."""
+    bits, lanes = int(re.findall(r"\.[bfus](\d+)", opcode)[-1]), re.search(r"\.v(\d)", opcode)
     return bits // 8 * (int(lanes[1]) if lanes else 1)
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ._ptx import Block, Statement
+from ._ptx import Block, Statement, lane_bytes
+from ._ptx_flow import deciding, shorter
 from ._ptx_integers import OPERATIONS, REDUCTIONS, Value, operands, wrapped
 
 #: Visits of blocks after which a program counts as endless.
@@ -65,8 +66,8 @@ def run(
         ValueError: a program does not end.
     """
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
-    deciding = _deciding(blocks)
-    shorter = _shorter(blocks, place)
+    decisive = deciding(blocks)
+    short = shorter(blocks, place)
     for program in programs:
         machine, seen = _Machine(threads, arguments, program, grid, data=None), set[int]()
         here = visits = longer = 0
@@ -76,65 +77,13 @@ def run(
             if visits > LONGEST:
                 raise ValueError(f"program {program} visits more than {LONGEST} blocks")
             seen.add(here)
-            other = here + 1 if shorter[here] else place.get(blocks[here].target, here + 1)
-            taken = shorter[here] != (longer < rare and other not in seen)
-            target, ended = machine.visit(deciding[here], taken=taken)
+            other = here + 1 if short[here] else place.get(blocks[here].target, here + 1)
+            taken = short[here] != (longer < rare and other not in seen)
+            target, ended = machine.visit(decisive[here], taken=taken)
             if ended:
                 break
-            longer += machine.data_decided and taken != shorter[here]
+            longer += machine.data_decided and taken != short[here]
             here = place[target] if target else here + 1
-
-
-def _shorter(blocks: list[Block], place: Mapping[str, int]) -> list[bool]:
-    """Of each block, whether the branch at its end is the way to the end of the program with fewer statements."""
-    endless = sum(len(block.statements) for block in blocks) + 1
-    onwards: list[list[int]] = []  # the blocks after each, -1 for the end; the target first
-    for i, block in enumerate(blocks):
-        last = block.statements[-1] if block.statements else None
-        kind = last.opcode.partition(".")[0] if last else ""
-        after = [place[block.target]] if block.target else [-1] if kind in ("ret", "exit") else []
-        if not after or (last and last.guard):
-            after.append(i + 1 if i + 1 < len(blocks) else -1)
-        onwards.append(after)
-    ways = {-1: 0} | dict.fromkeys(range(len(blocks)), endless)
-    while True:
-        before = dict(ways)
-        for i in reversed(range(len(blocks))):
-            ways[i] = min(len(blocks[i].statements) + min(ways[j] for j in onwards[i]), endless)
-        if ways == before:
-            return [len(after) == 2 and ways[after[0]] < ways[after[1]] for after in onwards]
-
-
-def _deciding(blocks: list[Block]) -> list[Block]:
-    """The blocks without what no branch depends on."""
-    statements = [statement for block in blocks for statement in block.statements]
-    kept, registers, sizes = set[int](), set[str](), set[int]()
-    while True:
-        before = len(kept)
-        for statement in statements:
-            kind, first = statement.opcode.partition(".")[0], set(_names(statement.operands[:1]))
-            if id(statement) in kept or not (
-                kind in ("bra", "ret", "exit")
-                or (
-                    statement.opcode.startswith("st.shared")
-                    and _shared_bytes(statement)[0] in sizes
-                )
-                or (kind != "st" and registers & first)
-            ):
-                continue
-            kept.add(id(statement))
-            registers |= set(_names(statement.operands)) | set(_names([statement.guard]))
-            if statement.opcode.startswith("ld.shared"):
-                sizes.add(_shared_bytes(statement)[0])
-        if len(kept) == before:
-            return [
-                Block(block.label, [x for x in block.statements if id(x) in kept])
-                for block in blocks
-            ]
-
-
-def _names(operands: Iterable[str]) -> list[str]:
-    return [name for operand in operands for name in re.findall(r"%\w+(?:\.\w)?", operand)]
 
 
 class _Machine:
@@ -338,8 +287,7 @@ def _shared_bytes(statement: Statement) -> tuple[int, int]:
         return 16, int(re.search(r"\.x(\d)", opcode)[1])  # type: ignore[index]
     if opcode.startswith("cp."):
         return int(statement.operands[2], 0), 0
-    lanes, bits = re.search(r"\.v(\d)", opcode), int(re.findall(r"\.[bfus](\d+)", opcode)[-1])
-    return bits // 8 * (int(lanes[1]) if lanes else 1), 0
+    return lane_bytes(opcode), 0
 
 
 def _of_first(active: Value) -> bool:

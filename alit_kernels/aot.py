@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ._builds import Build, builds
 from ._machine_code import MATRIX, Result
@@ -112,7 +113,7 @@ def compile_all(wanted: list[Build], jobs: int, known: Mapping[str, Result]) -> 
     return [found[build.key] for build in wanted]
 
 
-def show(results: list[Result]) -> None:
+def show(builds: list[Build], results: list[Result]) -> None:
     """Print the table."""
     from rich.console import Console
     from rich.table import Table
@@ -124,9 +125,9 @@ def show(results: list[Result]) -> None:
         table.add_column(column, justify="left" if column == "kernel" else "right")
     for column in ("matrix", "exp2", "loads, stores (bits: count)", "all", "bound", "faults"):
         table.add_column(column)
-    for result in results:
+    for build, result in zip(builds, results, strict=True):
         count, cycles = result.instructions, result.hot_loop_cycles
-        sizes = " ".join(f"{n}={x}" for n, x in result.sizes.items() if type(x) is int)
+        sizes = " ".join(f"{n}={x}" for n, x in build.sizes.items() if type(x) is int)
         matrix = [f"{count[n]} {n}" for n in MATRIX if n in count]
         memory = [f"{n} {c}" for n, c in count.items() if n.startswith(("ld", "stg"))]
         table.add_row(
@@ -158,16 +159,40 @@ def read_results(path: Path) -> list[Result]:
     content = json.loads(path.read_text())
     if content["triton"] != triton.__version__:
         raise SystemExit(f"{path} is of Triton {content['triton']}, this is {triton.__version__}")
-    return [Result(**entry) for entry in content["results"]]
+    columns = [name.partition(".") for name in content["columns"]]
+    results = []
+    for kernel, rows in content["kernels"].items():
+        for row in rows:
+            fields: dict[str, Any] = {"kernel": kernel}
+            for (field, _, name), value in zip(columns, row, strict=True):
+                if not name:
+                    fields[field] = value
+                elif value:
+                    fields.setdefault(field, {})[name] = value
+            results.append(Result(**fields))
+    return results
 
 
 def write_results(path: Path, results: list[Result]) -> None:
+    """A line for each build, below its kernel: values of ``columns``, "field" or "field.name" of what is counted."""
     import triton
 
-    lines = ",\n".join(json.dumps(asdict(r)) for r in results)  # one for each build
+    entries = []
+    for fields in map(asdict, results):
+        counted = {k: fields.pop(k) for k in ("instructions", "hot_loop_cycles", "other_cycles")}
+        fields |= {f"{k}.{name}": x for k, of in counted.items() for name, x in of.items()}
+        entries.append(fields)
+    names = {name for fields in entries for name in fields} - {"kernel"}
+    columns = sorted(names, key=lambda name: ("." in name, name))
+    kernels: dict[str, list[str]] = {}
+    for fields in entries:
+        row = json.dumps([fields.get(name, 0) for name in columns], separators=(",", ":"))
+        kernels.setdefault(json.dumps(fields["kernel"]), []).append(row)
+    lines = ",\n".join(f"{k}: [\n" + ",\n".join(rows) + "\n]" for k, rows in kernels.items())
+    head = f'"triton": "{triton.__version__}", "columns": {json.dumps(columns)}'
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(f'{{"triton": "{triton.__version__}", "results": [\n{lines}\n]}}\n')
+    temporary.write_text(f'{{{head}, "kernels": {{\n{lines}\n}}}}\n')
     temporary.replace(path)
 
 
@@ -198,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [build for build in every if not (build.rare and build.architecture in common)]
     unchanged = read_results(options.unchanged_from) if options.unchanged_from else []
     results = compile_all(wanted, options.jobs, {r.hash: r for r in unchanged})
-    show(results)
+    show(wanted, results)
     failures = []
     if options.check:
         failures += [f"{r.key}: {fault}" for r in results for fault in r.faults]

@@ -1,4 +1,7 @@
-"""The Python blocks of pages run as they stand, in order, each page section with the names that its text speaks of."""
+"""The Python blocks of pages run as they stand, in order, each page section with the names that its text speaks of.
+
+Links of pages lead to files and headings that there are.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from skimage import data
 from torch import nn
 
 import alit_kernels
@@ -28,15 +33,25 @@ class Section(NamedTuple):
     blocks: tuple[str, ...]
 
 
+BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
 def sections(page: str) -> Iterator[Section]:
     """Those that have Python blocks."""
-    for part in re.split(r"^#+ ", (DOCS / page).read_text(), flags=re.MULTILINE)[1:]:
+    text = (DOCS / page).read_text()
+    without = BLOCK.sub(lambda block: " " * len(block[0]), text)  # a comment is no heading
+    starts = [match.start() for match in re.finditer(r"^#+ ", without, re.MULTILINE)]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        part = text[start:end]
         blocks = re.findall(r"^```python\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
         if blocks:
-            yield Section(page, part.splitlines()[0], tuple(blocks))
+            yield Section(page, part.splitlines()[0].lstrip("# "), tuple(blocks))
 
 
-SECTIONS = [*sections("your-tokenizer.md"), *sections("vector-quantization.md")]
+#: Pages whose blocks run; python.md and the README of the project want a photograph, and have a test of their own.
+PAGES = ["your-tokenizer.md", "vector-quantization.md", "attention.md", "README.md"]
+PAGES += sorted(f"kernels/{path.name}" for path in (DOCS / "kernels").glob("*.md"))
+SECTIONS = [each for page in PAGES for each in sections(page)]
 
 
 def small() -> TiTok:
@@ -56,6 +71,7 @@ def names() -> dict[str, Any]:
     return {
         **{"alit_kernels": alit_kernels, "torch": torch, "F": F, "self": this, "name": "name"},
         **{"q": q, "k": k, "v": v, "model": model, "images": torch.randn(2, 3, 12, 12)},
+        **{"x": torch.randn(2, 9, 512), "rotate": lambda heads: heads},
         "z": torch.randn(20, 3, requires_grad=True),
         **{"codebook": nn.Parameter(torch.randn(16, 3)), "share": torch.zeros(16)},
         **{
@@ -82,7 +98,9 @@ def run(section: Section) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.heading)
+@pytest.mark.parametrize(
+    "section", SECTIONS, ids=lambda section: f"{section.page}: {section.heading}"
+)
 def test_blocks_run(section: Section) -> None:
     """What ``accelerate`` is called for is swapped."""
     reports, accelerate = [], alit_kernels.accelerate
@@ -96,6 +114,52 @@ def test_blocks_run(section: Section) -> None:
 
 def section(start: str) -> dict[str, Any]:
     return run(next(each for each in SECTIONS if each.heading.startswith(start)))
+
+
+@pytest.mark.parametrize("page", ["python.md", "../README.md"])
+def test_blocks_run_on_a_photograph(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(data.astronaut()).save("photo.jpg")
+    found = {}
+    for each in sections(page):
+        found |= run(each)
+    assert (tmp_path / "seen.png").exists()
+    if page == "python.md":
+        assert found["tokens"].lengths.numel() == 2 and found["short"].lengths.tolist() == [16] * 4
+    else:
+        assert found["out"].shape == (4 * 513, 8, 64) and found["tokens"].lengths.numel() == 1
+
+
+ROOT = DOCS.parent
+#: Every page of the repository that links to others.
+TEXTS = [
+    *sorted(DOCS.rglob("*.md")),
+    *(ROOT / x for x in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+]
+TEXTS += [ROOT / "alit" / "weights" / "README.md", ROOT / "benchmarks" / "results" / "README.md"]
+
+
+def headings(text: str) -> set[str]:
+    """Anchors, as code hosts and the site make them: lower case, without punctuation, spaces as hyphens."""
+    lines = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    text = BLOCK.sub("", path.read_text())
+    for link in re.findall(r"\]\(([^()\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), f"{path.name}: {link}"
+        if anchor:
+            assert anchor in headings(target.read_text()), f"{path.name}: {link}"
 
 
 def test_sim_vq() -> None:

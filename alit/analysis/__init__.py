@@ -4,7 +4,7 @@ from .analyze import Analysis, analyze
 from .complexity import THRESHOLDS, Complexity
 from .familiarity import Familiarity
 from .inputs import Pictures, read_pictures, read_scores, read_segments
-from .rollouts import errors, lengths, tokens_needed
+from .rollouts import errors
 from .specialization import Specialization
 from .statistics import Interval, spearman
 
@@ -18,10 +18,8 @@ __all__ = [
     "Specialization",
     "analyze",
     "errors",
-    "lengths",
     "read_pictures",
     "read_scores",
     "read_segments",
     "spearman",
-    "tokens_needed",
 ]

@@ -19,7 +19,7 @@ from .familiarity import Familiarity, familiarity
 from .familiarity import gallery as familiarity_gallery
 from .gallery import Gallery
 from .inputs import read_pictures, read_scores, read_segments
-from .rollouts import errors, lengths
+from .rollouts import errors
 from .specialization import Specialization, specialization
 
 
@@ -102,7 +102,7 @@ def analyze(
         raise ValueError(
             "segments: expected a model that keeps all image tokens, got halting='drop'"
         )
-    size, its_lengths = model.config.image_size, lengths(model)
+    size, its_lengths = model.config.image_size, model.config.lengths
     reading: dict[str, Any] = {
         "limit": limit,
         "recursive": recursive,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..demo.sheet import Tile
+from ..evaluation import tokens_needed
 from ..images import to_image
 from ..tokenizer import AdaptiveTokenizer
 from .gallery import Gallery
 from .inputs import Pictures
-from .rollouts import lengths, reconstructions, tokens_needed
+from .rollouts import reconstructions
 from .statistics import Interval, spearman
 
 #: Errors at which tokens are counted.
@@ -125,7 +126,7 @@ def gallery(
     model: AdaptiveTokenizer, pictures: Pictures, errors_NK: Tensor, limit: float
 ) -> Gallery:
     """The plainest and the busiest pictures, by tokens and then by error, and what so many tokens show of them."""
-    tokens, met = tokens_needed(errors_NK, lengths(model), limit)
+    tokens, met = tokens_needed(errors_NK, model.config.lengths, limit)
     order = sorted(range(len(tokens)), key=lambda n: (int(tokens[n]), float(errors_NK[n].min())))
     each = min(SHOWN, len(order) // 2)
     rows = []

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..demo.sheet import Tile
+from ..evaluation import tokens_needed
 from ..images import to_levels
 from ..tokenizer import AdaptiveTokenizer
 from .complexity import jpeg_sizes
 from .gallery import Gallery
 from .inputs import Pictures
-from .rollouts import errors, reconstructions, tokens_needed
+from .rollouts import errors, reconstructions
 from .statistics import Interval, more
 
 #: Pieces that a side is cut into for shuffling, at most.

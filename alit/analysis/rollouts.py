@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -52,16 +52,3 @@ def reconstructions(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
         assert iteration.prediction is not None
         shown.append(model.pixels(iteration.prediction).cpu())
     return shown
-
-
-def lengths(model: AdaptiveTokenizer) -> list[int]:
-    """Tokens after each iteration."""
-    config = model.config
-    return [config.latents_per_iteration * (i + 1) for i in range(config.iterations)]
-
-
-def tokens_needed(errors_NK: Tensor, lengths: Sequence[int], limit: float) -> tuple[Tensor, Tensor]:
-    """(N,) int64 tokens of the first iteration whose error is below ``limit``, all where none is; (N,) bool: is one?"""
-    met = errors_NK < limit
-    first = torch.where(met.any(1), met.int().argmax(1), errors_NK.shape[1] - 1)
-    return torch.tensor(lengths)[first], met.any(1)

@@ -21,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
 from ..attention_maps import attention_of_layers
 from ..console import reported
 from ..demo.sheet import Tile
+from ..evaluation.probe import with_random_weights
 from ..tokenizer import AdaptiveTokenizer
 from .gallery import Gallery
 from .inputs import Pictures, batches, spaced
@@ -179,7 +180,7 @@ def specialization(
         segments: labels (height, width) from 0 of each picture, see :func:`alit.analysis.inputs.read_segments`.
     """
     config, layers = model.config, range(model.config.encoder.layers)
-    random = _random_weights(model, seed)
+    random = with_random_weights(model, seed)
     generator = torch.Generator().manual_seed(seed)
     own, other, unlearned = ([_Sums() for _ in layers] for _ in range(3))
     added = [[_Sums() for _ in range(config.iterations)] for _ in layers]
@@ -231,13 +232,6 @@ def _maps(model: AdaptiveTokenizer, pictures: Pictures, batch_size: int) -> Iter
         yield from (
             attention_of_layers(model, images.to(model.latent_tokens.device)).flatten(3).cpu()
         )
-
-
-def _random_weights(model: AdaptiveTokenizer, seed: int) -> AdaptiveTokenizer:
-    """Another model of this configuration, as training begins with it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return AdaptiveTokenizer(model.config).eval().to(model.latent_tokens.device)
 
 
 def _owners(

@@ -14,7 +14,7 @@ from ..plots import BLUE, ORANGE
 from ..tokenizer import AdaptiveTokenizer
 from .gallery import Gallery
 from .inputs import Pictures, spaced
-from .rollouts import lengths, reconstructions
+from .rollouts import reconstructions
 from .statistics import Interval, mean
 
 #: Pictures on the sheet.
@@ -43,7 +43,7 @@ class Watcher:
     """Collects agreement while reconstructions are made: a :data:`alit.analysis.rollouts.Watch`."""
 
     def __init__(self, model: AdaptiveTokenizer, networks: Networks) -> None:
-        self.networks, self.lengths = networks, lengths(model)
+        self.networks, self.lengths = networks, model.config.lengths
         self.bits = [n * bits_per_token(model.config) for n in self.lengths]
         self.found: list[Tensor] = []  # (B, lengths, 2, 5) bool
 

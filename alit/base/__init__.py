@@ -1,6 +1,7 @@
 """Base tokenizers: images to a grid of 2D tokens and back."""
 
-from ..config import BaseConfig, DCTConfig, KLVAEConfig, Quirks
+from ..base_config import BaseConfig, DCTConfig, KLVAEConfig
+from ..config import Quirks
 from .dct import DCTBase
 from .interface import BaseTokenizer, BaseTokens, Prediction
 from .vae import KLVAE, KLVAEBase

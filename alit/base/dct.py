@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ..config import DCTConfig
+from ..base_config import DCTConfig
 from .interface import BaseTokens, ContinuousBase, Prediction, to_grid
 
 #: RGB in [0, 1] to luma and two chroma planes (ITU-R BT.601).

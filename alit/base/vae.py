@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..config import KLVAEConfig, Quirks
+from ..base_config import KLVAEConfig
+from ..config import Quirks
 from .convolution import ConvDecoder, ConvEncoder
 from .dct import BlockDCT
 from .interface import BaseTokens, ContinuousBase, to_grid

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from alit_kernels import VectorQuantized, nearest_codeword, soft_codebook
 from alit_kernels.nn import VectorQuantizer
 
-from ..config import Quirks, VQGANConfig
+from ..base_config import VQGANConfig
+from ..config import Quirks
 from .convolution import ConvDecoder, ConvEncoder
 from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
 

@@ -82,7 +82,7 @@ def tokens(measured: Measured, path: Path) -> None:
         axes.add_artist(box)
     axes.set_yticks(range(count), measured.names)
     axes.tick_params(axis="y", length=0, pad=42)
-    axes.set(xlabel=f"tokens until the error (L1, before clamping) is below {measured.max_l1:g}")
+    axes.set(xlabel=f"tokens until the error (L1) is below {measured.max_l1:g}")
     axes.set(xticks=measured.lengths, xlim=(0, longest * 1.22), ylim=(count - 0.4, -0.6))
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="#eaeef2")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..attention_maps import latent_attention
 from ..console import reported
-from ..evaluation.metrics import bits_per_token, eight_bits, l1, thumbnail
+from ..evaluation.metrics import bits_per_token, eight_bits, l1, thumbnail, tokens_needed
+from ..pixel_errors import l1_of
 from ..tokenizer import AdaptiveTokenizer
 
 #: Photographs together.
@@ -64,22 +65,19 @@ def measure(
         torch.cat(part, dim) for part, dim in zip(zip(*parts, strict=True), (1, 1, 0), strict=True)
     )
     config = model.config
-    lengths = [config.latents_per_iteration * (i + 1) for i in range(config.iterations)]
-    bits = [length * bits_per_token(config) for length in lengths]
-    below = errors < max_l1
-    reached = below.any(0)
-    first = torch.where(reached, below.int().argmax(0), config.iterations - 1)
-    order = sorted(range(len(images)), key=lambda b: (int(first[b]), float(errors[-1, b])))
+    bits = [length * bits_per_token(config) for length in config.lengths]
+    tokens, reached = tokens_needed(errors.T, config.lengths, max_l1)
+    order = sorted(range(len(images)), key=lambda b: (int(tokens[b]), float(errors[-1, b])))
     small = torch.stack([thumbnail(images, count) for count in bits])
     return Measured(
         names=[list(photos)[b] for b in order],
         images=images[order],
-        lengths=lengths,
+        lengths=config.lengths,
         bits=bits,
         pixels=pixels[:, order],
         thumbnails=small[:, order],
         max_l1=max_l1,
-        tokens=(first + 1)[order] * config.latents_per_iteration,
+        tokens=tokens[order],
         reached=reached[order],
         attention=attention[order],
     )
@@ -93,5 +91,5 @@ def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
         assert iteration.prediction is not None
         decoded = model.pixels(iteration.prediction)
         pixels.append(eight_bits(decoded).cpu())
-        errors.append(l1(decoded, images).float().cpu())
+        errors.append(l1_of(decoded, images).cpu())
     return torch.stack(pixels), torch.stack(errors), latent_attention(model, images).cpu()

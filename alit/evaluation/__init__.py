@@ -4,7 +4,7 @@ from .calibration import Calibration, calibrate, usual_limits
 from .evaluate import evaluate
 from .labeled import Labeled, labeled
 from .learned import Networks, classifier, networks
-from .metrics import thumbnail, thumbnail_side
+from .metrics import thumbnail, thumbnail_side, tokens_needed
 from .probe import LengthAccuracy, Probe, probe
 from .results import Evaluation, LengthQuality, Quality
 from .simple import Drawing, drawings
@@ -28,5 +28,6 @@ __all__ = [
     "probe",
     "thumbnail",
     "thumbnail_side",
+    "tokens_needed",
     "usual_limits",
 ]

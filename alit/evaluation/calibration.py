@@ -53,7 +53,7 @@ def calibrate(
     protocol: str = "pinned",
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Calibration]:
     """Encode and decode pictures by each criterion, and hold what was got against what was asked for.
 
@@ -74,8 +74,7 @@ def calibrate(
     for images in reading:
         for row, found in zip(rows, _measured(model, images, pairs), strict=True):
             row.append(found)
-        if on_batch is not None:
-            on_batch(reading.done)
+        on_batch(reading.done)
     return [
         Calibration(
             type(criterion).__name__, float(measure.limit), *torch.cat(row).mean(0).tolist()
@@ -138,7 +137,7 @@ def usual_limits(
     protocol: str = "pinned",
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Measured]:
     """Criteria of these kinds at ``count`` limits each, from what few to what most lengths reach.
 
@@ -151,8 +150,7 @@ def usual_limits(
         for iteration in model.rollout(images.to(model.latent_tokens.device)):
             for row, kind in zip(errors, kinds, strict=True):
                 row.append(kind.within(0.0).error(iteration, model).double().cpu())
-        if on_batch is not None:
-            on_batch(reading.done)
+        on_batch(reading.done)
     shares = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return [
         kind.within(limit)

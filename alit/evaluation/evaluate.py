@@ -34,7 +34,7 @@ def evaluate(
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
     networks: Networks = Networks(),  # noqa: B008 (immutable)
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Quality of each length on pictures.
 
@@ -71,8 +71,7 @@ def evaluate(
             iterations.add(model, images, index_BL, truncated=truncated)
         if frechet is not None:
             frechet.add(images, shown)
-        if on_batch is not None:
-            on_batch(reading.done)
+        on_batch(reading.done)
     none: list[float | None] = [None] * (2 * len(lengths))
     rfid = none if frechet is None else frechet.distances()
     return Evaluation(

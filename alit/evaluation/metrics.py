@@ -6,6 +6,7 @@ Pictures are float tensors (..., 3, height, width) in [0, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -71,6 +72,13 @@ def eight_bits(pixels: Tensor, *, truncated: bool = False) -> Tensor:
     """Clamped to [0, 1] and rounded to 8 bits, or truncated, as published. float32"""
     levels = pixels.float().clamp(0, 1) * 255
     return (levels.floor() if truncated else levels.round()) / 255
+
+
+def tokens_needed(errors_NK: Tensor, lengths: Sequence[int], limit: float) -> tuple[Tensor, Tensor]:
+    """(N,) int64 tokens of the first iteration whose error is below ``limit``, all where none is; (N,) bool: is one?"""
+    met = errors_NK < limit
+    first = torch.where(met.any(1), met.int().argmax(1), errors_NK.shape[1] - 1)
+    return torch.tensor(lengths)[first], met.any(1)
 
 
 def thumbnail_side(bits: float) -> int:

@@ -105,8 +105,7 @@ def probe(
             ``FEWEST`` pictures of a class that can be read, or none in ``test``.
     """
     config = model.config
-    step = config.latents_per_iteration
-    wanted = sorted(set(range(step, config.max_tokens + 1, step) if lengths is None else lengths))
+    wanted = sorted(set(config.lengths if lengths is None else lengths))
     for tokens in wanted:
         check_tokens(config, tokens, "lengths")
     if not wanted:
@@ -116,7 +115,7 @@ def probe(
         raise ValueError(f"test: expected the classes of data, {data.classes}, got {test.classes}")
     for name, each in sets.items():
         check_counts(name, each.classes, _labels(each), FEWEST if name == "data" else 1)
-    models = model, _with_random_weights(model, seed)
+    models = model, with_random_weights(model, seed)
     read: dict[str, tuple[list[Described], Tensor]] = {}
     for name, each in sets.items():
         read[name] = _read(models, each, wanted, batch_size, max_megapixels)
@@ -146,7 +145,7 @@ def _labels(pictures: Labeled) -> Tensor:
     return torch.tensor([pictures.labels[path] for path in pictures.listing.pictures])
 
 
-def _with_random_weights(model: AdaptiveTokenizer, seed: int) -> AdaptiveTokenizer:
+def with_random_weights(model: AdaptiveTokenizer, seed: int) -> AdaptiveTokenizer:
     """A model of the same shape, base tokenizer included."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ..alit_format import ModelIdentity
+from ..base_config import MAX_SIZE, Codes, Size
 from ..checks import MAX_JSON, Checked, Range, build, check_choice, parse, shown
-from ..config import MAX_SIZE, Codes, Size
 from ..tokenizer import AdaptiveTokenizer
 
 #: What a user chooses; the other fields follow from tokenizer and data.

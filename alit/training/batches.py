@@ -10,6 +10,7 @@ from torch import Tensor
 from ..generation import Generator
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
+from .length_stage import held_out
 from .pictures import Batch, ImageFolder, ImageTensor, Preparation, Share, shuffled_batches
 from .processes import Processes
 from .shards import ShardBatches, ShardStream, is_shards
@@ -70,6 +71,7 @@ def batches(
         workers=config.workers if isinstance(pictures, ImageFolder) else 0,
         steps=(step, config.steps),
         pin=pin,
+        once=held_out(config) if config.stage == "length" else 0,
     )
     return shuffled, list(pictures.left_out)
 

@@ -188,9 +188,8 @@ def about(checkpoint: Path) -> dict[str, Any]:
         if _step(checkpoint.name) not in (None, content["step"]):
             raise ValueError(f"it is of step {content['step']}")
     except (OSError, ValueError, RecursionError) as error:
-        earlier = "; one of an earlier version?" if (checkpoint / ".metadata").exists() else ""
         raise CheckpointError(
-            f"{checkpoint}: not a checkpoint of a run, or damaged ({run_json.NAME}: {error}{earlier})"
+            f"{checkpoint}: not a checkpoint of a run, or damaged ({run_json.NAME}: {error})"
         ) from error
     return content
 

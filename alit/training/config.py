@@ -15,7 +15,7 @@ import numpy as np
 
 from ..atomic_files import reading
 from ..checks import check_choice, nearest
-from .fields import LARGEST_TEXT, converted, expect, read
+from .fields import LARGEST_TEXT, LIMITS, converted, expect, read
 
 CHOICES = {
     "stage": ("base", "1", "2", "length", "generator"),
@@ -26,43 +26,14 @@ CHOICES = {
     "discriminators": ("each", "shared"),
 }
 
-#: Names that fields had, as files of earlier versions still say.
-EARLIER = {"initialisation": "initialization"}
-
-#: What numbers may be. Every field of numbers has its limits.
-LIMITS = {
-    "steps": "[0, 1e9]",
-    **dict.fromkeys(("log_every", "picture_every", "checkpoint_every"), "[1, 1e9]"),
-    **dict.fromkeys(("batch_size", "accumulate", "shuffle_buffer", "keep"), "[1, 1e6]"),
-    **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), "(0, inf)"),
-    **dict.fromkeys(("warmup", "ema", "betas"), "[0, 1)"),
-    **dict.fromkeys(
-        ("perceptual_weight", "l2_weight", "ssim_weight", "code_weight", "base_weight"), "[0, inf)"
-    ),
-    **dict.fromkeys(("regulariser", "gan_schedule", "weight_decay"), "[0, inf)"),
-    **dict.fromkeys(("clip", "seconds", "max_megapixels"), "(0, inf)"),
-    "crop": "(0, 1]",
-    "tail_drop": "[0, 1]",
-    "iterations_per_step": "[1, 1e6]",
-    "first_only": "[0, 0.75)",
-    "seed": "[0, 1e18]",
-    "workers": "[0, 1024]",
-}
-
 #: A resumed run may change these: they alter no result.
-FREE = frozenset(
-    (
-        *("output", "device", "keep", "tensorboard"),
-        *("log_every", "picture_every", "checkpoint_every"),
-        *(
-            "data",
-            "start_from",
-            "base_from",
-            "tokenizer",
-        ),  # places; what lies there has to be the same
-        "workers",  # which only decode, but for the order of shards
-    )
-)
+FREE = {
+    *("output", "device", "keep", "tensorboard"),
+    *("log_every", "picture_every", "checkpoint_every"),
+    # Places; what lies there has to be the same.
+    *("data", "start_from", "base_from", "tokenizer"),
+    "workers",  # which only decode, but for the order of shards
+}
 
 
 @dataclass(frozen=True)
@@ -210,8 +181,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, kind in _types().items():
-            value = converted(name, kind, getattr(self, name), LIMITS.get(name))
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, converted(name, kind, getattr(self, name)))
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         starts = [start for start, _ in self.gan_schedule if math.isfinite(start)]
@@ -267,7 +237,7 @@ class TrainingConfig:
         Raises:
             ValueError: an unknown field (the nearest one is suggested), a value of another type or out of range.
         """
-        known, fields = _types(), _renamed(fields)
+        known = _types()
         for name in fields:
             if name not in known:
                 short = str(name)[:100]
@@ -304,7 +274,7 @@ class TrainingConfig:
 
         A field that it lacks, since it was added later, is at its default there.
         """
-        own, there = self.asdict(), {**TrainingConfig().asdict(), **_renamed(other)}
+        own, there = self.asdict(), {**TrainingConfig().asdict(), **other}
         return [
             f"{name}: {there[name]!r} there, {own[name]!r} here"
             for name in own
@@ -314,11 +284,6 @@ class TrainingConfig:
     def asdict(self) -> dict[str, Any]:
         """Plain values, as JSON has them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
-
-
-def _renamed(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields by the names that they have now."""
-    return {EARLIER.get(name, name): value for name, value in fields.items()}
 
 
 @functools.cache

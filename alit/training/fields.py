@@ -21,6 +21,26 @@ LARGEST_TEXT, LARGEST_VALUE = 64_000, 10_000
 #: Values within values.
 DEEPEST, MOST_VALUES = 20, 10_000
 
+#: What numbers of :class:`alit.training.TrainingConfig` may be. Every field of numbers has its limits.
+LIMITS = {
+    "steps": "[0, 1e9]",
+    **dict.fromkeys(("log_every", "picture_every", "checkpoint_every"), "[1, 1e9]"),
+    **dict.fromkeys(("batch_size", "accumulate", "shuffle_buffer", "keep"), "[1, 1e6]"),
+    **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), "(0, inf)"),
+    **dict.fromkeys(("warmup", "ema", "betas"), "[0, 1)"),
+    **dict.fromkeys(
+        ("perceptual_weight", "l2_weight", "ssim_weight", "code_weight", "base_weight"), "[0, inf)"
+    ),
+    **dict.fromkeys(("regulariser", "gan_schedule", "weight_decay"), "[0, inf)"),
+    **dict.fromkeys(("clip", "seconds", "max_megapixels"), "(0, inf)"),
+    "crop": "(0, 1]",
+    "tail_drop": "[0, 1]",
+    "iterations_per_step": "[1, 1e6]",
+    "first_only": "[0, 0.75)",
+    "seed": "[0, 1e18]",
+    "workers": "[0, 1024]",
+}
+
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
@@ -122,15 +142,14 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
+def converted(name: str, kind: Any, value: Any) -> Any:
     """A plain value as a field of this type has it.
 
     Args:
         kind: of str, int, float, bool, tuples of these, None, or a dictionary of plain values.
-        limits: of numbers, such as ``[0, 1)``; NaN and infinity pass.
 
     Raises:
-        ValueError: a value of another type or beyond the limits.
+        ValueError: a value of another type or beyond ``LIMITS``; NaN and infinity pass.
     """
     kinds = typing.get_args(kind)
     if isinstance(kind, types.UnionType):
@@ -139,12 +158,12 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
         kind = next(x for x in kinds if x is not types.NoneType)
         kinds = typing.get_args(kind)
     if kind in (int, float):
-        return _number(name, kind, value, limits)
+        return _number(name, kind, value)
     if typing.get_origin(kind) is tuple:
         expect(name, isinstance(value, list | tuple), "a list", value)
         count = len(value) if kinds[-1] is Ellipsis else len(kinds)
         expect(name, len(value) == count <= 1000, f"{min(count, 1000)} values", value)
-        return tuple(converted(name, kinds[0], x, limits) for x in value)
+        return tuple(converted(name, kinds[0], x) for x in value)
     if typing.get_origin(kind) is dict:
         expect(name, isinstance(value, Mapping), "options by name", value)
         return _plain(name, value, DEEPEST, [MOST_VALUES])
@@ -158,13 +177,13 @@ def converted(name: str, kind: Any, value: Any, limits: str | None) -> Any:
     return _text(name, value)
 
 
-def _number(name: str, kind: type, value: Any, limits: str | None) -> Any:
+def _number(name: str, kind: type, value: Any) -> Any:
     if isinstance(value, str):
         value = _scalar(value)
-    assert limits is not None, f"{name} has no limits"
     if kind is float and type(value) is float and not math.isfinite(value):
         return value
     good = type(value) is int or (kind is float and type(value) is float)
+    limits = LIMITS[name]
     expected = f"{'an integer' if kind is int else 'a number'} in {limits}"
     largest = sys.float_info.max if kind is float else 2**63
     expect(name, good and abs(value) <= largest and within(value, limits), expected, value)

@@ -2,7 +2,7 @@
 
 A step runs the frozen model on a batch and writes features and errors of all patches into a table, which checkpoints
 hold. After the last one the head is fitted to nine tenths of the table, to errors of patches and of images, and its
-margins to the rest, the first tenth: a function of the table and the seed. That tenth is recorded at all lengths, other
+margins to the rest, which comes first: a function of the table and the seed. The rest is recorded at all lengths, other
 images at the end of each iteration and at one length within it, drawn for each step.
 """
 
@@ -19,7 +19,7 @@ from torch.nn.functional import l1_loss
 
 from ..console import reported
 from ..curves import measured
-from ..length_head import KINDS, LengthHead, shift_of
+from ..length_head import KINDS, LengthHead
 from ..prediction import fewest
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
@@ -29,7 +29,9 @@ from .processes import Processes
 from .stage import Stage, at_four_lengths
 
 #: Of the fit: steps, images of a step, weight decay, the learning rate at its peak unless the configuration has one.
-FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 1500, 64, 0.1, 4e-3
+FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 4000, 64, 0.1, 4e-3
+#: Images that margins are set by are a tenth of all, but no more than these.
+HELD_OUT = 128
 #: Least error of a patch.
 LEAST = 1e-6
 #: Share of predictions that are to be within the limit, of pictures that a length meets.
@@ -67,6 +69,11 @@ class Table(nn.Module):
             self.register_buffer(name, torch.zeros(sizes, dtype=torch.float16))
 
 
+def held_out(config: TrainingConfig) -> int:
+    """How many images, the first ones, margins are set by; no later epoch has them again."""
+    return min(config.steps * config.batch_size // 10, HELD_OUT)
+
+
 class LengthStage(Stage):
     """Only the length head learns.
 
@@ -94,7 +101,7 @@ class LengthStage(Stage):
         for layer in (self.head.hidden, self.head.out):
             layer.reset_parameters()
         super().__init__(model, dataclasses.replace(config, weight_decay=FIT_DECAY), own, self.head)
-        self.held_out = rows // 10
+        self.held_out = held_out(config)
         self.table = Table(rows, model.num_image_tokens - 1, self.head).to(own.device)
         self.modules["table"] = self.table
 
@@ -134,7 +141,7 @@ class LengthStage(Stage):
         held = table.features[:kept].float()
         # An error above one at fewer tokens decides nothing.
         curves = table.errors[:kept].float().mean(1).clamp(min=LEAST).log().cummin(-1).values
-        _start(head, table.features[kept:].float(), curves - shift_of(held)[:, 0, :, None])
+        _start(head, table.features[kept:].float(), curves)
         optimiser, peak = self.optimisers[self.side], self.config.learning_rate or FIT_RATE
         chance = torch.Generator().manual_seed(self.config.seed)
         numbers = range(FIT_STEPS)
@@ -172,7 +179,7 @@ def _fit_loss(head: LengthHead, table: Table, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
-    """Begin with the statistics of the features, and with the mean of the shifted curves for every patch."""
+    """Begin with the statistics of the features, and with the mean of the curves for every patch."""
     head.mean.copy_(features.mean((0, 1)))
     head.std.copy_(features.flatten(0, 1).std(0).clamp(min=1e-3))
     head.pictures.fill_(len(features))

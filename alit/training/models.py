@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from .. import checks, model_file
 from ..checks import CheckpointError
@@ -30,7 +31,9 @@ from .stage import Stage
 from .token_files import TokenFiles, TokenRows
 
 #: Crops that the transform coder is made of, how many of them its last layer is fitted to, and how many at a time.
-INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 16384, 512, 64
+INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 24576, 512, 64
+#: Share of images that are parts of pictures, magnified; sides of these as shares of the picture's.
+MAGNIFIED, PARTS = 1 / 8, (1 / 64, 1 / 8)
 
 
 def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer | Generator:
@@ -140,12 +143,29 @@ def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
         found = []
         for index in chosen[start : start + INITIAL_BATCH]:
             with suppress(OSError):  # training skips and names it
-                found.append(folder.load(index, random))
+                found.append(folder.load(index, random).float() / 255)
+                if random.random() < MAGNIFIED:
+                    found[-1] = _magnified(found[-1], random)
         loaded += len(found)
         if found:
-            yield torch.stack(found).float() / 255
+            yield torch.stack(found)
     if not loaded:
         raise ValueError(f"data: none of {len(folder)} pictures can be read")
+
+
+def _magnified(image: Tensor, random: np.random.Generator) -> Tensor:
+    """A small part of an image (3, height, width) at its size, each channel between levels of its own: smooth areas and
+    soft edges of all colors, of which photographs have few.
+    """
+    height, width = image.shape[1:]
+    share = PARTS[0] * (PARTS[1] / PARTS[0]) ** random.random()
+    down, across = max(2, round(share * height)), max(2, round(share * width))
+    top, left = int(random.integers(height - down + 1)), int(random.integers(width - across + 1))
+    part = image[:, top : top + down, left : left + across]
+    levels = torch.from_numpy(random.uniform(0, 1, (2, 3, 1, 1))).float()
+    low, high = part.amin((1, 2), keepdim=True), part.amax((1, 2), keepdim=True)
+    part = torch.lerp(levels[0], levels[1], (part - low) / (high - low).clamp(min=1 / 255))
+    return interpolate(part[None], size=(height, width), mode="bicubic")[0].clamp(0, 1)
 
 
 def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:

@@ -191,22 +191,26 @@ class Pictures(Protocol):
 
 
 class Shuffled(Dataset[tuple[Tensor, list[str]]]):
-    """Pictures by position: each epoch goes through all of them in an order of its own.
+    """Pictures by position: each epoch goes through all of them in an order of its own; those after the first leave out
+    the ``once`` pictures with which the first began.
 
     In the place of one that cannot be read comes the next one that can; nothing where none can.
     """
 
-    def __init__(self, pictures: Pictures, seed: int) -> None:
-        self.pictures, self.seed = pictures, seed
+    def __init__(self, pictures: Pictures, seed: int, once: int = 0) -> None:
+        self.pictures, self.seed, self.once = pictures, seed, once
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._broken: set[int] = set()
 
     def __getitem__(self, position: int) -> tuple[Tensor, list[str]]:
-        count = len(self.pictures)
-        epoch, place = divmod(position, count)
+        first, count = len(self.pictures), len(self.pictures) - self.once
+        epoch, place = (0, position) if position < first else divmod(position - self.once, count)
         if epoch != self._epoch:
-            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(count)
+            self._order = self._permuted(0, np.arange(first))
+            if epoch:
+                self._order = self._permuted(epoch, np.sort(self._order[self.once :]))
             self._epoch = epoch
+        count = len(self._order)
         unreadable: list[str] = []
         for attempt in range(count):
             index = int(self._order[(place + attempt) % count])
@@ -221,6 +225,9 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
         # An exception would lose its class on the way out of a worker.
         return torch.empty(0), unreadable
 
+    def _permuted(self, epoch: int, numbers: np.ndarray) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(numbers)
+
 
 def shuffled_batches(
     pictures: Pictures,
@@ -230,15 +237,16 @@ def shuffled_batches(
     workers: int,
     steps: tuple[int, int],
     pin: bool,
+    once: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of this process for the steps from the first to before the last.
+    """Batches of this process for the steps from the first to before the last; see :class:`Shuffled`.
 
     Raises:
-        ValueError: fewer pictures than a batch.
+        ValueError: fewer pictures than a batch, or no more than ``once``.
     """
-    check_enough(pictures, share.batch_size)
+    check_enough(pictures, share.batch_size, once)
     loader: DataLoader[Any] = DataLoader(
-        Shuffled(pictures, seed),
+        Shuffled(pictures, seed, once),
         batch_sampler=share.positions(*steps),
         collate_fn=collate,
         num_workers=workers,
@@ -248,11 +256,15 @@ def shuffled_batches(
     return iter(loader)
 
 
-def check_enough(pictures: Pictures, batch_size: int) -> None:
-    """Raise ``ValueError`` where there are fewer pictures than a batch."""
+def check_enough(pictures: Pictures, batch_size: int, once: int = 0) -> None:
+    """Raise ``ValueError`` where there are fewer pictures than a batch, or none but those that come ``once``."""
     if len(pictures) < batch_size:
         raise ValueError(
             f"data: expected at least a batch of {batch_size} pictures, got {len(pictures)}"
+        )
+    if len(pictures) <= once:
+        raise ValueError(
+            f"data: expected more pictures than the {once} that are held out, got {len(pictures)}"
         )
 
 

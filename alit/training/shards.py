@@ -116,7 +116,7 @@ class ShardStream(IterableDataset[Batch]):
             facts = [{name: x[name] for name in self.facts} for x in states]
         except (TypeError, LookupError, ValueError, ArithmeticError) as error:
             raise CheckpointError(
-                f"data: the checkpoint's state of the shards is not understood ({error!r}); one of an earlier version?"
+                f"data: the checkpoint's state of the shards is not understood ({error!r})"
             ) from error
         for name, value in self.facts.items():
             if any(x[name] != value for x in facts):

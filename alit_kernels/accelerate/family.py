@@ -16,10 +16,6 @@ from .._plain import is_plain, watched
 Forward = Callable[..., Any]
 
 
-def _no(module: Any) -> str:
-    return ""
-
-
 def near_codes(module: Any, codes: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """(count, D): random codes, moved by a fifth of their spread."""
     chosen = torch.randint(len(codes), (count,), generator=generator).to(codes.device)
@@ -72,7 +68,7 @@ class Family:
     parts: Mapping[str, Forward]
     package: str = ""
     when: Callable[[Any], bool] = lambda module: True
-    refused: Callable[[Any], str] = _no
+    refused: Callable[[Any], str] = lambda module: ""
     layout: Callable[[Any], str] = lambda module: "bchw"
     codes: Callable[[Any], Tensor] = lambda module: module.embedding.weight
     cosine: Callable[[Any], bool] = lambda module: False

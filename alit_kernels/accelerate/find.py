@@ -115,14 +115,10 @@ def _unknown(model: nn.Module, known: list[str]) -> Iterator[Left]:
             continue
         if any(_is_within(name, k) or _is_within(k, name) or k == name for k in known):
             continue
-        own = [*module.children(), *_tensors(module)]
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        own = [*module.children(), *tensors]
         if any(isinstance(x, nn.Embedding) or (isinstance(x, Tensor) and x.ndim > 1) for x in own):
             yield Left(name, called, "no quantizer of a known family")
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
 
 
 def _changed(module: nn.Module) -> str:

@@ -12,7 +12,7 @@ import itertools
 import torch
 
 from .._builds import TYPES, Expected, Recorder
-from .._machine_code import LIMITS
+from .._chips import LIMITS
 from .configurations import KERNELS, WIDE_SHARED, map_tile, splits, tile
 from .problem import Problem
 from .triton_ import attention, attention_backward, attention_map

@@ -293,11 +293,5 @@ class _Copies(torch.autograd.Function):
             return None, None, *[None] * len(ctx.dtypes)
         of_norm_1, of_qkv, of_qkv_bias, of_out, of_norm_2, *others = found
         totals = (*of_norm_1, of_qkv, of_qkv_bias, of_out, *of_norm_2, *others)
-        return (
-            None,
-            None,
-            *(
-                None if dtype is None else x.to(dtype)
-                for x, dtype in zip(totals, ctx.dtypes, strict=True)
-            ),
-        )
+        pairs = zip(totals, ctx.dtypes, strict=True)
+        return None, None, *(None if dtype is None else x.to(dtype) for x, dtype in pairs)

@@ -1,8 +1,9 @@
 """Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.harness.report RESULT...``.
 
-Writes ``benchmarks/results/README.md`` and the plots it shows, replaces the performance section of the project's
-README, and takes the indentation out of the results. Losses are shown like wins: a ratio below 1 means that the
-contender was faster than ours. A folder is one run on one machine, its files ``test_*.json`` are the parts.
+Writes ``benchmarks/results/README.md`` and the plots it shows, and what pages show of the results
+(``benchmarks.harness.pages``), and takes the indentation out of the results. Losses are shown like wins: a ratio below
+1 means that the contender was faster than ours. A folder is one run on one machine, its files ``test_*.json`` are the
+parts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from .runs import BUSY, Row, Run, compact, files, ratios, read
 from .targets import targets
 from .timing import RESULTS
 
-ROOT = RESULTS.parents[1]
 #: Mark of a time -> what it means, and whether a row has it.
 MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
     r"\*": (
@@ -80,7 +80,7 @@ def together(run: Run) -> str:
     lines = []
     for group, row, ours in _in_order(run):
         cells = [
-            *(group, row.contender, f"{1e3 * row.median:.3g} ms{_mark(row)}"),
+            *(group, row.contender, f"{1e3 * row.median:.3g} ms{mark(row)}"),
             f"{1e3 * min(row.seconds):.3g} to {1e3 * max(row.seconds):.3g}",
             f"{row.median / ours.median:.2f}" if ours else "",
         ]
@@ -96,9 +96,9 @@ def apart(run: Run) -> str:
         cells = [group, row.contender]
         for kind in ("device", "host", "call"):
             own, other = (None if x is None else getattr(x, kind) for x in (row, ours))
-            mark = _mark(row) if kind == "device" else ""
+            sign = mark(row) if kind == "device" else ""
             cells += [
-                "" if own is None else f"{1e6 * own:.4g} us{mark}",
+                "" if own is None else f"{1e6 * own:.4g} us{sign}",
                 f"{own / other:.2f}" if own and other else "",
             ]
         launches = row.info["launches"]
@@ -187,11 +187,8 @@ def aims(runs: list[Run]) -> str:
     return about + table(("target", "wanted", *names), "ll" + "l" * len(names), rows) + "\n"
 
 
-def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> str:
-    """Plots and ``README.md`` in ``folder``; returns the section for the project's README.
-
-    ``notes`` are more to say of each run.
-    """
+def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> None:
+    """Plots and ``README.md`` in ``folder``; ``notes`` are more to say of each run."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = ["# Benchmark results\n", f"## Targets\n\n{aims(runs)}"]
     for run, note in zip_longest(runs, notes, fillvalue=""):
@@ -211,31 +208,22 @@ def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> str:
                 pages.append(f"![{title}]({file})\n")
         pages += [training(run), times(run) + "\n", left_out(run)]
     _replace(folder / "README.md", "\n".join(page for page in pages if page))
-    return summary(runs)
 
 
-def summary(runs: list[Run]) -> str:
-    """The fastest other contender of each case: its time over ours, a column for each run."""
+def ratios_of(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The fastest other contender of each case: its time over ours, a column for each run, by these names."""
     cells: dict[str, dict[str, str]] = {}
     for run in runs:
         for group, name, ratio in ratios(run):
-            mark = _mark(run.groups[group]["ours"], run.groups[group][name])
+            own = mark(run.groups[group]["ours"], run.groups[group][name])
             cells.setdefault(group, {}).setdefault(
-                run.name, f"{ratio:.2f}{mark} {name}{_host(run, group, name)}"
+                run.name, f"{ratio:.2f}{own} {name}{_host(run, group, name)}"
             )
-    names = [run.name for run in runs]
-    lines = []
-    for run in runs:
-        own = "" if run.apart or not run.machine["gpu"] else f" {TOGETHER}"
-        lines.append(f"- **{run.name}**: {described(run)}{own}")
-    lines += ["", f"The fastest other contender's time over ours.{_legend(runs)}"]
+    text = f"The fastest other contender's time over ours.{_legend(runs)}"
     if any(run.apart for run in runs):
-        lines[-1] += (
-            " On a GPU the device's time, of a model's paths the caller's; then the host's over ours."
-        )
-    lines.append("")
-    rows = [[group, *(cells[group].get(name, "") for name in names)] for group in cells]
-    return "\n".join([*lines, table(["case", *names], "l" * (1 + len(names)), rows)])
+        text += " On a GPU the device's time, of a model's paths the caller's; then the host's over ours."
+    rows = [[group, *(cells[group].get(run.name, "") for run in runs)] for group in cells]
+    return f"{text}\n\n{table(['case', *names], 'l' * (1 + len(names)), rows)}"
 
 
 def _host(run: Run, group: str, name: str) -> str:
@@ -244,11 +232,12 @@ def _host(run: Run, group: str, name: str) -> str:
     return f" (host {theirs / ours:.2f})" if theirs and ours else ""
 
 
-def _mark(*rows: Row) -> str:
+def mark(*rows: Row) -> str:
+    """The signs of ``MARKS`` that rows have."""
     return "".join(f" {mark}" for mark, (_, has) in MARKS.items() if any(map(has, rows)))
 
 
-def _legend(runs: list[Run]) -> str:
+def _legend(runs: Iterable[Run]) -> str:
     rows = [row for run in runs for row in run.rows]
     used = ((mark, meaning) for mark, (meaning, has) in MARKS.items() if any(map(has, rows)))
     return "".join(f" {mark}: {meaning}." for mark, meaning in used)
@@ -259,19 +248,18 @@ def _replace(path: Path, text: str) -> None:
         file.write_text(text)
 
 
-def replace_section(page: Path, section: str, name: str) -> None:
-    """Put ``section`` between the markers of this name in ``page``.
+def with_section(text: str, section: str, name: str, page: Path) -> str:
+    """The text of ``page`` with ``section`` between the markers of this name.
 
     Raises:
         ValueError: the markers are missing.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = page.read_text()
     if begin not in text or end not in text:
         raise ValueError(f"{page}: expected the markers {begin} and {end}")
     head, rest = text.split(begin, 1)
     tail = rest.split(end, 1)[1]
-    _replace(page, f"{head}{begin}\n{section}\n{end}{tail}")
+    return f"{head}{begin}\n{section}\n{end}{tail}"
 
 
 def main() -> None:
@@ -280,11 +268,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     notes = [outcome.parts(path) + outcome.tiles(path) for path in arguments.results]
-    section = write([read(path) for path in arguments.results], arguments.output, notes)
+    write([read(path) for path in arguments.results], arguments.output, notes)
     for file in (file for path in arguments.results for file in files(path)):
         compact(file)
     if arguments.output == RESULTS:
-        replace_section(ROOT / "README.md", section, "performance")
+        from . import pages
+
+        pages.main()
 
 
 if __name__ == "__main__":

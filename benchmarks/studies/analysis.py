@@ -17,14 +17,7 @@ from typing import Any
 import torch
 
 from alit import AdaptiveTokenizer
-from alit.analysis import (
-    Interval,
-    errors,
-    lengths,
-    read_pictures,
-    read_scores,
-    read_segments,
-)
+from alit.analysis import Interval, errors, read_pictures, read_scores, read_segments
 from alit.analysis.complexity import complexity
 from alit.analysis.specialization import specialization
 
@@ -54,7 +47,7 @@ def of_objects(model: AdaptiveTokenizer, folder: Path) -> dict[str, Any]:
     pictures = read_pictures("objects", folder, model.config.image_size)
     scores = read_scores(folder / "scores.csv", pictures)
     its_errors = errors(model, pictures.levels, batch_size=BATCH)
-    found = complexity(pictures, its_errors, lengths(model), scores)
+    found = complexity(pictures, its_errors, model.config.lengths, scores)
     rows = [
         {
             "max_l1": row.max_l1,

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from alit.analysis import Pictures, lengths, spearman
+from alit.analysis import Pictures, spearman
 from alit.analysis import specialization as tokens_and_segments
 from alit.analysis.complexity import complexity, grey_entropy, jpeg_sizes
 from alit.analysis.familiarity import CHANGES, SECOND, changed, familiarity, phase_scrambled
@@ -68,7 +68,7 @@ def test_tokens_of_entropy_have_a_correlation_of_one() -> None:
     assert grey_entropy(some.levels) == pytest.approx(bits)
     found_NK = errors(m, some.levels, batch_size=3)
     scores = [float(10 * x) for x in bits]
-    result = complexity(some, found_NK, lengths(m), scores, thresholds=[0.05, 0.2])
+    result = complexity(some, found_NK, m.config.lengths, scores, thresholds=[0.05, 0.2])
     at, easy = result.thresholds
     assert (
         at.entropy.value == pytest.approx(1) and at.scores and at.scores.value == pytest.approx(1)
@@ -77,7 +77,7 @@ def test_tokens_of_entropy_have_a_correlation_of_one() -> None:
     assert at.scores_given_first and at.scores_given_first.value == pytest.approx(1)
     assert easy.tokens == 3 and easy.entropy.value is None  # the same for all
     assert [x.score for x in result.pictures] == scores
-    against = complexity(some, found_NK, lengths(m), [-x for x in scores], thresholds=[0.05])
+    against = complexity(some, found_NK, m.config.lengths, [-x for x in scores], thresholds=[0.05])
     assert against.thresholds[0].scores and against.thresholds[0].scores.value == pytest.approx(-1)
 
 
@@ -149,7 +149,7 @@ def test_a_model_that_sees_entropy_alone_finds_all_changes_familiar() -> None:
     some, second = pictures(of_entropies([1, 2, 1, 2, 3])), pictures(of_entropies([4, 4, 4]))
     m = planted()
     found_NK = errors(m, some.levels)
-    result = familiarity(m, some, found_NK, lengths(m), second, thresholds=[0.05])
+    result = familiarity(m, some, found_NK, m.config.lengths, second, thresholds=[0.05])
     kinds = {x.name: x for x in result.kinds}
     assert list(kinds) == ["as they are", *CHANGES, SECOND]
     for name in ("mirrored", "upside down", "BGR", "shuffled patches"):

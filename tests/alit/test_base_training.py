@@ -13,7 +13,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from alit import AdaptiveTokenizer
 from alit.base import build_base
 from alit.base.convolution import ConvDecoder, ConvEncoder
-from alit.config import DCTConfig, KLVAEConfig, Quirks
+from alit.base_config import DCTConfig, KLVAEConfig
+from alit.config import Quirks
 from alit.training import TrainingConfig, train
 from tests.helpers.runs import SMALL, VAE, config, weights_of
 

@@ -20,8 +20,8 @@ from PIL import Image, ImageFile
 import alit
 from alit import AdaptiveTokenizer, FixedLength, fitting
 from alit.base import DCTBase
+from alit.base_config import DCTConfig
 from alit.cli import COMMANDS
-from alit.config import DCTConfig
 from alit.console import errors
 from alit.demo import photographs
 from alit.images import load, load_square, save_image, to_image

@@ -13,8 +13,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from alit.training import TrainingConfig, train
-from alit.training.config import LIMITS
-from alit.training.fields import assignments, read, within
+from alit.training.fields import LIMITS, assignments, read, within
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 
 KINDS = {name: str(kind) for name, kind in get_type_hints(TrainingConfig).items()}

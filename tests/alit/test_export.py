@@ -19,7 +19,8 @@ from torch import _inductor as inductor
 
 from alit import AdaptiveTokenizer, FixedLength, TokenSequence, TransformerConfig, programs
 from alit import export as exporting
-from alit.config import BaseConfig, Quirks
+from alit.base_config import BaseConfig
+from alit.config import Quirks
 from alit.programs import BATCHES, Encoder, encoder
 from tests.helpers import models
 from tests.helpers.commands import refused, run, text

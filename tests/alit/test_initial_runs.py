@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -92,6 +93,19 @@ def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     assert images.min() >= 0 and images.max() <= 1
     with pytest.raises(ValueError, match="data: none of 21 pictures can be read"):
         build(described(photos, max_megapixels=1e-3), None)  # as the run reads them
+
+
+def test_magnified_parts() -> None:
+    """Of a small part, smooth, and of any colors: a gray picture gives colors too."""
+    chance = np.random.default_rng(0)
+    gray = torch.from_numpy(chance.random((1, 64, 64))).float().expand(3, -1, -1)
+    for _ in range(20):
+        image = models._magnified(gray, chance)
+        assert image.shape == gray.shape and image.min() >= 0 and image.max() <= 1
+        assert image.diff(dim=2).abs().mean() < 0.1 * gray.diff(dim=2).abs().mean()
+        assert (image - image.mean(0)).abs().mean() > 0.01
+    flat = models._magnified(torch.full((3, 8, 8), 0.5), chance)
+    torch.testing.assert_close(flat, flat[:, :1, :1].expand_as(flat))
 
 
 def test_unfit_runs(tmp_path: Path) -> None:

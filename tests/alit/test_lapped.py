@@ -139,8 +139,7 @@ def test_odd_patches(patch: int) -> None:
     assert DCTConfig(patch_size=patch, luma=1, chroma=1).latent_channels == 3
 
 
-def test_blocks_stay_as_they_were() -> None:
-    """Model files of before have no field ``lapped``, and coefficients of blocks."""
+def test_blocks_unless_asked_for() -> None:
     base = DCTBase(DCTConfig(patch_size=PATCH, luma=3, chroma=1))
     assert isinstance(base.transform, BlockDCT)
     assert not list(base.parameters())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from alit import AdaptiveTokenizer, FixedLength, MaxL1
-from alit.config import DCTConfig
+from alit.base_config import DCTConfig
 from alit.pixel_filter import PixelFilter
 from alit.training import Interrupted, TrainingConfig, train
 from alit.training.stage1 import Stage1

@@ -141,15 +141,6 @@ def test_the_payloads_are_real(tmp_path: Path) -> None:
     assert works >= 9
 
 
-def test_one_of_an_earlier_version(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint-00000001"
-    checkpoint.mkdir()
-    (checkpoint / ".metadata").write_bytes(b"")
-    (checkpoint / "run.json").write_text(json.dumps({"step": 1, "config": {}, "model": {}}))
-    with pytest.raises(CheckpointError, match=r"not a checkpoint of a run, .*earlier version"):
-        checkpoints.about(checkpoint)
-
-
 # Damage.
 
 

@@ -338,13 +338,11 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_configurations_of_earlier_versions() -> None:
-    """Fields that they lack are at their defaults, and others had other names."""
-    read = TrainingConfig(stage="2", perceptual="off", initialization="transform_coder")
+    """Fields that they lack are at their defaults."""
+    read = TrainingConfig(stage="2", perceptual="off")
     assert read.differences(read.asdict()) == []
     old = {k: v for k, v in read.asdict().items() if k not in ("stage", "perceptual")}
-    old["initialisation"] = old.pop("initialization")
     assert read.differences(old) == [
         "stage: '1' there, '2' here",
         "perceptual: 'lpips' there, 'off' here",
     ]
-    assert TrainingConfig.from_mapping(old).initialization == "transform_coder"

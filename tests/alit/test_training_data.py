@@ -22,6 +22,7 @@ from alit.training.pictures import (
     Preparation,
     Share,
     Shuffled,
+    check_enough,
     shuffled_batches,
 )
 from tests.helpers.models import model
@@ -148,6 +149,22 @@ def damage(folder: Path) -> None:
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
     (folder / "3.png").write_bytes(b"")
+
+
+def test_pictures_that_come_once() -> None:
+    """Epochs after the first go on without those with which it began."""
+    pictures = ImageTensor(torch.arange(10.0).expand(3, 2, 2, 10).permute(3, 0, 1, 2), flip=False)
+    data = Shuffled(pictures, seed=0, once=3)
+    seen = [int(data[position][0][0, 0, 0]) for position in range(10 + 7 + 7 + 3)]
+    held, rest = seen[:3], seen[3:10]
+    assert sorted(held + rest) == list(range(10))
+    assert sorted(seen[10:17]) == sorted(seen[17:24]) == sorted(rest)
+    assert seen[10:17] != seen[17:24] and not {*seen[10:]} & {*held}
+    plain = Shuffled(pictures, seed=0)
+    assert [int(plain[position][0][0, 0, 0]) for position in range(10)] == seen[:10]
+    assert int(data[20][0][0, 0, 0]) == seen[20], "in any order"
+    with pytest.raises(ValueError, match="data: expected more pictures than the 10 that are held"):
+        check_enough(pictures, 2, 10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -5,7 +5,6 @@ Everything that compiles runs in a process of its own: this one has Triton's int
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -16,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from alit_kernels import _machine_code as machine
+from alit_kernels._chips import occupancy
 from alit_kernels._machine_code import Expected, Result
-from alit_kernels.aot import compare, main
+from alit_kernels.aot import compare, main, read_results, write_results
 from tests.helpers.forks import fork
 
 ROOT = Path(__file__).parents[2]
@@ -134,10 +134,10 @@ def test_planted_faults(tmp_path: Path) -> None:
     assert "no wgmma" in faults("16 rows")
     uncovered = [line for line in lines if "no build covers" in line]
     assert uncovered == ["planted.kernels.forgotten: no build covers this kernel"]
-    results = {r["label"]: r for r in json.loads(result.read_text())["results"]}
+    results = {r.label: r for r in read_results(result)}
     assert len(results) == 7, "an empty grid is no launch, and equal launches are one build"
     entry = results["64 rows"]
-    assert entry["instructions"]["wgmma"] and entry["shared"] and 0 < entry["occupancy"] <= 1
+    assert entry.instructions["wgmma"] and entry.shared and 0 < entry.occupancy <= 1
 
     known = (*module, "--unchanged-from", str(result))
     status, said, failures = aot(tmp_path, "--common", "--check", *known)
@@ -161,7 +161,7 @@ def test_too_much_shared_memory() -> None:
         assert machine.faults({"all": 100}, 0, limit, {}, arch, Expected()) == []
         (fault,) = machine.faults({"all": 100}, 0, limit + 1, {}, arch, Expected())
         assert fault == f"shared memory: {limit + 1} bytes, at most {limit}"
-    columns = machine.occupancy(100, 4, 64, 1 << 10, tensor_columns=1024)
+    columns = occupancy(100, 4, 64, 1 << 10, tensor_columns=1024)
     assert machine.faults({"all": 3}, 0, 0, {}, 100, Expected(), columns) == [
         "does not fit on a multiprocessor"
     ]
@@ -169,8 +169,8 @@ def test_too_much_shared_memory() -> None:
 
 def test_compare() -> None:
     code = {"shared": 1024, "instructions": {"all": 100}, "occupancy": 0.5, "faults": []}
-    turn = {"bound": "fma", "hot_loop_cycles": {"fma": 200}, "conflicts": 1.0, "unrolled": 2}
-    good = Result("m.k", "a", 90, {}, "", 64, 0, **code, **turn, other_cycles={})
+    turn = {"hot_loop_cycles": {"fma": 200}, "conflicts": 1.0, "unrolled": 2}
+    good = Result("m.k", "a", 90, "", 64, 0, **code, **turn)
     committed = {good.key: good}
     assert compare([good], committed) == []
     changes = {
@@ -192,14 +192,28 @@ def test_compare() -> None:
         assert "not in the committed result" in failure
 
 
+def test_results_are_read_as_written(tmp_path: Path) -> None:
+    """Whatever their counts: those that another build alone has are 0, and come back as nothing."""
+    first = Result(
+        *("m.k", "a", 90, "f0", 64, 0, 8, 0.5, {"all": 9, "mma": 3}, {"alu": 4}, 1.5, 2),
+        faults=["no wgmma"],
+    )
+    results = [first, replace(first, label="b", faults=[], instructions={"all": 5, "wgmma": 1})]
+    results.append(
+        replace(first, kernel="n.k", hot_loop_cycles={"fma": 7}, other_cycles={"alu": 2})
+    )
+    write_results(tmp_path / "new" / "result.json", results)
+    assert read_results(tmp_path / "new" / "result.json") == results
+
+
 def test_occupancy() -> None:
     """Against NVIDIA's occupancy calculator."""
-    assert machine.occupancy(90, 4, 32, 0) == 1
-    assert machine.occupancy(90, 4, 255, 0) == 0.125
-    assert machine.occupancy(90, 4, 168, 0) == 0.1875
-    assert machine.occupancy(80, 8, 64, 80 << 10) == 0.25
-    assert machine.occupancy(90, 8, 64, 80 << 10) == 0.25
-    assert machine.occupancy(100, 4, 64, 1 << 10, tensor_columns=256) == 0.125
+    assert occupancy(90, 4, 32, 0) == 1
+    assert occupancy(90, 4, 255, 0) == 0.125
+    assert occupancy(90, 4, 168, 0) == 0.1875
+    assert occupancy(80, 8, 64, 80 << 10) == 0.25
+    assert occupancy(90, 8, 64, 80 << 10) == 0.25
+    assert occupancy(100, 4, 64, 1 << 10, tensor_columns=256) == 0.125
 
 
 SASS = """

@@ -12,16 +12,14 @@ from alit_kernels import attention
 from alit_kernels.attention import products
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.ops import values
+from tests.helpers.watched import watched
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each call that goes this way, which the machine leaves open."""
-    calls: list[int] = []
-    original = products.attention
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls that go this way, which the machine leaves open."""
     monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
-    monkeypatch.setattr(products, "attention", lambda *a: (calls.append(1), original(*a))[1])
-    return calls
+    return watched(monkeypatch, products, "attention")
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -40,7 +38,7 @@ def results(call: Any, leaves: list[Tensor], *options: Any, **named: Any) -> lis
 @pytest.mark.parametrize("scale", (None, 0.3))
 @pytest.mark.parametrize("shape", ((2, 9, 7, 1, 256), (1, 5, 5, 3, 300), (3, 1, 4, 1, 512)))
 def test_equals_softmax_written_out(
-    shape: tuple[int, ...], scale: float | None, taken: list[int]
+    shape: tuple[int, ...], scale: float | None, taken: list[Any]
 ) -> None:
     batch, queries, keys, heads, dim = shape
     q = values(batch, queries, heads, dim)
@@ -57,7 +55,7 @@ def test_equals_softmax_written_out(
     assert len(taken) == 2
 
 
-def test_views_empty_batches_and_parts_that_learn(taken: list[int]) -> None:
+def test_views_empty_batches_and_parts_that_learn(taken: list[Any]) -> None:
     qkv = values(2, 6, 3, 1, 256).requires_grad_()
     q, k, v = qkv.unbind(2)
     torch.testing.assert_close(attention(q, k, v), written_out(q, k, v, 256**-0.5))
@@ -72,7 +70,7 @@ def test_views_empty_batches_and_parts_that_learn(taken: list[int]) -> None:
 
 
 @pytest.mark.parametrize("learns", ((0, 1, 2), (2,)))
-def test_a_backward_within_autocast(learns: tuple[int, ...], taken: list[int]) -> None:
+def test_a_backward_within_autocast(learns: tuple[int, ...], taken: list[Any]) -> None:
     """Blocks of a VQGAN leave autocast for their attention; the backward is called within."""
     leaves = [values(2, 8, 1, 256, seed=i).requires_grad_(i in learns) for i in range(3)]
     wanted = [leaves[i] for i in learns]
@@ -84,7 +82,7 @@ def test_a_backward_within_autocast(learns: tuple[int, ...], taken: list[int]) -
     assert all(map(torch.equal, found, expected)) and len(taken) == 2
 
 
-def test_other_calls_are_the_kernels(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_calls_are_the_kernels(taken: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     q = values(1, 4, 1, 256)
     mask, stops = torch.ones(1, 4, dtype=torch.bool), torch.full((4,), 4, dtype=torch.int32)
     expected = attention(q, q, q)

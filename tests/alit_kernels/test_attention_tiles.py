@@ -139,5 +139,5 @@ def test_the_kernels_visit_no_other_tiles(target: Target, monkeypatch: pytest.Mo
 
 
 def test_the_page_shows_the_issued_work() -> None:
-    page = Path(__file__).parents[2] / "docs" / "attention.md"
+    page = Path(__file__).parents[2] / "docs" / "attention-machine-code.md"
     assert issued_work_table() in page.read_text(), "run python -m alit_kernels.attention"

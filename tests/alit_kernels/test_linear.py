@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import alit_kernels.nn.linear as module
 from alit_kernels._cpu import mkl_is_slow
 from alit_kernels.nn.linear import GELULinear, Linear, linear, onednn_is_faster
+from tests.helpers.watched import watched
 
 
 @pytest.fixture(params=("torch", "oneDNN"))
@@ -26,17 +28,9 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one entry for every product through oneDNN."""
-    seen: list[int] = []
-    product = module._onednn
-
-    def watched(*arguments: Tensor) -> Tensor:
-        seen.append(1)
-        return product(*arguments)
-
-    monkeypatch.setattr(module, "_onednn", watched)
-    return seen
+def products(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The products through oneDNN."""
+    return watched(monkeypatch, module, "_onednn")
 
 
 def inputs(case: str, rows: int, width: int) -> Tensor:
@@ -68,7 +62,7 @@ CASES = ("contiguous", "every second", "unaligned", "transposed", "expanded", "b
 @pytest.mark.parametrize("rows, width, outputs", ((37, 24, 8), (5, 8, 40), (1, 3, 1), (0, 8, 8)))
 def test_results_and_gradients(
     rows: int, width: int, outputs: int, case: str, bias: bool, gelu_first: bool, library: str,
-    products: list[int],
+    products: list[Any],
 ) -> None:  # fmt: skip
     """The error against float64 is at most twice that of torch's own, but for roundings of terms of size 1."""
     if rows == 0 and case == "expanded":
@@ -127,7 +121,7 @@ def test_nan_and_infinity_stay_in_their_rows(kind: type[nn.Linear], library: str
 
 
 def test_what_looks_sees_a_linear_layer_of_torch(
-    monkeypatch: pytest.MonkeyPatch, products: list[int]
+    monkeypatch: pytest.MonkeyPatch, products: list[Any]
 ) -> None:
     monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(module, "LEAST", 2**16)
@@ -156,7 +150,7 @@ def test_what_looks_sees_a_linear_layer_of_torch(
 
 
 @KINDS
-def test_second_derivatives(kind: type[nn.Linear], library: str, products: list[int]) -> None:
+def test_second_derivatives(kind: type[nn.Linear], library: str, products: list[Any]) -> None:
     """Of a sum, whose gradient does not depend on the result, and of squares."""
     layer = kind(8, 4)
     for power in (1, 2):
@@ -227,7 +221,7 @@ def test_what_no_gradient_needs_is_not_kept(frozen: str, library: str) -> None:
     out.sum().backward()
 
 
-def test_layouts_other_than_strided(library: str, products: list[int]) -> None:
+def test_layouts_other_than_strided(library: str, products: list[Any]) -> None:
     """What torch makes of them is left to torch."""
     layer, x = Linear(8, 4, bias=False), torch.randn(3, 8)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from alit_kernels import sdpa
 from alit_kernels.nn import MultiheadAttention, multihead_attention
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.ops import values
+from tests.helpers.watched import watched
 
 WIDTH, HEADS = 16, 4
 CAUSAL = torch.ones(5, 5).triu(1) > 0  # True where a key is hidden
@@ -34,16 +35,9 @@ def pair(**options: Any) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each call that is not the parent's."""
-    calls, attention = [], multihead_attention.scaled_dot_product_attention
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return attention(*args, **kwargs)
-
-    monkeypatch.setattr(multihead_attention, "scaled_dot_product_attention", recorded)
-    return calls
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls that are not the parent's."""
+    return watched(monkeypatch, multihead_attention, "scaled_dot_product_attention")
 
 
 def results(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
@@ -69,7 +63,7 @@ def check(ours: nn.Module, theirs: nn.Module, *inputs: Tensor, **options: Any) -
 @pytest.mark.parametrize("masked", (True, False))
 @pytest.mark.parametrize("training", (True, False))
 def test_equals_the_parent(
-    bias: bool, batch_first: bool, masked: bool, training: bool, taken: list[int]
+    bias: bool, batch_first: bool, masked: bool, training: bool, taken: list[Any]
 ) -> None:
     ours, theirs = pair(bias=bias, batch_first=batch_first)
     ours.train(training), theirs.train(training)
@@ -83,7 +77,7 @@ def test_equals_the_parent(
     assert len(taken) == 3
 
 
-def test_large_values_empty_batches_and_views(taken: list[int]) -> None:
+def test_large_values_empty_batches_and_views(taken: list[Any]) -> None:
     ours, theirs = pair(batch_first=True)
     x = values(2, 5, 2 * WIDTH)[..., ::2]
     for inputs in (x * 100, x[:0], x[:, :1], x[:1].expand(3, -1, -1)):
@@ -111,7 +105,7 @@ def test_large_values_empty_batches_and_views(taken: list[int]) -> None:
     ids=str,
 )
 def test_left_to_the_parent(
-    options: dict[str, Any], call: dict[str, Any], taken: list[int]
+    options: dict[str, Any], call: dict[str, Any], taken: list[Any]
 ) -> None:
     ours, theirs = pair(batch_first=True, **options)
     x = values(2, 5, WIDTH)
@@ -134,7 +128,7 @@ def test_masks_of_pairs(
     batch_first: bool,
     additive: bool,
     stops: bool,
-    taken: list[int],
+    taken: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a CPU they are read for stops; by others torch's attention computes."""
@@ -161,7 +155,7 @@ def test_masks_of_pairs(
 @pytest.mark.parametrize("batch_first", (True, False))
 @pytest.mark.parametrize("training", (True, False))
 @pytest.mark.parametrize("additive", (True, False))
-def test_causal(batch_first: bool, training: bool, additive: bool, taken: list[int]) -> None:
+def test_causal(batch_first: bool, training: bool, additive: bool, taken: list[Any]) -> None:
     """By the hint, as torch computes it: it leaves the mask unread, whatever that says."""
     ours, theirs = pair(batch_first=batch_first)
     ours.train(training), theirs.train(training)
@@ -182,7 +176,7 @@ def test_causal(batch_first: bool, training: bool, additive: bool, taken: list[i
     assert len(taken) == (3 if additive else 6)
 
 
-def test_masks_of_the_fast_path_are_read(taken: list[int]) -> None:
+def test_masks_of_the_fast_path_are_read(taken: list[Any]) -> None:
     """In evaluation without gradients, of self-attention, torch goes by the mask and not by the hint."""
     ours, theirs = pair(batch_first=True)
     ours.eval(), theirs.eval()
@@ -199,14 +193,14 @@ def test_masks_of_the_fast_path_are_read(taken: list[int]) -> None:
 
 
 @pytest.mark.parametrize("mask", (None, CAUSAL[:, :4], CAUSAL.int(), CAUSAL[None, None]))
-def test_wrong_causal_calls_are_left_to_the_parent(mask: Tensor | None, taken: list[int]) -> None:
+def test_wrong_causal_calls_are_left_to_the_parent(mask: Tensor | None, taken: list[Any]) -> None:
     x = values(2, 5, WIDTH)
     errors = [error_of(m, x, attn_mask=mask, is_causal=True) for m in pair(batch_first=True)]
     assert errors[0] == errors[1] and not taken
     assert errors[0] is not None or mask is not None
 
 
-def test_causal_encoders(taken: list[int]) -> None:
+def test_causal_encoders(taken: list[Any]) -> None:
     """Which find out by themselves that their mask is causal."""
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, dropout=0.0, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -218,14 +212,14 @@ def test_causal_encoders(taken: list[int]) -> None:
     assert len(taken) == 2
 
 
-def test_dropout_in_evaluation_is_none(taken: list[int]) -> None:
+def test_dropout_in_evaluation_is_none(taken: list[Any]) -> None:
     ours, theirs = pair(batch_first=True, dropout=0.5)
     x = values(2, 5, WIDTH)
     check(ours.eval(), theirs.eval(), x, x, x, need_weights=False)
     assert taken
 
 
-def test_other_inputs_are_left_to_the_parent(taken: list[int]) -> None:
+def test_other_inputs_are_left_to_the_parent(taken: list[Any]) -> None:
     ours, theirs = pair(batch_first=True)
     x = values(2, 5, WIDTH)
     single = [m(x[0], x[0], x[0], need_weights=False)[0] for m in (ours, theirs)]
@@ -253,7 +247,7 @@ def error_of(module: nn.Module, x: Tensor, **options: Any) -> type[Exception] | 
     return None
 
 
-def test_sharded_weights_are_left_to_the_parent(taken: list[int]) -> None:
+def test_sharded_weights_are_left_to_the_parent(taken: list[Any]) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = dist.init_device_mesh("cpu", (1,))
@@ -295,7 +289,7 @@ def test_state_pickles_and_copies() -> None:
         assert torch.equal(other(x, x, x, need_weights=False)[0], expected)
 
 
-def test_autocast(taken: list[int]) -> None:
+def test_autocast(taken: list[Any]) -> None:
     ours, theirs = pair(batch_first=True)
     x = values(2, 5, WIDTH)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -304,7 +298,7 @@ def test_autocast(taken: list[int]) -> None:
     torch.testing.assert_close(a, b, rtol=0.03, atol=0.03)
 
 
-def test_in_encoder_layers(taken: list[int]) -> None:
+def test_in_encoder_layers(taken: list[Any]) -> None:
     """In training torch's layer calls the module, in its fast path it does not, and leaves its results as they were."""
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, dropout=0.0, batch_first=True)
     x = values(2, 5, WIDTH)

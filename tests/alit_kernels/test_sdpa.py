@@ -21,34 +21,21 @@ from alit_kernels import sdpa
 from alit_kernels.attention.op import limit
 from alit_kernels.testing import assert_within_budget
 from tests.helpers.ops import values
+from tests.helpers.watched import watched
 
 Call = Callable[..., Any]
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each call that our attention computes."""
-    calls, attention = [], sdpa.attention
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return attention(*args, **kwargs)
-
-    monkeypatch.setattr(sdpa, "attention", recorded)
-    return calls
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls that our attention computes."""
+    return watched(monkeypatch, sdpa, "attention")
 
 
 @pytest.fixture
-def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls that go to torch."""
-    calls, attention = [], sdpa._torch_attention
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        calls.append((*args, kwargs))
-        return attention(*args, **kwargs)
-
-    monkeypatch.setattr(sdpa, "_torch_attention", recorded)
-    return calls
+    return watched(monkeypatch, sdpa, "_torch_attention")
 
 
 def with_gradients(call: Call, *leaves: Tensor, **options: Any) -> list[Tensor]:
@@ -85,7 +72,7 @@ SHAPES = (
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layouts(shape: tuple[int, ...], dtype: torch.dtype, taken: list[int]) -> None:
+def test_layouts(shape: tuple[int, ...], dtype: torch.dtype, taken: list[Any]) -> None:
     q = values(*shape).to(dtype)
     k, v = (values(*shape[:-2], 7, 8, seed=i).to(dtype) for i in (1, 2))
     check(q, k, v)
@@ -93,7 +80,7 @@ def test_layouts(shape: tuple[int, ...], dtype: torch.dtype, taken: list[int]) -
     assert len(taken) == 2
 
 
-def test_memory_of_the_result(taken: list[int]) -> None:
+def test_memory_of_the_result(taken: list[Any]) -> None:
     """As the queries lie: callers call view."""
     packed = values(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4)
     first = values(5, 2, 4, 8).permute(1, 2, 0, 3)
@@ -105,7 +92,7 @@ def test_memory_of_the_result(taken: list[int]) -> None:
     assert len(taken) == 8
 
 
-def test_large_values_and_views(taken: list[int]) -> None:
+def test_large_values_and_views(taken: list[Any]) -> None:
     q, k, v = (values(2, 70, 3, 40, seed=i)[..., 4:36].transpose(1, 2) for i in range(3))
     check(q * 30, k, v)
     check(q, k[:1].expand(2, -1, -1, -1), v.flip(-1)[:1].expand(2, -1, -1, -1))
@@ -122,7 +109,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("shape", MASKS.values(), ids=list(MASKS))
-def test_key_masks(shape: tuple[int, ...], taken: list[int]) -> None:
+def test_key_masks(shape: tuple[int, ...], taken: list[Any]) -> None:
     q, (k, v) = values(2, 3, 5, 8), (values(2, 3, 7, 8, seed=i) for i in (1, 2))
     mask = values(*shape) > -0.5
     check(q, k, v, attn_mask=mask)
@@ -136,14 +123,14 @@ def test_key_masks(shape: tuple[int, ...], taken: list[int]) -> None:
     ids=str,
 )
 def test_key_masks_of_other_layouts(
-    shape: tuple[int, ...], mask: tuple[int, ...], taken: list[int]
+    shape: tuple[int, ...], mask: tuple[int, ...], taken: list[Any]
 ) -> None:
     k, v = (values(*shape[:-2], 7, 8, seed=i) for i in (1, 2))
     check(values(*shape), k, v, attn_mask=values(*mask) > -0.5)
     assert taken
 
 
-def test_a_query_without_keys_gives_zeros(taken: list[int]) -> None:
+def test_a_query_without_keys_gives_zeros(taken: list[Any]) -> None:
     q, k, v = (values(2, 3, 5, 8, seed=i) for i in range(3))
     mask = torch.tensor([False, True])[:, None, None, None].expand(2, 1, 1, 5)
     out, *grads = with_gradients(ak.scaled_dot_product_attention, q, k, v, attn_mask=mask)
@@ -152,7 +139,7 @@ def test_a_query_without_keys_gives_zeros(taken: list[int]) -> None:
 
 
 @pytest.mark.parametrize("heads, shared", ((4, 2), (6, 1), (3, 3)))
-def test_shared_keys(heads: int, shared: int, taken: list[int]) -> None:
+def test_shared_keys(heads: int, shared: int, taken: list[Any]) -> None:
     k, v = (values(2, shared, 7, 8, seed=i) for i in (1, 2))
     mask = values(2, 1, 1, 7) > -0.5
     for q in (values(2, heads, 5, 8), values(2, 5, heads, 8).transpose(1, 2)):
@@ -161,7 +148,7 @@ def test_shared_keys(heads: int, shared: int, taken: list[int]) -> None:
     assert len(taken) == 4
 
 
-def test_autocast(taken: list[int]) -> None:
+def test_autocast(taken: list[Any]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check(*(values(2, 3, 5, 8, seed=i) for i in range(3)))
     assert taken
@@ -172,7 +159,7 @@ CAUSAL_SHAPES = (*((shape, 7) for shape in SHAPES), ((2, 3, 9, 8), 4), ((2, 3, 7
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("shape, keys", CAUSAL_SHAPES, ids=str)
-def test_causal(shape: tuple[int, ...], keys: int, dtype: torch.dtype, taken: list[int]) -> None:
+def test_causal(shape: tuple[int, ...], keys: int, dtype: torch.dtype, taken: list[Any]) -> None:
     """Query i sees keys 0 to i, whatever the numbers of both."""
     q = values(*shape).to(dtype)
     k, v = (values(*shape[:-2], keys, 8, seed=i).to(dtype) for i in (1, 2))
@@ -181,7 +168,7 @@ def test_causal(shape: tuple[int, ...], keys: int, dtype: torch.dtype, taken: li
     assert len(taken) == 2
 
 
-def test_causal_of_other_memory(taken: list[int]) -> None:
+def test_causal_of_other_memory(taken: list[Any]) -> None:
     packed = values(2, 70, 3, 4, 8).permute(2, 0, 3, 1, 4)
     first = values(70, 2, 4, 8).permute(1, 2, 0, 3)
     after = values(2, 70, 4, 16)[..., 4:12].transpose(1, 2)
@@ -196,7 +183,7 @@ def test_causal_of_other_memory(taken: list[int]) -> None:
 
 @pytest.mark.parametrize("heads, shared", ((4, 2), (6, 1), (3, 3)))
 @pytest.mark.parametrize("queries", (0, 5, 9, 70))
-def test_causal_with_shared_keys(heads: int, shared: int, queries: int, taken: list[int]) -> None:
+def test_causal_with_shared_keys(heads: int, shared: int, queries: int, taken: list[Any]) -> None:
     k, v = (values(2, shared, 7, 8, seed=i) for i in (1, 2))
     for q in (values(2, heads, queries, 8), values(2, queries, heads, 8).transpose(1, 2)):
         check(q, k, v, is_causal=True, enable_gqa=True)
@@ -204,7 +191,7 @@ def test_causal_with_shared_keys(heads: int, shared: int, queries: int, taken: l
 
 
 def test_causal_is_torchs_where_nothing_of_ours_knows_stops(
-    monkeypatch: pytest.MonkeyPatch, taken: list[int]
+    monkeypatch: pytest.MonkeyPatch, taken: list[Any]
 ) -> None:
     q, mask = values(1, 2, 256, 8), torch.ones(256, 256, dtype=torch.bool).tril()
     monkeypatch.setattr(sdpa, "available", lambda *_: "the extension is not installed")
@@ -240,7 +227,7 @@ def of_pairs() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", of_pairs())
-def test_masks_that_are_stops(name: str, taken: list[int]) -> None:
+def test_masks_that_are_stops(name: str, taken: list[Any]) -> None:
     """Found by reading them, on a CPU."""
     mask, q = of_pairs()[name], values(2, 4, 260, 8)
     k, v = (values(2, 4, 300, 8, seed=i) for i in (1, 2))
@@ -256,7 +243,7 @@ def test_masks_that_are_stops(name: str, taken: list[int]) -> None:
     assert len(taken) == (9 if bool(mask.any(-1).all()) else 7)
 
 
-def test_masks_that_are_not_stops(taken: list[int], passed: list[Any]) -> None:
+def test_masks_that_are_not_stops(taken: list[Any], passed: list[Any]) -> None:
     causal = of_pairs()["causal"]
     with_a_hole, other_heads = causal.clone(), causal.expand(2, 4, -1, -1).clone()
     with_a_hole[100, 50] = False
@@ -338,7 +325,7 @@ class Other(Tensor):
 
 @pytest.mark.parametrize("args, options", passed_on())
 def test_passed_on(
-    args: tuple[Any, ...], options: dict[str, Any], passed: list[Any], taken: list[int]
+    args: tuple[Any, ...], options: dict[str, Any], passed: list[Any], taken: list[Any]
 ) -> None:
     """As the same call."""
     torch.manual_seed(1)
@@ -413,7 +400,7 @@ def block(x: Tensor) -> Tensor:
     return held(x, x, x) + F.scaled_dot_product_attention(x, x, x[..., :1].contiguous())
 
 
-def test_context(taken: list[int]) -> None:
+def test_context(taken: list[Any]) -> None:
     """By every reference, nested, and left by an exception."""
     x = values(2, 3, 5, 8)
     expected = block(x)
@@ -431,7 +418,7 @@ def test_context(taken: list[int]) -> None:
     assert len(taken) == 4
 
 
-def test_context_is_of_its_thread(taken: list[int]) -> None:
+def test_context_is_of_its_thread(taken: list[Any]) -> None:
     x = values(2, 3, 5, 8)
     with ak.fused_sdpa():
         thread = threading.Thread(target=block, args=(x,))
@@ -440,7 +427,7 @@ def test_context_is_of_its_thread(taken: list[int]) -> None:
     assert not taken
 
 
-def test_context_does_not_reach_into_multi_head_attention_forward(taken: list[int]) -> None:
+def test_context_does_not_reach_into_multi_head_attention_forward(taken: list[Any]) -> None:
     module, x = nn.MultiheadAttention(8, 2, batch_first=True), values(2, 5, 8)
     with ak.fused_sdpa():
         module(x, x, x, need_weights=False)
@@ -515,7 +502,7 @@ def test_compiled_calls_do_not_read_masks(passed: list[Any]) -> None:
     assert passed
 
 
-def test_checkpointing(taken: list[int]) -> None:
+def test_checkpointing(taken: list[Any]) -> None:
     """The context belongs into what is computed again; torch says where it is missing."""
     x = values(2, 3, 5, 8).requires_grad_()
 

@@ -1,4 +1,4 @@
-"""The report: what it says of a run, files that are none, parts of a run, the README's section."""
+"""The report: what it says of a run, files that are none, parts of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="pip install .[bench]")
 
 from benchmarks.harness import outcome, report
-from benchmarks.harness.report import replace_section, write
+from benchmarks.harness.report import ratios_of, write
 from benchmarks.harness.runs import Run, files, merged, read
 from benchmarks.harness.timing import RESULTS
 
@@ -59,7 +59,8 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_report(run: Run, tmp_path: Path) -> None:
-    section = write([run], tmp_path / "out")
+    write([run], tmp_path / "out")
+    section = ratios_of([run], ["cpu"])
     text = (tmp_path / "out" / "README.md").read_text()
     assert "some CPU, 2 threads; torch 2.13.0; 2026-01-02; commit 0123456 with changes" in text
     assert "| loser | wrong: off by /1/ | op 8; op 9 |" in text
@@ -102,7 +103,8 @@ def gpu_run(tmp_path: Path) -> Run:
 
 
 def test_device_and_host_have_columns_of_their_own(gpu_run: Run, tmp_path: Path) -> None:
-    section = write([gpu_run], tmp_path / "out")
+    write([gpu_run], tmp_path / "out")
+    section = ratios_of([gpu_run], ["h200"])
     text = (tmp_path / "out" / "README.md").read_text()
     search = "| nearest_codeword 8192 x 1024 x 256 |"
     assert f"{search} ours | 40 us | 1.00 | 20 us | 1.00 |  |  | 20 to 80 | 2 |" in text
@@ -129,12 +131,12 @@ def test_what_is_not_counted_is_left_empty(tmp_path: Path) -> None:
 
 def test_times_of_calls_are_shown_as_such(run: Run, tmp_path: Path) -> None:
     old = Run("h200", run.machine | GPU, run.rows)
-    section = write([old], tmp_path)
+    write([old], tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "| op 8 | peer | 50 ms | 25 to 100 | 0.50 |" in text
-    for page in (section, text):
-        assert "Device and host are not apart in this run: its times are of calls" in page
-    assert "not apart" not in write([run], tmp_path), "nor is a CPU's"
+    assert "Device and host are not apart in this run: its times are of calls" in text
+    write([run], tmp_path)
+    assert "not apart" not in (tmp_path / "README.md").read_text(), "nor is a CPU's"
 
 
 def test_targets_are_filled_from_runs_on_a_gpu(gpu_run: Run, run: Run, tmp_path: Path) -> None:
@@ -208,7 +210,8 @@ def test_some_rows_of_a_run(run: Run, tmp_path: Path) -> None:
     """A step without the eager one; two runs beside each other; nothing to compare, and few plots."""
 
     def written(*runs: Run) -> str:
-        return write(list(runs), tmp_path) + (tmp_path / "README.md").read_text()
+        write(list(runs), tmp_path)
+        return ratios_of(runs, [x.name for x in runs]) + (tmp_path / "README.md").read_text()
 
     step, op, ours = (
         Run(name, run.machine, [row for row in run.rows if chosen(row)])
@@ -291,13 +294,3 @@ def test_committed_results_are_short() -> None:
         for x in files(RESULTS / run)
     ):
         assert path.read_text().count("\n") == 1, f"{path}: make bench would shorten it"
-
-
-def test_section_of_the_readme(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- some: begin -->\nold\n<!-- some: end -->\nafter\n")
-    replace_section(readme, "new", "some")
-    assert readme.read_text() == "before\n<!-- some: begin -->\nnew\n<!-- some: end -->\nafter\n"
-    readme.write_text("no markers")
-    with pytest.raises(ValueError, match="markers"):
-        replace_section(readme, "new", "some")

@@ -23,7 +23,7 @@ from alit import (
     VQGANConfig,
 )
 from alit.base import BaseTokens
-from alit.config import BaseConfig
+from alit.base_config import BaseConfig
 from alit.iteration import Iteration
 from alit.model_file import load_state
 

@@ -14,7 +14,7 @@ from alit import (
     TransformerConfig,
     VQGANConfig,
 )
-from alit.config import BaseConfig
+from alit.base_config import BaseConfig
 from alit_kernels.testing import assert_exact_nearest
 
 BASES: dict[str, BaseConfig] = {

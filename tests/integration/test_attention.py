@@ -17,6 +17,7 @@ from x_transformers import Decoder, Encoder
 
 import alit_kernels as ak
 from tests.helpers.integration import compare, step, time_in_turns
+from tests.helpers.watched import watched
 
 
 class Case(NamedTuple):
@@ -83,13 +84,7 @@ def test_within_the_context(
     torch.manual_seed(0)
     theirs = case.make().train()
     ours = copy.deepcopy(theirs)
-    calls, attention = [], ak.sdpa.attention
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return attention(*args, **kwargs)
-
-    monkeypatch.setattr(ak.sdpa, "attention", recorded)
+    calls = watched(monkeypatch, ak.sdpa, "attention")
 
     def within(x: Tensor) -> tuple[list[Any], float]:
         with ak.fused_sdpa():

@@ -1,0 +1,82 @@
+"""What the project's README says of speed: a few numbers, each with its file, and a plot of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from .outcome import table
+from .plots import GREY, OURS, PEER, plt, save
+from .runs import read
+from .timing import RESULTS
+
+PLOT = RESULTS.parents[1] / "docs" / "images" / "speed.svg"
+
+
+class Headline(NamedTuple):
+    """What was measured, beside what, on what, how many times as fast ours was, and the file that says so."""
+
+    what: str
+    peer: str
+    machine: str
+    ratio: float
+    file: str
+
+
+def headlines() -> list[Headline]:
+    """Three of kernels and one of a model on a CPU, one of the host of a GPU, one of a whole step on a GPU."""
+    cpu, h200 = read(RESULTS / "cpu.json"), read(RESULTS / "h200")
+    amd = f"{cpu.machine['cpu']}, {cpu.machine['threads']} threads"
+    found = []
+    for group, what, peer in (
+        ("attention step 8 x 289 to 513", "attention over ragged sequences, a step", "SDPA by sequence"),
+        ("VectorQuantizer step 8192 x 4096 x 12", "quantizer with a moving codebook, a step", "torch.compile"),
+        ("nearest_codeword 8192 x 4096 x 12", "exact search of 4096 codes", "faiss"),
+    ):  # fmt: skip
+        rows = cpu.groups[group]
+        ratio = rows[peer].median / rows["ours"].median
+        found.append(Headline(what, peer, amd, ratio, "cpu.json"))
+    adaptive = json.loads((RESULTS / "adaptive-encode.json").read_text())
+    ratio = adaptive["results"]["wall"]["times_faster_than_official"]["CodeError"]
+    machine = f"{adaptive['machine']['cpu']}, {adaptive['machine']['threads']} threads"
+    what, peer = "encode until a limit is met, `small`", "published rule"
+    found.append(Headline(what, peer, machine, ratio, "adaptive-encode.json"))
+    host = json.loads((RESULTS / "host.json").read_text())
+    ours, eager = (host["step"][name]["ms"] for name in ("ours", "eager baseline, fused attention"))
+    what, machine = "host time of a training step, `base`", f"{host['machine']['cpu']}, no device"
+    found.append(Headline(what, "eager, fused attention", machine, eager / ours, "host.json"))
+    rows = h200.groups["stage-1 step base bfloat16 batch 12"]
+    ratio = rows["eager baseline"].median / rows["ours, compiled and captured"].median
+    what = "training step as a CUDA graph, `base`"
+    found.append(Headline(what, "eager baseline", "NVIDIA H200", ratio, "h200/test_models.json"))
+    return found
+
+
+def table_of() -> str:
+    rows = [
+        [x.what, x.peer, f"**{x.ratio:.1f}**", f"[{x.machine}](../benchmarks/results/{x.file})"]
+        for x in headlines()
+    ]
+    return table(("", "beside", "times as fast", "measured on"), "llrl", rows)
+
+
+def draw(path: Path = PLOT) -> None:
+    """One bar for each, on a logarithmic axis from 1."""
+    found = headlines()[::-1]
+    figure, axes = plt.subplots(figsize=(7.2, 0.5 + 0.34 * len(found)))
+    for place, x in enumerate(found):
+        axes.barh(place, x.ratio - 1, left=1, height=0.62, color=OURS if x.ratio >= 1 else PEER)
+        axes.text(x.ratio * 1.04, place, f"{x.ratio:.1f}", va="center", color=GREY, fontsize=9)
+    names = [f"{x.what.replace('`', '')}\nbeside {x.peer}" for x in found]
+    axes.set_yticks(range(len(found)), names)
+    axes.set_xscale("log")
+    axes.set_xlim(1, 1.5 * max(x.ratio for x in found))
+    axes.set_xticks(ticks := [1, 2, 5, 10, 20], list(map(str, ticks)))
+    axes.minorticks_off()
+    axes.set_xlabel("times as fast")
+    axes.tick_params(axis="y", left=False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, path)
