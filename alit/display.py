@@ -14,6 +14,8 @@ from rich.text import Text
 
 #: Seconds between lines where stderr is no terminal, redraws a second where it is one, seconds whose mean the speed is.
 EVERY, REDRAWS, AVERAGED = 30.0, 5, 3600.0
+#: Seconds left at most.
+LONGEST = 1e9
 
 
 class Display:
@@ -30,6 +32,7 @@ class Display:
             transient=True,
             refresh_per_second=REDRAWS,
             speed_estimate_period=AVERAGED,
+            get_time=time.monotonic,
             redirect_stdout=False,  # a document may go there, to a file
             disable=not self.drawn,
         )
@@ -41,7 +44,7 @@ class Display:
         task = self.task
         if task is None or task.description != what or done < task.completed:
             self._forget()
-            self._task = self._bar.add_task(what, total=None, unit=unit, tell=tell)
+            self._task = self._bar.add_task(what, total=None, unit=unit, tell=tell, begun=done)
             self._bar.update(self._task, completed=done, total=total)
             self._bar.start()
         else:
@@ -91,15 +94,22 @@ def _counts(task: Task) -> str:
     return f"{task.completed:.0f}/{total:.0f} {unit}" if unit else f"{task.percentage:.0f} %"
 
 
+def _speed(task: Task) -> float:
+    """A second; of what came after the first items, before which there is more to prepare, once there is something."""
+    elapsed = task.elapsed or 0
+    return task.speed or ((task.completed - task.fields["begun"]) / elapsed if elapsed > 0 else 0.0)
+
+
 def _told(task: Task) -> str:
     """How much is done, how fast it goes, and the time left; else the time that it took so far."""
-    unit, told = task.fields["unit"], []
+    unit, speed, told = task.fields["unit"], _speed(task), list[str]()
     if task.total is not None:
         told.append(_counts(task))
-        if unit and (speed := task.speed):
+        if unit and speed:
             told.append(f"{speed:.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s")
-    if task.time_remaining is not None and not task.finished:
-        told.append(f"{timedelta(seconds=math.ceil(task.time_remaining))} left")
+    if task.total is not None and speed and not task.finished:
+        left = min((task.total - task.completed) / speed, LONGEST)
+        told.append(f"{timedelta(seconds=math.ceil(left))} left")
     else:
         told.append(f"{timedelta(seconds=int(task.elapsed or 0))}")
     return ", ".join([*told, *([task.fields["tell"]] if task.fields["tell"] else [])])

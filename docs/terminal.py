@@ -169,7 +169,9 @@ def _recorded(shot: Shot, columns: int) -> Console:
     while lines and not Text.from_ansi(lines[-1]).plain.strip():
         lines.pop()
     for line in lines:
-        console.print(Text.from_ansi(line), no_wrap=True, overflow="crop", crop=True)
+        text = Text.from_ansi(line)
+        for part in text.divide(range(columns, len(text), columns)):
+            console.print(part, no_wrap=True)
     return console
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -114,7 +116,7 @@ def _prepare(name: str) -> None:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What is reported: what is being done, how much of it is, and of how much."""
+    """What is reported: what is being done, how much of it is, and of how much. However slow, no line says it."""
     found: list[tuple[Any, ...]] = []
     shown = display.Display.report
 
@@ -123,6 +125,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         shown(self, *arguments)
 
     monkeypatch.setattr(display.Display, "report", note)
+    monkeypatch.setattr(display, "EVERY", math.inf)
     return found
 
 
@@ -138,6 +141,19 @@ def test_help_is_grouped() -> None:
         first = [found[1] for line in section if (found := re.match(r"│ (\w+) ", line))]
         assert first == list(texts)
     assert len(COMMANDS) == sum(map(len, GROUPS.values())) == 14
+
+
+def test_images_of_the_command_line() -> None:
+    """Those of the README: small, complete in themselves, and of the commands that there are."""
+    folder = Path(__file__).parents[2] / "docs" / "images"
+    for name in ("help", "encode", "evaluate"):
+        text = (folder / f"{name}.svg").read_text(encoding="utf-8")
+        assert len(text.encode()) < 60_000
+        assert set(re.findall(r"https?://[^\s\"]+", text)) == {"http://www.w3.org/2000/svg"}
+        assert "@import" not in text and "href" not in text and ElementTree.fromstring(text)
+    shown = (folder / "help.svg").read_text(encoding="utf-8").replace("&#160;", " ")
+    for name in (*GROUPS, *COMMANDS):
+        assert re.search(rf">\s*(.{{1,4}} )?{name}\b", shown), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -231,6 +247,21 @@ def test_lines_now_and_then(
     ]
 
 
+def test_an_estimate_after_the_first_batch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what was done since the work began, not before: a run that goes on begins in the middle."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with console.console.command():
+        report("training", 40, 100, "steps")
+        clock[0] += 40
+        report("training", 60, 100, "steps", "loss 0.1")
+    assert capsys.readouterr().err == (
+        "training: 60/100 steps, 0.5 steps/s, 0:01:20 left, loss 0.1\n"
+    )
+
+
 def test_a_share_of_what_is_not_counted() -> None:
     with console.console.command():
         now = console.console.display
@@ -316,6 +347,8 @@ def _in_a_terminal(document: str, *arguments: str) -> None:
     """A command whose stdout is a file."""
     os.environ.update(TERM="xterm-256color", COLUMNS="100")
     os.dup2(os.open(document, os.O_WRONLY | os.O_CREAT), 1)
+    for number, stream in enumerate(("stdout", "stderr"), 1):  # of what they lead to now
+        setattr(sys, stream, open(number, "w", closefd=False))  # noqa: SIM115
     sys.argv = ["alit", *arguments]
     app()
 
