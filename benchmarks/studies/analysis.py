@@ -20,12 +20,13 @@ from alit import AdaptiveTokenizer
 from alit.analysis import Interval, errors, read_pictures, read_scores, read_segments
 from alit.analysis.complexity import complexity
 from alit.analysis.specialization import specialization
+from alit.atomic_files import replacing
 
-from ..harness.report import ROOT, replace_section
+from ..harness.report import with_section
 from ..harness.timing import RESULTS, machine, write_json
 
 FOLDER = RESULTS / "analysis"
-PAGE = ROOT / "docs" / "analysis.md"
+PAGE = RESULTS.parents[1] / "docs" / "analysis.md"
 BATCH = 20
 #: Beside tokens, and what the table calls them.
 YARDSTICKS = {
@@ -142,7 +143,9 @@ def main() -> None:
         FOLDER / f"{options.name}.json",
         {"command": command, "machine": machine(), "results": results},
     )
-    replace_section(PAGE, tables(read(FOLDER)), "analysis")
+    text = with_section(PAGE.read_text(), tables(read(FOLDER)), "analysis", PAGE)
+    with replacing(PAGE) as file:
+        file.write_text(text)
 
 
 if __name__ == "__main__":
