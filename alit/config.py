@@ -47,6 +47,7 @@ class Quirks(Checked):
             threshold and gives every image the same length.
         best_iteration_fallback: where the threshold is never met, ``encode`` returns the iteration with the smallest
             error, not the longest.
+        unclamped_pixel_error: ``MaxL1`` measures predicted pixels before they are clamped to [0, 1].
         unquantized_tokens: ``encode`` returns the vectors before normalisation and quantization, not indices.
         random_halting_in_evaluation: halting draws from a Bernoulli distribution outside training too.
         random_posterior_in_evaluation: the KL-VAE posterior is sampled outside training too, not its mean taken.
@@ -67,6 +68,7 @@ class Quirks(Checked):
     halt_only_at_predicted_iterations: bool = False
     batch_mean_criterion: bool = False
     best_iteration_fallback: bool = False
+    unclamped_pixel_error: bool = False
     unquantized_tokens: bool = False
     random_halting_in_evaluation: bool = False
     random_posterior_in_evaluation: bool = False

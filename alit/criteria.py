@@ -151,7 +151,7 @@ class Score(Measured):
 class MaxL1(ErrorCriterion):
     """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
 
-    Predicted pixels are clamped to [0, 1], as they are shown.
+    Predicted pixels are clamped to [0, 1], as they are shown, but for ``Quirks.unclamped_pixel_error``.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
@@ -159,7 +159,10 @@ class MaxL1(ErrorCriterion):
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         assert iteration.prediction is not None
-        return l1_of(model.pixels(iteration.prediction), iteration.images)
+        pixels = model.pixels(iteration.prediction)
+        if model.config.quirks.unclamped_pixel_error:
+            return (pixels - iteration.images).float().abs().mean((1, 2, 3))
+        return l1_of(pixels, iteration.images)
 
 
 class RelativeL1(ErrorCriterion):

@@ -26,7 +26,7 @@ def test_max_l1(files: list[Path]) -> None:
     x = torch.stack([load_square(file, 16) for file in files])
 
     def errors(tokens: Any) -> torch.Tensor:
-        return (m.decode(tokens) - x).abs().mean((1, 2, 3))
+        return (m.decode(tokens).clamp(0, 1) - x).abs().mean((1, 2, 3))
 
     each = torch.stack([errors(m.encode(x, FixedLength(n))) for n in (3, 6, 9, 12)])
     limits = [float(each.min()) * 0.9, *each.quantile(torch.tensor([0.3, 0.6])).tolist(), 9.0]

@@ -69,6 +69,18 @@ def test_batch_mean_criterion() -> None:
     assert len(set(corrected.encode(x, CodeError(threshold)).lengths.tolist())) > 1
 
 
+def test_unclamped_pixel_error() -> None:
+    corrected, quirky = pair("dct", "unclamped_pixel_error")
+    x = images(3)
+    with torch.no_grad():
+        *_, last = corrected.rollout(x)
+        pixels = 3 * corrected.pixels(last.prediction) - 1  # beyond [0, 1]
+        corrected.pixels = quirky.pixels = lambda _: pixels  # type: ignore[method-assign]
+        for m, seen in ((corrected, pixels.clamp(0, 1)), (quirky, pixels)):
+            error = (seen - x).abs().mean((1, 2, 3))
+            torch.testing.assert_close(MaxL1(0.0).error(last, m), error)
+
+
 def test_best_iteration_fallback() -> None:
     corrected, quirky = pair("dct", "best_iteration_fallback", seed=2)
     x = images(5)
