@@ -87,12 +87,7 @@ def guesses(
     """A token for each of M masked ones, sequence by sequence, and its probability: (M,) int64, (M,) float64."""
     mask = generator.config.codebook_size
     rows = generator.packed(label_B, token_BN, length_B)
-    tokens = rows.position_T > 0
-    position_T = rows.position_T - 1
-    is_mask = tokens & (
-        rows.slot_T == generator.code_slot(torch.full_like(position_T, mask), position_T)
-    )
-    x_MC, position_M = generator.whole(rows)[is_mask], position_T[is_mask]
+    x_MC, position_M = generator.whole(rows)[rows.masked_T], rows.position_T[rows.masked_T] - 1
     token_M, probability_M = torch.empty_like(position_M), torch.empty_like(uniform_M).double()
     for found, logits in generator.scored(x_MC, position_M):
         logits[:, mask] = -torch.inf

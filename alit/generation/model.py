@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from alit_kernels import pack, varlen_attention
 from alit_kernels.nn import Linear
@@ -22,12 +23,14 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Packed(NamedTuple):
-    """Rows of B sequences, one behind another: each begins with its class, and its tokens follow.
+    """Rows of B sequences, one behind another: each begins with its class, then come its tokens, masked ones last.
 
     Attributes:
         slot_T: (T,) int64 row of the embedding.
-        position_T: (T,) int64, counted from 0 in each sequence.
+        position_T: (T,) int64: 0 of a class, n + 1 of token n, counted from 0 in each sequence.
         length_T: (T,) int64 tokens of the row's sequence.
+        stop_T: (T,) int32: the row attends to so many rows of its sequence, from the first on.
+        masked_T: (T,) bool.
         offsets: (B + 1,) int32.
         longest: static bound for the rows of a sequence.
     """
@@ -35,6 +38,8 @@ class Packed(NamedTuple):
     slot_T: Tensor
     position_T: Tensor
     length_T: Tensor
+    stop_T: Tensor
+    masked_T: Tensor
     offsets: Tensor
     longest: int
 
@@ -61,9 +66,12 @@ class Generator(nn.Module):
     """Distribution over token sequences of any length up to ``config.max_tokens``.
 
     Row 0 of a sequence is its class, row r is token r - 1. A causal generator predicts token r, or the end, from rows 0
-    to r. The other kind knows the length and predicts masked tokens from all rows, as MaskGIT does (Chang et al., CVPR
-    2022, arXiv 2202.04200). Each codebook has its rows of the embedding, and one more: the end, or the mask. The same
-    rows score predictions.
+    to r. The other kind knows the length and predicts masked tokens from all others, as MaskGIT does (Chang et al.,
+    CVPR 2022, arXiv 2202.04200), but that no row attends to masked ones, which say nothing. Each codebook has its rows
+    of the embedding, and one more: the end, or the mask. The same rows score predictions.
+
+    Where tokens are masked, embeddings enter times the root of the width (Vaswani et al., NeurIPS 2017, arXiv
+    1706.03762): at their small scale the mean of all rows, which attention adds to each, hides what a row is.
 
     Attributes:
         lengths: (classes or 1, max_tokens + 1) float32: how many images of the training data have each length.
@@ -84,10 +92,12 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.ln = nn.LayerNorm(width)
         self.register_buffer("lengths", torch.zeros(kinds, config.max_tokens + 1))
+        self.scale = 1.0 if config.causal else width**0.5
         initialize(self)
-        for part in self.modules():
-            if isinstance(part, nn.Embedding):
-                nn.init.trunc_normal_(part.weight, std=0.02)
+        nn.init.trunc_normal_(self.embedding.weight, std=0.02)
+        for part in (self.position_embedding, self.length_embedding):
+            if part is not None:
+                nn.init.trunc_normal_(part.weight, std=0.02 * self.scale)
 
     def code_slot(self, token: Tensor, position: Tensor) -> Tensor:
         """Row of the embedding of tokens at positions counted from the first token; K: the end, or the mask."""
@@ -99,25 +109,36 @@ class Generator(nn.Module):
         return self.codes + label
 
     def packed(self, label_B: Tensor, token_BN: Tensor, length_B: Tensor) -> Packed:
-        """The rows of sequences that are padded with whatever."""
-        position_N = torch.arange(token_BN.shape[1] + 1, device=token_BN.device)
-        inside = position_N[:-1] < length_B[:, None]
-        slot_BN = self.code_slot(token_BN.where(inside, 0), position_N[:-1])
+        """The rows of sequences that are padded with whatever; token K is a masked one."""
+        count, longest = token_BN.shape
+        position_BN = torch.arange(longest, device=token_BN.device).expand(count, -1)
+        inside = position_BN < length_B[:, None]
+        token_BN = token_BN.where(inside, 0)
+        masked_BN = token_BN == self.config.codebook_size
+        if not self.config.causal:
+            position_BN = (masked_BN + 2 * ~inside).argsort(dim=1, stable=True)
+            token_BN, masked_BN = (x.gather(1, position_BN) for x in (token_BN, masked_BN))
+        slot_BN = self.code_slot(token_BN, position_BN)
+        class_B1 = self.class_slot(label_B)[:, None]
+        known_B = 1 + length_B - masked_BN.sum(1)
         fields = (
-            torch.cat([self.class_slot(label_B)[:, None], slot_BN], 1),
-            position_N.expand(len(token_BN), -1),
-            length_B[:, None].expand(-1, len(position_N)),
+            torch.cat([class_B1, slot_BN], 1),
+            pad(position_BN + 1, (1, 0)),
+            length_B[:, None].expand(-1, longest + 1),
+            known_B[:, None].expand(-1, longest + 1),
+            pad(masked_BN, (1, 0)),
         )
-        capacity = int(length_B.sum()) + len(length_B)
+        capacity = int(length_B.sum()) + count
         rows, offsets = pack(torch.stack(fields, -1), length_B + 1, capacity=capacity)
-        slot_T, position_T, length_T = rows.unbind(-1)
-        return Packed(slot_T, position_T, length_T, offsets, len(position_N))
+        slot_T, position_T, length_T, stop_T, masked_T = rows.unbind(-1)
+        stop_T = (position_T + 1 if self.config.causal else stop_T).int()
+        return Packed(slot_T, position_T, length_T, stop_T, masked_T > 0, offsets, longest + 1)
 
     def forward(
         self, slot_T: Tensor, position_T: Tensor, length_T: Tensor | None, attend: Attend
     ) -> Tensor:
         """(T, C) what :meth:`scored` takes. ``length_T`` is for a generator that is not causal."""
-        x_TC = self.embedding(slot_T) + self.position_embedding(position_T)
+        x_TC = self.scale * self.embedding(slot_T) + self.position_embedding(position_T)
         if self.length_embedding is not None:
             x_TC = x_TC + self.length_embedding(length_T)
         for layer, block in enumerate(self.blocks):
@@ -126,10 +147,10 @@ class Generator(nn.Module):
 
     def whole(self, rows: Packed) -> Tensor:
         """:meth:`forward` of whole sequences."""
-        stops = (rows.position_T + 1).int() if self.config.causal else None
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = varlen_attention(q, k, v, rows.offsets, max_length=rows.longest, key_stop=stops)
+            limits: dict[str, Any] = {"max_length": rows.longest, "key_stop": rows.stop_T}
+            out = varlen_attention(q, k, v, rows.offsets, **limits)
             assert isinstance(out, Tensor)
             return out
 

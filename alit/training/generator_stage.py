@@ -54,9 +54,7 @@ class GeneratorModule(nn.Module):
         order_BN = torch.rand(token_BN.shape, device=token_BN.device).where(inside, 2)
         masked_BN = order_BN.argsort(1).argsort(1) < count_B[:, None]
         rows = generator.packed(label_B, token_BN.masked_fill(masked_BN, mask), length_B)
-        masked_T = torch.zeros_like(rows.slot_T, dtype=torch.bool)
-        masked_T[rows.position_T > 0] = masked_BN[inside]
-        x_MC, position_M = generator.whole(rows)[masked_T], rows.position_T[masked_T] - 1
+        x_MC, position_M = generator.whole(rows)[rows.masked_T], rows.position_T[rows.masked_T] - 1
         return self._entropy(x_MC, position_M, token_BN[masked_BN])
 
     def _entropy(self, x_TC: Tensor, position_T: Tensor, target_T: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Dither, Quantize
 from torch import Tensor
 
 from alit import AdaptiveTokenizer, RelativeL1, TokenSequence
@@ -117,6 +119,13 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((shares[0] - shares[1]).abs().sum() / 2)
 
 
+def commit() -> str:
+    """Of the sources, with a word behind it where they differ."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    found = subprocess.run(command, cwd=RESULTS, check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
 def main(kind: str, keep: Path | None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, OtherLoad() as load:
@@ -152,6 +161,7 @@ def main(kind: str, keep: Path | None) -> None:
         model.save_pretrained(keep / "coder.safetensors")
         trained.save_pretrained(keep / f"{kind}.safetensors")
     results: dict[str, Any] = {
+        "commit": commit(),
         "pictures": PICTURES,
         "mean_tokens": float(tokens.lengths.double().mean()),
         "judge": judge,
@@ -184,7 +194,8 @@ def sampled(
     found = [judged(image) for image in images]
     right = sum(x == label for x, label in zip(found, samples.labels, strict=True))
     rows = [torch.cat(list(row), 2) for row in images[:60].split(12)]
-    save_image(to_image(torch.cat(rows, 1)), picture)
+    sheet = to_image(torch.cat(rows, 1))
+    save_image(sheet.quantize(256, Quantize.FASTOCTREE, dither=Dither.NONE), picture)
     each = (samples.tokens[number] for number in range(SAMPLES))
     return {
         "seconds": seconds,

@@ -16,6 +16,7 @@ from alit.generation import Generator, sample
 from alit.generation.autoregressive import Cache, next_token
 from alit.generation.drawing import Sharpness, chance, draw
 from alit.generation.masked import guesses
+from alit.generation.model import Packed
 from alit.training.generator_stage import GeneratorModule
 from tests.helpers.models import model
 from tests.helpers.tokens import generator, sequences
@@ -133,6 +134,25 @@ def test_masked_tokens_are_guessed_from_all_others() -> None:
     tokens[0, 3] = 30
     _, other = guesses(g, labels[:1], tokens[:1], lengths[:1], uniform[:1], Sharpness())
     assert not torch.allclose(its, other, rtol=1e-2)
+
+
+@torch.no_grad()
+def test_no_row_attends_to_masked_ones() -> None:
+    """What is known comes first, and gives the same without them; each masked one the same without the others."""
+    g = generator(causal=False)
+    tokens = torch.tensor([[32, 5, 32, 7, 32, 1], [4, 32, 32, 9, 0, 0]])
+    rows = g.packed(torch.zeros(2).long(), tokens, torch.tensor([6, 4]))
+    assert rows.position_T.tolist() == [0, 2, 4, 6, 1, 3, 5, 0, 1, 4, 2, 3]
+    assert rows.stop_T.tolist() == [4] * 7 + [3] * 5
+    assert rows.masked_T.nonzero()[:, 0].tolist() == [4, 5, 6, 10, 11]
+    expected = g.whole(rows)
+    fields = rows.slot_T, rows.position_T, rows.length_T, rows.stop_T, rows.masked_T
+    for first, known, count in ((0, 4, 7), (7, 3, 5)):
+        for row in range(first + known, first + count):
+            kept = [*range(first, first + known), row]
+            offsets = torch.tensor([0, len(kept)], dtype=torch.int32)
+            alone = Packed(*(x[kept] for x in fields), offsets, len(kept))
+            torch.testing.assert_close(g.whole(alone), expected[kept], atol=2e-5, rtol=2e-5)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def test_learns_six_sequences(causal: bool, here: Path) -> None:
     """By heart: their tokens, ends and classes, and how often each is there."""
     options = {**OPTIONS, "causal": causal}
     fields: dict[str, Any] = {"batch_size": 6, "ema": 0.9, "learning_rate": 5e-3}
-    steps = 250 if causal else 700
+    steps = 250 if causal else 350
     trained = train(described(generator=options, steps=steps, **fields)).model
     assert isinstance(trained, Generator) and trained.config.classes == ("rose", "tulip")
     data = {"rose": sequences(4), "tulip": sequences(2, seed=1)}
