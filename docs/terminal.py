@@ -34,7 +34,7 @@ SCENES = {
     "evaluate": (["alit evaluate nano --data photos"], 124),
 }
 #: Frames of a replay at most, its seconds at most, and those for which the end stays.
-FRAMES, SECONDS, STAYS = 16, 6.0, 8.0
+FRAMES, SECONDS, STAYS = 12, 4.0, 12.0
 #: A command as its entry point runs it, whatever is installed.
 ENTRY = "import sys; sys.argv[0] = 'alit'; from alit.cli import app; app()"
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
