@@ -354,12 +354,15 @@ def _in_a_terminal(document: str, *arguments: str) -> None:
 
 
 def _seen(until: Callable[[str], bool], master: int, seconds: float = 60) -> str:
-    """What comes from a terminal until then."""
-    said, end = "", time.monotonic() + seconds
-    while not until(said) and time.monotonic() < end:
+    """What comes from a terminal until then, and what lies there at that moment."""
+    said, end, ended = "", time.monotonic() + seconds, False
+    while time.monotonic() < end:
+        ended = ended or until(said)
         try:
             said += os.read(master, 65536).decode(errors="replace")
         except BlockingIOError:
+            if ended:
+                break
             time.sleep(0.02)
         except OSError:  # nobody writes any more
             break
