@@ -119,7 +119,7 @@ def renamed(value: Any) -> Any:
         ValueError: a field is there by both names.
     """
     if isinstance(value, dict):
-        return _once([(EARLIER.get(str(x), x), renamed(within)) for x, within in value.items()])
+        return _once([(str(EARLIER.get(x, x)), renamed(within)) for x, within in value.items()])
     if isinstance(value, list):
         return [renamed(x) for x in value]
     return EARLIER.get(value, value) if isinstance(value, str) else value

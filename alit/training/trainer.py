@@ -242,8 +242,7 @@ class _Run:
         batch = next(self.batches)
         self.skipped |= dict.fromkeys(batch.unreadable[: MOST_NAMES - len(self.skipped)])
         if batch.images.numel() == 0:
-            first = next(iter(self.skipped))
-            tried = len(self.skipped)
+            first, tried = next(iter(self.skipped)), len(self.skipped)
             raise ValueError(f"data: no picture can be read, {tried} tried, {first} first")
         self.data_state = batch.state
         images = batch.images.to(self.own.device, non_blocking=True)
