@@ -346,6 +346,9 @@ def test_interrupted_outside_of_a_command(capsys: pytest.CaptureFixture[str]) ->
 def _in_a_terminal(document: str, *arguments: str) -> None:
     """A command whose stdout is a file."""
     os.environ.update(TERM="xterm-256color", COLUMNS="100")
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the tests run in the background
     os.dup2(os.open(document, os.O_WRONLY | os.O_CREAT), 1)
     for number, stream in enumerate(("stdout", "stderr"), 1):  # of what they lead to now
         setattr(sys, stream, open(number, "w", closefd=False))  # noqa: SIM115
