@@ -5,6 +5,7 @@ Links of pages lead to files and headings that there are.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,3 +213,19 @@ def test_quantizers_without_a_search() -> None:
         assert set(found["levels"][:, channel].tolist()) <= set(values.tolist())
     torch.testing.assert_close(found["signs"].norm(dim=-1), torch.ones(20))
     assert found["signs"].abs().std() < 1e-6
+
+
+def test_what_the_reference_names_is_there() -> None:
+    """Modules, classes and functions whose docstrings pages show."""
+    found = [
+        name
+        for path in sorted(DOCS.rglob("*.md"))
+        for name in re.findall(r"<!-- api: ([\w.]+) -->", path.read_text())
+    ]
+    assert len(found) > 30
+    for name in found:
+        module, _, attribute = name.rpartition(".")
+        own = importlib.import_module(module)
+        # As the site finds it: where it is defined, not where it is exported.
+        shown = getattr(own, attribute)
+        assert getattr(shown, "__module__", module) in (module, name), name
