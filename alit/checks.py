@@ -103,13 +103,13 @@ def check_number(
         raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
 
 
-#: Names of fields, and values, in files of before -> what they are called now. These are read for ever.
+#: Names of fields in files of before -> what they are called now; below, values of a field. These are read for ever.
 EARLIER = {
     "initialisation": "initialization",
     "regulariser": "regularizer",
     "small_code_initialisation": "small_code_initialization",
-    "unfactorised": "unfactorized",
 }
+EARLIER_VALUES = {("bottleneck", "unfactorised"): "unfactorized"}
 
 
 def renamed(value: Any) -> Any:
@@ -118,11 +118,13 @@ def renamed(value: Any) -> Any:
     Raises:
         ValueError: a field is there by both names.
     """
-    if isinstance(value, dict):
-        return _once([(str(EARLIER.get(x, x)), renamed(within)) for x, within in value.items()])
-    if isinstance(value, list):
-        return [renamed(x) for x in value]
-    return EARLIER.get(value, value) if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        return value
+    fields: list[tuple[str, Any]] = []
+    for name, within in value.items():
+        within = EARLIER_VALUES.get((name, within), within) if isinstance(within, str) else within
+        fields.append((EARLIER.get(name, name), renamed(within)))
+    return _once(fields)
 
 
 def build(kind: Any, given: Any, name: str = "") -> Any:

@@ -202,6 +202,7 @@ def test_names_of_before_are_read() -> None:
     assert config.base.kind == "vae" and "initialisation" not in config.to_json()
     one = AdaptiveTokenizerConfig.from_json(text.replace('"quantized"', '"unfactorised"'))
     assert one.bottleneck == "unfactorized"
+    assert TrainingConfig.from_mapping({"data": "initialisation"}).data == "initialisation"
     run = TrainingConfig.read(EARLIER / "earlier_run.json")
     assert (run.initialization, run.regularizer, run.steps) == ("published", 0.1, 2)
     assert run.differences(json.loads((EARLIER / "earlier_run.json").read_text())) == []
