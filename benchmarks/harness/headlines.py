@@ -25,7 +25,7 @@ class Headline(NamedTuple):
 
 
 def headlines() -> list[Headline]:
-    """Kernels on a CPU, each in the case in which it is ahead least; a model on a CPU; the host of a GPU; a step on one."""
+    """Kernels on a CPU, each in the case in which it is ahead least; a model; the host of a GPU; a step on one."""
     cpu, h200 = read(RESULTS / "cpu.json"), read(RESULTS / "h200")
     amd = f"{cpu.machine['cpu']}, {cpu.machine['threads']} threads"
     found = []
