@@ -237,3 +237,18 @@ def test_wrong_arguments(change: dict[str, object], error: type[Exception], mess
         soft_codebook(
             **{"logits": torch.randn(2, 5), "codebook": torch.randn(5, 3), "target": None, **change}
         )
+
+
+@pytest.mark.parametrize("target", targets("torch", "triton"))
+def test_frozen_codebook(target: Target) -> None:
+    """Its gradient is not computed, and that of the logits is the same."""
+    logits, codebook, true = make(Case(9, 40, 17), device=target.device)
+    grads = []
+    for learned in (True, False):
+        leaf = logits.clone().requires_grad_()
+        codes = codebook.clone().requires_grad_(learned)
+        result = soft_codebook(leaf, codes, true, implementation=target.implementation)
+        (result.code.square().sum() + result.nll.sum() + result.p_target.sum()).backward()
+        assert (codes.grad is not None) == learned
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
