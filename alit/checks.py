@@ -121,8 +121,10 @@ def renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     fields: list[tuple[str, Any]] = []
+    name: str
     for name, within in value.items():
-        within = EARLIER_VALUES.get((name, within), within) if isinstance(within, str) else within
+        if isinstance(within, str):
+            within = EARLIER_VALUES.get((name, within), within)
         fields.append((EARLIER.get(name, name), renamed(within)))
     return _once(fields)
 
