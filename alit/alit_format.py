@@ -1,6 +1,6 @@
 """The ``.alit`` format: token indices of many images in one checksummed file; byte by byte in docs/alit-format.md.
 
-Version 2 says sizes and a name of each image (``picture_records.py``), version 1 nothing of them. Both are read.
+Version 2 says sizes and a name of each image (``image_records.py``), version 1 nothing of them. Both are read.
 
 A reader trusts nothing: the size of the data follows from the header and must be met exactly, so that counts are
 bounded by bytes that are there; then the checksum, then every value. It reads in blocks: beside the arrays that it
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .picture_records import RECORD, Pictures, from_records, to_records
+from .image_records import RECORD, ImageInfo, from_records, to_records
 
 MAGIC = b"\x89ALIT\r\n\x1a"
 VERSIONS = 1, 2
@@ -71,14 +71,14 @@ def dump(
     identity: ModelIdentity,
     lengths: np.ndarray,
     indices: np.ndarray,
-    pictures: Pictures | None = None,
+    images: ImageInfo | None = None,
 ) -> bytes:
     """The bytes of a file.
 
     Args:
         lengths: (B,) int64.
         indices: (T,) int64.
-        pictures: what version 2 has; None writes version 1.
+        images: what version 2 has; None writes version 1.
 
     Raises:
         ValueError: an index that is no code of the model, more than 65,535 tokens for an image, 2^31 or more in all; a
@@ -97,13 +97,13 @@ def dump(
     file = io.BytesIO()
     file.write(
         HEADER.pack(
-            *(MAGIC, 1 if pictures is None else 2, 0, identity.fingerprint),
+            *(MAGIC, 1 if images is None else 2, 0, identity.fingerprint),
             *(identity.codebook_size, *identity.image_size, len(lengths), len(indices)),
         )
     )
     records, names = np.empty(0, RECORD), b""
-    if pictures is not None:
-        records, names = to_records(pictures, len(lengths))
+    if images is not None:
+        records, names = to_records(images, len(lengths))
         if len(names) >= 2**32:
             raise ValueError(f"names: expected less than 2^32 bytes of them, got {len(names)}")
         file.write(NAME_BYTES.pack(len(names)))
@@ -162,7 +162,7 @@ class Reader:
         if reserved != 0:
             raise FormatError(f"reserved field: expected 0, got {reserved}")
         self.histogram = self._histogram()
-        self.pixels = self._check_pictures()
+        self.pixels = self._check_images()
         self._check_indices()
 
     def _place_parts(self) -> None:
@@ -193,7 +193,7 @@ class Reader:
             raise FormatError(f"lengths: expected a sum of {self.token_count}, got {total}")
         return dict(sorted(histogram.items()))
 
-    def _check_pictures(self) -> int:
+    def _check_images(self) -> int:
         """Of all images; the number of their pixels."""
         height, width = self.identity.image_size
         if self.version == 1:
@@ -207,10 +207,10 @@ class Reader:
             if end > self._indices:
                 raise FormatError("names: expected them to end where the indices begin")
             try:
-                pictures = from_records(records, self._read(place, end - place))
+                images = from_records(records, self._read(place, end - place))
             except ValueError as error:
                 raise FormatError(str(error)) from error
-            pixels += sum(height * width for height, width in pictures.sizes.tolist())
+            pixels += sum(height * width for height, width in images.sizes.tolist())
             place = end
         if place != self._indices:
             raise FormatError("names: expected them to end where the indices begin")
@@ -251,11 +251,11 @@ class Reader:
             return np.broadcast_to(np.array(self.identity.image_size), (count, 2))
         return self._some_records(first, count)["size"].astype(np.int64)
 
-    def pictures(self, first: int, count: int) -> Pictures:
+    def images(self, first: int, count: int) -> ImageInfo:
         """What is said of ``count`` images from ``first`` on; in version 1 nothing but their size."""
         if self.version == 1:
             unknown = np.zeros((count, 2), np.int64)
-            return Pictures(self.sizes(first, count), unknown, unknown, [""] * count)
+            return ImageInfo(self.sizes(first, count), unknown, unknown, [""] * count)
         nearest = first // FEW
         before = self._some_records(nearest * FEW, first % FEW)["name"].sum(dtype=np.int64)
         records = self._some_records(first, count)

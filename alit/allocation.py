@@ -38,7 +38,7 @@ def allocated(errors_BP: Tensor, lengths: Sequence[int], total: int) -> list[int
 
 
 def _hull(lengths: Sequence[int], curve: Sequence[float]) -> Iterator[tuple[int, int]]:
-    """Neighbouring corners of the lower convex hull of a curve."""
+    """Neighboring corners of the lower convex hull of a curve."""
     corners: list[int] = []
     for new in range(len(lengths)):
         while len(corners) > 1 and _above(lengths, curve, corners[-2], corners[-1], new):

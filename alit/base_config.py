@@ -35,7 +35,7 @@ class Convolutional(Checked):
             )
         if self.channels % 32:
             raise ValueError(
-                f"channels: expected a multiple of 32, the groups that are normalised, got {self.channels}"
+                f"channels: expected a multiple of 32, the groups that are normalized, got {self.channels}"
             )
         if self.channels * max(self.multipliers) > MAX_SIZE:
             raise ValueError(f"multipliers: expected at most {MAX_SIZE} channels in a level")
@@ -89,7 +89,7 @@ class KLVAEConfig(Convolutional):
 class DCTConfig(Checked):
     """Base tokenizer without weights: the lowest DCT coefficients of each patch, per luma and chroma plane.
 
-    ``lapped``: the transform overlaps neighbouring patches, so that no border shows, and all planes are in units of
+    ``lapped``: the transform overlaps neighboring patches, so that no border shows, and all planes are in units of
     equal squared RGB error. False: blocks, each plane in units of its deviation in photographs.
     """
 

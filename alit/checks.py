@@ -106,6 +106,7 @@ def check_number(
 #: Names of fields in files of before -> what they are called now; below, values of a field. These are read for ever.
 EARLIER = {
     "initialisation": "initialization",
+    "picture_every": "image_every",
     "regulariser": "regularizer",
     "small_code_initialisation": "small_code_initialization",
 }

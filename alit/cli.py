@@ -14,20 +14,20 @@ from .console import console, errors, escape_what_cannot_be_printed
 #: What the list of commands says of each, by its group there; its module is imported when it is called.
 GROUPS = {
     "Tokens": {
-        "encode": "Encode pictures to one .alit file, each in as few tokens as it needs.",
-        "decode": "Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.",
+        "encode": "Encode images to one .alit file, each in as few tokens as it needs.",
+        "decode": "Decode an .alit file to PNG files with the names and sizes of the images that were encoded.",
         "info": "Show what an .alit file holds: images, bits per pixel, lengths, names and sizes. Needs no model.",
         "reconstruct": "Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each"
         " cost.",
-        "serve": "Play with a picture in a browser: a slider over its tokens, what they keep, and where they look.",
+        "serve": "Play with an image in a browser: a slider over its tokens, what they keep, and where they look.",
         "demo": "Show on a page what the tokenizer does with the photographs that come with scikit-image.",
     },
     "Models": {
         "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
         "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
-        "analyze": "Show on a page what the number of tokens follows, and what tokens know of a picture.",
-        "probe": "What tokens tell of a picture's class: a linear classifier at every length, beside controls.",
-        "generate": "Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.",
+        "analyze": "Show on a page what the number of tokens follows, and what tokens know of an image.",
+        "probe": "What tokens tell of an image's class: a linear classifier at every length, beside controls.",
+        "generate": "Generate images: PNG files, their tokens in one .alit file, and a contact sheet.",
     },
     "Model files": {
         "compact": "Store a model in 16 bits, but for what exceeds them: half the size, for passing on.",
@@ -90,13 +90,13 @@ def main(
 
         alit reconstruct photo.jpg
 
-    Then keep its tokens in a file, look at that, and make a picture of it again:
+    Then keep its tokens in a file, look at that, and make an image of it again:
 
         alit encode photo.jpg -o photo.alit
 
         alit info photo.alit
 
-        alit decode photo.alit -o pictures
+        alit decode photo.alit -o images
 
     alit demo shows on a page what the tokenizer does. Every command explains itself: alit encode --help
     """

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.ExifTags import Base
 
-#: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no pictures.
+#: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no images.
 DAMAGED = (
     *(SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
     *(EOFError, RuntimeError, MemoryError, struct.error),
@@ -24,7 +24,7 @@ Box = tuple[int, int, int, int]
 
 
 class Scale(NamedTuple):
-    """What the numbers of a greyscale picture of more than 8 bits mean.
+    """What the numbers of a grayscale image of more than 8 bits mean.
 
     Attributes:
         black, white: numbers; one outside counts as the nearer of them.
@@ -37,7 +37,7 @@ class Scale(NamedTuple):
 
 
 def scale(image: Any, boxes: list[Box]) -> Scale:
-    """Of a picture of mode I, I;16 or F: 65535 is white, or in a float 1 (255, where a finite number exceeds 2); in a
+    """Of an image of mode I, I;16 or F: 65535 is white, or in a float 1 (255, where a finite number exceeds 2); in a
     TIFF of 9 to 15 bits the largest number, and 0 where it says so.
     """
     tags = getattr(image, "tag_v2", {})
@@ -51,7 +51,7 @@ def scale(image: Any, boxes: list[Box]) -> Scale:
 
 
 def eight_bits(image: Image.Image, scale: Scale) -> Image.Image:
-    """Greyscale of mode I, I;16 or F as L; what is transparent is white."""
+    """Grayscale of mode I, I;16 or F as L; what is transparent is white."""
     numbers = np.asarray(image)
     values = (numbers.view(np.uint32) if scale.unsigned else numbers).astype(np.float32)
     shares = (np.nan_to_num(values, nan=scale.black) - scale.black) / (scale.white - scale.black)
@@ -62,13 +62,13 @@ def eight_bits(image: Image.Image, scale: Scale) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A picture of 8 bits, on white, in sRGB."""
-    grey, alpha = image.mode in ("1", "L", "LA"), None
+    """An image of 8 bits, on white, in sRGB."""
+    gray, alpha = image.mode in ("1", "L", "LA"), None
     if image.has_transparency_data:
-        image = image.convert("LA" if grey else "RGBA")
+        image = image.convert("LA" if gray else "RGBA")
         alpha = image.getchannel("A")
     if image.mode not in _SPACES:
-        image = image.convert("L" if grey else "RGB")
+        image = image.convert("L" if gray else "RGB")
     transform = to_srgb(profile, image.mode) if profile else None
     rgb = image.convert("RGB") if transform is None else transform(image)
     if alpha is None:
@@ -80,7 +80,7 @@ def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """Conversion of pictures of a mode; None for a profile of others, a damaged one, and one that is sRGB's."""
+    """Conversion of images of a mode; None for a profile of others, a damaged one, and one that is sRGB's."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if own.profile.xcolor_space.strip() != _SPACES[mode]:

@@ -48,7 +48,7 @@ class Quirks(Checked):
         best_iteration_fallback: where the threshold is never met, ``encode`` returns the iteration with the smallest
             error, not the longest.
         unclamped_pixel_error: ``MaxL1`` measures predicted pixels before they are clamped to [0, 1].
-        unquantized_tokens: ``encode`` returns the vectors before normalisation and quantization, not indices.
+        unquantized_tokens: ``encode`` returns the vectors before normalization and quantization, not indices.
         random_halting_in_evaluation: halting draws from a Bernoulli distribution outside training too.
         random_posterior_in_evaluation: the KL-VAE posterior is sampled outside training too, not its mean taken.
         vae_unit_range: the KL-VAE, trained on images in [-1, 1], gets and gives images in [0, 1].
@@ -58,7 +58,7 @@ class Quirks(Checked):
             that latents of different images hardly differ, and codes hardly enter the decoder.
         ema_rewrites_all_codes: every update of a moving-average codebook writes all codes anew from averages that start
             at the codebook with counts of 0: codes that no vector chose grow in the first steps.
-        raw_codebook_entries: indices are looked up without the normalisation that the decoder was trained on.
+        raw_codebook_entries: indices are looked up without the normalization that the decoder was trained on.
         perceptual_unit_range: stage 2: LPIPS, made for images in [-1, 1], gets them in [0, 1].
         perceptual_dropout: stage 2: LPIPS drops features at random.
     """

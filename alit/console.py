@@ -152,7 +152,7 @@ def printable(name: object) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 picture``, ``2 pictures``."""
+    """``1 image``, ``2 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -1,4 +1,4 @@
-"""Token selection: when is a picture described well enough? ``criterion.py`` says what a criterion is."""
+"""Token selection: when is an image described well enough? ``criterion.py`` says what a criterion is."""
 
 from __future__ import annotations
 
@@ -168,8 +168,8 @@ class MaxL1(ErrorCriterion):
 class RelativeL1(ErrorCriterion):
     """Mean absolute pixel error below ``threshold`` times the image's own contrast; decodes pixels every iteration.
 
-    The contrast is the mean absolute deviation of the pixels from their mean, channel by channel: the error of a
-    picture of one color. A picture with less than 0.03 (7.6 of 255) counts as one of 0.03, so that a flat one has a
+    The contrast is the mean absolute deviation of the pixels from their mean, channel by channel: the error of an
+    image of one color. An image with less than 0.03 (7.6 of 255) counts as one of 0.03, so that a flat one has a
     limit above 0. Predicted pixels are clamped to [0, 1], as they are shown.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a criterion is: it says when a picture is described well enough.
+"""What a criterion is: it says when an image is described well enough.
 
 A criterion is called after each iteration with the :class:`alit.Iteration` and the model and says for each
 image that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.

@@ -26,7 +26,7 @@ class Features(NamedTuple):
     All floating-point tensors have the dtype that the model computes in.
 
     Attributes:
-        tokens_BLD: latents behind the encoder's last normalisation, of the encoder's width.
+        tokens_BLD: latents behind the encoder's last normalization, of the encoder's width.
         codes_BLC: what the decoder gets of them: quantized; in a "continuous" model of ``code_dim`` channels, in an
             "unfactorized" one ``tokens_BLD``.
         index_BL: int64, of the codes; None where there is no quantizer.

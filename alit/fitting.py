@@ -1,12 +1,12 @@
-"""How a picture of any shape becomes an image that a model takes, and a decoded image the picture's size again.
+"""How an image of any shape becomes one that a model takes, and what is decoded the size of the original again.
 
 - ``whole``: all of it, resized to about as many pixels as the model's own images have; each side is the multiple of the
-  patch that is nearest to the picture's shape.
-- ``crop``: its centre, of the model's own shape and size.
+  patch that is nearest to the original's shape.
+- ``crop``: its center, of the model's own shape and size.
 - ``pad``: all of it, made smaller where it has more pixels than the model's images but never larger, its last row and
   column repeated up to multiples of the patch.
 
-A picture that is longer than so many pixels in one row of patches is squeezed, which bounds what an image costs, see
+An image that is longer than so many pixels in one row of patches is squeezed, which bounds its cost, see
 :func:`most_tokens`.
 """
 
@@ -29,7 +29,7 @@ GAP = 8.0
 
 
 def most_tokens(own: int) -> int:
-    """Image tokens of a picture at most, whatever its shape, for a model whose own images have so many.
+    """Image tokens of an image at most, whatever its shape, for a model whose own images have so many.
 
     With the exact sides a and b in patches, a b <= own and b <= own, sides rounded up make (a + 1) (b + 1) patches.
     """
@@ -37,11 +37,11 @@ def most_tokens(own: int) -> int:
 
 
 class Fitted(NamedTuple):
-    """A picture as an image.
+    """An image as a model takes it.
 
     Attributes:
         image: (3, height, width) float32 in [0, 1], sides multiples of the patch.
-        original: height and width in pixels of the picture, or of the part of it that was taken.
+        original: height and width in pixels of the file's image, or of the part of it that was taken.
         padding: rows at the bottom and columns at the right that were added.
     """
 
@@ -58,7 +58,7 @@ def load(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Fitted:
-    """The picture of a file.
+    """The image of a file.
 
     Args:
         image_size, patch: of the model, in pixels.
@@ -70,14 +70,14 @@ def load(
     return fitted(upright(path, max_megapixels=max_megapixels), image_size, patch, fit)
 
 
-def fitted(picture: Image.Image, image_size: tuple[int, int], patch: int, fit: str) -> Fitted:
-    """An RGB picture; arguments as for :func:`load`."""
-    width, height = picture.size
+def fitted(pil_image: Image.Image, image_size: tuple[int, int], patch: int, fit: str) -> Fitted:
+    """An RGB image; arguments as for :func:`load`."""
+    width, height = pil_image.size
     if fit == "crop":
         rows, columns = image_size
         share = min(height / rows, width / columns)
         part = max(1, round(share * rows)), max(1, round(share * columns))
-        cut = ImageOps.fit(picture, (columns, rows), Image.Resampling.BICUBIC)
+        cut = ImageOps.fit(pil_image, (columns, rows), Image.Resampling.BICUBIC)
         return Fitted(to_tensor(cut), part, (0, 0))
     area = math.prod(image_size)
     scale = min(math.sqrt(area / (height * width)), area / patch / max(height, width))
@@ -86,7 +86,7 @@ def fitted(picture: Image.Image, image_size: tuple[int, int], patch: int, fit: s
     else:
         rows, columns = (max(1, round(x * min(1.0, scale))) for x in (height, width))
     size = (columns, rows)
-    image = to_tensor(picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=GAP))
+    image = to_tensor(pil_image.resize(size, Image.Resampling.BICUBIC, reducing_gap=GAP))
     below, beside = -rows % patch, -columns % patch
     if below or beside:
         image = pad(image[None], (0, beside, 0, below), mode="replicate")[0]
@@ -94,14 +94,14 @@ def fitted(picture: Image.Image, image_size: tuple[int, int], patch: int, fit: s
 
 
 def without_padding(image: Tensor, padding: tuple[int, int]) -> Tensor:
-    """What of an image (3, height, width) is the picture's."""
+    """An image (3, height, width) without the rows and columns that were added."""
     height, width = (side - added for side, added in zip(image.shape[1:], padding, strict=True))
     return image[:, :height, :width]
 
 
 def restored(image: Tensor, padding: tuple[int, int], original: tuple[int, int]) -> Image.Image:
-    """A decoded image as a picture of the original's size (bicubic); of its own where that is unknown, 0 and 0."""
-    picture, (height, width) = to_image(without_padding(image, padding)), original
+    """A decoded image in the original's size (bicubic); in its own where that is unknown, 0 and 0."""
+    pil_image, (height, width) = to_image(without_padding(image, padding)), original
     if original == (0, 0):
-        return picture
-    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=GAP)
+        return pil_image
+    return pil_image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=GAP)

@@ -1,4 +1,4 @@
-"""Which files are pictures, in folders and folders within; what is left out has a name and a reason."""
+"""Which files are images, in folders and folders within; what is left out has a name and a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .console import printable
 from .images import formats
 
 _HEIC = "HEIC, which pillow-heif reads: pip install 'alit[heic]'"
-#: Files that a person would call pictures, by the reason for which they are left out unless Pillow reads them.
+#: Files that a person would call images, by the reason for which they are left out unless Pillow reads them.
 _REASONS = {
     _HEIC: ".heic .heif .hif .heics .heifs",
     "camera raw, which is not read: develop it to JPEG, PNG or TIFF": ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2"
@@ -28,64 +28,64 @@ _REASONS = {
     "of a format that this Pillow does not read: convert it to PNG": ".jxl .avif .avifs .webp .jp2 .j2k .jpx .jxr .wdp"
     " .hdp .exr .hdr .bpg .flif .wmf .emf",
 }
-#: What a picture is loaded as.
-Picture = TypeVar("Picture")
+#: What an image is loaded as.
+Loaded = TypeVar("Loaded")
 _UNREAD = {suffix: reason for reason, x in _REASONS.items() for suffix in x.split()}
 
 
 @dataclass
 class Listing:
-    """Pictures, and what is not among them.
+    """Images, and what is not among them.
 
     Attributes:
-        pictures: files to try, in order.
-        left_out: a line for every file in a folder that is no picture for us, but for a person.
-        unreadable: a line for every picture that :meth:`loaded` could not read.
-        others: number of files in folders that nobody would call pictures.
+        images: files to try, in order.
+        left_out: a line for every file in a folder that is no image for us, but for a person.
+        unreadable: a line for every image that :meth:`loaded` could not read.
+        others: number of files in folders that nobody would call images.
     """
 
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     others: int = 0
 
     def add(self, other: Listing) -> None:
         """Take in what another one has."""
-        self.pictures += other.pictures
+        self.images += other.images
         self.left_out += other.left_out
         self.unreadable += other.unreadable
         self.others += other.others
 
-    def loaded(self, load: Callable[[Path], Picture]) -> Iterator[tuple[Path, Picture]]:
-        """The pictures that can be read, one after another."""
-        for path in self.pictures:
+    def loaded(self, load: Callable[[Path], Loaded]) -> Iterator[tuple[Path, Loaded]]:
+        """The images that can be read, one after another."""
+        for path in self.images:
             try:
-                picture = load(path)
+                image = load(path)
             except OSError as error:
                 reason = _reason(path, error)
-                self.unreadable.append(f"{printable(path)}: not a readable picture ({reason})")
+                self.unreadable.append(f"{printable(path)}: not a readable image ({reason})")
             else:
-                yield path, picture
+                yield path, image
 
     def batches(
         self, load: Callable[[Path], Tensor], size: int
     ) -> Iterator[tuple[list[Path], Tensor]]:
-        """The pictures that can be read, at most ``size`` at a time, stacked."""
+        """The images that can be read, at most ``size`` at a time, stacked."""
         readable = self.loaded(load)
         while batch := list(itertools.islice(readable, size)):
-            paths, pictures = zip(*batch, strict=True)
-            yield list(paths), torch.stack(pictures)
+            paths, images = zip(*batch, strict=True)
+            yield list(paths), torch.stack(images)
 
     def beside(self) -> str:
         """That there are other files; empty where there are none."""
         if self.others == 1:
-            return "1 other file is no picture"
-        return f"{self.others} other files are no pictures" if self.others else ""
+            return "1 other file is no image"
+        return f"{self.others} other files are no images" if self.others else ""
 
     @property
     def readable(self) -> int:
-        """The number of pictures but for those that turned out to be none."""
-        return len(self.pictures) - len(self.unreadable)
+        """The number of images but for those that turned out to be none."""
+        return len(self.images) - len(self.unreadable)
 
     def names_skipped(self) -> list[str]:
         """A line for each file that was skipped."""
@@ -94,12 +94,12 @@ class Listing:
     def skipped(self) -> str:
         """What was skipped, with its number: a line, and an indented one for each file; empty where nothing was."""
         lines = self.names_skipped()
-        total = len(self.pictures) + len(self.left_out)
+        total = len(self.images) + len(self.left_out)
         return "\n  ".join([f"{len(lines)} of {total} files skipped:", *lines]) if lines else ""
 
 
 def find(paths: Sequence[Path], *, recursive: bool = True) -> Listing:
-    """The given files, whatever their names, and the pictures in the given folders, each folder's by name.
+    """The given files, whatever their names, and the images in the given folders, each folder's by name.
 
     Hidden files and folders count as not there. Links to folders are followed, into each folder once.
 
@@ -107,7 +107,7 @@ def find(paths: Sequence[Path], *, recursive: bool = True) -> Listing:
         recursive: folders within folders too.
 
     Raises:
-        FileNotFoundError: no such file or folder; no picture at all.
+        FileNotFoundError: no such file or folder; no image at all.
         OSError: a given folder cannot be read.
     """
     found = Listing()
@@ -115,14 +115,14 @@ def find(paths: Sequence[Path], *, recursive: bool = True) -> Listing:
         if path.is_dir():
             _add_folder(found, path, recursive)
         elif path.is_file():
-            found.pictures.append(path)
+            found.images.append(path)
         else:
             raise FileNotFoundError(f"{printable(path)}: no such file or folder")
-    if not found.pictures:
+    if not found.images:
         within = "" if recursive else ", folders within left alone"
         reasons = f"; {found.skipped()}" if found.left_out else ""
         names = ", ".join(map(printable, paths))
-        raise FileNotFoundError(f"{names}: no picture found{within}{reasons}")
+        raise FileNotFoundError(f"{names}: no image found{within}{reasons}")
     return found
 
 
@@ -130,7 +130,7 @@ def in_folder(folder: Path, *, recursive: bool = True) -> Listing:
     """:func:`find` in one folder.
 
     Raises:
-        OSError: not a folder, one that cannot be read, or one without pictures.
+        OSError: not a folder, one that cannot be read, or one without images.
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{printable(folder)}: not a folder")
@@ -162,7 +162,7 @@ def _folded(name: str) -> str:
 def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
     known = formats()
     kinds = {suffix: kind in known for suffix, kind in Image.registered_extensions().items()}
-    pictures: list[Path] = []
+    images: list[Path] = []
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
@@ -185,7 +185,7 @@ def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
                 folders.append(path)
             elif kinds.get(suffix):
                 if path.is_file():
-                    pictures.append(path)
+                    images.append(path)
                 else:
                     found.left_out.append(f"{printable(path)}: a link to nothing, or no file")
             elif suffix in _UNREAD:
@@ -194,7 +194,7 @@ def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
                 found.others += 1
         if recursive:
             waiting += reversed(folders)
-    found.pictures += sorted(pictures)
+    found.images += sorted(images)
 
 
 def _reason(path: Path, error: OSError) -> str:

@@ -1,14 +1,14 @@
-"""Reading and writing pictures: any kind and orientation in, float tensors in [0, 1] out.
+"""Reading and writing images: any kind and orientation in, float tensors in [0, 1] out.
 
 Every command, evaluation and training read through :func:`upright` or :func:`load`, which are one rule:
 
 - The first frame counts, turned as its orientation tag says; transparency lies on white.
-- An embedded color profile is converted to sRGB (perceptual intent); one that is damaged, or not of the picture's
+- An embedded color profile is converted to sRGB (perceptual intent); one that is damaged, or not of the image's
   colors, is not there.
 - Integers of more than 8 bits are divided by 65535 and clipped; floating-point values count as [0, 1], or as [0, 255]
   where one is finite and above 2, and are clipped; NaN is black.
 - Memory: 5 bytes a pixel beyond the file, and some tens of megabytes. ``_BYTES`` names decoders that take more;
-  a picture for which they would exceed 5 bytes times ``max_megapixels`` is refused like one with more pixels, before
+  an image for which they would exceed 5 bytes times ``max_megapixels`` is refused like one with more pixels, before
   anything is decoded. What does not fit in memory meanwhile lies in a temporary file, 3 bytes a pixel.
 """
 
@@ -33,18 +33,18 @@ from torch import Tensor
 from .atomic_files import replacing
 from .colors import DAMAGED, Box, eight_bits, scale, to_rgb, to_srgb
 
-#: Pictures of more are refused unless a caller says otherwise: millions of pixels, by the header.
+#: Images of more are refused unless a caller says otherwise: millions of pixels, by the header.
 MAX_MEGAPIXELS = 250.0
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Formats of Pillow that are not read: programs (PostScript), videos, measurements.
 _LEFT_OUT = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5")
 #: Bytes a pixel that decoders take at their peak, at most, where it is more than 5.
 _BYTES = {"WEBP": 20, "AVIF": 16, "HEIF": 16, "JPEG2000": 26, "DDS": 8, "QOI": 8, "SGI": 7}
-#: Bytes a pixel of a decoded picture; 4 where its mode is not named.
+#: Bytes a pixel of a decoded image; 4 where its mode is not named.
 _MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 #: Types of EXIF that an orientation may have: byte, short, long.
 _INTEGERS = {1: "B", 3: "H", 4: "I"}
-#: Side of the tiles that are converted at a time, and bytes beyond 5 a pixel that a small picture may take.
+#: Side of the tiles that are converted at a time, and bytes beyond 5 a pixel that a small image may take.
 _TILE, _SPARE = 1024, 48_000_000
 #: Pillow's limit of pixels and Python's filters of warnings belong to the process: one reading at a time.
 _LOCK = threading.RLock()
@@ -78,7 +78,7 @@ def load_square(path: str | Path, size: int, *, max_megapixels: float = MAX_MEGA
 def load(
     path: str | Path, size: tuple[int, int], *, max_megapixels: float = MAX_MEGAPIXELS
 ) -> Tensor:
-    """A picture as RGB, its centre, of the shape of ``size``, resized (bicubic): (3, height, width) float32 in [0, 1].
+    """An image as RGB, its center, of the shape of ``size``, resized (bicubic): (3, height, width) float32 in [0, 1].
 
     Raises:
         OSError: not a readable image, or one of more than ``max_megapixels``.
@@ -101,7 +101,7 @@ def upright(
     convert_profiles: bool = True,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Image.Image:
-    """A picture of any kind as RGB, whole, turned as it says, transparency on white: see above for the rules.
+    """An image of any kind as RGB, whole, turned as it says, transparency on white: see above for the rules.
 
     Raises:
         OSError: not a readable image, or truncated, or one of more than ``max_megapixels``.
@@ -141,7 +141,7 @@ def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[I
             image.load()
             yield image
     except UnidentifiedImageError as error:
-        raise UnidentifiedImageError("cannot identify what kind of picture it is") from error
+        raise UnidentifiedImageError("cannot identify what kind of image it is") from error
     except OSError:
         raise
     except _TOO_LARGE as error:
@@ -152,7 +152,7 @@ def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[I
 
 @contextmanager
 def _limit(pixels: float) -> Iterator[None]:
-    """Within, Pillow raises where a picture has more pixels, and warns of nothing else; it is restored afterwards."""
+    """Within, Pillow raises where an image has more pixels, and warns of nothing else; it is restored afterwards."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -164,7 +164,7 @@ def _limit(pixels: float) -> Iterator[None]:
 
 
 def _decoder_bytes(image: Any) -> float:
-    """Bytes a pixel that decoding takes at its peak, the picture's own among them."""
+    """Bytes a pixel that decoding takes at its peak, the image's own among them."""
     if image.info.get("progressive"):  # JPEG: all coefficients at once, 16 bits each
         across, down = zip(*(layer[1:3] for layer in image.layer), strict=True)
         samples = sum(a * b for a, b in zip(across, down, strict=True))
@@ -176,7 +176,7 @@ def _decoder_bytes(image: Any) -> float:
         buffer = (
             0 if tag(names.Compression, 1) == 1 else share * sum(tag(names.BitsPerSample, (1,))) / 8
         )
-        turned = 0 if tag(names.Orientation, 1) == 1 else 4  # a second picture, by Pillow itself
+        turned = 0 if tag(names.Orientation, 1) == 1 else 4  # a second image, by Pillow itself
         return 4 + max(turned, buffer)
     return _BYTES.get(image.format, 5)
 
@@ -228,7 +228,7 @@ def _other_orientation(image: Image.Image) -> int | None:
 
 
 def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) -> Image.Image:
-    """The decoded picture as RGB, turned; the decoded one is given up for it. Tile by tile."""
+    """The decoded image as RGB, turned; the decoded one is given up for it. Tile by tile."""
     profile = image.info.get("icc_profile") if convert_profiles else None
     plain = image.mode == "RGB" and not image.has_transparency_data
     if plain and turn is None and (not profile or to_srgb(profile, "RGB") is None):

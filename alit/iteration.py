@@ -26,7 +26,7 @@ class Bottleneck:
 
     Attributes:
         codes_BLC: what the decoder gets: quantized, continuous, or (unfactorized) of the encoder's width.
-        continuous_BLC: the same before normalisation and quantization.
+        continuous_BLC: the same before normalization and quantization.
         quantized: of the latents that this iteration quantized: all, or with ``recurrence="residual"`` the fresh ones.
             None where there is no quantizer.
         index_BL: int64, of all; None likewise.

@@ -146,7 +146,7 @@ def one_behind_another(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
 
 
 def initialize(module: nn.Module) -> None:
-    """Published initialisation: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
+    """Published initialization: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
     for layer in module.modules():
         if isinstance(layer, SelfAttention):
             layer.reset_parameters()

@@ -42,7 +42,7 @@ class LengthHead(nn.Module):
         lengths: numbers of tokens at which the curves have values (P of them).
         mean, std: of the features, as training found them.
         margin: (kinds,), added to a curve before it is compared with a limit.
-        pictures: how many it was fitted to; 0 before.
+        image_count: how many images it was fitted to; 0 before.
     """
 
     def __init__(self, config: AdaptiveTokenizerConfig) -> None:
@@ -58,11 +58,11 @@ class LengthHead(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         self.margin: Tensor
-        self.pictures: Tensor
+        self.image_count: Tensor
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("std", torch.ones(count))
         self.register_buffer("margin", torch.zeros(len(KINDS)))
-        self.register_buffer("pictures", torch.zeros(()))
+        self.register_buffer("image_count", torch.zeros(()))
 
     def forward(self, features_BNF: Tensor) -> Tensor:
         """Logarithms of images' errors (B, kinds, P), which do not rise, without margin."""

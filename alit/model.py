@@ -76,7 +76,7 @@ class AdaptiveModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Published initialisation of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5).
+        """Published initialization of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5).
 
         The linear layers on both sides of the quantizer get weights normal(0, fan-in^-0.5), unless
         ``Quirks.small_code_initialization``.
@@ -151,7 +151,7 @@ class AdaptiveModel(nn.Module):
         iteration: int,
         places: Places | None = None,
     ) -> Tensor:
-        """Encoder input of a later iteration: ``halted`` ones masked, fresh latents appended, everything normalised."""
+        """Encoder input of a later iteration: ``halted`` ones masked, fresh latents appended, everything normalized."""
         if halted is not None:
             places = self.places() if places is None else places
             masked = self.encoder_mask_token + places.encoder_ND[1:]
@@ -260,7 +260,7 @@ class AdaptiveModel(nn.Module):
         return error < (0.025 if threshold is None else threshold)
 
     def codes(self, index: Tensor) -> Tensor:
-        """Codes (B, L, C) of indices (B, L), normalised as the decoder was trained on them; raw in compatibility
+        """Codes (B, L, C) of indices (B, L), normalized as the decoder was trained on them; raw in compatibility
         mode.
         """
         quantizer = self.quantize

@@ -58,7 +58,7 @@ This page was filled from {sources}.
 EVALUATION = """
 ## Evaluation
 
-Of {pictures}, protocol "{protocol}", by `alit evaluate`: means over pictures, pixels in [0, 1].
+Of {images}, protocol "{protocol}", by `alit evaluate`: means over images, pixels in [0, 1].
 
 {table}
 """
@@ -94,7 +94,7 @@ def write(
         evaluation="" if evaluation is None else _evaluation(Path(evaluation), config),
         sources="the model file, which does not say what the model was trained on"
         if evaluation is None
-        else "the model file and the evaluation, which do not say what pictures the model was trained and evaluated on",
+        else "the model file and the evaluation, which do not say what images the model was trained and evaluated on",
     )
 
 
@@ -135,8 +135,8 @@ def _evaluation(path: Path, config: AdaptiveTokenizerConfig) -> str:
         lengths = found["lengths"]
         measured = found["image_size"], [x["tokens"] for x in lengths]
         table = _table(lengths)
-        kind = "drawn picture" if found["kinds"] else "picture"
-        pictures = f"{found['pictures']:d} {kind}" + "s" * (found["pictures"] != 1)
+        kind = "drawn image" if found["kinds"] else "image"
+        images = f"{found['images']:d} {kind}" + "s" * (found["images"] != 1)
         check_choice("protocol", protocol := found["protocol"], ("pinned", "official"))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
@@ -152,7 +152,7 @@ def _evaluation(path: Path, config: AdaptiveTokenizerConfig) -> str:
         raise ValueError(
             f"evaluation: expected one of images {own[0]} and lengths {own[1]}, got {measured[0]} and {measured[1]}"
         )
-    return EVALUATION.format(pictures=pictures, protocol=protocol, table=table)
+    return EVALUATION.format(images=images, protocol=protocol, table=table)
 
 
 def _table(lengths: list[dict[str, Any]]) -> str:

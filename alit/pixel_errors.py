@@ -1,4 +1,4 @@
-"""How far pictures are from others: absolute, relative to their contrast, in structure (SSIM, Wang et al., 2004)."""
+"""How far images are from others: absolute, relative to their contrast, in structure (SSIM, Wang et al., 2004)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-#: Contrast that every picture is taken to have, a flat one too (see :class:`RelativeL1`).
+#: Contrast that every image is taken to have, a flat one too (see :class:`RelativeL1`).
 LEAST_CONTRAST = 0.03
 
 
@@ -28,13 +28,13 @@ def contrast_of(images: Tensor) -> Tensor:
 
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
-    """SSIM of each pair, 1 for equal ones: (B,) float32, or float64. Pictures (B, 3, height, width) in [0, 1].
+    """SSIM of each pair, 1 for equal ones: (B,) float32, or float64. Images (B, 3, height, width) in [0, 1].
 
     As scikit-image computes it by default: uniform window, sample covariance, mean over channels and the windows
-    that lie within the picture.
+    that lie within the image.
 
     Raises:
-        ValueError: pictures smaller than the window.
+        ValueError: images smaller than the window.
     """
     if min(x.shape[-2:]) < window:
         size = "x".join(map(str, x.shape[-2:]))

@@ -8,7 +8,7 @@ from torch.nn.functional import conv2d, gelu, pixel_shuffle, pixel_unshuffle
 
 #: Side of the blocks whose pixels are channels: convolutions at half the resolution reach twice as far.
 BLOCK = 2
-#: What enters the convolutions, and what they add: pixels differ from mid-grey by much less than 1, and corrections by
+#: What enters the convolutions, and what they add: pixels differ from mid-gray by much less than 1, and corrections by
 #: less than they do.
 INPUT, OUTPUT = 4.0, 0.1
 

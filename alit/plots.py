@@ -7,7 +7,7 @@ from typing import Any
 
 from .atomic_files import replacing
 
-BLUE, ORANGE, GREY, INK = "#1f6feb", "#d9730d", "#b8bec7", "#24292f"
+BLUE, ORANGE, GRAY, INK = "#1f6feb", "#d9730d", "#b8bec7", "#24292f"
 
 
 def pyplot() -> Any:
@@ -23,7 +23,7 @@ def pyplot() -> Any:
         "font.size": 10,
         "text.color": INK,
         "axes.labelcolor": INK,
-        "axes.edgecolor": GREY,
+        "axes.edgecolor": GRAY,
         "xtick.color": INK,
         "ytick.color": INK,
         "axes.spines.top": False,

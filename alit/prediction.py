@@ -148,7 +148,7 @@ def predicted_l1(first: Iteration, model: AdaptiveModel) -> Tensor:
     """
     head = head_of(model, "Budget")
     curve_BP = head(features_of(first, model.base_tokenizer))[:, KINDS.index("l1")].exp()
-    rows = torch.cat([curve_BP, head.pictures.float().expand(len(curve_BP), 1)], 1).cpu()
+    rows = torch.cat([curve_BP, head.image_count.float().expand(len(curve_BP), 1)], 1).cpu()
     _check_trained(float(rows[0, -1]), "Budget")
     return rows[:, :-1]
 
@@ -169,11 +169,11 @@ _HOW = "train one: alit train --stage length --start-from MODEL --data PHOTOS --
 
 def _of_trained(head: LengthHead, lengths_B: Tensor, name: str) -> list[int]:
     """On the host, in one look at the device, which also says whether the head was trained."""
-    *lengths, pictures = torch.cat([lengths_B, head.pictures.long()[None]]).tolist()
-    _check_trained(pictures, name)
+    *lengths, image_count = torch.cat([lengths_B, head.image_count.long()[None]]).tolist()
+    _check_trained(image_count, name)
     return lengths
 
 
-def _check_trained(pictures: float, name: str) -> None:
-    if pictures <= 0:
+def _check_trained(image_count: float, name: str) -> None:
+    if image_count <= 0:
         raise ValueError(f"{name}: the length head of these weights was not trained; {_HOW}")

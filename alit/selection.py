@@ -158,7 +158,7 @@ class Selection:
         step = self.model.config.latents_per_iteration
         low_B, high_B = torch.full_like(enough_B, iteration.num_tokens - step), enough_B
         for _ in range((step - 1).bit_length()):
-            middle_B = (low_B + high_B + 1) // 2  # where they are neighbours, the upper one
+            middle_B = (low_B + high_B + 1) // 2  # where they are neighbors, the upper one
             good_B = met(self._part(iteration, middle_B))
             low_B, high_B = (
                 torch.where(good_B, low_B, middle_B),

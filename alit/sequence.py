@@ -13,7 +13,7 @@ from torch import Tensor
 from alit_kernels import cumulative_offsets, unpack
 
 from .alit_format import ModelIdentity, Reader, dump
-from .picture_records import Pictures
+from .image_records import ImageInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class TokenSequence:
 
         Args:
             model: ``AdaptiveTokenizer.identity()`` of the model that encoded.
-            names, originals, padding: of each image, see :class:`alit.picture_records.Pictures`; None: unknown.
+            names, originals, padding: of each image, see :class:`alit.image_records.ImageInfo`; None: unknown.
 
         Raises:
             ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image;
@@ -174,18 +174,18 @@ class TokenSequence:
         """
         if self.indices is None:
             raise ValueError("TokenSequence: expected indices, .alit files hold no latents")
-        count, pictures = len(self), None
+        count, images = len(self), None
         own = torch.tensor([model.image_size]).expand(count, 2)
         sizes = own if self.sizes is None else self.sizes
         if not (names is originals is padding is None) or not torch.equal(sizes, own):
             nothing = np.zeros((count, 2), np.int64)
-            pictures = Pictures(
+            images = ImageInfo(
                 sizes.numpy(),
                 nothing if originals is None else np.array(originals, np.int64).reshape(-1, 2),
                 nothing if padding is None else np.array(padding, np.int64).reshape(-1, 2),
                 [""] * count if names is None else names,
             )
-        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy(), pictures)
+        return dump(model, self.lengths.cpu().numpy(), self.indices.cpu().numpy(), images)
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelIdentity | None = None) -> TokenSequence:

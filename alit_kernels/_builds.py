@@ -2,7 +2,7 @@
 
 Every op with Triton kernels has ``builds.py`` with ``record(recorder)``: calls of the op's own launching functions on
 ``meta`` tensors of the dtypes, shapes and options that are shipped. Triton's own binder says what a launch would
-compile: types, constants, and which integers and addresses it specialises on.
+compile: types, constants, and which integers and addresses it specializes on.
 """
 
 from __future__ import annotations

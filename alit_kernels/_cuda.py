@@ -1,6 +1,6 @@
 """What the Python side of every CUDA implementation needs: launching on torch's stream, and device-side errors.
 
-Values of device tensors are not checked before a launch, which would synchronise: kernels stay within bounds whatever
+Values of device tensors are not checked before a launch, which would synchronize: kernels stay within bounds whatever
 they read. ``ALIT_KERNELS_DEBUG=1`` makes them report what did not fit; each op then waits for its report and raises.
 Set it before the first call: plans repeat calls without it.
 """

@@ -58,7 +58,7 @@ class Op(Operator):
         reference: the plain PyTorch implementation; it defines the op.
         fake: shapes and dtypes of the outputs; takes the op's arguments without ``implementation``.
         check: called with the op's arguments before any implementation, only where looking at the values costs no
-            synchronisation (all tensors on the CPU). Raises ``ValueError``.
+            synchronization (all tensors on the CPU). Raises ``ValueError``.
         others: name -> ``"module:function"``, imported on first use, or the function itself.
         limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
             can. Looks at shapes and options, never at values.

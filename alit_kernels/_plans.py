@@ -27,7 +27,7 @@ def _empty_strided(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.
 
 # What the code that torch.compile writes calls, without the dispatcher.
 _guards = torch._C._dynamo.guards
-#: (size, stride, dtype) -> uninitialised tensor on the current device.
+#: (size, stride, dtype) -> uninitialized tensor on the current device.
 _empty = getattr(_guards, "_empty_strided_cuda", _empty_strided)
 #: (tensor, size, stride, offset) -> view.
 _view = getattr(_guards, "_reinterpret_tensor", torch.as_strided)

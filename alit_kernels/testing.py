@@ -56,7 +56,7 @@ def assert_exact_nearest(index: Tensor, z: Tensor, codebook: Tensor) -> None:
 
     Args:
         index: (N,) int64.
-        z: (N, D); for the cosine metric the normalised vectors, in the precision in which they are searched.
+        z: (N, D); for the cosine metric the normalized vectors, in the precision in which they are searched.
         codebook: (K, D), likewise.
     """
     assert index.dtype == torch.int64 and index.shape == z.shape[:1]

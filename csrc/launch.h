@@ -4,7 +4,7 @@
 //   DYNAMIC_SHARED(T, name)                                            T* name: the shared memory of the launch
 //   UNROLL for (...)                                                   a loop whose every step is written out
 //
-// The emulation runs blocks in turn and the threads of a block as fibres that change at __syncthreads(), so that a race
+// The emulation runs blocks in turn and the threads of a block as fibers that change at __syncthreads(), so that a race
 // is not seen but everything else is: every read and write, under a sanitizer too. With ALIT_EMULATE_THREADS the threads
 // of a block are threads indeed and __syncthreads() is a barrier: slow, and made for ThreadSanitizer. Kernels keep to
 // threadIdx.x, blockIdx.x, blockDim.x, gridDim.x, __syncthreads() reached by all threads, atomicOr() and __popc().
@@ -143,7 +143,7 @@ class Block {
 
 #else
 
-// Fibres that take turns: each runs to the next barrier or to its end before the next one does.
+// Fibers that take turns: each runs to the next barrier or to its end before the next one does.
 class Block {
  public:
   static Block*& current() {
@@ -157,42 +157,42 @@ class Block {
     block_index.x = block;
     grid_size.x = grid;
     block_size.x = threads;
-    fibres_.resize(threads);
-    for (Fibre& fibre : fibres_) {
-      if (!fibre.stack) fibre.stack.reset(new char[kStack]);
-      getcontext(&fibre.context);
-      fibre.context.uc_stack.ss_sp = fibre.stack.get();
-      fibre.context.uc_stack.ss_size = kStack;
-      fibre.context.uc_link = &scheduler_;
-      fibre.done = false;
-      makecontext(&fibre.context, &Block::enter, 0);
+    fibers_.resize(threads);
+    for (Fiber& fiber : fibers_) {
+      if (!fiber.stack) fiber.stack.reset(new char[kStack]);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = &scheduler_;
+      fiber.done = false;
+      makecontext(&fiber.context, &Block::enter, 0);
     }
     for (unsigned left = threads; left > 0;)
       for (unsigned i = 0; i < threads; ++i) {
-        if (fibres_[i].done) continue;
+        if (fibers_[i].done) continue;
         thread_index.x = running_ = i;
-        switch_to(fibres_[i].context, fibres_[i].stack.get(), kStack);
-        left -= fibres_[i].done;
+        switch_to(fibers_[i].context, fibers_[i].stack.get(), kStack);
+        left -= fibers_[i].done;
       }
   }
 
-  // Called by a fibre: back to the scheduler until all others have come as far.
+  // Called by a fiber: back to the scheduler until all others have come as far.
   void wait() {
-    Fibre& fibre = fibres_[running_];
+    Fiber& fiber = fibers_[running_];
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, scheduler_stack_, scheduler_size_);
-    swapcontext(&fibre.context, &scheduler_);
+    swapcontext(&fiber.context, &scheduler_);
     __sanitizer_finish_switch_fiber(fake, &scheduler_stack_, &scheduler_size_);
 #else
-    swapcontext(&fibre.context, &scheduler_);
+    swapcontext(&fiber.context, &scheduler_);
 #endif
   }
 
  private:
   static constexpr std::size_t kStack = 1 << 16;
 
-  struct Fibre {
+  struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     bool done = false;
@@ -204,7 +204,7 @@ class Block {
     __sanitizer_finish_switch_fiber(nullptr, &block.scheduler_stack_, &block.scheduler_size_);
 #endif
     (*block.body_)();
-    block.fibres_[block.running_].done = true;
+    block.fibers_[block.running_].done = true;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(nullptr, block.scheduler_stack_, block.scheduler_size_);
 #endif
@@ -221,7 +221,7 @@ class Block {
 #endif
   }
 
-  std::vector<Fibre> fibres_;
+  std::vector<Fiber> fibers_;
   const std::function<void()>* body_ = nullptr;
   ucontext_t scheduler_;
   unsigned running_ = 0;

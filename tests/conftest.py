@@ -1,4 +1,4 @@
-"""Of every test: it begins as if it were the first, with NaN in every uninitialised tensor; Triton's interpreter."""
+"""Of every test: it begins as if it were the first, with NaN in every uninitialized tensor; Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 #: A room imports only rooms of the rows before its own.
 ROWS = (
     "alit_kernels alit.display",
-    "alit.checks alit.devices alit.console alit.colors alit.picture_records alit.atomic_files alit.hub",
+    "alit.checks alit.devices alit.console alit.colors alit.image_records alit.atomic_files alit.hub",
     "alit.base_config",
     "alit.config alit.alit_format alit.shipped alit.images alit.torch_archive alit.plots alit.pixel_errors",
     "alit.layers alit.published alit.folders alit.sizes alit.fitting alit.codebooks alit.model_card",

@@ -3,7 +3,7 @@
 from .analyze import Analysis, analyze
 from .complexity import THRESHOLDS, Complexity
 from .familiarity import Familiarity
-from .inputs import Pictures, read_pictures, read_scores, read_segments
+from .inputs import ImageSet, read_images, read_scores, read_segments
 from .rollouts import errors
 from .specialization import Specialization
 from .statistics import Interval, spearman
@@ -13,12 +13,12 @@ __all__ = [
     "Analysis",
     "Complexity",
     "Familiarity",
+    "ImageSet",
     "Interval",
-    "Pictures",
     "Specialization",
     "analyze",
     "errors",
-    "read_pictures",
+    "read_images",
     "read_scores",
     "read_segments",
     "spearman",

@@ -18,7 +18,7 @@ from .complexity import gallery as complexity_gallery
 from .familiarity import Familiarity, familiarity
 from .familiarity import gallery as familiarity_gallery
 from .gallery import Gallery
-from .inputs import read_pictures, read_scores, read_segments
+from .inputs import read_images, read_scores, read_segments
 from .rollouts import errors
 from .specialization import Specialization, specialization
 
@@ -28,7 +28,7 @@ class Analysis:
     """What :func:`analyze` returns.
 
     Attributes:
-        pictures, second: numbers of pictures that were read; None without a second folder.
+        images, second: numbers of images that were read; None without a second folder.
         lengths: tokens after each iteration.
         l1: mean pixel error at each of them.
         max_l1: the one of the thresholds that pages show: the middle one.
@@ -39,7 +39,7 @@ class Analysis:
         galleries: of each section, by its name; no part of :meth:`numbers`.
     """
 
-    pictures: int
+    images: int
     second: int | None
     seed: int
     lengths: list[int]
@@ -55,7 +55,7 @@ class Analysis:
     galleries: dict[str, Gallery] = field(default_factory=dict, repr=False, compare=False)
 
     def numbers(self) -> dict[str, Any]:
-        """All but the pictures, as JSON takes it."""
+        """All but the images, as JSON takes it."""
         found = asdict(replace(self, galleries={}))
         del found["galleries"]
         return found
@@ -81,18 +81,18 @@ def analyze(
 
     Args:
         model: in evaluation mode, on its device.
-        data: a folder of pictures; the centre of each, of the model's shape, is read. A picture takes as many bytes of
+        data: a folder of images; the center of each, of the model's shape, is read. An image takes as many bytes of
             memory as it has values.
-        scores: a CSV file of people's judgement, see :func:`alit.analysis.inputs.read_scores`.
+        scores: a CSV file of people's judgment, see :func:`alit.analysis.inputs.read_scores`.
         segments: a folder of people's segments, see :func:`alit.analysis.inputs.read_segments`.
-        out_of_domain: a second folder of pictures, of another kind.
+        out_of_domain: a second folder of images, of another kind.
         networks: with a classifier for the task, see :func:`alit.evaluation.classifier`.
         thresholds: of L1, at which tokens are counted, ascending.
-        limit: so many pictures of each folder, the first by name.
-        seed: of everything that is drawn: changes of pictures, controls, the bootstrap.
+        limit: so many images of each folder, the first by name.
+        seed: of everything that is drawn: changes of images, controls, the bootstrap.
 
     Raises:
-        OSError, ValueError: a folder with fewer than 3 pictures that can be read, scores or segments that do not fit,
+        OSError, ValueError: a folder with fewer than 3 images that can be read, scores or segments that do not fit,
             no threshold or one that is not above 0, segments for a model that drops image tokens; the argument is
             named.
     """
@@ -108,12 +108,12 @@ def analyze(
         "recursive": recursive,
         "max_megapixels": max_megapixels,
     }
-    pictures = read_pictures("data", data, size, **reading)
+    images = read_images("data", data, size, **reading)
     second = None
     if out_of_domain is not None:
-        second = read_pictures("out_of_domain", out_of_domain, size, **reading)
-    judged = None if scores is None else read_scores(scores, pictures)
-    labels = None if segments is None else read_segments(segments, pictures, size)
+        second = read_images("out_of_domain", out_of_domain, size, **reading)
+    judged = None if scores is None else read_scores(scores, images)
+    labels = None if segments is None else read_segments(segments, images, size)
     left_out = list(networks.left_out)
     left_out += [] if scores is not None else ["scores: none were given"]
     left_out += [] if second is not None else ["second folder: none was given"]
@@ -121,36 +121,36 @@ def analyze(
 
     watcher = None if networks.classifier is None else task.Watcher(model, networks)
     errors_NK = errors(
-        *(model, pictures.levels),
+        *(model, images.levels),
         batch_size=batch_size,
         watch=watcher,
     )
     shown = sorted(thresholds)[len(thresholds) // 2]
-    galleries = {"complexity": complexity_gallery(model, pictures, errors_NK, shown)}
+    galleries = {"complexity": complexity_gallery(model, images, errors_NK, shown)}
     its_complexity = complexity(
-        *(pictures, errors_NK, its_lengths, judged), thresholds=thresholds, seed=seed
+        *(images, errors_NK, its_lengths, judged), thresholds=thresholds, seed=seed
     )
     its_familiarity = familiarity(
-        *(model, pictures, errors_NK, its_lengths, second),
+        *(model, images, errors_NK, its_lengths, second),
         thresholds=thresholds,
         batch_size=batch_size,
         seed=seed,
     )
-    number = len(pictures) // 2
-    galleries["familiarity"] = familiarity_gallery(model, pictures, second, number, seed)
+    number = len(images) // 2
+    galleries["familiarity"] = familiarity_gallery(model, images, second, number, seed)
     its_task: list[task.Length] = []
     if watcher is not None:
         its_task = watcher.result(seed)
-        galleries["task"] = task.gallery(model, pictures, watcher)
+        galleries["task"] = task.gallery(model, images, watcher)
     its_specialization = None
     if labels is not None:
         its_specialization, galleries["specialization"] = specialization(
-            *(model, pictures, labels),
+            *(model, images, labels),
             batch_size=batch_size,
             seed=seed,
         )
     return Analysis(
-        len(pictures),
+        len(images),
         None if second is None else len(second),
         seed,
         its_lengths,
@@ -162,6 +162,6 @@ def analyze(
         its_task,
         its_specialization,
         left_out,
-        pictures.skipped + ([] if second is None else second.skipped),
+        images.skipped + ([] if second is None else second.skipped),
         galleries,
     )

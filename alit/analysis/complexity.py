@@ -1,4 +1,4 @@
-"""Complexity: whether pictures that people find busy, or that files find long, take more tokens."""
+"""Complexity: whether images that people find busy, or that files find long, take more tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..evaluation import tokens_needed
 from ..images import to_image
 from ..tokenizer import AdaptiveTokenizer
 from .gallery import Gallery
-from .inputs import Pictures
+from .inputs import ImageSet
 from .rollouts import reconstructions
 from .statistics import Interval, spearman
 
@@ -22,7 +22,7 @@ from .statistics import Interval, spearman
 THRESHOLDS = (0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)
 #: Of the JPEG files whose sizes are a yardstick.
 JPEG_QUALITY = 90
-#: Plain pictures, and busy ones, on the sheet.
+#: Plain images, and busy ones, on the sheet.
 SHOWN = 6
 
 
@@ -31,10 +31,10 @@ class Threshold:
     """Tokens until L1 is below ``max_l1``.
 
     Attributes:
-        tokens, met: means; the share of pictures for which some length gets there. The others count with all tokens.
+        tokens, met: means; the share of images for which some length gets there. The others count with all tokens.
         scores: Spearman of tokens with people's scores; None where there are none.
         scores_given_first: the partial one, given L1 after the first iteration: what further iterations know.
-        jpeg, entropy: Spearman of tokens with the size of a JPEG file, and with the entropy of grey levels.
+        jpeg, entropy: Spearman of tokens with the size of a JPEG file, and with the entropy of gray levels.
     """
 
     max_l1: float
@@ -47,8 +47,8 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture: ``l1`` after each iteration, bytes as JPEG, bits of grey entropy, and its score, if it has one."""
+class ImageComplexity:
+    """One image: ``l1`` after each iteration, bytes as JPEG, bits of gray entropy, and its score, if it has one."""
 
     name: str
     l1: list[float]
@@ -66,31 +66,31 @@ class Complexity:
     jpeg: Interval | None
     entropy: Interval | None
     first: Interval | None
-    pictures: list[Picture]
+    images: list[ImageComplexity]
 
 
 def jpeg_sizes(levels: Tensor) -> list[int]:
-    """Bytes of each picture (N, 3, height, width) uint8 as a JPEG file of quality 90."""
+    """Bytes of each image (N, 3, height, width) uint8 as a JPEG file of quality 90."""
     sizes = []
-    for picture in levels:
+    for image in levels:
         file = io.BytesIO()
-        to_image(picture.float() / 255).save(file, "JPEG", quality=JPEG_QUALITY)
+        to_image(image.float() / 255).save(file, "JPEG", quality=JPEG_QUALITY)
         sizes.append(file.tell())
     return sizes
 
 
-def grey_entropy(levels: Tensor) -> list[float]:
-    """Bits a pixel of the histogram of 256 grey levels of each picture (N, 3, height, width) uint8."""
+def gray_entropy(levels: Tensor) -> list[float]:
+    """Bits a pixel of the histogram of 256 gray levels of each image (N, 3, height, width) uint8."""
     found = []
-    for picture in levels:
-        grey = to_image(picture.float() / 255).convert("L")
-        share = torch.tensor(grey.histogram(), dtype=torch.float64) / (grey.width * grey.height)
+    for image in levels:
+        gray = to_image(image.float() / 255).convert("L")
+        share = torch.tensor(gray.histogram(), dtype=torch.float64) / (gray.width * gray.height)
         found.append(float(torch.special.entr(share).sum()) / torch.log(torch.tensor(2.0)).item())
     return found
 
 
 def complexity(
-    pictures: Pictures,
+    data: ImageSet,
     errors_NK: Tensor,
     lengths: Sequence[int],
     scores: Sequence[float] | None,
@@ -99,7 +99,7 @@ def complexity(
     seed: int = 0,
 ) -> Complexity:
     """Of errors as :func:`alit.analysis.rollouts.errors` gives them."""
-    jpeg, entropy = jpeg_sizes(pictures.levels), grey_entropy(pictures.levels)
+    jpeg, entropy = jpeg_sizes(data.levels), gray_entropy(data.levels)
     first = errors_NK[:, 0].numpy()
     found = []
     for limit in thresholds:
@@ -116,22 +116,20 @@ def complexity(
     yardsticks: list[Interval | None] = [None] * 3
     if scores is not None:
         yardsticks = [spearman(scores, x, seed=seed) for x in (jpeg, entropy, first)]
-    each = [None] * len(pictures) if scores is None else scores
-    rows = zip(pictures.names, errors_NK.tolist(), jpeg, entropy, each, strict=True)
+    each = [None] * len(data) if scores is None else scores
+    rows = zip(data.names, errors_NK.tolist(), jpeg, entropy, each, strict=True)
     jpeg_r, entropy_r, first_r = yardsticks
-    return Complexity(found, jpeg_r, entropy_r, first_r, [Picture(*row) for row in rows])
+    return Complexity(found, jpeg_r, entropy_r, first_r, [ImageComplexity(*row) for row in rows])
 
 
-def gallery(
-    model: AdaptiveTokenizer, pictures: Pictures, errors_NK: Tensor, limit: float
-) -> Gallery:
-    """The plainest and the busiest pictures, by tokens and then by error, and what so many tokens show of them."""
+def gallery(model: AdaptiveTokenizer, data: ImageSet, errors_NK: Tensor, limit: float) -> Gallery:
+    """The plainest and the busiest images, by tokens and then by error, and what so many tokens show of them."""
     tokens, met = tokens_needed(errors_NK, model.config.lengths, limit)
     order = sorted(range(len(tokens)), key=lambda n: (int(tokens[n]), float(errors_NK[n].min())))
     each = min(SHOWN, len(order) // 2)
     rows = []
     for title, chosen in (("plainest", order[:each]), ("busiest", order[-each:])):
-        images = pictures.levels[chosen].float() / 255
+        images = data.levels[chosen].float() / 255
         shown = reconstructions(model, images)
         steps = (tokens[chosen] // model.config.latents_per_iteration - 1).tolist()
         above, below = [Tile(title)], [Tile("what they show")]
@@ -140,4 +138,4 @@ def gallery(
             above.append(Tile(count, images[b]))
             below.append(Tile(f"L1 {float(errors_NK[n, step]):.3f}", shown[step][b]))
         rows += [above, below]
-    return Gallery(f"The plainest and the busiest pictures, at L1 below {limit:g}", rows, 2)
+    return Gallery(f"The plainest and the busiest images, at L1 below {limit:g}", rows, 2)

@@ -1,4 +1,4 @@
-"""Pictures in rows with captions: drawn on one sheet, or laid out on the page."""
+"""Images in rows with captions: drawn on one sheet, or laid out on the page."""
 
 from __future__ import annotations
 

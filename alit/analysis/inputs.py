@@ -1,4 +1,4 @@
-"""What is analyzed: pictures of a folder, people's scores of them, people's segments in them."""
+"""What is analyzed: images of a folder, people's scores of them, people's segments in them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..console import printable, reported
 from ..folders import in_folder
 from ..images import MAX_MEGAPIXELS, load, to_levels, upright
 
-#: Pictures that a correlation needs.
+#: Images that a correlation needs.
 FEWEST = 3
 #: Names in a message.
 NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures of a model's size, all in memory.
+class ImageSet:
+    """Images of a model's size, all in memory.
 
     Attributes:
         folder: where they lie.
@@ -51,7 +51,7 @@ def batches(levels: Tensor, size: int) -> Iterator[Tensor]:
         yield part.float() / 255
 
 
-def read_pictures(
+def read_images(
     argument: str,
     folder: Path,
     size: tuple[int, int],
@@ -59,42 +59,42 @@ def read_pictures(
     limit: int | None = None,
     recursive: bool = True,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> Pictures:
-    """The pictures of a folder by name, the first ``limit``; those that cannot be read are skipped and named.
+) -> ImageSet:
+    """The images of a folder by name, the first ``limit``; those that cannot be read are skipped and named.
 
     Raises:
         OSError: as :func:`alit.folders.in_folder`.
         ValueError: fewer than 3 that can be read; ``argument`` is named.
     """
     listing = in_folder(folder, recursive=recursive)
-    every = [_name(file, folder) for file in listing.pictures]
-    listing.pictures = listing.pictures[:limit]
+    every = [_name(file, folder) for file in listing.images]
+    listing.images = listing.images[:limit]
     names, levels = [], []
     found = listing.loaded(lambda x: load(x, size, max_megapixels=max_megapixels))
-    for file, pixels in reported(found, f"reading {argument}", len(listing.pictures)):
+    for file, pixels in reported(found, f"reading {argument}", len(listing.images)):
         names.append(_name(file, folder))
         levels.append(to_levels(pixels))
     skipped = [*listing.left_out, *listing.unreadable]
     if len(names) < FEWEST:
         reasons = "".join(f"\n  {line}" for line in skipped)
         raise ValueError(
-            f"{argument}: expected at least {FEWEST} pictures that can be read in {printable(folder)}, "
+            f"{argument}: expected at least {FEWEST} images that can be read in {printable(folder)}, "
             f"got {len(names)}{reasons}"
         )
-    return Pictures(folder, names, torch.stack(levels), every, skipped)
+    return ImageSet(folder, names, torch.stack(levels), every, skipped)
 
 
 def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def read_scores(file: Path, pictures: Pictures) -> list[float]:
-    """A score for each picture, of a CSV file with columns ``file`` and ``complexity`` (higher is busier).
+def read_scores(file: Path, data: ImageSet) -> list[float]:
+    """A score for each image, of a CSV file with columns ``file`` and ``complexity`` (higher is busier).
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: no such columns, a score that is no finite number, a name twice, a score without a picture or a
-            picture without a score; ``scores`` and what is wrong are named.
+        ValueError: no such columns, a score that is no finite number, a name twice, a score without an image or an
+            image without a score; ``scores`` and what is wrong are named.
     """
     found: dict[str, float] = {}
     try:
@@ -106,12 +106,12 @@ def read_scores(file: Path, pictures: Pictures) -> list[float]:
             for row in reader:
                 name = row["file"] or ""
                 if name in found:
-                    raise ValueError(f"scores: expected each picture once, got {name} twice")
+                    raise ValueError(f"scores: expected each image once, got {name} twice")
                 found[name] = _number(row["complexity"], name)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"scores: {file} is no CSV file ({error})") from error
-    _check_pairs("scores", "a score", found, pictures)
-    return [found[name] for name in pictures.names]
+    _check_pairs("scores", "a score", found, data)
+    return [found[name] for name in data.names]
 
 
 def _number(text: str | None, name: str) -> float:
@@ -124,13 +124,13 @@ def _number(text: str | None, name: str) -> float:
     return value
 
 
-def _check_pairs(argument: str, what: str, there: Collection[str], pictures: Pictures) -> None:
-    """That each picture has one, and each is of a picture."""
+def _check_pairs(argument: str, what: str, there: Collection[str], data: ImageSet) -> None:
+    """That each image has one, and that there is no other."""
     for missing, kind in (
-        ([x for x in pictures.names if x not in there], f"{what} for each picture, none for"),
+        ([x for x in data.names if x not in there], f"{what} for each image, none for"),
         (
-            sorted(set(there) - set(pictures.all_names)),
-            f"a picture for each of {argument}, none for",
+            sorted(set(there) - set(data.all_names)),
+            f"an image for each of {argument}, none for",
         ),
     ):
         if missing:
@@ -138,35 +138,35 @@ def _check_pairs(argument: str, what: str, there: Collection[str], pictures: Pic
             raise ValueError(f"{argument}: expected {kind} {', '.join(missing[:NAMED])}{beyond}")
 
 
-def read_segments(folder: Path, pictures: Pictures, size: tuple[int, int]) -> list[Tensor]:
-    """People's segments of each picture as labels (height, width) int64 from 0, cropped and resized as the picture.
+def read_segments(folder: Path, data: ImageSet, size: tuple[int, int]) -> list[Tensor]:
+    """People's segments of each image as labels (height, width) int64 from 0, cropped and resized as the image.
 
     Of ``NAME.jpg`` they are ``NAME.png``, of the same size: the pixels of one color are a segment.
 
     Raises:
         OSError: not a folder, or a file that cannot be read.
-        ValueError: a picture without segments or segments without a picture, another size than the picture's, more
+        ValueError: an image without segments or segments without an image, another size than the image's, more
             than 8 bits a channel; ``segments`` and the file are named.
     """
-    there = {_name(x, folder)[: -len(x.suffix)]: x for x in in_folder(folder).pictures}
-    of = {name: str(Path(name).with_suffix("").as_posix()) for name in pictures.all_names}
+    there = {_name(x, folder)[: -len(x.suffix)]: x for x in in_folder(folder).images}
+    of = {name: str(Path(name).with_suffix("").as_posix()) for name in data.all_names}
     named = {name: there[stem] for name, stem in of.items() if stem in there}
     extra = {x.name: x for stem, x in there.items() if stem not in of.values()}
-    _check_pairs("segments", "segments", {**named, **extra}, pictures)
-    return [_labels(named[name], pictures.folder / name, size) for name in pictures.names]
+    _check_pairs("segments", "segments", {**named, **extra}, data)
+    return [_labels(named[name], data.folder / name, size) for name in data.names]
 
 
-def _labels(file: Path, picture: Path, size: tuple[int, int]) -> Tensor:
+def _labels(file: Path, image_file: Path, size: tuple[int, int]) -> Tensor:
     with Image.open(file) as header:
         if header.mode.startswith(("I", "F")):
             raise ValueError(
                 f"segments: expected 8 bits a channel, got mode {header.mode} in {printable(file)}"
             )
     image = upright(file, convert_profiles=False)
-    expected = upright(picture).size
+    expected = upright(image_file).size
     if image.size != expected:
         raise ValueError(
-            f"segments: expected {expected[0]}x{expected[1]} pixels, as its picture has, "
+            f"segments: expected {expected[0]}x{expected[1]} pixels, as its image has, "
             f"got {image.size[0]}x{image.size[1]} in {printable(file)}"
         )
     fitted = np.array(ImageOps.fit(image, size[::-1], Image.Resampling.NEAREST), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""``index.html``: one file with all charts and pictures in it."""
+"""``index.html``: one file with all charts and images in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .specialization import Specialization
 from .statistics import Interval
 from .task import Length
 
-#: Colors of kinds of pictures, in order.
+#: Colors of kinds of images, in order.
 COLORS = ["--blue", "--green", "--purple", "--orange", "--pink", "--teal", "--brown", "--soft"]
 TILE_COLORS = {BLUE: " blue", ORANGE: " orange"}
 #: Side of a tile, at most.
@@ -31,12 +31,12 @@ SIDE = 192
 def page(name: str, result: Analysis) -> str:
     """The page, of a model of this name; nothing is loaded from elsewhere."""
     facts = [
-        (str(result.pictures), "pictures"),
+        (str(result.images), "images"),
         (f"{result.lengths[0]} to {result.lengths[-1]}", "tokens"),
         (f"{result.l1[0]:.3f} to {result.l1[-1]:.3f}", "mean L1 at these lengths"),
     ]
     if result.second is not None:
-        facts.append((str(result.second), "pictures of the second folder"))
+        facts.append((str(result.second), "images of the second folder"))
     bodies = {
         "complexity": _complexity(result.complexity, result.max_l1),
         "familiarity": _familiarity(result.familiarity),
@@ -67,7 +67,7 @@ def verdicts(result: Analysis) -> dict[str, str]:
     at = next(x for x in result.complexity.thresholds if x.max_l1 == result.max_l1)
     found = {
         "complexity": f"At L1 below {at.max_l1:g}, tokens rise with the size of a JPEG file at a rank correlation of "
-        f"{_number(at.jpeg)}, and with the entropy of grey levels at {_number(at.entropy)}."
+        f"{_number(at.jpeg)}, and with the entropy of gray levels at {_number(at.entropy)}."
     }
     if at.scores is not None and at.scores_given_first is not None:
         found["complexity"] += (
@@ -87,7 +87,7 @@ def verdicts(result: Analysis) -> dict[str, str]:
         thumb = max(result.task, key=lambda x: x.thumbnail.top1.value or 0.0)
         found["task"] = (
             f"At best, with {best.tokens} tokens, the classifier sees in {_number(best.model.top1, '.0%')} of the "
-            f"reconstructions what it sees in the picture; in thumbnails of as many bits, at best, in "
+            f"reconstructions what it sees in the image; in thumbnails of as many bits, at best, in "
             f"{_number(thumb.thumbnail.top1, '.0%')} ({thumb.tokens} tokens)."
         )
     if (its := result.specialization) is not None:
@@ -176,14 +176,14 @@ def _familiarity(found: Familiarity) -> str:
     rows = [(x.name, x.l1[-1].matched, colors[x.name]) for x in found.kinds[1:]]
     matched = charts.forest(rows, x="L1 with all tokens, beyond what JPEG size explains")
     text = (
-        "<p>The same pictures are changed, and encoded again. Changed pictures may be harder for everybody, so each "
+        "<p>The same images are changed, and encoded again. Changed images may be harder for everybody, so each "
         "difference is also matched: it is taken over the least squares line of L1, or of tokens, on the logarithm of "
-        "JPEG size, fitted to the pictures as they are. Where JPEG sizes lie beyond those of the pictures as they are, "
+        "JPEG size, fitted to the images as they are. Where JPEG sizes lie beyond those of the images as they are, "
         "the line is prolonged, and a matched difference says less.</p>"
     )
     first, last = found.lengths[0], found.lengths[-1]
     limit = f"{found.thresholds[middle]:g}"
-    headings = ["pictures", "JPEG bytes", "beyond"]
+    headings = ["images", "JPEG bytes", "beyond"]
     for what in (f"L1, {first} tokens", f"L1, {last} tokens", f"tokens at {limit}"):
         headings += [what, "more, matched"]
     table = _table(
@@ -213,10 +213,10 @@ def _task(found: Sequence[Length], classifier: str | None) -> str:
         for who, color in (("model", "--blue"), ("thumbnail", "--orange"))
         for k in (1, 5)
     ]
-    chart = charts.lines(xs, series, x="tokens", y="share of pictures")
+    chart = charts.lines(xs, series, x="tokens", y="share of images")
     text = (
-        f"<p>A classifier, {escape(classifier or '')}, looks at each picture and at its reconstruction. Top-1: its "
-        "likeliest class is the same; top-5: that of the picture is among the first five of the reconstruction. Beside "
+        f"<p>A classifier, {escape(classifier or '')}, looks at each image and at its reconstruction. Top-1: its "
+        "likeliest class is the same; top-5: that of the image is among the first five of the reconstruction. Beside "
         "it a thumbnail of as many bits, enlarged.</p>"
     )
     table = _table(
@@ -240,7 +240,7 @@ def _specialization(found: Specialization) -> str:
     each = charts.lines(numbers, series, x="iteration", y="intersection over union")
     down, across = found.grid
     text = (
-        f"<p>People drew {found.segments} segments that count in {found.pictures} pictures. An attention map has "
+        f"<p>People drew {found.segments} segments that count in {found.images} images. An attention map has "
         f"{across} x {down} places; above a threshold it is a mask, held against the segment in pixels. Maps are those "
         f"of encoder layer {found.layer}, the best of {len(found.layers)} on these segments. The best of many maps is "
         "good whatever the maps are: only what lies above the controls says that a token looks at things.</p>"
@@ -253,7 +253,7 @@ def _specialization(found: Specialization) -> str:
 
 
 def gallery(found: Gallery) -> str:
-    """Its tiles as pictures within the page."""
+    """Its tiles as images within the page."""
     rows = []
     for number, row in enumerate(found.rows):
         apart = " apart" if number and number % found.together == 0 else ""
@@ -263,15 +263,15 @@ def gallery(found: Gallery) -> str:
 
 
 def _tile(tile: Tile) -> str:
-    image = ""
+    tag = ""
     if tile.pixels is not None:
-        picture, file = to_image(tile.pixels), io.BytesIO()
-        picture.thumbnail((SIDE, SIDE))
-        picture.save(file, "PNG" if max(picture.size) < 64 else "JPEG", quality=88)
-        kind = "png" if max(picture.size) < 64 else "jpeg"
+        image, file = to_image(tile.pixels), io.BytesIO()
+        image.thumbnail((SIDE, SIDE))
+        image.save(file, "PNG" if max(image.size) < 64 else "JPEG", quality=88)
+        kind = "png" if max(image.size) < 64 else "jpeg"
         data = base64.b64encode(file.getvalue()).decode()
-        image = (
+        tag = (
             f'<img alt="{escape(tile.caption, quote=True)}" src="data:image/{kind};base64,{data}">'
         )
     color = TILE_COLORS.get(tile.color, "")
-    return f'<figure class="tile{color}">{image}{escape(tile.caption)}</figure>'
+    return f'<figure class="tile{color}">{tag}{escape(tile.caption)}</figure>'

@@ -1,4 +1,4 @@
-"""What a model shows of pictures after each iteration, and how far off it is."""
+"""What a model shows of images after each iteration, and how far off it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..pixel_errors import l1_of
 from ..tokenizer import AdaptiveTokenizer
 from .inputs import batches
 
-#: Called with pictures and reconstructions after each iteration: (B, 3, height, width) each, on the CPU.
+#: Called with images and reconstructions after each iteration: (B, 3, height, width) each, on the CPU.
 Watch = Callable[[Tensor, list[Tensor]], None]
 
 
@@ -25,7 +25,7 @@ def errors(
     watch: Watch | None = None,
     doing: str = "measuring errors",
 ) -> Tensor:
-    """Mean absolute pixel error (L1) of each picture after each iteration, as :class:`alit.MaxL1` has it.
+    """Mean absolute pixel error (L1) of each image after each iteration, as :class:`alit.MaxL1` has it.
 
     Args:
         levels: (N, 3, height, width) uint8.

@@ -24,16 +24,16 @@ from ..demo.sheet import Tile
 from ..evaluation.probe import with_random_weights
 from ..tokenizer import AdaptiveTokenizer
 from .gallery import Gallery
-from .inputs import Pictures, batches, spaced
+from .inputs import ImageSet, batches, spaced
 from .statistics import Interval, mean
 
-#: Segments of a smaller share of the picture do not count.
+#: Segments of a smaller share of the image do not count.
 SMALLEST = 0.01
 #: Numbers of clusters of k-means, up to half the places of the grid.
 CLUSTERS = (2, 4, 8, 16, 32)
 #: Standard deviations of blobs, shares of the side.
 BLOBS = (0.05, 0.4)
-#: Pictures, and segments of each, on the sheet.
+#: Images, and segments of each, on the sheet.
 SHOWN, SEGMENTS = 4, 5
 #: The color of outlines.
 OUTLINE = torch.tensor([1.0, 0.85, 0.2])[:, None, None]
@@ -56,16 +56,16 @@ class Specialization:
     """What attention maps share with people's segments.
 
     Attributes:
-        segments: how many count, in how many ``pictures``.
+        segments: how many count, in how many ``images``.
         layer: of the encoder, from 1, whose maps overlap most; chosen on these very segments.
         tokens: its maps, of all tokens.
-        controls: maps of another picture, of random weights (their own best layer), random blobs, k-means of color and
+        controls: maps of another image, of random weights (their own best layer), random blobs, k-means of color and
             place; and the most that any mask on this grid can reach.
         layers: ``oracle`` of each layer, all tokens.
         iterations: ``oracle`` of the tokens that each iteration added, in ``layer``.
     """
 
-    pictures: int
+    images: int
     segments: int
     grid: tuple[int, int]
     layer: int
@@ -119,13 +119,13 @@ def blobs(count: int, grid: tuple[int, int], generator: torch.Generator) -> Tens
     return torch.exp(-((along / wide).square() + (across / high).square()) / 2).flatten(1)
 
 
-def clusters(picture: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
-    """(sum of CLUSTERS, N): how near each place of a picture (3, height, width) is to each center of k-means.
+def clusters(image: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
+    """(sum of CLUSTERS, N): how near each place of an image (3, height, width) is to each center of k-means.
 
     In the space of its mean color and its place, all in [0, 1].
     """
     y, x = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in grid), indexing="ij")
-    points = torch.cat([adaptive_avg_pool2d(picture, grid), x[None], y[None]]).flatten(1).T
+    points = torch.cat([adaptive_avg_pool2d(image, grid), x[None], y[None]]).flatten(1).T
     found = []
     for count in CLUSTERS:
         if count <= len(points) // 2:
@@ -145,13 +145,13 @@ def _centers(points: Tensor, count: int, seed: int) -> Tensor:
 
 
 class _Sums:
-    """Overlaps with the segments of pictures, added up."""
+    """Overlaps with the segments of images, added up."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, float, int]] = []
 
     def add(self, maps_LN: Tensor, covered_SN: Tensor) -> None:
-        """Of one picture."""
+        """Of one image."""
         oracle = best_overlaps(maps_LN, covered_SN)[0].sum()
         fixed = fixed_overlaps(maps_LN, covered_SN).sum()
         self.rows.append((float(oracle), float(fixed), len(covered_SN)))
@@ -168,7 +168,7 @@ class _Sums:
 
 def specialization(
     model: AdaptiveTokenizer,
-    pictures: Pictures,
+    data: ImageSet,
     segments: Sequence[Tensor],
     *,
     batch_size: int = 8,
@@ -177,7 +177,7 @@ def specialization(
     """Maps of all tokens after the last iteration against people's segments; and a sheet of tokens that own some.
 
     Args:
-        segments: labels (height, width) from 0 of each picture, see :func:`alit.analysis.inputs.read_segments`.
+        segments: labels (height, width) from 0 of each image, see :func:`alit.analysis.inputs.read_segments`.
     """
     config, layers = model.config, range(model.config.encoder.layers)
     random = with_random_weights(model, seed)
@@ -186,11 +186,11 @@ def specialization(
     added = [[_Sums() for _ in range(config.iterations)] for _ in layers]
     blob, cluster, most = _Sums(), _Sums(), _Sums()
     covers = [covered(labels, config.grid)[0] for labels in segments]
-    chosen, kept = spaced(len(pictures), SHOWN), {}
-    maps = _maps(model, pictures, batch_size)
+    chosen, kept = spaced(len(data), SHOWN), {}
+    maps = _maps(model, data, batch_size)
     before = first = next(maps)
-    maps_of_random = _maps(random, pictures, batch_size)
-    for n, of_random in enumerate(reported(maps_of_random, "looking at segments", len(pictures))):
+    maps_of_random = _maps(random, data, batch_size)
+    for n, of_random in enumerate(reported(maps_of_random, "looking at segments", len(data))):
         its, cover = (first if n == 0 else next(maps)), covers[n]
         for layer in layers:
             own[layer].add(its[layer], cover)
@@ -201,57 +201,57 @@ def specialization(
             for sums, part in zip(added[layer], parts, strict=True):
                 sums.add(part, cover)
         blob.add(blobs(its.shape[1], config.grid, generator), cover)
-        cluster.add(clusters(pictures.levels[n].float() / 255, config.grid, seed), cover)
+        cluster.add(clusters(data.levels[n].float() / 255, config.grid, seed), cover)
         most.add(cover, cover)
         before = its
         if n in chosen:
             kept[n] = its
-    for layer in layers:  # whose picture before is the last
+    for layer in layers:  # whose image before is the last
         other[layer].add(before[layer], covers[0])
     best = max(layers, key=lambda i: own[i].oracle)
     controls = [
-        other[best].result("tokens, of another picture", seed),
+        other[best].result("tokens, of another image", seed),
         max(unlearned, key=lambda x: x.oracle).result("random weights", seed),
         blob.result("random blobs", seed),
         cluster.result("k-means of color and place", seed),
         most.result("the most on this grid", seed),
     ]
     found = Specialization(
-        *(len(pictures), sum(map(len, covers)), config.grid, best + 1),
+        *(len(data), sum(map(len, covers)), config.grid, best + 1),
         *(own[best].result("tokens", seed), controls),
         *([x.oracle for x in own], [x.oracle for x in added[best]]),
     )
     step = config.latents_per_iteration
-    rows = [_owners(pictures, n, segments[n], x[best], config.grid, step) for n, x in kept.items()]
+    rows = [_owners(data, n, segments[n], x[best], config.grid, step) for n, x in kept.items()]
     return found, Gallery("Tokens that own a segment: its outline, and where the token looks", rows)
 
 
-def _maps(model: AdaptiveTokenizer, pictures: Pictures, batch_size: int) -> Iterator[Tensor]:
-    """Of each picture (layers, L, places)."""
-    for images in batches(pictures.levels, batch_size):
+def _maps(model: AdaptiveTokenizer, data: ImageSet, batch_size: int) -> Iterator[Tensor]:
+    """Of each image (layers, L, places)."""
+    for images in batches(data.levels, batch_size):
         yield from (
             attention_of_layers(model, images.to(model.latent_tokens.device)).flatten(3).cpu()
         )
 
 
 def _owners(
-    pictures: Pictures,
+    data: ImageSet,
     number: int,
     labels: Tensor,
     maps_LN: Tensor,
     grid: tuple[int, int],
     step: int,
 ) -> list[Tile]:
-    """A picture, and its largest segments, each with the place where the token looks that overlaps it most."""
-    picture = pictures.levels[number].float() / 255
+    """An image, and its largest segments, each with the place where the token looks that overlaps it most."""
+    image = data.levels[number].float() / 255
     cover, kept = covered(labels, grid)
     overlap, token, count = best_overlaps(maps_LN, cover)
-    tiles = [Tile(pictures.names[number].rpartition("/")[2], picture)]
+    tiles = [Tile(data.names[number].rpartition("/")[2], image)]
     for s in cover.sum(1).argsort(descending=True)[:SEGMENTS].tolist():
         mask = torch.zeros(maps_LN.shape[1])
         mask[maps_LN[token[s]].argsort(descending=True)[: count[s]]] = 1
         inside = interpolate(mask.view(1, 1, *grid), size=labels.shape, mode="nearest")[0]
-        shown = torch.where(_outline(labels == kept[s]), OUTLINE, picture * (0.25 + 0.75 * inside))
+        shown = torch.where(_outline(labels == kept[s]), OUTLINE, image * (0.25 + 0.75 * inside))
         iteration = int(token[s]) // step + 1
         tiles.append(Tile(f"{token[s] + 1} (it. {iteration}): {overlap[s]:.2f}", shown))
     return tiles + [Tile("")] * (1 + SEGMENTS - len(tiles))

@@ -1,4 +1,4 @@
-"""Rank correlations and differences of means, with bootstrap intervals over pictures."""
+"""Rank correlations and differences of means, with bootstrap intervals over images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-#: Times that pictures are drawn with replacement.
+#: Times that images are drawn with replacement.
 RESAMPLES = 1000
 #: So little of a variance is rounding.
 NOTHING_LEFT = 1e-9
@@ -27,7 +27,7 @@ class Interval:
 
 
 def resamples(count: int, seed: int) -> Array:
-    """(1 + RESAMPLES, count) indices: all pictures as they are, then draws with replacement."""
+    """(1 + RESAMPLES, count) indices: all images as they are, then draws with replacement."""
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     return np.vstack([np.arange(count), drawn])
 
@@ -42,7 +42,7 @@ def interval(samples: Array) -> Interval:
 
 
 def mean(values: Values, weights: Values | None = None, *, seed: int) -> Interval:
-    """Of one value a picture, or of sums over pictures: ``values`` over ``weights``."""
+    """Of one value an image, or of sums over images: ``values`` over ``weights``."""
     values = np.asarray(values, dtype=np.float64)
     rows = resamples(len(values), seed)
     count = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -53,7 +53,7 @@ def mean(values: Values, weights: Values | None = None, *, seed: int) -> Interva
 def spearman(x: Values, y: Values, *, given: Values | None = None, seed: int) -> Interval:
     """Spearman's rank correlation; ``given`` a third quantity, the partial one: of what its ranks leave of both.
 
-    Undefined where one of them is the same for all pictures, or where ``given`` explains all of one.
+    Undefined where one of them is the same for all images, or where ``given`` explains all of one.
     """
     rows = resamples(len(x), seed)
     x, y, *z = (
@@ -90,7 +90,7 @@ def more(
     Matched: over what the least squares line of ``values`` on the logarithm of ``sizes`` expects at ``other_sizes``.
 
     Args:
-        paired: whether others are changed versions of the same pictures, in their order: they are drawn together.
+        paired: whether others are changed versions of the same images, in their order: they are drawn together.
     """
     rows = resamples(len(values), seed)
     drawn = rows if paired else resamples(len(others), seed + 1)

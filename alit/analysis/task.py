@@ -1,4 +1,4 @@
-"""Task: whether a classifier sees in reconstructions what it sees in the pictures themselves."""
+"""Task: whether a classifier sees in reconstructions what it sees in the images themselves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..evaluation.metrics import bits_per_token, eight_bits
 from ..plots import BLUE, ORANGE
 from ..tokenizer import AdaptiveTokenizer
 from .gallery import Gallery
-from .inputs import Pictures, spaced
+from .inputs import ImageSet, spaced
 from .rollouts import reconstructions
 from .statistics import Interval, mean
 
-#: Pictures on the sheet.
+#: Images on the sheet.
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of pictures whose likeliest class comes first, or among the first five."""
+    """The share of images whose likeliest class comes first, or among the first five."""
 
     top1: Interval
     top5: Interval
@@ -53,7 +53,7 @@ class Watcher:
     def hits(
         self, images: Tensor, shown: list[Tensor]
     ) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        """Of each length: (B, 2, 5) bool, is this of the five likeliest classes that of the original; both pictures."""
+        """Of each length: (B, 2, 5) bool, is this of the five likeliest classes that of the original; both images."""
         wanted = self._classes(images, 1)
         found = []
         for bits, pixels in zip(self.bits, shown, strict=True):
@@ -82,14 +82,14 @@ class Watcher:
         return rows
 
 
-def gallery(model: AdaptiveTokenizer, pictures: Pictures, watcher: Watcher) -> Gallery:
-    """Some pictures, evenly spaced by name, at each length, with the thumbnail below, and what their class is."""
-    chosen = spaced(len(pictures), SHOWN)
-    images = pictures.levels[chosen].float() / 255
+def gallery(model: AdaptiveTokenizer, data: ImageSet, watcher: Watcher) -> Gallery:
+    """Some images, evenly spaced by name, at each length, with the thumbnail below, and what their class is."""
+    chosen = spaced(len(data), SHOWN)
+    images = data.levels[chosen].float() / 255
     hits = watcher.hits(images, reconstructions(model, images))
     rows: list[list[Tile]] = []
     for b, n in enumerate(chosen):
-        name = pictures.names[n].rpartition("/")[2]
+        name = data.names[n].rpartition("/")[2]
         pair = [Tile(name, images[b])], [Tile("thumbnails below")]
         for tokens, (hit, pixels) in zip(watcher.lengths, hits, strict=True):
             for row, which, color in ((pair[0], 0, BLUE), (pair[1], 1, ORANGE)):

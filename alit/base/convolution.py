@@ -27,7 +27,7 @@ def _sum(own: Tensor, other: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """For an image of one patch too: torch's refuses a group of one value, which is 0 when normalised."""
+    """For an image of one patch too: torch's refuses a group of one value, which is 0 when normalized."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
@@ -115,7 +115,7 @@ class Strided(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
+    """Nearest-neighbor upsampling by 2, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

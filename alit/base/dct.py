@@ -67,7 +67,7 @@ class BlockDCT(nn.Module):
         self.register_buffer("synthesis", torch.cat(synthesis).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width), mid-grey at 0, to (B, C, H, W)."""
+        """(B, 3, height, width), mid-gray at 0, to (B, C, H, W)."""
         return conv2d(images, self.analysis.to(images.dtype), stride=self.patch_size)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class LappedTransform(nn.Module):
     """Images to the lowest coefficients of a lapped biorthogonal transform, and back; otherwise as :class:`BlockDCT`.
 
     Malvar's (1998) as a filter across the borders of patches before the block DCT (Tran, Liang and Tu, 2003): basis
-    functions reach halfway into the neighbouring patches, and the lowest ones end there at zero, which orthogonal ones
+    functions reach halfway into the neighboring patches, and the lowest ones end there at zero, which orthogonal ones
     do not. The filter stops at the image's edge.
     """
 
@@ -104,7 +104,7 @@ class LappedTransform(nn.Module):
         self.register_buffer("border_inverse", border.inverse().float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width), mid-grey at 0, to (B, C, H, W)."""
+        """(B, 3, height, width), mid-gray at 0, to (B, C, H, W)."""
         return self.blocks(self._filtered(images, self.border))
 
     def inverse(self, coefficients: Tensor) -> Tensor:

@@ -21,19 +21,19 @@ from . import options
 
 def analyze(
     model: options.OfModel,
-    data: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    data: Annotated[Path, typer.Option(help="Folder of images.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for page, pictures and analysis.json.")
+        Path, typer.Option("--output", "-o", help="Folder for page, images and analysis.json.")
     ],
     scores: Annotated[
         Path | None,
-        typer.Option(help="CSV file of people's judgement: columns file and complexity."),
+        typer.Option(help="CSV file of people's judgment: columns file and complexity."),
     ] = None,
     segments: Annotated[
-        Path | None, typer.Option(help="Folder of people's segments: NAME.png for each picture.")
+        Path | None, typer.Option(help="Folder of people's segments: NAME.png for each image.")
     ] = None,
     out_of_domain: Annotated[
-        Path | None, typer.Option(help="A second folder of pictures, of another kind.")
+        Path | None, typer.Option(help="A second folder of images, of another kind.")
     ] = None,
     classifier: Annotated[
         str | None,
@@ -46,9 +46,9 @@ def analyze(
         typer.Option("--max-l1", help="Errors at which tokens are counted; several. 0.04 to 0.1."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="So many pictures of a folder, the first by name.", min=1)
+        int | None, typer.Option(help="So many images of a folder, the first by name.", min=1)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
@@ -56,7 +56,7 @@ def analyze(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show on a page what the number of tokens follows, and what tokens know of a picture.
+    """Show on a page what the number of tokens follows, and what tokens know of an image.
 
     Complexity and familiarity; with a classifier (alit[perceptual]) what reconstructions still show; with segments what
     tokens look at. Each is held against something that knows nothing.
@@ -65,7 +65,7 @@ def analyze(
 
         alit analyze nano --data photos --scores scores.csv --segments segments --out-of-domain drawings -o analysis
 
-    Intervals come from draws of the pictures: a hundred pictures or more say something.
+    Intervals come from draws of the images: a hundred images or more say something.
     """
     console.speak(quiet=quiet, as_json=as_json)
     networks = load_classifier(choose(device), classifier)

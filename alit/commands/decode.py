@@ -15,8 +15,8 @@ from ..config import AdaptiveTokenizerConfig
 from ..console import console, counted, printable, report
 from ..fitting import restored
 from ..folders import distinct
+from ..image_records import ImageInfo
 from ..images import MAX_MEGAPIXELS, save_image
-from ..picture_records import Pictures
 from ..sequence import TokenSequence
 from ..sizes import check_size
 from ..tokenizer import AdaptiveTokenizer
@@ -25,8 +25,8 @@ from . import options
 #: Images decoded together.
 BATCH = 8
 #: That ``00000.png`` and so on name in order.
-MAX_PICTURES = 100_000
-#: Of a picture that is made as large as its original was; a filter takes 40 bytes for each row and column.
+MAX_IMAGES = 100_000
+#: Of an image that is made as large as its original was; a filter takes 40 bytes for each row and column.
 MAX_SIDE = 2**20
 #: Bytes of a name, before a number and ``.png``: file systems take 255.
 MAX_STEM = 240
@@ -34,14 +34,14 @@ MAX_STEM = 240
 
 def decode(
     source: Annotated[Path, typer.Argument(help="The .alit file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")],
     model: options.Model = "nano",
     encoded_size: Annotated[
         bool,
         typer.Option("--encoded-size", help="As large as they were encoded, not as the originals."),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that have the pictures' names.")
+        bool, typer.Option("--overwrite", help="Replace files that have the images' names.")
     ] = False,
     max_megapixels: Annotated[
         float, typer.Option(help="Refuse files with larger originals.", min=0.0)
@@ -50,15 +50,15 @@ def decode(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Decode an .alit file to PNG files with the names and sizes of the pictures that were encoded.
+    """Decode an .alit file to PNG files with the names and sizes of the images that were encoded.
 
-    Pictures of one name get numbers, those without a name their place in the file. The model (--model) must be the one
+    Images of one name get numbers, those without a name their place in the file. The model (--model) must be the one
     that wrote the file:
 
-        alit decode holiday.alit -o pictures
+        alit decode holiday.alit -o images
 
     A folder in which a file of such a name lies already is refused (but for --overwrite), and so is one that holds
-    more numbered pictures, of another file.
+    more numbered images, of another file.
     """
     console.speak(quiet=quiet, as_json=as_json)
     loaded = options.load(model, device)
@@ -66,31 +66,31 @@ def decode(
         tokens = Reader(file)
         tokens.expect(loaded.identity())
         _check_counts(tokens, loaded.config.max_tokens)
-        pictures = tokens.pictures(0, tokens.image_count)
+        images = tokens.images(0, tokens.image_count)
         if encoded_size:
-            pictures.originals[:] = 0
-        _check_sizes(pictures, loaded.config, max_megapixels)
-        targets = _targets(pictures, output, overwrite)
+            images.originals[:] = 0
+        _check_sizes(images, loaded.config, max_megapixels)
+        targets = _targets(images, output, overwrite)
         output.mkdir(parents=True, exist_ok=True)
-        counts = _write_pictures(loaded, tokens, pictures, targets)
-    each = zip(targets, pictures.names, counts, strict=True)
+        counts = _write_images(loaded, tokens, images, targets)
+    each = zip(targets, images.names, counts, strict=True)
     console.result(
         {
             "folder": str(output),
-            "pictures": [
+            "images": [
                 {"file": str(target), "name": name or None, "tokens": count}
                 for target, name, count in each
             ],
         },
-        f"{printable(output)}: {counted(tokens.image_count, 'picture')}",
+        f"{printable(output)}: {counted(tokens.image_count, 'image')}",
     )
 
 
 def _check_counts(tokens: Reader, longest: int) -> None:
     """That the model can decode all."""
-    if tokens.image_count > MAX_PICTURES:
+    if tokens.image_count > MAX_IMAGES:
         raise ValueError(
-            f"images: expected at most {MAX_PICTURES} to decode, got {tokens.image_count}"
+            f"images: expected at most {MAX_IMAGES} to decode, got {tokens.image_count}"
         )
     for length, count in tokens.histogram.items():
         if not 1 <= length <= longest:
@@ -100,13 +100,11 @@ def _check_counts(tokens: Reader, longest: int) -> None:
             )
 
 
-def _check_sizes(
-    pictures: Pictures, config: AdaptiveTokenizerConfig, max_megapixels: float
-) -> None:
+def _check_sizes(images: ImageInfo, config: AdaptiveTokenizerConfig, max_megapixels: float) -> None:
     """That the model makes images of these sizes, and that there is memory for the originals'."""
-    for height, width in set(map(tuple, pictures.sizes.tolist())):
+    for height, width in set(map(tuple, images.sizes.tolist())):
         check_size(config, height, width, "size")
-    for size in set(map(tuple, pictures.originals.tolist())):
+    for size in set(map(tuple, images.originals.tolist())):
         if math.prod(size) > max_megapixels * 1e6 or max(size) > MAX_SIDE:
             raise ValueError(
                 f"original: expected at most {max_megapixels:g} megapixels and sides of at most {MAX_SIDE} pixels, got "
@@ -114,38 +112,38 @@ def _check_sizes(
             )
 
 
-def _targets(pictures: Pictures, output: Path, overwrite: bool) -> list[Path]:
-    """A file of its own for each picture, within ``output``; no file that is another's is among them.
+def _targets(images: ImageInfo, output: Path, overwrite: bool) -> list[Path]:
+    """A file of its own for each image, within ``output``; no file that is another's is among them.
 
     Raises:
-        ValueError: one that is there already, or more numbered pictures, of another file.
+        ValueError: one that is there already, or more numbered images, of another file.
     """
-    numbered = [not name for name in pictures.names]
+    numbered = [not name for name in images.names]
     stems = [
         Path(name).stem.encode()[:MAX_STEM].decode(errors="ignore") or f"{b:05}"
-        for b, name in enumerate(pictures.names)
+        for b, name in enumerate(images.names)
     ]
     targets = [output / f"{name}.png" for name in distinct(stems)]
     if all(numbered):
         there = [int(x.stem) for x in output.glob("[0-9]" * 5 + "*.png") if x.stem.isdecimal()]
         if max(there, default=-1) >= len(targets):
             raise ValueError(
-                f"output: {output} holds more pictures, of another file; choose another folder"
+                f"output: {output} holds more images, of another file; choose another folder"
             )
     else:
         options.check_free(targets, overwrite)
     return targets
 
 
-def _write_pictures(
-    model: AdaptiveTokenizer, tokens: Reader, pictures: Pictures, targets: list[Path]
+def _write_images(
+    model: AdaptiveTokenizer, tokens: Reader, images: ImageInfo, targets: list[Path]
 ) -> list[int]:
     """How many tokens each has."""
     done, counts = 0, []
     for first in range(0, tokens.image_count, BATCH):
         lengths = tokens.lengths(first, min(BATCH, tokens.image_count - first))
         indices = tokens.indices(done, int(lengths.sum()))
-        sizes = pictures.sizes[first : first + len(lengths)].copy()
+        sizes = images.sizes[first : first + len(lengths)].copy()
         batch = TokenSequence(
             torch.from_numpy(lengths),
             indices=torch.from_numpy(indices),
@@ -153,7 +151,7 @@ def _write_pictures(
         )
         report("decoding", first, tokens.image_count, "images")
         for b, pixels in enumerate(model.decode(batch), first):
-            padding, original = (tuple(x[b].tolist()) for x in pictures[2:0:-1])
+            padding, original = (tuple(x[b].tolist()) for x in images[2:0:-1])
             save_image(restored(pixels, padding, original), targets[b])
             report("decoding", b + 1, tokens.image_count, "images")
         done += len(indices)

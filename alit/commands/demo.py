@@ -21,7 +21,7 @@ from . import options
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for page and pictures.")
+        Path, typer.Option("--output", "-o", help="Folder for page and images.")
     ] = Path("demo_output"),
     model: options.Model = "nano",
     max_l1: Annotated[
@@ -35,7 +35,7 @@ def demo(
         float, typer.Option(help="With --train: length of the training.", min=1.0)
     ] = 150.0,
     image_size: Annotated[
-        int, typer.Option(help="With --train: side of the pictures, a multiple of 16.")
+        int, typer.Option(help="With --train: side of the images, a multiple of 16.")
     ] = 128,
     seed: Annotated[int, typer.Option(help="With --train: seed of weights and batches.")] = 0,
     quiet: options.Quiet = False,
@@ -43,7 +43,7 @@ def demo(
 ) -> None:
     """Show on a page what the tokenizer does with the photographs that come with scikit-image.
 
-    Writes index.html and its pictures: reconstructions at every length, the error against tokens beside a
+    Writes index.html and its images: reconstructions at every length, the error against tokens beside a
     thumbnail's, tokens per photograph at one error, and where latent tokens look.
 
         alit demo
@@ -63,7 +63,7 @@ def demo(
         chosen = str(choose(device))
         pyplot()  # a missing library is reported before any work
         about = live.run(output, seconds, image_size, seed, chosen)
-        said = f"pictures in {printable(output.resolve())} after"
+        said = f"images in {printable(output.resolve())} after"
     else:
         loaded = options.load(model, device)
         pyplot()
@@ -76,10 +76,10 @@ def demo(
 
 
 def _show(model: AdaptiveTokenizer, name: str, output: Path, max_l1: float) -> None:
-    """Write the page and its pictures."""
+    """Write the page and its images."""
     height, width = model.config.image_size
     if height != width:
-        raise ValueError(f"model: expected one of square pictures, got {width}x{height}")
+        raise ValueError(f"model: expected one of square images, got {width}x{height}")
     photos = photographs(height)
     output.mkdir(parents=True, exist_ok=True)
     measured = measure(model, photos, max_l1=max_l1)

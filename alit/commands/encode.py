@@ -22,8 +22,8 @@ from ..curves import l1_curves
 from ..encoding import Progress
 from ..fitting import Fitted, most_tokens
 from ..folders import Listing, find
+from ..image_records import file_name
 from ..length_head import curve_lengths
-from ..picture_records import file_name
 from ..prediction import Budget
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
@@ -45,7 +45,7 @@ def encode(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="So many tokens a picture on average instead, spent on those that they help most; looks at each twice."
+            help="So many tokens an image on average instead, spent on those that they help most; looks at each twice."
         ),
     ] = None,
     in_flight: Annotated[
@@ -57,11 +57,11 @@ def encode(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Encode pictures to one .alit file, each in as few tokens as it needs.
+    """Encode images to one .alit file, each in as few tokens as it needs.
 
-    How few, an error says: of pixels as a fraction of the picture's contrast, of pixels, in structure, of base codes;
-    or all get the same number. Where no number meets it, a picture gets no more than help. Names and
-    sizes of the pictures are in the file too.
+    How few, an error says: of pixels as a fraction of the image's contrast, of pixels, in structure, of base codes;
+    or all get the same number. Where no number meets it, an image gets no more than help. Names and
+    sizes of the images are in the file too.
 
         alit encode photo.jpg -o photo.alit
 
@@ -73,7 +73,7 @@ def encode(
 
         alit encode holiday/ -o holiday.alit --budget 96
 
-    alit decode makes pictures of the file, with the model that wrote it and no other. Files that cannot be read are
+    alit decode makes images of the file, with the model that wrote it and no other. Files that cannot be read are
     named at the end, and the status is 1; the others are encoded all the same.
     """
     console.speak(quiet=quiet, as_json=as_json)
@@ -109,7 +109,7 @@ def encode(
     options.say_what_is_missing(listing)
 
 
-#: What the file says of a picture: its name, original size and padding.
+#: What the file says of an image: its name, original size and padding.
 Said = tuple[str, tuple[int, int], tuple[int, int]]
 
 
@@ -117,8 +117,8 @@ def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
     """What can be known before any work."""
     options.check_writes_files(model)
     check_replaceable(output)
-    if output.resolve() in {path.resolve() for path in listing.pictures}:
-        raise ValueError(f"output: {output} is one of the pictures; choose another file")
+    if output.resolve() in {path.resolve() for path in listing.images}:
+        raise ValueError(f"output: {output} is one of the images; choose another file")
 
 
 def _spent(
@@ -128,7 +128,7 @@ def _spent(
     in_flight: int,
     load: Callable[[Path], Fitted],
 ) -> tuple[Listing, FixedLength]:
-    """The pictures that can be read, and a length for each.
+    """The images that can be read, and a length for each.
 
     Raises:
         OSError: there is none.
@@ -138,7 +138,7 @@ def _spent(
     loaded = listing.loaded(load)
     while some := list(itertools.islice(loaded, in_flight)):
         report("measuring", len(readable), listing.readable, "images")
-        images = [picture.image.to(model.latent_tokens) for _, picture in some]
+        images = [fitted.image.to(model.latent_tokens) for _, fitted in some]
         curves.append(l1_curves(model, images))
         readable += [path for path, _ in some]
         report("measuring", len(readable), listing.readable, "images")
@@ -156,7 +156,7 @@ def _encoded(
     load: Callable[[Path], Fitted],
     said: list[Said],
 ) -> TokenSequence:
-    """Of all pictures that can be read, with as many rows in the encoder as ``in_flight`` images have at their longest.
+    """Of all images that can be read, with as many rows in the encoder as ``in_flight`` images have at their longest.
 
     ``said`` is filled with what the file is to say of them.
 
@@ -165,9 +165,9 @@ def _encoded(
     """
 
     def readable() -> Iterator[Tensor]:
-        for path, picture in listing.loaded(load):
-            said.append((file_name(path.name), picture.original, picture.padding))
-            yield picture.image.to(model.latent_tokens)
+        for path, fitted in listing.loaded(load):
+            said.append((file_name(path.name), fitted.original, fitted.padding))
+            yield fitted.image.to(model.latent_tokens)
 
     own, most = model.num_image_tokens, model.config.max_tokens
     rows = max(in_flight * (own + most), 1 + most_tokens(own - 1) + most)

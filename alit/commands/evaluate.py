@@ -30,15 +30,15 @@ from ..images import MAX_MEGAPIXELS
 from ..plots import pyplot
 from . import options
 
-#: Suites of drawn pictures, by name.
+#: Suites of drawn images, by name.
 SUITES = {"simple": drawings}
 
 
 def evaluate(
     model: options.OfModel,
-    data: Annotated[Path | None, typer.Option(help="Folder of pictures.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Instead of a folder: simple, drawn pictures of eight kinds.")
+        str | None, typer.Option(help="Instead of a folder: simple, drawn images of eight kinds.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")
@@ -47,9 +47,9 @@ def evaluate(
         str, typer.Option(help="pinned, or official: as the published evaluation crops and rounds.")
     ] = "pinned",
     limit: Annotated[
-        int | None, typer.Option(help="So many pictures, the first by name.", min=1)
+        int | None, typer.Option(help="So many images, the first by name.", min=1)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     calibration: Annotated[
@@ -73,14 +73,14 @@ def evaluate(
     """
     console.speak(quiet=quiet, as_json=as_json)
     listing = _listing(data, suite, recursive)
-    listing.pictures = listing.pictures[:limit]
+    listing.images = listing.images[:limit]
     if output is not None:
         pyplot()  # a missing library is reported before any work
     others = networks(choose(device), fetch=fetch)
     loaded = options.load(model, device)
-    pictures: list[Path] | list[Drawing] = listing.pictures
+    images: list[Path] | list[Drawing] = listing.images
     if suite is not None:
-        pictures = SUITES[suite](loaded.config.image_size[0])[:limit]
+        images = SUITES[suite](loaded.config.image_size[0])[:limit]
     reading: dict[str, Any] = {
         "protocol": protocol,
         "batch_size": batch_size,
@@ -88,13 +88,13 @@ def evaluate(
     }
     calibrated: list[Calibration] = []
     result = run(
-        loaded, pictures, networks=others, on_batch=_reporting("evaluating", pictures), **reading
+        loaded, images, networks=others, on_batch=_reporting("evaluating", images), **reading
     )
     if calibration:
-        finding = _reporting("finding limits", pictures)
-        criteria = usual_limits(loaded, pictures, on_batch=finding, **reading)
-        trying = _reporting("trying criteria", pictures)
-        calibrated = calibrate(loaded, pictures, criteria, on_batch=trying, **reading)
+        finding = _reporting("finding limits", images)
+        criteria = usual_limits(loaded, images, on_batch=finding, **reading)
+        trying = _reporting("trying criteria", images)
+        calibrated = calibrate(loaded, images, criteria, on_batch=trying, **reading)
     listing.unreadable = result.unreadable
     found = {"model": model, **asdict(result), "calibration": [asdict(x) for x in calibrated]}
     if output is not None:
@@ -107,14 +107,14 @@ def evaluate(
     options.say_what_is_missing(listing)
 
 
-def _reporting(what: str, pictures: Sized) -> Callable[[int], None]:
-    """What says how many of the pictures are done."""
-    report(what, 0, len(pictures), "images")
-    return lambda done: report(what, done, len(pictures), "images")
+def _reporting(what: str, images: Sized) -> Callable[[int], None]:
+    """What says how many of the images are done."""
+    report(what, 0, len(images), "images")
+    return lambda done: report(what, done, len(images), "images")
 
 
 def _listing(data: Path | None, suite: str | None, recursive: bool) -> Listing:
-    """The pictures of the folder; none where there is a suite instead."""
+    """The images of the folder; none where there is a suite instead."""
     if data is not None and suite is None:
         return in_folder(data, recursive=recursive)
     if suite is None or data is not None:

@@ -13,8 +13,8 @@ from ..demo.sheet import Tile, sheet
 from ..devices import choose
 from ..generation import Generator, Samples, sample
 from ..generation.sampling import MOST, STEPS
+from ..image_records import file_name
 from ..images import save_image, to_image
-from ..picture_records import file_name
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from . import options
@@ -28,15 +28,15 @@ def generate(
     generator: Annotated[
         Path, typer.Argument(help="Generator: model.safetensors of a run of stage generator.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")],
     count: Annotated[
-        int, typer.Option("--count", "-n", help="How many pictures.", min=1, max=MOST)
+        int, typer.Option("--count", "-n", help="How many images.", min=1, max=MOST)
     ] = 16,
     of: Annotated[
         str | None, typer.Option("--class", help="All of this class; else as in the training data.")
     ] = None,
     model: options.Model = "nano",
-    seed: Annotated[int, typer.Option(help="Other pictures for another seed.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Other images for another seed.", min=0)] = 0,
     temperature: Annotated[
         float, typer.Option(help="Below 1: closer to what is likely; above: farther from it.")
     ] = 1.0,
@@ -48,16 +48,16 @@ def generate(
         int, typer.Option(help="Steps of a generator that fills in masked tokens.")
     ] = STEPS,
     in_flight: Annotated[
-        int, typer.Option(help="Pictures generated together; bounds memory.", min=1)
+        int, typer.Option(help="Images generated together; bounds memory.", min=1)
     ] = 64,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that have the pictures' names.")
+        bool, typer.Option("--overwrite", help="Replace files that have the images' names.")
     ] = False,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Generate pictures: PNG files, their tokens in one .alit file, and a contact sheet.
+    """Generate images: PNG files, their tokens in one .alit file, and a contact sheet.
 
     GENERATOR is what alit train --stage generator leaves; the model (--model) must be the tokenizer of its tokens:
 
@@ -65,7 +65,7 @@ def generate(
 
         alit generate run/model.safetensors --class rose --top-p 0.95 -o roses
 
-    A picture depends on the seed and its number alone. Each has as many tokens as the generator gives it.
+    An image depends on the seed and its number alone. Each has as many tokens as the generator gives it.
     """
     console.speak(quiet=quiet, as_json=as_json)
     loaded = Generator.from_pretrained(generator).to(choose(device))
@@ -105,7 +105,7 @@ def generate(
             "tokens_file": str(output / TOKENS),
             "sheet": str(output / CONTACTS),
             "tokens_per_image": mean,
-            "pictures": [
+            "images": [
                 {
                     "file": str(target),
                     "class": classes[label] if classes else None,
@@ -114,7 +114,7 @@ def generate(
                 for target, label, length in each
             ],
         },
-        f"{printable(output)}: {counted(count, 'picture')}, {mean:.1f} tokens on average; {TOKENS}, {CONTACTS}",
+        f"{printable(output)}: {counted(count, 'image')}, {mean:.1f} tokens on average; {TOKENS}, {CONTACTS}",
     )
 
 

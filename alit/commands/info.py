@@ -13,11 +13,11 @@ from rich.text import Text
 from ..alit_format import Reader
 from ..atomic_files import reading
 from ..console import console, printable
-from ..picture_records import Pictures
+from ..image_records import ImageInfo
 from . import options
 
-#: Rows of lengths, and of pictures.
-ROWS, PICTURES = 8, 32
+#: Rows of lengths, and of images.
+ROWS, IMAGES = 8, 32
 
 
 def info(
@@ -42,13 +42,13 @@ def info(
         if as_json:
             console.result(described(tokens))
             return
-        count = min(PICTURES, tokens.image_count)
-        pictures, lengths = tokens.pictures(0, count), tokens.lengths(0, count)
+        count = min(IMAGES, tokens.image_count)
+        images, lengths = tokens.images(0, count), tokens.lengths(0, count)
     identity, (height, width) = tokens.identity, tokens.identity.image_size
     console.out(f"{printable(source)}: {summary(tokens)}")
     console.print(
         f"written by model {identity.fingerprint.hex()[:12]}, {identity.codebook_size} codes of {identity.bits} bits, "
-        f"pictures of {width}x{height}; version {tokens.version} of the format"
+        f"images of {width}x{height}; version {tokens.version} of the format"
     )
     if tokens.image_count:
         table = Table("tokens", "images", "", title="lengths")
@@ -58,7 +58,7 @@ def info(
             table.add_row(name, str(count), "#" * (max(1, 40 * count // most) if count else 0))
         console.print(table)
     if tokens.image_count and tokens.version > 1:
-        console.print(_shown(pictures, lengths.tolist(), tokens.image_count))
+        console.print(_shown(images, lengths.tolist(), tokens.image_count))
 
 
 def histogram(lengths: dict[int, int]) -> dict[str, int]:
@@ -74,13 +74,13 @@ def histogram(lengths: dict[int, int]) -> dict[str, int]:
 
 
 def described(tokens: Reader) -> dict[str, Any]:
-    """What the tables say, of all pictures; sizes are heights and widths, null where the file does not know."""
+    """What the tables say, of all images; sizes are heights and widths, null where the file does not know."""
     identity, count = tokens.identity, tokens.image_count
-    pictures, lengths = tokens.pictures(0, count), tokens.lengths(0, count).tolist()
+    images, lengths = tokens.images(0, count), tokens.lengths(0, count).tolist()
     each = zip(
-        pictures.names,
-        pictures.originals.tolist(),
-        pictures.sizes.tolist(),
+        images.names,
+        images.originals.tolist(),
+        images.sizes.tolist(),
         lengths,
         strict=True,
     )
@@ -96,7 +96,7 @@ def described(tokens: Reader) -> dict[str, Any]:
         "bytes": tokens.size,
         "bits_per_pixel": 8 * tokens.size / tokens.pixels if count else None,
         "lengths": {str(length): number for length, number in tokens.histogram.items()},
-        "pictures": [
+        "each": [
             {
                 "name": name or None,
                 "original": original if any(original) else None,
@@ -108,15 +108,15 @@ def described(tokens: Reader) -> dict[str, Any]:
     }
 
 
-def _shown(pictures: Pictures, lengths: list[int], count: int) -> Table:
-    """Names and sizes of the first pictures of so many."""
-    table = Table("name", "original", "encoded", "tokens", title="pictures")
-    rows = zip(pictures.names, pictures.originals, pictures.sizes, lengths, strict=True)
+def _shown(images: ImageInfo, lengths: list[int], count: int) -> Table:
+    """Names and sizes of the first images of so many."""
+    table = Table("name", "original", "encoded", "tokens", title="images")
+    rows = zip(images.names, images.originals, images.sizes, lengths, strict=True)
     for name, (height, width), (rows_encoded, columns), length in rows:
         original = f"{width}x{height}" if height else "unknown"
         table.add_row(Text(printable(name)), original, f"{columns}x{rows_encoded}", str(length))
     if (more := count - len(lengths)) > 0:
-        table.add_row("...", "", "", f"{more} pictures more")
+        table.add_row("...", "", "", f"{more} images more")
     return table
 
 

@@ -21,7 +21,7 @@ from ..prediction import Budget, Predicted
 from ..tokenizer import AdaptiveTokenizer
 
 Photos = Annotated[
-    list[Path], typer.Argument(help="Pictures of any kind and orientation, or folders of them.")
+    list[Path], typer.Argument(help="Images of any kind and orientation, or folders of them.")
 ]
 Model = Annotated[
     str,
@@ -43,7 +43,7 @@ Recursive = Annotated[
 ]
 MaxMegapixels = Annotated[
     float,
-    typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=0.0),
+    typer.Option(help="Refuse larger images; reading takes 5 MB a megapixel.", min=0.0),
 ]
 Threshold = Annotated[
     float | None,
@@ -58,7 +58,7 @@ RelativeThreshold = Annotated[
     float | None,
     typer.Option(
         "--relative-l1",
-        help="Stop at this mean pixel error, as a fraction of the picture's own contrast. Without any such option: "
+        help="Stop at this mean pixel error, as a fraction of the image's own contrast. Without any such option: "
         f"{RELATIVE_L1}.",
     ),
 ]
@@ -80,7 +80,7 @@ Tokens = Annotated[int | None, typer.Option(help="A fixed number of tokens inste
 Fit = Annotated[
     str,
     typer.Option(
-        help="whole: all of a picture, resized to about as many pixels as the model's own; crop: its centre, of the "
+        help="whole: all of an image, resized to about as many pixels as the model's own; crop: its center, of the "
         "model's shape; pad: all of it, never enlarged, its edge repeated up to whole patches."
     ),
 ]
@@ -148,7 +148,7 @@ def load(model: str, device: str) -> AdaptiveTokenizer:
 
 
 def loader(model: AdaptiveTokenizer, fit: str, max_megapixels: float) -> Callable[[Path], Fitted]:
-    """What reads a picture as an image for a model.
+    """What reads a file as an image for a model.
 
     Raises:
         ValueError: an unknown ``fit``.
@@ -183,7 +183,7 @@ def check_free(targets: Iterable[Path], overwrite: bool) -> None:
 
 
 def say_what_is_missing(listing: Listing) -> None:
-    """Files in folders that are no pictures, and those that were skipped, for which the status is 1."""
+    """Files in folders that are no images, and those that were skipped, for which the status is 1."""
     if beside := listing.beside():
         console.out(beside)
     if skipped := listing.skipped():

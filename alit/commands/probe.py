@@ -23,7 +23,7 @@ from . import options
 def probe(
     model: options.OfModel,
     data: Annotated[
-        Path, typer.Option(help="Folder with a folder of pictures for each class, named by it.")
+        Path, typer.Option(help="Folder with a folder of images for each class, named by it.")
     ],
     test: Annotated[
         Path | None,
@@ -40,13 +40,13 @@ def probe(
     seed: Annotated[
         int, typer.Option(help="Of what is left out, random weights and intervals.", min=0)
     ] = 0,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """What tokens tell of a picture's class: a linear classifier at every length, beside controls.
+    """What tokens tell of an image's class: a linear classifier at every length, beside controls.
 
     Of the latents' mean, of their codes' mean, and of all codes one behind another; beside the pixels of a thumbnail of
     as many bits, and the same tokens from random weights.

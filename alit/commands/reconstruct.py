@@ -21,13 +21,13 @@ from ..folders import Listing, distinct, find
 from ..tokenizer import AdaptiveTokenizer
 from . import options
 
-#: Pictures together.
+#: Images together.
 BATCH = 8
 
 
 def reconstruct(
     photos: options.Photos,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path(
         "reconstructed"
     ),
     model: options.Model = "nano",
@@ -41,7 +41,7 @@ def reconstruct(
     beside: Annotated[
         bool,
         typer.Option(
-            "--beside", help="Original, reconstruction and thumbnail side by side in each picture."
+            "--beside", help="Original, reconstruction and thumbnail side by side in each file."
         ),
     ] = False,
     recursive: options.Recursive = True,
@@ -52,7 +52,7 @@ def reconstruct(
 ) -> None:
     """Show photographs as the tokenizer sees them: NAME.png in a folder, and a table of what each cost.
 
-    Each is as large as it was encoded. The table has tokens, bits and errors of every picture at that size, and in
+    Each is as large as it was encoded. The table has tokens, bits and errors of every image at that size, and in
     brackets the errors of a thumbnail of as many bits, enlarged again: what a tokenizer has to beat.
 
         alit reconstruct photo.jpg
@@ -73,8 +73,8 @@ def reconstruct(
     criterion = options.criterion(loaded, predict=predict, **limits)
     load = options.loader(loaded, fit, max_megapixels)
     listing = find(photos, recursive=recursive)
-    listing.pictures = list(dict.fromkeys(listing.pictures))
-    targets = targets_of(listing.pictures, output)
+    listing.images = list(dict.fromkeys(listing.images))
+    targets = targets_of(listing.images, output)
     output.mkdir(parents=True, exist_ok=True)
     rows = _write(loaded, listing, criterion, targets, beside, load)
     if not rows:
@@ -82,19 +82,19 @@ def reconstruct(
     console.result(
         {
             "folder": str(output),
-            "pictures": [row._asdict() for row in rows],
+            "images": [row._asdict() for row in rows],
             "skipped": listing.names_skipped(),
         },
         _table(rows),
-        f"{printable(output)}: {counted(len(rows), 'picture')}",
+        f"{printable(output)}: {counted(len(rows), 'image')}",
     )
     options.say_what_is_missing(listing)
 
 
 class Row(NamedTuple):
-    """What is said of a picture. Errors of the thumbnail are those of one with as many bits, enlarged again."""
+    """What is said of an image. Errors of the thumbnail are those of one with as many bits, enlarged again."""
 
-    picture: str
+    image: str
     file: str
     tokens: int
     bits: float
@@ -105,7 +105,7 @@ class Row(NamedTuple):
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("picture", box=None, pad_edge=False)
+    table = Table("image", box=None, pad_edge=False)
     for title in ("tokens", "bits", "L1 (thumbnail)", "PSNR, dB (thumbnail)"):
         table.add_column(title, justify="right")
     for row in rows:
@@ -127,16 +127,16 @@ def _write(
     beside: bool,
     load: Callable[[Path], Fitted],
 ) -> list[Row]:
-    """Write a picture for each that can be read."""
+    """Write an image for each that can be read."""
     readable, rows = listing.loaded(load), list[Row]()
     report("reconstructing", 0, listing.readable, "images")
     while batch := list(itertools.islice(readable, BATCH)):
-        given = [picture.image.to(model.latent_tokens.device) for _, picture in batch]
+        given = [fitted.image.to(model.latent_tokens.device) for _, fitted in batch]
         tokens = model.encode(given, criterion)
         decoded, counts = model.decode(tokens), tokens.lengths.tolist()
-        for (path, picture), pixels, count in zip(batch, decoded, counts, strict=True):
-            original = without_padding(picture.image, picture.padding)
-            ours = without_padding(eight_bits(pixels).cpu(), picture.padding)
+        for (path, fitted), pixels, count in zip(batch, decoded, counts, strict=True):
+            original = without_padding(fitted.image, fitted.padding)
+            ours = without_padding(eight_bits(pixels).cpu(), fitted.padding)
             bits = count * bits_per_token(model.config)
             theirs = thumbnail(original[None], bits)[0]
             shown = torch.cat((original, ours, theirs), dim=2) if beside else ours
@@ -148,10 +148,10 @@ def _write(
 
 
 def targets_of(paths: list[Path], output: Path) -> dict[Path, Path]:
-    """A PNG file for each picture; pictures of one name get numbers, see :func:`alit.folders.distinct`.
+    """A PNG file for each image; those of one name get numbers, see :func:`alit.folders.distinct`.
 
     Raises:
-        ValueError: one of them is one of the pictures.
+        ValueError: one of them is one of the images.
     """
     stems = distinct(path.stem for path in paths)
     targets = {path: output / f"{stem}.png" for path, stem in zip(paths, stems, strict=True)}

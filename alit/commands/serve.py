@@ -27,21 +27,21 @@ def serve(
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
     max_megabytes: Annotated[int, typer.Option(help="Refuse larger uploads.", min=1)] = 32,
     max_megapixels: Annotated[
-        int, typer.Option(help="Refuse larger pictures; reading takes 5 MB a megapixel.", min=1)
+        int, typer.Option(help="Refuse larger images; reading takes 5 MB a megapixel.", min=1)
     ] = 50,
     keep: Annotated[
-        int, typer.Option(help="Pictures that stay in memory, the last ones.", min=1)
+        int, typer.Option(help="Images that stay in memory, the last ones.", min=1)
     ] = 16,
     device: options.Device = "auto",
 ) -> None:
-    """Play with a picture in a browser: a slider over its tokens, what they keep, and where they look.
+    """Play with an image in a browser: a slider over its tokens, what they keep, and where they look.
 
-    Drop a picture on the page. It shows the reconstruction from any number of tokens, the error against their number
+    Drop an image on the page. It shows the reconstruction from any number of tokens, the error against their number
     beside that of a thumbnail of as many bits, where each token looks, and gives the tokens as an .alit file.
 
         alit serve --port 9000
 
-    Nothing leaves this machine, and no picture is kept on the disk. Ctrl-C ends it.
+    Nothing leaves this machine, and no image is kept on the disk. Ctrl-C ends it.
     """
     import uvicorn
 

@@ -32,7 +32,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Folder of pictures, or shards: 'x-{000..099}.tar'. Stage generator: .alit files."
+            help="Folder of images, or shards: 'x-{000..099}.tar'. Stage generator: .alit files."
         ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
@@ -54,9 +54,9 @@ def train(
     perceptual: Annotated[
         str | None, typer.Option(help="Stage 2: lpips, or off, which needs no weights.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures of a step.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
     option: Annotated[
         list[str] | None,
@@ -142,9 +142,7 @@ def train(
         raise KeyboardInterrupt(str(error)) from error
     if result.unreadable:
         shown = "\n  ".join(map(printable, result.unreadable[:10]))
-        console.out(
-            f"skipped, unreadable or without a picture: {len(result.unreadable)}\n  {shown}"
-        )
+        console.out(f"skipped, unreadable or without an image: {len(result.unreadable)}\n  {shown}")
     model_file = Path(described.output) / "model.safetensors"
     console.result(
         {"model": str(model_file), "steps": result.steps, "skipped": result.unreadable},

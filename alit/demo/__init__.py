@@ -31,7 +31,7 @@ FEATURED = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "moon")
 
 
 def photographs(size: int) -> dict[str, Tensor]:
-    """Their centre squares by name, (3, size, size) in [0, 1].
+    """Their center squares by name, (3, size, size) in [0, 1].
 
     Raises:
         ModuleNotFoundError: scikit-image is not installed.

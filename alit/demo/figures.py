@@ -1,4 +1,4 @@
-"""The pictures of the page. They stand on white, so that they read the same on a light and a dark page."""
+"""The images of the page. They stand on white, so that they read the same on a light and a dark page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..images import save_image
-from ..plots import BLUE, GREY, ORANGE, pyplot, save
+from ..plots import BLUE, GRAY, ORANGE, pyplot, save
 from . import FEATURED
 from .measure import Measured
 from .sheet import Tile, sheet
@@ -39,7 +39,7 @@ def error(measured: Measured, path: Path) -> None:
     """L1 against tokens: every photograph, their mean, and the thumbnail's mean."""
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
     lengths, table = measured.lengths, measured.l1
-    axes.plot(lengths, table.numpy(), color=GREY, linewidth=1)
+    axes.plot(lengths, table.numpy(), color=GRAY, linewidth=1)
     ends = spread(table[-1].tolist(), gap=float(table.max()) / 30)
     for name, height in zip(measured.names, ends, strict=True):
         axes.text(lengths[-1] * 1.015, height, name, fontsize=8, color="#6e7781", va="center")
@@ -48,7 +48,7 @@ def error(measured: Measured, path: Path) -> None:
         (table, "o-", BLUE, "tokenizer, mean"),
     ):
         axes.plot(lengths, values.mean(1).tolist(), style, color=color, linewidth=2.5, label=label)
-    axes.plot([], [], color=GREY, label="tokenizer, each photograph")
+    axes.plot([], [], color=GRAY, label="tokenizer, each photograph")
     axes.set(xlabel="tokens", ylabel="mean absolute pixel error (L1)", xticks=lengths)
     axes.set_ylim(0, 1.25 * float(max(table.max(), measured.thumbnail_l1.mean(1).max())))
     axes.set_xlim(right=lengths[-1] * 1.12)
@@ -75,9 +75,9 @@ def tokens(measured: Measured, path: Path) -> None:
         text = str(number) if reached else f"more than {number}"
         axes.text(number + longest * 0.012, place, text, va="center", fontsize=10)
         small = interpolate(measured.images[place][None], size=(96, 96), mode="area")[0]
-        picture = OffsetImage(small.permute(1, 2, 0).numpy(), zoom=0.33)
+        image = OffsetImage(small.permute(1, 2, 0).numpy(), zoom=0.33)
         box = AnnotationBbox(
-            picture, (0, place), xybox=(-20, 0), boxcoords="offset points", frameon=False, pad=0
+            image, (0, place), xybox=(-20, 0), boxcoords="offset points", frameon=False, pad=0
         )
         axes.add_artist(box)
     axes.set_yticks(range(count), measured.names)
@@ -116,14 +116,14 @@ def loss(errors: list[float], path: Path) -> None:
 
 
 def _overlay(image: Tensor, attention: Tensor, colors: Any) -> Tensor:
-    """A map, from its own smallest to its largest value, in colour over the darkened photograph. (3, height, width)"""
+    """A map, from its own smallest to its largest value, in color over the darkened photograph. (3, height, width)"""
     size = (image.shape[1], image.shape[2])
     smooth = interpolate(attention[None, None], size=size, mode="bicubic")[0, 0]
     low, high = attention.aminmax()
     strength = ((smooth - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
     color = torch.from_numpy(colors(strength.numpy())[..., :3]).permute(2, 0, 1).float()
-    grey = image.mean(0, keepdim=True)
-    return 0.4 * grey + 0.75 * color * strength
+    gray = image.mean(0, keepdim=True)
+    return 0.4 * gray + 0.75 * color * strength
 
 
 def spread(values: list[float], *, gap: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""``index.html``: the pictures, the numbers, and what the model is and is not."""
+"""``index.html``: the images, the numbers, and what the model is and is not."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from string import Template
 from ..tokenizer import AdaptiveTokenizer
 from .measure import Measured
 
-UNKNOWN = "What this model has been trained on, and how well it does on pictures new to it, this page does not know."
+UNKNOWN = "What this model has been trained on, and how well it does on images new to it, this page does not know."
 #: Of shipped weights, by name.
 ABOUT = {
     "nano": "nano is small, and was trained by this project in 73 minutes on two processor cores, on a thousand"
-    " photographs, none of them among these. Its pictures keep places and colours, and lose what is fine. Its terms and"
+    " photographs, none of them among these. Its images keep places and colors, and lose what is fine. Its terms and"
     " its measured quality are in alit/weights/README.md."
 }
 
 
 def page(model: AdaptiveTokenizer, name: str, measured: Measured) -> str:
-    """The page; its pictures lie beside it, and it needs nothing else."""
+    """The page; its images lie beside it, and it needs nothing else."""
     config, lengths = model.config, measured.lengths
     (height, width), (down, across) = config.image_size, config.grid
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -29,7 +29,7 @@ def page(model: AdaptiveTokenizer, name: str, measured: Measured) -> str:
         (f"{millions:.1f} M", "parameters, base tokenizer included"),
         (
             f"{lengths[0]} to {lengths[-1]}",
-            f"tokens of {measured.bits[0] / lengths[0]:g} bits a picture",
+            f"tokens of {measured.bits[0] / lengths[0]:g} bits an image",
         ),
         (f"{width} x {height}", f"pixels, a grid of {across} x {down} patches"),
         (

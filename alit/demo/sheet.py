@@ -1,4 +1,4 @@
-"""Pictures in rows, with captions."""
+"""Images in rows, with captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TILE, GAP, LINE = 176, 4, 22
 
 
 class Tile(NamedTuple):
-    """A picture (3, height, width) in [0, 1] with a caption below, or the caption alone."""
+    """An image (3, height, width) in [0, 1] with a caption below, or the caption alone."""
 
     caption: str
     pixels: Tensor | None = None
@@ -37,8 +37,8 @@ def sheet(titles: Sequence[str], rows: Sequence[Sequence[Tile]], *, together: in
         for x, tile in enumerate(row):
             left, below = GAP + x * (TILE + GAP), y
             if tile.pixels is not None:
-                picture = to_image(tile.pixels).resize((TILE, TILE), Image.Resampling.LANCZOS)
-                whole.paste(picture, (left, y))
+                image = to_image(tile.pixels).resize((TILE, TILE), Image.Resampling.LANCZOS)
+                whole.paste(image, (left, y))
                 below = y + TILE + 1
             draw.multiline_text((left, below), tile.caption, fill=tile.color, font=font)
     return whole

@@ -15,7 +15,7 @@ from ..criterion import Criterion
 from ..images import MAX_MEGAPIXELS
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
-from .pictures import Reading
+from .inputs import Reading
 from .simple import Drawing
 
 #: A criterion that measures an error, or one that does not and the one that measures its error and has its limit.
@@ -26,14 +26,14 @@ USUAL = (MaxL1, RelativeL1, MinSSIM, CodeError)
 
 @dataclass(frozen=True)
 class Calibration:
-    """One criterion at one limit, over all pictures.
+    """One criterion at one limit, over all images.
 
     Attributes:
         criterion: its class.
         limit: the error that was asked for; of MinSSIM, what SSIM lacks of 1.
-        met: the share of pictures for which some length has an error below the limit.
+        met: the share of images for which some length has an error below the limit.
         tokens, error: means; the error is that of what the tokens decode to.
-        within: the share of pictures whose error is below the limit.
+        within: the share of images whose error is below the limit.
     """
 
     criterion: str
@@ -47,7 +47,7 @@ class Calibration:
 @torch.no_grad()
 def calibrate(
     model: AdaptiveTokenizer,
-    pictures: Sequence[Path] | Sequence[Drawing],
+    data: Sequence[Path] | Sequence[Drawing],
     criteria: Sequence[Asked],
     *,
     protocol: str = "pinned",
@@ -55,7 +55,7 @@ def calibrate(
     max_megapixels: float = MAX_MEGAPIXELS,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Calibration]:
-    """Encode and decode pictures by each criterion, and hold what was got against what was asked for.
+    """Encode and decode images by each criterion, and hold what was got against what was asked for.
 
     Args:
         criteria: those that measure an error, at the limits of interest; others, which only foresee one, each with the
@@ -69,7 +69,7 @@ def calibrate(
     pairs = [_pair(x) for x in criteria]
     if not pairs:
         raise ValueError("criteria: expected at least one, got none")
-    reading = Reading(pictures, model.config, protocol, batch_size, max_megapixels)
+    reading = Reading(data, model.config, protocol, batch_size, max_megapixels)
     rows: list[list[Tensor]] = [[] for _ in pairs]
     for images in reading:
         for row, found in zip(rows, _measured(model, images, pairs), strict=True):
@@ -130,7 +130,7 @@ def _predicted(model: AdaptiveTokenizer, tokens: TokenSequence) -> Prediction:
 @torch.no_grad()
 def usual_limits(
     model: AdaptiveTokenizer,
-    pictures: Sequence[Path] | Sequence[Drawing],
+    data: Sequence[Path] | Sequence[Drawing],
     *,
     kinds: Sequence[type[Measured]] = USUAL,
     count: int = 5,
@@ -141,11 +141,11 @@ def usual_limits(
 ) -> list[Measured]:
     """Criteria of these kinds at ``count`` limits each, from what few to what most lengths reach.
 
-    They are quantiles, in two digits, of the errors of these pictures over all lengths, so that they fit any base
+    They are quantiles, in two digits, of the errors of these images over all lengths, so that they fit any base
     tokenizer. Arguments and what is raised are those of :func:`calibrate`.
     """
     errors: list[list[Tensor]] = [[] for _ in kinds]
-    reading = Reading(pictures, model.config, protocol, batch_size, max_megapixels)
+    reading = Reading(data, model.config, protocol, batch_size, max_megapixels)
     for images in reading:
         for iteration in model.rollout(images.to(model.latent_tokens.device)):
             for row, kind in zip(errors, kinds, strict=True):

@@ -1,8 +1,8 @@
 """Reconstruction quality of each length, beside that of a thumbnail and of image files at as many bits.
 
-Protocol "pinned": centre square, resized (bicubic) to the model's size; reconstructions clamped and rounded to 8 bits.
-Protocol "official": centre crop without resizing, reconstructions clamped and truncated to 8 bits, as published.
-Everywhere: means over all pictures, pixels in [0, 1], each picture counted once, in order of its name.
+Protocol "pinned": center square, resized (bicubic) to the model's size; reconstructions clamped and rounded to 8 bits.
+Protocol "official": center crop without resizing, reconstructions clamped and truncated to 8 bits, as published.
+Everywhere: means over all images, pixels in [0, 1], each image counted once, in order of its name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from ..images import MAX_MEGAPIXELS
 from ..tokenizer import AdaptiveTokenizer
 from . import image_files
+from .inputs import Reading
 from .iterations import IterationMeasures
 from .learned import Frechet, Networks
 from .length import Batch, Borders, LengthMeasures
 from .metrics import eight_bits, thumbnail
-from .pictures import Reading
 from .results import Evaluation, KindLength, KindQuality
 from .simple import Drawing
 
@@ -28,7 +28,7 @@ from .simple import Drawing
 @torch.no_grad()
 def evaluate(
     model: AdaptiveTokenizer,
-    pictures: Sequence[Path] | Sequence[Drawing],
+    data: Sequence[Path] | Sequence[Drawing],
     *,
     protocol: str = "pinned",
     batch_size: int = 8,
@@ -36,20 +36,20 @@ def evaluate(
     networks: Networks = Networks(),  # noqa: B008 (immutable)
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Quality of each length on pictures.
+    """Quality of each length on images.
 
     Args:
-        model: in evaluation mode, on its device; square pictures.
-        pictures: files, or drawings of the model's size, see :func:`alit.evaluation.drawings`.
+        model: in evaluation mode, on its device; square images.
+        data: files, or drawings of the model's size, see :func:`alit.evaluation.drawings`.
         networks: for LPIPS, rFID and class agreement, see :func:`alit.evaluation.networks`; none leaves all out.
-        on_batch: called with the number of pictures done.
+        on_batch: called with the number of images done.
 
     Raises:
-        ValueError: an unknown protocol, none of the files readable, a model whose pictures are not square, drawings
+        ValueError: an unknown protocol, none of the files readable, a model whose images are not square, drawings
             of another size.
     """
     config, truncated = model.config, protocol == "official"
-    reading = Reading(pictures, config, protocol, batch_size, max_megapixels)
+    reading = Reading(data, config, protocol, batch_size, max_megapixels)
     lengths = [LengthMeasures(i, config, networks) for i in range(config.iterations)]
     iterations, borders = IterationMeasures(config), Borders()
     frechet = None if networks.inception is None else Frechet(networks.inception)

@@ -25,7 +25,7 @@ class Shown(NamedTuple):
 
 
 def of_all(images: Tensor, limits: Sequence[int]) -> dict[str, list[list[Shown | None]]]:
-    """:func:`files` of pictures (B, 3, height, width), by format: a list for each picture."""
+    """:func:`files` of images (B, 3, height, width), by format: a list for each image."""
     return {name: [files(x, name, limits) for x in images] for name in FORMATS if has(name)}
 
 
@@ -40,18 +40,18 @@ def has(name: str) -> bool:
     return name.upper() in Image.SAVE
 
 
-def files(picture: Tensor, name: str, limits: Sequence[int]) -> list[Shown | None]:
+def files(image: Tensor, name: str, limits: Sequence[int]) -> list[Shown | None]:
     """The best file of at most each limit of bytes; None where there is none.
 
-    The picture is halved (bicubic) until the lowest quality fits; then the highest quality that fits is searched, by
+    The image is halved (bicubic) until the lowest quality fits; then the highest quality that fits is searched, by
     bisection. What was halved is enlarged (bicubic).
 
     Args:
-        picture: (3, height, width) in [0, 1].
-        name: "webp", of which the whole file counts, or "avif", of which the compressed picture alone does, without
+        image: (3, height, width) in [0, 1].
+        name: "webp", of which the whole file counts, or "avif", of which the compressed image alone does, without
             the container around it, which takes about 275 bytes.
     """
-    whole = to_image(picture)
+    whole = to_image(image)
     sizes = [whole.size]
     while sizes[-1] != (1, 1):
         width, height = sizes[-1]

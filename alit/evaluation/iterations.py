@@ -27,7 +27,7 @@ class IterationMeasures:
     def add(
         self, model: AdaptiveTokenizer, images: Tensor, index_BL: Tensor, *, truncated: bool
     ) -> None:
-        """Pictures (B, 3, height, width), and their indices at the longest length, (B, L) int64 on the CPU."""
+        """Images (B, 3, height, width), and their indices at the longest length, (B, L) int64 on the CPU."""
         random_BL = torch.randint(self.codes, index_BL.shape, generator=self.generator)
         lengths = torch.full((len(index_BL),), index_BL.shape[1])
         errors = []

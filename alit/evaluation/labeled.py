@@ -1,4 +1,4 @@
-"""Labeled pictures: a folder with a folder of pictures for each class."""
+"""Labeled images: a folder that has a folder of them for each class."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..folders import Listing, find
 
 
 class Labeled(NamedTuple):
-    """Pictures of several classes.
+    """Images of several classes.
 
     Attributes:
         classes: names of the folders, sorted.
-        listing: their pictures, class by class; folders within those of classes count with them.
-        labels: the class of each picture, from 0.
+        listing: their images, class by class; folders within those of classes count with them.
+        labels: the class of each image, from 0.
     """
 
     classes: list[str]
@@ -28,13 +28,13 @@ class Labeled(NamedTuple):
 
 
 def labeled(folder: Path, name: str = "data") -> Labeled:
-    """The pictures of a folder; those that lie beside the folders of classes belong to none, and do not count.
+    """The images of a folder; those that lie beside the folders of classes belong to none, and do not count.
 
     Args:
         name: of the argument, for messages.
 
     Raises:
-        OSError: no folder, or one that cannot be read; a class without pictures.
+        OSError: no folder, or one that cannot be read; a class without images.
         ValueError: not at least two classes.
     """
     if not folder.is_dir():
@@ -42,7 +42,7 @@ def labeled(folder: Path, name: str = "data") -> Labeled:
     classes = sorted(x.name for x in folder.iterdir() if x.is_dir() and not x.name.startswith("."))
     if len(classes) < 2:
         raise ValueError(
-            f"{name}: expected a folder of pictures for each of at least two classes, got "
+            f"{name}: expected a folder of images for each of at least two classes, got "
             f"{counted(len(classes), 'folder')} in {printable(folder)}"
         )
     listing = Listing()
@@ -50,16 +50,16 @@ def labeled(folder: Path, name: str = "data") -> Labeled:
     for label, each in enumerate(classes):
         found = find([folder / each])
         listing.add(found)
-        labels |= dict.fromkeys(found.pictures, label)
+        labels |= dict.fromkeys(found.images, label)
     return Labeled(classes, listing, labels)
 
 
 def check_counts(name: str, classes: Sequence[str], label_N: Tensor, fewest: int) -> None:
-    """Raise ``ValueError``, in the name of an argument, where a class has fewer pictures."""
+    """Raise ``ValueError``, in the name of an argument, where a class has fewer images."""
     for each, count in zip(classes, label_N.bincount(minlength=len(classes)).tolist(), strict=True):
         if count < fewest:
             raise ValueError(
-                f"{name}: expected at least {fewest} readable pictures of each class, got {count} of {each!r}"
+                f"{name}: expected at least {fewest} readable images of each class, got {count} of {each!r}"
             )
 
 

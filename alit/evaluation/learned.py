@@ -24,9 +24,9 @@ class Networks(NamedTuple):
     """Networks at hand.
 
     Attributes:
-        perceptual: (pictures, reconstructions), each (B, 3, height, width) in [0, 1], to distances (B,).
-        inception: pictures (B, 3, height, width) uint8 to features (B, F).
-        classifier: pictures (B, 3, height, width) in [0, 1] to scores of classes (B, C).
+        perceptual: (images, reconstructions), each (B, 3, height, width) in [0, 1], to distances (B,).
+        inception: images (B, 3, height, width) uint8 to features (B, F).
+        classifier: images (B, 3, height, width) in [0, 1] to scores of classes (B, C).
         left_out: why the others are not; a line each.
         classifier_name: what pages call it.
     """
@@ -37,12 +37,12 @@ class Networks(NamedTuple):
     left_out: tuple[str, ...] = ()
     classifier_name: str = ""
 
-    def classes(self, pictures: Tensor, count: int) -> Tensor | None:
-        """The likeliest classes of pictures (B, 3, height, width), best first: (B, count); None without classifier."""
+    def classes(self, images: Tensor, count: int) -> Tensor | None:
+        """The likeliest classes of images (B, 3, height, width), best first: (B, count); None without classifier."""
         if self.classifier is None:
             return None
         device = next(self.classifier.parameters()).device
-        return self.classifier(pictures.to(device)).topk(count).indices.cpu()
+        return self.classifier(images.to(device)).topk(count).indices.cpu()
 
 
 def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Networks:
@@ -130,15 +130,15 @@ class Classifier(nn.Module):
         self.network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.requires_grad_(False).eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) in [0, 1], resized to the network's side, to scores (B, 1000)."""
         size = (self.SIDE, self.SIDE)
-        resized = interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+        resized = interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
         return self.network((resized * 255 - 127) / 128)
 
 
 class Frechet:
-    """Frechet distance between the features of pictures and of each of several sets of reconstructions.
+    """Frechet distance between the features of images and of each of several sets of reconstructions.
 
     float64 statistics of F x F stay in memory, 135 MB for each set with Inception's 2048 features.
     """
@@ -147,11 +147,11 @@ class Frechet:
         self.inception = inception
         self.metrics: list[Any] = []
 
-    def add(self, pictures: Tensor, reconstructions: list[Tensor]) -> None:
+    def add(self, originals: Tensor, reconstructions: list[Tensor]) -> None:
         """(B, 3, height, width) in [0, 1], of 8 bits; as many sets in every call."""
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        real = self._features(pictures)
+        real = self._features(originals)
         if not self.metrics:
             given = _Given(real.shape[1])
             self.metrics = [FrechetInceptionDistance(feature=given) for _ in reconstructions]
@@ -165,7 +165,7 @@ class Frechet:
         return self.inception(levels.to(device)).cpu().double()
 
     def distances(self) -> list[float | None]:
-        """Of each set; None for fewer than two pictures, which have no distribution."""
+        """Of each set; None for fewer than two images, which have no distribution."""
         few = self.metrics[0].real_features_num_samples < 2
         return [None if few else max(0.0, float(x.compute())) for x in self.metrics]
 

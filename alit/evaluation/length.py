@@ -1,4 +1,4 @@
-"""What is measured at one length: the model's pictures, thumbnails and files, picture by picture."""
+"""What is measured at one length: the model's images, thumbnails and files, image by image."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .results import Blockiness, FileQuality, LengthQuality, Quality
 
 
 class Batch(NamedTuple):
-    """Pictures, and what is known of them whatever the length.
+    """Images, and what is known of them whatever the length.
 
     Attributes:
         images: (B, 3, side, side) in [0, 1].
-        files: by format, for each picture, of each length; formats that Pillow does not write are not there.
+        files: by format, for each image, of each length; formats that Pillow does not write are not there.
         classes: (B, 1) as a classifier sees them; None without one.
     """
 
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 
 class Rows:
-    """Values of each picture, by name."""
+    """Values of each image, by name."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
@@ -71,7 +71,7 @@ class LengthMeasures:
         self.counts = torch.zeros(codebooks, config.codebook_size, dtype=torch.int64)
 
     def add(self, batch: Batch, ours: Tensor, theirs: Tensor, index_BL: Tensor | None) -> None:
-        """The model's pictures and the thumbnails, (B, 3, side, side) of 8 bits, and the tokens if they are codes."""
+        """The model's images and the thumbnails, (B, 3, side, side) of 8 bits, and the tokens if they are codes."""
         self.ours.add(self._qualities(batch, ours))
         self.theirs.add(self._qualities(batch, theirs))
         self.borders.add(ours)
@@ -127,7 +127,7 @@ class FileMeasures:
             self.rows.add(values)
 
     def result(self, ours: Tensor) -> FileQuality | None:
-        """Beside the model's L1 of each picture, (N,); None where files are missing."""
+        """Beside the model's L1 of each image, (N,); None where files are missing."""
         if not (self.complete and self.rows.batches):
             return None
         means = self.rows.means()
@@ -137,14 +137,14 @@ class FileMeasures:
 
 
 class Borders:
-    """Steps between neighbouring pixels of pictures."""
+    """Steps between neighboring pixels of images."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
 
-    def add(self, pictures: Tensor) -> None:
+    def add(self, images: Tensor) -> None:
         """(B, 3, height, width)"""
-        self.steps.append(border_steps(pictures))
+        self.steps.append(border_steps(images))
 
     def result(self) -> Blockiness:
         across_32, across_8, elsewhere = torch.cat(self.steps).mean(0).tolist()

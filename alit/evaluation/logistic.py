@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, and how well it does on pictures that it was not fitted to."""
+"""Multinomial logistic regression, and how well it does on images that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Accuracy:
     """Of one kind of features.
 
     Attributes:
-        top1: share of the test pictures whose class was named.
-        low, high: 95 % bootstrap interval of it, for other test pictures; the same where all or none were named.
+        top1: share of the test images whose class was named.
+        low, high: 95 % bootstrap interval of it, for other test images; the same where all or none were named.
         l2: strength that was chosen.
     """
 
@@ -104,7 +104,7 @@ def accuracy(x_NF: Tensor, parts: Parts, generator: torch.Generator) -> Accuracy
     known = torch.cat([fitting, validation])
     (final,) = fit(x_NF[known], label_N[known], classes, [l2])
     top1 = (final.scores(x_NF[test]).argmax(1) == label_N[test]).double().mean()
-    # Of n pictures drawn with replacement, so many are hits.
+    # Of n images drawn with replacement, so many are hits.
     count = torch.full((DRAWS,), float(len(test)), dtype=torch.float64)
     drawn = torch.binomial(count, top1.expand(DRAWS), generator=generator) / len(test)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

@@ -1,6 +1,6 @@
-"""How good pictures are and what they cost, and the baseline that a tokenizer has to beat.
+"""How good images are and what they cost, and the baseline that a tokenizer has to beat.
 
-Pictures are float tensors (..., 3, height, width) in [0, 1].
+Images are float tensors (..., 3, height, width) in [0, 1].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEPTH = 4
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of each pair. (...) in the pictures' type"""
+    """Mean absolute difference of each pair. (...) in the images' type"""
     return (a - b).abs().mean((-3, -2, -1))
 
 
@@ -34,15 +34,15 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return structural_similarity(a.double(), b.double())
 
 
-def border_steps(pictures: Tensor) -> Tensor:
-    """Mean absolute difference between neighbouring pixels, in rows and columns alike. (B, 3) float64
+def border_steps(images: Tensor) -> Tensor:
+    """Mean absolute difference between neighboring pixels, in rows and columns alike. (B, 3) float64
 
     Across the borders of blocks of 32 pixels; of those of 8 that are none of 32; elsewhere. NaN where there are none.
     """
     found = []
     for steps, size in (
-        (pictures.diff(dim=-1).abs().mean((1, 2)), pictures.shape[-1]),
-        (pictures.diff(dim=-2).abs().mean((1, 3)), pictures.shape[-2]),
+        (images.diff(dim=-1).abs().mean((1, 2)), images.shape[-1]),
+        (images.diff(dim=-2).abs().mean((1, 3)), images.shape[-2]),
     ):
         place = torch.arange(1, size)
         kind = torch.where(place % 8 != 0, 2, torch.where(place % 32 != 0, 1, 0))
@@ -82,7 +82,7 @@ def tokens_needed(errors_NK: Tensor, lengths: Sequence[int], limit: float) -> tu
 
 
 def thumbnail_side(bits: float) -> int:
-    """Side of the largest square RGB picture of ``DEPTH`` bits a channel that fits into ``bits``; at least 1."""
+    """Side of the largest square RGB image of ``DEPTH`` bits a channel that fits into ``bits``; at least 1."""
     return max(1, math.isqrt(int(bits // (3 * DEPTH))))
 
 
@@ -91,7 +91,7 @@ def thumbnail_pixels(images: Tensor, bits: float) -> Tensor:
 
     Args:
         images: (B, 3, height, width).
-        bits: per picture; n tokens of a codebook of K have n log2 K.
+        bits: per image; n tokens of a codebook of K have n log2 K.
 
     Returns:
         (B, 3, side, side), the side that of :func:`thumbnail_side`, but none larger than the images'.

@@ -20,7 +20,7 @@ class Named(nn.Module):
 
     Args:
         size: height and width of its input.
-        mean, std: of each channel, of pictures in [0, 1].
+        mean, std: of each channel, of images in [0, 1].
         interpolation: as the package calls it; bicubic where torch has no other than that.
     """
 
@@ -41,10 +41,10 @@ class Named(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.requires_grad_(False).eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) in [0, 1], resized as a whole, to scores (B, classes)."""
         resized = interpolate(
-            pictures, self.size, mode=self.mode, antialias=True, align_corners=False
+            images, self.size, mode=self.mode, antialias=True, align_corners=False
         )
         scores: Tensor = self.network((resized - self.mean) / self.std)
         return scores

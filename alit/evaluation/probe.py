@@ -1,4 +1,4 @@
-"""What tokens tell of a picture's class: linear classification of their features at each length, beside controls."""
+"""What tokens tell of an image's class: linear classification of their features at each length, beside controls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .labeled import Labeled, check_counts, split
 from .logistic import Accuracy, Parts, accuracy
 from .metrics import bits_per_token, thumbnail_pixels
 
-#: Pictures of a class at least: one for the test, one to choose by, and two.
+#: Images of a class at least: one for the test, one to choose by, and two.
 FEWEST = 4
 #: Of each class: for the test, and of the rest to choose by.
 SHARE = 0.25
 
 
 class Described(NamedTuple):
-    """Pictures as rows of features (N, F) at one length, named as in :class:`LengthAccuracy`."""
+    """Images as rows of features (N, F) at one length, named as in :class:`LengthAccuracy`."""
 
     latents: Tensor
     codes: Tensor
@@ -40,7 +40,7 @@ class LengthAccuracy:
     """One length of a model.
 
     Attributes:
-        tokens, bits: per picture; latents hold more than these bits.
+        tokens, bits: per image; latents hold more than these bits.
         latents, codes: of the mean over the tokens, before and after quantization.
         all_codes: of the codes one behind another.
         random_latents, random_codes, random_all_codes: the same of a model of this shape with random weights.
@@ -63,8 +63,8 @@ class Probe:
     """What :func:`probe` returns.
 
     Attributes:
-        training, test: numbers of pictures.
-        chance: accuracy on the test pictures of always naming the class that is most frequent in training.
+        training, test: numbers of images.
+        chance: accuracy on the test images of always naming the class that is most frequent in training.
         unreadable: names of files that were skipped.
     """
 
@@ -88,21 +88,21 @@ def probe(
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Probe:
-    """How well a linear classifier names the class of pictures by their tokens, at each length.
+    """How well a linear classifier names the class of images by their tokens, at each length.
 
-    A logistic regression is fitted to standardized features of the training pictures, its L2 penalty chosen on a
-    quarter of them. Pictures are their centre, of the model's shape and size.
+    A logistic regression is fitted to standardized features of the training images, its L2 penalty chosen on a
+    quarter of them. Images are their center, of the model's shape and size.
 
     Args:
         model: in evaluation mode, on its device.
-        data: see :func:`alit.evaluation.labeled`; a quarter of each class, at least one picture, is left out for the
+        data: see :func:`alit.evaluation.labeled`; a quarter of each class, at least one image, is left out for the
             test unless there is a ``test``, of the same classes.
         lengths: numbers of tokens; by default all whole iterations.
         seed: of the parts, the random weights and the bootstrap.
 
     Raises:
         ValueError: a length that :func:`alit.features.check_tokens` refuses; other classes in ``test``; fewer than
-            ``FEWEST`` pictures of a class that can be read, or none in ``test``.
+            ``FEWEST`` images of a class that can be read, or none in ``test``.
     """
     config = model.config
     wanted = sorted(set(config.lengths if lengths is None else lengths))
@@ -141,8 +141,8 @@ def probe(
     )
 
 
-def _labels(pictures: Labeled) -> Tensor:
-    return torch.tensor([pictures.labels[path] for path in pictures.listing.pictures])
+def _labels(labeled: Labeled) -> Tensor:
+    return torch.tensor([labeled.labels[path] for path in labeled.listing.images])
 
 
 def with_random_weights(model: AdaptiveTokenizer, seed: int) -> AdaptiveTokenizer:
@@ -154,20 +154,20 @@ def with_random_weights(model: AdaptiveTokenizer, seed: int) -> AdaptiveTokenize
 
 def _read(
     models: Sequence[AdaptiveTokenizer],
-    pictures: Labeled,
+    labeled: Labeled,
     lengths: Sequence[int],
     batch_size: int,
     max_megapixels: float,
 ) -> tuple[list[Described], Tensor]:
     """Those that can be read: their features at each length, on the CPU, and their labels (N,)."""
-    size, listing = models[0].config.image_size, pictures.listing
+    size, listing = models[0].config.image_size, labeled.listing
     batches: list[list[Described]] = []
     labels: list[int] = []
     report("reading", 0, listing.readable, "images")
     for paths, images in listing.batches(
         lambda path: load(path, size, max_megapixels=max_megapixels), batch_size
     ):
-        labels += [pictures.labels[path] for path in paths]
+        labels += [labeled.labels[path] for path in paths]
         batches.append(_described(models, images, lengths))
         report("reading", len(labels), listing.readable, "images")
     return [_joined(each) for each in zip(*batches, strict=True)], torch.tensor(labels).long()
@@ -191,12 +191,12 @@ def _described(
 
 
 def _joined(parts: Sequence[Described]) -> Described:
-    """Of pictures one behind another."""
+    """Of images one behind another."""
     return Described(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
 
 def _parts(labels: Sequence[Tensor], generator: torch.Generator) -> Parts:
-    """Of the training pictures alone, or of these and the test pictures behind them."""
+    """Of the training images alone, or of these and the test images behind them."""
     label_N = torch.cat(list(labels))
     if len(labels) == 1:
         known, test = split(label_N, SHARE, generator)

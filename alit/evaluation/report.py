@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from ..console import counted
-from ..plots import BLUE, GREY, INK, ORANGE, pyplot, save
+from ..plots import BLUE, GRAY, INK, ORANGE, pyplot, save
 from .calibration import Calibration
 from .logistic import Accuracy
 from .probe import Described, Probe
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def tables(result: Evaluation) -> list[Table]:
-    """Quality; files of as many bytes; iterations; kinds of drawn pictures. Those of which something is known."""
+    """Quality; files of as many bytes; iterations; kinds of drawn images. Those of which something is known."""
     found = [_quality(result)]
     found += [_files(result)] if any(x.webp or x.avif for x in result.lengths) else []
     found += [_iterations(result)] if result.iterations else []
@@ -37,7 +37,7 @@ def tables(result: Evaluation) -> list[Table]:
 
 def _quality(result: Evaluation) -> Table:
     title = (
-        f"{counted(result.pictures, 'picture')}, {result.protocol} protocol; thumbnail in brackets; "
+        f"{counted(result.images, 'image')}, {result.protocol} protocol; thumbnail in brackets; "
         f"blocks of the originals: {_blocks(result.blockiness)}"
     )
     has = [x for x in COLUMNS if getattr(result.lengths[0].model, x) is not None]
@@ -115,7 +115,7 @@ def calibration_table(rows: Sequence[Calibration]) -> Table:
 
 def probe_table(result: Probe) -> Table:
     title = (
-        f"top-1 and its 95 % interval: {counted(result.test, 'test picture')} of {len(result.classes)} classes, "
+        f"top-1 and its 95 % interval: {counted(result.test, 'test image')} of {len(result.classes)} classes, "
         f"{result.training} to learn from; the most frequent class: {result.chance:.0%}"
     )
     names = (x.replace("_", "\n") for x in Described._fields)
@@ -142,7 +142,7 @@ def plot_probe(result: Probe, path: Path) -> None:
     for axes, name in zip(panels, ("latents", "codes", "all_codes"), strict=True):
         for kind, label, style, color in (
             (name, "model", "o-", BLUE),
-            (f"random_{name}", "random weights", "^:", GREY),
+            (f"random_{name}", "random weights", "^:", GRAY),
             ("thumbnail", "thumbnail", "s--", ORANGE),
         ):
             found = [getattr(row, kind) for row in result.lengths]
@@ -179,13 +179,13 @@ def _plot_quality(axes: Any, result: Evaluation, name: str) -> None:
         ("model", "model", "o-", BLUE),
         ("thumbnail", "thumbnail", "s--", ORANGE),
         ("webp", "WebP file", "^:", INK),
-        ("avif", "AVIF without container", "v:", GREY),
+        ("avif", "AVIF without container", "v:", GRAY),
     ):
         found = [(row.bits, x) for row in result.lengths if (x := getattr(row, kind)) is not None]
         shown = [x.quality if isinstance(x, FileQuality) else x for _, x in found]
         values = [getattr(quality, name) for quality in shown]
         axes.plot([bits for bits, _ in found], values, style, color=color, label=label)
-    axes.set(xlabel="bits per picture", ylabel=COLUMNS[name][0])
+    axes.set(xlabel="bits per image", ylabel=COLUMNS[name][0])
 
 
 def _plot_blocks(axes: Any, result: Evaluation) -> None:
@@ -196,17 +196,17 @@ def _plot_blocks(axes: Any, result: Evaluation) -> None:
         axes.plot(bits, steps, "o-", color=color, label=label)
         if (own := getattr(result.blockiness, name)) is not None:
             axes.axhline(own, color=color, linestyle=":")
-    axes.set(xlabel="bits per picture", ylabel="step over that elsewhere", ylim=(0, None))
+    axes.set(xlabel="bits per image", ylabel="step over that elsewhere", ylim=(0, None))
     axes.legend(frameon=False, title="dotted: the originals")
 
 
 def _plot_iterations(codes: Any, replaced: Any, result: Evaluation) -> None:
     numbers = range(1, len(result.iterations) + 1)
     so_far, alone = ([x.perplexity for x in rows] for rows in (result.lengths, result.iterations))
-    codes.plot(numbers, so_far, "s--", color=GREY, label="all tokens so far")
+    codes.plot(numbers, so_far, "s--", color=GRAY, label="all tokens so far")
     codes.plot(numbers, alone, "o-", color=BLUE, label="tokens of the iteration")
     codes.set(xlabel="iteration", ylabel="perplexity", ylim=(0, None))
     codes.legend(frameon=False)
-    replaced.bar(numbers, [x.replaced for x in result.iterations], color=GREY)
+    replaced.bar(numbers, [x.replaced for x in result.iterations], color=GRAY)
     replaced.axhline(result.lengths[-1].model.l1, color=BLUE)
     replaced.set(xlabel="iteration with random codes", ylabel="L1 at the longest length")

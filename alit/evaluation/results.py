@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over pictures: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``, ``lpips``; pixels in [0, 1].
+    """Means over images: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``, ``lpips``; pixels in [0, 1].
 
-    ``top1``, ``top5``: the share of pictures whose class, as a network sees it in the original, comes first, or among
+    ``top1``, ``top5``: the share of images whose class, as a network sees it in the original, comes first, or among
     the first five, in the reconstruction. ``rfid``: Frechet distance of Inception features. The last four are None
     where there is no network for them.
     """
@@ -28,9 +28,9 @@ class FileQuality:
     """Files of a codec that take no more bytes than the tokens.
 
     Attributes:
-        bytes, side: means over pictures; a smaller side than the model's was enlarged.
+        bytes, side: means over images; a smaller side than the model's was enlarged.
         quality: L1, PSNR and SSIM of what the files show.
-        wins: number of pictures for which the model's L1 is below the file's.
+        wins: number of images for which the model's L1 is below the file's.
     """
 
     bytes: float
@@ -41,10 +41,10 @@ class FileQuality:
 
 @dataclass(frozen=True)
 class Blockiness:
-    """The mean absolute step between neighbouring pixels across borders of blocks over that within blocks of 8 pixels.
+    """The mean absolute step between neighboring pixels across borders of blocks over that within blocks of 8 pixels.
 
-    ``step_32``: across every 32nd pixel. ``step_8``: across every 8th that is no 32nd. About 1 for pictures without
-    blocks; None where a picture is too small for a border, or no pixel differs from its neighbour.
+    ``step_32``: across every 32nd pixel. ``step_8``: across every 8th that is no 32nd. About 1 for images without
+    blocks; None where an image is too small for a border, or no pixel differs from its neighbor.
     """
 
     step_32: float | None
@@ -56,14 +56,14 @@ class LengthQuality:
     """One length.
 
     Attributes:
-        tokens, bits: per picture. Continuous tokens count 16 bits a channel.
+        tokens, bits: per image. Continuous tokens count 16 bits a channel.
         model: quality of the reconstructions.
-        thumbnail: quality of a ``thumbnail_side`` squared picture with 4 bits a channel, enlarged.
+        thumbnail: quality of a ``thumbnail_side`` squared image with 4 bits a channel, enlarged.
         codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of how often; mean and geometric
             mean of them where each iteration has its own; None without codebook.
-        loses: number of pictures for which the thumbnail's L1 is below the model's.
-        webp, avif: what files of as many bytes show; None where Pillow does not write the format, or for some picture
-            no file so small. Of AVIF the compressed picture alone counts, of WebP the whole file.
+        loses: number of images for which the thumbnail's L1 is below the model's.
+        webp, avif: what files of as many bytes show; None where Pillow does not write the format, or for some image
+            no file so small. Of AVIF the compressed image alone counts, of WebP the whole file.
         blockiness: of the reconstructions.
     """
 
@@ -99,7 +99,7 @@ class IterationQuality:
 
 @dataclass(frozen=True)
 class KindLength:
-    """L1 of one kind of pictures at one length."""
+    """L1 of one kind of images at one length."""
 
     tokens: int
     model: float
@@ -108,10 +108,10 @@ class KindLength:
 
 @dataclass(frozen=True)
 class KindQuality:
-    """One kind of drawn pictures. ``beats_thumbnail``: the model's mean L1 is lower at every length."""
+    """One kind of drawn images. ``beats_thumbnail``: the model's mean L1 is lower at every length."""
 
     kind: str
-    pictures: int
+    images: int
     lengths: list[KindLength]
     beats_thumbnail: bool
 
@@ -122,13 +122,13 @@ class Evaluation:
 
     Attributes:
         unreadable: names of files that were skipped.
-        blockiness: of the pictures themselves.
+        blockiness: of the images themselves.
         iterations: empty where tokens are no codes.
-        kinds: of drawn pictures; empty for files.
+        kinds: of drawn images; empty for files.
     """
 
     protocol: str
-    pictures: int
+    images: int
     image_size: tuple[int, int]
     lengths: list[LengthQuality]
     unreadable: list[str]

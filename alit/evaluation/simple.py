@@ -1,7 +1,7 @@
-"""A suite of simple pictures, drawn by code: what a user would expect to take few tokens.
+"""A suite of simple images, drawn by code: what a user would expect to take few tokens.
 
-Eight kinds, four pictures of each, from a fixed seed. Everything is drawn on a canvas of 1024 pixels and shrunk by
-block means, so that lines are smooth and a picture is the same at every size. Nothing lies on a grid of blocks, which
+Eight kinds, four images of each, from a fixed seed. Everything is drawn on a canvas of 1024 pixels and shrunk by
+block means, so that lines are smooth and an image is the same at every size. Nothing lies on a grid of blocks, which
 would favor those who code blocks. Text needs a Pillow with FreeType, whose versions may differ in the edges of letters.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..images import to_tensor
 
-#: Side of the canvas, and pictures of a kind.
+#: Side of the canvas, and images of a kind.
 CANVAS, EACH = 1024, 4
 WHITE, INK = (255, 255, 255), (28, 30, 36)
 WORDS = (
-    "a picture takes as many tokens as it needs river stone garden window seven paper light north the of morning "
+    "an image takes as many tokens as it needs river stone garden window seven paper light north the of morning "
     "market train and letter harbor quiet for number field with open glass under winter road"
 )
 
@@ -31,7 +31,7 @@ Point = tuple[float, float]
 
 
 class Drawing(NamedTuple):
-    """One of the pictures: its kind, and (3, side, side) float32 in [0, 1]."""
+    """One of the images: its kind, and (3, side, side) float32 in [0, 1]."""
 
     kind: str
     pixels: Tensor

@@ -73,7 +73,7 @@ def _efficientnet() -> nn.Module:
 
 
 def _fused(network: Any) -> nn.Module:
-    """Each normalisation within its convolution: it does not learn, and memory costs more than arithmetic."""
+    """Each normalization within its convolution: it does not learn, and memory costs more than arithmetic."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]

@@ -126,7 +126,7 @@ def pixel_loss(
 def discriminator_loss(
     images: Tensor, reconstructions: Tensor, discriminator: nn.Module
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Hinge loss of the discriminator, pictures first, then (detached) reconstructions; and the mean logits of both,
+    """Hinge loss of the discriminator, images first, then (detached) reconstructions; and the mean logits of both,
     ``real`` and ``fake``.
     """
     real = discriminator(images).float()

@@ -1,1 +1,1 @@
-"""A page to play with: a picture, a slider over its tokens, and what each number of them keeps (``alit serve``)."""
+"""A page to play with: an image, a slider over its tokens, and what each number of them keeps (``alit serve``)."""

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from ..images import to_image
 from ..tokenizer import AdaptiveTokenizer
 from .guard import Guard, Refused, body
-from .pictures import Picture, attention, encoded, png, reconstruction
+from .uploads import Upload, attention, encoded, png, reconstruction
 
 #: Uploads that are taken in at a time; others wait unread.
 UPLOADS = 2
@@ -34,15 +34,15 @@ UPLOADS = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of an upload, millions of its pixels, and pictures that are kept."""
+    """Bytes of an upload, millions of its pixels, and images that are kept."""
 
     upload_bytes: int
     megapixels: float
-    pictures: int
+    images: int
 
 
 class Playground:
-    """A model, the one thread that runs it, and the pictures that were asked for last.
+    """A model, the one thread that runs it, and the images that were asked for last.
 
     Args:
         model: one that gives indices.
@@ -52,7 +52,7 @@ class Playground:
     def __init__(self, model: AdaptiveTokenizer, name: str, limits: Limits) -> None:
         self.model, self.name, self.limits, self.identity = model, name, limits, model.identity()
         self.page = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-        self.pictures: OrderedDict[str, Picture] = OrderedDict()
+        self.images: OrderedDict[str, Upload] = OrderedDict()
         self.uploads = asyncio.Semaphore(UPLOADS)
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
@@ -61,11 +61,11 @@ class Playground:
         routes = [
             Route("/", self.show_page),
             Route("/model", self.about),
-            Route("/pictures", self.upload, methods=["POST"]),
-            Route("/pictures/{key}/original.png", self.original),
-            Route("/pictures/{key}/reconstruction.png", self.reconstruction),
-            Route("/pictures/{key}/attention", self.attention),
-            Route("/pictures/{key}/tokens.alit", self.tokens),
+            Route("/images", self.upload, methods=["POST"]),
+            Route("/images/{key}/original.png", self.original),
+            Route("/images/{key}/reconstruction.png", self.reconstruction),
+            Route("/images/{key}/attention", self.attention),
+            Route("/images/{key}/tokens.alit", self.tokens),
         ]
         return Starlette(
             routes=routes,
@@ -103,28 +103,28 @@ class Playground:
 
     async def upload(self, request: Request) -> Response:
         async with self.uploads:
-            data = await body(request, "picture", self.limits.upload_bytes)
+            data = await body(request, "image", self.limits.upload_bytes)
             name = request.query_params.get("name", "")
             try:
-                picture = await self.work(encoded, data, name, self.limits.megapixels)
+                upload = await self.work(encoded, data, name, self.limits.megapixels)
             except OSError as error:
-                reason = f"not a readable picture ({error})"
-                raise Refused(400, "picture", reason) from error
+                reason = f"not a readable image ({error})"
+                raise Refused(400, "image", reason) from error
         key = secrets.token_urlsafe(16)
-        self.pictures[key] = picture
-        while len(self.pictures) > self.limits.pictures:
-            self.pictures.popitem(last=False)
-        size = list(picture.image.shape[1:])
-        said = {"key": key, "name": picture.name, "original": list(picture.original), "size": size}
+        self.images[key] = upload
+        while len(self.images) > self.limits.images:
+            self.images.popitem(last=False)
+        size = list(upload.image.shape[1:])
+        said = {"key": key, "name": upload.name, "original": list(upload.original), "size": size}
         return JSONResponse(said, 201)
 
     async def original(self, request: Request) -> Response:
-        picture = self.asked(request)
-        return Response(png(to_image(picture.image)), media_type="image/png")
+        upload = self.asked(request)
+        return Response(png(to_image(upload.image)), media_type="image/png")
 
     async def reconstruction(self, request: Request) -> Response:
-        picture, tokens = self.asked(request), self.count(request)
-        made = await self.work(reconstruction, picture, tokens)
+        upload, tokens = self.asked(request), self.count(request)
+        made = await self.work(reconstruction, upload, tokens)
         headers = {
             "Alit-L1": f"{made.l1:.6f}",
             "Alit-PSNR": f"{made.psnr:.4f}",
@@ -143,20 +143,20 @@ class Playground:
         return JSONResponse({"rows": rows, "columns": columns, "maps": maps.flatten(1).tolist()})
 
     async def tokens(self, request: Request) -> Response:
-        picture, tokens = self.asked(request), self.count(request)
-        name = f"{Path(picture.name).stem or 'picture'}.alit"
+        upload, tokens = self.asked(request), self.count(request)
+        name = f"{Path(upload.name).stem or 'image'}.alit"
         headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
-        data = picture.file(tokens, self.identity)
+        data = upload.file(tokens, self.identity)
         return Response(data, media_type="application/octet-stream", headers=headers)
 
-    def asked(self, request: Request) -> Picture:
-        """The picture of the address, which is now the last to be given up."""
+    def asked(self, request: Request) -> Upload:
+        """The image of the address, which is now the last to be given up."""
         key = request.path_params["key"]
-        if key not in self.pictures:
-            reason = f"no such picture; the last {self.limits.pictures} are kept, upload it again"
+        if key not in self.images:
+            reason = f"no such image; the last {self.limits.images} are kept, upload it again"
             raise Refused(404, "key", reason)
-        self.pictures.move_to_end(key)
-        return self.pictures[key]
+        self.images.move_to_end(key)
+        return self.images[key]
 
     def count(self, request: Request) -> int:
         """The parameter ``tokens``."""

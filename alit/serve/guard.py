@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 #: Seconds in which an upload has to arrive.
 PATIENCE = 60.0
-#: Of every answer. Pictures stay in no cache, and no other site may show what is here.
+#: Of every answer. Images stay in no cache, and no other site may show what is here.
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",

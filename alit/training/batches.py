@@ -10,8 +10,8 @@ from torch import Tensor
 from ..generation import Generator
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
+from .image_data import Batch, ImageFolder, ImageTensor, Preparation, Share, shuffled_batches
 from .length_stage import held_out
-from .pictures import Batch, ImageFolder, ImageTensor, Preparation, Share, shuffled_batches
 from .processes import Processes
 from .shards import ShardBatches, ShardStream, is_shards
 from .token_files import TokenRows
@@ -31,7 +31,7 @@ def batches(
 
     Args:
         images: in place of ``config.data``.
-        model: what learns; its images' size is what pictures get.
+        model: what learns; images get the size of its own.
         step: where the run goes on, ``state``: where each process's stream of shards stood.
         addresses: shards may lie at http and https addresses.
 
@@ -40,16 +40,16 @@ def batches(
     """
     share = Share(config.batch_size, config.accumulate, own.rank, own.count)
     pin = own.device.type == "cuda"
-    pictures: ImageFolder | ImageTensor | TokenRows
+    data: ImageFolder | ImageTensor | TokenRows
     prepared = {"size": model.config.image_size, **preparation(config)}
     if isinstance(model, Generator):
         if images is not None:
             raise ValueError("images: expected None in stage generator, which learns from files")
-        pictures = TokenRows.read(config.data, config.labels, model.config)
+        data = TokenRows.read(config.data, config.labels, model.config)
     elif images is not None:
-        pictures = ImageTensor(images.cpu(), flip=config.flip)
+        data = ImageTensor(images.cpu(), flip=config.flip)
     elif config.data is None:
-        raise ValueError("data: expected a folder of pictures or shards, got none")
+        raise ValueError("data: expected a folder of images or shards, got none")
     elif is_shards(config.data):
         stream = ShardStream(
             config.data,
@@ -63,20 +63,20 @@ def batches(
         )
         return ShardBatches(stream, workers=config.workers, pin=pin), []
     else:
-        pictures = ImageFolder(config.data, **prepared)
+        data = ImageFolder(config.data, **prepared)
     shuffled = shuffled_batches(
-        pictures,
+        data,
         share,
         seed=config.seed,
-        workers=config.workers if isinstance(pictures, ImageFolder) else 0,
+        workers=config.workers if isinstance(data, ImageFolder) else 0,
         steps=(step, config.steps),
         pin=pin,
         once=held_out(config) if config.stage == "length" else 0,
     )
-    return shuffled, list(pictures.left_out)
+    return shuffled, list(data.left_out)
 
 
 def preparation(config: TrainingConfig) -> dict[str, Any]:
-    """Options of :class:`alit.training.pictures.Preparation` but the size."""
+    """Options of :class:`alit.training.image_data.Preparation` but the size."""
     names = ("crop", "flip", "convert_profiles", "max_megapixels")
     return {name: getattr(config, name) for name in names}

@@ -25,17 +25,17 @@ ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
 ROWS_AWAY, PAIRS_AWAY, FARTHEST, NOTHING = (0.0, 7.0, 8.2, 11.0), (0.0, 7.5, 8.5), 20.0, 9.0
 #: Logit by which a query prefers the class token to tokens of the whole image: it then gets the sum of these, scaled.
 SUMMED = math.log(100)
-#: An image token's constant beside its base tokens: it is normalised, and so they nearly keep their magnitudes.
+#: An image token's constant beside its base tokens: it is normalized, and so they nearly keep their magnitudes.
 CONSTANT = 12.0
 #: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
-#: input: small enough that normalisations and tanh are nearly linear.
+#: input: small enough that normalizations and tanh are nearly linear.
 FETCHED, EMBEDDED, COLLECTED, SQUASHED = 0.5, 0.1, 1 / 8, 1 / 16
 #: Deviations of the weights and offsets of the tanh's other inputs, of which the fit of the last layer makes use.
 CURVED, OFFSET = 0.25, 0.7
 
 
 def size_of(width: int, flags: int) -> float:
-    """A flag of 1 in a normalised token that has so many, less an unused channel: a small difference of large logits
+    """A flag of 1 in a normalized token that has so many, less an unused channel: a small difference of large logits
     decides who attends to the class token, and so it is exact.
     """
     return math.sqrt(width / flags / (1 - flags / width))
@@ -51,7 +51,7 @@ class Roles:
         self.content = self._next(config.code_dim)
         self.place = self._next(height + across)
         self.iterations = self._next(config.iterations)
-        # Normalisation moves all channels of a token by their mean: it is read off the one that no token uses.
+        # Normalization moves all channels of a token by their mean: it is read off the one that no token uses.
         flags = range(self.width, self.width + 5)
         self.is_class, self.is_image, self.is_whole, self.constant, self.unused = flags
         self.width += len(flags)

@@ -29,7 +29,7 @@ CHOICES = {
 #: A resumed run may change these: they alter no result.
 FREE = {
     *("output", "device", "keep", "tensorboard"),
-    *("log_every", "picture_every", "checkpoint_every"),
+    *("log_every", "image_every", "checkpoint_every"),
     # Places; what lies there has to be the same.
     *("data", "start_from", "base_from", "tokenizer"),
     "workers",  # which only decode, but for the order of shards
@@ -45,7 +45,7 @@ class TrainingConfig:
             adaptive tokenizer on a frozen base (latent distillation), "2" the adaptive tokenizer on pixels, its base
             frozen or trained with it; "length" only the length head of the model in ``start_from``, on what ``steps``
             batches record (:mod:`alit.training.length_stage`); "generator" a generator of token sequences.
-        data: folder of pictures, or a pattern of WebDataset shards, ``shards/train-{000..099}.tar``: a local path,
+        data: folder of images, or a pattern of WebDataset shards, ``shards/train-{000..099}.tar``: a local path,
             as are ``output``, ``start_from``, ``base_from`` and ``tokenizer``. In stage "generator" a file of tokens or
             a folder of them (:class:`alit.training.token_files.TokenFiles`).
         output: folder of the run: checkpoints, log, model. None keeps nothing.
@@ -57,13 +57,13 @@ class TrainingConfig:
         labels: stage "generator": where classes of images are: "files" (in the files' paths), or a CSV file of names
             and classes; None: there are none.
         initialization: of the weights that come from no file: "published", or "transform_coder" (see
-            :func:`alit.training.initialization.as_transform_coder`), which needs a folder of pictures.
+            :func:`alit.training.initialization.as_transform_coder`), which needs a folder of images.
         start_from: model file (or name of shipped weights) to start from, instead of ``model``.
         base_from: model file whose base tokenizer is used; a VQGAN or KL-VAE has to come from somewhere.
-        steps: optimiser steps. The learning rate follows their fraction. None, 0: the model as it starts.
+        steps: optimizer steps. The learning rate follows their fraction. None, 0: the model as it starts.
         seconds: end of the run by the clock, if that comes first; a resumed run has what was left (one process only;
             never the same twice).
-        batch_size: pictures of an optimiser step, over all processes and accumulated parts.
+        batch_size: images of an optimizer step, over all processes and accumulated parts.
         accumulate: parts in which each process computes its share of the batch, one after another.
         learning_rate: at its peak; None: as published, 1.5e-4 (stage 2: 1e-4) times batch_size / 256; in stage
             "generator" 1e-3.
@@ -71,10 +71,10 @@ class TrainingConfig:
         weight_decay: of linear and convolution weights; embeddings, norms, biases and codebook have none.
         betas, clip: of AdamW, and the largest gradient norm (a large number for none).
         ema: decay of the moving average of the weights, which becomes the model; less in the first steps.
-        crop: smallest share of a picture's area that a random crop keeps; 1 takes the centre always.
-        flip: mirror half of the pictures.
+        crop: smallest share of an image's area that a random crop keeps; 1 takes the center always.
+        flip: mirror half of the images.
         convert_profiles: convert embedded color profiles to sRGB, as all commands do.
-        max_megapixels: larger pictures are skipped and named, like damaged ones.
+        max_megapixels: larger images are skipped and named, like damaged ones.
         regularizer: in stage "base", weight of the base tokenizer's own term beside the mean absolute pixel error: a
             KL-VAE's divergence in nats per pixel value, a VQGAN's quantizer loss.
         iterations_per_step: iterations whose loss counts, drawn anew for each step; the rollout ends with the last of
@@ -109,14 +109,14 @@ class TrainingConfig:
             step's activations stays taken.
         activation_checkpointing: compute the activations of each iteration's encoder and decoder again in the
             backward, instead of keeping them; under FSDP2 block by block.
-        parallel: under torchrun "ddp", or "fsdp" (FSDP2), which shards weights and optimiser.
+        parallel: under torchrun "ddp", or "fsdp" (FSDP2), which shards weights and optimizer.
         seed: of weights, order, crops, and every draw in a step.
-        workers: processes that decode pictures, per training process.
-        shuffle_buffer: pictures of a shard that are read together and permuted.
+        workers: processes that decode images, per training process.
+        shuffle_buffer: images of a shard that are read together and permuted.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        log_every, picture_every, checkpoint_every: steps between lines of the log, pictures, checkpoints.
+        log_every, image_every, checkpoint_every: steps between lines of the log, images, checkpoints.
         keep: newest checkpoints that stay.
-        tensorboard: write scalars and pictures for TensorBoard.
+        tensorboard: write scalars and images for TensorBoard.
 
     Values are converted to the type of their field. Raises:
         ValueError: a value of another type (a boolean is no number), or one beyond ``LIMITS``. NaN and infinity pass,
@@ -174,7 +174,7 @@ class TrainingConfig:
     shuffle_buffer: int = 1000
     device: str = "auto"
     log_every: int = 10
-    picture_every: int = 500
+    image_every: int = 500
     checkpoint_every: int = 500
     keep: int = 2
     tensorboard: bool = True

@@ -73,7 +73,7 @@ def _capture(work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
     # A stream of the current device: torch's default one for captures is of the device that captured first. The outer
     # context leaves it even where the capture cannot be ended.
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    # Other threads, such as those that pin pictures, go on with what is forbidden to the capture.
+    # Other threads, such as those that pin images, go on with what is forbidden to the capture.
     with (
         torch.cuda.stream(stream),
         torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),

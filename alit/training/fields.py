@@ -24,7 +24,7 @@ DEEPEST, MOST_VALUES = 20, 10_000
 #: What numbers of :class:`alit.training.TrainingConfig` may be. Every field of numbers has its limits.
 LIMITS = {
     "steps": "[0, 1e9]",
-    **dict.fromkeys(("log_every", "picture_every", "checkpoint_every"), "[1, 1e9]"),
+    **dict.fromkeys(("log_every", "image_every", "checkpoint_every"), "[1, 1e9]"),
     **dict.fromkeys(("batch_size", "accumulate", "shuffle_buffer", "keep"), "[1, 1e6]"),
     **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), "(0, inf)"),
     **dict.fromkeys(("warmup", "ema", "betas"), "[0, 1)"),

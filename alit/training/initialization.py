@@ -6,7 +6,7 @@ say what is there. Here that is written into the weights, and everything else is
 - Channels of the residual stream have roles: the base tokens' channels; content, what a latent says; a one-hot row,
   column and iteration; and flags of the kinds of token.
 - The first three latents describe the whole image: along what images of one color differ in, its mean.
-- Every other latent describes a pair of neighbouring image tokens. Iteration t owns two heads of one encoder layer, one
+- Every other latent describes a pair of neighboring image tokens. Iteration t owns two heads of one encoder layer, one
   for each of the pair, that send its fresh latents there and bring back what is missing yet, in iteration 0 what
   differs from the mean, projected on the directions in which it varies most. Whoever has nothing to fetch attends to
   the class token, which holds nothing.

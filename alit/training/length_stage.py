@@ -34,7 +34,7 @@ FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 4000, 64, 0.1, 4e-3
 HELD_OUT = 128
 #: Least error of a patch.
 LEAST = 1e-6
-#: Share of predictions that are to be within the limit, of pictures that a length meets.
+#: Share of predictions that are to be within the limit, of images that a length meets.
 WITHIN = 0.9
 #: Limits at which margins are set: quantiles of the errors in the table.
 QUANTILES = (0.05, 0.95, 37)
@@ -78,7 +78,7 @@ class LengthStage(Stage):
     """Only the length head learns.
 
     Raises:
-        ValueError: several processes, sharding, an end by the clock, less than 10 pictures in all.
+        ValueError: several processes, sharding, an end by the clock, less than 10 images in all.
     """
 
     model: AdaptiveTokenizer
@@ -93,7 +93,7 @@ class LengthStage(Stage):
             raise ValueError("seconds: stage length ends after its steps; expected none")
         rows = config.steps * config.batch_size
         if rows < 10:
-            raise ValueError(f"steps: expected at least 10 pictures for a length head, got {rows}")
+            raise ValueError(f"steps: expected at least 10 images for a length head, got {rows}")
         add_length_head(model)
         assert model.length_head is not None
         model.eval().requires_grad_(False)
@@ -142,14 +142,14 @@ class LengthStage(Stage):
         # An error above one at fewer tokens decides nothing.
         curves = table.errors[:kept].float().mean(1).clamp(min=LEAST).log().cummin(-1).values
         _start(head, table.features[kept:].float(), curves)
-        optimiser, peak = self.optimisers[self.side], self.config.learning_rate or FIT_RATE
+        optimizer, peak = self.optimizers[self.side], self.config.learning_rate or FIT_RATE
         chance = torch.Generator().manual_seed(self.config.seed)
         numbers = range(FIT_STEPS)
         for number in reported(numbers, "fitting the length head", FIT_STEPS, "steps"):
             rows = kept + torch.randint(len(table.known) - kept, (FIT_BATCH,), generator=chance)
             fit = _fit_loss(head, table, rows.to(held.device))
             fit.backward()
-            optimiser.step(peak * schedule(number / FIT_STEPS, 0.05))
+            optimizer.step(peak * schedule(number / FIT_STEPS, 0.05))
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         # The last weights: the learning rate has come down to 0.
         self.average = MovingAverage(trained, self.config.ema)
@@ -182,7 +182,7 @@ def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
     """Begin with the statistics of the features, and with the mean of the curves for every patch."""
     head.mean.copy_(features.mean((0, 1)))
     head.std.copy_(features.flatten(0, 1).std(0).clamp(min=1e-3))
-    head.pictures.fill_(len(features))
+    head.image_count.fill_(len(features))
     head.out.bias.copy_(curves.mean(0).flatten())
     head.out.weight.mul_(0.1)
 
@@ -190,7 +190,7 @@ def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
 def _margin(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     """What a predicted curve needs added, so that the lengths it gives meet the limit as often as they should.
 
-    Of all pairs of a held-out picture and a limit that one of its lengths meets.
+    Of all pairs of a held-out image and a limit that one of its lengths meets.
 
     Args:
         predicted, true: (N, P) logarithms of errors; limits are taken from the latter.

@@ -24,15 +24,15 @@ from ..tokenizer import AdaptiveTokenizer
 from . import checkpoints
 from .batches import preparation
 from .config import TrainingConfig
+from .image_data import ImageFolder, check_enough
 from .initialization import as_transform_coder
-from .pictures import ImageFolder, check_enough
 from .processes import whole
 from .stage import Stage
 from .token_files import TokenFiles, TokenRows
 
 #: Crops that the transform coder is made of, how many of them its last layer is fitted to, and how many at a time.
 INITIAL_SAMPLE, INITIAL_FIT, INITIAL_BATCH = 24576, 512, 64
-#: Share of images that are parts of pictures, magnified; sides of these as shares of the picture's.
+#: Share of crops that are small parts of images, magnified; sides of these as shares of the image's.
 MAGNIFIED, PARTS = 1 / 8, (1 / 64, 1 / 8)
 
 
@@ -119,7 +119,7 @@ def _stored_generator(checkpoint: Path) -> Generator:
 
 @torch.no_grad()
 def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> None:
-    """From crops of pictures from all over the folder, as the run will see them."""
+    """From crops of images from all over the folder, as the run will see them."""
     tokens: list[Tensor] = []
     some: list[Tensor] = []
     samples = _samples(config, model.config.image_size)
@@ -131,9 +131,9 @@ def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> Non
 
 
 def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Batches (B, 3, height, width) in [0, 1], each of pictures from all over the folder."""
+    """Batches (B, 3, height, width) in [0, 1], each of images from all over the folder."""
     if config.data is None or not Path(config.data).is_dir():
-        raise ValueError(f"data: transform_coder needs a folder of pictures, got {config.data!r}")
+        raise ValueError(f"data: transform_coder needs a folder of images, got {config.data!r}")
     folder = ImageFolder(config.data, size, **preparation(config))
     check_enough(folder, config.batch_size)  # the run would find out when this is done
     random, loaded = np.random.default_rng(config.seed), 0
@@ -150,7 +150,7 @@ def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
         if found:
             yield torch.stack(found)
     if not loaded:
-        raise ValueError(f"data: none of {len(folder)} pictures can be read")
+        raise ValueError(f"data: none of {len(folder)} images can be read")
 
 
 def _magnified(image: Tensor, random: np.random.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from .processes import whole
 NamedParameters = list[tuple[str, Parameter]]
 
 
-class Optimiser:
+class Optimizer:
     """AdamW of named parameters, fused where the device has it.
 
     All state is made here, not at the first step: a parameter that gets its first gradient late (the mask token, later

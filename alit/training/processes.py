@@ -178,7 +178,7 @@ def distributed(
     )
 
 
-def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+def synchronized(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Forward and backward within: gradients travel only at the last accumulated part."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)

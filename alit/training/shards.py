@@ -1,7 +1,7 @@
-"""Shards: tar files of pictures, read as streams that stop and go on, by as many readers as there are then.
+"""Shards: tar files of images, read as streams that stop and go on, by as many readers as there are then.
 
 The order of an epoch's shards depends on seed and epoch alone, that within a shard on the shard too: runs of
-``shuffle_buffer`` pictures are permuted. Readers (the workers of all processes) take shards in turn. So a few numbers
+``shuffle_buffer`` images are permuted. Readers (the workers of all processes) take shards in turn. So a few numbers
 say what a reader has delivered of an epoch, and what all of them left is divided among other readers.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..checks import CheckpointError
+from .image_data import Batch, Preparation, Share, become_worker
 from .log import reason
-from .pictures import Batch, Preparation, Share, become_worker
-from .tars import NoPictures, Picture, check_name, expand, pictures
+from .tars import Member, NoImages, check_name, expand, members
 
-#: Shards that a reader tries one after another without a picture that can be read, at least, before it gives up.
+#: Shards that a reader tries one after another without an image that can be read, at least, before it gives up.
 TRIED = 16
 
 
@@ -31,7 +31,7 @@ def is_shards(data: str) -> bool:
 
 
 class Rest(NamedTuple):
-    """What is left of a shard: pictures from ``first`` on, but for ``taken`` in the order of the first permuted run."""
+    """What is left of a shard: images from ``first`` on, but for ``taken`` in the order of the first permuted run."""
 
     shard: int
     first: int = 0
@@ -65,9 +65,9 @@ class ShardStream(IterableDataset[Batch]):
 
     Args:
         pattern: name of a tar file, or of several with braces.
-        buffer: pictures that are permuted together.
+        buffer: images that are permuted together.
         state: of each process that ran before, the state that came with its last batch; ``None`` from the start. With
-            as many processes and workers the stream goes on as if it had not stopped, with others each picture that an
+            as many processes and workers the stream goes on as if it had not stopped, with others each image that an
             epoch still had comes once.
         addresses: names may be http and https addresses.
 
@@ -155,11 +155,11 @@ class ShardStream(IterableDataset[Batch]):
         skipped: list[str] = []
         tried = 0
         try:
-            for at, picture, shard, index in self._pictures(worker, skipped):
+            for at, member, shard, index in self._members(worker, skipped):
                 tried += at.taken == 0
-                if picture is not None:
+                if member is not None:
                     place = (self.seed, 2, at.epoch, shard, index)
-                    image = self._decoded(picture, shard, np.random.default_rng(place), skipped)
+                    image = self._decoded(member, shard, np.random.default_rng(place), skipped)
                     if image is not None:
                         images.append(image)
                         tried = 0
@@ -171,15 +171,15 @@ class ShardStream(IterableDataset[Batch]):
                 elif tried > max(TRIED, len(self.names)):
                     yield Batch(torch.empty(0), skipped)
                     return
-        except NoPictures as error:
+        except NoImages as error:
             yield Batch(torch.empty(0), skipped, {"error": str(error)})
 
-    def _pictures(
+    def _members(
         self, worker: int, skipped: list[str]
-    ) -> Iterator[tuple[Position, Picture | None, int, int]]:
-        """Epoch after epoch: the position after a picture, the picture, its shard, its number there.
+    ) -> Iterator[tuple[Position, Member | None, int, int]]:
+        """Epoch after epoch: the position after an image, the image, its shard, its number there.
 
-        Before those of a shard comes its beginning, without a picture.
+        Before those of a shard comes its beginning, without an image.
         """
         start = self.positions[worker]
         for epoch in itertools.count(start.epoch):
@@ -189,7 +189,7 @@ class ShardStream(IterableDataset[Batch]):
                 at = [*start[2:]] if (epoch, slot) == start[:2] else [0, 0]
                 first, taken = max(rest, at)
                 yield Position(epoch, slot, first), None, shard, first
-                found = pictures(self.names[shard], first, skipped, addresses=self.addresses)
+                found = members(self.names[shard], first, skipped, addresses=self.addresses)
                 while run := list(itertools.islice(found, self.buffer)):
                     chance = np.random.default_rng((self.seed, 4, epoch, shard, first))
                     for done, index in enumerate(chance.permutation(len(run)), 1):
@@ -199,14 +199,14 @@ class ShardStream(IterableDataset[Batch]):
                     first, taken = first + self.buffer, 0
 
     def _decoded(
-        self, picture: Picture, shard: int, chance: np.random.Generator, skipped: list[str]
+        self, member: Member, shard: int, chance: np.random.Generator, skipped: list[str]
     ) -> Tensor | None:
-        file = io.BytesIO(picture.content)
+        file = io.BytesIO(member.content)
         try:
             return self.prepare.load(file, chance)
         except OSError as error:
             why = reason(error).replace(repr(file), "it")
-            skipped.append(f"{self.names[shard]}: {picture.name}: {why}")
+            skipped.append(f"{self.names[shard]}: {member.name}: {why}")
             return None
 
 
@@ -224,7 +224,7 @@ class ShardBatches(Iterator[Batch]):
     """The stream's batches, each with the state of the whole process after it, which ``state`` holds too.
 
     Raises:
-        ValueError: a shard without pictures.
+        ValueError: a shard without images.
     """
 
     def __init__(self, stream: ShardStream, *, workers: int, pin: bool) -> None:

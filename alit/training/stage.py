@@ -18,19 +18,19 @@ from ..base.convolution import ConvEncoder
 from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import Terms
-from .optimization import MovingAverage, Optimiser
-from .processes import Processes, distributed, synchronised
+from .optimization import MovingAverage, Optimizer
+from .processes import Processes, distributed, synchronized
 
 
 class Stage(ABC):
-    """Modules and optimisers with their state, by name; the average of the weights that learn; a step.
+    """Modules and optimizers with their state, by name; the average of the weights that learn; a step.
 
     Args:
         model: whose parameters learn, if they require a gradient.
         module: model and loss as one module, as data-parallel wrappers want it: it returns the loss, its terms by
             name, and what a subclass wants beside.
         blocks: parts of the model that FSDP2 gathers one at a time.
-        side: name of the model's optimiser.
+        side: name of the model's optimizer.
 
     Attributes:
         doing: what its steps are called where progress is shown.
@@ -53,7 +53,7 @@ class Stage(ABC):
         self.module = distributed(module, blocks, own, config.parallel)
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.average = MovingAverage(trained, config.ema)
-        self.optimisers = {side: Optimiser(trained, config)}
+        self.optimizers = {side: Optimizer(trained, config)}
         self.modules: dict[str, nn.Module] = {"model": model}
 
     def step(
@@ -61,7 +61,7 @@ class Stage(ABC):
     ) -> dict[str, Tensor]:
         """Step number ``step`` (from 0) on a batch in parts; the loss and its terms, on the device."""
         sums = accumulated(self.module, parts, self.computation(step, done, parts))
-        sums["gradient_norm"] = self.optimisers[self.side].step(learning_rate)
+        sums["gradient_norm"] = self.optimizers[self.side].step(learning_rate)
         self.average.update(step + 1)
         return sums
 
@@ -146,7 +146,7 @@ def accumulated(module: nn.Module, parts: Sequence[Any], compute: Callable[[Any]
     """The gradients of a batch in parts; the terms, means over the parts. ``compute`` runs ``module``."""
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
-        with synchronised(module, last=number == len(parts)):
+        with synchronized(module, last=number == len(parts)):
             terms = compute(part)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0) + value / len(parts)

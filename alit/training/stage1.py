@@ -1,4 +1,4 @@
-"""Stage 1, latent distillation: one optimiser step on the published loss, base tokenizer frozen."""
+"""Stage 1, latent distillation: one optimizer step on the published loss, base tokenizer frozen."""
 
 from __future__ import annotations
 

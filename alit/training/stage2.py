@@ -22,7 +22,7 @@ from ..tokenizer import AdaptiveTokenizer
 from .config import TrainingConfig
 from .cuda_graph import Terms
 from .fields import expect
-from .optimization import Optimiser
+from .optimization import Optimizer
 from .processes import Processes, distributed
 from .stage import AdaptiveStage, accumulated, frozen_tokens, iterations_of
 
@@ -32,7 +32,7 @@ SMALLEST = 24
 
 @dataclass(frozen=True)
 class Critics:
-    """What judges pictures. No module: data-parallel wrappers of the model must not see it.
+    """What judges images. No module: data-parallel wrappers of the model must not see it.
 
     Attributes:
         perceptual: LPIPS or :class:`alit.losses.FeatureDistance`, one for all iterations.
@@ -111,7 +111,7 @@ class Stage2(AdaptiveStage):
     """A step of both sides: the discriminators see the reconstructions that the generator was judged by.
 
     Raises:
-        ValueError: weights of a perceptual loss that cannot be had; pictures too small for a discriminator; what cannot
+        ValueError: weights of a perceptual loss that cannot be had; images too small for a discriminator; what cannot
             be sharded; ``tail_drop``, and tokens that halt; ``base_weight`` without a base that learns.
     """
 
@@ -136,7 +136,7 @@ class Stage2(AdaptiveStage):
         if judges := self.critics.discriminators:
             judging = DiscriminatorModule(self.critics)
             self.judges = distributed(judging, [], own, "ddp", all_used=len(judges) == 1)
-            self.optimisers["discriminators"] = Optimiser(list(judges.named_parameters()), config)
+            self.optimizers["discriminators"] = Optimizer(list(judges.named_parameters()), config)
             self.modules["discriminators"] = judges
 
     def step(self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]) -> Terms:
@@ -151,7 +151,7 @@ class Stage2(AdaptiveStage):
             )
             own_rate = self.config.discriminator_learning_rate
             scale = 1.0 if own_rate is None else own_rate / self.config.peak_learning_rate
-            norm = self.optimisers["discriminators"].step(learning_rate * scale)
+            norm = self.optimizers["discriminators"].step(learning_rate * scale)
             sums["discriminator_gradient_norm"] = norm
         return sums
 

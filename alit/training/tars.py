@@ -1,4 +1,4 @@
-"""Shards: names of tar files, and the pictures in one.
+"""Shards: names of tar files, and the images in one.
 
 A name is a local path, whatever it looks like, unless addresses are allowed: then http and https are read as streams.
 """
@@ -24,8 +24,8 @@ from .log import reason
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: Shards of one pattern.
 MOST_SHARDS = 100_000
-#: Bytes of a picture's file: more is taken for damage.
-LARGEST_PICTURE = 1 << 28
+#: Bytes of an image's file: more is taken for damage.
+LARGEST_IMAGE = 1 << 28
 #: Kinds of other members that are told apart.
 MOST_KINDS = 100
 
@@ -36,15 +36,15 @@ _DAMAGED = (
 )
 
 
-class Picture(NamedTuple):
-    """A member of a shard with the suffix of a picture: its name, and its bytes, undecoded."""
+class Member(NamedTuple):
+    """A member of a shard with the suffix of an image: its name, and its bytes, undecoded."""
 
     name: str
     content: bytes
 
 
-class NoPictures(ValueError):
-    """A shard that is whole and holds no picture; the message says what it holds."""
+class NoImages(ValueError):
+    """A shard that is whole and holds no image; the message says what it holds."""
 
 
 def expand(pattern: str) -> list[str]:
@@ -161,13 +161,13 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> Iterator[Picture]:
-    """The pictures of a shard in their order, from the one numbered ``start``.
+def members(name: str, start: int, skipped: list[str], *, addresses: bool) -> Iterator[Member]:
+    """The images of a shard in their order, from the one numbered ``start``.
 
-    A line for the members that belong to no picture, and one for what ends a damaged shard, are added to ``skipped``.
+    A line for the members that belong to no image, and one for what ends a damaged shard, are added to ``skipped``.
 
     Raises:
-        NoPictures: the shard is whole and there is none in it.
+        NoImages: the shard is whole and there is none in it.
     """
     others: Counter[str] = Counter()
     count = 0
@@ -181,22 +181,22 @@ def pictures(name: str, start: int, skipped: list[str], *, addresses: bool) -> I
                     path = PurePosixPath(member.name)
                     if kind := _other(member):
                         left[kind if kind in left or len(left) < MOST_KINDS else "others"] += 1
-                    elif path.stem != stem:  # else another form of the picture before it
+                    elif path.stem != stem:  # else another form of the image before it
                         stem = path.stem
                         count += 1
                         if count > start:
-                            yield Picture(printable(member.name), _content(tar, member))
+                            yield Member(printable(member.name), _content(tar, member))
                 if stem is None:
                     for kind, number in left.items():
                         others[kind if len(others) < MOST_KINDS else "others"] += number
     except _DAMAGED as error:
         whole = False
-        skipped.append(f"{name}: damaged after {count} pictures ({reason(error)})")
+        skipped.append(f"{name}: damaged after {count} images ({reason(error)})")
     held = ", ".join(f"{number} {kind}" for kind, number in others.most_common(10)) or "nothing"
     if not count and whole:
-        raise NoPictures(f"{name}: no picture ({', '.join(SUFFIXES)}) in it, but {held}")
+        raise NoImages(f"{name}: no image ({', '.join(SUFFIXES)}) in it, but {held}")
     if others:
-        skipped.append(f"{name}: members without a picture ({held})")
+        skipped.append(f"{name}: members without an image ({held})")
 
 
 def _key(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -205,12 +205,12 @@ def _key(member: tarfile.TarInfo) -> tuple[str, str]:
 
 
 def _other(member: tarfile.TarInfo) -> str:
-    """What a member is that is no picture; empty for a picture."""
+    """What a member is that is no image; empty for one."""
     if not member.isreg() or member.issparse():
         return "links or special files"
     suffix = PurePosixPath(member.name).suffix.lower()
-    if suffix in SUFFIXES and member.size > LARGEST_PICTURE:
-        return f"of more than {LARGEST_PICTURE} bytes"
+    if suffix in SUFFIXES and member.size > LARGEST_IMAGE:
+        return f"of more than {LARGEST_IMAGE} bytes"
     return "" if suffix in SUFFIXES else printable(suffix[:20]) or "without a suffix"
 
 

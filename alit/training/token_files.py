@@ -28,8 +28,8 @@ class TokenFiles:
     Args:
         data: a file, or a folder; of that, all such files in it and in folders within, by name.
         labels: None: no classes. "files": the class of an image is the first part of its file's path within ``data``,
-            without ``.alit``: "rose" for ``rose.alit`` and for ``rose/2.alit``. Else a CSV file with a name of a
-            picture, as the token files have it, and its class in each row.
+            without ``.alit``: "rose" for ``rose.alit`` and for ``rose/2.alit``. Else a CSV file with a name of an
+            image, as the token files have it, and its class in each row.
         identity: of the tokenizer that must have written them.
         longest: tokens that an image may have.
 
@@ -62,7 +62,7 @@ class TokenFiles:
                     reader.expect(identity)
                     lengths.append(_lengths(reader, longest))
                     indices.append(reader.indices(0, reader.token_count).astype(np.int32))
-                    names = reader.pictures(0, reader.image_count).names
+                    names = reader.images(0, reader.image_count).names
                 except ValueError as error:
                     raise ValueError(f"data: {printable(path)}: {error}") from error
             if labels == PLACES:
@@ -152,7 +152,7 @@ def _lengths(reader: Reader, longest: int) -> np.ndarray:
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Classes by the names of pictures."""
+    """Classes by the names of images."""
     with reading(path) as file:
         content = file.read(LARGEST_TABLE + 1)
     try:

@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
     Attributes:
         model: with averaged weights, in evaluation mode.
-        steps: optimiser steps of the whole run.
+        steps: optimizer steps of the whole run.
         unreadable: the files that could not be read and the members of shards that were skipped, since the run
             started or went on, in all processes: their names, of shards with the reason.
     """
@@ -87,7 +87,7 @@ def train(
         allow_changes: go on even though the configuration differs.
         allow_addresses: shards may lie at http and https addresses.
         on_log: called every ``config.log_every`` steps with what ``log.jsonl`` gets: ``step``, ``done`` (fraction of
-            the run), ``learning_rate``, ``pictures_per_second``, and the means of the loss terms and the gradient norm.
+            the run), ``learning_rate``, ``images_per_second``, and the means of the loss terms and the gradient norm.
 
     Raises:
         ValueError: data, model, or checkpoint that do not fit; a resumed configuration that differs (listed); an output
@@ -182,8 +182,8 @@ class _Run:
         tensors = {f"average/{name}": x for name, x in self.stage.average.tensors().items()}
         for part, module in self.stage.modules.items():
             tensors |= {f"{part}/{name}": x for name, x in module.state_dict().items()}
-        for part, optimiser in self.stage.optimisers.items():
-            tensors |= {f"optimiser/{part}/{k}": x for k, x in optimiser.tensors().items()}
+        for part, optimizer in self.stage.optimizers.items():
+            tensors |= {f"optimizer/{part}/{k}": x for k, x in optimizer.tensors().items()}
         return tensors
 
     def go(self) -> Result:
@@ -209,8 +209,8 @@ class _Run:
                     speed = min(steps, self.step - first) * config.batch_size / (now - logged)
                     logged = now
                     self._write_log(rate, done, speed)
-                if self.step % config.picture_every == 0:
-                    self._write_pictures(parts[0])
+                if self.step % config.image_every == 0:
+                    self._write_images(parts[0])
                 stop = self.own.any(bool(received))
                 if self.step % config.checkpoint_every == 0 or last or stop:
                     self._save()
@@ -243,7 +243,7 @@ class _Run:
         self.skipped |= dict.fromkeys(batch.unreadable[: MOST_NAMES - len(self.skipped)])
         if batch.images.numel() == 0:
             first, tried = next(iter(self.skipped)), len(self.skipped)
-            raise ValueError(f"data: no picture can be read, {tried} tried, {first} first")
+            raise ValueError(f"data: no image can be read, {tried} tried, {first} first")
         self.data_state = batch.state
         images = batch.images.to(self.own.device, non_blocking=True)
         return images.float() / 255 if images.dtype == torch.uint8 else images
@@ -251,14 +251,14 @@ class _Run:
     def _write_log(self, rate: float, done: float, speed: float) -> None:
         means = self.own.mean(self.terms.means())
         record = {"step": self.step, "done": done, "learning_rate": rate}
-        record |= {"pictures_per_second": speed, **means}
+        record |= {"images_per_second": speed, **means}
         self.told = f"loss {means['loss']:.4f}, {speed:.1f} images/s"
         if self.log is not None:
             self.log.write(record)
         if self.on_log is not None and self.own.first:
             self.on_log(record)
 
-    def _write_pictures(self, images: Tensor) -> None:
+    def _write_images(self, images: Tensor) -> None:
         """Originals above reconstructions; not of sharded weights, which one process does not have."""
         if self.log is None or self.log.writer is None or self.config.parallel == "fsdp":
             return

@@ -1,4 +1,4 @@
-"""One kind of quantizer: how it is recognised, and what it computes with our ops."""
+"""One kind of quantizer: how it is recognized, and what it computes with our ops."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Family:
         refused: why a module of the family computes something else; empty if it does not.
         layout: axes of the input, "c" being channels.
         codes: its codebook, (K, D).
-        cosine: whether vectors and codes are normalised before the search.
+        cosine: whether vectors and codes are normalized before the search.
         rows: (module, codes, count, generator) -> inputs, (count, channels).
         searched: (module, inputs) -> the vectors that are searched, (count, D).
     """

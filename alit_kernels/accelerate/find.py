@@ -20,7 +20,7 @@ def accelerate(model: nn.Module, *, strict: bool = False) -> Report:
 
     Modules of the class ``torch.nn.MultiheadAttention`` become :class:`alit_kernels.nn.MultiheadAttention`, and
     quantizers of the families that ``docs/your-tokenizer.md`` lists a subclass of their own class. It is the class that
-    changes: parameters, buffers, keys, hooks, optimisers, ``isinstance`` and pickles stay. Each is probed before: its
+    changes: parameters, buffers, keys, hooks, optimizers, ``isinstance`` and pickles stay. Each is probed before: its
     outputs, which of them require a gradient, gradients of input and parameters, and its state after two steps of
     training equal those of a copy that is as it was. What differs is not touched. Calls that ours do not compute (see
     the classes and that page) go to the code that was there.

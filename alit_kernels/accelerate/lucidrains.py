@@ -71,10 +71,10 @@ def _refused(module: Any) -> str:
         "codes are sampled": sampling.get("stochastic") or sampling.get("straight_through"),
         "a codebook for each head": book.num_codebooks > 1,
         "its statistics are summed over processes": book.use_ddp,
-        "its codebook is initialised by k-means in the first call": not book.initted,
+        "its codebook is initialized by k-means in the first call": not book.initted,
         "affine_param": book.affine_param,
         "vq_bridge": book.vq_bridge is not None,
-        "an optimiser of its own": module.in_place_codebook_optimizer is not None,
+        "an optimizer of its own": module.in_place_codebook_optimizer is not None,
         "the cross-entropy commitment": module.commitment_use_cross_entropy_loss,
         "codebook_diversity_loss_weight": module.has_codebook_diversity_loss,
     }

@@ -22,7 +22,7 @@ class Swapped:
 
     Attributes:
         name: of the module in the model; empty for the model itself.
-        kind: what it was recognised as.
+        kind: what it was recognized as.
         changes: of its class and those of its parts.
     """
 

@@ -30,9 +30,9 @@ def add_layer_norm(
         total = (x.to(wide) + (branch.to(wide) + branch_bias)).to(rounded).contiguous()
     s = total.to(accumulation_dtype(total))
     mean = s.mean(-1, keepdim=True)
-    centred = s - mean
-    deviation = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    normalized = (centred * deviation * weight + bias).to(dtype).contiguous()
+    centered = s - mean
+    deviation = (centered.square().mean(-1, keepdim=True) + eps).rsqrt()
+    normalized = (centered * deviation * weight + bias).to(dtype).contiguous()
     stats = torch.stack((mean.squeeze(-1), deviation.squeeze(-1)))
     return x.new_empty(0) if branch is None else total, normalized, stats
 

@@ -1,6 +1,6 @@
 """Triton kernels of attention: one family for dense batches and packed sequences, forward and backward.
 
-Grid: axis 0 goes over tiles of sequences, axis 1 over heads, so neighbouring programs share the keys of one head of one
+Grid: axis 0 goes over tiles of sequences, axis 1 over heads, so neighboring programs share the keys of one head of one
 sequence while they are in the cache. Packed sequences need no prefix sum of tile counts and no maximum length: with
 tiles of M rows, sequence b owns the slots from ``offsets[b] // M + b`` on, which leaves room for each sequence's last,
 partial tile; the rows beyond the last sequence are one more "sequence", of which the programs write zeros. That is
@@ -258,7 +258,7 @@ def forward_kernel(
 
 
 @triton.jit
-def _normaliser(b_lse, PRECISE: tl.constexpr):
+def _normalizer(b_lse, PRECISE: tl.constexpr):
     """What ``_recomputed`` subtracts: +inf for a query without any key, whose P is then 0; for powers of two unless
     PRECISE.
     """
@@ -267,17 +267,17 @@ def _normaliser(b_lse, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _recomputed(b_s, b_normaliser, scale, scale_log2, PRECISE: tl.constexpr):
+def _recomputed(b_s, b_normalizer, scale, scale_log2, PRECISE: tl.constexpr):
     """P = exp(scale s - lse). PRECISE subtracts in the units of the log-sum-exp, which then costs no accuracy where it
     is large; otherwise it is one multiply-add.
     """
     b_scaled = b_s * (scale if PRECISE else scale_log2)
-    return tl.exp2((b_scaled - b_normaliser) * LOG2E if PRECISE else b_scaled - b_normaliser)
+    return tl.exp2((b_scaled - b_normalizer) * LOG2E if PRECISE else b_scaled - b_normalizer)
 
 
 @triton.jit
 def _query_gradient_step(
-    state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
+    state, q, do, b_normalizer, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS K for SIZE keys from ``first`` on, and the sum of P where factors are split."""
@@ -288,7 +288,7 @@ def _query_gradient_step(
     k = factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
     v = factors(_load(values, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
     b_s = scores(q, k)
-    b_p = _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, PRECISE)
+    b_p = _recomputed(b_s, b_normalizer[:, None], scale, scale_log2, PRECISE)
     if TAKEN:
         m_s = _seen(m_n, b_stop, first, p_stop, SIZE) if MASKED else m_n[None, :]
         b_p = tl.where(m_s, b_p, 0.0)
@@ -301,7 +301,7 @@ def _query_gradient_step(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_queries_kernel(
-    p_q, p_k, p_v, p_mask, p_stop, p_out, p_do, p_dlse, p_lse, p_delta, p_normaliser, p_share, p_dq,
+    p_q, p_k, p_v, p_mask, p_stop, p_out, p_do, p_dlse, p_lse, p_delta, p_normalizer, p_share, p_dq,
     p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, out_b, out_r, out_h, do_b, do_r, do_h,
     dq_b, dq_r, dq_h, lse_b, lse_h, mask_b, stop_b,
@@ -351,26 +351,26 @@ def backward_queries_kernel(
         tl.store(p_delta + o_lse, b_delta, mask=m_m)
     q = operands(_load(query, first, m_m, TILE, True, HEAD_DIM, BLOCK_D), SPLIT)
     do = operands(do, SPLIT)
-    b_normaliser = _normaliser(b_lse, PRECISE)
-    tl.store(p_normaliser + o_lse, b_normaliser, mask=m_m)
+    b_normalizer = _normalizer(b_lse, PRECISE)
+    tl.store(p_normalizer + o_lse, b_normalizer, mask=m_m)
 
     b_stop, least, last = _stops(p_stop, o_m, m_m, key_stop)
     state = dq, tl.zeros((TILE,), tl.float32) if SPLIT else 0.0
     whole = 0 if MASK_ALL else least // STEP * STEP
     for o_n in tl.range(0, whole, STEP, disable_licm=HEAD_DIM > BLOCK_D):
         state = _query_gradient_step(
-            state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+            state, q, do, b_normalizer, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
             scale, scale_log2, False, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     if MASK_ALL or p_stop is not None:
         for o_n in tl.range(whole, last, STEP, disable_licm=HEAD_DIM > BLOCK_D):
             state = _query_gradient_step(
-                state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
+                state, q, do, b_normalizer, b_delta, keys, values, p_mask, p_stop, b_stop, o_n, key_stop,
                 scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     elif whole < last:
         state = _query_gradient_step(
-            state, q, do, b_normaliser, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
+            state, q, do, b_normalizer, b_delta, keys, values, p_mask, p_stop, b_stop, whole, key_stop,
             scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     dq, b_total = state
@@ -391,7 +391,7 @@ def _load_sums(pointers, m_r, other, MASKED: tl.constexpr):
 
 @triton.jit
 def _key_gradient_step(
-    dk, dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, first, stop, scale, scale_log2,
+    dk, dv, k, v, query, gradient, p_normalizer, p_delta, p_share, p_stop, o_n, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys ``o_n`` are their rows."""
@@ -404,9 +404,9 @@ def _key_gradient_step(
         b_share = _load_sums(p_share + o_m, m_m, 0.0, MASKED)
         do = [b_x * b_share[:, None] for b_x in do]
     do = factors(do, len(k[0]) == 3)
-    b_normaliser = _load_sums(p_normaliser + o_m, m_m, float("inf"), MASKED)
+    b_normalizer = _load_sums(p_normalizer + o_m, m_m, float("inf"), MASKED)
     b_s = scores(k, q, True)
-    b_p = _recomputed(b_s, b_normaliser[None, :], scale, scale_log2, PRECISE)
+    b_p = _recomputed(b_s, b_normalizer[None, :], scale, scale_log2, PRECISE)
     if p_stop is not None:
         b_stop = _load_sums(p_stop + o_m, m_m, 0, MASKED)
         b_p = tl.where(o_n[:, None] < b_stop[None, :], b_p, 0.0)
@@ -434,7 +434,7 @@ def _reach(p_stop, first, stop, SIZE: tl.constexpr):
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def backward_keys_kernel(
-    p_q, p_k, p_v, p_mask, p_stop, p_do, p_delta, p_normaliser, p_share, p_dk, p_dv, p_offsets, p_key_offsets,
+    p_q, p_k, p_v, p_mask, p_stop, p_do, p_delta, p_normalizer, p_share, p_dk, p_dv, p_offsets, p_key_offsets,
     q_b, q_r, q_h, k_b, k_r, k_h, v_b, v_r, v_h, do_b, do_r, do_h, dk_b, dk_r, dk_h,
     lse_b, lse_h, mask_b, stop_b,
     sequences, length, key_length, scale, scale_log2,
@@ -460,7 +460,7 @@ def backward_keys_kernel(
     gradient = _base(p_do, sequence, start, head, do_b, do_r, do_h), do_r
     keys = _base(p_k, sequence, key_start, head, k_b, k_r, k_h), k_r
     values = _base(p_v, sequence, key_start, head, v_b, v_r, v_h), v_r
-    p_normaliser = _base(p_normaliser, sequence, start, head, lse_b, 1, lse_h)
+    p_normalizer = _base(p_normalizer, sequence, start, head, lse_b, 1, lse_h)
     p_delta = _base(p_delta, sequence, start, head, lse_b, 1, lse_h)
     if SPLIT:
         p_share = _base(p_share, sequence, start, head, lse_b, 1, lse_h)
@@ -477,12 +477,12 @@ def backward_keys_kernel(
     for o_m in tl.range(0, whole, STEP, disable_licm=HEAD_DIM > BLOCK_D):
         if p_stop is None or _reach(p_stop, o_m, stop, STEP) > first:
             dk, dv = _key_gradient_step(
-                dk, dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, o_m, stop,
+                dk, dv, k, v, query, gradient, p_normalizer, p_delta, p_share, p_stop, o_n, o_m, stop,
                 scale, scale_log2, MASK_ALL, STEP, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
     if not MASK_ALL and whole < stop:
         dk, dv = _key_gradient_step(
-            dk, dv, k, v, query, gradient, p_normaliser, p_delta, p_share, p_stop, o_n, whole, stop,
+            dk, dv, k, v, query, gradient, p_normalizer, p_delta, p_share, p_stop, o_n, whole, stop,
             scale, scale_log2, True, STEP, HEAD_DIM, BLOCK_D,
         )  # fmt: skip
     # Rows are independent: a masked key's own row is all that has to be cleared.
@@ -519,8 +519,8 @@ def map_kernel(
         o_lse = tl.cast(head, tl.int64) * lse_h + start + o_m
         b_lse = tl.load(p_lse + o_lse, mask=m_m, other=float("-inf"))
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-        b_normaliser = _normaliser(b_lse, b_q.dtype == tl.float32)
-        b_map += _recomputed(b_s, b_normaliser[:, None], scale, scale_log2, b_q.dtype == tl.float32)
+        b_normalizer = _normalizer(b_lse, b_q.dtype == tl.float32)
+        b_map += _recomputed(b_s, b_normalizer[:, None], scale, scale_log2, b_q.dtype == tl.float32)
     b_map = tl.where(m_m[:, None] & m_n[None, :], b_map / heads, 0.0)
     width = key_stop - key_start
     o_r = sequence.to(tl.int64) * (query_stop - query_start) + (o_m - query_start)

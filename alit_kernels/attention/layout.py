@@ -14,7 +14,7 @@ MAX_PITCH = 1 << 24
 
 
 def empty_rows(like: Tensor) -> Tensor:
-    """Uninitialised, of shape and dtype of ``like``: (T, H, D) contiguous, or (B, N, H, D) contiguous.
+    """Uninitialized, of shape and dtype of ``like``: (T, H, D) contiguous, or (B, N, H, D) contiguous.
 
     Where the batch runs faster than the rows (a view of sequence-first memory), so does the result's. ``like`` has to
     be the input as it was given, not a copy of it: ``torch.compile`` relies on the strides that follow from it.
@@ -26,7 +26,7 @@ def empty_rows(like: Tensor) -> Tensor:
 
 
 def empty_gradients(x: Problem, keys_wanted: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Uninitialised, what the backward returns, and in it the gradients of q, k and v: of q alone unless
+    """Uninitialized, what the backward returns, and in it the gradients of q, k and v: of q alone unless
     ``keys_wanted``. What was given as one tensor has one gradient.
     """
     if not isinstance(x, Fused):
@@ -50,7 +50,7 @@ def laid_out(x: Problem, gradients: Iterable[Tensor], keys_wanted: bool) -> tupl
 
 
 def empty_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uninitialised, a number for each query and head: (H, T), or (B, H, N)."""
+    """Uninitialized, a number for each query and head: (H, T), or (B, H, N)."""
     *batch, rows, heads, _ = q.shape
     return q.new_empty((*batch, heads, rows), dtype=dtype)
 

@@ -53,9 +53,9 @@ def attention_backward(
     q, sign, scale = _with_positive_scale(q, scale)
     # All begin at multiples of 16 bytes.
     sums = 3 if splits(q.shape[-1], q.dtype, architecture(q.device)) else 2
-    delta, normaliser, *share = lse.new_empty((sums, cdiv(lse.numel(), 4), 4))
+    delta, normalizer, *share = lse.new_empty((sums, cdiv(lse.numel(), 4), 4))
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
-    shared = _sums(lse, p_delta=delta, p_normaliser=normaliser, p_share=share[0] if share else None)
+    shared = _sums(lse, p_delta=delta, p_normalizer=normalizer, p_share=share[0] if share else None)
     shared |= _sequences(q, k, offsets, key_offsets, key_mask, key_stop) | _scales(scale)
     chosen = tile("backward_queries", q.shape[-1], q.dtype, architecture(q.device))
     launch(

@@ -25,8 +25,8 @@ def record(recorder: Recorder) -> None:
                 masked = " cosine masked" if some is not None else ""
                 with recorder(f"d={dim} {TYPES[dtype]}{masked}", expected):
                     sample, batch, *rest = codebook_entropy(z, codebook, some, *options)
-                    mean, entropy, normaliser, count = rest
-                    saved = (z, codebook, some, mean, entropy, normaliser, count, *options)
+                    mean, entropy, normalizer, count = rest
+                    saved = (z, codebook, some, mean, entropy, normalizer, count, *options)
                     codebook_entropy_backward(sample, batch, *saved, True, True)
                 if plain:
                     del expected["grad_z_kernel"]

@@ -39,8 +39,8 @@ def codebook_entropy(
     mean = mean[: len(codebook)] / count
     sample = entropy.sum(dtype=torch.float64).div(count).float()
     batch = -torch.xlogy(mean, mean + epsilon).sum()
-    normaliser = torch.stack([largest, total])
-    return sample, batch, mean, _spread(entropy, mask), _spread(normaliser, mask), count
+    normalizer = torch.stack([largest, total])
+    return sample, batch, mean, _spread(entropy, mask), _spread(normalizer, mask), count
 
 
 def codebook_entropy_backward(
@@ -51,7 +51,7 @@ def codebook_entropy_backward(
     mask: Tensor | None,
     mean: Tensor,
     entropy: Tensor,
-    normaliser: Tensor,
+    normalizer: Tensor,
     count: Tensor,
     metric: str,
     temperature: float,
@@ -62,10 +62,10 @@ def codebook_entropy_backward(
     codes = _float(codebook, metric)
     rows, panels = _rows(z, mask, metric, temperature), _panels(codes, temperature)
     if mask is not None:
-        entropy, normaliser = entropy[mask.flatten()], normaliser[:, mask.flatten()]
+        entropy, normalizer = entropy[mask.flatten()], normalizer[:, mask.flatten()]
     slope = torch.zeros(panels.shape[0] * panels.shape[2])
     slope[: len(mean)] = slopes(mean, epsilon)
-    largest, total = normaliser.contiguous()
+    largest, total = normalizer.contiguous()
     entropy = entropy.contiguous()
     grad_rows = torch.empty_like(rows) if z_wanted else None
     grad_panels = torch.empty_like(panels) if codebook_wanted else None

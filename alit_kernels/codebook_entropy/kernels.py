@@ -70,7 +70,7 @@ def rows_kernel(
     p_codes,
     p_half_norm,
     p_mask,
-    p_normaliser,
+    p_normalizer,
     p_entropy,
     rows,
     codes,
@@ -105,8 +105,8 @@ def rows_kernel(
         b_max = b_new
     b_entropy = tl.log(b_sum) - b_weighted / b_sum
     m_stored = o_row < rows
-    tl.store(p_normaliser + o_row, tl.where(m_row, b_max, 0.0), mask=m_stored)
-    tl.store(p_normaliser + rows + o_row, tl.where(m_row, b_sum, 0.0), mask=m_stored)
+    tl.store(p_normalizer + o_row, tl.where(m_row, b_max, 0.0), mask=m_stored)
+    tl.store(p_normalizer + rows + o_row, tl.where(m_row, b_sum, 0.0), mask=m_stored)
     tl.store(p_entropy + o_row, tl.where(m_row, b_entropy, 0.0), mask=m_stored)
 
 
@@ -116,7 +116,7 @@ def means_kernel(
     p_codes,
     p_half_norm,
     p_mask,
-    p_normaliser,
+    p_normalizer,
     p_partial,
     rows,
     codes,
@@ -143,8 +143,8 @@ def means_kernel(
             p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
             D, PRECISION, BM, BK, BD,
         )  # fmt: skip
-        b_max = tl.load(p_normaliser + o_row, mask=m_row, other=0.0)
-        b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
+        b_max = tl.load(p_normalizer + o_row, mask=m_row, other=0.0)
+        b_sum = tl.load(p_normalizer + rows + o_row, mask=m_row, other=1.0)
         b_p = tl.exp(b_x - b_max[:, None]) / b_sum[:, None]
         b_total += tl.sum(tl.where(m_row[:, None], b_p, 0.0), 0)
     tl.store(p_partial + part * codes + o_code, b_total, mask=m_code)
@@ -216,7 +216,7 @@ def grad_z_kernel(
     p_mask,
     p_mean,
     p_entropy,
-    p_normaliser,
+    p_normalizer,
     p_count,
     p_grad_sample,
     p_grad_batch,
@@ -243,8 +243,8 @@ def grad_z_kernel(
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
     m_row = _taking(p_mask, o_row, rows, MASKED)
     sample, batch = _weights(p_grad_sample, p_grad_batch, p_count)
-    b_max = tl.load(p_normaliser + o_row, mask=m_row, other=0.0)
-    b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
+    b_max = tl.load(p_normalizer + o_row, mask=m_row, other=0.0)
+    b_sum = tl.load(p_normalizer + rows + o_row, mask=m_row, other=1.0)
     end = codes * tl.max(m_row.to(tl.int32), 0)
     b_slope = tl.zeros([BM], tl.float32)
     for start in range(0, end, BK):
@@ -293,7 +293,7 @@ def grad_codes_kernel(
     p_mask,
     p_mean,
     p_constant,
-    p_normaliser,
+    p_normalizer,
     p_count,
     p_grad_sample,
     p_grad_batch,
@@ -330,8 +330,8 @@ def grad_codes_kernel(
             p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
             D, PRECISION, BM, BK, BD,
         )  # fmt: skip
-        b_x -= tl.load(p_normaliser + o_row, mask=m_row, other=0.0)[:, None]
-        b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
+        b_x -= tl.load(p_normalizer + o_row, mask=m_row, other=0.0)[:, None]
+        b_sum = tl.load(p_normalizer + rows + o_row, mask=m_row, other=1.0)
         b_constant = tl.load(p_constant + o_row, mask=m_row, other=0.0)
         b_grad = sample * b_x + (b_slopes + b_constant[:, None])
         b_grad = _times(tl.exp(b_x) / b_sum[:, None], b_grad)
@@ -369,7 +369,7 @@ def finish_kernel(
     BD: tl.constexpr,
 ):
     """Gradients of BM codes, from the sums of parts of the rows in their order. Programs behind those of codes: of BM
-    rows of z through their normalisation.
+    rows of z through their normalization.
     """
     program = tl.program_id(0)
     o_dim = tl.arange(0, BD)

@@ -92,7 +92,7 @@ def _fake(z: Tensor, codebook: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 _codebook_entropy = Op(
-    # sample, batch, and for the backward: mean (K,) of the distributions, entropy (N,) of each, normaliser (2, N), the
+    # sample, batch, and for the backward: mean (K,) of the distributions, entropy (N,) of each, normalizer (2, N), the
     # maxima of their logits and sums of exponentials, and how many rows take part, at least 1.
     "codebook_entropy(Tensor z, Tensor codebook, Tensor? mask, str metric, float temperature, float epsilon)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -106,7 +106,7 @@ _codebook_entropy = Op(
 _codebook_entropy_backward = Op(
     # Gradients of z and codebook, empty where they are not wanted.
     "codebook_entropy_backward(Tensor? grad_sample, Tensor? grad_batch, Tensor z, Tensor codebook, Tensor? mask,"
-    " Tensor mean, Tensor entropy, Tensor normaliser, Tensor count, str metric, float temperature, float epsilon,"
+    " Tensor mean, Tensor entropy, Tensor normalizer, Tensor count, str metric, float temperature, float epsilon,"
     " bool z_wanted, bool codebook_wanted) -> (Tensor, Tensor)",
     reference=reference.codebook_entropy_backward,
     fake=lambda grad_sample, grad_batch, z, codebook, *rest: (

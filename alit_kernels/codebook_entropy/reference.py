@@ -39,8 +39,8 @@ def codebook_entropy(
     mean = (log_p.exp() if taking is None else _masked(log_p.exp(), taking[:, None])).sum(0) / count
     batch = -_product(mean, (mean + epsilon).log()).sum()
     largest = logits.amax(-1)
-    normaliser = torch.stack([largest, (logits - largest[:, None]).exp().sum(-1)])
-    return entropy.sum() / count, batch, mean, entropy, _masked(normaliser, taking), count
+    normalizer = torch.stack([largest, (logits - largest[:, None]).exp().sum(-1)])
+    return entropy.sum() / count, batch, mean, entropy, _masked(normalizer, taking), count
 
 
 def codebook_entropy_backward(
@@ -51,7 +51,7 @@ def codebook_entropy_backward(
     mask: Tensor | None,
     mean: Tensor,
     entropy: Tensor,
-    normaliser: Tensor,
+    normalizer: Tensor,
     count: Tensor,
     metric: str,
     temperature: float,

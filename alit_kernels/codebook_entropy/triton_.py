@@ -48,7 +48,7 @@ def codebook_entropy(
     mask = None if mask is None else mask.reshape(-1).contiguous()
     common = _common(z, codebook, mask, metric, temperature)
     u, rows, codes = common["p_z"], common["rows"], common["codes"]
-    sample, batch, mean, entropy, normaliser, count = (
+    sample, batch, mean, entropy, normalizer, count = (
         torch.empty(shape, dtype=torch.float32, device=z.device)
         for shape in ((), (), (codes,), (rows,), (2, rows), ())
     )
@@ -57,7 +57,7 @@ def codebook_entropy(
         kernels.rows_kernel,
         (cdiv(rows, chosen["BM"]),),
         **common,
-        p_normaliser=normaliser,
+        p_normalizer=normalizer,
         p_entropy=entropy,
         **chosen,
     )
@@ -68,7 +68,7 @@ def codebook_entropy(
         kernels.means_kernel,
         (cdiv(codes, chosen["BK"]), parts),
         **common,
-        p_normaliser=normaliser,
+        p_normalizer=normalizer,
         p_partial=partial,
         split=split,
         **chosen,
@@ -91,7 +91,7 @@ def codebook_entropy(
         BLOCK=1024,
         num_warps=8,
     )
-    return sample, batch, mean, entropy, normaliser, count
+    return sample, batch, mean, entropy, normalizer, count
 
 
 def codebook_entropy_backward(
@@ -102,7 +102,7 @@ def codebook_entropy_backward(
     mask: Tensor | None,
     mean: Tensor,
     entropy: Tensor,
-    normaliser: Tensor,
+    normalizer: Tensor,
     count: Tensor,
     metric: str,
     temperature: float,
@@ -117,7 +117,7 @@ def codebook_entropy_backward(
     dim, cosine = u.shape[1], metric == "cosine"
     common |= {
         "p_mean": mean.contiguous(),
-        "p_normaliser": normaliser.contiguous(),
+        "p_normalizer": normalizer.contiguous(),
         "p_count": count,
         "p_grad_sample": grad_sample,
         "p_grad_batch": grad_batch,

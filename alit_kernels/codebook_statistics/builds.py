@@ -20,5 +20,5 @@ def record(recorder: Recorder) -> None:
                 codebook_statistics(index, z, 1024, None)
             with recorder(f"difference {name}"):
                 ordered(index, None, z, 1024, codebook=codes)
-            with recorder(f"normalised difference {name} masked"):
-                ordered(index, mask, z, 1024, codebook=codes, normalised=True)
+            with recorder(f"normalized difference {name} masked"):
+                ordered(index, mask, z, 1024, codebook=codes, normalized=True)

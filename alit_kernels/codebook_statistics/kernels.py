@@ -1,6 +1,6 @@
 """Sums of vectors by code in Triton: two launches, without one-hot matrices, sorts of all rows or atomics.
 
-KB neighbouring codes are a group. The first kernel puts the rows of each block of BN in the order of their groups, by
+KB neighboring codes are a group. The first kernel puts the rows of each block of BN in the order of their groups, by
 counting for each how many come before it, and writes where each group's rows start and end: a (blocks, groups) table.
 In the second a program takes a group: its rows are some of every block, in the order of the blocks, and a step of BR of
 them is found by comparing its places with the running number of rows. A vector is read once, and no order depends on
@@ -32,24 +32,24 @@ def _add_rows(
     codes_pitch,
     D: tl.constexpr,
     DIFFERENCE: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    NORMALIZED: tl.constexpr,
     KB: tl.constexpr,
     BD: tl.constexpr,
 ):
     """Adds each row z to the sums (KB, BR, BD) float64 of its code, and 1 to its count (KB, BR); or code - z, both
-    normalised or as they are, to the sums alone.
+    normalized or as they are, to the sums alone.
     """
     o_dim = tl.arange(0, BD)
     m_tile = m_row[:, None] & (o_dim < D)[None, :]
     b_code = tl.load(p_index + o_row, mask=m_row, other=0).to(tl.int64)
     p_tile = p_z + o_row[:, None] * z_pitch + o_dim[None, :]
     b_z = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-    if NORMALISED:
+    if NORMALIZED:
         b_z = units(b_z)
     if DIFFERENCE:
         p_tile = p_codes + b_code[:, None] * codes_pitch + o_dim[None, :]
         b_q = tl.load(p_tile, mask=m_tile, other=0.0).to(tl.float32)
-        b_z = (units(b_q) if NORMALISED else b_q) - b_z
+        b_z = (units(b_q) if NORMALIZED else b_q) - b_z
     o_code = (group * KB + tl.arange(0, KB)).to(tl.int64)
     m_mine = m_row[None, :] & (b_code[None, :] == o_code[:, None])
     b_sum += tl.where(m_mine[:, :, None], b_z.to(tl.float64)[None, :, :], 0.0)
@@ -88,7 +88,7 @@ def order_kernel(
     codes_pitch,
     D: tl.constexpr,
     DIFFERENCE: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    NORMALIZED: tl.constexpr,
     MASKED: tl.constexpr,
     LONG: tl.constexpr,
     KB: tl.constexpr,
@@ -141,7 +141,7 @@ def order_kernel(
             b_here = tl.load(p_order + here + o_r, mask=m_here, other=0) % BN
             b_sum, b_count = _add_rows(
                 b_sum, b_count, block * BN + b_here, m_here, group, p_index, p_z, p_codes, z_pitch, codes_pitch,
-                D, DIFFERENCE, NORMALISED, KB, BD,
+                D, DIFFERENCE, NORMALIZED, KB, BD,
             )  # fmt: skip
         slot = block * (BN // LONG) + first // LONG
         o_sum = (slot * KB + o_k) * (D + 1)
@@ -173,7 +173,7 @@ def sum_of_group(
     codes_pitch,
     D: tl.constexpr,
     DIFFERENCE: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    NORMALIZED: tl.constexpr,
     LONG: tl.constexpr,
     KB: tl.constexpr,
     BN: tl.constexpr,
@@ -207,7 +207,7 @@ def sum_of_group(
             o_row = first_row + (o_place // BN) * BN + b_key % BN
             b_sum, b_count = _add_rows(
                 b_sum, b_count, o_row, m_here, group, p_index, p_z, p_codes, z_pitch, codes_pitch,
-                D, DIFFERENCE, NORMALISED, KB, BD,
+                D, DIFFERENCE, NORMALIZED, KB, BD,
             )  # fmt: skip
         for here in range(0, tl.sum(b_long, 0), BR):
             m_here = here + o_r < tl.sum(b_long, 0)

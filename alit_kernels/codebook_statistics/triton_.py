@@ -37,13 +37,13 @@ def ordered(
     num_codes: int,
     *,
     codebook: Tensor | None = None,
-    normalised: bool = False,
+    normalized: bool = False,
 ) -> tuple[dict[str, Any], Tensor]:
     """Put the rows of z (N, D) in the order of their codes.
 
     Args:
         codebook: (K, D): differences code - z are to be summed.
-        normalised: of z and codes that are divided by max(norm, 1e-12).
+        normalized: of z and codes that are divided by max(norm, 1e-12).
 
     Returns:
         What a kernel with ``sum_of_group`` is launched with, and how many rows of each block take part.
@@ -81,13 +81,13 @@ def ordered(
         rows=rows,
         codes_pitch=0 if codebook is None else codebook.stride(0),
         DIFFERENCE=codebook is not None,
-        NORMALISED=normalised,
+        NORMALIZED=normalized,
         MASKED=mask is not None,
-        BC=COMPARED // (2 if eight and normalised else 1),
+        BC=COMPARED // (2 if eight and normalized else 1),
         num_warps=8,
     )
     shared |= {"blocks": blocks, "BT": BLOCKS, "num_warps": warps(dim)}
-    if normalised:  # float64 vectors take more registers
+    if normalized:  # float64 vectors take more registers
         shared |= {"BT": BLOCKS // 8, "BR": sizes["BR"] // (2 if eight else 1)}
     elif eight and architecture(z.device) in (86, 89):
         shared |= {"BT": BLOCKS // 4, "BR": sizes["BR"] // 2}

@@ -1,6 +1,6 @@
 """Triton search for the nearest codeword, exact whatever the data, without an N x K matrix. Four launches:
 
-prepare: codes and vectors, less a centre, in float16 parts, and their norms; under "cosine" normalised first.
+prepare: codes and vectors, less a center, in float16 parts, and their norms; under "cosine" normalized first.
 propose: scores |c|^2 / 2 - z c on tensor cores. A program has BM vectors and a part of the codebook, so that there are
     programs for the whole chip; it keeps the two best codes of each vector, and of the rest of the part the least score
     in each of four cells.
@@ -9,7 +9,7 @@ settle: the codes that were kept. Those within twice the error of the best score
 scan: the rows in doubt, of which others may be within that limit too, or nothing is known of the error. The cells with
     such others are scanned, each part by a program; the last of them takes the nearest of all.
 
-The centre is the mean of some codes: any vector would be right, but with this one a common offset leaves no rows in
+The center is the mean of some codes: any vector would be right, but with this one a common offset leaves no rows in
 doubt. Subtracting it rounds an element once, relative to the difference.
 
 Parts: x = p (high + low + rest), p a power of two for each row, high and low float16 with 11 bits each. In small
@@ -25,7 +25,7 @@ product, and for three 2^-11, what low leaves of z'. b is ``rounding`` of triton
   so far at once, cuts each term off below the last bit of the largest, and the result again: n + 2 errors of 2^-23
   |z| R, for each product less than 2^-22. Products with low parts are 2^-10 of the others.
 - Elements below 2^-28 of the norm of their row may be lost: sqrt(D) 2^-28 of |z| R for each of the two sides.
-- Norms, D 2^-24 R^2 / 2; the centre, and three more float32 operations.
+- Norms, D 2^-24 R^2 / 2; the center, and three more float32 operations.
 - The last bits of a score hold its step through the codes: 2^-23 for each of STEPS.
 
 Two scores more than 2 E apart are in their true order. This does not hold where R or |z| are so small or so large that
@@ -50,16 +50,16 @@ FAR = tl.constexpr(2.0**126)  # above every score of those
 
 
 @triton.jit
-def _centre(
+def _center(
     p_codebook,
     codes,
     pitch,
     D: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    NORMALIZED: tl.constexpr,
     SOME: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The mean of some codes, as far as it is finite, NORMALISED over their mean norm: the same in every program."""
+    """The mean of some codes, as far as it is finite, NORMALIZED over their mean norm: the same in every program."""
     o_dim = tl.arange(0, BD)
     b_sum = tl.zeros([BD], tl.float32)
     b_square = b_sum
@@ -68,10 +68,10 @@ def _centre(
         b_code = tl.load(p_code + o_dim, mask=o_dim < D, other=0.0).to(tl.float32)
         b_sum += b_code
         b_square += b_code * b_code
-    b_centre = b_sum / SOME
-    if NORMALISED:
-        b_centre *= tl.rsqrt(tl.sum(b_square, 0) / SOME)
-    return tl.where(tl.abs(b_centre) < float("inf"), b_centre, 0.0)
+    b_center = b_sum / SOME
+    if NORMALIZED:
+        b_center *= tl.rsqrt(tl.sum(b_square, 0) / SOME)
+    return tl.where(tl.abs(b_center) < float("inf"), b_center, 0.0)
 
 
 @triton.jit
@@ -99,7 +99,7 @@ def prepare_kernel(
     codebook_pitch,
     D: tl.constexpr,
     DP: tl.constexpr,
-    NORMALISED: tl.constexpr,
+    NORMALIZED: tl.constexpr,
     PRODUCTS: tl.constexpr,
     SOME: tl.constexpr,
     BK: tl.constexpr,
@@ -108,7 +108,7 @@ def prepare_kernel(
 ):
     """What a search reads of BK codes, or in programs behind those of codes, of BK vectors.
 
-    NORMALISED, they themselves. With PRODUCTS their float16 parts, and (3, count) float32: half the squared norms, FAR
+    NORMALIZED, they themselves. With PRODUCTS their float16 parts, and (3, count) float32: half the squared norms, FAR
     where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high parts leave. Of
     the first and the last also the largest of BK codes. Without, half the squared norms of codes, infinite for those.
 
@@ -131,22 +131,22 @@ def prepare_kernel(
     if (
         PRODUCTS != 0
     ):  # before the tile, to which it is given: the compiler lays both out as the last is loaded
-        b_centre = _centre(p_codebook, codes, codebook_pitch, D, NORMALISED, SOME, BD)
-        b_centre = tl.reshape(b_centre, [LINES, 1, LINE])
+        b_center = _center(p_codebook, codes, codebook_pitch, D, NORMALIZED, SOME, BD)
+        b_center = tl.reshape(b_center, [LINES, 1, LINE])
     # Rows beyond the last are the last again.
     o_read = tl.minimum(o_row, count - 1)[None, :, None].to(tl.int64)
     if BD > D:
         b_x = tl.load(p_x + o_read * pitch + o_dim, mask=o_dim < D, other=0.0).to(tl.float32)
     else:
         b_x = tl.load(p_x + o_read * pitch + o_dim).to(tl.float32)
-    if NORMALISED:
+    if NORMALIZED:
         b_wide = b_x.to(tl.float64)
         b_norm = tl.maximum(tl.sqrt(_sum(b_wide * b_wide)), EPSILON)
         b_x = (b_wide * (1.0 / b_norm)[None, :, None]).to(tl.float32)
         p_unit = tl.where(of_codes, p_codes, p_u) + o_read * D + o_dim
         tl.store(p_unit, b_x, mask=o_dim < D)
     if PRODUCTS != 0:
-        b_x -= b_centre
+        b_x -= b_center
     b_half = 0.5 * _sum(b_x * b_x)
     m_real = o_row < count
     m_finite = b_half < float("inf")  # and not NaN

@@ -27,7 +27,7 @@ def nearest_codeword(
 
     With ``precision="ieee"`` index i is exact up to rounding of direct differences: with d the squared distance in
     float64, ``d(i) <= (1 + 2 (D + 2) 2^-24) min d``. Exact ties (not those that rounding alone makes) take the lowest
-    index; a NaN distance never wins; a row of NaN distances gives 0. "cosine" searches both sides normalised and
+    index; a NaN distance never wins; a row of NaN distances gives 0. "cosine" searches both sides normalized and
     rounded to float32.
 
     Args:

@@ -55,7 +55,7 @@ def rounding(dim: int, steps: int) -> float:
 
 
 class Parts(NamedTuple):
-    """Vectors and codes as products take them: around a centre, in parts of float16.
+    """Vectors and codes as products take them: around a center, in parts of float16.
 
     Attributes:
         rows: (1, N, DP) float16, or with low parts (2, N, DP); DP is ``channels(D)``, beyond D zeros.
@@ -74,7 +74,7 @@ class Prepared(NamedTuple):
     """What a search reads.
 
     Attributes:
-        z: (N, D), what is searched for, normalised under "cosine", and then float32.
+        z: (N, D), what is searched for, normalized under "cosine", and then float32.
         codes: (K, D), contiguous, likewise.
         norms: (1, K) float32, |c|^2 / 2, infinite for codes that are not finite; with ``parts`` as ``row_norms``, the
             first 2^126 for those, and for the codes to which K is padded.
@@ -129,7 +129,7 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
         codebook_pitch=codebook.stride(0),
         D=dim,
         DP=channels(dim),
-        NORMALISED=cosine,
+        NORMALIZED=cosine,
         PRODUCTS=products,
         SOME=8,
         BK=height,
@@ -149,7 +149,7 @@ def search(
 ) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
-    Neighbours in 64 or 128 that are all masked are not searched.
+    Neighbors in 64 or 128 that are all masked are not searched.
     """
     index = torch.empty(len(z), dtype=torch.int64, device=z.device)
     if not len(z):

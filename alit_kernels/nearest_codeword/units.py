@@ -1,4 +1,4 @@
-"""Normalised vectors for Triton kernels: the same whatever their tiles, but for the last bit, rarely."""
+"""Normalized vectors for Triton kernels: the same whatever their tiles, but for the last bit, rarely."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .distributed import Reduction, world
 
 
 class Codebook(nn.Module):
-    """``torch.nn.Embedding`` whose weight (K, D) is a buffer: optimisers and data-parallel wrappers leave it alone."""
+    """``torch.nn.Embedding`` whose weight (K, D) is a buffer: optimizers and data-parallel wrappers leave it alone."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def taking_part(
 def rotated(quantized: Tensor, z: Tensor, mask: Tensor | None, metric: str) -> Tensor:
     """``quantized`` (..., D), its gradient to ``z`` that of l R u: the rotation trick (Fifty et al., 2024).
 
-    u is the (normalised) vector, R the rotation that takes its direction e = u / |u| to t = q / |q|, l = |q| / |u|, all
+    u is the (normalized) vector, R the rotation that takes its direction e = u / |u| to t = q / |q|, l = |q| / |u|, all
     held constant: with r = (e + t) / |e + t|, R u = u - 2 r (r . u) + 2 t (e . u), and du = l R^T dquantized. A vector
     without a direction, |u| below 1e-12, gets dquantized itself; a masked one 0.
     """
@@ -138,21 +138,21 @@ def k_means(
     generator: torch.Generator | None,
     group: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """Centres (K, D) of (N, D) float32 by Lloyd's algorithm, and how many vectors each got in the last step.
+    """Centers (K, D) of (N, D) float32 by Lloyd's algorithm, and how many vectors each got in the last step.
 
     Starts from random vectors; a code that no vector chooses keeps its place. Processes cluster their vectors together.
     """
     order = torch.randperm(vectors.shape[0], generator=generator, device=vectors.device)
     repeats = -(-num_codes // vectors.shape[0])
-    centres = vectors[order.repeat(repeats)[:num_codes]]
+    centers = vectors[order.repeat(repeats)[:num_codes]]
     if world(group)[1] > 1:
-        dist.broadcast(centres, group=group, group_src=0)
-    count = torch.zeros(num_codes, device=centres.device)
+        dist.broadcast(centers, group=group, group_src=0)
+    count = torch.zeros(num_codes, device=centers.device)
     for _ in range(iterations):
-        index = nearest_codeword(vectors, centres)
+        index = nearest_codeword(vectors, centers)
         parts = codebook_statistics(index, vectors, num_codes)
         count, total = Reduction(parts, group).results()
         means = total / count.clamp(min=1)[:, None]
         means = unit(means) if metric == "cosine" else means
-        centres = torch.where(count[:, None] > 0, means, centres)
-    return centres, count
+        centers = torch.where(count[:, None] > 0, means, centers)
+    return centers, count

@@ -27,7 +27,7 @@ class Group:
 
 
 def world(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """Rank and number of processes; (0, 1) where ``torch.distributed`` is not initialised."""
+    """Rank and number of processes; (0, 1) where ``torch.distributed`` is not initialized."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(group), dist.get_world_size(group)

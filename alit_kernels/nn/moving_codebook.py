@@ -121,7 +121,7 @@ class MovingCodebook(nn.Module):
             self._advance(*reduction.results())
 
     def finish_update(self) -> None:
-        """Apply statistics that were still travelling between processes."""
+        """Apply statistics that were still traveling between processes."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._advance(*pending.results())

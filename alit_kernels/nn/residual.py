@@ -45,7 +45,7 @@ class ResidualVQ(nn.Module):
         num_levels: L, codes of each vector.
         num_codes, dim: K and D of each level.
         shared: one codebook for all levels, as in RQ-VAE. Its moving averages are updated by every level in turn.
-        gradient: of the sum to the (normalised) vector z, "straight_through" or "rotation".
+        gradient: of the sum to the (normalized) vector z, "straight_through" or "rotation".
         options: of each :class:`VectorQuantizer`: metric, weights, moving averages, dead codes, layout, process group.
 
     State: ``levels.i`` is the quantizer of level i; of shared levels there is ``levels.0`` alone.

@@ -109,7 +109,7 @@ class SelfAttention(nn.Module):
         return self._scale
 
     def reset_parameters(self) -> None:
-        """The initialisation of ``torch.nn.MultiheadAttention``: Xavier uniform input projections, zero biases."""
+        """The initialization of ``torch.nn.MultiheadAttention``: Xavier uniform input projections, zero biases."""
         for name, parameter in self.named_parameters():
             if name.endswith("proj_weight"):
                 nn.init.xavier_uniform_(parameter)

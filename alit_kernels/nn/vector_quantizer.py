@@ -36,7 +36,7 @@ class VectorQuantizer(MovingCodebook):
         commitment: weight of the commitment loss.
         codebook_weight: weight of the codebook loss. The ``legacy`` loss of taming-transformers with its ``beta`` is
             ``commitment=1.0, codebook_weight=beta``.
-        gradient: of ``quantized`` to the (normalised) vector: "straight_through", or "rotation", the rotation and
+        gradient: of ``quantized`` to the (normalized) vector: "straight_through", or "rotation", the rotation and
             rescaling that takes the vector to its code (Fifty et al., 2024).
         ema_decay: None for a codebook learned by gradient; else the decay of its exponential moving average.
         ema_epsilon: smoothing of the counts with ``ema_rewrites_all``.
@@ -45,11 +45,11 @@ class VectorQuantizer(MovingCodebook):
             code moves from where it is, and one without a vector in the step stays.
         dead_code_threshold: in training, a code whose moving-average count falls below this fraction of the mean count
             is replaced by a random vector of the batch, with the mean count (random restarts, Dhariwal et al., 2020).
-            0 replaces none. The decay is ``ema_decay``; for a learned codebook it is 0.99, and the optimiser's state of
+            0 replaces none. The decay is ``ema_decay``; for a learned codebook it is 0.99, and the optimizer's state of
             a replaced row stays.
         channel_dim: -1 for (..., D) input such as (B, N, C), 1 for (B, C, H, W).
         process_group: the processes whose statistics are summed; None for all of ``torch.distributed``, where that is
-            initialised. The sum travels while the step goes on, and is applied at the next call of the module, or
+            initialized. The sum travels while the step goes on, and is applied at the next call of the module, or
             where its state is read: no process waits within a step. Compiled, it is applied at once. A copy of the
             module has the same group; a pickle holds none, and what is read from it has the default one.
 
@@ -147,7 +147,7 @@ class VectorQuantizer(MovingCodebook):
         """One step of the moving averages with vectors ``z`` and their codes.
 
         N <- a N + (1 - a) n, m <- a m + (1 - a) s, weight = m / N where n > 0, with n and s the count and the sum of
-        the (normalised) vectors of each code, and m = N weight before. With ``ema_rewrites_all`` m is what it was, and
+        the (normalized) vectors of each code, and m = N weight before. With ``ema_rewrites_all`` m is what it was, and
         weight = m / smoothed(N) everywhere: Laplace smoothing as in van den Oord et al., 2017, appendix A.1.
 
         Args:
@@ -190,7 +190,7 @@ class VectorQuantizer(MovingCodebook):
             vectors = vectors[mask.flatten()]
         if vectors.shape[0] == 0:
             raise ValueError("z: expected at least 1 vector that is not masked, got none")
-        centres, count = k_means(
+        centers, count = k_means(
             vectors,
             self.num_codes,
             metric=self.metric,
@@ -198,7 +198,7 @@ class VectorQuantizer(MovingCodebook):
             generator=generator,
             group=self.process_group,
         )
-        self._set(centres, count)
+        self._set(centers, count)
 
     @torch.no_grad()
     def set_codebook(self, weight: Tensor) -> None:
@@ -241,7 +241,7 @@ class VectorQuantizer(MovingCodebook):
         return mask.squeeze(1) if channels else mask
 
     def _vectors(self, rows: Tensor) -> Tensor:
-        """What is averaged: (N, D) float32, normalised under "cosine"."""
+        """What is averaged: (N, D) float32, normalized under "cosine"."""
         check_same("device", z=rows, codebook=self.embedding.weight)
         rows = rows.detach().reshape(-1, rows.shape[-1])
         return unit(rows) if self.metric == "cosine" else rows.float()
@@ -258,7 +258,7 @@ class VectorQuantizer(MovingCodebook):
         return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
     def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
-        """The codes of ``index``, in dtype and layout as ``forward`` finds them: normalised under "cosine".
+        """The codes of ``index``, in dtype and layout as ``forward`` finds them: normalized under "cosine".
 
         Args:
             index: (...), or what :meth:`forward` returned, whose mask counts.

@@ -1,4 +1,4 @@
-"""The ragged ops in CUDA (csrc/ragged/ragged_cuda.h). Nothing synchronises; lengths and offsets stay on the device."""
+"""The ragged ops in CUDA (csrc/ragged/ragged_cuda.h). Nothing synchronizes; lengths and offsets stay on the device."""
 
 from __future__ import annotations
 

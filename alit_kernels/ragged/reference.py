@@ -1,4 +1,4 @@
-"""Plain PyTorch definitions of the ragged ops: no host synchronisation, no branch on values.
+"""Plain PyTorch definitions of the ragged ops: no host synchronization, no branch on values.
 
 T rows, B sequences; ``offsets`` (B + 1,) int32: sequence b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``. Rows
 at and beyond ``offsets[-1]`` are never read and are zero in every output. Outputs are contiguous, whatever inputs are.

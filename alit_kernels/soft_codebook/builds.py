@@ -23,7 +23,7 @@ def record(recorder: Recorder) -> None:
                     ("forward_kernel", "grad_codebook_kernel"), Expected(tensor_core=True)
                 )
             with recorder(name, expected):
-                code, nll, p_target, normaliser = soft_codebook(logits, codebook, target)
+                code, nll, p_target, normalizer = soft_codebook(logits, codebook, target)
                 soft_codebook_backward(
-                    *(code, nll, p_target, logits, codebook, target, code, normaliser, True, True)
+                    *(code, nll, p_target, logits, codebook, target, code, normalizer, True, True)
                 )

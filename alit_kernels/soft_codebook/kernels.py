@@ -68,7 +68,7 @@ def forward_kernel(
     p_code,
     p_nll,
     p_p_target,
-    p_normaliser,
+    p_normalizer,
     rows,
     codes,
     channels,
@@ -105,8 +105,8 @@ def forward_kernel(
     p_tile = p_code + o_row[:, None] * channels + o_channel[None, :]
     tl.store(p_tile, b_code, mask=m_row[:, None] & m_channel[None, :])
     m_row &= tl.program_id(1) == 0
-    tl.store(p_normaliser + o_row, b_max, mask=m_row)
-    tl.store(p_normaliser + rows + o_row, b_sum, mask=m_row)
+    tl.store(p_normalizer + o_row, b_max, mask=m_row)
+    tl.store(p_normalizer + rows + o_row, b_sum, mask=m_row)
     if TARGET:
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
         b_true = _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes)
@@ -116,10 +116,10 @@ def forward_kernel(
 
 
 @triton.jit
-def _p(b_x, p_normaliser, o_row, m_row, rows):
+def _p(b_x, p_normalizer, o_row, m_row, rows):
     """Softmax of rows by their stored maximum and sum."""
-    b_max = tl.load(p_normaliser + o_row, mask=m_row, other=0.0)
-    b_sum = tl.load(p_normaliser + rows + o_row, mask=m_row, other=1.0)
+    b_max = tl.load(p_normalizer + o_row, mask=m_row, other=0.0)
+    b_sum = tl.load(p_normalizer + rows + o_row, mask=m_row, other=1.0)
     return _exp_from(b_x, b_max) / b_sum[:, None]
 
 
@@ -148,7 +148,7 @@ def grad_logits_kernel(
     p_grad_code,
     p_grad_nll,
     p_grad_p_target,
-    p_normaliser,
+    p_normalizer,
     p_result,
     rows,
     codes,
@@ -175,7 +175,7 @@ def grad_logits_kernel(
     if TARGET:
         o_target = tl.load(p_target + o_row, mask=m_row, other=0)
         b_true = _of_target(p_logits, o_row, m_row, logits_pitch, o_target, codes)
-        b_p_target = tl.sum(_p(b_true[:, None], p_normaliser, o_row, m_row, rows), 1)
+        b_p_target = tl.sum(_p(b_true[:, None], p_normalizer, o_row, m_row, rows), 1)
         if p_grad_nll is not None:
             b_weight += tl.load(p_grad_nll + o_row, mask=m_row, other=0.0)
         if p_grad_p_target is not None:
@@ -197,7 +197,7 @@ def grad_logits_kernel(
         m_tile = m_row[:, None] & m_code[None, :]
         p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
         b_x = tl.load(p_tile, mask=m_tile, other=float("-inf")).to(tl.float32)
-        b_p = _p(b_x, p_normaliser, o_row, m_row, rows)
+        b_p = _p(b_x, p_normalizer, o_row, m_row, rows)
         b_result = b_p * (b_grad_p - b_shift[:, None])
         if TARGET:
             m_target = o_code[None, :] == o_target[:, None]
@@ -210,7 +210,7 @@ def grad_logits_kernel(
 def grad_codebook_kernel(
     p_logits,
     p_grad_code,
-    p_normaliser,
+    p_normalizer,
     p_partial,
     rows,
     codes,
@@ -234,7 +234,7 @@ def grad_codebook_kernel(
         m_row = o_row < rows
         p_tile = p_logits + o_row[:, None] * logits_pitch + o_code[None, :]
         b_x = tl.load(p_tile, mask=m_row[:, None] & m_code[None, :], other=float("-inf"))
-        b_p = _p(b_x.to(tl.float32), p_normaliser, o_row, m_row, rows)
+        b_p = _p(b_x.to(tl.float32), p_normalizer, o_row, m_row, rows)
         p_tile = p_grad_code + o_row[:, None] * grad_pitch + o_channel[None, :]
         b_grad = tl.load(p_tile, mask=m_row[:, None] & m_channel[None, :], other=0.0)
         b_p = tl.trans(b_p.to(b_grad.dtype))

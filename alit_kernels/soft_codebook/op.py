@@ -79,7 +79,7 @@ def _check(logits: Tensor, codebook: Tensor, target: Tensor | None) -> None:
 
 
 _soft_codebook = Op(
-    # code, nll, p_target, and (2, N) normaliser, maximum and sum of exponentials of each row, with which the backward
+    # code, nll, p_target, and (2, N) normalizer, maximum and sum of exponentials of each row, with which the backward
     # reads the logits only once. (Their logarithm in one number would lose digits where logits are large.)
     "soft_codebook(Tensor logits, Tensor codebook, Tensor? target) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.soft_codebook,
@@ -93,7 +93,7 @@ _soft_codebook = Op(
 _soft_codebook_backward = Op(
     # Gradients of logits and codebook, empty where they are not wanted.
     "soft_codebook_backward(Tensor? grad_code, Tensor? grad_nll, Tensor? grad_p_target, Tensor logits,"
-    " Tensor codebook, Tensor? target, Tensor code, Tensor normaliser, bool logits_wanted, bool codebook_wanted)"
+    " Tensor codebook, Tensor? target, Tensor code, Tensor normalizer, bool logits_wanted, bool codebook_wanted)"
     " -> (Tensor, Tensor)",
     reference=reference.soft_codebook_backward,
     fake=lambda grad_code, grad_nll, grad_p_target, logits, codebook, target, code, norm, *wanted: (

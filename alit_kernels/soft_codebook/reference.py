@@ -18,12 +18,12 @@ def soft_codebook(
     dtype = accumulation_dtype(logits)
     log_p = logits.to(dtype).log_softmax(-1)
     largest = logits.to(dtype).amax(-1)
-    normaliser = torch.stack([largest, (logits.to(dtype) - largest[:, None]).exp().sum(-1)])
+    normalizer = torch.stack([largest, (logits.to(dtype) - largest[:, None]).exp().sum(-1)])
     code = (log_p.exp() @ codebook.to(dtype)).to(codebook.dtype)
     if target is None:
-        return code, log_p.new_empty(0), log_p.new_empty(0), normaliser
+        return code, log_p.new_empty(0), log_p.new_empty(0), normalizer
     log_p_target = log_p.gather(1, target[:, None])[:, 0]
-    return code, -log_p_target, log_p_target.exp(), normaliser
+    return code, -log_p_target, log_p_target.exp(), normalizer
 
 
 def soft_codebook_backward(
@@ -34,7 +34,7 @@ def soft_codebook_backward(
     codebook: Tensor,
     target: Tensor | None,
     code: Tensor,
-    normaliser: Tensor,
+    normalizer: Tensor,
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def soft_codebook_backward(
     dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot).
 
     A gradient that is None is zero; the codebook's is asked for only where there is dcode. Other implementations take p
-    from the normaliser, and p . g = dcode . code.
+    from the normalizer, and p . g = dcode . code.
     """
     dtype = accumulation_dtype(logits)
     p = logits.to(dtype).softmax(-1)

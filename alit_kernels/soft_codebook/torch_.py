@@ -23,8 +23,8 @@ def soft_codebook(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, codes = logits.shape
     code = torch.empty(rows, codebook.shape[1], dtype=codebook.dtype)
-    normaliser = torch.zeros(2, rows, dtype=torch.float32)
-    largest, total = normaliser
+    normalizer = torch.zeros(2, rows, dtype=torch.float32)
+    largest, total = normalizer
     weights = codebook.float()
     for block in _row_blocks(rows, codes):
         largest[block] = logits[block].amax(-1)
@@ -38,7 +38,7 @@ def soft_codebook(
     nll = torch.empty(0, dtype=torch.float32)
     if target is not None:
         nll = total.log().sub_(logits.gather(1, target[:, None])[:, 0].float().sub_(largest))
-    return code, nll, nll.neg().exp_(), normaliser
+    return code, nll, nll.neg().exp_(), normalizer
 
 
 def soft_codebook_backward(
@@ -49,7 +49,7 @@ def soft_codebook_backward(
     codebook: Tensor,
     target: Tensor | None,
     code: Tensor,
-    normaliser: Tensor,
+    normalizer: Tensor,
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def soft_codebook_backward(
         grad_codebook.zero_()
     weights = codebook.float()
     for block in _row_blocks(rows, codes):
-        largest, total = normaliser[:, block, None]
+        largest, total = normalizer[:, block, None]
         grad, shift = None, torch.zeros_like(total)
         if grad_code is not None:
             grad = grad_code[block].float() / total

@@ -54,7 +54,7 @@ def soft_codebook(
     (rows, codes), channels = logits.shape, codebook.shape[1]
     code = torch.empty(rows, channels, dtype=codebook.dtype, device=logits.device)
     size = 0 if target is None else rows
-    nll, p_target, normaliser = (
+    nll, p_target, normalizer = (
         torch.empty(shape, dtype=torch.float32, device=logits.device)
         for shape in ((size,), (size,), (2, rows))
     )
@@ -68,7 +68,7 @@ def soft_codebook(
         p_code=code,
         p_nll=nll,
         p_p_target=p_target,
-        p_normaliser=normaliser,
+        p_normalizer=normalizer,
         rows=rows,
         codes=codes,
         channels=channels,
@@ -77,7 +77,7 @@ def soft_codebook(
         TARGET=target is not None,
         **chosen,
     )
-    return code, nll, p_target, normaliser
+    return code, nll, p_target, normalizer
 
 
 def soft_codebook_backward(
@@ -88,7 +88,7 @@ def soft_codebook_backward(
     codebook: Tensor,
     target: Tensor | None,
     code: Tensor,
-    normaliser: Tensor,
+    normalizer: Tensor,
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def soft_codebook_backward(
     (rows, codes), channels = logits.shape, codebook.shape[1]
     grad_logits = logits.new_empty(logits.shape if logits_wanted else 0)
     grad_codebook = codebook.new_empty(codebook.shape if codebook_wanted else 0)
-    normaliser = normaliser.contiguous()
+    normalizer = normalizer.contiguous()
     if logits_wanted:
         chosen = tile(channels, codebook.dtype, "logits", architecture(logits.device))
         split = _split(codes, LOGITS_PROGRAMS // max(1, cdiv(rows, chosen["BM"])), chosen["BV"])
@@ -113,7 +113,7 @@ def soft_codebook_backward(
             p_grad_code=grad_code,
             p_grad_nll=None if grad_nll is None else grad_nll.contiguous(),
             p_grad_p_target=None if grad_p_target is None else grad_p_target.contiguous(),
-            p_normaliser=normaliser,
+            p_normalizer=normalizer,
             p_result=grad_logits,
             rows=rows,
             codes=codes,
@@ -138,7 +138,7 @@ def soft_codebook_backward(
             (*tiles, parts),
             p_logits=logits,
             p_grad_code=grad_code,
-            p_normaliser=normaliser,
+            p_normalizer=normalizer,
             p_partial=partial,
             rows=rows,
             codes=codes,

@@ -140,7 +140,7 @@ def _grad_z(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """du = dquantized + to_z (u - q), under cosine through the normalisation, of a block of rows."""
+    """du = dquantized + to_z (u - q), under cosine through the normalization, of a block of rows."""
     o_row = block.to(tl.int64) * BM + tl.arange(0, BM)
     o_dim = tl.arange(0, BD)
     m_stored = o_row < rows

@@ -19,8 +19,8 @@ class VectorQuantized(NamedTuple):
     """What :func:`vector_quantize` returns.
 
     Attributes:
-        quantized: (..., D), the codebook row of each vector (normalised under "cosine"); its gradient passes straight
-            through to the (normalised) vector. Zero where masked.
+        quantized: (..., D), the codebook row of each vector (normalized under "cosine"); its gradient passes straight
+            through to the (normalized) vector. Zero where masked.
         index: (...) int64, the row; 0 where masked.
         loss: scalar, ``commitment_loss + codebook_loss``.
         commitment_loss: scalar, ``commitment * mean((u - sg(q))^2)`` over unmasked elements.

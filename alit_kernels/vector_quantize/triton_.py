@@ -101,7 +101,7 @@ def vector_quantize_backward(
     taking: Tensor | None
     if codebook_wanted:
         sums, taking = ordered(
-            *(index, mask, flat, len(codebook)), codebook=codebook, normalised=metric == "cosine"
+            *(index, mask, flat, len(codebook)), codebook=codebook, normalized=metric == "cosine"
         )
     else:
         sums = not_ordered(index, flat)

@@ -203,7 +203,7 @@ def generation_causal() -> str:
     sharp, judge = found["sharp"], found["judge"]
     wrong = max(v for name, v in judge.items() if not name.startswith("reconstructions"))
     return (
-        f"{found['pictures']} drawn shapes, of three kinds, three colors and two backgrounds, in"
+        f"{found['images']} drawn shapes, of three kinds, three colors and two backgrounds, in"
         f" {found['mean_tokens']:.0f} tokens on average, {found['training_seconds'] / 60:.0f} minutes of training. A"
         f" judge takes {judge['reconstructions']:.1%} of their reconstructions for shapes, and at most {wrong:.1%} of"
         f" what it should refuse. Of {found['samples']} samples as the generator says, {found['plain']['valid']:.1%}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .outcome import table
-from .plots import GREY, OURS, PEER, plt, save
+from .plots import GRAY, OURS, PEER, plt, save
 from .runs import ratios, read
 from .timing import RESULTS
 
@@ -67,7 +67,7 @@ def draw(path: Path = PLOT) -> None:
     figure, axes = plt.subplots(figsize=(7.2, 0.5 + 0.34 * len(found)))
     for place, x in enumerate(found):
         axes.barh(place, x.ratio - 1, left=1, height=0.62, color=OURS if x.ratio >= 1 else PEER)
-        axes.text(x.ratio * 1.04, place, f"{x.ratio:.1f}", va="center", color=GREY, fontsize=9)
+        axes.text(x.ratio * 1.04, place, f"{x.ratio:.1f}", va="center", color=GRAY, fontsize=9)
     names = [f"{x.what.replace('`', '')}\nbeside {x.peer}" for x in found]
     axes.set_yticks(range(len(found)), names)
     axes.set_xscale("log")

@@ -19,10 +19,10 @@ from alit.atomic_files import replacing
 
 from .runs import Row, Run, ratios
 
-GREY, OURS, PEER = "#808080", "#2a9d8f", "#c97b4a"
-COLOURS = ("#2a9d8f", "#c97b4a", "#7c83d1", "#c85a8a", "#8aa13a", "#4a9cc9", "#b08d2e")
-COLOURED = ("xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor")
-plt.rcParams.update(dict.fromkeys((*COLOURED, "legend.labelcolor"), GREY))
+GRAY, OURS, PEER = "#808080", "#2a9d8f", "#c97b4a"
+COLORS = ("#2a9d8f", "#c97b4a", "#7c83d1", "#c85a8a", "#8aa13a", "#4a9cc9", "#b08d2e")
+COLORED = ("xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor")
+plt.rcParams.update(dict.fromkeys((*COLORED, "legend.labelcolor"), GRAY))
 plt.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.titlesize": 9})
 plt.rcParams.update({"legend.fontsize": 7, "legend.frameon": False})
 # The same results give the same files: names within them are else drawn at random. Text stays text, a tenth of the size
@@ -53,8 +53,8 @@ def plot_ratios(run: Run) -> Figure | None:
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.2 * len(entries)))
     values = np.array([ratio for _, _, ratio in entries])
     places = np.arange(len(values))
-    for colour, some in ((OURS, values >= 1), (PEER, values < 1)):
-        axes.hlines(places[some], 1, values[some], colors=colour, linewidths=8)
+    for color, some in ((OURS, values >= 1), (PEER, values < 1)):
+        axes.hlines(places[some], 1, values[some], colors=color, linewidths=8)
     names = [f"{group}: {contender}" for group, contender, _ in entries]
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", left=False)
@@ -63,10 +63,10 @@ def plot_ratios(run: Run) -> Figure | None:
     # A small difference looks small.
     axes.set_xlim(min(values.min() / 1.2, 0.5), max(values.max() * 1.2, 2))
     axes.minorticks_off()
-    axes.axvline(1, color=GREY, linewidth=1)
+    axes.axvline(1, color=GRAY, linewidth=1)
     for place, value in zip(places, values, strict=True):
         text = f" {value:.0f}" if value >= 100 else f" {value:.2g}"
-        axes.annotate(text, (max(value, 1), place), va="center", fontsize=7, color=GREY)
+        axes.annotate(text, (max(value, 1), place), va="center", fontsize=7, color=GRAY)
     axes.set_xlabel("time of the contender / time of ours (left of 1: the contender is faster)")
     return figure
 
@@ -81,12 +81,12 @@ def plot_roofline(run: Run) -> Figure | None:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     low, high = min([*intensities, 0.05]) / 2, max([*intensities, 2 * matmul / copy]) * 2
     roof = [low, matmul / copy, high]
-    axes.plot(roof, [min(x * copy, matmul) for x in roof], color=GREY)
+    axes.plot(roof, [min(x * copy, matmul) for x in roof], color=GRAY)
     for number, (row, x) in enumerate(zip(points, intensities, strict=True), 1):
         label = f"{number}  {row.group}"
         axes.scatter([x], [row.gigaflops], color=OURS, zorder=3, label=label)
         axes.annotate(
-            str(number), (x, row.gigaflops), fontsize=8, color=GREY,
+            str(number), (x, row.gigaflops), fontsize=8, color=GRAY,
             xytext=(4, 3), textcoords="offset points",
         )  # fmt: skip
     axes.set(xscale="log", yscale="log")
@@ -111,9 +111,9 @@ def plot_tokens(run: Run) -> Figure | None:
         len(families), 2, figsize=(9, 2.8 * len(families)), squeeze=False, layout="constrained"
     )
     for (family, lines), panels in zip(families.items(), grid, strict=True):
-        for (contender, points), colour in zip(lines.items(), COLOURS * len(lines), strict=False):
+        for (contender, points), color in zip(lines.items(), COLORS * len(lines), strict=False):
             tokens = [count for count, _ in points]
-            style: dict[str, Any] = {"color": colour, "label": contender}
+            style: dict[str, Any] = {"color": color, "label": contender}
             style |= {"marker": "o", "markersize": 3}
             panels[0].plot(tokens, [1e3 * row.median for _, row in points], **style)
             panels[1].plot(tokens, [row.info["peak_megabytes"] for _, row in points], **style)
@@ -130,9 +130,9 @@ def plot_breakdown(run: Run) -> Figure | None:
         return None
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.4 * len(rows)))
     names, left = [f"{row.group}: {row.contender}" for row in rows], np.zeros(len(rows))
-    for part, colour in zip(rows[0].parts, COLOURS, strict=True):
+    for part, color in zip(rows[0].parts, COLORS, strict=True):
         seconds = np.array([row.parts[part] for row in rows])
-        axes.barh(names, seconds, 0.6, left, color=colour, label=part)
+        axes.barh(names, seconds, 0.6, left, color=color, label=part)
         left += seconds
     axes.set_xlabel("seconds of one step, by part")
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(rows[0].parts))

@@ -136,7 +136,7 @@ def described(run: Run) -> str:
 
 
 def training(run: Run) -> str:
-    """The training steps: pictures per second, model FLOP utilisation, memory; empty without any."""
+    """The training steps: images per second, model FLOP utilization, memory; empty without any."""
     lines = []
     for group, rows in run.groups.items():
         eager = rows.get("eager baseline")
@@ -154,10 +154,10 @@ def training(run: Run) -> str:
             lines.append(cells)
     if not lines:
         return ""
-    columns = ("step", "contender", "images/s", "times the eager baseline", "FLOP utilisation")
+    columns = ("step", "contender", "images/s", "times the eager baseline", "FLOP utilization")
     columns += ("MB of the step (of eager)", "with weights and moments", "seconds by part")
     note = (
-        "\n\nUtilisation: operations of the eager step, counted, over time and the measured matrix-product ceiling."
+        "\n\nUtilization: operations of the eager step, counted, over time and the measured matrix-product ceiling."
         " The parts are those of one step with a stopwatch in it, and are left out where it was"
         " disturbed.\n"
     )

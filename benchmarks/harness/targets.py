@@ -128,7 +128,7 @@ def _backward(step: str, forward: str) -> Callable[[Run], float | None]:
     return measured
 
 
-def _utilisation(case: str) -> Callable[[Run], float | None]:
+def _utilization(case: str) -> Callable[[Run], float | None]:
     """Percent of the measured matrix-product rate, of the best captured step."""
 
     def measured(run: Run) -> float | None:
@@ -176,7 +176,7 @@ def targets() -> list[Target]:
     least(f"{case}: speed over eager's", 1.5, _speed(case, "eager"), case)
     case = "stage-1 step base bfloat16 batch 32"
     what = f"{case}, captured: of the matrix-product rate"
-    least(what, 45, _utilisation(case), case, unit="%")
+    least(what, 45, _utilization(case), case, unit="%")
     case, peer = "encode to 256 tokens", "eager baseline"
     least(f"{case}, float32: speed over eager's", 1.0, _speed(case, peer, cost=caller), case)
     return found

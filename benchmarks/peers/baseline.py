@@ -23,7 +23,7 @@ from alit.losses import stage1_loss
 from alit.losses.stage1 import WEIGHTS
 from alit.training.config import TrainingConfig
 from alit.training.cuda_graph import GradientGraph
-from alit.training.optimization import Optimiser
+from alit.training.optimization import Optimizer
 from alit_kernels import VectorQuantized
 from alit_kernels.nn import GELULinear, Linear, SelfAttention, VectorQuantizer
 
@@ -160,7 +160,7 @@ class Step:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in trained]
         self.config = TrainingConfig()
-        self.optimiser = None if published else Optimiser(trained, self.config)
+        self.optimizer = None if published else Optimizer(trained, self.config)
         self.adamw = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=self.config.betas, weight_decay=self.config.weight_decay
         )
@@ -171,7 +171,7 @@ class Step:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         parts = [part for gradient in gradients for part in gradient.tensor_split(3)]
         norms = torch.stack(torch._foreach_norm(parts))
-        self.optimise()
+        self.optimize()
         return Outcome(loss, terms, norms)
 
     def backward(self, images: Tensor) -> dict[str, Tensor]:
@@ -201,10 +201,10 @@ class Step:
             self.logged = [term.item() for term in terms[-1]]
         return total, _stacked(terms)
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Clip, step, drop the gradients."""
-        if self.optimiser is not None:
-            self.optimiser.step(0.0)
+        if self.optimizer is not None:
+            self.optimizer.step(0.0)
         else:
             nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
             self.adamw.step()

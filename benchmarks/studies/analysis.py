@@ -1,7 +1,7 @@
 """What the tokens of a model follow, as a table: ``python -m benchmarks.studies.analysis MODEL [NAME]``.
 
-The sections of ``alit analyze`` that need people's judgement: complexity on pictures with ``scores.csv``,
-specialization on pictures with segments. Writes ``results/analysis/NAME.json`` (``nano`` by default) and the tables of
+The sections of ``alit analyze`` that need people's judgment: complexity on images with ``scores.csv``,
+specialization on images with segments. Writes ``results/analysis/NAME.json`` (``nano`` by default) and the tables of
 ``docs/analysis.md``, of all files there.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from alit import AdaptiveTokenizer
-from alit.analysis import Interval, errors, read_pictures, read_scores, read_segments
+from alit.analysis import Interval, errors, read_images, read_scores, read_segments
 from alit.analysis.complexity import complexity
 from alit.analysis.specialization import specialization
 from alit.atomic_files import replacing
@@ -32,7 +32,7 @@ BATCH = 20
 YARDSTICKS = {
     "first": "L1 after the first iteration",
     "jpeg": "JPEG size",
-    "entropy": "entropy of grey levels",
+    "entropy": "entropy of gray levels",
 }
 
 
@@ -44,11 +44,11 @@ def rounded(interval: Interval | None) -> list[float | None]:
 
 
 def of_objects(model: AdaptiveTokenizer, folder: Path) -> dict[str, Any]:
-    """Spearman's correlations of tokens, and of what could stand for them, on pictures with ``scores.csv``."""
-    pictures = read_pictures("objects", folder, model.config.image_size)
-    scores = read_scores(folder / "scores.csv", pictures)
-    its_errors = errors(model, pictures.levels, batch_size=BATCH)
-    found = complexity(pictures, its_errors, model.config.lengths, scores)
+    """Spearman's correlations of tokens, and of what could stand for them, on images with ``scores.csv``."""
+    images = read_images("objects", folder, model.config.image_size)
+    scores = read_scores(folder / "scores.csv", images)
+    its_errors = errors(model, images.levels, batch_size=BATCH)
+    found = complexity(images, its_errors, model.config.lengths, scores)
     rows = [
         {
             "max_l1": row.max_l1,
@@ -62,18 +62,18 @@ def of_objects(model: AdaptiveTokenizer, folder: Path) -> dict[str, Any]:
         for row in found.thresholds
     ]
     yardsticks = {name: rounded(getattr(found, name)) for name in YARDSTICKS}
-    return {"pictures": len(pictures), "scores_with": yardsticks, "tokens_at": rows}
+    return {"images": len(images), "scores_with": yardsticks, "tokens_at": rows}
 
 
 def of_scenes(model: AdaptiveTokenizer, folder: Path, segments: Path) -> dict[str, Any]:
     """Overlaps of attention maps and of controls with people's segments."""
     size = model.config.image_size
-    pictures = read_pictures("scenes", folder, size)
+    images = read_images("scenes", folder, size)
     found, _ = specialization(
-        model, pictures, read_segments(segments, pictures, size), batch_size=BATCH
+        model, images, read_segments(segments, images, size), batch_size=BATCH
     )
     return {
-        "pictures": found.pictures,
+        "images": found.images,
         "segments": found.segments,
         "grid": list(found.grid),
         "layer": found.layer,

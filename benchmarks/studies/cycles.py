@@ -100,13 +100,13 @@ def calls() -> dict[str, Call]:
         found |= search_calls(case)
     logits, codebook, target = empty(2048, 4096), empty(4096, 256), empty(2048, dtype=torch.int64)
     unit, units = "64 x 64 logits", 2048 * 4096 / 64**2
-    code, nll, normaliser = empty(2048, 256), empty(2048), empty(2, 2048)
+    code, nll, normalizer = empty(2048, 256), empty(2048), empty(2, 2048)
     found["soft_codebook forward 2048 x 4096 x 256"] = Call(
         lambda: soft_codebook(logits, codebook, target), unit, units
     )
     found["soft_codebook backward 2048 x 4096 x 256"] = Call(
         lambda: soft_codebook_backward(
-            code, nll, nll, logits, codebook, target, code, normaliser, True, True
+            code, nll, nll, logits, codebook, target, code, normalizer, True, True
         ),
         unit,
         units,

@@ -1,6 +1,6 @@
 """What LlamaGen's quantizer costs with its entropy loss: ``python -m benchmarks.studies.entropy_loss``.
 
-A module of its interface, 16384 codes of 8 channels, normalised, in training: forward and backward of 16 pictures of
+A module of its interface, 16384 codes of 8 channels, normalized, in training: forward and backward of 16 images of
 256 tokens, as it is and after ``alit_kernels.accelerate``. Losses and gradients are compared, then both are timed in
 turns, two threads on a CPU; memory is that of one more step.
 """
@@ -22,7 +22,7 @@ from tests.helpers.peers import LlamaGenQuantizer
 from ..harness.contest import DEVICE, THREADS
 from ..harness.timing import OtherLoad, peak_megabytes, rounds, write
 
-CODES, CHANNELS, PICTURES, SIDE = 16384, 8, 16, 16
+CODES, CHANNELS, IMAGES, SIDE = 16384, 8, 16, 16
 
 Step = Callable[[], list[Tensor]]
 
@@ -39,17 +39,17 @@ def step(module: nn.Module, image: Tensor) -> Step:
     return call
 
 
-def steps(codes: int, pictures: int) -> dict[str, Step]:
+def steps(codes: int, images: int) -> dict[str, Step]:
     torch.manual_seed(0)
     eager = LlamaGenQuantizer(codes, CHANNELS, cosine=True, entropy=0.1).to(DEVICE).train()
     ours = copy.deepcopy(eager)
     accelerate(nn.Sequential(ours), strict=True)
-    image = torch.randn(pictures, CHANNELS, SIDE, SIDE, device=DEVICE, requires_grad=True)
+    image = torch.randn(images, CHANNELS, SIDE, SIDE, device=DEVICE, requires_grad=True)
     return {"eager": step(eager, image), "accelerated": step(ours, image)}
 
 
-def measure(codes: int, pictures: int, count: int) -> dict[str, Any]:
-    calls = steps(codes, pictures)
+def measure(codes: int, images: int, count: int) -> dict[str, Any]:
+    calls = steps(codes, images)
     found, expected = calls["accelerated"](), calls["eager"]()
     errors = [
         ((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)
@@ -61,7 +61,7 @@ def measure(codes: int, pictures: int, count: int) -> dict[str, Any]:
     medians = {name: statistics.median(each) for name, each in times.items()}
     memory = {name: peak_megabytes(call) for name, call in calls.items()}
     return {
-        "shape": f"{pictures * SIDE**2} x {codes} x {CHANNELS}",
+        "shape": f"{images * SIDE**2} x {codes} x {CHANNELS}",
         "ms": {name: round(1e3 * seconds, 1) for name, seconds in medians.items()},
         "times faster": round(medians["eager"] / medians["accelerated"], 1),
         "peak MB": {name: round(each, 1) for name, each in memory.items()},
@@ -72,4 +72,4 @@ def measure(codes: int, pictures: int, count: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)
-    write("entropy_loss", measure(CODES, PICTURES, rounds(__doc__, default=7)))
+    write("entropy_loss", measure(CODES, IMAGES, rounds(__doc__, default=7)))

@@ -1,9 +1,9 @@
 """What generators learn in minutes: ``python -m benchmarks.studies.generation causal`` and ``... masked``.
 
 Drawn shapes on plain backgrounds, encoded in as many tokens as their contrast asks for (``RelativeL1``) by a transform
-coder that is made of such pictures; a generator of the three kinds of shape, trained on their tokens; samples of it,
-decoded. A judge (``tests/helpers/shapes.py``) tells whether a picture is a shape on a background, and which: of
-reconstructions, of samples, and of what it must refuse: noise, means of two pictures, tokens of two pictures in one, a
+coder that is made of such images; a generator of the three kinds of shape, trained on their tokens; samples of it,
+decoded. A judge (``tests/helpers/shapes.py``) tells whether an image is a shape on a background, and which: of
+reconstructions, of samples, and of what it must refuse: noise, means of two images, tokens of two images in one, a
 shape with rows out of place. Distances of lengths are half the sum of absolute differences of shares; that of two parts
 of the data shows what chance does. Seconds are those of the process. Everything is made anew, with one thread.
 """
@@ -31,7 +31,7 @@ from tests.helpers.shapes import KINDS, SIDE, judged, shapes
 
 from ..harness.timing import RESULTS, OtherLoad, write
 
-PICTURES, SAMPLES = 4000, 500
+IMAGES, SAMPLES = 4000, 500
 CRITERION = 0.17
 BATCH = 50
 #: As the generator says, and sharper: these were chosen by the share of valid samples.
@@ -44,17 +44,17 @@ COMMON: dict[str, Any] = {
 
 
 def coder(folder: Path) -> AdaptiveTokenizer:
-    """Made of pictures, without a step of training."""
-    (folder / "pictures").mkdir()
-    for number, image in enumerate(shapes(PICTURES).images):
-        save_image(to_image(image), folder / "pictures" / f"{number:05}.png")
+    """Made of images, without a step of training."""
+    (folder / "images").mkdir()
+    for number, image in enumerate(shapes(IMAGES).images):
+        save_image(to_image(image), folder / "images" / f"{number:05}.png")
     model = {"size": "nano", **OPTIONS, "codebook_size": 1024, "code_dim": 16}
     model |= {name: dataclasses.asdict(OPTIONS[name]) for name in ("encoder", "decoder")}
     model["base"] = {"kind": "dct", "patch_size": 8, "luma": 20, "chroma": 8, "lapped": True}
     config = TrainingConfig(
         model=model,
         initialization="transform_coder",
-        data=str(folder / "pictures"),
+        data=str(folder / "images"),
         steps=0,
         **COMMON,
     )
@@ -66,12 +66,12 @@ def coder(folder: Path) -> AdaptiveTokenizer:
 
 def encoded(model: AdaptiveTokenizer, folder: Path) -> TokenSequence:
     """The data, with a file for each kind of shape."""
-    pictures = shapes(PICTURES, seed=1)
-    parts = [model.encode(x, RelativeL1(CRITERION)) for x in pictures.images.split(BATCH)]
+    drawn = shapes(IMAGES, seed=1)
+    parts = [model.encode(x, RelativeL1(CRITERION)) for x in drawn.images.split(BATCH)]
     tokens = TokenSequence.concatenate(parts)
     (folder / "tokens").mkdir()
     for kind, name in enumerate(KINDS):
-        own = [tokens[number] for number, x in enumerate(pictures.kinds) if x == kind]
+        own = [tokens[number] for number, x in enumerate(drawn.kinds) if x == kind]
         data = TokenSequence.concatenate(own).to_bytes(model.identity())
         (folder / "tokens" / f"{name}.alit").write_bytes(data)
     return tokens
@@ -89,10 +89,10 @@ def valid(images: Tensor) -> float:
 
 
 def calibration(model: AdaptiveTokenizer, tokens: TokenSequence) -> dict[str, float]:
-    """What the judge says of reconstructions, and of what is no shape; those pictures are other kinds or colors."""
+    """What the judge says of reconstructions, and of what is no shape; those images are other kinds or colors."""
     some = TokenSequence.concatenate([tokens[number] for number in range(SAMPLES)])
     images, random = decoded(model, some), torch.Generator().manual_seed(0)
-    kinds = shapes(PICTURES, seed=1).kinds[:SAMPLES]
+    kinds = shapes(IMAGES, seed=1).kinds[:SAMPLES]
     other = torch.randperm(SAMPLES, generator=random)
     padded, of_other = some.padded(), some.padded()[other]
     longest = int(some.lengths.max())
@@ -162,7 +162,7 @@ def main(kind: str, keep: Path | None) -> None:
         trained.save_pretrained(keep / f"{kind}.safetensors")
     results: dict[str, Any] = {
         "commit": commit(),
-        "pictures": PICTURES,
+        "images": IMAGES,
         "mean_tokens": float(tokens.lengths.double().mean()),
         "judge": judge,
         "generator": config.generator,
@@ -174,8 +174,8 @@ def main(kind: str, keep: Path | None) -> None:
         "samples": SAMPLES,
     }
     for name, options in SHARPNESS.items():
-        picture = RESULTS / f"generation-{kind}-{name}.png"
-        results[name] = options | sampled(trained, model, tokens, options, picture)
+        file = RESULTS / f"generation-{kind}-{name}.png"
+        results[name] = options | sampled(trained, model, tokens, options, file)
     write("generation", {**results, "other_load_percent": load.percent}, part=kind)
 
 
@@ -184,7 +184,7 @@ def sampled(
     model: AdaptiveTokenizer,
     tokens: TokenSequence,
     options: dict[str, float],
-    picture: Path,
+    file: Path,
 ) -> dict[str, float]:
     """How good samples are; some of them go to a file."""
     start = time.process_time()
@@ -195,7 +195,7 @@ def sampled(
     right = sum(x == label for x, label in zip(found, samples.labels, strict=True))
     rows = [torch.cat(list(row), 2) for row in images[:60].split(12)]
     sheet = to_image(torch.cat(rows, 1))
-    save_image(sheet.quantize(256, Quantize.FASTOCTREE, dither=Dither.NONE), picture)
+    save_image(sheet.quantize(256, Quantize.FASTOCTREE, dither=Dither.NONE), file)
     each = (samples.tokens[number] for number in range(SAMPLES))
     return {
         "seconds": seconds,

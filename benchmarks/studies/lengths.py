@@ -1,7 +1,7 @@
 """Lengths that are predicted, against those that are searched: ``python -m benchmarks.studies.lengths MODEL FOLDER``.
 
-For limits of the pixel error, over the pictures that some length meets: Spearman's rank correlation of the lengths of
-``Predicted`` and of ``MaxL1``, which decodes as it goes, the median of what they differ by, the share of pictures that
+For limits of the pixel error, over the images that some length meets: Spearman's rank correlation of the lengths of
+``Predicted`` and of ``MaxL1``, which decodes as it goes, the median of what they differ by, the share of images that
 are within the limit with the predicted length, and predicted tokens over searched ones. The times of both, beside that
 of the same lengths when they are given, in turns. The mean error of ``Budget(n)`` beside that of n tokens for each,
 batch by batch.
@@ -93,12 +93,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     model = AdaptiveTokenizer.from_pretrained(options.model).eval()
-    files = in_folder(options.folder).pictures
+    files = in_folder(options.folder).images
     images = torch.stack([load(file, model.config.image_size) for file in files])
     with OtherLoad() as other:
         timed = [times(model, images, limit) for limit in (0.06, 0.08)]
     results = {
-        "pictures": len(files),
+        "images": len(files),
         "limits": [at_limit(model, images, limit) for limit in LIMITS],
         "times": timed,
         "other_load_percent": other.percent,

@@ -1,6 +1,6 @@
 """What padding costs attention on the CPU, forward and backward: ``python -m benchmarks.studies.padding``.
 
-32 pictures of 32 to 256 latents, alone and with the class token and 256 image tokens that an encoder sees beside them;
+32 images of 32 to 256 latents, alone and with the class token and 256 image tokens that an encoder sees beside them;
 width 512, 8 heads, float32. Packed rows, by our kernel and by one call of torch's fused attention for each sequence,
 against torch's fused attention on padded rows with a key mask, the longest sequence being the padded length. Queries,
 keys and values are read in place, as views of one projection, whose gradient is the result; "separate" gives each
@@ -25,7 +25,7 @@ from ..harness.timing import rounds, write
 from ..peers.attention import Call, Problem, heads_first, ours
 from ..suites.test_attention import HEAD_DIM, HEADS, contest
 
-PICTURES, LATENTS = 32, (32, 256)
+IMAGES, LATENTS = 32, (32, 256)
 #: Name -> tokens beside the latents.
 WORKLOADS = {"latents": 0, "latents and image": 257}
 
@@ -65,11 +65,11 @@ def contenders(problem: Problem) -> dict[str, Call]:
 def run(fixed: int, count: int) -> dict[str, Any]:
     low, high = LATENTS
     generator = torch.Generator().manual_seed(0)
-    lengths = fixed + torch.randint(low, high + 1, (PICTURES,), generator=generator)
+    lengths = fixed + torch.randint(low, high + 1, (IMAGES,), generator=generator)
     sizes = tuple(lengths.tolist())
     race = contest(sizes, step=True)  # of the same numbers
     race.prepare = ready(contenders(Problem(sizes, HEADS, HEAD_DIM, torch.float32, step=True)))
-    padded_work = PICTURES * int(lengths.max()) ** 2 / int(lengths.square().sum())
+    padded_work = IMAGES * int(lengths.max()) ** 2 / int(lengths.square().sum())
     results: dict[str, Any] = {"lengths": lengths.tolist(), "padded / true work": padded_work}
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from alit_kernels.nn import SelfAttention
 from ..harness.contest import DEVICE
 from ..peers.baseline import EagerAttention, Outcome, Step
 
-PARTS = ("base", "encoder", "decoder", "attention", "quantizer", "optimiser", "rest")
+PARTS = ("base", "encoder", "decoder", "attention", "quantizer", "optimizer", "rest")
 
 
 class Stopwatch:
@@ -104,7 +104,7 @@ def breakdown(step: Step) -> tuple[dict[str, float], Outcome]:
                 stack.callback(handle.remove)
         for owner, name, part in (
             (model.base_tokenizer, "encode", "base"),
-            (step, "optimise", "optimiser"),
+            (step, "optimize", "optimizer"),
         ):
             timed = _timed(watch, part, getattr(owner, name))
             stack.enter_context(patch.object(owner, name, timed))

@@ -1,4 +1,4 @@
-"""What the benchmarks of model paths share: ``tiny`` on the published VQGAN, random weights, and pictures."""
+"""What the benchmarks of model paths share: ``tiny`` on the published VQGAN, random weights, and images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..harness.contest import DEVICE
 GPU = DEVICE == "cuda"
 #: Whether ``alit train`` would choose bfloat16 here.
 NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
-#: Tokens of each picture: 96 on average.
+#: Tokens of each image: 96 on average.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 160)
 ROUNDS = 9 if GPU else 3
 WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
@@ -45,6 +45,6 @@ def model(quick: bool, size: str = "tiny") -> AdaptiveTokenizer:
     return ours.to(DEVICE)
 
 
-def pictures(ours: AdaptiveTokenizer, count: int) -> Tensor:
+def random_images(ours: AdaptiveTokenizer, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, 3, *ours.config.image_size, generator=generator).to(DEVICE)

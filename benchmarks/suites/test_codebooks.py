@@ -25,7 +25,7 @@ from ..peers import eager, libraries
 
 QUICK = Case(2048, 512, 12)
 SEARCHES = (*BENCHMARK_CASES, *((Case(65536, 4096, 12),) if DEVICE == "cuda" else ()))
-#: 32 pictures of 256 tokens.
+#: 32 images of 256 tokens.
 STEP = Case(32 * 256, 4096, 12)
 SEARCHERS: dict[str, Callable[[Tensor, Tensor], Callable[[], Tensor]]] = {
     "ours": lambda z, codebook: partial(nearest_codeword, z, codebook),
@@ -179,7 +179,7 @@ def test_vector_quantizer_step(name: str, race: Callable, quick: bool) -> None:
     race(group, name, lambda: quantizer(case))
 
 
-#: LlamaGen's entropy loss: 16 pictures of 256 tokens.
+#: LlamaGen's entropy loss: 16 images of 256 tokens.
 ENTROPIES_CASE = entropy_cases.BENCHMARK_CASES[0]
 SMALL_ENTROPIES = entropy_cases.Case(QUICK, ENTROPIES_CASE.temperature)
 ENTROPIES: dict[str, Callable[[], Callable[..., CodebookEntropy]]] = {

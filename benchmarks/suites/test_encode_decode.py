@@ -1,4 +1,4 @@
-"""With ``tiny``: encoding into as many tokens as each picture needs, or every picture to one length; decoding them."""
+"""With ``tiny``: encoding into as many tokens as each image needs, or every image to one length; decoding them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from alit import FixedLength
 
 from ..harness.contest import Contest, Work, ready
 from ..peers.baseline import eager_copy
-from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, pictures
+from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, random_images
 
 
 def agreement(found: list[Tensor], expected: list[Tensor]) -> None:
     """A vector halfway between two codes may fall to either in a batch of another shape."""
     for indices, right in zip(found, expected, strict=True):
         share = float((indices == right).float().mean())
-        assert share > 0.99, f"{1 - share:.1%} of the indices differ from those of a picture alone"
+        assert share > 0.99, f"{1 - share:.1%} of the indices differ from those of an image alone"
 
 
 def encoding(quick: bool) -> Contest:
-    """One length per picture: each leaves the batch when it has its tokens, or all run through every iteration."""
+    """One length per image: each leaves the batch when it has its tokens, or all run through every iteration."""
     ours = model(quick).eval()
-    images = pictures(ours, len(LENGTHS))
+    images = random_images(ours, len(LENGTHS))
     expected = [
         ours.encode(images[i : i + 1], FixedLength(n)).indices for i, n in enumerate(LENGTHS)
     ]
 
     @torch.no_grad()
     def all_iterations() -> list[Tensor]:
-        """The batch as it is through every iteration; each picture's tokens are those of its own one."""
+        """The batch as it is through every iteration; each image's tokens are those of its own one."""
         found: dict[int, Tensor] = {}
         for iteration in ours.rollout(images, predict_at=()):
             for i, length in enumerate(LENGTHS):
@@ -56,14 +56,14 @@ def encoding(quick: bool) -> Contest:
 
 @pytest.mark.parametrize("name", ("ours", "every iteration for all"))
 def test_encode_with_lengths(name: str, race: Callable, quick: bool) -> None:
-    group = f"encode {len(LENGTHS)} pictures, 96 tokens on average"
+    group = f"encode {len(LENGTHS)} images, 96 tokens on average"
     race(group, name, lambda: encoding(quick), ROUNDS, WARMUP)
 
 
 def encoding_to(tokens: int, quick: bool) -> Contest:
-    """Every picture to the same number of tokens."""
+    """Every image to the same number of tokens."""
     ours = model(quick).eval()
-    images = pictures(ours, 8 if GPU else 1)
+    images = random_images(ours, 8 if GPU else 1)
     models = {"eager baseline": eager_copy(ours), "ours": ours}
     length = FixedLength(tokens)
     return Contest(
@@ -82,15 +82,15 @@ def test_encode_to(tokens: int, name: str, race: Callable, quick: bool) -> None:
 
 
 def decoding(quick: bool) -> Contest:
-    """Tokens of mixed lengths to pixels, as one packed batch or a picture at a time."""
+    """Tokens of mixed lengths to pixels, as one packed batch or an image at a time."""
     ours = model(quick).eval()
-    tokens = ours.encode(pictures(ours, len(LENGTHS)), FixedLength(LENGTHS))
+    tokens = ours.encode(random_images(ours, len(LENGTHS)), FixedLength(LENGTHS))
 
     def alone() -> Tensor:
         return torch.cat([ours.decode(tokens[i]) for i in range(len(tokens))])
 
     return Contest(
-        ready({"a picture at a time": alone, "ours": lambda: ours.decode(tokens)}),
+        ready({"an image at a time": alone, "ours": lambda: ours.decode(tokens)}),
         partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3),
         Work(),
         against_first=True,
@@ -98,7 +98,7 @@ def decoding(quick: bool) -> Contest:
     )
 
 
-@pytest.mark.parametrize("name", ("ours", "a picture at a time"))
+@pytest.mark.parametrize("name", ("ours", "an image at a time"))
 def test_decode(name: str, race: Callable, quick: bool) -> None:
-    group = f"decode {len(LENGTHS)} pictures, 96 tokens on average"
+    group = f"decode {len(LENGTHS)} images, 96 tokens on average"
     race(group, name, lambda: decoding(quick), ROUNDS, WARMUP)

@@ -1,6 +1,6 @@
 """The two linear layers of a transformer block with the GELU between them, forward and backward.
 
-float32 on the CPU, bfloat16 on a GPU; the width of ``tiny``, rows of two pictures' longest sequences (of 32 on a GPU).
+float32 on the CPU, bfloat16 on a GPU; the width of ``tiny``, rows of two images' longest sequences (of 32 on a GPU).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from ..harness.contest import DEVICE, THREADS, Absent, Contest, Work, ready
 from ..harness.timing import OtherLoad, peak_megabytes
 from ..peers.baseline import CapturedStep, Outcome, Step, eager_copy
 from .breakdown import breakdown
-from .models import GPU, NATIVE_BFLOAT16, ROUNDS, WARMUP, model, pictures
+from .models import GPU, NATIVE_BFLOAT16, ROUNDS, WARMUP, model, random_images
 
 CONTENDERS = ("eager baseline", "eager baseline, fused attention", "ours", "ours, captured")
 COMPILED = (
@@ -38,7 +38,7 @@ COMPILED = (
 
 
 class Case(NamedTuple):
-    """A step's size, pictures, precision and contenders; the first one's results are the others'."""
+    """A step's size, images, precision and contenders; the first one's results are the others'."""
 
     size: str
     batch: int
@@ -58,13 +58,13 @@ class Case(NamedTuple):
         return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.half)
 
     def prepared(self, quick: bool) -> tuple[AdaptiveTokenizer, Tensor]:
-        """The model, its base tokenizer frozen, and the pictures."""
+        """The model, its base tokenizer frozen, and the images."""
         ours = model(quick, self.size).train()
         ours.base_tokenizer.requires_grad_(False)
-        return ours, pictures(ours, self.batch)
+        return ours, random_images(ours, self.batch)
 
 
-#: The eager step keeps 4.6 GB for each picture of a batch of ``base``, a captured one 1.8; 12 and 32 need 120 GB.
+#: The eager step keeps 4.6 GB for each image of a batch of ``base``, a captured one 1.8; 12 and 32 need 120 GB.
 ROOMY = GPU and torch.cuda.get_device_properties().total_memory > 120e9
 STEPS = (
     (Case("base", 12 if ROOMY else 6, torch.bfloat16),)
@@ -211,7 +211,7 @@ def test_compiled_step(case: Case, name: str, race: Callable, quick: bool) -> No
 @pytest.mark.skipif(not GPU, reason="a CUDA graph needs a GPU")
 @each((LARGE,))
 def test_large_batch(case: Case, name: str, race: Callable, quick: bool) -> None:
-    """How busy ours keeps a GPU: more pictures than the eager step has memory for."""
+    """How busy ours keeps a GPU: more images than the eager step has memory for."""
     race(case.name, name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
@@ -224,7 +224,7 @@ def launches(quick: bool) -> Contest:
     config = replace(size, base=base, image_size=(64, 64), encoder=narrow, decoder=narrow)
     ours = AdaptiveTokenizer(config).to(DEVICE).train()
     ours.base_tokenizer.requires_grad_(False)
-    images = pictures(ours, 1)
+    images = random_images(ours, 1)
     steps = {name: contender(name, ours, images) for name in ("eager baseline", "ours")}
     steps["ours"].together = True
     return Contest(ready(steps), agree, Work(), against_first=True, notes={"images": 1})

@@ -26,7 +26,7 @@ const Blocks& blocks(InstructionSet set) {
   return blocks_baseline;
 }
 
-std::unique_ptr<float[]> uninitialised(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
+std::unique_ptr<float[]> uninitialized(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
 
 }  // namespace
 
@@ -36,7 +36,7 @@ void forward(const Codes& codes, const float* rows, int64_t count, float* larges
   const int64_t height = std::max(kRows, (count + kPieces - 1) / kPieces), pieces = (count + height - 1) / height;
   std::vector<float> totals(pieces * all);
   parallel_for(pieces, 1, threads, [&](int64_t begin, int64_t end) {
-    const auto scores = uninitialised(kRows * all);
+    const auto scores = uninitialized(kRows * all);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t behind = std::min(count, (piece + 1) * height);
       for (int64_t i = piece * height; i < behind; i += kRows)
@@ -52,9 +52,9 @@ void forward(const Codes& codes, const float* rows, int64_t count, float* larges
 void backward(const Codes& codes, const float* rows, int64_t count, const Slopes& slopes, const float* largest,
               const float* sum, const float* entropy, float* grad_rows, float* grad_panels, int threads,
               InstructionSet set) {
-  const auto inverse = uninitialised(count), constant = uninitialised(count);
+  const auto inverse = uninitialized(count), constant = uninitialized(count);
   parallel_for((count + kRows - 1) / kRows, 1, threads, [&](int64_t begin, int64_t end) {
-    const auto scores = uninitialised((kRows + 1) * codes.codes());
+    const auto scores = uninitialized((kRows + 1) * codes.codes());
     for (int64_t i = begin * kRows; i < std::min(count, end * kRows); i += kRows)
       blocks(set).grad_rows(codes, rows + i * codes.dim, std::min(kRows, count - i), slopes, largest + i, sum + i,
                             entropy + i, scores.get(), inverse.get() + i, constant.get() + i,

@@ -1,12 +1,12 @@
 // launcher(kernel, grid, name=value, ...) stands for kernel[grid](name=value, ...) of a triton.jit function.
 //
-// Triton looks at every argument of a call, in Python, to find the machine code that was specialised for it. Here a call is
+// Triton looks at every argument of a call, in Python, to find the machine code that was specialized for it. Here a call is
 // described by a key of a few words, and what Triton compiled for it is remembered under that key. Where the key is known,
 // the parameters are written into one array and cuLaunchKernel gets them. All else goes to Triton, and is remembered if
 // it can be.
 //
 // The key is at least as fine as Triton's own: of a tensor its type, device and 16-byte alignment; of an integer whether it
-// is 1 or a multiple of 16, and its width, unless the kernel does not specialise on it; of a constant or a launch option
+// is 1 or a multiple of 16, and its width, unless the kernel does not specialize on it; of a constant or a launch option
 // type and value. Arguments are known by their names, which Python keeps in one tuple for each place of a call.
 
 #define PY_SSIZE_T_CLEAN
@@ -40,8 +40,8 @@ constexpr std::size_t MOST_TUPLES = 8;
 
 // ---- What is remembered ----
 
-// How a kernel looks at an argument: by value (constants and launch options), by Triton's specialisation, or by type only.
-enum class Look : char { VALUE = 'v', SPECIALISED = 's', UNALIGNED = 'u', TYPE = 't' };
+// How a kernel looks at an argument: by value (constants and launch options), by Triton's specialization, or by type only.
+enum class Look : char { VALUE = 'v', SPECIALIZED = 's', UNALIGNED = 'u', TYPE = 't' };
 
 // A compiled kernel for one key.
 struct Plan {
@@ -137,7 +137,7 @@ int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
     if (tensor.device.id != call.device) return 0;
     const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
     call.value[i] = address;
-    const bool aligned = look == Look::SPECIALISED && address % 16 == 0;
+    const bool aligned = look == Look::SPECIALIZED && address % 16 == 0;
     call.add(tagged(TENSOR, (std::uint64_t{tensor.type.code} << 32) | (std::uint64_t{tensor.type.bits} << 16) |
                                 (static_cast<std::uint64_t>(tensor.device.id) << 1) | aligned));
     return 1;
@@ -154,7 +154,7 @@ int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
       return 1;
     }
     const bool narrow = value >= INT32_MIN && value <= INT32_MAX;
-    const bool one = look != Look::TYPE && value == 1, aligned = look == Look::SPECIALISED && value % 16 == 0;
+    const bool one = look != Look::TYPE && value == 1, aligned = look == Look::SPECIALIZED && value % 16 == 0;
     call.add(tagged(INT, 2 | (narrow << 2) | (one << 3) | (aligned << 4)));
     return 1;
   }

@@ -109,7 +109,7 @@ void write_sequences(std::byte* out, Size total, Size row_bytes, Size sequences,
   });
 }
 
-// Output row i is row source[i] of `rows`, or zero where that is -1; runs of neighbours move in one piece.
+// Output row i is row source[i] of `rows`, or zero where that is -1; runs of neighbors move in one piece.
 void gather(Rows rows, const Offset* source, std::byte* out, Size total, Size row_bytes, int threads) {
   prefer_huge_pages(out, total * row_bytes);
   const bool stream = total * row_bytes >= kStreamBytes;

@@ -2,7 +2,7 @@
 //
 // C linkage and nothing but 64-bit integers, addresses included, so that the same functions serve the extension and, compiled
 // for the CPU, the tests. Strides are in bytes, addresses on the device. Each returns 0 or an error code of CUDA. Nothing
-// synchronises and nothing is allocated: `scratch` comes from the caller. A gradient whose address is 0 is not computed. Values are not trusted: whatever offsets, lengths
+// synchronizes and nothing is allocated: `scratch` comes from the caller. A gradient whose address is 0 is not computed. Values are not trusted: whatever offsets, lengths
 // and row numbers say, nothing is read or written out of bounds; rows that do not fit are dropped, rows that are not there
 // are zero. Where `error` is not 0, an int there collects the flags below.
 #pragma once

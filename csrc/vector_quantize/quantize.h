@@ -9,7 +9,7 @@ namespace alit {
 
 // quantized row i (contiguous, of type `out`) = row index[i] of codes, zero where mask (may be null) is false.
 // losses = {a + b, a, b}, a = commitment m, b = codebook_weight m, m the mean of (u - codes[index])^2 over the unmasked
-// elements, 0 where there are none. u and codes have one type; under the cosine metric they are the normalised float32
+// elements, 0 where there are none. u and codes have one type; under the cosine metric they are the normalized float32
 // rows.
 void gather_and_losses(const Rows& u, const Rows& codes, const std::int64_t* index, const bool* mask, float commitment,
                        float codebook_weight, Type out, void* quantized, float* losses, int threads);

@@ -1,4 +1,4 @@
-"""Pictures to train on, a folder to call commands in, LPIPS without its weights, and a stand-in for the Hub."""
+"""Images to train on, a folder to call commands in, LPIPS without its weights, and a stand-in for the Hub."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.helpers.models import model
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven pictures of several shapes."""
-    path = tmp_path / "pictures"
+    """Seven images of several shapes."""
+    path = tmp_path / "images"
     (path / "more").mkdir(parents=True)
     random = np.random.default_rng(0)
     for index in range(7):

@@ -1,4 +1,4 @@
-"""alit analyze: the page, its pictures and numbers, and what it says of bad input."""
+"""alit analyze: the page, its images and numbers, and what it says of bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from alit import MaxL1
-from alit.analysis import Analysis, analyze, errors, read_pictures, read_segments
+from alit.analysis import Analysis, analyze, errors, read_images, read_segments
 from alit.analysis.charts import ticks
 from alit.analysis.page import page
 from alit.evaluation import Networks
@@ -29,7 +29,7 @@ SIZE = (24, 16)  # of the model: 16 down, 24 across
 
 
 class Means(torch.nn.Module):
-    """A classifier of eight classes: which part of a picture is brightest."""
+    """A classifier of eight classes: which part of an image is brightest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ SEEN = Networks(classifier=Means(), classifier_name="<brightest part>")
 
 
 def fill(folder: Path, count: int = 5, seed: int = 0) -> Path:
-    """Pictures of more and more colors."""
+    """Images of more and more colors."""
     folder.mkdir()
     random = np.random.default_rng(seed)
     for n in range(count):
@@ -85,7 +85,7 @@ def result(inputs: dict[str, Any]) -> Analysis:
 
 
 def test_all_sections(result: Analysis, inputs: dict[str, Any]) -> None:
-    assert result.pictures == 5 and result.second == 3 and result.lengths == [3, 6, 9, 12]
+    assert result.images == 5 and result.second == 3 and result.lengths == [3, 6, 9, 12]
     assert result.left_out == [] == result.skipped and result.max_l1 == 0.3
     assert list(result.galleries) == ["complexity", "familiarity", "task", "specialization"]
     assert len(result.task) == 4 and len(result.familiarity.kinds) == 8
@@ -101,7 +101,7 @@ def test_all_sections(result: Analysis, inputs: dict[str, Any]) -> None:
 
 def test_errors_are_those_of_the_criterion(inputs: dict[str, Any]) -> None:
     m = model()
-    some = read_pictures("data", inputs["data"], m.config.image_size)
+    some = read_images("data", inputs["data"], m.config.image_size)
     images = torch.stack([load(inputs["data"] / name, m.config.image_size) for name in some.names])
     with torch.no_grad():
         expected = [MaxL1(0.0).error(x, m) for x in m.rollout(images)]
@@ -141,22 +141,22 @@ def test_command_with_data_alone(
         "index.html",
     ]
     found = json.loads((output / "analysis.json").read_text())
-    assert found["complexity"]["thresholds"][0]["max_l1"] == 0.3 and found["pictures"] == 5
+    assert found["complexity"]["thresholds"][0]["max_l1"] == 0.3 and found["images"] == 5
     assert found["specialization"] is None and found["task"] == [] and "galleries" not in found
     assert "Left out: class agreement: not installed; scores" in (output / "index.html").read_text()
     for name in ("complexity.png", "familiarity.png"):
         assert len(set(Image.open(output / name).convert("L").tobytes())) > 50, name
 
 
-def test_unreadable_pictures_are_skipped_and_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped_and_named(tmp_path: Path) -> None:
     weights = tmp_path / "m.safetensors"
     model().save_pretrained(weights)
     data = fill(tmp_path / "data", 4)
-    (data / "bad.png").write_bytes(b"no picture")
+    (data / "bad.png").write_bytes(b"no image")
     scores = score(tmp_path / "s.csv", ["bad.png", *(f"p{n}.png" for n in range(4))])
     done = run("analyze", weights, "--data", data, "--scores", scores, "-o", tmp_path / "page")
-    refused(done, "1 file skipped", "bad.png: not a readable picture")
-    assert json.loads((tmp_path / "page" / "analysis.json").read_text())["pictures"] == 4
+    refused(done, "1 file skipped", "bad.png: not a readable image")
+    assert json.loads((tmp_path / "page" / "analysis.json").read_text())["images"] == 4
 
 
 def test_bad_scores(tmp_path: Path, inputs: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def test_bad_scores(tmp_path: Path, inputs: dict[str, Any]) -> None:
         ("file,complexity\np0.png,nan\n", "a number for p0.png"),
         ("file,complexity\np0.png\n", "a number for p0.png, got None"),
         ("file,complexity\np0.png,1\np0.png,2\n", "p0.png twice"),
-        ("file,complexity\np0.png,1\n", "a score for each picture, none for p1.png, p2.png"),
+        ("file,complexity\np0.png,1\n", "a score for each image, none for p1.png, p2.png"),
         ("file,complexity\n" + "".join(f"{x},1\n" for x in [*names, "q.png"]), "none for q.png"),
     ):
         file.write_text(content)
@@ -180,7 +180,7 @@ def test_bad_scores(tmp_path: Path, inputs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"scores: .* is no CSV file"):
         analyze(m, data, scores=file)
     found = analyze(m, data, scores=inputs["scores"], limit=3, thresholds=[0.3])
-    assert [x.score for x in found.complexity.pictures] == [
+    assert [x.score for x in found.complexity.images] == [
         0,
         1,
         4,
@@ -193,13 +193,11 @@ def test_bad_segments(tmp_path: Path, inputs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"segments: expected 24x16 pixels.*got 16x24 in .*p0.png"):
         analyze(m, data, segments=other)
     few = segment(tmp_path / "few", 4)
-    with pytest.raises(
-        ValueError, match="segments: expected segments for each picture, none for p4"
-    ):
+    with pytest.raises(ValueError, match="segments: expected segments for each image, none for p4"):
         analyze(m, data, segments=few)
     Image.new("L", SIZE).save(few / "p4.png")
     Image.new("L", SIZE).save(few / "q.png")
-    with pytest.raises(ValueError, match=r"segments: expected a picture .* none for q\.png"):
+    with pytest.raises(ValueError, match=r"segments: expected an image .* none for q\.png"):
         analyze(m, data, segments=few)
     (few / "q.png").unlink()
     Image.new("I;16", SIZE).save(few / "p4.png")
@@ -209,7 +207,7 @@ def test_bad_segments(tmp_path: Path, inputs: dict[str, Any]) -> None:
         analyze(model("vqgan", halting="drop"), data, segments=few)
 
 
-def test_segments_are_cropped_as_their_picture(tmp_path: Path) -> None:
+def test_segments_are_cropped_as_their_image(tmp_path: Path) -> None:
     """Of any mode: the pixels of one color are a segment."""
     data, folder = fill(tmp_path / "data", 3), tmp_path / "segments"
     folder.mkdir()
@@ -220,15 +218,15 @@ def test_segments_are_cropped_as_their_picture(tmp_path: Path) -> None:
         Image.new("RGB", wide.size).save(data / f"p{n}.png")
         wide.convert(mode).save(folder / f"p{n}.png")
     size = model().config.image_size
-    for labels in read_segments(folder, read_pictures("data", data, size), size):
+    for labels in read_segments(folder, read_images("data", data, size), size):
         assert labels.shape == size and labels.unique().tolist() == [0, 1]
         assert (labels[:, :12] != labels[:, 12:]).all() and (labels[:, 0] == labels[0, 0]).all()
 
 
 @pytest.mark.parametrize("argument", ["data", "out_of_domain"])
-def test_a_folder_of_one_picture(tmp_path: Path, inputs: dict[str, Any], argument: str) -> None:
+def test_a_folder_of_one_image(tmp_path: Path, inputs: dict[str, Any], argument: str) -> None:
     folders = {"data": inputs["data"], argument: fill(tmp_path / "one", 1)}
-    with pytest.raises(ValueError, match=f"{argument}: expected at least 3 pictures.*got 1"):
+    with pytest.raises(ValueError, match=f"{argument}: expected at least 3 images.*got 1"):
         analyze(model(), **folders)
 
 

@@ -12,9 +12,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from alit.analysis import Pictures, spearman
+from alit.analysis import ImageSet, spearman
 from alit.analysis import specialization as tokens_and_segments
-from alit.analysis.complexity import complexity, grey_entropy, jpeg_sizes
+from alit.analysis.complexity import complexity, gray_entropy, jpeg_sizes
 from alit.analysis.familiarity import CHANGES, SECOND, changed, familiarity, phase_scrambled
 from alit.analysis.inputs import batches
 from alit.analysis.rollouts import errors
@@ -25,31 +25,31 @@ from alit.evaluation import Networks
 from tests.helpers.models import model
 
 
-def pictures(levels: Tensor) -> Pictures:
+def image_set(levels: Tensor) -> ImageSet:
     names = [f"{n}.png" for n in range(len(levels))]
-    return Pictures(Path("."), names, levels, names, [])
+    return ImageSet(Path("."), names, levels, names, [])
 
 
 def of_entropies(bits: list[int]) -> Tensor:
-    """Grey pictures (N, 3, 16, 16) whose grey levels have these entropies, places at random."""
+    """Gray images (N, 3, 16, 16) whose gray levels have these entropies, places at random."""
     found = []
     for number, count in enumerate(bits):
         generator = torch.Generator().manual_seed(number)
-        grey = (torch.arange(256) % 2**count) * (256 // 2**count)
+        gray = (torch.arange(256) % 2**count) * (256 // 2**count)
         found.append(
-            grey[torch.randperm(256, generator=generator)].view(1, 16, 16).expand(3, -1, -1)
+            gray[torch.randperm(256, generator=generator)].view(1, 16, 16).expand(3, -1, -1)
         )
     return torch.stack(found).to(torch.uint8)
 
 
 class Planted:
-    """Stands for a model: the error falls below 0.05 with the iteration that the entropy of a picture names."""
+    """Stands for a model: the error falls below 0.05 with the iteration that the entropy of an image names."""
 
     config = model(image_size=(16, 16)).config
     latent_tokens = torch.empty(0)
 
     def rollout(self, images: Tensor) -> Any:
-        bits = torch.tensor(grey_entropy((images * 255).round().to(torch.uint8))).round()
+        bits = torch.tensor(gray_entropy((images * 255).round().to(torch.uint8))).round()
         for iteration in range(1, self.config.iterations + 1):
             off = torch.where(bits <= iteration, 0.01, 0.1)[:, None, None, None]
             yield SimpleNamespace(prediction=images + off)
@@ -64,8 +64,8 @@ def planted() -> Any:
 
 def test_tokens_of_entropy_have_a_correlation_of_one() -> None:
     bits = [1, 4, 2, 3, 3, 1, 4, 2]
-    some, m = pictures(of_entropies(bits)), planted()
-    assert grey_entropy(some.levels) == pytest.approx(bits)
+    some, m = image_set(of_entropies(bits)), planted()
+    assert gray_entropy(some.levels) == pytest.approx(bits)
     found_NK = errors(m, some.levels, batch_size=3)
     scores = [float(10 * x) for x in bits]
     result = complexity(some, found_NK, m.config.lengths, scores, thresholds=[0.05, 0.2])
@@ -76,7 +76,7 @@ def test_tokens_of_entropy_have_a_correlation_of_one() -> None:
     assert at.tokens == pytest.approx(3 * sum(bits) / len(bits)) and at.met == 1
     assert at.scores_given_first and at.scores_given_first.value == pytest.approx(1)
     assert easy.tokens == 3 and easy.entropy.value is None  # the same for all
-    assert [x.score for x in result.pictures] == scores
+    assert [x.score for x in result.images] == scores
     against = complexity(some, found_NK, m.config.lengths, [-x for x in scores], thresholds=[0.05])
     assert against.thresholds[0].scores and against.thresholds[0].scores.value == pytest.approx(-1)
 
@@ -133,20 +133,20 @@ def test_changes() -> None:
         for y in (levels[0], mixed[0])
     ]
     assert pieces[0] == pieces[1] and len(pieces[0]) == 64 and not torch.equal(mixed, levels)
-    picture = levels[0] / 255
-    scrambled = phase_scrambled(picture, generator)
+    image = levels[0] / 255
+    scrambled = phase_scrambled(image, generator)
     for own, other in zip(
-        torch.fft.fft2(picture).abs(), torch.fft.fft2(scrambled).abs(), strict=True
+        torch.fft.fft2(image).abs(), torch.fft.fft2(scrambled).abs(), strict=True
     ):
         torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-4)
-    assert (scrambled - picture).abs().mean() > 0.1
-    for name in CHANGES:  # of a picture, whatever stands before it
+    assert (scrambled - image).abs().mean() > 0.1
+    for name in CHANGES:  # of an image, whatever stands before it
         assert torch.equal(changed(levels, name, 3)[1], changed(levels[1:], name, 4)[0])
 
 
 def test_a_model_that_sees_entropy_alone_finds_all_changes_familiar() -> None:
     """But the second folder, of more entropy, is not."""
-    some, second = pictures(of_entropies([1, 2, 1, 2, 3])), pictures(of_entropies([4, 4, 4]))
+    some, second = image_set(of_entropies([1, 2, 1, 2, 3])), image_set(of_entropies([4, 4, 4]))
     m = planted()
     found_NK = errors(m, some.levels)
     result = familiarity(m, some, found_NK, m.config.lengths, second, thresholds=[0.05])
@@ -154,13 +154,13 @@ def test_a_model_that_sees_entropy_alone_finds_all_changes_familiar() -> None:
     assert list(kinds) == ["as they are", *CHANGES, SECOND]
     for name in ("mirrored", "upside down", "BGR", "shuffled patches"):
         assert kinds[name].l1[1].more.value == pytest.approx(0, abs=1e-6), name
-    assert kinds[SECOND].pictures == 3 and kinds[SECOND].tokens[0].mean == 12
+    assert kinds[SECOND].images == 3 and kinds[SECOND].tokens[0].mean == 12
     assert kinds[SECOND].tokens[0].more.value == pytest.approx(12 - 3 * 9 / 5)
     assert kinds[SECOND].jpeg == pytest.approx(np.mean(jpeg_sizes(second.levels)))
 
 
 class Brightness(torch.nn.Module):
-    """A classifier of ten classes: how bright a picture is."""
+    """A classifier of ten classes: how bright an image is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ def test_no_mask_overlaps_more_than_the_most_on_a_grid() -> None:
 
 
 def test_a_model_that_looks_at_segments_beats_all_controls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer looks at the segments of the picture that it is given; the other at random."""
+    """One layer looks at the segments of the image that it is given; the other at random."""
     m = model(image_size=(16, 16))
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(256, (4, 3, 16, 16), generator=generator).to(torch.uint8)
@@ -243,7 +243,7 @@ def test_a_model_that_looks_at_segments_beats_all_controls(monkeypatch: pytest.M
         return maps
 
     monkeypatch.setattr(tokens_and_segments, "attention_of_layers", attention)
-    found, sheet = specialization(m, pictures(levels), labels, batch_size=3)
+    found, sheet = specialization(m, image_set(levels), labels, batch_size=3)
     assert found.tokens.oracle.value == 1 and found.layer == 2 and found.segments == 12
     assert found.iterations[1] == 1 > max(found.iterations[0], *found.iterations[2:])
     *controls, most = found.controls

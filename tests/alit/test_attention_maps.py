@@ -31,39 +31,39 @@ def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int, grid: tuple[int, int] 
 @torch.no_grad()
 @pytest.mark.parametrize("iteration", [0, 2])
 def test_equals_softmax(iteration: int) -> None:
-    m, pictures = model(), images()
-    rollout = m.rollout(pictures)
+    m, x = model(), images()
+    rollout = m.rollout(x)
     for _ in range(iteration):
         next(rollout)
     expected = [explicit(m, rollout.tokens_BSD, layer) for layer in (0, 1)]
     for layer in (0, 1):
-        maps = latent_attention(m, pictures, iteration=iteration, layer=layer)
+        maps = latent_attention(m, x, iteration=iteration, layer=layer)
         assert maps.shape == (3, 3 * (iteration + 1), 4, 6)
         torch.testing.assert_close(maps, expected[layer], atol=2e-6, rtol=1e-5)
-    mean = latent_attention(m, pictures, iteration=iteration)
+    mean = latent_attention(m, x, iteration=iteration)
     torch.testing.assert_close(mean, (expected[0] + expected[1]) / 2, atol=2e-6, rtol=1e-5)
     assert mean.sum((2, 3)).max() < 1 and (mean > 0).all()
-    assert latent_attention(m, pictures).shape == (3, 12, 4, 6)  # the last iteration by default
+    assert latent_attention(m, x).shape == (3, 12, 4, 6)  # the last iteration by default
 
 
 @torch.no_grad()
 def test_final_tokens_looked_in_their_own_iteration() -> None:
-    m, pictures = model(recurrence="residual", codebooks="each"), images()
-    rollout, expected = m.rollout(pictures), []
+    m, x = model(recurrence="residual", codebooks="each"), images()
+    rollout, expected = m.rollout(x), []
     for iteration in range(4):
         expected.append(explicit(m, rollout.tokens_BSD, 1))
-        maps = latent_attention(m, pictures, iteration=iteration, layer=1)
+        maps = latent_attention(m, x, iteration=iteration, layer=1)
         torch.testing.assert_close(maps, torch.cat(expected, 1), atol=2e-6, rtol=1e-5)
         next(rollout)
-    assert latent_attention(m, pictures).shape == (3, 12, 4, 6)
+    assert latent_attention(m, x).shape == (3, 12, 4, 6)
 
 
 @torch.no_grad()
 def test_images_of_another_size() -> None:
-    m, pictures = model(), torch.rand(2, 3, 20, 8)
-    rollout = m.rollout(pictures, places=m.places((5, 2)))
+    m, x = model(), torch.rand(2, 3, 20, 8)
+    rollout = m.rollout(x, places=m.places((5, 2)))
     expected = explicit(m, rollout.tokens_BSD, 1, (5, 2))
-    maps = latent_attention(m, pictures, iteration=0, layer=1)
+    maps = latent_attention(m, x, iteration=0, layer=1)
     assert maps.shape == (2, 3, 5, 2)
     torch.testing.assert_close(maps, expected, atol=2e-6, rtol=1e-5)
 

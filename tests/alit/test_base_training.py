@@ -31,7 +31,7 @@ def base_stage(base: dict[str, Any], **fields: Any) -> TrainingConfig:
     return config(**{**values, "steps": 40, "learning_rate": 3e-3, **fields})
 
 
-def pictures() -> torch.Tensor:
+def gradients() -> torch.Tensor:
     """Four smooth gradients, 32x32."""
     ramp = torch.linspace(0, 1, 32)
     planes = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)])
@@ -43,7 +43,7 @@ def test_only_the_base_learns_and_stage_1_takes_it(tmp_path: Path, base: dict[st
     torch.manual_seed(0)
     records: list[dict[str, float]] = []
     settings = base_stage(base, output=str(tmp_path / "base"))
-    model = train(settings, images=pictures(), on_log=records.append).model
+    model = train(settings, images=gradients(), on_log=records.append).model
     assert records[-1]["l1"] < 0.6 * records[0]["l1"]
     torch.manual_seed(settings.seed)
     fresh = AdaptiveTokenizer.from_size("nano", **_as_arguments(model)).state_dict()
@@ -55,7 +55,7 @@ def test_only_the_base_learns_and_stage_1_takes_it(tmp_path: Path, base: dict[st
     later = base_stage(
         {"kind": "dct"}, stage="1", base_from=str(file), steps=1, output=str(tmp_path / "1")
     )
-    train(later, images=pictures())
+    train(later, images=gradients())
     stored = weights_of(tmp_path / "1")
     for name, tensor in load_file(file).items():
         if name.startswith("base_tokenizer."):
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_named(
     base: dict[str, Any], fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(base_stage(base, **fields), images=pictures())
+        train(base_stage(base, **fields), images=gradients())
 
 
 def test_the_stem_only_rearranges_pixels() -> None:

@@ -21,7 +21,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_max_l1(files: list[Path]) -> None:
-    """Against pictures encoded and decoded here, at limits that some of them meet."""
+    """Against images encoded and decoded here, at limits that some of them meet."""
     m = model(image_size=(16, 16))
     x = torch.stack([load_square(file, 16) for file in files])
 
@@ -52,9 +52,9 @@ def test_one_criterion_measures_what_another_foresees(files: list[Path]) -> None
         (m.decode(m.encode(x, FixedLength(n))) - x).abs().mean((1, 2, 3)) for n in (3, 6, 9, 12)
     ]
     best = torch.stack(each).amin(0)
-    picture = int((each[1] - best).argmax())
+    image = int((each[1] - best).argmax())
     limit = (
-        float((each[1] + best)[picture]) / 2
+        float((each[1] + best)[image]) / 2
     )  # which some length meets, and that of 6 tokens does not
     always, code = calibrate(m, files, [(FixedLength(6), MaxL1(limit)), CodeError(0.0)])
     assert (always.criterion, always.limit, always.tokens) == ("FixedLength", limit, 6)

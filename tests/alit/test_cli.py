@@ -1,4 +1,4 @@
-"""The command line; pictures, folders and token files have tests of their own, and so has alit demo."""
+"""The command line; images, folders and token files have tests of their own, and so has alit demo."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.helpers.models import images, model
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    """Photos with three pictures, notes.txt, cut.png, files of tokens, an empty folder, another model."""
+    """Photos with three images, notes.txt, cut.png, files of tokens, an empty folder, another model."""
     for name in ("photos", "empty"):
         (here / name).mkdir()
     for name, size, image in zip("abc", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
         to_image(image).resize(size).save(f"photos/{name}.png")
-    Path("notes.txt").write_text("no picture")
+    Path("notes.txt").write_text("no image")
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     noise.save("whole.png")
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:5000])
@@ -64,7 +64,7 @@ def test_help_teaches() -> None:
 
 
 def test_train_says_where_it_starts(folder: Path) -> None:
-    """Not from where one may think: no checkpoint, no stage 1. (Three pictures are too few to go on.)"""
+    """Not from where one may think: no checkpoint, no stage 1. (Three images are too few to go on.)"""
     options = ("--data", "photos", "--output", "out", "--perceptual", "off", "--image-size", 64)
     done = run("train", "--stage", 2, "--base", "dct", *options)
     assert done.exit_code == 1 and "data: expected at least a batch" in text(done)
@@ -122,11 +122,11 @@ def test_reconstruct(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert sorted(os.listdir("deep/out")) == ["a.png", "b.png", "c.png"]  # a.png was given twice
     m = model()
-    pictures = [fitting.load(f"photos/{name}.png", (16, 24), 4, "whole").image for name in "abc"]
-    decoded = m.decode(m.encode(pictures, FixedLength(6)))
-    for name, original, pixels in zip("abc", pictures, decoded, strict=True):
-        with Image.open(f"deep/out/{name}.png") as picture:
-            assert picture.tobytes() == to_image(pixels).tobytes()
+    images = [fitting.load(f"photos/{name}.png", (16, 24), 4, "whole").image for name in "abc"]
+    decoded = m.decode(m.encode(images, FixedLength(6)))
+    for name, original, pixels in zip("abc", images, decoded, strict=True):
+        with Image.open(f"deep/out/{name}.png") as image:
+            assert image.tobytes() == to_image(pixels).tobytes()
         rounded = (pixels.clamp(0, 1) * 255).round() / 255
         error = float((rounded - original).abs().mean())
         row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
@@ -150,8 +150,8 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
     os.mkdir("photos/folder.png")
     Path("photos/bb.png").write_bytes(Path("cut.png").read_bytes())
     done = run(*command.split(), "notes.txt", "--tokens", 3)
-    refused(done, "notes.txt: not a readable picture (cannot identify")
-    assert "bb.png: not a readable picture (" in text(done) and "folder.png" not in done.output
+    refused(done, "notes.txt: not a readable image (cannot identify")
+    assert "bb.png: not a readable image (" in text(done) and "folder.png" not in done.output
     if "encode" in command:
         assert "3 images, 9 tokens" in text(done)
     else:
@@ -161,10 +161,10 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("reconstruct notes.txt -o out", "notes.txt: not a readable picture (cannot identify"),
-        ("reconstruct cut.png -o out", "cut.png: not a readable picture (image file is truncated"),
+        ("reconstruct notes.txt -o out", "notes.txt: not a readable image (cannot identify"),
+        ("reconstruct cut.png -o out", "cut.png: not a readable image (image file is truncated"),
         ("encode photos -o photos", "photos: expected a file or nothing there, found a folder"),
-        ("encode photos/a.png -o photos/a.png", "photos/a.png is one of the pictures; choose"),
+        ("encode photos/a.png -o photos/a.png", "photos/a.png is one of the images; choose"),
         ("encode photos -o x.alit --max-l1 nan", "threshold: expected at least 0, got nan"),
         ("encode photos -o x.alit --device meta", "got 'meta' (it computes nothing)"),
         ("compact weights/nano.safetensors weights/nano.safetensors", "is the source; choose"),
@@ -174,7 +174,7 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("train --data photos --output out --image-size 0", "image_size: expected"),
         ("reconstruct photos -o notes.txt", "error: notes.txt: file exists"),
         ("reconstruct photos -o notes.txt/out", "error: notes.txt/out: not a directory"),
-        ("demo -o notes.txt", "expected one of square pictures, got 24x16"),
+        ("demo -o notes.txt", "expected one of square images, got 24x16"),
         ("reconstruct photos -o photos", "a.png is one of the photographs; choose another folder"),
         ("reconstruct photos --tokens 3 --max-l1 1", "--code-error or --tokens, got several"),
         ("reconstruct photos --model nanno", "weights (nano); did you mean 'nano'?"),
@@ -188,7 +188,7 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("demo --train --model photos/a.png", "--model: expected none with --train"),
         ("decode x.alit -o out --device gpu", "got 'gpu'"),
         ("encode nowhere -o x.alit", "nowhere: no such file or folder"),
-        ("encode empty -o x.alit", "no picture found"),
+        ("encode empty -o x.alit", "no image found"),
         ("encode notes.txt -o x.alit", "notes.txt: not a readable"),
         ("encode photos -o no/x.alit", "no: no such folder"),
         ("encode photos -o x.alit --fit hole", "fit: expected one of whole, crop, pad, got 'hole'"),
@@ -264,7 +264,7 @@ def test_whatever_a_decoder_raises(
         load_square("whole.png", 16)
 
 
-def test_rounding_and_atomic_pictures(tmp_path: Path) -> None:
+def test_rounding_and_atomic_images(tmp_path: Path) -> None:
     image = to_image(torch.tensor([-1.0, 0.4999, 2.0])[:, None, None].expand(3, 2, 2))
     assert image.getpixel((0, 0)) == (0, 127, 255)
     save_image(image, tmp_path / "x.png")
@@ -272,7 +272,7 @@ def test_rounding_and_atomic_pictures(tmp_path: Path) -> None:
 
 
 def test_dct_reconstructs() -> None:
-    """All coefficients give the picture back; few give its low frequencies; the scale suits photographs."""
+    """All coefficients give the image back; few give its low frequencies; the scale suits photographs."""
     images = torch.stack(list(photographs(64).values()))
     everything = DCTBase(DCTConfig(patch_size=8, luma=64, chroma=64))
     code = everything.encode(images).code_BNC

@@ -1,4 +1,4 @@
-"""How many tokens the command line gives a picture: its options, budgets of folders, predicted lengths."""
+"""How many tokens the command line gives an image: its options, budgets of folders, predicted lengths."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.helpers.models import images, model
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    """Photos with three pictures, and notes.txt."""
+    """Photos with three images, and notes.txt."""
     (here / "photos").mkdir()
     for name, size, image in zip("abc", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
         to_image(image).resize(size).save(f"photos/{name}.png")
-    Path("notes.txt").write_text("no picture")
+    Path("notes.txt").write_text("no image")
     return here
 
 
@@ -59,8 +59,8 @@ def whole() -> list[torch.Tensor]:
 def test_how_many_tokens(folder: Path, given: tuple[object, ...], criterion: Criterion) -> None:
     done = run("reconstruct", "photos", "-o", "out", *given)
     assert done.exit_code == 0, done.output
-    pictures = whole()
-    for name, length in zip("abc", model().encode(pictures, criterion).lengths, strict=True):
+    images = whole()
+    for name, length in zip("abc", model().encode(images, criterion).lengths, strict=True):
         row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
         assert row.split()[1] == str(int(length))
 
@@ -70,24 +70,24 @@ def test_budget_of_a_folder(folder: Path) -> None:
     done = run("encode", "photos", "notes.txt", "-o", "x.alit", "--budget", 7, "--in-flight", 2)
     refused(done, "1 of 4 files skipped")
     m = model()
-    pictures = whole()
-    expected = m.encode(pictures, Budget(7))
+    images = whole()
+    expected = m.encode(images, Budget(7))
     tokens = TokenSequence.from_bytes(Path("x.alit").read_bytes(), m.identity())
     assert tokens.lengths.tolist() == expected.lengths.tolist() and int(tokens.lengths.sum()) <= 21
     assert torch.equal(tokens.rows, expected.rows)
 
 
-def test_a_picture_that_changes_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_that_changes_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths that were found for others are not used."""
     command = importlib.import_module("alit.commands.encode")
 
     def curves(*arguments: Any) -> torch.Tensor:
-        Path("photos/b.png").write_text("no picture")
+        Path("photos/b.png").write_text("no image")
         return l1_curves(*arguments)
 
     monkeypatch.setattr(command, "l1_curves", curves)
     done = run("encode", "photos", "-o", "x.alit", "--budget", 7)
-    refused(done, "b.png: not a readable picture")
+    refused(done, "b.png: not a readable image")
     assert not Path("x.alit").exists()
 
 
@@ -101,8 +101,8 @@ def test_lengths_that_a_trained_head_predicts(folder: Path) -> None:
     done = run("reconstruct", "photos", "-o", "out", "--predict", "--max-l1", 0.3, *trained)
     assert done.exit_code == 0, done.output
     m = AdaptiveTokenizer.from_pretrained("run/model.safetensors")
-    pictures = whole()
-    for name, length in zip("abc", m.encode(pictures, Predicted(max_l1=0.3)).lengths, strict=True):
+    images = whole()
+    for name, length in zip("abc", m.encode(images, Predicted(max_l1=0.3)).lengths, strict=True):
         row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
         assert row.split()[1] == str(int(length))
 
@@ -115,7 +115,7 @@ def test_lengths_that_a_trained_head_predicts(folder: Path) -> None:
             "expected --relative-l1 or --max-l1 or",
         ),
         ("encode photos -o x.alit --budget 2", "mean_tokens: expected 3 to 12, shortest"),
-        ("encode notes.txt -o x.alit --budget 6", "notes.txt: not a readable picture"),
+        ("encode notes.txt -o x.alit --budget 6", "notes.txt: not a readable image"),
         ("encode photos -o x.alit --predict", "train one: alit train --stage length --start-from"),
         (
             "encode photos -o x.alit --predict --tokens 3",

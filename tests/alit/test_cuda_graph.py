@@ -61,7 +61,7 @@ def run(fields: TrainingConfig, options: dict[str, Any]) -> tuple[list[dict[str,
     m = model(**options)
     result = train(fields, model=m, images=images(8), on_log=records.append)
     for each in records:
-        del each["pictures_per_second"]
+        del each["images_per_second"]
     return records, result.model.state_dict()
 
 
@@ -107,7 +107,7 @@ def test_gradients_stay_in_place_and_unused_parameters_have_none(device: str) ->
         seen.append({name: p.grad for name, p in m.named_parameters()})
         return torch.zeros((), device=device)
 
-    stage.optimisers["model"].step = keep  # type: ignore[method-assign]
+    stage.optimizers["model"].step = keep  # type: ignore[method-assign]
     for step in range(2):
         stage.step(step, 0.0, 1e-3, [x])
     assert seen[0]["encoder_mask_token"] is None  # nothing halts

@@ -1,4 +1,4 @@
-"""alit demo: the page, its pictures and its numbers; training live."""
+"""alit demo: the page, its images and its numbers; training live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alit.demo.sheet import TILE
 from tests.helpers.commands import run, text
 from tests.helpers.models import model
 
-PICTURES = ["attention.png", "error.png", "reconstructions.png", "tokens.png"]
+IMAGES = ["attention.png", "error.png", "reconstructions.png", "tokens.png"]
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +66,21 @@ def test_page_tells_what_was_measured(measured: Measured) -> None:
     wins = sum(x < y for x, y in zip(ours, theirs, strict=True))
     assert {0: "at none of the lengths", 4: "at all 4"}.get(wins, f"at {wins} of 4") in text
     assert f"{int((~measured.reached).sum())} of {len(PHOTOGRAPHS)} do not get there" in text
-    assert sorted(re.findall(r'src="(.*?)"', text)) == PICTURES
-    links = [link for link in re.findall(r'href="(.*?)"', text) if link not in PICTURES]
+    assert sorted(re.findall(r'src="(.*?)"', text)) == IMAGES
+    links = [link for link in re.findall(r'href="(.*?)"', text) if link not in IMAGES]
     assert links == ["https://arxiv.org/abs/2411.02393"]  # nothing is loaded from elsewhere
     assert UNKNOWN in text
 
 
-def test_demo_writes_page_and_pictures(tmp_path: Path) -> None:
+def test_demo_writes_page_and_images(tmp_path: Path) -> None:
     weights, output = tmp_path / "m.safetensors", tmp_path / "page"
     model(image_size=(16, 16)).save_pretrained(weights)
     done = run("demo", "-o", output, "--model", weights, "--max-l1", 0.3)
     assert done.exit_code == 0, done.output
     assert "page/index.html" in text(done)
-    assert sorted(os.listdir(output)) == [*PICTURES[:2], "index.html", *PICTURES[2:]]
+    assert sorted(os.listdir(output)) == [*IMAGES[:2], "index.html", *IMAGES[2:]]
     assert "an error of 0.3" in (output / "index.html").read_text(encoding="utf-8")
-    for name in PICTURES:
+    for name in IMAGES:
         assert len(set(Image.open(output / name).convert("L").tobytes())) > 50, name
     with Image.open(output / "reconstructions.png") as sheet:
         assert sheet.width > 5 * TILE and sheet.height > 2 * len(FEATURED) * TILE
@@ -95,8 +95,8 @@ def test_labels_move_apart() -> None:
 
 
 def test_training_live(tmp_path: Path) -> None:
-    """Two seconds of training: the pictures are there; that they are good takes minutes."""
-    output = tmp_path / "pictures"
+    """Two seconds of training: the images are there; that they are good takes minutes."""
+    output = tmp_path / "images"
     done = run("demo", "--train", "--output", output, "--seconds", 2, "--image-size", 32)
     assert done.exit_code == 0, done.output
     assert sorted(os.listdir(output)) == ["error.png", "loss.png", "reconstructions.png"]

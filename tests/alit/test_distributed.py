@@ -17,12 +17,12 @@ from PIL import Image
 from alit.training import checkpoints
 from tests.helpers import distributed_run
 from tests.helpers.forks import fork
+from tests.helpers.image_files import SIGN, saved, tar
 from tests.helpers.models import model
-from tests.helpers.pictures import SIGN, saved, tar
 from tests.helpers.runs import SMALL, config, differing, log_of, weights_of
 
 pytestmark = pytest.mark.apart
-#: Pictures of each shard.
+#: Images of each shard.
 SIZES = (5, 3, 9, 1, 4, 12, 2)
 FOUR: dict[str, Any] = {"steps": 4, "model": {**SMALL, "bottleneck": "continuous"}}
 SHARDED: dict[str, Any] = {**FOUR, "steps": 8, "parallel": "fsdp"}
@@ -30,12 +30,12 @@ AVERAGED = {**SMALL, "ema_decay": 0.9}
 
 
 def write_data(path: Path) -> None:
-    """A folder of pictures, shards, and a model to start from."""
+    """A folder of images, shards, and a model to start from."""
     random = np.random.default_rng(0)
-    (path / "pictures").mkdir()
+    (path / "images").mkdir()
     for index in range(8):
         pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path / f"pictures/{index}.png")
+        Image.fromarray(pixels).save(path / f"images/{index}.png")
     for shard, size in enumerate(SIZES):
         members = {f"{shard}-{number}.png": saved(SIGN, "PNG").getvalue() for number in range(size)}
         tar(path / f"x-{shard}.tar", members)
@@ -48,7 +48,7 @@ def launch(path: Path, processes: int, runs: dict[str, dict[str, Any]], restarts
     options = []
     for name, fields in runs.items():
         extra = {x: fields.pop(x) for x in ("resume", "stop_at", "kill_at", "seen") if x in fields}
-        values = {"data": str(path / "pictures"), "steps": 8, "checkpoint_every": 4, **fields}
+        values = {"data": str(path / "images"), "steps": 8, "checkpoint_every": 4, **fields}
         options.append({**config(output=str(path / name), **values).asdict(), **extra})
     said = path / "said.txt"
     process = fork(said, distributed_run.launch, processes, options, restarts)
@@ -143,7 +143,7 @@ def test_processes_train_as_one(
 @pytest.mark.parametrize(
     ("names", "one", "other", "tolerance"),
     [
-        # The log holds the first process's losses: the same pictures in the same order under both.
+        # The log holds the first process's losses: the same images in the same order under both.
         (("loss",), "fsdp", "ddp", 1e-5),
         (("loss", "discriminator_gradient_norm", "gradient_norm"), "2 fsdp", "2 ddp", 1e-3),
         (("step", "loss"), "changing", "straight", 1e-3),
@@ -159,7 +159,7 @@ def test_what_is_logged(
 
 
 def test_shards_go_on_in_other_processes(runs: Path) -> None:
-    """Two, then three processes: each picture of an epoch is seen once."""
+    """Two, then three processes: each image of an epoch is seen once."""
     seen = Counter(x for file in runs.glob("seen-*") for x in file.read_text().splitlines())
     assert sum(seen.values()) == 24 * 6 and set(seen.values()) == {1}
     data = checkpoints.about(checkpoints.saved(runs / "shards")[-1])["data"]

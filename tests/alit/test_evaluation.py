@@ -25,7 +25,7 @@ from tests.helpers.models import model
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "pictures"
+    path = tmp_path / "images"
     path.mkdir()
     random = np.random.default_rng(0)
     for index in range(3):
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(coarse).resize((40, 32), Image.Resampling.BICUBIC).save(
             path / f"{index}.png"
         )
-    (path / "3.png").write_bytes(b"no picture")
+    (path / "3.png").write_bytes(b"no image")
     return path
 
 
@@ -41,20 +41,20 @@ def small(**options: object) -> AdaptiveTokenizer:
     return model(image_size=(16, 16), **options)
 
 
-def test_numbers_are_those_of_single_pictures(folder: Path) -> None:
+def test_numbers_are_those_of_single_images(folder: Path) -> None:
     m, files = small(), sorted(folder.iterdir())
     result = evaluate(m, files, batch_size=2)
-    assert result.pictures == 3 and [Path(x.split(":")[0]).name for x in result.unreadable] == [
+    assert result.images == 3 and [Path(x.split(":")[0]).name for x in result.unreadable] == [
         "3.png"
     ]
     assert [row.tokens for row in result.lengths] == [3, 6, 9, 12]
-    pictures = torch.stack([load_square(file, 16) for file in files[:3]])
+    images = torch.stack([load_square(file, 16) for file in files[:3]])
     for row in result.lengths:
-        tokens = m.encode(pictures, FixedLength(row.tokens))
+        tokens = m.encode(images, FixedLength(row.tokens))
         y = (m.decode(tokens).clamp(0, 1) * 255).round() / 255
-        for quality, shown in ((row.model, y), (row.thumbnail, thumbnail(pictures, row.bits))):
+        for quality, shown in ((row.model, y), (row.thumbnail, thumbnail(images, row.bits))):
             values = []
-            for pair in zip(pictures, shown, strict=True):
+            for pair in zip(images, shown, strict=True):
                 a, b = (x.permute(1, 2, 0).double().numpy() for x in pair)
                 ssim = structural_similarity(a, b, channel_axis=2, data_range=1)
                 psnr = peak_signal_noise_ratio(a, b, data_range=1)
@@ -71,7 +71,7 @@ def test_numbers_are_those_of_single_pictures(folder: Path) -> None:
 
 
 def test_metrics() -> None:
-    """Equal pictures, and as accurate as float64 has it."""
+    """Equal images, and as accurate as float64 has it."""
     a, b = torch.rand(2, 2, 3, 16, 24).unbind()
     assert metrics.psnr(a, a).tolist() == [100, 100] and metrics.ssim(a, a).tolist() == [1, 1]
     assert metrics.l1(a, b).shape == (2,) and metrics.l1(a[0], b[0]).shape == ()
@@ -90,10 +90,10 @@ def test_thumbnail() -> None:
     assert row[0] == 0 and row[-1] == 1 and bool((row.diff() >= 0).all())
     levels = thumbnail(torch.rand(1, 3, 64, 64), 12 * 64 * 64).unique()
     assert len(levels) == 16  # a side of 64: no interpolation, 4 bits
-    picture = torch.rand(1, 3, 16, 24)
-    most = thumbnail(picture, 12 * 24 * 24)
-    assert (most - picture).abs().max() <= 0.5 / 15 + 1e-6
-    assert torch.equal(thumbnail(picture, 1e9), most), "never larger than the picture"
+    image = torch.rand(1, 3, 16, 24)
+    most = thumbnail(image, 12 * 24 * 24)
+    assert (most - image).abs().max() <= 0.5 / 15 + 1e-6
+    assert torch.equal(thumbnail(image, 1e9), most), "never larger than the image"
 
 
 def test_protocols(tmp_path: Path) -> None:
@@ -109,16 +109,14 @@ def test_protocols(tmp_path: Path) -> None:
         )
     files = sorted(tmp_path.glob("*.png"))
     official = evaluate(small(), files, protocol="official")
-    assert (
-        official.pictures == 1 and "at least 16 x 16 pixels, got 40 x 10" in official.unreadable[0]
-    )
-    assert evaluate(small(), files).pictures == 2
+    assert official.images == 1 and "at least 16 x 16 pixels, got 40 x 10" in official.unreadable[0]
+    assert evaluate(small(), files).images == 2
     with pytest.raises(ValueError, match="protocol: expected one of pinned, official, got 'paper'"):
         evaluate(small(), files, protocol="paper")
     with pytest.raises(ValueError, match="square"):
         evaluate(model(), files)
     files[0].write_bytes(b"")
-    with pytest.raises(ValueError, match="none of 1 pictures can be read"):
+    with pytest.raises(ValueError, match="none of 1 images can be read"):
         evaluate(small(), files[:1])
 
 
@@ -189,7 +187,7 @@ def test_metrics_of_other_networks(folder: Path) -> None:
                 expected = frechet(real, features((shown * 255).round().byte()).double().numpy())
                 assert quality.rfid == pytest.approx(expected, rel=2e-2, abs=1e-3)
     alone = evaluate(m, files[:1], networks=Networks(distance, features)).lengths[0].model
-    assert alone.rfid is None and alone.lpips is not None, "one picture has no distribution"
+    assert alone.rfid is None and alone.lpips is not None, "one image has no distribution"
 
 
 @pytest.mark.usefixtures("offline")
@@ -228,11 +226,11 @@ def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
     options = (
         "--image-size 32 --steps 2 --batch-size 2 --device cpu --set workers=0 --set log_every=1"
     )
-    options += " --size nano --set picture_every=2 --set model.code_dim=6"
+    options += " --size nano --set image_every=2 --set model.code_dim=6"
     arguments = ("train", "--data", folder, "--output", output, *options.split())
     done = run(*arguments)
     assert done.exit_code == 0, done.output
-    assert "after 2 steps" in done.output and "without a picture: 1\n" in done.output
+    assert "after 2 steps" in done.output and "without an image: 1\n" in done.output
     assert any((output / "tensorboard").iterdir())
     described = json.loads((output / "config.json").read_text())["model"]
     assert described == {"size": "nano", "base": "dct", "image_size": 32, "code_dim": 6}
@@ -242,5 +240,5 @@ def test_commands_train_then_evaluate(folder: Path, tmp_path: Path) -> None:
     done = run("evaluate", output / "model.safetensors", "--data", folder, "--output", report)
     refused(done, "1 of 4 files skipped")
     stored = json.loads((report / "evaluation.json").read_text())
-    assert stored["pictures"] == 3 and len(stored["lengths"]) == 8
+    assert stored["images"] == 3 and len(stored["lengths"]) == 8
     assert Image.open(report / "evaluation.png").width > 500

@@ -21,7 +21,7 @@ from tests.helpers.commands import run
 from tests.helpers.models import model
 
 
-def picture(side: int = 64) -> torch.Tensor:
+def image(side: int = 64) -> torch.Tensor:
     """Smooth, of one octave after another."""
     generator = torch.Generator().manual_seed(0)
     octaves = [torch.rand(1, 3, n, n, generator=generator) / n**0.5 for n in (2, 4, 8, 16)]
@@ -40,7 +40,7 @@ def stored(shown: Image.Image, side: int, quality: int) -> bytes:
 
 def test_webp_files_are_the_best_that_fit() -> None:
     """By a search of all qualities at the largest side of which the lowest fits."""
-    x = picture()
+    x = image()
     original, limits = to_image(x), (21, 47, 51, 89, 161, 399, 10**6)
     found = image_files.files(x, "webp", limits)
     assert found[0] is None
@@ -71,22 +71,22 @@ def test_webp_files_are_the_best_that_fit() -> None:
 
 @pytest.mark.skipif(not image_files.has("avif"), reason="a Pillow without AVIF")
 def test_avif_counts_without_its_container() -> None:
-    (shown,) = image_files.files(picture(), "avif", (200,))
+    (shown,) = image_files.files(image(), "avif", (200,))
     assert shown is not None and shown.bytes <= 200
-    assert float(metrics.l1(picture(), shown.pixels)) < 0.1
+    assert float(metrics.l1(image(), shown.pixels)) < 0.1
     boxes = b"\0\0\0\x0cftypavif" + b"\0\0\0\x0bmdatxyz" + b"\0\0\0\x09mdat."
     assert image_files._counted(boxes, "avif") == 4
 
 
 def test_files_beside_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means and wins, at lengths for which every picture has a file; none where Pillow writes no such format."""
+    """Means and wins, at lengths for which every image has a file; none where Pillow writes no such format."""
     m, files = model(image_size=(32, 32), latents_per_iteration=40), sorted(folder.rglob("*.png"))
     rows = evaluate(m, files).lengths  # 25 bytes an iteration: no WebP file is so small
     assert [row.webp is None for row in rows] == [True, False, False, False]
     x = torch.stack([load_square(file, 32) for file in files])
     for row in rows[1:]:
         y = (m.decode(m.encode(x, FixedLength(row.tokens))).clamp(0, 1) * 255).round() / 255
-        shown = [image_files.files(picture, "webp", (row.tokens * 5 // 8,))[0] for picture in x]
+        shown = [image_files.files(image, "webp", (row.tokens * 5 // 8,))[0] for image in x]
         z = torch.stack([file.pixels for file in shown if file is not None])
         assert row.webp is not None
         assert row.webp.quality.l1 == pytest.approx(float(metrics.l1(x, z).mean()), abs=1e-6)
@@ -121,7 +121,7 @@ def test_steps_at_borders() -> None:
 
 
 def test_blockiness(tmp_path: Path) -> None:
-    """The ratio of means over all pictures; None where there is no such border, or no step."""
+    """The ratio of means over all images; None where there is no such border, or no step."""
     random, m = np.random.default_rng(0), model(image_size=(64, 64), iterations=1)
     for index in range(2):
         pixels = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -148,8 +148,8 @@ class Sees(nn.Module):
         generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(torch.randn(12, 40, generator=generator))
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        means = nn.functional.adaptive_avg_pool2d(pictures, 2)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = nn.functional.adaptive_avg_pool2d(images, 2)
         return (means - 0.5).flatten(1) @ self.weight
 
 
@@ -182,7 +182,7 @@ def test_classifier_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_classifier_takes_its_weights_from_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures come to it in its size and range. (The packages are imitated.)"""
+    """Images come to it in its size and range. (The packages are imitated.)"""
     network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten())
     weights = {name: torch.rand_like(x) for name, x in network.state_dict().items()}
     torch.save(weights, tmp_path / "weights.pth")
@@ -204,12 +204,12 @@ def test_classifier_takes_its_weights_from_the_package(
 
 
 def test_efficientnet_lite0() -> None:
-    """The true one, where it is installed: a class for the picture, whatever its size."""
+    """The true one, where it is installed: a class for the image, whatever its size."""
     for name in Classifier.PACKAGES:
         pytest.importorskip(name)
     found = networks()
     assert isinstance(found.classifier, Classifier)
-    first = found.classes(picture(256)[None], 5)
+    first = found.classes(image(256)[None], 5)
     assert first is not None and first.shape == (1, 5) and len(first.unique()) == 5
-    smaller = found.classes(picture(200)[None], 5)
+    smaller = found.classes(image(200)[None], 5)
     assert smaller is not None and bool((smaller == first[:, :1]).any())

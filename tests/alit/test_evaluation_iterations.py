@@ -55,7 +55,7 @@ def test_replaced_does_not_depend_on_the_batches(folder: Path) -> None:
 
 
 class Position:
-    """A model whose pictures say which tokens they were made of; those of its last iteration say nothing."""
+    """A model whose images say which tokens they were made of; those of its last iteration say nothing."""
 
     def decode(self, tokens: TokenSequence) -> torch.Tensor:
         shares = tokens.padded()[:, :9].double() / 31

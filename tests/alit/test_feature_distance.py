@@ -25,7 +25,7 @@ installed = pytest.mark.skipif(
 )
 
 
-def pictures(side: int = 64, count: int = 3) -> Tensor:
+def smooth_images(side: int = 64, count: int = 3) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     few = torch.rand(count, 3, 9, 9, generator=draw)
     return interpolate(few, size=(side, side), mode="bicubic").clamp(0, 1)
@@ -53,7 +53,7 @@ def plain() -> Any:
 @pytest.mark.parametrize("side", [64, 96, 240])
 def test_the_fused_network_is_the_plain_one(side: int) -> None:
     """At every resolution: outputs before each block that halves it, after the head, and their mean."""
-    x, network = pictures(side, count=1), plain()
+    x, network = smooth_images(side, count=1), plain()
     outputs: list[Tensor] = []
     for block in network._blocks:
         block.register_forward_pre_hook(lambda _, given: outputs.append(given[0]))
@@ -70,8 +70,8 @@ def test_the_fused_network_is_the_plain_one(side: int) -> None:
 
 @installed
 def test_distance() -> None:
-    """0 for equal pictures, more for pictures that are less alike, symmetrical, one for each pair."""
-    x = pictures()
+    """0 for equal images, more for images that are less alike, symmetrical, one for each pair."""
+    x = smooth_images()
     blurred, more = (interpolate(avg_pool2d(x, n), scale_factor=n, mode="bicubic") for n in (4, 16))
     measure = distance()
     assert measure(x, x).tolist() == [0.0] * 3
@@ -88,7 +88,7 @@ def test_is_frozen() -> None:
     measure = FeatureDistance().train()
     assert not any(part.training for part in measure.modules())
     assert not any(p.requires_grad for p in measure.parameters())
-    x, y = pictures().requires_grad_(), (1 - pictures()).requires_grad_()
+    x, y = smooth_images().requires_grad_(), (1 - smooth_images()).requires_grad_()
     measure(x, y).sum().backward()
     assert x.grad is None and y.grad is not None
     assert bool(y.grad.isfinite().all()) and bool(y.grad.flatten(1).any(1).all())
@@ -100,7 +100,7 @@ def test_is_frozen() -> None:
 @installed
 def test_under_autocast() -> None:
     """Differences of features are computed in float32."""
-    x, measure = pictures(), distance()
+    x, measure = smooth_images(), distance()
     y = (x + 0.01).clamp(0, 1)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(measure(x, y.bfloat16()), measure(x, y.bfloat16().float()))
@@ -127,7 +127,7 @@ def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, missin
 @installed
 def test_in_a_run() -> None:
     """A term of stage 2 with its weight, judged by frozen features."""
-    x = pictures(24)
+    x = smooth_images(24)
     stage = Stage2(model(image_size=(24, 24)), stage2(perceptual_weight=0.5), ALONE)
     loss, terms, pixels = stage.module(x, [1], 0.0)
     expected = distance()(x, pixels[1]).mean()

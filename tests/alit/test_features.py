@@ -92,8 +92,8 @@ def test_batched_equals_single(options: dict[str, Any]) -> None:
     m = any_length(**options)
     sizes = ((16, 24), (8, 40), (16, 24), (4, 4), (8, 40))
     generator = torch.Generator().manual_seed(0)
-    pictures = [torch.rand(3, *size, generator=generator) for size in sizes]
-    for given in (pictures, pictures[:1], torch.stack(pictures[::2][:2])):
+    images = [torch.rand(3, *size, generator=generator) for size in sizes]
+    for given in (images, images[:1], torch.stack(images[::2][:2])):
         found = m.features(given, tokens=5)
         alone = [m.features([image], tokens=5) for image in given]
         close(found, Features(*map(torch.cat, zip(*alone, strict=True))))
@@ -105,12 +105,12 @@ def test_gradients(options: dict[str, Any], sizes: list[tuple[int, int]]) -> Non
     """Of latents and of codes, from the tokens of every iteration; where tokens are final, they end where it begins."""
     m = any_length(**options)
     generator = torch.Generator().manual_seed(0)
-    pictures = [torch.rand(3, *size, generator=generator).requires_grad_() for size in sizes]
-    given = torch.stack(pictures) if sizes[0] == sizes[1] else pictures
+    images = [torch.rand(3, *size, generator=generator).requires_grad_() for size in sizes]
+    given = torch.stack(images) if sizes[0] == sizes[1] else images
     for name in ("tokens_BLD", "codes_BLC"):
         for place in (0, LONGEST - 1):
             part: Tensor = getattr(m.features(given, tokens=LONGEST), name)[:, place]
-            found = torch.autograd.grad(part.square().sum(), [m.latent_tokens, *pictures])
+            found = torch.autograd.grad(part.square().sum(), [m.latent_tokens, *images])
             assert all(bool(grad.isfinite().all()) for grad in found)
             reached = [bool(grad.norm() > 0) for grad in found]
             assert reached == [True] + [not options or place == 0] * 2

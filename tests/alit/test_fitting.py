@@ -1,4 +1,4 @@
-"""How pictures of any shape become images, and images pictures of the old size."""
+"""How images of any shape become those that a model takes, and get their size again."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def test_whole_keeps_the_shape_within_half_a_patch(shape: tuple[int, int], patch
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pad_enlarges_nothing(shape: tuple[int, int]) -> None:
-    """A picture that is small enough comes back as it was; around it its edge is repeated."""
+    """An image that is small enough comes back as it was; around it its edge is repeated."""
     width, height = shape
-    picture = noise(*shape)
-    found = fitted(picture, (256, 256), 16, "pad")
+    image = noise(*shape)
+    found = fitted(image, (256, 256), 16, "pad")
     inside = without_padding(found.image, found.padding)
     assert all(side % 16 == 0 for side in found.image.shape[1:])
     assert all(0 <= added < 16 for added in found.padding)
     if width * height <= 256**2:
-        assert torch.equal(inside, to_tensor(picture))
+        assert torch.equal(inside, to_tensor(image))
         back = restored(found.image, found.padding, found.original)
-        assert back.tobytes() == picture.tobytes()
+        assert back.tobytes() == image.tobytes()
     else:
         assert inside[0].numel() == pytest.approx(256**2, rel=0.01)
     rows, columns = inside.shape[1:]
@@ -64,11 +64,11 @@ def test_crop_says_how_large_the_part_was() -> None:
 
 @pytest.mark.parametrize("shape", [(8_000_000, 1), (1, 8_000_000), (4000, 3)])
 @pytest.mark.parametrize("fit", FITS)
-def test_long_pictures_take_no_memory(shape: tuple[int, int], fit: str) -> None:
-    """A filter for each of millions of columns would; and no picture has more tokens than :func:`most_tokens`."""
-    picture = Image.new("RGB", shape, (10, 20, 200))
+def test_long_images_take_no_memory(shape: tuple[int, int], fit: str) -> None:
+    """A filter for each of millions of columns would; and no image has more tokens than :func:`most_tokens`."""
+    image = Image.new("RGB", shape, (10, 20, 200))
     with memory(most=60e6, seconds=2):
-        found = fitted(picture, (256, 256), 32, fit)
+        found = fitted(image, (256, 256), 32, fit)
     rows, columns = (side // 32 for side in found.image.shape[1:])
     assert rows * columns <= most_tokens(64)
     blue = (found.image - torch.tensor([10, 20, 200])[:, None, None] / 255).abs().max()

@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, what is said of the others, and names that no terminal can print."""
+"""Which files of a folder are images, what is said of the others, and names that no terminal can print."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from alit.commands.reconstruct import targets_of
 from alit.console import printable
 from alit.folders import find, in_folder
 from alit.images import load, to_image
-from alit.training.pictures import ImageFolder
+from alit.training.image_data import ImageFolder
 from tests.helpers.commands import run
 from tests.helpers.models import images as tensors
 from tests.helpers.models import model
 
-#: Suffixes of what a person calls pictures and this Pillow does not read, and what the reason has to name.
+#: Suffixes of what a person calls images and this Pillow does not read, and what the reason has to name.
 UNREAD = {
     **{"heic": "pillow-heif", "HEIF": "pillow-heif", "CR2": "raw", "nef": "raw", "dng": "raw", "jxl": "format"},
     **{"svg": "drawing", "eps": "drawing", "ai": "drawing", "xcf": "document", "psb": "document", "exr": "format"},
 }  # fmt: skip
-NO_PICTURES = (
+NO_IMAGES = (
     "notes.txt",
     "film.mp4",
     "film.mpg",
@@ -45,7 +45,7 @@ NAMES = ("two\nlines", "red\x1b[31m", "\u202egpj", "byte\udcff", "[bold]m:cat:",
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    """Three pictures in photos and folders within."""
+    """Three images in photos and folders within."""
     for name, image in zip(("b.PNG", "2024/a.Jpeg", "2024/May/A.gif"), tensors(), strict=True):
         path = here / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def folder(here: Path) -> Path:
 
 
 def names(*paths: Path, recursive: bool = True) -> list[str]:
-    return [path.name for path in find(paths, recursive=recursive).pictures]
+    return [path.name for path in find(paths, recursive=recursive).images]
 
 
 def test_folders_within(folder: Path) -> None:
@@ -62,12 +62,12 @@ def test_folders_within(folder: Path) -> None:
     assert names(folder, recursive=False) == ["b.PNG"]
     assert names(folder / "b.PNG", folder / "2024") == ["b.PNG", "A.gif", "a.Jpeg"]
     (folder / "b.PNG").unlink()
-    with pytest.raises(FileNotFoundError, match="no picture found, folders within left alone"):
+    with pytest.raises(FileNotFoundError, match="no image found, folders within left alone"):
         find([folder], recursive=False)
 
 
 def test_links(folder: Path, tmp_path: Path) -> None:
-    """Each folder once, whatever leads to it; a link to a picture is one, a link to nothing has a name."""
+    """Each folder once, whatever leads to it; a link to an image is one, a link to nothing has a name."""
     (folder / "2024" / "up").symlink_to("..")
     (folder / "self").symlink_to(folder)
     (folder / "self.png").symlink_to("self.png")
@@ -77,7 +77,7 @@ def test_links(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "other" / "c.png")
     (folder / "other").symlink_to(tmp_path / "other")
     found = find([folder])
-    assert [x.name for x in found.pictures] == ["A.gif", "a.Jpeg", "b.PNG", "link.png", "c.png"]
+    assert [x.name for x in found.images] == ["A.gif", "a.Jpeg", "b.PNG", "link.png", "c.png"]
     assert [x.split(":")[0][-8:] for x in found.left_out] == ["dead.jpg", "self.png"]
 
 
@@ -86,22 +86,21 @@ def test_hidden_files_are_not_there(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     found = find([folder])
-    assert len(found.pictures) == 3 and not found.left_out and not found.others
+    assert len(found.images) == 3 and not found.left_out and not found.others
     Image.new("RGB", (8, 8)).save(folder / ".thumbnails" / "b.png")
     assert names(folder / ".thumbnails") == ["b.png"], "given by name"
 
 
-def test_what_is_no_picture_is_counted(folder: Path) -> None:
-    for name in NO_PICTURES:
+def test_what_is_no_image_is_counted(folder: Path) -> None:
+    for name in NO_IMAGES:
         (folder / name).write_bytes(b"\0\0\1\xb3")
     done = run("encode", folder, "-o", "x.alit", "--tokens", 3)
     assert done.exit_code == 0 and "3 images" in done.output, done.output
-    assert f"{len(NO_PICTURES)} other files are no pictures" in done.output
-    for name in NO_PICTURES[1:]:
+    assert f"{len(NO_IMAGES)} other files are no images" in done.output
+    for name in NO_IMAGES[1:]:
         (folder / name).unlink()
     assert (
-        "1 other file is no picture\n"
-        in run("encode", folder, "-o", "x.alit", "--tokens", 3).output
+        "1 other file is no image\n" in run("encode", folder, "-o", "x.alit", "--tokens", 3).output
     )
 
 
@@ -130,10 +129,10 @@ def test_every_reason_is_one_where_nothing_else_is(folder: Path, tmp_path: Path)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.heic").write_bytes(b"x")
     with pytest.raises(
-        FileNotFoundError, match=r"no picture found; 1 of 1 files skipped:\n  .*pillow-heif"
+        FileNotFoundError, match=r"no image found; 1 of 1 files skipped:\n  .*pillow-heif"
     ):
         find([tmp_path / "in"])
-    with pytest.raises(FileNotFoundError, match=r"no picture found; 1 of 1 files skipped"):
+    with pytest.raises(FileNotFoundError, match=r"no image found; 1 of 1 files skipped"):
         in_folder(tmp_path / "in")
     with pytest.raises(NotADirectoryError, match="not a folder"):
         in_folder(folder / "b.PNG")
@@ -145,7 +144,7 @@ def test_heic_is_recognized(name: str, folder: Path) -> None:
     Path(name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     done = run("encode", name, folder / "b.PNG", "-o", "x.alit", "--tokens", 3)
     assert done.exit_code == 1 and "1 images," in done.output
-    assert f"{name}: not a readable picture (HEIC, which pillow-heif reads" in done.output
+    assert f"{name}: not a readable image (HEIC, which pillow-heif reads" in done.output
     (folder / "b.PNG").rename(name)
     assert run("encode", name, "-o", "y.alit", "--tokens", 3).exit_code == 0
 
@@ -171,11 +170,11 @@ def test_max_megapixels(folder: Path) -> None:
     Image.new("RGB", (1000, 700)).save(folder / "large.png")
     for options in (("encode", folder, "-o", "x.alit"), ("reconstruct", folder, "-o", "out")):
         done = run(*options, "--tokens", 3, "--max-megapixels", 0.5)
-        assert done.exit_code == 1 and "large.png: not a readable picture (too large" in done.output
+        assert done.exit_code == 1 and "large.png: not a readable image (too large" in done.output
         assert run(*options, "--tokens", 3).exit_code == 0
-    pictures = ImageFolder(folder, (16, 16), crop=1.0, flip=False, max_megapixels=0.5)
+    images = ImageFolder(folder, (16, 16), crop=1.0, flip=False, max_megapixels=0.5)
     with pytest.raises(OSError, match="too large"):
-        pictures.load(len(pictures) - 1, None)  # type: ignore[arg-type]
+        images.load(len(images) - 1, None)  # type: ignore[arg-type]
     assert load(folder / "large.png", (16, 16)).shape == (3, 16, 16)
 
 
@@ -183,7 +182,7 @@ def test_max_megapixels(folder: Path) -> None:
 
 
 def test_target_names() -> None:
-    """Pictures of one name get numbers, in order; names that only some file systems keep apart are one."""
+    """Images of one name get numbers, in order; names that only some file systems keep apart are one."""
     paths = [
         Path(x)
         for x in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/x-2.jpg", "c/é.jpg", "c/e\u0301.jpg", "x.gif")

@@ -21,7 +21,7 @@ from alit import FormatError, ModelIdentity, TokenSequence, alit_format
 from alit.alit_format import HEADER, Reader, dump
 from alit.atomic_files import reading
 from alit.cli import app
-from alit.picture_records import file_name
+from alit.image_records import file_name
 from tests.helpers.hostile import EXAMPLES, memory, mutated
 from tests.helpers.models import images, model
 
@@ -114,11 +114,11 @@ def test_round_trip_of_version_2(codes: int, given: list[str]) -> None:
     nothing = [(0, 0)] * 4
     for first, count in ((0, 4), (0, 0), (1, 2), (3, 1), (4, 0)):
         here = slice(first, first + count)
-        pictures = reader.pictures(first, count)
-        assert list(pictures.names) == names[here]
-        assert pictures.sizes.tolist() == reader.sizes(first, count).tolist()
-        assert pictures.sizes.tolist() == tokens.sizes[here].tolist()
-        for values, name in ((pictures.originals, "originals"), (pictures.padding, "padding")):
+        images = reader.images(first, count)
+        assert list(images.names) == names[here]
+        assert images.sizes.tolist() == reader.sizes(first, count).tolist()
+        assert images.sizes.tolist() == tokens.sizes[here].tolist()
+        for values, name in ((images.originals, "originals"), (images.padding, "padding")):
             assert [tuple(x) for x in values.tolist()] == said.get(name, nothing)[here]
     assert reader.pixels == sum(height * width for height, width in tokens.sizes.tolist())
 
@@ -141,9 +141,9 @@ def test_the_version_is_the_first_that_can_say_it() -> None:
     assert same.to_bytes(identity(32)) == data
     assert same.to_bytes(identity(32), names=["", "x"])[8:10] == b"\2\0"
     assert torch.equal(TokenSequence.from_bytes(data).sizes, own)
-    pictures = Reader(io.BytesIO(data)).pictures(0, 2)
-    assert pictures.names == ["", ""] and pictures.sizes.tolist() == own.tolist()
-    assert pictures.originals.tolist() == pictures.padding.tolist() == [[0, 0]] * 2
+    images = Reader(io.BytesIO(data)).images(0, 2)
+    assert images.names == ["", ""] and images.sizes.tolist() == own.tolist()
+    assert images.originals.tolist() == images.padding.tolist() == [[0, 0]] * 2
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alit_format, "FEW", 7)
     reader = Reader(io.BytesIO(data))
     for first, count in ((0, 50), (6, 1), (7, 1), (13, 30), (49, 1), (50, 0)):
-        assert list(reader.pictures(first, count).names) == names[first : first + count]
+        assert list(reader.images(first, count).names) == names[first : first + count]
 
 
 def with_checksum(body: bytes) -> bytes:
@@ -296,10 +296,10 @@ def rewritten(source: io.BytesIO | Path, step: int) -> bytes:
         places = range(0, reader.token_count, step)
         parts = [reader.indices(place, min(step, reader.token_count - place)) for place in places]
         lengths = reader.lengths(0, reader.image_count)
-        pictures = reader.pictures(0, reader.image_count) if reader.version == 2 else None
+        images = reader.images(0, reader.image_count) if reader.version == 2 else None
     assert sum(reader.histogram.values()) == len(lengths)
     indices = np.concatenate([np.zeros(0, np.int64), *parts])
-    return dump(reader.identity, lengths, indices, pictures)
+    return dump(reader.identity, lengths, indices, images)
 
 
 @pytest.mark.parametrize("codes", [2, 5, 4096])

@@ -112,7 +112,7 @@ def test_goes_on_from_a_generator_and_shows_samples(here: Path) -> None:
     again = train(described(**fields)).model
     assert differing(trained.state_dict(), again.state_dict()) == []
     pytest.importorskip("tensorboard")
-    train(described(output="shown", steps=1, picture_every=1, tensorboard=True))
+    train(described(output="shown", steps=1, image_every=1, tensorboard=True))
     assert any(Path("shown/tensorboard").iterdir())
 
 
@@ -137,7 +137,7 @@ def test_goes_on_from_a_generator_and_shows_samples(here: Path) -> None:
         ({"generator": {"widht": 3}}, "generator: expected one of causal, .*did you mean 'width'"),
         ({"generator": {"width": 0}}, "width: expected an integer in"),
         ({"generator": {"width": 33}}, "heads: expected a divisor of width 33"),
-        ({"batch_size": 8}, "data: expected at least a batch of 8 pictures, got 6"),
+        ({"batch_size": 8}, "data: expected at least a batch of 8 images, got 6"),
         ({"compile": True}, "compile: expected False in stage generator"),
         ({"activation_checkpointing": True}, "activation_checkpointing: expected False in stage"),
         ({"start_from": "g.safetensors"}, "generator: expected no options with start_from"),
@@ -202,8 +202,8 @@ def test_generate(classes: tuple[str, ...], here: Path) -> None:
     names = [f"{stem}{number:05}.png" for number in range(11)]
     assert sorted(os.listdir("out/deep")) == sorted([*names, "generated.alit", "sheet.png"])
     for name, pixels in zip(names, model(**TOKENIZER).decode(expected), strict=True):
-        with Image.open(Path("out/deep", name)) as picture:
-            assert picture.tobytes() == to_image(pixels).tobytes()
+        with Image.open(Path("out/deep", name)) as image:
+            assert image.tobytes() == to_image(pixels).tobytes()
     with Image.open("out/deep/sheet.png") as sheet:
         assert sheet.width > 8 * 176 and 2 * 176 < sheet.height < 3 * 176
     decoded = run("decode", "out/deep/generated.alit", "-o", "again", *MODEL)

@@ -1,4 +1,4 @@
-"""Sizes and memory of pictures: the limit, decoders that take more, tiles; and files that are damaged."""
+"""Sizes and memory of images: the limit, decoders that take more, tiles; and files that are damaged."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from PIL import Image, ImageOps
 from alit import images
 from alit.images import load, upright
 from tests.helpers.hostile import EXAMPLES, memory, mutated
-from tests.helpers.pictures import P3, SIGN, exif, orientation, png, saved
+from tests.helpers.image_files import P3, SIGN, exif, orientation, png, saved
 
 
 @pytest.mark.parametrize("size", ((480, 320), (320, 480), (2000, 70), (70, 2000)))
 @pytest.mark.parametrize("value", (1, 3, 5, 6, 7, 8))
-def test_large_pictures_are_turned_when_they_are_small(
+def test_large_images_are_turned_when_they_are_small(
     value: int, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (size[1] // 10, size[0] // 10, 3), np.uint8)
@@ -49,18 +49,18 @@ def test_large_pictures_are_turned_when_they_are_small(
 @pytest.mark.parametrize("mode", ("RGB", "RGBA", "P", "I;16", "CMYK", "F"))
 @pytest.mark.parametrize("turn", (1, 2, 6, 7))
 @pytest.mark.parametrize("spare", (0, 10**9), ids=("by a file", "in memory"))
-def test_large_pictures_are_those_of_one_tile(
+def test_large_images_are_those_of_one_tile(
     mode: str, turn: int, spare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tiles, and the temporary file, change nothing."""
     chance = np.random.default_rng(0)
     if mode in ("I;16", "F"):
         data = chance.random((70, 100)) * (65535 if mode == "I;16" else 1)
-        picture = Image.fromarray(data.astype(np.uint16 if mode == "I;16" else np.float32))
+        image = Image.fromarray(data.astype(np.uint16 if mode == "I;16" else np.float32))
     else:
-        picture = Image.fromarray(chance.integers(0, 255, (70, 100, 4), np.uint8)).convert(mode)
+        image = Image.fromarray(chance.integers(0, 255, (70, 100, 4), np.uint8)).convert(mode)
     kind = "TIFF" if mode in ("F", "CMYK") else "PNG"
-    file = saved(picture, kind, icc_profile=P3)
+    file = saved(image, kind, icc_profile=P3)
     monkeypatch.setattr(images, "_turn", lambda _: images._TURNS.get(turn))
     whole = upright(file)
     monkeypatch.setattr(images, "_TILE", 32)
@@ -108,7 +108,7 @@ def test_decoders_that_need_more_are_held_to_the_same_total(
 ) -> None:
     """5 bytes for each of ``max_megapixels``, whatever the format."""
     monkeypatch.setattr(images, "_SPARE", 0)
-    pictures = SIGN.size[0] * SIGN.size[1] / 1e6
+    megapixels = SIGN.size[0] * SIGN.size[1] / 1e6
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8))
     for file, needed in (
         (saved(SIGN, "WEBP"), 20),
@@ -119,7 +119,7 @@ def test_decoders_that_need_more_are_held_to_the_same_total(
         (saved(SIGN, "JPEG"), 5),
         (saved(SIGN, "TIFF"), 4),
     ):
-        allowed = max(pictures, pictures * needed / 5)
+        allowed = max(megapixels, megapixels * needed / 5)
         assert upright(file, max_megapixels=allowed * 1.001).size == SIGN.size
         with pytest.raises(OSError, match="too large"):
             upright(file, max_megapixels=allowed * 0.999)
@@ -149,10 +149,10 @@ def test_five_bytes_a_pixel(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(images, "_SPARE", 2_000_000)
     monkeypatch.setattr(images, "_TILE", 256)
     small = np.random.default_rng(0).integers(0, 255, (BIG[1] // 50, BIG[0] // 50, 3), np.uint8)
-    picture, name, options = LARGE[kind](Image.fromarray(small).resize(BIG))
+    image, name, options = LARGE[kind](Image.fromarray(small).resize(BIG))
     path = tmp_path / "x"
-    picture.save(path, name, **options)
-    del picture
+    image.save(path, name, **options)
+    del image
     upright(saved(SIGN, "PNG"))
     for read in (upright, lambda x: load(x, (64, 64))):
         with memory(most=5 * BIG[0] * BIG[1] + path.stat().st_size + 10e6):
@@ -160,7 +160,7 @@ def test_five_bytes_a_pixel(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def seeds() -> dict[str, bytes]:
-    """A small picture of every format that Pillow writes, with what can be wrong in it."""
+    """A small image of every format that Pillow writes, with what can be wrong in it."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 4), np.uint8))
     rgb, tag = noise.convert("RGB"), exif(orientation(6), (0x11A, 5, 1, b"\x08\0\0\0"))
     deep = Image.fromarray(np.asarray(noise)[..., 0].astype(np.uint16) * 257)
@@ -199,12 +199,12 @@ def seeds() -> dict[str, bytes]:
     return made
 
 
-def test_mutated_pictures(tmp_path: Path) -> None:
-    """Nothing but OSError, and memory as for a sound picture of that header."""
-    chance, pictures = random.Random(0), seeds()
-    assert len(pictures) >= 25, sorted(pictures)
-    for number, name in zip(range(EXAMPLES), itertools.cycle(pictures), strict=False):
-        data = mutated(pictures[name], chance)
+def test_mutated_images(tmp_path: Path) -> None:
+    """Nothing but OSError, and memory as for a sound image of that header."""
+    chance, files = random.Random(0), seeds()
+    assert len(files) >= 25, sorted(files)
+    for number, name in zip(range(EXAMPLES), itertools.cycle(files), strict=False):
+        data = mutated(files[name], chance)
         path = tmp_path / "x"
         path.write_bytes(data)
         pixels, each = 0, 5.0

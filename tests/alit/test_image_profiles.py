@@ -14,13 +14,13 @@ from PIL import Image, ImageCms
 from alit import colors
 from alit.images import load, upright
 from tests.helpers.hostile import mutated
-from tests.helpers.pictures import P3, pixel, profile, saved
+from tests.helpers.image_files import P3, pixel, profile, saved
 
 LINEAR = profile(curve=b"curv" + struct.pack(">II", 0, 0))
 SRGB = profile()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-#: Grey of gamma 1: white point and one curve.
-GREY = (lambda body: struct.pack(">I", len(body) + 4) + body)(
+#: Gray of gamma 1: white point and one curve.
+GRAY = (lambda body: struct.pack(">I", len(body) + 4) + body)(
     b"\0" * 4 + struct.pack(">I", 0x04200000) + b"mntrGRAYXYZ " + b"\0" * 12 + b"acsp" + b"\0" * 28
     + b"".join(struct.pack(">i", round(v * 65536)) for v in (0.9642, 1, 0.8249)) + b"\0" * 48
     + struct.pack(">I", 2) + struct.pack(">4sII", b"wtpt", 156, 20) + struct.pack(">4sII", b"kTRC", 176, 12)
@@ -70,13 +70,13 @@ def test_color_profiles(kind: str, mode: str, icc: bytes, tmp_path: Path) -> Non
 def test_profiles_of_other_colors_than_rgb() -> None:
     for level in (0, 20, 100, 255):
         for file in (
-            saved(Image.new("L", (8, 8), level), "PNG", icc_profile=GREY),
-            saved(Image.new("LA", (8, 8), (level, 255)), "PNG", icc_profile=GREY),
+            saved(Image.new("L", (8, 8), level), "PNG", icc_profile=GRAY),
+            saved(Image.new("LA", (8, 8), (level, 255)), "PNG", icc_profile=GRAY),
             saved(
-                Image.fromarray(np.full((8, 8), 257 * level, np.uint16)), "PNG", icc_profile=GREY
+                Image.fromarray(np.full((8, 8), 257 * level, np.uint16)), "PNG", icc_profile=GRAY
             ),
         ):
-            expected = converted(Image.new("L", (1, 1), level), GREY).getpixel((0, 0))
+            expected = converted(Image.new("L", (1, 1), level), GRAY).getpixel((0, 0))
             assert expected != (level,) * 3 or level in (0, 255)
             assert pixel(file) == expected
     lab = Image.new("LAB", (8, 8), (150, 160, 100))
@@ -85,7 +85,7 @@ def test_profiles_of_other_colors_than_rgb() -> None:
 
 @pytest.mark.parametrize("mode", ("RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "LAB", "I;16", "F"))
 def test_profiles_that_are_none_are_ignored(mode: str) -> None:
-    """Damaged ones, and those of other colors than the picture's."""
+    """Damaged ones, and those of other colors than the image's."""
     if mode in ("I;16", "LAB"):
         image = Image.new(mode, (8, 8), 30000 if mode == "I;16" else (150, 160, 100))
     else:
@@ -93,11 +93,11 @@ def test_profiles_that_are_none_are_ignored(mode: str) -> None:
     expected = pixel(saved(image, "TIFF"))
     chance = random.Random(0)
     wrong = [b"", b"nonsense", P3[:200], P3[:128], bytes(3000), b"\xff" * 500]
-    wrong += [GREY] if mode not in ("L", "LA", "1", "I;16", "F") else [P3]
+    wrong += [GRAY] if mode not in ("L", "LA", "1", "I;16", "F") else [P3]
     wrong += [LAB] if mode != "LAB" else []
     for icc in wrong:
         assert pixel(saved(image, "TIFF", icc_profile=icc)) == expected
-    for _ in range(20):  # whatever it says now, the picture is read
+    for _ in range(20):  # whatever it says now, the image is read
         pixel(saved(image, "TIFF", icc_profile=mutated(P3, chance)))
 
 

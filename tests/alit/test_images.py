@@ -1,4 +1,4 @@
-"""Pictures of every kind: how they are turned, what their numbers mean, what is transparent."""
+"""Images of every kind: how they are turned, what their numbers mean, what is transparent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
 from alit.images import upright
-from tests.helpers.pictures import SIGN, exif, orientation, pixel, png, saved
+from tests.helpers.image_files import SIGN, exif, orientation, pixel, png, saved
 
 TURNED = {"JPEG": {"quality": 95}, "PNG": {}, "WEBP": {"lossless": True}, "MPO": {"quality": 95}}
 if features.check("avif"):
@@ -21,7 +21,7 @@ if features.check("avif"):
 
 @pytest.mark.parametrize("value", range(10))
 @pytest.mark.parametrize("kind", [*TURNED, "TIFF"])
-def test_pictures_are_turned(kind: str, value: int) -> None:
+def test_images_are_turned(kind: str, value: int) -> None:
     if kind == "TIFF":
         file = saved(SIGN, kind, tiffinfo={274: value}) if value else saved(SIGN, kind)
     else:
@@ -71,7 +71,7 @@ NO_ORIENTATION = {
 @pytest.mark.parametrize("kind", ("JPEG", "PNG", "WEBP", "MPO"))
 @pytest.mark.parametrize("damage", [*DAMAGED_EXIF, *NO_ORIENTATION])
 def test_damaged_exif(kind: str, damage: str) -> None:
-    """A sound picture stays readable, and an orientation that can be read counts."""
+    """A sound image stays readable, and an orientation that can be read counts."""
     block = {**DAMAGED_EXIF, **NO_ORIENTATION}[damage]
     got = upright(saved(SIGN, kind, exif=block))
     assert got.size == ((32, 48) if damage in DAMAGED_EXIF else (48, 32))
@@ -80,7 +80,7 @@ def test_damaged_exif(kind: str, damage: str) -> None:
 # Modes and numbers.
 
 
-def grey_tiff(data: bytes, bits: int, photometric: int, kind: int) -> io.BytesIO:
+def gray_tiff(data: bytes, bits: int, photometric: int, kind: int) -> io.BytesIO:
     """8 x 8 numbers, uncompressed, of so many bits; 0 is white where ``photometric`` is 0."""
     entries = [(256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
     entries += [(278, 8), (279, len(data)), (339, kind)]
@@ -108,19 +108,19 @@ def grey_tiff(data: bytes, bits: int, photometric: int, kind: int) -> io.BytesIO
 def test_tiff_says_what_its_numbers_mean(
     data: bytes, bits: int, photometric: int, kind: int, level: int
 ) -> None:
-    assert upright(grey_tiff(data, bits, photometric, kind)).getpixel((4, 4)) == (level,) * 3
+    assert upright(gray_tiff(data, bits, photometric, kind)).getpixel((4, 4)) == (level,) * 3
 
 
 @pytest.mark.parametrize("value", (0, 200, 300, 32768, 65535))
 def test_sixteen_bits(value: int) -> None:
     """Whatever the largest number in it, 65535 is white."""
     numbers = np.full((8, 8), value, np.uint16)
-    grey, expected = Image.fromarray(numbers), (round(value / 257),) * 3
+    gray, expected = Image.fromarray(numbers), (round(value / 257),) * 3
     color = [struct.pack(">24H", *[value] * 24)] * 8
     alpha = [struct.pack(">32H", *[value, value, value, 65535] * 8)] * 8
     for file in (
-        saved(grey, "PNG"),
-        saved(grey, "TIFF"),
+        saved(gray, "PNG"),
+        saved(gray, "TIFF"),
         saved(Image.fromarray(numbers.astype(np.int32)), "TIFF"),
         io.BytesIO(b"P5 8 8 65535 " + numbers.astype(">u2").tobytes()),
         png(16, 2, color, 8),
@@ -141,16 +141,16 @@ def test_floating_point(others: tuple[float, ...], half: float, white: float) ->
     values = np.full((8, 8), half, np.float32)
     values[1, 0] = white
     values[0, : len(others)] = others
-    picture = np.asarray(upright(saved(Image.fromarray(values), "TIFF")), int)
-    assert abs(picture[4, 4] - 128).max() <= 1 and picture[1, 0].tolist() == [255] * 3
-    for value, got in zip(others, picture[0, :, 0], strict=False):
+    image = np.asarray(upright(saved(Image.fromarray(values), "TIFF")), int)
+    assert abs(image[4, 4] - 128).max() <= 1 and image[1, 0].tolist() == [255] * 3
+    for value, got in zip(others, image[0, :, 0], strict=False):
         expected = 0 if np.isnan(value) else np.clip(value / white, 0, 1) * 255
         assert abs(got - expected) <= 1
 
 
 @pytest.mark.parametrize("depth", (1, 2, 4, 8, 16))
-def test_transparent_grey_lies_on_white(depth: int) -> None:
-    """And what is next to the transparent grey stays."""
+def test_transparent_gray_lies_on_white(depth: int) -> None:
+    """And what is next to the transparent gray stays."""
     for clear in {0, 2**depth - 1, 2 ** (depth - 1) if depth > 1 else 0}:
         levels = [clear, 2**depth - 1 - clear] * 4
         bits = "".join(f"{level:0{depth}b}" for level in levels)
@@ -204,14 +204,14 @@ def test_transparency_of_every_mode(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_first_frame_of_every_mode_and_format(mode: str, kind: str) -> None:
     color = (255, 0, 0) if mode not in ("1", "L") else (255, 255, 255)
-    picture = Image.new("RGB", (16, 16), color)
+    image = Image.new("RGB", (16, 16), color)
     if mode == "LAB":
         srgb, lab = map(ImageCms.createProfile, ("sRGB", "LAB"))
-        picture = ImageCms.profileToProfile(picture, srgb, lab, outputMode="LAB")
+        image = ImageCms.profileToProfile(image, srgb, lab, outputMode="LAB")
     options: dict[str, Any] = (
         {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
     )
     if kind in ("GIF", "PNG", "TIFF", "WEBP"):
         options |= {"save_all": True, "append_images": [Image.new(mode, (16, 16))]}
-    file = saved(picture.convert(mode), kind, **options)
+    file = saved(image.convert(mode), kind, **options)
     assert np.allclose(pixel(file), color, atol=6)

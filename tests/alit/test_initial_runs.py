@@ -1,4 +1,4 @@
-"""Runs that start from the transform coder, and the pictures that it is made of."""
+"""Runs that start from the transform coder, and the images that it is made of."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from alit import AdaptiveTokenizer
 from alit.images import save_image, to_image
 from alit.training import TrainingConfig, initialization, models, train
+from alit.training.image_data import ImageFolder
 from alit.training.models import build
-from alit.training.pictures import ImageFolder
-from tests.helpers.coder import GRID, OPTIONS, pictures
+from tests.helpers.coder import GRID, OPTIONS, smooth_images
 from tests.helpers.hub_server import Hub
 
 
 def described(folder: Path, **options: Any) -> TrainingConfig:
-    """A short run on a folder of pictures, whose learning rate is next to nothing."""
+    """A short run on a folder of images, whose learning rate is next to nothing."""
     model = {"size": "nano", **OPTIONS}
     model |= {name: dataclasses.asdict(model[name]) for name in ("base", "encoder", "decoder")}
     fields: dict[str, Any] = {
@@ -43,17 +43,17 @@ def described(folder: Path, **options: Any) -> TrainingConfig:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with pictures, and a file that is none; a start takes few of them."""
+    """A folder with images, and a file that is none; a start takes few of them."""
     monkeypatch.setattr(models, "INITIAL_SAMPLE", 40)
     (tmp_path / "photos").mkdir()
-    for i, picture in enumerate(pictures(20)):
-        save_image(to_image(picture), tmp_path / "photos" / f"{i}.png")
-    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
+    for i, image in enumerate(smooth_images(20)):
+        save_image(to_image(image), tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "no.png").write_bytes(b"not an image")
     return tmp_path
 
 
 def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made from the run's own pictures, by its seed, and not made again where the run goes on."""
+    """Made from the run's own images, by its seed, and not made again where the run goes on."""
     config = described(photos, steps=0)
     torch.manual_seed(config.seed)
     start = build(config, None)
@@ -70,7 +70,7 @@ def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(last.get_parameter(name), weight, atol=1e-6, rtol=0)
 
 
-def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as wanted; those of the fit are from all over the folder too; what cannot be read is left out."""
     given: list[tuple[Tensor, Tensor]] = []
     read: list[int] = []
@@ -91,12 +91,12 @@ def test_the_pictures_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) 
     assert 30 <= len(tokens_BNC) < 40, "no.png is left out"
     assert images.shape[1:] == (3, 64, 64) and 9 <= len(images) <= 16
     assert images.min() >= 0 and images.max() <= 1
-    with pytest.raises(ValueError, match="data: none of 21 pictures can be read"):
+    with pytest.raises(ValueError, match="data: none of 21 images can be read"):
         build(described(photos, max_megapixels=1e-3), None)  # as the run reads them
 
 
 def test_magnified_parts() -> None:
-    """Of a small part, smooth, and of any colors: a gray picture gives colors too."""
+    """Of a small part, smooth, and of any colors: a gray image gives colors too."""
     chance = np.random.default_rng(0)
     gray = torch.from_numpy(chance.random((1, 64, 64))).float().expand(3, -1, -1)
     for _ in range(20):
@@ -112,10 +112,10 @@ def test_unfit_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data: transform_coder needs a folder"):
         build(dataclasses.replace(described(tmp_path), data=None), None)
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "no.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match="data: none of 1 pictures can be read"):
+    (tmp_path / "photos" / "no.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="data: none of 1 images can be read"):
         build(described(tmp_path, batch_size=1), None)
-    with pytest.raises(ValueError, match="data: expected at least a batch of 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="data: expected at least a batch of 2 images, got 1"):
         build(described(tmp_path), None)
     with pytest.raises(ValueError, match="initialization: expected 'published' where start_from"):
         TrainingConfig(initialization="transform_coder", start_from="nano")

@@ -20,14 +20,14 @@ from alit.training import initialization
 from alit.training.coder_weights import FARTHEST, NOTHING, PAIRS_AWAY, ROWS_AWAY
 from alit.training.initialization import as_transform_coder
 from alit_kernels.nn import VectorQuantizer
-from tests.helpers.coder import GRID, OPTIONS, SHAPE, pictures
+from tests.helpers.coder import GRID, OPTIONS, SHAPE, smooth_images
 
 PAIRS, ITERATIONS, WHOLE = 32, 4, 3
 
 
 def seen(model: AdaptiveTokenizer) -> Tensor:
     """Tokens that the start is made of."""
-    return model.base_tokenizer.encode(pictures(256)).code_BNC
+    return model.base_tokenizer.encode(smooth_images(256)).code_BNC
 
 
 def fresh(**options: Any) -> AdaptiveTokenizer:
@@ -38,12 +38,12 @@ def fresh(**options: Any) -> AdaptiveTokenizer:
 @functools.cache
 def started(lapped: bool = False) -> AdaptiveTokenizer:
     model = fresh(base=dataclasses.replace(OPTIONS["base"], lapped=lapped))
-    as_transform_coder(model, seen(model), pictures(256))
+    as_transform_coder(model, seen(model), smooth_images(256))
     return model.eval().requires_grad_(False)
 
 
 def paired(tokens_BNC: Tensor) -> Tensor:
-    """Neighbours in a row as one vector: (B, pairs, 2 C)."""
+    """Neighbors in a row as one vector: (B, pairs, 2 C)."""
     return tokens_BNC.unflatten(1, (PAIRS, 2)).flatten(2)
 
 
@@ -113,7 +113,7 @@ def order_of_pairs(model: AdaptiveTokenizer) -> Tensor:
 
 
 def test_latents_describe_all_pairs() -> None:
-    """The first few are spread over all quarters of the picture; in iteration 0 three describe the whole of it."""
+    """The first few are spread over all quarters of the image; in iteration 0 three describe the whole of it."""
     model = started()
     order = order_of_pairs(model)
     assert sorted(order.tolist()) == list(range(PAIRS))
@@ -130,7 +130,7 @@ def test_latents_describe_all_pairs() -> None:
 @pytest.mark.parametrize("lapped", [False, True])
 def test_latents_fetch_what_is_missing(lapped: bool) -> None:
     """An affine map of what they fetch gives a pair as well as its best projection does, but for a tenth."""
-    model, images = started(lapped), pictures(32, seed=5)
+    model, images = started(lapped), smooth_images(32, seed=5)
     order, true = order_of_pairs(model), model.base_tokenizer.encode(images).code_BNC
     known = true.mean(1, keepdim=True)
     for iteration in model.rollout(images):
@@ -154,7 +154,7 @@ def test_as_good_as_a_plain_coder(lapped: bool) -> None:
     """By code at the length of every iteration; by pixels in their mean, for which of two iterations says more of luma
     and which of chroma is a matter of the draw, and a plain base's code does not weigh them as pixels do.
     """
-    model, images = started(lapped), pictures(32, seed=5)
+    model, images = started(lapped), smooth_images(32, seed=5)
     torch.manual_seed(0)
     coder, true = Coder(model), model.base_tokenizer.encode(images).code_BNC
     known = torch.zeros_like(true)
@@ -193,7 +193,7 @@ def test_one_color(lapped: bool) -> None:
 @pytest.mark.parametrize("iteration", range(1, ITERATIONS))
 def test_part_of_an_iteration(iteration: int) -> None:
     """Pairs whose latent is there are told as all are, others stay as they were."""
-    model, images = started(), pictures(8, seed=5)
+    model, images = started(), smooth_images(8, seed=5)
     order, kept = order_of_pairs(model), 11
     codes_BLC = model.codes(model.encode(images, FixedLength(4 * PAIRS)).padded().long())
     n = iteration * PAIRS
@@ -210,7 +210,7 @@ def test_part_of_an_iteration(iteration: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 9, 20])
 def test_a_query_without_its_latent_mixes_those_that_are_there(n: int) -> None:
     """In iteration 0, by how far they are, and the mean color."""
-    model, images = started(), pictures(8, seed=5)
+    model, images = started(), smooth_images(8, seed=5)
     codes_BLC = model.codes(model.encode(images, FixedLength(PAIRS)).padded().long())
     mean, told, all_ = (
         paired(model.predict(codes_BLC[:, :length]).code_BNC)
@@ -229,10 +229,10 @@ def test_a_query_without_its_latent_mixes_those_that_are_there(n: int) -> None:
 
 @torch.no_grad()
 def test_the_last_layer_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes up for what is not linear before it, in pictures too that it was not fitted to."""
+    """It makes up for what is not linear before it, in images too that it was not fitted to."""
     fitted = started()
     monkeypatch.setattr(initialization, "_fit_last_layer", lambda *_: None)
-    plain, images = fresh(), pictures(64, seed=5)
+    plain, images = fresh(), smooth_images(64, seed=5)
     as_transform_coder(plain, seen(plain), images)
     own, without = (
         sum(

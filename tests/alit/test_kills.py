@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("ALIT_KILLS", "3"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, chance = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    path, chance = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for index in range(6):
         pixels = chance.integers(0, 255, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path / f"{index}.png")

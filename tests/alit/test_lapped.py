@@ -20,7 +20,7 @@ def noise(height: int, width: int, count: int = 2) -> Tensor:
 
 
 def smooth(side: int = 64, points: int = 7) -> Tensor:
-    """Pictures without an edge, (4, 3, side, side)."""
+    """Images without an edge, (4, 3, side, side)."""
     few = noise(points, points, count=4)
     return interpolate(few, size=(side, side), mode="bicubic", align_corners=True).clamp(0, 1)
 
@@ -109,7 +109,7 @@ def test_reaches_halfway_into_neighbors() -> None:
     assert bool(reached[:, half:PATCH].any()), "and into that to the left"
 
 
-def test_fewer_coefficients_for_a_smooth_picture() -> None:
+def test_fewer_coefficients_for_a_smooth_image() -> None:
     images = smooth()
     blocks, lapped = (
         float((shortened(images, lapped=x) - images).square().mean()) for x in (False, True)

@@ -38,13 +38,13 @@ def features(m: AdaptiveTokenizer, x: Tensor) -> Tensor:
 
 
 def with_head(*, trained: bool = True, **options: Any) -> AdaptiveTokenizer:
-    """A model whose head gives curves that depend on the picture and fall around its errors."""
+    """A model whose head gives curves that depend on the image and fall around its errors."""
     m = model(length_head=True, **options)
     head = m.length_head
     with torch.no_grad():
         head.mean.copy_(features(m, images(8)).mean((0, 1)))
         head.out.bias.view(2, -1).copy_(-0.7 - 0.3 * torch.arange(len(head.lengths)))
-        head.pictures.fill_(float(trained))
+        head.image_count.fill_(float(trained))
     return m
 
 
@@ -85,7 +85,7 @@ def test_curves_of_the_head_fall(variant: str) -> None:
     assert not torch.allclose(curves[0], curves[1])
 
 
-def test_features_know_how_busy_a_picture_is() -> None:
+def test_features_know_how_busy_a_image_is() -> None:
     m = with_head()
     busy = images(1)
     smooth = torch.nn.functional.avg_pool2d(busy, 5, 1, 2)
@@ -176,7 +176,7 @@ def test_a_head_is_part_of_the_model(tmp_path: Path) -> None:
 
 
 def test_training_of_the_head(tmp_path: Path) -> None:
-    """The table is what was measured; the fit tells pictures apart; margins keep nine of ten within the limit."""
+    """The table is what was measured; the fit tells images apart; margins keep nine of ten within the limit."""
     chance = torch.Generator().manual_seed(0)
     contrast = torch.rand(96, 1, 1, 1, generator=chance)
     x = 0.5 + contrast * (images(96) - 0.5)
@@ -187,7 +187,7 @@ def test_training_of_the_head(tmp_path: Path) -> None:
     result = train(
         config(**fields, learning_rate=None, output=str(run), log_every=24), model=m, images=x
     )
-    assert result.model is m and m.config.length_head and float(m.length_head.pictures) > 0
+    assert result.model is m and m.config.length_head and float(m.length_head.image_count) > 0
     assert all(
         torch.equal(value, before[name]) for name, value in m.state_dict().items() if name in before
     )
@@ -289,7 +289,7 @@ def test_allocation() -> None:
         (lambda: train(config(stage="length")), "start_from: stage length expects the model file"),
         (
             lambda: train(config(stage="length", steps=2), model=model(), images=images(4)),
-            "steps: expected at least 10 pictures for a length head, got 8",
+            "steps: expected at least 10 images for a length head, got 8",
         ),
         (
             lambda: train(config(stage="length", seconds=3.0), model=model(), images=images(4)),

@@ -80,10 +80,10 @@ def test_numbers_of_an_evaluation(tmp_path: Path) -> None:
         in text
     )
     assert "\n| 3 | 15 | 0.1667 | 23.00 | 0.250 | 0.10 | 0.50 |\n| 6 | 30 |" in text
-    assert 'Of 7 pictures, protocol "pinned"' in text
+    assert 'Of 7 images, protocol "pinned"' in text
     assert "private" not in text and "/home" not in text
-    path.write_text(json.dumps(evaluated(pictures=1, kinds=[{}], protocol="official")))
-    assert 'Of 1 drawn picture, protocol "official"' in card(evaluation=str(path))
+    path.write_text(json.dumps(evaluated(images=1, kinds=[{}], protocol="official")))
+    assert 'Of 1 drawn image, protocol "official"' in card(evaluation=str(path))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_numbers_of_an_evaluation(tmp_path: Path) -> None:
         ("{}", "expected the evaluation.json of alit evaluate, got .*KeyError: 'lengths'"),
         (evaluated(lengths=[{}]), "expected the evaluation.json"),
         (evaluated(protocol="</table>"), "protocol: expected one of pinned, official"),
-        (evaluated(pictures="<b>many"), "expected the evaluation.json"),
+        (evaluated(images="<b>many"), "expected the evaluation.json"),
         (evaluated(image_size=[256, 256]), r"expected one of images \[16, 24\]"),
         (evaluated(lengths=evaluated()["lengths"][:3]), r"got \[16, 24\] and \[3, 6, 9\]"),
     ],

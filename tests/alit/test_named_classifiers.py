@@ -78,17 +78,17 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Packages:
     ("name", "size", "mode"),
     [("timm:small", (12, 20), "bicubic"), ("torchvision:small", (16, 16), "bilinear")],
 )
-def test_pictures_come_in_the_size_and_colors_of_the_package(
+def test_images_come_in_the_size_and_colors_of_the_package(
     name: str, size: tuple[int, int], mode: str, packages: Packages
 ) -> None:
     its = classifier(name=name)
     assert its.classifier is not None and its.classifier_name == name and not its.left_out
-    pictures = torch.rand(2, 3, 30, 30)
-    resized = nn.functional.interpolate(pictures, size, mode=mode, antialias=True)
+    images = torch.rand(2, 3, 30, 30)
+    resized = nn.functional.interpolate(images, size, mode=mode, antialias=True)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
     scores = packages.network((resized - mean) / std)
-    torch.testing.assert_close(its.classifier(pictures), scores)
-    assert torch.equal(its.classes(pictures, 5), scores.topk(5).indices)  # type: ignore[arg-type]
+    torch.testing.assert_close(its.classifier(images), scores)
+    assert torch.equal(its.classes(images, 5), scores.topk(5).indices)  # type: ignore[arg-type]
     assert not its.classifier.training and not any(
         p.requires_grad for p in its.classifier.parameters()
     )

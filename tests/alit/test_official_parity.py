@@ -149,7 +149,7 @@ def test_evaluation(base: str, variant: str) -> None:
 
 @torch.no_grad()
 def test_sampled_codes() -> None:
-    """The published stage-1 pictures are decoded from sampled ids; the ids are given, the sampler is not compared."""
+    """The published stage-1 images are decoded from sampled ids; the ids are given, the sampler is not compared."""
     expected, model = (
         GOLDEN.tensors("vqgan_quant_stage1_sampled_recon"),
         GOLDEN.model("vqgan", "quant"),

@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check(m: AdaptiveTokenizer, x: torch.Tensor, criterion: Criterion, dtype: torch.dtype) -> None:
-    """Tokens of a batch and of a stream, their pictures, and where latents look."""
+    """Tokens of a batch and of a stream, their images, and where latents look."""
     tokens = m.encode(x, criterion)
     pixels = m.decode(tokens)
     assert pixels.shape == x.shape and pixels.dtype == dtype

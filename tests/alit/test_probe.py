@@ -24,42 +24,42 @@ from tests.helpers.commands import refused, run, text
 from tests.helpers.models import model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-#: Pictures of each class.
+#: Images of each class.
 EACH = 8
 COLORS = {"blue": (60, 90, 200), "green": (70, 180, 60), "red": (200, 80, 70)}
 
 
 def color(name: str, random: np.random.Generator) -> np.ndarray:
-    """A picture of about this color."""
+    """An image of about this color."""
     shade = np.array(COLORS[name]) + random.uniform(-40, 40, 3)
     return (shade + random.normal(0, 25, (16, 24, 3))).clip(0, 255).astype(np.uint8)
 
 
 def stripes(name: str, random: np.random.Generator) -> np.ndarray:
-    """Gradients of grey from left to right, or from top to bottom."""
+    """Gradients of gray from left to right, or from top to bottom."""
     ramp = (
         np.linspace(40, 200, 24)[None, :] if name == "across" else np.linspace(40, 200, 16)[:, None]
     )
-    grey = np.broadcast_to(ramp, (16, 24)) + random.uniform(-30, 30)
-    pixels = np.repeat(grey[..., None], 3, 2) + random.normal(0, 10, (16, 24, 3))
+    gray = np.broadcast_to(ramp, (16, 24)) + random.uniform(-30, 30)
+    pixels = np.repeat(gray[..., None], 3, 2) + random.normal(0, 10, (16, 24, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
 def draw(
     path: Path,
     names: list[str],
-    picture: Callable[[str, np.random.Generator], np.ndarray] = color,
+    image: Callable[[str, np.random.Generator], np.ndarray] = color,
     each: int = EACH,
     seed: int = 0,
     shuffled: bool = False,
 ) -> Path:
-    """A folder of pictures for each name; ``shuffled``: they have nothing to do with it."""
+    """A folder of images for each name; ``shuffled``: they have nothing to do with it."""
     random = np.random.default_rng(seed)
     labels = np.repeat(names, each)
     shown = random.permutation(labels) if shuffled else labels
     for number, (label, name) in enumerate(zip(labels, shown, strict=True)):
         (path / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(str(name), random)).save(path / label / f"{number:03}.png")
+        Image.fromarray(image(str(name), random)).save(path / label / f"{number:03}.png")
     return path
 
 
@@ -136,7 +136,7 @@ def test_only_the_test_part_counts() -> None:
     assert (good.low, good.high, bad.low, bad.high) == (1, 1, 0, 0)
 
 
-def test_the_interval_is_that_of_drawing_pictures_again() -> None:
+def test_the_interval_is_that_of_drawing_images_again() -> None:
     x_NF, label_N = blobs(120, 5, apart=1.5)
     found = accuracy(x_NF, parts(label_N), torch.Generator().manual_seed(0))
     assert 0.4 < found.top1 < 0.95
@@ -168,8 +168,8 @@ def test_thumbnails_are_judged_by_what_they_store() -> None:
 
 
 def test_what_is_classified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of features is of its picture, and has its label, though one before cannot be read."""
-    Path("data/blue/000.png").write_bytes(b"no picture")
+    """Each kind of features is of its image, and has its label, though one before cannot be read."""
+    Path("data/blue/000.png").write_bytes(b"no image")
     module = importlib.import_module("alit.evaluation.probe")
     seen: list[tuple[Tensor, Parts]] = []
 
@@ -201,20 +201,20 @@ def test_what_is_classified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "picture, names, kinds",
+    "image, names, kinds",
     [
         (color, list(COLORS), ("latents", "codes", "all_codes", "thumbnail")),
         (stripes, ["across", "down"], ("latents", "thumbnail")),
     ],
 )
 def test_what_can_be_told_apart_and_what_not(
-    tmp_path: Path, picture: Any, names: list[str], kinds: tuple[str, ...]
+    tmp_path: Path, image: Any, names: list[str], kinds: tuple[str, ...]
 ) -> None:
     """Classes that are to be seen are named; labels that were shuffled are guessed, from all kinds of features."""
-    path = draw(tmp_path / "true", names, picture, each=20)
+    path = draw(tmp_path / "true", names, image, each=20)
     (row,) = probed(path, lengths=[12]).lengths
     assert all(getattr(row, kind).top1 >= 0.9 for kind in kinds), row
-    path = draw(tmp_path / "shuffled", names, picture, each=20, shuffled=True)
+    path = draw(tmp_path / "shuffled", names, image, each=20, shuffled=True)
     result = probed(path, lengths=[12])
     (row,) = result.lengths
     assert result.chance == pytest.approx(1 / len(names))
@@ -258,7 +258,7 @@ def test_command(folder: Path) -> None:
     options = ("-o", "out.json", "--plot", "out.png", "--lengths", "6,3", "--seed", 2)
     done = run("probe", "nano", "--data", "data", *options, "--device", "cpu")
     assert done.exit_code == 0, done.output
-    for word in ("latents", "thumbnail", "6 test pictures", "out.json"):
+    for word in ("latents", "thumbnail", "6 test images", "out.json"):
         assert word in done.output
     stored = json.loads(Path("out.json").read_text())
     assert stored["model"] == "nano" and stored["classes"] == sorted(COLORS)
@@ -268,8 +268,8 @@ def test_command(folder: Path) -> None:
     assert Image.open("out.png").width > 500
 
 
-def test_pictures_that_cannot_be_read_are_named(folder: Path) -> None:
-    Path("data/red/no.png").write_bytes(b"no picture")
+def test_images_that_cannot_be_read_are_named(folder: Path) -> None:
+    Path("data/red/no.png").write_bytes(b"no image")
     Path("data/beside.png").write_bytes(b"of no class")
     test = draw(Path("test"), list(COLORS), each=2)
     (test / "green/raw.dng").write_bytes(b"")
@@ -286,13 +286,13 @@ def test_pictures_that_cannot_be_read_are_named(folder: Path) -> None:
         ("--data data/red", "two classes, got 0 folders in data/red"),
         (
             "--data one",
-            "data: expected a folder of pictures for each of at least two classes, got 1",
+            "data: expected a folder of images for each of at least two classes, got 1",
         ),
-        ("--data hollow", "hollow/none: no picture found"),
-        ("--data few", "data: expected at least 4 readable pictures of each class, got 3 of 'b'"),
-        ("--data cut", "data: expected at least 4 readable pictures of each class, got 3 of 'b'"),
+        ("--data hollow", "hollow/none: no image found"),
+        ("--data few", "data: expected at least 4 readable images of each class, got 3 of 'b'"),
+        ("--data cut", "data: expected at least 4 readable images of each class, got 3 of 'b'"),
         ("--data data --test few", "test: expected the classes of data, ['blue', 'green', 'red']"),
-        ("--data data --test data/red", "test: expected a folder of pictures"),
+        ("--data data --test data/red", "test: expected a folder of images"),
         ("--data data --lengths 3,13", "lengths: expected an integer in [1, 12], got 13"),
         ("--data data --lengths 0", "lengths: expected an integer in [1, 12], got 0"),
         ("--data data --lengths 4", "lengths: expected a multiple of 3, whole iterations"),

@@ -51,7 +51,7 @@ def between(m: AdaptiveTokenizer, x: Tensor, kind: Callable[[float], Any]) -> An
 @torch.no_grad()
 @continuous_base
 def test_an_iteration_sees_what_is_missing(base: str) -> None:
-    """Its encoder input is that of a picture whose base tokens are what the decoder does not tell."""
+    """Its encoder input is that of an image whose base tokens are what the decoder does not tell."""
     m, x = model(base), images()
     runs: list[Tensor] = []
     m.encoder.register_forward_pre_hook(lambda _, given: runs.append(given[0]))

@@ -123,7 +123,7 @@ LAPPED = DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True)
 @pytest.mark.parametrize("stage", ["1", "2"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_run(stage: str, recompute: bool) -> None:
-    """A few steps of what the shipped recipe has, whole pictures, in both precisions: close to each other."""
+    """A few steps of what the shipped recipe has, whole images, in both precisions: close to each other."""
     losses = []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)

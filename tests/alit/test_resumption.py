@@ -19,8 +19,8 @@ from alit.cli import app
 from alit.losses import PatchDiscriminator
 from alit.training import Interrupted, TrainingConfig, checkpoints, train
 from tests.helpers.forks import FORKS, fork
+from tests.helpers.image_files import tar
 from tests.helpers.models import images, model
-from tests.helpers.pictures import tar
 from tests.helpers.runs import SMALL, VAE, config, differing, log_of, state_of, stopping, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def shards(folder: Path) -> str:
-    """The pictures of a folder in tar files of one or two."""
+    """The images of a folder in tar files of one or two."""
     files = sorted(folder.glob("**/*.png"))
     for number in range(4):
         tar(folder / f"x-{number}.tar", {x.name: x.read_bytes() for x in files[number::4]})
@@ -75,7 +75,7 @@ def test_resume_bit_for_bit(
     assert differing(result.model.state_dict(), again.state_dict()) == []
     if case == "stage 2":
         assert {"discriminators/1.main.3.running_mean"} <= state.keys()
-        assert any(name.startswith("optimiser/discriminators/") for name in state)
+        assert any(name.startswith("optimizer/discriminators/") for name in state)
         assert "real_1" not in log_of(straight)[0] and "real_1" in log_of(straight)[3]
         assert not [name for name in weights_of(straight) if "discriminator" in name]
 
@@ -110,7 +110,7 @@ def test_signals_to_the_whole_group(sent: signal.Signals, folder: Path, tmp_path
 
 
 def test_a_run_that_ends_by_the_clock_is_saved(tmp_path: Path) -> None:
-    """Also where the time is up between the last step and a look at the pictures."""
+    """Also where the time is up between the last step and a look at the images."""
 
     def slow(record: dict[str, float]) -> None:
         time.sleep(1.2 if record["step"] == 2 else 0)

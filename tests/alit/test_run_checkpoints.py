@@ -24,7 +24,7 @@ from alit.training import NotFinite, TrainingConfig, checkpoints, run_json, trai
 from alit.training.rows import check_finite
 from alit.training.stage1 import Stage1
 from tests.helpers.hostile import EXAMPLES, memory, mutated
-from tests.helpers.runs import ALONE, config, differing, pictures, weights_of
+from tests.helpers.runs import ALONE, config, differing, noise_images, weights_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -194,7 +194,7 @@ WRONG: dict[str, list[Any]] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
-    train(config(steps=1, output=str(run)), images=pictures(side=32))
+    train(config(steps=1, output=str(run)), images=noise_images(side=32))
     return run
 
 
@@ -207,7 +207,7 @@ def refused(run: Path, tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError):
         train(
             config(steps=1, output=str(copy)),
-            images=pictures(side=32),
+            images=noise_images(side=32),
             resume=True,
             allow_changes=True,
         )
@@ -369,7 +369,7 @@ def test_a_log_that_a_kill_cut_short(tail: bytes, finished: Path, tmp_path: Path
     (run / "config.json").write_text('{"steps"')
     (run / ".checkpoint-00000009.part").mkdir()
     (run / ".checkpoint-00000009.part" / "x").touch()
-    train(config(steps=1, output=str(run)), images=pictures(side=32), resume=True)
+    train(config(steps=1, output=str(run)), images=noise_images(side=32), resume=True)
     assert (run / "log.jsonl").read_bytes() == line
     assert TrainingConfig.read(run / "config.json").steps == 1
     assert not list(run.glob(".checkpoint*"))
@@ -379,7 +379,7 @@ def test_a_log_that_a_kill_cut_short(tail: bytes, finished: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["weight", "average", "optimiser", "codebook"])
+@pytest.mark.parametrize("where", ["weight", "average", "optimizer", "codebook"])
 def test_what_is_not_finite_is_not_saved(
     where: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +393,7 @@ def test_what_is_not_finite_is_not_saved(
             tensor = {
                 "weight": model.decoder.ln_post.bias,
                 "average": stage.average.values[3],
-                "optimiser": stage.optimisers["model"].adamw.state[model.decoder.ln_post.bias][
+                "optimizer": stage.optimizers["model"].adamw.state[model.decoder.ln_post.bias][
                     "exp_avg_sq"
                 ],
                 "codebook": next(x for n, x in model.named_parameters() if "embedding.weight" in n),
@@ -405,7 +405,7 @@ def test_what_is_not_finite_is_not_saved(
     monkeypatch.setattr(Stage1, "step", poisoned)
     fields: dict[str, Any] = {"steps": 3, "checkpoint_every": 1, "output": str(run), "keep": 9}
     with pytest.raises(NotFinite, match=r"not finite after step 3: .*; the last good .*00000002"):
-        train(config(**fields), images=pictures(side=32))
+        train(config(**fields), images=noise_images(side=32))
     found = checkpoints.saved(run)
     assert [x.name[-1] for x in found] == ["1", "2"]
     for file in (*run.glob("*/*.safetensors"), run / "model.safetensors"):

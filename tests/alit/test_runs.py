@@ -107,13 +107,13 @@ VQGAN_OPTIONS = {"kind": "vqgan", "latent_channels": 8, "channels": 32, "multipl
 @pytest.mark.parametrize(
     ("fields", "given", "message"),
     [
-        ({}, 3, "data: expected at least a batch of 4 pictures, got 3"),
+        ({}, 3, "data: expected at least a batch of 4 images, got 3"),
         ({"accumulate": 3}, 4, "batch_size: expected a multiple of accumulate"),
         ({}, 0, "data: expected a folder"),
         ({"parallel": "fsdp"}, 4, "parallel: fsdp needs processes that torchrun started"),
         ({"model": {"base": VQGAN_OPTIONS}}, 4, "vqgan base tokenizer has weights; expected base_"),
         ({"model": {"base": {"kind": "x"}}}, 4, "model.base.kind: expected one of vqgan, vae, dct"),
-        ({"model": {"colour": 1}}, 4, "model: .*unexpected keyword argument 'colour'"),
+        ({"model": {"color": 1}}, 4, "model: .*unexpected keyword argument 'color'"),
         ({"model": {"encoder": {"widht": 1}}}, 4, "configuration: encoder.widht: no such field"),
         ({"device": "cuda:77"}, 4, "device: expected auto, cpu or cuda:N that is there, got 'cuda"),
     ],

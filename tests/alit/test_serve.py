@@ -28,8 +28,8 @@ from alit.evaluation.metrics import eight_bits, l1, psnr, thumbnail
 from alit.fitting import fitted
 from alit.images import to_image
 from tests.helpers.commands import refused, run
+from tests.helpers.image_files import SIGN, saved
 from tests.helpers.models import model
-from tests.helpers.pictures import SIGN, saved
 from tests.helpers.served import HALF, LIMITS, Served, serving
 
 
@@ -39,14 +39,14 @@ def served() -> Iterator[Served]:
         yield server
 
 
-def test_a_picture_from_upload_to_download(served: Served) -> None:
-    m, picture = served.model, SIGN.resize((60, 40))
-    answer = served.ask("/pictures?name=a%20sign.png", saved(picture, "PNG").getvalue())
+def test_a_image_from_upload_to_download(served: Served) -> None:
+    m, photo = served.model, SIGN.resize((60, 40))
+    answer = served.ask("/images?name=a%20sign.png", saved(photo, "PNG").getvalue())
     said = answer.json
-    path = f"/pictures/{said.pop('key')}"
+    path = f"/images/{said.pop('key')}"
     assert answer.status == 201
     assert said == {"name": "a sign.png", "original": [40, 60], "size": [16, 24]}
-    image = fitted(picture, (16, 24), 4, "whole").image
+    image = fitted(photo, (16, 24), 4, "whole").image
     assert served.ask(f"{path}/original.png").image.tobytes() == to_image(image).tobytes()
 
     tokens = m.encode([image], FixedLength(12))
@@ -64,7 +64,7 @@ def test_a_picture_from_upload_to_download(served: Served) -> None:
         answer = served.ask(f"{path}/tokens.alit?tokens={count}")
         found = TokenSequence.from_bytes(answer.data, m.identity())
         assert torch.equal(found.indices, tokens.indices[:count])
-        said = Reader(io.BytesIO(answer.data)).pictures(0, 1)
+        said = Reader(io.BytesIO(answer.data)).images(0, 1)
         assert said.names == ["a sign.png"] and said.originals.tolist() == [[40, 60]]
         disposition = answer.headers["Content-Disposition"]
         assert disposition == "attachment; filename*=UTF-8''a%20sign.alit"
@@ -79,7 +79,7 @@ def test_a_picture_from_upload_to_download(served: Served) -> None:
 
 
 def test_any_shape(served: Served) -> None:
-    """Of the original's shape are the picture, its reconstruction and its maps."""
+    """Of the original's shape are the image, its reconstruction and its maps."""
     path = served.upload(SIGN.resize((20, 90)), "../tall/one.png")
     size = served.ask(f"{path}/original.png").image.size
     assert size == (8, 40)
@@ -87,7 +87,7 @@ def test_any_shape(served: Served) -> None:
     found = served.ask(f"{path}/attention").json
     assert (found["columns"], found["rows"]) == (2, 10)
     file = served.ask(f"{path}/tokens.alit?tokens=3").data
-    assert Reader(io.BytesIO(file)).pictures(0, 1).names == [".._tall_one.png"]
+    assert Reader(io.BytesIO(file)).images(0, 1).names == [".._tall_one.png"]
 
 
 def test_the_model_and_its_page(served: Served) -> None:
@@ -105,7 +105,7 @@ def test_the_model_and_its_page(served: Served) -> None:
     assert not re.search(r"\bstyle=|\bon\w+=", page)  # the policy forbids them
 
 
-def test_the_last_pictures_are_kept(served: Served) -> None:
+def test_the_last_images_are_kept(served: Served) -> None:
     """Those that were asked for last."""
     first, second, third = (served.upload() for _ in range(3))
     assert served.ask(f"{first}/original.png").status == 200

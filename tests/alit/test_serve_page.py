@@ -16,8 +16,8 @@ import pytest
 
 from alit import TokenSequence
 from alit.serve.app import Limits
+from tests.helpers.image_files import SIGN
 from tests.helpers.models import model
-from tests.helpers.pictures import SIGN
 from tests.helpers.served import Served, serving
 
 MISSING = "this needs a browser: pip install playwright && playwright install chromium"
@@ -31,7 +31,7 @@ else:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with serving(model(), Limits(upload_bytes=50_000, megapixels=1, pictures=4)) as server:
+    with serving(model(), Limits(upload_bytes=50_000, megapixels=1, images=4)) as server:
         yield server
 
 
@@ -76,9 +76,9 @@ def page(
     assert not [text for text in said if "status of 400" not in text]
 
 
-def drop(page: Any, tmp_path: Path, picture: Any = SIGN, name: str = "a sign.png") -> None:
+def drop(page: Any, tmp_path: Path, image: Any = SIGN, name: str = "a sign.png") -> None:
     path = tmp_path / name
-    picture.save(path)
+    image.save(path)
     page.set_input_files("#file", path)
     playwright.expect(page.locator("#about")).to_contain_text(name)
 
@@ -132,7 +132,7 @@ def test_slider_curve_maps_and_download(page: Any, served: Served, tmp_path: Pat
     assert TokenSequence.from_bytes(data, served.model.identity()).lengths.tolist() == [5]
 
 
-def test_a_dropped_picture_takes_the_place_of_the_first(page: Any, tmp_path: Path) -> None:
+def test_a_dropped_image_takes_the_place_of_the_first(page: Any, tmp_path: Path) -> None:
     drop(page, tmp_path)
     move(page, 7)
     first = shown(page)
@@ -153,12 +153,12 @@ def test_a_dropped_picture_takes_the_place_of_the_first(page: Any, tmp_path: Pat
 
 
 def test_what_is_wrong_is_shown(page: Any, tmp_path: Path) -> None:
-    """And the picture that was there stays."""
+    """And the image that was there stays."""
     error, expect = page.locator("#error"), playwright.expect
     drop(page, tmp_path)
-    for size, reason in ((10, "picture: not a readable picture ("), (50_001, "picture: too large")):
+    for size, reason in ((10, "image: not a readable image ("), (50_001, "image: too large")):
         (tmp_path / "notes.png").write_bytes(b"x" * size)
         page.set_input_files("#file", tmp_path / "notes.png")
         expect(error).to_contain_text(reason)
     expect(page.locator("#about")).to_contain_text("a sign.png")
-    expect(page.locator("#drop")).to_have_text("Another picture")
+    expect(page.locator("#drop")).to_have_text("Another image")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from alit.serve import guard
 from alit.serve.guard import Guard
+from tests.helpers.image_files import SIGN, saved
 from tests.helpers.models import model
-from tests.helpers.pictures import SIGN, saved
 from tests.helpers.served import HALF, LIMITS, Served, serving
 
 
@@ -24,14 +24,14 @@ def served() -> Iterator[Served]:
 @pytest.mark.parametrize(
     ("path", "data", "status", "error"),
     [
-        ("/pictures", b"no picture", 400, "picture: not a readable picture (cannot identify"),
-        ("/pictures", b"", 400, "picture: expected the bytes of a file, got none"),
-        ("/pictures", b"%!PS-Adobe-3.0 EPSF-3.0\n", 400, "picture: not a readable picture"),
-        ("/pictures", bytes(20_001), 413, "picture: too large: expected at most 20000 bytes"),
-        ("/pictures/none/original.png", None, 404, "key: no such picture; the last 3 are kept"),
-        ("/pictures/none/tokens.alit?tokens=3", None, 404, "key: no such picture"),
+        ("/images", b"no image", 400, "image: not a readable image (cannot identify"),
+        ("/images", b"", 400, "image: expected the bytes of a file, got none"),
+        ("/images", b"%!PS-Adobe-3.0 EPSF-3.0\n", 400, "image: not a readable image"),
+        ("/images", bytes(20_001), 413, "image: too large: expected at most 20000 bytes"),
+        ("/images/none/original.png", None, 404, "key: no such image; the last 3 are kept"),
+        ("/images/none/tokens.alit?tokens=3", None, 404, "key: no such image"),
         ("/nothing", None, 404, "address: not found"),
-        ("/pictures", None, 405, "address: method not allowed"),
+        ("/images", None, 405, "address: method not allowed"),
         ("/model", b"x", 405, "address: method not allowed"),
     ],
 )
@@ -52,25 +52,25 @@ def test_numbers_of_tokens(served: Served, what: str, given: str) -> None:
     assert answer.json["error"] == f"tokens: expected 1 to 12, got {given[:100]!r}"
 
 
-def test_pictures_of_too_many_pixels_and_damaged_ones(served: Served) -> None:
+def test_images_of_too_many_pixels_and_damaged_ones(served: Served) -> None:
     bomb = saved(Image.new("1", (1000, 1000)), "PNG").getvalue()
     assert len(bomb) < LIMITS.upload_bytes
     for data, reason in (
         (bomb, "too large: more than 0.5 megapixels"),
         (saved(SIGN, "PNG").getvalue()[:-30], "truncated"),
     ):
-        answer = served.ask("/pictures", data)
+        answer = served.ask("/images", data)
         assert answer.status == 400 and reason in answer.json["error"], answer.json
 
 
 def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
     """Where its length is announced; else as soon as there is more than the limit."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
-        head = "POST /pictures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
+        head = "POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
         connection.sendall(head.encode())
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
-        head = "POST /pictures HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = "POST /images HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head.encode() + b"7000\r\n" + bytes(0x7000) + b"\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
@@ -114,7 +114,7 @@ def test_foreign_names(served: Served, host: str, path: str) -> None:
 def test_foreign_pages(served: Served, origin: str) -> None:
     """Any page can send a request here without asking, if it cannot read the answer."""
     data = saved(SIGN, "PNG").getvalue()
-    answer = served.ask("/pictures", data, Origin=origin, Content_Type="text/plain")
+    answer = served.ask("/images", data, Origin=origin, Content_Type="text/plain")
     assert answer.status == 403 and answer.json["field"] == "Origin"
     assert "Access-Control-Allow-Origin" not in served.ask("/model").headers
 
@@ -124,7 +124,7 @@ def test_the_name_that_the_command_gives_is_an_own_one() -> None:
     assert own._is_ours("box.local:8000") and not own._is_ours("other.local:8000")
 
 
-@pytest.mark.parametrize("path", ["/", "/model", "/nothing", "/pictures/none/original.png"])
+@pytest.mark.parametrize("path", ["/", "/model", "/nothing", "/images/none/original.png"])
 def test_headers_of_every_answer(served: Served, path: str) -> None:
     for host in ("localhost", "evil.example"):
         headers = served.ask(path, Host=host).headers

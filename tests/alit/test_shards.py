@@ -1,4 +1,4 @@
-"""Shards: each picture of an epoch once, whoever reads it and whenever; names; damaged and hostile tar files."""
+"""Shards: each image of an epoch once, whoever reads it and whenever; names; damaged and hostile tar files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from torch import Tensor
 
 from alit import CheckpointError
 from alit.training import TrainingConfig, train
-from alit.training.pictures import Batch, Preparation, Share
+from alit.training.image_data import Batch, Preparation, Share
 from alit.training.shards import ShardBatches, ShardStream
-from alit.training.tars import MOST_SHARDS, NoPictures, Picture, expand, pictures
+from alit.training.tars import MOST_SHARDS, Member, NoImages, expand, members
 from tests.helpers.hostile import EXAMPLES, memory, mutated
+from tests.helpers.image_files import saved, tar
 from tests.helpers.models import model
-from tests.helpers.pictures import saved, tar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,13 +36,13 @@ def png(level: int) -> bytes:
     return saved(Image.new("RGB", (20, 20), (level, level, level)), "PNG").getvalue()
 
 
-#: Pictures of the shards below, by shard; of one it is the second that is damaged.
+#: Images of the shards below, by shard; of one it is the second that is damaged.
 SIZES = (5, 3, 9, 1, 4, 12, 2)
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
-    """Seven shards of several sizes, each picture of a grey of its own; one is damaged."""
+    """Seven shards of several sizes, each image of a gray of its own; one is damaged."""
     level = itertools.count()
     for shard, size in enumerate(SIZES):
         members = {f"{shard}.{number}.png": png(next(level)) for number in range(size)}
@@ -52,17 +52,17 @@ def shards(tmp_path: Path) -> str:
     return str(tmp_path / "x-{0..6}.tar")
 
 
-GREYS = sum(SIZES)
+GRAYS = sum(SIZES)
 BROKEN = SIZES[0] + SIZES[1] + 1
 
 
 class Marked(ShardStream):
-    """Gives the epoch and the grey level of each picture in place of its pixels."""
+    """Gives the epoch and the gray level of each image in place of its pixels."""
 
     epoch = 0
 
-    def _pictures(self, *args: Any) -> Iterator[Any]:
-        for at, *rest in super()._pictures(*args):
+    def _members(self, *args: Any) -> Iterator[Any]:
+        for at, *rest in super()._members(*args):
             self.epoch = at.epoch
             yield at, *rest
 
@@ -99,9 +99,9 @@ def test_shards_go_on_where_they_stood(shards: str, workers: int) -> None:
             assert torch.equal(a.images, b.images) and a.state == b.state
 
 
-def test_every_epoch_has_all_pictures_in_an_order_of_its_own(shards: str) -> None:
+def test_every_epoch_has_all_images_in_an_order_of_its_own(shards: str) -> None:
     batches = list(itertools.islice(stream(shards, 0, share=Share(5)), 21))
-    expected = [x for x in range(GREYS) if x != BROKEN]
+    expected = [x for x in range(GRAYS) if x != BROKEN]
     seen = levels(batches)
     epochs = [seen[:35], seen[35:70], seen[70:]]
     assert all(sorted(epoch) == expected for epoch in epochs)
@@ -112,7 +112,7 @@ def test_every_epoch_has_all_pictures_in_an_order_of_its_own(shards: str) -> Non
 def run_for(
     pattern: str, processes: int, workers: int, state: Any, batches: int
 ) -> tuple[list[tuple[int, int]], list[Any]]:
-    """Epoch and grey of what so many processes deliver in so many batches each, and their states."""
+    """Epoch and gray of what so many processes deliver in so many batches each, and their states."""
     seen, states = [], []
     for rank in range(processes):
         share = Share(2 * processes, 1, rank, processes)
@@ -137,7 +137,7 @@ def run_for(
     ],
     ids=str,
 )
-def test_other_processes_and_workers_see_each_picture_once(
+def test_other_processes_and_workers_see_each_image_once(
     shards: str, plan: list[tuple[int, int, int]]
 ) -> None:
     """The last of a plan goes on until the epochs that it compares are over."""
@@ -146,7 +146,7 @@ def test_other_processes_and_workers_see_each_picture_once(
     for processes, workers, batches in plan:
         found, state = run_for(shards, processes, workers, state, batches or 70)
         seen.update(found)
-    everything = {x for x in range(GREYS) if x != BROKEN}
+    everything = {x for x in range(GRAYS) if x != BROKEN}
     last = min(position[0] for own in state for position in own["positions"])
     assert last >= 2
     for epoch in range(last):
@@ -290,9 +290,9 @@ def test_no_field_allows_addresses(tmp_path: Path) -> None:
 # What is in them.
 
 
-def read_all(path: Path, start: int = 0) -> tuple[list[Picture], list[str]]:
+def read_all(path: Path, start: int = 0) -> tuple[list[Member], list[str]]:
     skipped: list[str] = []
-    return list(pictures(str(path), start, skipped, addresses=False)), skipped
+    return list(members(str(path), start, skipped, addresses=False)), skipped
 
 
 def test_members(tmp_path: Path) -> None:
@@ -325,17 +325,17 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_without_pictures(workers: int, tmp_path: Path) -> None:
+def test_a_shard_without_images(workers: int, tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", {"a.txt": b"", "b.txt": b"", "c.tif": b""})
-    with pytest.raises(NoPictures, match=r"x\.tar: no picture .* in it, but 2 \.txt, 1 \.tif"):
+    with pytest.raises(NoImages, match=r"x\.tar: no image .* in it, but 2 \.txt, 1 \.tif"):
         read_all(path)
     config = TrainingConfig(
         data=str(path), steps=1, batch_size=1, workers=workers, device="cpu", tensorboard=False
     )
-    with pytest.raises(ValueError, match=r"^data: .*x\.tar: no picture .*2 \.txt, 1 \.tif"):
+    with pytest.raises(ValueError, match=r"^data: .*x\.tar: no image .*2 \.txt, 1 \.tif"):
         train(config, model=model())
     tar(path, {})
-    with pytest.raises(ValueError, match=r"^data: .*x\.tar: no picture .* but nothing"):
+    with pytest.raises(ValueError, match=r"^data: .*x\.tar: no image .* but nothing"):
         train(config, model=model())
 
 
@@ -347,9 +347,9 @@ def test_a_run_says_what_it_skipped(shards: str, tmp_path: Path) -> None:
     result = train(TrainingConfig(data=shards, **fields), model=model())
     assert len(result.unreadable) == len(set(result.unreadable)) == 4
     said = "\n".join(result.unreadable)
-    assert "x-0.tar: members without a picture (1 .txt)" in said
-    assert "x-1.tar: damaged after 3 pictures (unexpected end of data)" in said
-    assert "x-2.tar: 2.1.png: " in said and "x-3.tar: damaged after 0 pictures" in said
+    assert "x-0.tar: members without an image (1 .txt)" in said
+    assert "x-1.tar: damaged after 3 images (unexpected end of data)" in said
+    assert "x-2.tar: 2.1.png: " in said and "x-3.tar: damaged after 0 images" in said
 
 
 def test_shards_that_do_not_fit(shards: str, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_shards_that_do_not_fit(shards: str, tmp_path: Path) -> None:
     assert batch.images.numel() == 0 and len(batch.unreadable) >= 1
 
 
-def test_damaged_tar_files_give_the_pictures_before(tmp_path: Path) -> None:
+def test_damaged_tar_files_give_the_images_before(tmp_path: Path) -> None:
     """Each mutation ends soon, in little memory, in what was found and a line that says why."""
     chance, path, damaged = random.Random(0), tmp_path / "x.tar", 0
     whole = tar(path, {f"{'d' * 150}/{n}.png": png(n) for n in range(6)}).read_bytes()
@@ -370,7 +370,7 @@ def test_damaged_tar_files_give_the_pictures_before(tmp_path: Path) -> None:
     with memory() as used:
         for _ in range(EXAMPLES):
             path.write_bytes(mutated(whole, chance))
-            with suppress(NoPictures):
+            with suppress(NoImages):
                 damaged += bool(read_all(path)[1])
     assert damaged > EXAMPLES / 4
     assert used.taken < 100 << 20 and time.monotonic() - start < 10 + EXAMPLES / 50
@@ -379,7 +379,7 @@ def test_damaged_tar_files_give_the_pictures_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [-512, -1024, 1 << 33, 1 << 60, (1 << 28) + 1])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, b"x", b"g", b"L", b"K", b"S"])
 def test_sizes_in_headers_are_no_promise(kind: bytes, size: int, tmp_path: Path) -> None:
-    """Of pictures, and of the headers that say more of the next member."""
+    """Of images, and of the headers that say more of the next member."""
     header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = (size % 256**12).to_bytes(12, "big")
     header[124] |= 0x80
@@ -388,8 +388,8 @@ def test_sizes_in_headers_are_no_promise(kind: bytes, size: int, tmp_path: Path)
     header[148:156] = b"%06o\0 " % sum(header)
     path = tmp_path / "x.tar"
     path.write_bytes(bytes(header) + bytes(1 << 16))
-    found: list[Picture] = []
-    with memory() as used, suppress(NoPictures):
+    found: list[Member] = []
+    with memory() as used, suppress(NoImages):
         found, skipped = read_all(path)
         assert skipped
     assert not found and used.taken < 50 << 20
@@ -400,5 +400,5 @@ def test_headers_of_headers_of_headers(tmp_path: Path) -> None:
     info.type = b"x"
     path.write_bytes(info.tobuf() * 20_000)
     with memory() as used:
-        assert "damaged after 0 pictures" in read_all(path)[1][0]
+        assert "damaged after 0 images" in read_all(path)[1][0]
     assert used.taken < 50 << 20

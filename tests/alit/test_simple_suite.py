@@ -1,4 +1,4 @@
-"""The suite of drawn pictures, and the command on it."""
+"""The suite of drawn images, and the command on it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def test_drawings() -> None:
 def test_kinds_are_measured_apart() -> None:
     m, drawn = model(image_size=(16, 16)), drawings(16)
     result = evaluate(m, drawn, batch_size=5)
-    assert result.pictures == 32 and [x.kind for x in result.kinds] == KINDS
+    assert result.images == 32 and [x.kind for x in result.kinds] == KINDS
     for kind in result.kinds:
         x = torch.stack([drawing.pixels for drawing in drawn if drawing.kind == kind.kind])
-        assert kind.pictures == len(x) == 4
+        assert kind.images == len(x) == 4
         for row in kind.lengths:
             y = (m.decode(m.encode(x, FixedLength(row.tokens))).clamp(0, 1) * 255).round() / 255
             assert row.model == pytest.approx(float(metrics.l1(x, y).mean()), abs=1e-4)
@@ -57,13 +57,13 @@ def test_kinds_are_measured_apart() -> None:
         assert kind.beats_thumbnail == won
     mean = sum(x.lengths[0].model for x in result.kinds) / 8
     assert result.lengths[0].model.l1 == pytest.approx(mean)
-    with pytest.raises(ValueError, match=r"pictures: expected shape \(3, 16, 16\), got \(3, 24"):
+    with pytest.raises(ValueError, match=r"images: expected shape \(3, 16, 16\), got \(3, 24"):
         evaluate(m, drawings(24))
 
 
 @pytest.mark.parametrize("second", [0.1, 0.3])
 def test_a_kind_beats_the_thumbnail_at_every_length(second: float) -> None:
-    """In the mean of its pictures; other kinds do not matter."""
+    """In the mean of its images; other kinds do not matter."""
     drawn = [Drawing(kind, torch.zeros(3, 8, 8)) for kind in ("text", "icon", "text")]
     lengths: list[Any] = []
     for tokens, ours in ((3, 0.1), (6, second)):
@@ -72,7 +72,7 @@ def test_a_kind_beats_the_thumbnail_at_every_length(second: float) -> None:
         found.theirs.add({"l1": torch.tensor([0.2, 0.1, 0.2], dtype=torch.float64)})
         lengths.append(found)
     text_kind, icon = kinds_of(drawn, lengths)
-    assert (text_kind.kind, text_kind.pictures) == ("text", 2)
+    assert (text_kind.kind, text_kind.images) == ("text", 2)
     assert [x.model for x in text_kind.lengths] == pytest.approx([0.1, second])
     assert text_kind.beats_thumbnail == (second == 0.1)
     assert (icon.kind, icon.beats_thumbnail, icon.lengths[0].thumbnail) == ("icon", False, 0.1)
@@ -89,10 +89,10 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     model(image_size=(32, 32), latents_per_iteration=40).save_pretrained(path)
     options = ("--suite", "simple", "--limit", 6, "--calibration", "--output", report)
     done = run("evaluate", path, *options)
-    assert done.exit_code == 0 and "6 pictures" in text(done), done.output
+    assert done.exit_code == 0 and "6 images" in text(done), done.output
     assert all(x in done.output for x in ("loses", "perplexity", "CodeError", "gradient", "webp"))
     stored = json.loads((report / "evaluation.json").read_text())
-    kinds = {x["kind"]: x["pictures"] for x in stored["kinds"]}
+    kinds = {x["kind"]: x["images"] for x in stored["kinds"]}
     assert kinds == {"flat": 4, "gradient": 2}
     assert {"tokens", "bits", "model", "thumbnail", "codes_used", "perplexity"} <= set(
         stored["lengths"][0]

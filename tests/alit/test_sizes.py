@@ -28,7 +28,7 @@ every_base = pytest.mark.parametrize("base", BASES)
 SIZES = ((16, 24), (24, 16), (4, 4), (8, 40), (24, 16), (32, 32), (4, 60))
 
 
-def pictures(*sizes: tuple[int, int], seed: int = 3) -> list[Tensor]:
+def images_of_sizes(*sizes: tuple[int, int], seed: int = 3) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(3, *size, generator=generator) for size in sizes or SIZES]
 
@@ -53,7 +53,7 @@ def test_batched_equals_single(base: str, options: dict[str, Any]) -> None:
     """Encoded in a list, in a stream and alone, images of any size have the same tokens and the same pixels."""
     if base == "vqgan" and "halting" in options:
         options = {**options, "halting_threshold": 0.06}
-    m, x = model(base, **options), pictures()
+    m, x = model(base, **options), images_of_sizes()
     lengths = [3, 12, 6, 9, 3, 12, 6]
     single = alone(m, x, [FixedLength(n) for n in lengths])
     batch = m.encode(x, FixedLength(lengths))
@@ -79,7 +79,7 @@ def test_batched_equals_single(base: str, options: dict[str, Any]) -> None:
 @every_base
 @pytest.mark.parametrize("kind", [MaxL1, CodeError])
 def test_criteria_see_images_of_any_size(base: str, kind: Any) -> None:
-    m, x = model(base), pictures()
+    m, x = model(base), images_of_sizes()
     with torch.no_grad():
         errors = [
             float(kind(0.0).error(iteration, m)[0])
@@ -110,9 +110,9 @@ def test_images_of_the_models_size_are_as_in_a_batch(base: str) -> None:
 @pytest.mark.parametrize("length_head", [False, True])
 def test_lengths_in_one_pass_and_budgets_of_images_of_any_size(length_head: bool) -> None:
     """Predicted ones as for each alone; a budget is that of the whole list."""
-    m, x = model(length_head=length_head, any_length=True), pictures()
+    m, x = model(length_head=length_head, any_length=True), images_of_sizes()
     if m.length_head is not None:
-        m.length_head.pictures.fill_(10)
+        m.length_head.image_count.fill_(10)
         with torch.no_grad():
             m.length_head.hidden.weight.normal_(generator=torch.Generator().manual_seed(0))
         found = m.encode(x, Predicted(max_l1=0.5))
@@ -129,7 +129,7 @@ def test_lengths_in_one_pass_and_budgets_of_images_of_any_size(length_head: bool
 
 
 def test_one_run_of_the_encoder_for_all() -> None:
-    m, x, runs = model(), pictures(), []
+    m, x, runs = model(), images_of_sizes(), []
     m.encoder.register_forward_pre_hook(lambda _, inputs: runs.append(inputs[0].shape[:-1].numel()))
     m.encode(x, FixedLength(6))
     rows = sum(1 + size[0] * size[1] // 16 for size in SIZES)
@@ -138,7 +138,7 @@ def test_one_run_of_the_encoder_for_all() -> None:
 
 def test_one_run_of_the_decoder_for_all() -> None:
     """Where predictions are asked for, and when tokens are decoded."""
-    m, x, runs = model(), pictures(), []
+    m, x, runs = model(), images_of_sizes(), []
     m.decoder.ffn.register_forward_hook(lambda *_: runs.append(1))
     tokens = m.encode(x, MaxL1(0.0))
     assert len(runs) == 4
@@ -151,7 +151,7 @@ def test_one_run_of_the_decoder_for_all() -> None:
 
 
 def test_positions_are_looked_up_once_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    m, x, made = model(halting="mask", halting_threshold=0.3), pictures(*SIZES, *SIZES), []
+    m, x, made = model(halting="mask", halting_threshold=0.3), images_of_sizes(*SIZES, *SIZES), []
     places = type(m).places
     monkeypatch.setattr(
         type(m), "places", lambda m, grid=None: made.append(grid) or places(m, grid)
@@ -194,7 +194,10 @@ def test_positions_are_learned_ones() -> None:
 @torch.no_grad()
 def test_a_rollout_on_another_grid(halting: str) -> None:
     """Its predictions are of that grid, and so are the pixels."""
-    m, x = model("vqgan", halting=halting, halting_threshold=0.06), torch.stack(pictures((8, 12)))
+    m, x = (
+        model("vqgan", halting=halting, halting_threshold=0.06),
+        torch.stack(images_of_sizes((8, 12))),
+    )
     for iteration in m.rollout(x, places=m.places((2, 3))):
         assert iteration.image_tokens_BND.shape[1] == 7
         assert m.pixels(iteration.prediction).shape == x.shape
@@ -232,7 +235,7 @@ def test_wrong_images(x: Any, message: str) -> None:
 
 
 def test_what_lists_cannot_have() -> None:
-    m, x = model(), pictures()
+    m, x = model(), images_of_sizes()
     base = m.rollout(images()).base
     with pytest.raises(ValueError, match="base: expected None with a list of images"):
         m.encode(x, FixedLength(3), base=base)

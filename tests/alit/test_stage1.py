@@ -11,13 +11,13 @@ import torch.utils.cpp_extension
 
 from alit import stage1_loss
 from alit.training import train
-from alit.training.optimization import MovingAverage, Optimiser, schedule
+from alit.training.optimization import MovingAverage, Optimizer, schedule
 from alit.training.processes import Processes
 from alit.training.stage import iterations_of, precision, recomputed
 from alit.training.stage1 import Stage1
 from alit.training.trainer import STAGES
 from tests.helpers.models import BASES, VARIANTS, images, model
-from tests.helpers.runs import ALONE, Synchronisations, config, gradients
+from tests.helpers.runs import ALONE, Synchronizations, config, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -210,10 +210,10 @@ def test_moving_average_is_one() -> None:
     assert float(p[0] - expected[0]) == pytest.approx(9, rel=1e-3)  # it lags by decay / (1 - decay)
 
 
-def test_optimiser_is_adamw_with_decay_on_matrices_alone() -> None:
+def test_optimizer_is_adamw_with_decay_on_matrices_alone() -> None:
     own, plain = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     plain.load_state_dict(own.state_dict())
-    ours = Optimiser(list(own.named_parameters()), config(clip=1e9, weight_decay=0.5))
+    ours = Optimizer(list(own.named_parameters()), config(clip=1e9, weight_decay=0.5))
     groups = [
         {"params": [plain.weight], "weight_decay": 0.5},
         {"params": [plain.bias], "weight_decay": 0.0},
@@ -252,21 +252,21 @@ def test_automatic_precision(
 
 @pytest.mark.parametrize("halting", ["off", "mask"])
 @pytest.mark.parametrize("base", BASES)
-def test_no_synchronisation_in_a_step(base: str, halting: str) -> None:
+def test_no_synchronization_in_a_step(base: str, halting: str) -> None:
     m = model(base, halting=halting, dead_code_threshold=0.1)
     stage = Stage1(m, config(), ALONE)
     stage.step(0, 0.0, 1e-3, [images(2)])
-    with Synchronisations() as seen:
+    with Synchronizations() as seen:
         stage.step(1, 0.0, 1e-3, [images(2)])
     assert seen.places == []
-    with Synchronisations() as seen:
+    with Synchronizations() as seen:
         float(stage.step(2, 0.0, 1e-3, [images(2)])["loss"])
     assert seen.places
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("stage", ["1", "2"])
-def test_no_synchronisation_on_a_gpu(stage: str) -> None:
+def test_no_synchronization_on_a_gpu(stage: str) -> None:
     device = torch.device("cuda")
     fields = config(stage=stage, perceptual="off", gan_schedule=((0.0, 0.5),), device="cuda")
     m = model("vqgan", image_size=(24, 24), iterations=2).to(device)

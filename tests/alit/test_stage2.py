@@ -22,11 +22,11 @@ from tests.helpers.models import BASES, model
 from tests.helpers.runs import (
     ALONE,
     SMALL,
-    Synchronisations,
+    Synchronizations,
     config,
     gradients,
     log_of,
-    pictures,
+    noise_images,
     state_of,
     weights_of,
 )
@@ -52,24 +52,24 @@ def stage2(**fields: Any) -> TrainingConfig:
 # One step.
 
 
-def test_optimisers_are_apart() -> None:
+def test_optimizers_are_apart() -> None:
     """Each parameter belongs to one of them, and gets its gradient from one of the losses alone."""
     m = small()
     stage = Stage2(m, stage2(), ALONE)
-    own = {n: {id(p) for _, p in o.parameters} for n, o in stage.optimisers.items()}
+    own = {n: {id(p) for _, p in o.parameters} for n, o in stage.optimizers.items()}
     assert own["model"] == {id(p) for p in m.parameters()}
     assert not own["model"] & own["discriminators"]
     seen: dict[str, bool] = {}
     judges = stage.modules["discriminators"]
-    step = stage.optimisers["model"].step
+    step = stage.optimizers["model"].step
 
     def look(rate: float) -> Tensor:
         seen["no gradient of discriminators"] = all(p.grad is None for p in judges.parameters())
         return step(rate)
 
-    stage.optimisers["model"].step = look  # type: ignore[method-assign]
+    stage.optimizers["model"].step = look  # type: ignore[method-assign]
     before = {side: _copy(module) for side, module in stage.modules.items()}
-    terms = stage.step(0, 0.5, 1e-3, [pictures()])
+    terms = stage.step(0, 0.5, 1e-3, [noise_images()])
     assert seen == {"no gradient of discriminators": True}
     assert all(p.grad is None for p in (*m.parameters(), *judges.parameters()))
     assert all(p.requires_grad for p in judges.parameters())
@@ -85,7 +85,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 def test_gradients_are_those_of_the_losses() -> None:
     """Generator and discriminator step against the losses written out."""
-    m, x = small(), pictures()
+    m, x = small(), noise_images()
     stage = Stage2(m, stage2(l2_weight=2.0, ssim_weight=0.3), ALONE)
     judge = stage.critics.discriminator(1)
     found = gradients(stage, [x], 1)
@@ -122,9 +122,11 @@ def test_gradients_are_those_of_the_losses() -> None:
 def test_the_base_frozen_or_trained() -> None:
     """Frozen, it passes gradients on; the adaptive weight then compares at the decoder's last layer."""
     for base in BASES:
-        trained = gradients(Stage2(small(base), stage2(), ALONE), [pictures()], 0)["model"]
+        trained = gradients(Stage2(small(base), stage2(), ALONE), [noise_images()], 0)["model"]
         frozen_model = small(base)
-        frozen = gradients(Stage2(frozen_model, stage2(train_base=False), ALONE), [pictures()], 0)
+        frozen = gradients(
+            Stage2(frozen_model, stage2(train_base=False), ALONE), [noise_images()], 0
+        )
         names = {name for name in trained if name.startswith("base_tokenizer.")}
         assert bool(names) == (base != "dct")
         assert frozen["model"].keys() == trained.keys() - names
@@ -146,24 +148,24 @@ def test_schedule_and_who_takes_part() -> None:
     # While the weight is 0 there is neither a verdict nor a step of the discriminators.
     stage = Stage2(small(), stage2(gan_schedule=((0.5, 0.8),)), ALONE)
     before = _copy(stage.modules["discriminators"])
-    terms = stage.step(0, 0.49, 1e-3, [pictures()])
+    terms = stage.step(0, 0.49, 1e-3, [noise_images()])
     assert not [name for name in terms if name.startswith(("adversarial", "real", "discriminator"))]
     buffers = dict(stage.modules["discriminators"].named_buffers())
     assert int(buffers["0.main.3.num_batches_tracked"]) == 0
-    stage.step(0, 0.5, 1e-3, [pictures()])
+    stage.step(0, 0.5, 1e-3, [noise_images()])
     after = _copy(stage.modules["discriminators"])
     changed = {name.split(".")[0] for name, p in after.items() if not torch.equal(p, before[name])}
     assert changed == {"0"}
     shared = Stage2(small(), stage2(discriminators="shared"), ALONE)
     assert shared.critics.discriminator(0) is shared.critics.discriminator(1)
     none = Stage2(small(), stage2(gan_schedule=((0.0, 0.0),)), ALONE)
-    assert none.modules.keys() == none.optimisers.keys() == {"model"}
+    assert none.modules.keys() == none.optimizers.keys() == {"model"}
 
 
 def test_learning_rates() -> None:
     stage = Stage2(small(), stage2(learning_rate=1e-3, discriminator_learning_rate=4e-3), ALONE)
-    stage.step(0, 0.5, 2e-4, [pictures()])
-    rates = {n: {g["lr"] for g in o.adamw.param_groups} for n, o in stage.optimisers.items()}
+    stage.step(0, 0.5, 2e-4, [noise_images()])
+    rates = {n: {g["lr"] for g in o.adamw.param_groups} for n, o in stage.optimizers.items()}
     assert rates["model"] == {2e-4}
     (rate,) = rates["discriminators"]
     assert rate == pytest.approx(8e-4)
@@ -171,7 +173,7 @@ def test_learning_rates() -> None:
 
 def test_accumulated_parts_give_the_mean_gradient() -> None:
     """Without discriminators, whose batch statistics and adaptive weight belong to a part."""
-    x, fields = pictures(), {"gan_schedule": (), "iterations_per_step": 2}
+    x, fields = noise_images(), {"gan_schedule": (), "iterations_per_step": 2}
     whole = gradients(Stage2(small(), stage2(**fields), ALONE), [x], 0)["model"]
     parts = gradients(Stage2(small(), stage2(accumulate=2, **fields), ALONE), [x[:2], x[2:]], 0)
     assert whole.keys() == parts["model"].keys()
@@ -186,7 +188,7 @@ def test_pixel_training_lowers_the_error() -> None:
     train(
         stage2(learning_rate=3e-3, **fields),
         model=model(image_size=(24, 24), iterations=1, bottleneck="continuous"),
-        images=torch.nn.functional.interpolate(pictures()[:, :, :2, :2], size=(24, 24)),
+        images=torch.nn.functional.interpolate(noise_images()[:, :, :2, :2], size=(24, 24)),
         on_log=lambda record: errors.append(record["l1_0"]),
     )
     assert sum(errors[-10:]) < 0.8 * sum(errors[:10])
@@ -198,11 +200,11 @@ def test_perceptual_is_one_and_frozen(random_perceptual: list[Perceptual]) -> No
     stage = Stage2(m, stage2(perceptual="lpips", perceptual_weight=0.5), ALONE)
     before = _copy(made[0])
     for step in range(2):
-        terms = stage.step(step, 0.5, 1e-3, [pictures()])
+        terms = stage.step(step, 0.5, 1e-3, [noise_images()])
         assert float(terms[f"perceptual_{step}"]) > 0
     assert len(made) == 1 and not any(p.requires_grad for p in made[0].parameters())
     assert all(torch.equal(p, before[name]) for name, p in _copy(made[0]).items())
-    own = {id(p) for o in stage.optimisers.values() for _, p in o.parameters}
+    own = {id(p) for o in stage.optimizers.values() for _, p in o.parameters}
     assert not own & {id(p) for p in made[0].parameters()}
     assert (made[0].unit_range, made[0].training) == (False, False)
     Stage2(small(quirks=Quirks.official()), stage2(perceptual="lpips"), ALONE)
@@ -211,12 +213,12 @@ def test_perceptual_is_one_and_frozen(random_perceptual: list[Perceptual]) -> No
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.usefixtures("random_perceptual")
-def test_no_synchronisation_in_a_step(base: str) -> None:
+def test_no_synchronization_in_a_step(base: str) -> None:
     m = small(base, halting="mask", dead_code_threshold=0.1)
     stage = Stage2(m, stage2(perceptual="lpips", ssim_weight=0.1, l2_weight=1.0), ALONE)
-    stage.step(0, 0.5, 1e-3, [pictures(2)])
-    with Synchronisations() as seen:
-        stage.step(1, 0.5, 1e-3, [pictures(2)])
+    stage.step(0, 0.5, 1e-3, [noise_images(2)])
+    with Synchronizations() as seen:
+        stage.step(1, 0.5, 1e-3, [noise_images(2)])
     assert seen.places == []
 
 
@@ -226,7 +228,7 @@ def test_bfloat16() -> None:
     for precision in ("float32", "bfloat16"):
         stage = Stage2(small(), stage2(perceptual="lpips", precision=precision), ALONE)
         torch.manual_seed(0)
-        terms.append(stage.step(0, 0.5, 1e-3, [pictures()]))
+        terms.append(stage.step(0, 0.5, 1e-3, [noise_images()]))
     for name in ("loss", "l1_0", "perceptual_0"):
         assert terms[1][name].dtype == torch.float32
         torch.testing.assert_close(terms[1][name], terms[0][name], rtol=0.1, atol=0.02)
@@ -251,11 +253,11 @@ def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:
     assert not torch.equal(after, before[name].flatten())
 
 
-def test_pictures_of_a_run(folder: Path, tmp_path: Path) -> None:
+def test_images_of_a_run(folder: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"
-    fields: dict[str, Any] = {"tensorboard": True, "picture_every": 1, "steps": 1}
+    fields: dict[str, Any] = {"tensorboard": True, "image_every": 1, "steps": 1}
     train(stage2(data=str(folder), output=str(run), model=SMALL, **fields))
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
     events.Reload()

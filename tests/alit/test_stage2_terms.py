@@ -16,7 +16,7 @@ from alit.training import TrainingConfig
 from alit.training.stage2 import Stage2
 from tests.helpers import models
 from tests.helpers.models import BASES
-from tests.helpers.runs import ALONE, config, gradients, pictures
+from tests.helpers.runs import ALONE, config, gradients, noise_images
 
 BASES_THAT_LEARN: dict[str, Any] = {
     "vae": BASES["vae"],
@@ -46,7 +46,7 @@ def losses(m: AdaptiveTokenizer, x: Tensor, at: list[int], **fields: Any) -> tup
 @pytest.mark.parametrize("base", ["vae", "dct"])
 def test_code(base: str, at: list[int]) -> None:
     """The mean squared error of the code, of each iteration, beside what the loss is without it."""
-    m, x = small(base), pictures()
+    m, x = small(base), noise_images()
     torch.manual_seed(0)
     expected = {each.iteration: each for each in reconstructions(m.train(), x, at)}
     plain, without = losses(m, x, at)
@@ -61,7 +61,7 @@ def test_code(base: str, at: list[int]) -> None:
 
 def test_code_is_that_of_stage_1() -> None:
     """Against the base tokens that the encoder saw."""
-    m, x = small("vqgan").eval(), pictures()
+    m, x = small("vqgan").eval(), noise_images()
     with torch.no_grad():
         found = list(reconstructions(m, x, [0, 1]))
         for iteration, each in zip(m.rollout(x), found, strict=True):
@@ -73,7 +73,7 @@ def test_code_is_that_of_stage_1() -> None:
 @pytest.mark.parametrize("base", BASES_THAT_LEARN)
 def test_base(base: str) -> None:
     """Its own L1 and regularizer, once, whatever the number of iterations."""
-    m, x = small(base), pictures()
+    m, x = small(base), noise_images()
     fields = {"base_weight": 0.5, "regularizer": 0.2}
     plain, without = losses(m, x, [0, 1])
     found, drawn = losses(m, x, [0, 1], **fields), torch.get_rng_state()
@@ -90,7 +90,7 @@ def test_base(base: str) -> None:
 
 def test_the_base_learns_from_its_own_tokens() -> None:
     """It gets the gradient of both of its runs."""
-    x = pictures()
+    x = noise_images()
     each = [
         gradients(Stage2(small("vqgan"), stage2(base_weight=weight, regularizer=0.0), ALONE), [x])[
             "model"
@@ -109,7 +109,7 @@ def test_the_base_learns_from_its_own_tokens() -> None:
 
 def test_terms_in_the_log() -> None:
     stage = Stage2(small("vqgan"), stage2(code_weight=1.0, base_weight=0.5, regularizer=0.0), ALONE)
-    terms = stage.step(1, 0.5, 1e-3, [pictures()])
+    terms = stage.step(1, 0.5, 1e-3, [noise_images()])
     assert terms.keys() == {"loss", "l1_1", "quantization_1", "code_1", "base_l1", "gradient_norm"}
     total = terms["l1_1"] + terms["quantization_1"] + terms["code_1"] + 0.5 * terms["base_l1"]
     torch.testing.assert_close(terms["loss"], total)

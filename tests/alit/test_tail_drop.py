@@ -15,7 +15,7 @@ from alit.losses.tails import kept_lengths
 from alit.training.stage1 import Stage1
 from alit.training.stage2 import Stage2
 from tests.helpers.models import BASES, VARIANTS, images, model
-from tests.helpers.runs import ALONE, Synchronisations, config, gradients
+from tests.helpers.runs import ALONE, Synchronizations, config, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,10 +110,10 @@ def test_the_field_reaches_the_loss(stage: Any, fields: dict[str, Any]) -> None:
     assert not torch.allclose(found[0], found[1]) and torch.equal(found[1], found[2])
 
 
-def test_no_synchronisation_in_a_step() -> None:
+def test_no_synchronization_in_a_step() -> None:
     stage = Stage1(model(), config(tail_drop=0.5), ALONE)
     stage.step(0, 0.0, 1e-3, [images(2)])
-    with Synchronisations() as seen:
+    with Synchronizations() as seen:
         stage.step(1, 0.0, 1e-3, [images(2)])
     assert seen.places == []
 

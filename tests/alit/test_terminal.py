@@ -72,15 +72,15 @@ DOING = {
 }
 #: Keys of the documents.
 KEYS = {
-    "encode": "file images tokens pictures skipped",
-    "decode": "folder pictures",
-    "reconstruct": "folder pictures skipped",
+    "encode": "file images tokens each skipped",
+    "decode": "folder images",
+    "reconstruct": "folder images skipped",
     "demo": "seconds",
     "train": "model steps skipped",
     "evaluate": "model lengths calibration left_out skipped",
     "analyze": "page verdicts model complexity skipped",
     "probe": "model lengths chance skipped",
-    "generate": "folder tokens_file sheet pictures",
+    "generate": "folder tokens_file sheet images",
     "compact": "file bytes",
     "convert": "file size base max_tokens",
     "export": "folder format files",
@@ -201,7 +201,7 @@ def test_nothing_at_all(name: str, folder: Path, told: list[tuple[Any, ...]]) ->
 def test_documents_and_errors_in_spite_of_quiet(folder: Path) -> None:
     done = run("encode", "photos", "-o", "x.alit", "--tokens", 3, "--quiet", "--json")
     assert json.loads(done.stdout)["images"] == 8 and done.stderr == ""
-    Path("photos/9.png").write_text("no picture")
+    Path("photos/9.png").write_text("no image")
     done = run("encode", "photos", "-o", "x.alit", "--tokens", 3, "--quiet", "--json")
     document = json.loads(done.stdout)
     assert done.exit_code == 1 and document["images"] == 8 and "9.png" in document["skipped"][0]
@@ -287,8 +287,8 @@ def test_the_start_of_a_run_is_shown(
 ) -> None:
     """That of a transform coder takes minutes."""
     monkeypatch.setattr(models, "INITIAL_SAMPLE", 40)
-    for number, picture in enumerate(coder.pictures(20)):
-        save_image(to_image(picture), Path("photos", f"many-{number}.png"))
+    for number, image in enumerate(coder.images(20)):
+        save_image(to_image(image), Path("photos", f"many-{number}.png"))
     shape = {"size": "nano", **coder.OPTIONS}
     for name in ("base", "encoder", "decoder"):
         shape[name] = dataclasses.asdict(shape[name])

@@ -1,4 +1,4 @@
-"""alit encode, decode and info, from photographs to pictures."""
+"""alit encode, decode and info, from photographs to images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE, OUT = Path("x.alit"), Path("out")
 
 @pytest.fixture(autouse=True)
 def photos(here: Path) -> None:
-    """Three pictures of different shapes."""
+    """Three images of different shapes."""
     Path("photos").mkdir()
     for name, size, image in zip("bac", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
         to_image(image).resize(size).save(f"photos/{name}.png")
@@ -53,11 +53,11 @@ def test_encode_decode_info(fit: str) -> None:
     assert done.exit_code == 0, done.output
     assert "3 images" in done.output and "bits per pixel" in done.output
     m = model()
-    pictures = [fitting.load(f"photos/{name}.png", (16, 24), 4, fit) for name in "abc"]
+    fitted = [fitting.load(f"photos/{name}.png", (16, 24), 4, fit) for name in "abc"]
     if fit == "crop":
-        for name, picture in zip("abc", pictures, strict=True):
-            assert torch.equal(picture.image, load(f"photos/{name}.png", (16, 24)))
-    expected = m.encode([picture.image for picture in pictures], MaxL1(0.3))
+        for name, x in zip("abc", fitted, strict=True):
+            assert torch.equal(x.image, load(f"photos/{name}.png", (16, 24)))
+    expected = m.encode([x.image for x in fitted], MaxL1(0.3))
     tokens = TokenSequence.from_bytes(FILE.read_bytes(), m.identity())
     assert torch.equal(tokens.lengths, expected.lengths)
     assert torch.equal(tokens.sizes, expected.sizes)
@@ -68,15 +68,15 @@ def test_encode_decode_info(fit: str) -> None:
     said = done.output.replace("\n", " ")
     assert done.exit_code == 0 and m.identity().fingerprint.hex()[:12] in said
     assert f"{8 * FILE.stat().st_size / (3 * 16 * 24):.4f} bits per pixel" in said
-    assert "pictures of 24x16" in said and "32 codes of 5 bits" in said and "version 2" in said
+    assert "images of 24x16" in said and "32 codes of 5 bits" in said and "version 2" in said
     assert all(str(length) in said for length in tokens.lengths.tolist())
 
     about = json.loads(run("info", FILE, "--json").output)
-    pictures = about.pop("pictures")
-    assert [x["name"] for x in pictures] == ["a.png", "b.png", "c.png"]
-    assert [x["encoded"] for x in pictures] == tokens.sizes.tolist()
-    assert [x["original"][::-1] for x in pictures] == list(map(list, originals))
-    assert [x["tokens"] for x in pictures] == tokens.lengths.tolist()
+    images = about.pop("each")
+    assert [x["name"] for x in images] == ["a.png", "b.png", "c.png"]
+    assert [x["encoded"] for x in images] == tokens.sizes.tolist()
+    assert [x["original"][::-1] for x in images] == list(map(list, originals))
+    assert [x["tokens"] for x in images] == tokens.lengths.tolist()
     assert sum(about.pop("lengths").values()) == 3
     size, count = FILE.stat().st_size, int(tokens.lengths.sum())
     assert about == {
@@ -96,25 +96,25 @@ def test_encode_decode_info(fit: str) -> None:
     for folder in (OUT, Path("small")):
         assert sorted(os.listdir(folder)) == ["a.png", "b.png", "c.png"]
     for b, (name, pixels) in enumerate(zip("abc", m.decode(tokens), strict=True)):
-        with Image.open(f"small/{name}.png") as picture:
-            assert picture.tobytes() == to_image(pixels).tobytes()
-            large = picture.resize(originals[b], Image.Resampling.BICUBIC)
-        with Image.open(OUT / f"{name}.png") as picture:
-            assert picture.size == originals[b] and picture.tobytes() == large.tobytes()
+        with Image.open(f"small/{name}.png") as image:
+            assert image.tobytes() == to_image(pixels).tobytes()
+            large = image.resize(originals[b], Image.Resampling.BICUBIC)
+        with Image.open(OUT / f"{name}.png") as image:
+            assert image.size == originals[b] and image.tobytes() == large.tobytes()
 
 
 def test_padding_is_taken_away() -> None:
-    """A small picture keeps its size; what was repeated to fill whole patches is not seen again."""
+    """A small image keeps its size; what was repeated to fill whole patches is not seen again."""
     Image.effect_noise((13, 10), 50).convert("RGB").save("small.png")
     assert run("encode", "small.png", "-o", FILE, "--tokens", 3, "--fit", "pad").exit_code == 0
     with reading(FILE) as file:
-        pictures = Reader(file).pictures(0, 1)
-    assert pictures.sizes.tolist() == [[12, 16]] and pictures.padding.tolist() == [[2, 3]]
+        images = Reader(file).images(0, 1)
+    assert images.sizes.tolist() == [[12, 16]] and images.padding.tolist() == [[2, 3]]
     assert run("decode", FILE, "-o", OUT).exit_code == 0
     tokens = TokenSequence.from_bytes(FILE.read_bytes())
-    with Image.open(OUT / "small.png") as picture:
+    with Image.open(OUT / "small.png") as image:
         expected = to_image(model().decode(tokens)[0, :, :10, :13])
-        assert picture.size == (13, 10) and picture.tobytes() == expected.tobytes()
+        assert image.size == (13, 10) and image.tobytes() == expected.tobytes()
 
 
 def write_named(*names: str, originals: tuple[int, int] = (16, 24), size: int = 16) -> None:
@@ -128,7 +128,7 @@ def write_named(*names: str, originals: tuple[int, int] = (16, 24), size: int = 
     FILE.write_bytes(data)
 
 
-def test_names_of_decoded_pictures() -> None:
+def test_names_of_decoded_images() -> None:
     """Those of the originals, with numbers where there are several; never beyond the folder, never another's file."""
     long = "x" * 251 + ".jpg"
     names = [
@@ -188,20 +188,20 @@ def test_a_hostile_name_is_refused() -> None:
 
 
 def test_version_1_is_read() -> None:
-    """Pictures have numbers for names, and the model's size."""
+    """Images have numbers for names, and the model's size."""
     write([3, 6])
     assert FILE.read_bytes()[8] == 1
     done = run("info", FILE)
     assert done.exit_code == 0 and "version 1" in text(done)
     assert run("decode", FILE, "-o", OUT).exit_code == 0
     assert sorted(os.listdir(OUT)) == ["00000.png", "00001.png"]
-    with Image.open(OUT / "00001.png") as picture:
-        assert picture.size == (24, 16)
+    with Image.open(OUT / "00001.png") as image:
+        assert image.size == (24, 16)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 3000), (70_000, 1), (2, 5000)])
 @pytest.mark.parametrize("fit", ["whole", "crop", "pad"])
-def test_small_and_long_pictures(size: tuple[int, int], fit: str) -> None:
+def test_small_and_long_images(size: tuple[int, int], fit: str) -> None:
     """Smaller than a patch, or a thousand times as long as high: as many tokens as any, and the size it had."""
     Image.new("RGB", size, (10, 200, 30)).save("odd.png")
     done = run("encode", "odd.png", "photos", "-o", FILE, "--tokens", 3, "--fit", fit)
@@ -210,11 +210,11 @@ def test_small_and_long_pictures(size: tuple[int, int], fit: str) -> None:
     assert (tokens.sizes.prod(1) // 16).max() <= most_tokens(24)
     assert run("decode", FILE, "-o", OUT).exit_code == 0
     if fit != "crop":
-        with Image.open(OUT / "odd.png") as picture:
-            assert picture.size == size
+        with Image.open(OUT / "odd.png") as image:
+            assert image.size == size
 
 
-def test_decode_beside_pictures_of_another_file() -> None:
+def test_decode_beside_images_of_another_file() -> None:
     OUT.mkdir()
     for name in ("2024.png", "123456a.png"):  # of nobody's file
         (OUT / name).touch()
@@ -222,7 +222,7 @@ def test_decode_beside_pictures_of_another_file() -> None:
         write(lengths)
         assert run("decode", FILE, "-o", OUT).exit_code == 0
     write([3, 3])
-    refused(run("decode", FILE, "-o", OUT), "holds more pictures, of another file")
+    refused(run("decode", FILE, "-o", OUT), "holds more images, of another file")
 
 
 def test_criteria_and_files() -> None:
@@ -265,12 +265,12 @@ def test_info_shows_ranges_of_many_lengths() -> None:
 
 
 def test_json_says_all_of_many_and_of_none() -> None:
-    """Also of a file that knows neither names nor sizes of its pictures."""
+    """Also of a file that knows neither names nor sizes of its images."""
     write(list(range(300)))
     about = json.loads(run("info", FILE, "--json").output)
-    assert len(about["lengths"]) == len(about["pictures"]) == 300 and about["version"] == 1
+    assert len(about["lengths"]) == len(about["each"]) == 300 and about["version"] == 1
     unknown = {"name": None, "original": None, "encoded": [16, 24], "tokens": 299}
-    assert about["pictures"][-1] == unknown
+    assert about["each"][-1] == unknown
     write([])
     about = json.loads(run("info", FILE, "--json").output)
     assert about["images"] == 0 and about["bits_per_pixel"] is about["tokens_per_image"] is None

@@ -1,4 +1,4 @@
-"""Order, crops and damaged files of training pictures; shards: test_shards.py."""
+"""Order, crops and damaged files of training images; shards: test_shards.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alit.evaluation.pictures import cropped
+from alit.evaluation.inputs import cropped
 from alit.folders import find
 from alit.images import load_square
 from alit.training import TrainingConfig, train
-from alit.training.pictures import (
+from alit.training.image_data import (
     ImageFolder,
     ImageTensor,
     Preparation,
@@ -30,24 +30,24 @@ from tests.helpers.models import model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def grey(level: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
+def gray(level: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
     return Image.new("RGB", size, (level, level, level))
 
 
-def test_pictures_are_those_of_every_command(tmp_path: Path) -> None:
+def test_images_are_those_of_every_command(tmp_path: Path) -> None:
     """Whatever their mode; a file that Pillow only writes is none."""
     (tmp_path / "x.pdf").write_bytes(b"%PDF")
     ramp = np.linspace(0, 65535, 400).reshape(20, 20)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16 bits.png")
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
-    pictures = ImageFolder(tmp_path, (16, 16), crop=1.0, flip=False)
+    images = ImageFolder(tmp_path, (16, 16), crop=1.0, flip=False)
     assert (
-        [file.suffix for file in pictures.files]
+        [file.suffix for file in images.files]
         == [".png", ".png"]
-        == [x.suffix for x in find([tmp_path]).pictures]
+        == [x.suffix for x in find([tmp_path]).images]
     )
-    for index, file in enumerate(pictures.files):
-        loaded, expected = pictures.load(index, np.random.default_rng(0)), load_square(file, 16)
+    for index, file in enumerate(images.files):
+        loaded, expected = images.load(index, np.random.default_rng(0)), load_square(file, 16)
         assert torch.equal(loaded.float() / 255, expected)
         assert torch.equal(cropped(file, 20), load_square(file, 20))
 
@@ -59,11 +59,11 @@ def levels(images: Tensor) -> list[int]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for level in range(8):
-        grey(level).save(tmp_path / f"{level}.png")
+        gray(level).save(tmp_path / f"{level}.png")
     return tmp_path
 
 
-def test_every_epoch_goes_through_all_pictures(folder: Path) -> None:
+def test_every_epoch_goes_through_all_images(folder: Path) -> None:
     data = Shuffled(ImageFolder(folder, (16, 16), crop=0.8, flip=True), seed=0)
     seen = [levels(data[p][0][None])[0] for p in range(24)]
     epochs = [seen[i : i + 8] for i in (0, 8, 16)]
@@ -72,12 +72,12 @@ def test_every_epoch_goes_through_all_pictures(folder: Path) -> None:
 
 
 def test_workers_processes_and_parts_change_no_batch(folder: Path) -> None:
-    pictures = ImageFolder(folder, (16, 16), crop=0.8, flip=True)
+    images = ImageFolder(folder, (16, 16), crop=0.8, flip=True)
 
     def steps(workers: int, accumulate: int, processes: int, first: int) -> list[Tensor]:
         streams = [
             shuffled_batches(
-                pictures,
+                images,
                 Share(4, accumulate, rank, processes),
                 seed=3,
                 workers=workers,
@@ -109,23 +109,23 @@ def test_crops() -> None:
     assert 110 < flips < 190
     # Width / side = sqrt(area * aspect), area in [0.8, 1], aspect in [3/4, 4/3], and at most 1.
     assert 0.75 < min(spans) < 0.82 and 0.97 < max(spans) <= 1.03
-    centre = Preparation((16, 8), 1.0, False)
-    still = centre.augmented(ramp, random)
+    center = Preparation((16, 8), 1.0, False)
+    still = center.augmented(ramp, random)
     assert still.shape == (3, 16, 8) and still.dtype == torch.uint8
-    assert torch.equal(still, centre.augmented(ramp, random))
+    assert torch.equal(still, center.augmented(ramp, random))
     # Twice as high as wide, and so is what is taken of it, but for the drawn aspect.
     tall = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[:, None, None], (1, 100, 3)))
     for _ in range(100):
         column = Preparation((16, 8), 0.8, False).augmented(tall, random)[0, :, 0].float()
         assert 0.75 < float(column[-1] - column[0]) / 15 * 16 / 200 <= 1.03
-    panorama = Preparation((16, 16), 0.8, True).augmented(grey(7, (500, 20)), random)
+    panorama = Preparation((16, 16), 0.8, True).augmented(gray(7, (500, 20)), random)
     assert panorama.shape == (3, 16, 16) and int(panorama[0, 0, 0]) == 7
 
 
 @pytest.mark.parametrize(
     "error", [TypeError("a float"), AttributeError("x"), KeyError("y"), OverflowError("z")]
 )
-def test_whatever_a_decoder_raises_is_a_damaged_picture(
+def test_whatever_a_decoder_raises_is_a_damaged_image(
     error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Image.open
@@ -145,34 +145,34 @@ def test_whatever_a_decoder_raises_is_a_damaged_picture(
 
 
 def damage(folder: Path) -> None:
-    (folder / "1.png").write_bytes(b"no picture")
+    (folder / "1.png").write_bytes(b"no image")
     whole = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])
     (folder / "3.png").write_bytes(b"")
 
 
-def test_pictures_that_come_once() -> None:
+def test_images_that_come_once() -> None:
     """Epochs after the first go on without those with which it began."""
-    pictures = ImageTensor(torch.arange(10.0).expand(3, 2, 2, 10).permute(3, 0, 1, 2), flip=False)
-    data = Shuffled(pictures, seed=0, once=3)
+    images = ImageTensor(torch.arange(10.0).expand(3, 2, 2, 10).permute(3, 0, 1, 2), flip=False)
+    data = Shuffled(images, seed=0, once=3)
     seen = [int(data[position][0][0, 0, 0]) for position in range(10 + 7 + 7 + 3)]
     held, rest = seen[:3], seen[3:10]
     assert sorted(held + rest) == list(range(10))
     assert sorted(seen[10:17]) == sorted(seen[17:24]) == sorted(rest)
     assert seen[10:17] != seen[17:24] and not {*seen[10:]} & {*held}
-    plain = Shuffled(pictures, seed=0)
+    plain = Shuffled(images, seed=0)
     assert [int(plain[position][0][0, 0, 0]) for position in range(10)] == seen[:10]
     assert int(data[20][0][0, 0, 0]) == seen[20], "in any order"
-    with pytest.raises(ValueError, match="data: expected more pictures than the 10 that are held"):
-        check_enough(pictures, 2, 10)
+    with pytest.raises(ValueError, match="data: expected more images than the 10 that are held"):
+        check_enough(images, 2, 10)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_files_are_skipped_and_named(folder: Path, workers: int) -> None:
     damage(folder)
-    pictures = ImageFolder(folder, (16, 16), crop=1.0, flip=False)
+    images = ImageFolder(folder, (16, 16), crop=1.0, flip=False)
     options: dict[str, Any] = {"seed": 0, "workers": workers, "pin": False}
-    batches = list(shuffled_batches(pictures, Share(4), steps=(0, 6), **options))
+    batches = list(shuffled_batches(images, Share(4), steps=(0, 6), **options))
     assert all(x.images.shape == (4, 3, 16, 16) for x in batches)
     seen = Counter(level for x in batches for level in levels(x.images))
     assert seen.keys() == {0, 4, 5, 6, 7}
@@ -182,7 +182,7 @@ def test_damaged_files_are_skipped_and_named(folder: Path, workers: int) -> None
 
 def test_a_run_reports_them(folder: Path) -> None:
     damage(folder)
-    (folder / "9.heic").write_bytes(b"no picture")
+    (folder / "9.heic").write_bytes(b"no image")
     config = TrainingConfig(
         data=str(folder), steps=4, batch_size=4, learning_rate=1e-3, workers=0, device="cpu"
     )
@@ -192,7 +192,7 @@ def test_a_run_reports_them(folder: Path) -> None:
     assert sorted(Path(x.split(": ")[0]).name for x in damaged) == ["1.png", "2.png", "3.png"]
     for file in folder.glob("*.png"):
         file.write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"data: no picture can be read, 9 tried, "):
+    with pytest.raises(ValueError, match=r"data: no image can be read, 9 tried, "):
         train(config, model=model())
 
 
@@ -201,12 +201,12 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not a folder"):
         ImageFolder(tmp_path / "no", (16, 16), **options)
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(OSError, match="no picture found"):
+    with pytest.raises(OSError, match="no image found"):
         ImageFolder(tmp_path, (16, 16), **options)
 
 
 def test_tensors_are_flipped_half_of_the_time() -> None:
     ramp = torch.arange(8.0).expand(1, 3, 8, 8)
-    pictures = ImageTensor(ramp, flip=True)
-    flips = [bool(pictures.load(0, np.random.default_rng(i))[0, 0, 0] == 7) for i in range(200)]
+    images = ImageTensor(ramp, flip=True)
+    flips = [bool(images.load(0, np.random.default_rng(i))[0, 0, 0] == 7) for i in range(200)]
     assert 70 < sum(flips) < 130

@@ -42,7 +42,7 @@ def tensors(result: Any) -> list[Tensor]:
 @pytest.mark.parametrize("training", (True, False))
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_equal(name: str, training: bool) -> None:
-    """Three of an optimiser and of moving averages: outputs, gradients, state."""
+    """Three of an optimizer and of moving averages: outputs, gradients, state."""
     theirs, ours, x = pair(name)
     optimizers = []
     for module in (theirs.train(training), ours.train(training)):
@@ -334,7 +334,7 @@ def small(layers: int = 2) -> TiTok:
 
 
 def test_a_tokenizer() -> None:
-    """Attention and quantizer: outputs, gradients and a step of an optimiser that was made before."""
+    """Attention and quantizer: outputs, gradients and a step of an optimizer that was made before."""
     theirs, images = small(), values(2, 3, 12, 12)
     ours = copy.deepcopy(theirs)
     optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (theirs, ours)]

@@ -61,7 +61,7 @@ def check_sizes() -> None:
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_kernels_do_not_depend_on_lengths(target: Target, tmp_path: Path) -> None:
-    """Nothing that follows from the lengths is a compile-time constant or specialised on divisibility."""
+    """Nothing that follows from the lengths is a compile-time constant or specialized on divisibility."""
     process = fork(tmp_path / "said", check_sizes)  # where there is no interpreter
     process.join()
     assert process.exitcode == 0, (tmp_path / "said").read_text()

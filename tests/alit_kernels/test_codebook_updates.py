@@ -74,8 +74,8 @@ def loaded(module: VectorQuantizer, weight: Tensor) -> None:
 
 
 def clustered(count: int, dim: int) -> Tensor:
-    centres = torch.randn(16, dim, generator=torch.Generator().manual_seed(7)) * 3
-    return centres[torch.randint(16, (count,))] + 0.3 * torch.randn(count, dim)
+    centers = torch.randn(16, dim, generator=torch.Generator().manual_seed(7)) * 3
+    return centers[torch.randint(16, (count,))] + 0.3 * torch.randn(count, dim)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Search(NamedTuple):
         ).cpu()
 
     def unit(self, x: Tensor) -> Tensor:
-        """What it searches for "cosine": Triton's kernels normalise in float64, and round."""
+        """What it searches for "cosine": Triton's kernels normalize in float64, and round."""
         wide = torch.float64 if self.implementation == "triton" else torch.float32
         return normalize(x.to(wide), dim=-1).float()
 
@@ -142,12 +142,12 @@ def test_scores_are_believed_from_twice_their_error_on(
     generator = torch.Generator().manual_seed(0)
     z, first = torch.randn(2, dim, generator=generator, dtype=torch.float64)
     vector, codes = z[None].float(), torch.stack([first, first, first]).float()
-    codes[:, 0] += torch.tensor([1.0, 1.0, -1.0])  # so that the centre is none of them
+    codes[:, 0] += torch.tensor([1.0, 1.0, -1.0])  # so that the center is none of them
     bound = float(steps.propose(vector, codes)[2].sum())
     nearer = codes[:1].double()
     away = (nearer - z) / (nearer - z).square().sum()
     third = (nearer + errors * bound * away).float()
-    # The fourth keeps the centre and the largest norm where they were.
+    # The fourth keeps the center and the largest norm where they were.
     codes = torch.cat([codes[:2], third, codes[2:] * 1.001 + 2])
     bound = float(steps.propose(vector, codes)[2].sum())
     third = (nearer + errors * bound * away).float()

@@ -154,7 +154,7 @@ def test_rotation_to_the_sum(metric: str) -> None:
 
 
 def test_k_means_of_the_levels() -> None:
-    """Each level is initialised with what the levels before left: the error falls with every level."""
+    """Each level is initialized with what the levels before left: the error falls with every level."""
     z = torch.randn(400, 4)
     z[300:] = torch.nan
     mask = torch.arange(400) < 300

@@ -27,7 +27,7 @@ def rotation(u: Tensor, q: Tensor) -> Tensor:
 @pytest.mark.parametrize("channel_dim", (-1, 1))
 @pytest.mark.parametrize("metric", ("euclidean", "cosine"))
 def test_gradient_of_the_rotation_trick(metric: str, channel_dim: int) -> None:
-    """l R^T g, under "cosine" through the normalisation; values, indices and losses are those of straight-through."""
+    """l R^T g, under "cosine" through the normalization; values, indices and losses are those of straight-through."""
     options: dict[str, Any] = {"metric": metric, "channel_dim": channel_dim}
     module, straight = (
         VectorQuantizer(9, 5, gradient="rotation", **options),

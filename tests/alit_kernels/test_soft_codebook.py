@@ -149,12 +149,12 @@ def test_codes_that_are_not_there(target: Target) -> None:
     logits, codebook = memory[1], torch.randn(20, 6, device=target.device)
     true_code = torch.tensor([0, 19, -100, 20, -1, 199, 5, 180, -9], device=target.device)
     there = (true_code >= 0) & (true_code < 20)
-    code, nll, p_target, normaliser = triton_.soft_codebook(logits, codebook, true_code)
+    code, nll, p_target, normalizer = triton_.soft_codebook(logits, codebook, true_code)
     assert torch.equal(nll.isfinite(), there) and torch.equal(p_target.isfinite(), there)
     assert code.isfinite().all()
     ones = torch.ones(9, device=target.device)
     gradient, _ = triton_.soft_codebook_backward(
-        *(code, ones, ones, logits, codebook, true_code, code, normaliser, True, False)
+        *(code, ones, ones, logits, codebook, true_code, code, normalizer, True, False)
     )
     assert torch.equal(gradient.isfinite().all(1), there)
 

@@ -299,12 +299,12 @@ def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> Non
     z = torch.randn(3, 40, 4)
     # The same start as the first process draws; nothing was replaced in this short run.
     order = torch.randperm(20)
-    centres = z[0, 0::2][order[:8]]
+    centers = z[0, 0::2][order[:8]]
     for _ in range(2):
-        count, total = codebook_statistics(nearest_codeword(z[0], centres), z[0], 8)
-        centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], centres)
-    start = {"embedding.weight": centres, "cluster_size": count}
-    alone.load_state_dict({**start, "embed_avg": centres * count[:, None]})
+        count, total = codebook_statistics(nearest_codeword(z[0], centers), z[0], 8)
+        centers = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], centers)
+    start = {"embedding.weight": centers, "cluster_size": count}
+    alone.load_state_dict({**start, "embed_avg": centers * count[:, None]})
     for batch in z[1:]:
         alone(batch)
     for name, value in alone.state_dict().items():

@@ -1,4 +1,4 @@
-"""benchmarks.studies.analysis: a table of what people's judgement tells of a model's tokens."""
+"""benchmarks.studies.analysis: a table of what people's judgment tells of a model's tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.models import model
 
 
 def test_results_and_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two models, one after the other; a picture's left and right half are its segments."""
+    """Of two models, one after the other; an image's left and right half are its segments."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(analysis, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(analysis, "PAGE", tmp_path / "page.md")
@@ -41,7 +41,7 @@ def test_results_and_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found["machine"]["cpu"]
     results = found["results"]
     assert results["model"] == model(seed=0).identity().fingerprint.hex()
-    assert results["objects"]["pictures"] == 4 == results["scenes"]["pictures"]
+    assert results["objects"]["images"] == 4 == results["scenes"]["images"]
     assert results["scenes"]["segments"] == 8 and results["scenes"]["grid"] == [4, 6]
     most = results["scenes"]["maps"][-1]
     assert most["of"] == "the most on this grid" and most["oracle"] == [1, 1, 1]

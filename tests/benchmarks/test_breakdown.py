@@ -31,7 +31,7 @@ def test_parts_add_up(name: str, together: bool | None) -> None:
     assert set(parts) == set(PARTS) and all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= elapsed
     assert not own.model.decoder._forward_hooks and not own.model.decoder._backward_hooks
-    assert "optimise" not in vars(own) and "encode" not in vars(own.model.base_tokenizer)
+    assert "optimize" not in vars(own) and "encode" not in vars(own.model.base_tokenizer)
     for after in (result, own()):
         assert all(map(torch.equal, before, after)), "weights or modules changed"
 
@@ -44,7 +44,7 @@ def test_both_steps_agree() -> None:
 
 @pytest.mark.parametrize("half", (False, True))
 def test_wrong_steps_do_not_agree(half: bool) -> None:
-    """Other pictures, a wrong term, a parameter whose gradient is left out, all gradients a little too large."""
+    """Other images, a wrong term, a parameter whose gradient is left out, all gradients a little too large."""
     own = step("ours")
     right = own()
     agree(own(), right, half)

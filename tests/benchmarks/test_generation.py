@@ -34,7 +34,7 @@ def test_the_judge_refuses_what_is_none() -> None:
         torch.where(torch.arange(SIDE) // 8 % 2 == 0, images, images.flip(0)),
     ):
         found = sum(judged(image) is not None for image in wrong)
-        assert found <= 4, f"{found} of 40"  # a few pairs are nearly the same picture
+        assert found <= 4, f"{found} of 40"  # a few pairs are nearly the same image
 
 
 @torch.no_grad()

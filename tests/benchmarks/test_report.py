@@ -21,7 +21,7 @@ MACHINE = {
     "ceilings": {"copy_gigabytes": 10.0, "matmul_gigaflops": 100.0},
 }  # fmt: skip
 PARTS = {"base": 0.1, "encoder": 0.2, "decoder": 0.1, "attention": 0.3, "quantizer": 0.1}
-PARTS |= {"optimiser": 0.1, "rest": 0.1}
+PARTS |= {"optimizer": 0.1, "rest": 0.1}
 
 
 def entry(group: str, contender: str, median: float, **more: Any) -> dict[str, Any]:

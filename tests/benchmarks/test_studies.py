@@ -33,6 +33,6 @@ def test_codebook_ops_are_measured(measure: object) -> None:
 
 
 def test_an_accelerated_quantizer_is_measured() -> None:
-    row = entropy_loss.measure(codes=64, pictures=1, count=1)
+    row = entropy_loss.measure(codes=64, images=1, count=1)
     assert row["shape"] == "256 x 64 x 8" and row["largest relative difference"] < 1e-4
     assert row["ms"].keys() == row["peak MB"].keys() == {"eager", "accelerated"}

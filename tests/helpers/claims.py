@@ -213,7 +213,7 @@ ROWS: dict[str, Row] = {
             "a codebook for each head": not_swapped("a codebook for each head"),
             "`affine_param`": not_swapped("affine_param"),
             "`vq_bridge`": not_swapped("vq_bridge"),
-            "optimisers of its own": not_swapped("an optimiser of its own"),
+            "optimizers of its own": not_swapped("an optimizer of its own"),
             "diversity and cross-entropy losses": not_swapped(
                 "diversity", "the cross-entropy commitment"
             ),

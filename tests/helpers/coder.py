@@ -1,4 +1,4 @@
-"""A small model that can start as a transform coder, and pictures for it."""
+"""A small model that can start as a transform coder, and images for it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ OPTIONS: dict[str, Any] = {
 GRID = 8
 
 
-def pictures(count: int, seed: int = 3) -> Tensor:
-    """Smooth random pictures: noise at three scales, (B, 3, 64, 64)."""
+def smooth_images(count: int, seed: int = 3) -> Tensor:
+    """Smooth random images: noise at three scales, (B, 3, 64, 64)."""
     draw = torch.Generator().manual_seed(seed)
     noise = [torch.rand(count, 3, side, side, generator=draw) for side in (3, 10, 32)]
     smooth = [interpolate(x, size=(64, 64), mode="bicubic") for x in noise]

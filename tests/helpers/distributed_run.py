@@ -1,6 +1,6 @@
 """Training runs under torchrun, one after another, in which one process can be killed, or all stopped: see
 test_distributed.py. Of each run the fields of its configuration are given, and ``resume``, ``stop_at``, ``kill_at`` (a
-step) and ``seen`` (where the names of pictures are noted, by process).
+step) and ``seen`` (where the names of images are noted, by process).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def dying(kill_at: int, step: Any = Stage1.step) -> Any:
     return step_or_die
 
 
-def noting(seen: str, pictures: Any = ShardStream._pictures) -> Any:
+def noting(seen: str, images: Any = ShardStream._members) -> Any:
     def note(*arguments: Any) -> Iterator[Any]:
-        for at, picture, *rest in pictures(*arguments):
-            if picture is not None:
+        for at, image, *rest in images(*arguments):
+            if image is not None:
                 with open(f"{seen}-{os.environ['RANK']}.txt", "a") as file:
-                    print(at.epoch, picture.name, file=file)
-            yield at, picture, *rest
+                    print(at.epoch, image.name, file=file)
+            yield at, image, *rest
 
     return note
 
@@ -55,7 +55,7 @@ def train_all(runs: list[dict[str, Any]]) -> None:
             if kill_at:
                 patch.setattr(Stage1, "step", dying(kill_at))
             if seen:
-                patch.setattr(ShardStream, "_pictures", noting(seen))
+                patch.setattr(ShardStream, "_images", noting(seen))
             train(config, resume=bool(resume), allow_changes=True, on_log=stopping(stop_at))
 
 

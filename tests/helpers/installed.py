@@ -61,7 +61,7 @@ def try_kernels(core: bool) -> None:
 
 
 def try_commands(version: str) -> None:
-    """A picture to tokens and back."""
+    """An image to tokens and back."""
     from PIL import Image, ImageChops, ImageStat
 
     alit = shutil.which("alit", path=str(Path(sys.executable).parent))

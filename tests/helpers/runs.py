@@ -44,7 +44,7 @@ def config(**fields: Any) -> TrainingConfig:
     return TrainingConfig(**{**values, **fields})
 
 
-def pictures(count: int = 4, side: int = 24) -> Tensor:
+def noise_images(count: int = 4, side: int = 24) -> Tensor:
     """Noise: (count, 3, side, side)."""
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
@@ -58,7 +58,7 @@ def state_of(run: Path) -> dict[str, bytes]:
 def log_of(run: Path) -> list[dict[str, float]]:
     """Its lines, but for speeds."""
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k != "pictures_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
@@ -89,23 +89,23 @@ def stopping(
 
 
 def gradients(stage: Stage, parts: list[Tensor], *steps: int) -> dict[str, dict[str, Tensor]]:
-    """What each optimiser would step on at the last of these steps (step 0 by default); no weight moves."""
+    """What each optimizer would step on at the last of these steps (step 0 by default); no weight moves."""
     found: dict[str, dict[str, Tensor]] = {}
-    for side, optimiser in stage.optimisers.items():
+    for side, optimizer in stage.optimizers.items():
 
-        def keep(rate: float, side: str = side, optimiser: Any = optimiser) -> Tensor:
-            with_gradient = [(n, p) for n, p in optimiser.parameters if p.grad is not None]
+        def keep(rate: float, side: str = side, optimizer: Any = optimizer) -> Tensor:
+            with_gradient = [(n, p) for n, p in optimizer.parameters if p.grad is not None]
             found[side] = {name: p.grad.clone() for name, p in with_gradient}
-            optimiser.adamw.zero_grad()
+            optimizer.adamw.zero_grad()
             return torch.zeros(())
 
-        optimiser.step = keep  # type: ignore[method-assign]
+        optimizer.step = keep  # type: ignore[method-assign]
     for step in steps or (0,):
         stage.step(step, 0.5, 1e-3, parts)
     return found
 
 
-class Synchronisations(TorchDispatchMode):
+class Synchronizations(TorchDispatchMode):
     """Where the package makes the host wait for a GPU, but for checks of values, which run on CPU tensors only."""
 
     OPS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")

@@ -17,11 +17,11 @@ from PIL import Image
 
 from alit import AdaptiveTokenizer
 from alit.serve.app import Limits, Playground
-from tests.helpers.pictures import SIGN, saved
+from tests.helpers.image_files import SIGN, saved
 
-LIMITS = Limits(upload_bytes=20_000, megapixels=0.5, pictures=3)
+LIMITS = Limits(upload_bytes=20_000, megapixels=0.5, images=3)
 #: Of an upload, which goes no further.
-HALF = b"POST /pictures HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
+HALF = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
 
 
 class Answer(NamedTuple):
@@ -57,11 +57,11 @@ class Served(NamedTuple):
         connection.close()
         return found
 
-    def upload(self, picture: Image.Image = SIGN, name: str = "sign.png") -> str:
-        """The address under which the picture can be asked for."""
-        answer = self.ask(f"/pictures?name={name}", saved(picture, "PNG").getvalue())
+    def upload(self, image: Image.Image = SIGN, name: str = "sign.png") -> str:
+        """The address under which the image can be asked for."""
+        answer = self.ask(f"/images?name={name}", saved(image, "PNG").getvalue())
         assert answer.status == 201, answer
-        return f"/pictures/{answer.json['key']}"
+        return f"/images/{answer.json['key']}"
 
 
 @contextmanager

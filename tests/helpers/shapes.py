@@ -1,4 +1,4 @@
-"""Drawn shapes on plain backgrounds, and a judge that tells whether a picture is one."""
+"""Drawn shapes on plain backgrounds, and a judge that tells whether an image is one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ KINDS = ("circle", "square", "triangle")
 #: RGB in [0, 1].
 BACKGROUNDS = np.array([[0.92, 0.92, 0.88], [0.12, 0.14, 0.2]])
 COLORS = np.array([[0.85, 0.2, 0.15], [0.15, 0.6, 0.25], [0.95, 0.75, 0.1]])
-#: Half the side of a square of the same area, in pixels; centres of mass lie on a grid.
+#: Half the side of a square of the same area, in pixels; centers of mass lie on a grid.
 SIZES, GRID = (10.0, 13.0, 16.0), 4
 
 
 class Shapes(NamedTuple):
-    """N pictures (N, 3, 64, 64) in [0, 1], and which of ``KINDS`` each is."""
+    """N images (N, 3, 64, 64) in [0, 1], and which of ``KINDS`` each is."""
 
     images: Tensor
     kinds: list[int]
 
 
 def covered(kind: int, x: float, y: float, size: float) -> np.ndarray:
-    """(64, 64) the share of each pixel that a shape covers: of centre of mass (x, y) and area ``(2 size)^2``."""
+    """(64, 64) the share of each pixel that a shape covers: of center of mass (x, y) and area ``(2 size)^2``."""
     at = np.arange(SIDE) + 0.5
     dx, dy = at[None] - x, at[:, None] - y
     if kind == 0:
@@ -56,16 +56,16 @@ def shapes(count: int, seed: int = 0) -> Shapes:
     return Shapes(pixels.permute(0, 3, 1, 2).contiguous(), kinds)
 
 
-#: What a picture may differ by from the shape that it is taken for, as a share of the shape's own difference from the
+#: What an image may differ by from the shape that it is taken for, as a share of the shape's own difference from the
 #: background; and how far colors may be from those of the palettes.
 WORST, WORST_COLOR = 0.4, 0.12
 
 
 def judged(image: Tensor) -> int | None:
-    """Which of ``KINDS`` a picture (3, 64, 64) is; None: it is no shape of one known color on a known background.
+    """Which of ``KINDS`` an image (3, 64, 64) is; None: it is no shape of one known color on a known background.
 
     Background and color are medians of the frame and of the pixels that differ most from it; place and size follow
-    from the mass between them. The shape drawn so, of any kind, must be near the picture.
+    from the mass between them. The shape drawn so, of any kind, must be near the image.
     """
     pixels = image.permute(1, 2, 0).double().clamp(0, 1).numpy()
     frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

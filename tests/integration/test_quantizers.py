@@ -60,7 +60,7 @@ def test_estimators(gradient: str, metric: str) -> None:
         ]
         grads = [torch.autograd.grad(total, z)[0] for total in totals]
         agree(*grads)
-        if metric == "euclidean":  # theirs are normalised anew with every update
+        if metric == "euclidean":  # theirs are normalized anew with every update
             agree(ours.embedding.weight, other._codebook.embed[0])
         else:
             agree(nn.functional.normalize(ours.embedding.weight, dim=-1), other._codebook.embed[0])

@@ -1,6 +1,6 @@
-"""Training pictures: folders and tensors, in an order and with crops that depend on seed and position alone.
+"""Training images: folders and tensors, in an order and with crops that depend on seed and position alone.
 
-Position p counts the pictures of a run: a run that stops and goes on at position p sees what it would have seen.
+Position p counts the images of a run: a run that stops and goes on at position p sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     """A part of a step's batch.
 
     Attributes:
-        images: (B, 3, height, width), uint8 or float in [0, 1]; empty where no picture can be read.
+        images: (B, 3, height, width), uint8 or float in [0, 1]; empty where no image can be read.
         unreadable: names of files that could not be read on the way, each with its reason.
         state: where a stream stands after them; None where the position says it all.
     """
@@ -43,7 +43,7 @@ class Share:
     """One process's part of each step's batch.
 
     Attributes:
-        batch_size: pictures of a step, over all processes.
+        batch_size: images of a step, over all processes.
         accumulate: parts that a process computes one after another.
     """
 
@@ -61,7 +61,7 @@ class Share:
 
     @property
     def size(self) -> int:
-        """Pictures that one process computes at a time."""
+        """Images that one process computes at a time."""
         return self.batch_size // (self.accumulate * self.processes)
 
     def positions(self, first_step: int, last_step: int) -> Iterator[list[int]]:
@@ -74,7 +74,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to each picture.
+    """What is done to each image.
 
     Attributes:
         size: height and width that it gets.
@@ -89,43 +89,43 @@ class Preparation:
 
     def load(self, source: Path | BinaryIO, random: np.random.Generator) -> Tensor:
         """(3, height, width) uint8, augmented; OSError where it cannot be read."""
-        picture = upright(
+        pil_image = upright(
             source,
             convert_profiles=self.convert_profiles,
             max_megapixels=self.max_megapixels,
         )
-        return self.augmented(picture, random)
+        return self.augmented(pil_image, random)
 
-    def augmented(self, picture: Image.Image, random: np.random.Generator) -> Tensor:
-        """Random resized crop and flip of an RGB picture: (3, height, width) uint8.
+    def augmented(self, pil_image: Image.Image, random: np.random.Generator) -> Tensor:
+        """Random resized crop and flip of an RGB image: (3, height, width) uint8.
 
         The crop of torchvision's RandomResizedCrop, a share of the area in [crop, 1], of an aspect of 3/4 to 4/3 times
-        the target's; ``crop`` 1 takes the largest centred box of the target's aspect.
+        the target's; ``crop`` 1 takes the largest centered box of the target's aspect.
         """
         height, width = self.size
         if self.crop < 1:
-            box = _random_box(picture.size, self.crop, width / height, random)
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
+            box = _random_box(pil_image.size, self.crop, width / height, random)
+            pil_image = pil_image.resize((width, height), Image.Resampling.BICUBIC, box=box)
         else:
-            picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+            pil_image = ImageOps.fit(pil_image, (width, height), Image.Resampling.BICUBIC)
         if self.flip and random.random() < 0.5:
-            picture = ImageOps.mirror(picture)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+            pil_image = ImageOps.mirror(pil_image)
+        return torch.from_numpy(np.array(pil_image)).permute(2, 0, 1).contiguous()
 
 
 class ImageFolder:
-    """The pictures of a folder and the folders in it, by name; the options are those of :class:`Preparation`.
+    """The images of a folder and the folders in it, by name; the options are those of :class:`Preparation`.
 
     Attributes:
-        left_out: a line for every file that is no picture for us, but for a person.
+        left_out: a line for every file that is no image for us, but for a person.
 
     Raises:
-        OSError: not a folder, one that cannot be read, or one without pictures.
+        OSError: not a folder, one that cannot be read, or one without images.
     """
 
     def __init__(self, folder: str | Path, size: tuple[int, int], **options: Any) -> None:
         listing = in_folder(Path(folder))
-        self.files, self.left_out = listing.pictures, listing.left_out
+        self.files, self.left_out = listing.images, listing.left_out
         self.prepare = Preparation(size, **options)
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class ImageFolder:
 
 
 class ImageTensor:
-    """Pictures in memory, (N, 3, height, width) in [0, 1], flipped but not cropped."""
+    """Images in memory, (N, 3, height, width) in [0, 1], flipped but not cropped."""
 
     left_out: Sequence[str] = ()
 
@@ -151,7 +151,7 @@ class ImageTensor:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
         image = self.images[index]
@@ -171,15 +171,15 @@ def _random_box(
             left = int(random.integers(0, width - across + 1))
             top = int(random.integers(0, height - down + 1))
             return left, top, left + across, top + down
-    # A picture of quite another aspect: its centre, at the nearest one allowed.
+    # An image of quite another aspect: its center, at the nearest one allowed.
     across = max(1, min(width, round(height * target * 4 / 3)))
     down = max(1, min(height, round(width / target * 4 / 3)))
     left, top = (width - across) // 2, (height - down) // 2
     return left, top, left + across, top + down
 
 
-class Pictures(Protocol):
-    """Samples by number, such as a folder of pictures."""
+class ImageData(Protocol):
+    """Samples by number, such as a folder of images."""
 
     def __len__(self) -> int: ...
 
@@ -191,19 +191,19 @@ class Pictures(Protocol):
 
 
 class Shuffled(Dataset[tuple[Tensor, list[str]]]):
-    """Pictures by position: each epoch goes through all of them in an order of its own; those after the first leave out
-    the ``once`` pictures with which the first began.
+    """Images by position: each epoch goes through all of them in an order of its own; those after the first leave out
+    the ``once`` images with which the first began.
 
     In the place of one that cannot be read comes the next one that can; nothing where none can.
     """
 
-    def __init__(self, pictures: Pictures, seed: int, once: int = 0) -> None:
-        self.pictures, self.seed, self.once = pictures, seed, once
+    def __init__(self, images: ImageData, seed: int, once: int = 0) -> None:
+        self.images, self.seed, self.once = images, seed, once
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._broken: set[int] = set()
 
     def __getitem__(self, position: int) -> tuple[Tensor, list[str]]:
-        first, count = len(self.pictures), len(self.pictures) - self.once
+        first, count = len(self.images), len(self.images) - self.once
         epoch, place = (0, position) if position < first else divmod(position - self.once, count)
         if epoch != self._epoch:
             self._order = self._permuted(0, np.arange(first))
@@ -218,10 +218,10 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
                 continue
             try:
                 random = np.random.default_rng((self.seed, 1, position))
-                return self.pictures.load(index, random), unreadable
+                return self.images.load(index, random), unreadable
             except OSError as error:
                 self._broken.add(index)
-                unreadable.append(f"{self.pictures.name(index)}: {reason(error)}")
+                unreadable.append(f"{self.images.name(index)}: {reason(error)}")
         # An exception would lose its class on the way out of a worker.
         return torch.empty(0), unreadable
 
@@ -230,7 +230,7 @@ class Shuffled(Dataset[tuple[Tensor, list[str]]]):
 
 
 def shuffled_batches(
-    pictures: Pictures,
+    images: ImageData,
     share: Share,
     *,
     seed: int,
@@ -242,11 +242,11 @@ def shuffled_batches(
     """Batches of this process for the steps from the first to before the last; see :class:`Shuffled`.
 
     Raises:
-        ValueError: fewer pictures than a batch, or no more than ``once``.
+        ValueError: fewer images than a batch, or no more than ``once``.
     """
-    check_enough(pictures, share.batch_size, once)
+    check_enough(images, share.batch_size, once)
     loader: DataLoader[Any] = DataLoader(
-        Shuffled(pictures, seed, once),
+        Shuffled(images, seed, once),
         batch_sampler=share.positions(*steps),
         collate_fn=collate,
         num_workers=workers,
@@ -256,15 +256,15 @@ def shuffled_batches(
     return iter(loader)
 
 
-def check_enough(pictures: Pictures, batch_size: int, once: int = 0) -> None:
-    """Raise ``ValueError`` where there are fewer pictures than a batch, or none but those that come ``once``."""
-    if len(pictures) < batch_size:
+def check_enough(images: ImageData, batch_size: int, once: int = 0) -> None:
+    """Raise ``ValueError`` where there are fewer images than a batch, or none but those that come ``once``."""
+    if len(images) < batch_size:
         raise ValueError(
-            f"data: expected at least a batch of {batch_size} pictures, got {len(pictures)}"
+            f"data: expected at least a batch of {batch_size} images, got {len(images)}"
         )
-    if len(pictures) <= once:
+    if len(images) <= once:
         raise ValueError(
-            f"data: expected more pictures than the {once} that are held out, got {len(pictures)}"
+            f"data: expected more images than the {once} that are held out, got {len(images)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the page shows of a picture, computed; nothing here knows of HTTP."""
+"""What the page shows of an image, computed; nothing here knows of HTTP."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..attention_maps import latent_attention
 from ..criteria import FixedLength
 from ..evaluation.metrics import bits_per_token, eight_bits, l1, psnr, thumbnail
 from ..fitting import fitted
+from ..image_records import file_name
 from ..images import to_image, upright
-from ..picture_records import file_name
 from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture with all the tokens that its model gives.
+class Upload:
+    """An image with all the tokens that its model gives.
 
     Attributes:
         name: of its file, as ``.alit`` files may hold it; may be empty.
@@ -45,7 +45,7 @@ class Picture:
 
 
 class Reconstruction(NamedTuple):
-    """Of the first tokens, as large as the picture was encoded.
+    """Of the first tokens, as large as the image was encoded.
 
     Attributes:
         png: a file.
@@ -60,8 +60,8 @@ class Reconstruction(NamedTuple):
     thumbnail_psnr: float
 
 
-def encoded(model: AdaptiveTokenizer, data: bytes, name: str, max_megapixels: float) -> Picture:
-    """The picture of a file: all of it, resized to about as many pixels as the model's own, see ``fitting.py``.
+def encoded(model: AdaptiveTokenizer, data: bytes, name: str, max_megapixels: float) -> Upload:
+    """The image of a file: all of it, resized to about as many pixels as the model's own, see ``fitting.py``.
 
     Raises:
         OSError: as :func:`alit.images.upright`.
@@ -71,26 +71,26 @@ def encoded(model: AdaptiveTokenizer, data: bytes, name: str, max_megapixels: fl
     image, original, _ = fitted(whole, config.image_size, config.base.patch_size, "whole")
     image = image.to(model.latent_tokens)
     tokens = model.encode([image], FixedLength(config.max_tokens))
-    return Picture(file_name(name), original, image, tokens)
+    return Upload(file_name(name), original, image, tokens)
 
 
-def reconstruction(model: AdaptiveTokenizer, picture: Picture, tokens: int) -> Reconstruction:
+def reconstruction(model: AdaptiveTokenizer, upload: Upload, tokens: int) -> Reconstruction:
     """Of the first ``tokens``, 1 to as many as there are."""
-    pixels = eight_bits(model.decode(picture.tokens.truncated(tokens))[0])
+    pixels = eight_bits(model.decode(upload.tokens.truncated(tokens))[0])
     bits = tokens * bits_per_token(model.config)
-    shown = torch.stack([pixels, thumbnail(picture.image[None], bits)[0]])
-    errors = torch.stack([l1(shown, picture.image).double(), psnr(shown, picture.image)])
+    shown = torch.stack([pixels, thumbnail(upload.image[None], bits)[0]])
+    errors = torch.stack([l1(shown, upload.image).double(), psnr(shown, upload.image)])
     (ours, theirs), (our_psnr, their_psnr) = errors.tolist()
     return Reconstruction(png(to_image(pixels)), ours, our_psnr, theirs, their_psnr)
 
 
-def attention(model: AdaptiveTokenizer, picture: Picture) -> Tensor:
+def attention(model: AdaptiveTokenizer, upload: Upload) -> Tensor:
     """Where each token looks, from its own smallest to its largest value: (L, rows, columns) uint8.
 
     Raises:
         ValueError: as :func:`alit.attention_maps.latent_attention`.
     """
-    maps = latent_attention(model, picture.image[None])[0].cpu()
+    maps = latent_attention(model, upload.image[None])[0].cpu()
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return ((maps - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
 

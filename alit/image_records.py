@@ -20,12 +20,12 @@ _IN_NO_NAME = re.compile(
 )
 
 
-class Pictures(NamedTuple):
+class ImageInfo(NamedTuple):
     """Sizes and names of B images; sizes are heights and widths in pixels.
 
     Attributes:
         sizes: (B, 2) int64, of what was encoded.
-        originals: (B, 2) int64, of the picture, or the part of it, that was encoded; 0 and 0 where that is unknown.
+        originals: (B, 2) int64, of the image, or the part of it, that was encoded; 0 and 0 where that is unknown.
         padding: (B, 2) int64, rows at the bottom and columns at the right of what was encoded that were added to it.
         names: of files, without folders; empty where there is none. See :func:`file_name`.
     """
@@ -42,20 +42,20 @@ def file_name(name: str) -> str:
     return "_" if name in (".", "..") else name
 
 
-def to_records(pictures: Pictures, count: int) -> tuple[np.ndarray, bytes]:
-    """Records of ``count`` pictures, and their names one behind another.
+def to_records(images: ImageInfo, count: int) -> tuple[np.ndarray, bytes]:
+    """Records of ``count`` images, and their names one behind another.
 
     Raises:
         ValueError: sizes or names that no file can hold, or not as many.
     """
-    if len(pictures.names) != count:
-        raise ValueError(f"names: expected one per image ({count}), got {len(pictures.names)}")
-    names = [name.encode(errors="surrogatepass") for name in pictures.names]
+    if len(images.names) != count:
+        raise ValueError(f"names: expected one per image ({count}), got {len(images.names)}")
+    names = [name.encode(errors="surrogatepass") for name in images.names]
     records = np.empty(count, RECORD)
     for field, values, high in (
-        ("size", pictures.sizes, 2**32),
-        ("original", pictures.originals, 2**32),
-        ("padding", pictures.padding, 2**8),
+        ("size", images.sizes, 2**32),
+        ("original", images.originals, 2**32),
+        ("padding", images.padding, 2**8),
     ):
         if values.shape != (count, 2):
             raise ValueError(f"{field}: expected shape ({count}, 2), got {values.shape}")
@@ -63,12 +63,12 @@ def to_records(pictures: Pictures, count: int) -> tuple[np.ndarray, bytes]:
             got = f"got {values.min()} to {values.max()}"
             raise ValueError(f"{field}: expected 0 to {high - 1}, {got}")
         records[field] = values
-    _check(pictures)
+    _check(images)
     records["name"] = [len(name) for name in names]
     return records, b"".join(names)
 
 
-def from_records(records: np.ndarray, names: bytes) -> Pictures:
+def from_records(records: np.ndarray, names: bytes) -> ImageInfo:
     """Inverse of :func:`to_records`.
 
     Raises:
@@ -83,13 +83,13 @@ def from_records(records: np.ndarray, names: bytes) -> Pictures:
     size, original, padding = (
         records[field].astype(np.int64) for field in ("size", "original", "padding")
     )
-    pictures = Pictures(size, original, padding, texts)
-    _check(pictures)
-    return pictures
+    images = ImageInfo(size, original, padding, texts)
+    _check(images)
+    return images
 
 
-def _check(pictures: Pictures) -> None:
-    sizes, originals, padding, names = pictures
+def _check(images: ImageInfo) -> None:
+    sizes, originals, padding, names = images
     if (sizes < 1).any():
         raise ValueError("size: expected at least 1, got 0")
     if (padding >= sizes).any():

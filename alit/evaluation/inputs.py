@@ -1,4 +1,4 @@
-"""The pictures that are evaluated: files, read by a protocol, or drawn ones."""
+"""The images that are evaluated: files, read by a protocol, or drawn ones."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ PROTOCOLS = ("pinned", "official")
 
 
 class Reading:
-    """Pictures of a model's size in batches, (B, 3, side, side) in [0, 1]; an iterable, to be gone through once.
+    """Images of a model's size in batches, (B, 3, side, side) in [0, 1]; an iterable, to be gone through once.
 
     Attributes:
-        done: number of pictures so far.
+        done: number of images so far.
         unreadable: a line for each file that was skipped.
 
     Raises:
-        ValueError: an unknown protocol, a model whose pictures are not square, drawings of another size; at the end,
+        ValueError: an unknown protocol, a model whose images are not square, drawings of another size; at the end,
             that none of the files could be read.
     """
 
     def __init__(
         self,
-        pictures: Sequence[Path] | Sequence[Drawing],
+        images: Sequence[Path] | Sequence[Drawing],
         config: AdaptiveTokenizerConfig,
         protocol: str,
         batch_size: int,
@@ -41,12 +41,12 @@ class Reading:
         self.side, width = config.image_size
         if self.side != width:
             raise ValueError(f"image_size: expected a square, got {config.image_size}")
-        self.drawn = [x for x in pictures if isinstance(x, Drawing)]
+        self.drawn = [x for x in images if isinstance(x, Drawing)]
         for drawing in self.drawn:
             if drawing.pixels.shape != (3, self.side, self.side):
                 expected = f"expected shape {(3, self.side, self.side)}"
-                raise ValueError(f"pictures: {expected}, got {tuple(drawing.pixels.shape)}")
-        self.listing = Listing([x for x in pictures if not isinstance(x, Drawing)])
+                raise ValueError(f"images: {expected}, got {tuple(drawing.pixels.shape)}")
+        self.listing = Listing([x for x in images if not isinstance(x, Drawing)])
         self.load = load_square if protocol == "pinned" else cropped
         self.batch_size, self.max_megapixels = batch_size, max_megapixels
         self.done = 0
@@ -60,7 +60,7 @@ class Reading:
             self.done += len(batch)
             yield batch
         if self.done == 0:
-            raise ValueError(f"data: none of {len(self.listing.pictures)} pictures can be read")
+            raise ValueError(f"data: none of {len(self.listing.images)} images can be read")
 
     def _batches(self) -> Iterator[Tensor]:
         size = self.batch_size
@@ -75,14 +75,14 @@ class Reading:
 
 
 def cropped(file: Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
-    """The centre of a picture as it is. (3, size, size) in [0, 1]
+    """The center of an image as it is. (3, size, size) in [0, 1]
 
     Raises:
-        OSError: as :func:`alit.images.upright`, or a picture that is smaller.
+        OSError: as :func:`alit.images.upright`, or an image that is smaller.
     """
-    picture = upright(file, max_megapixels=max_megapixels)
-    width, height = picture.size
+    image = upright(file, max_megapixels=max_megapixels)
+    width, height = image.size
     if min(width, height) < size:
         raise OSError(f"expected at least {size} x {size} pixels, got {width} x {height}")
     left, top = (width - size) // 2, (height - size) // 2
-    return to_tensor(picture.crop((left, top, left + size, top + size)))
+    return to_tensor(image.crop((left, top, left + size, top + size)))

@@ -1,4 +1,4 @@
-"""Pictures made by hand: PNG and EXIF byte by byte, color profiles, a sign whose turns all differ."""
+"""Images made by hand: PNG and EXIF byte by byte, color profiles, a sign whose turns all differ."""
 
 from __future__ import annotations
 
