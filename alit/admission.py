@@ -1,4 +1,4 @@
-"""Which images of a stream may start now, so that the encoder's rows stay within a bound."""
+"""Admission of a stream's images to the encoder, so that its rows stay within a bound."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from .sizes import check_image
 
 
 class Waiting:
-    """The images of a source that have not been started; one of them has been read."""
+    """Images of a source that have not been started; at most one of them has been read."""
 
     def __init__(self, model: AdaptiveModel, source: Iterator[Tensor], max_rows: int) -> None:
         self.model, self.source, self.max_rows = model, source, max_rows
         self.read = 0
-        self.held: tuple[Tensor, int] | None = None  # with its class and image tokens
+        self.held: tuple[Tensor, int] | None = None  # an image read, its class and image tokens
 
     def admit(self, live: list[Rollout]) -> list[Tensor]:
-        """As many as fit now and at every later step, even if no image finishes early."""
+        """Take the next images: as many as fit now and at every later step, even if no image finishes early.
+
+        Raises:
+            ValueError: an image that exceeds the bound by itself.
+        """
         ages: Counter[tuple[int, int]] = Counter()
         for running in live:
             ages[running.index, running.places.tokens] += running.batch_size
@@ -51,8 +55,8 @@ class Waiting:
 
 
 def _peak(model: AdaptiveModel, ages: Counter[tuple[int, int]]) -> int:
-    """Most encoder rows of this step or a later one, for so many images about to run each iteration, by their class and
-    image tokens.
+    """Largest number of encoder rows of this step or a later one; ``ages`` counts the images by the iteration that they
+    run next, and their number of class and image tokens.
     """
     config = model.config
 

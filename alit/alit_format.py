@@ -1,10 +1,10 @@
 """The ``.alit`` format: token indices of many images in one checksummed file; byte by byte in docs/alit-format.md.
 
-Version 2 says sizes and a name of each image (``image_records.py``), version 1 nothing of them. Both are read.
+Version 2 holds sizes and a name of each image (``image_records.py``), version 1 neither. Both are read.
 
 A reader trusts nothing: the size of the data follows from the header and must be met exactly, so that counts are
 bounded by bytes that are there; then the checksum, then every value. It reads in blocks: beside the arrays that it
-returns, it takes no memory to speak of.
+returns, it takes hardly any memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MAGIC = b"\x89ALIT\r\n\x1a"
 VERSIONS = 1, 2
 #: magic, version, reserved, fingerprint, codebook size, image height, image width, images, tokens
 HEADER = struct.Struct("<8sHH16sIIIII")
-#: Behind the header of version 2: bytes of all names together.
+#: Behind the header of version 2: total bytes of all names.
 NAME_BYTES = struct.Struct("<I")
 CHECKSUM = struct.Struct("<I")
 MAX_LENGTH = 2**16 - 1
 MAX_TOKENS = 2**31 - 1
-#: What is read and written at once: bytes, lengths or indices. A multiple of 8 indices ends with a byte.
+#: Bytes, lengths or indices read or written at once. A multiple of 8: blocks of indices end at a byte boundary.
 BLOCK = 2**16
 #: Images whose names are read at once.
 FEW = 2**12
@@ -41,7 +41,7 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a reader has to know of the model that wrote the tokens; see :meth:`alit.AdaptiveTokenizer.identity`.
+    """Identity of the model that wrote the tokens, as a reader needs it; see :meth:`alit.AdaptiveTokenizer.identity`.
 
     Attributes:
         fingerprint: 16 bytes that depend on every weight.
@@ -63,7 +63,7 @@ class ModelIdentity:
 
     @property
     def bits(self) -> int:
-        """Bits of a stored index: ceil(log2(codebook_size)), at least 1."""
+        """Bits per stored index: ceil(log2(codebook_size)), at least 1."""
         return max(1, (self.codebook_size - 1).bit_length())
 
 
@@ -73,12 +73,12 @@ def dump(
     indices: np.ndarray,
     images: ImageInfo | None = None,
 ) -> bytes:
-    """The bytes of a file.
+    """Bytes of an ``.alit`` file.
 
     Args:
         lengths: (B,) int64.
         indices: (T,) int64.
-        images: what version 2 has; None writes version 1.
+        images: sizes and names, which version 2 holds; None writes version 1.
 
     Raises:
         ValueError: an index that is no code of the model, more than 65,535 tokens for an image, 2^31 or more in all; a
@@ -119,20 +119,20 @@ def dump(
 
 
 class Reader:
-    """A file whose every byte is right; it stays open, and parts of it are read when they are asked for.
+    """Reader of an ``.alit`` file: checks every byte first, keeps the file open and reads parts of it on request.
 
     Args:
-        file: binary and seekable; its size is held against the header before more of it is read.
+        file: binary and seekable; its size is compared with the header before more of it is read.
 
     Attributes:
-        identity: of the model that wrote it.
+        identity: identity of the model that wrote the file.
         version: 1 or 2.
-        image_count, token_count, size: how many; size in bytes.
-        histogram: how many images each length has, by length.
-        pixels: of all images, as they were encoded.
+        image_count, token_count, size: number of images and of tokens; bytes of the file.
+        histogram: number of images by length in tokens, lengths ascending.
+        pixels: total pixels of all images, as they were encoded.
 
     Raises:
-        FormatError: whatever is wrong with the data; in each method, that the file has become shorter.
+        FormatError: invalid data; in each method, a file that has become shorter.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -166,7 +166,7 @@ class Reader:
         self._check_indices()
 
     def _place_parts(self) -> None:
-        """Where each part begins, as the header says."""
+        """Set the byte position at which each part begins, from the header."""
         self._lengths, names, record = HEADER.size, 0, 0
         if self.version == 2:
             (names,) = NAME_BYTES.unpack(self._read(HEADER.size, NAME_BYTES.size))
@@ -194,12 +194,12 @@ class Reader:
         return dict(sorted(histogram.items()))
 
     def _check_images(self) -> int:
-        """Of all images; the number of their pixels."""
+        """Check sizes and names of all images, and return their total number of pixels; raises ``FormatError``."""
         height, width = self.identity.image_size
         if self.version == 1:
             return self.image_count * height * width
         pixels, place = 0, self._names
-        self._names_from: list[int] = []  # of every image whose number is a multiple of FEW
+        self._names_from: list[int] = []  # byte position of the name of every FEW-th image
         for first in range(0, self.image_count, FEW):
             self._names_from.append(place)
             records = self._some_records(first, min(FEW, self.image_count - first))
@@ -227,32 +227,32 @@ class Reader:
             if last >> self.token_count * bits % 8:
                 raise FormatError("indices: expected zero bits behind the last one")
         if codes == 2**bits:
-            return  # every index is one
+            return  # every index is a code
         for first in range(0, self.token_count, BLOCK):
             highest = int(self.indices(first, min(BLOCK, self.token_count - first)).max())
             if highest >= codes:
                 raise FormatError(f"indices: expected 0..{codes - 1}, got {highest}")
 
     def expect(self, model: ModelIdentity) -> None:
-        """Raise ``FormatError`` where another model wrote the file."""
+        """Raise ``FormatError`` if another model wrote the file."""
         if self.identity != model:
             raise FormatError(
                 f"written by another model: expected {_described(model)}, got {_described(self.identity)}"
             )
 
     def lengths(self, first: int, count: int) -> np.ndarray:
-        """Those of ``count`` images from ``first`` on. (count,) int64"""
+        """Lengths in tokens of ``count`` images from ``first`` on, (count,) int64."""
         data = self._read(self._lengths + 2 * first, 2 * count)
         return np.frombuffer(data, "<u2").astype(np.int64)
 
     def sizes(self, first: int, count: int) -> np.ndarray:
-        """Height and width in pixels of what was encoded, of ``count`` images from ``first`` on. (count, 2) int64"""
+        """Height and width in pixels, as encoded, of ``count`` images from ``first`` on, (count, 2) int64."""
         if self.version == 1:
             return np.broadcast_to(np.array(self.identity.image_size), (count, 2))
         return self._some_records(first, count)["size"].astype(np.int64)
 
     def images(self, first: int, count: int) -> ImageInfo:
-        """What is said of ``count`` images from ``first`` on; in version 1 nothing but their size."""
+        """Sizes and names of ``count`` images from ``first`` on; version 1 has the encoded sizes alone."""
         if self.version == 1:
             unknown = np.zeros((count, 2), np.int64)
             return ImageInfo(self.sizes(first, count), unknown, unknown, [""] * count)
@@ -263,7 +263,7 @@ class Reader:
         return from_records(records, self._read(place, int(records["name"].sum(dtype=np.int64))))
 
     def indices(self, first: int, count: int) -> np.ndarray:
-        """``count`` indices from ``first`` on, counted over all images. (count,) int64"""
+        """``count`` token indices from ``first`` on, counted over all images, (count,) int64."""
         bits, indices = self.identity.bits, np.empty(count, np.int64)
         for done in range(0, count, BLOCK):
             block = indices[done : done + BLOCK]

@@ -1,4 +1,4 @@
-"""Tokens where they help most: a total over many images, shared by how their errors fall."""
+"""Allocation of a total number of tokens over many images, by how their errors fall."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def allocated(errors_BP: Tensor, lengths: Sequence[int], total: int) -> list[int]:
-    """A length for each image, together at most ``total``, for a small sum of errors.
+    """Length of each image, at most ``total`` tokens together, for a small sum of errors.
 
-    Greedy on the lower convex hull of each curve, where each step down lowers the error by less for a token than the
-    one before: of all images' steps the best are taken first, and of one that does not fit, as much as does. None that
-    lowers no error.
+    Greedy on the lower convex hull of each curve, where each step lowers the error per token by less than the step
+    before: the best steps of all images are taken first; of a step that does not fit, the best length that does; no
+    step that does not lower the error.
 
     Args:
-        errors_BP: of each image at each of the ``lengths``, which rise.
-        total: at least the first length for each image.
+        errors_BP: error of each image at each of the ``lengths``, which ascend.
+        total: tokens of all images together; at least the first length for each.
     """
     curves = errors_BP.cummin(1).values.tolist()
     steps = [
@@ -28,7 +28,7 @@ def allocated(errors_BP: Tensor, lengths: Sequence[int], total: int) -> list[int
     chosen = [0] * len(curves)
     left = total - len(curves) * lengths[0]
     for slope, image, start, stop in sorted(steps):
-        if slope >= 0 or chosen[image] != start:  # or an earlier step of it did not fit
+        if slope >= 0 or chosen[image] != start:  # or an earlier step of the image did not fit
             continue
         fitting = (k for k in range(start, stop + 1) if lengths[k] - lengths[start] <= left)
         end = min(fitting, key=lambda k: (curves[image][k], k))
@@ -38,7 +38,7 @@ def allocated(errors_BP: Tensor, lengths: Sequence[int], total: int) -> list[int
 
 
 def _hull(lengths: Sequence[int], curve: Sequence[float]) -> Iterator[tuple[int, int]]:
-    """Neighboring corners of the lower convex hull of a curve."""
+    """Yield the pairs of neighboring corners (indices) of the lower convex hull of a curve."""
     corners: list[int] = []
     for new in range(len(lengths)):
         while len(corners) > 1 and _above(lengths, curve, corners[-2], corners[-1], new):
@@ -48,7 +48,7 @@ def _hull(lengths: Sequence[int], curve: Sequence[float]) -> Iterator[tuple[int,
 
 
 def _above(x: Sequence[int], y: Sequence[float], first: int, middle: int, last: int) -> bool:
-    """Whether the middle point lies on or above the line between the others."""
+    """True if the middle point lies on or above the line between the others."""
     return (y[middle] - y[first]) * (x[last] - x[first]) >= (y[last] - y[first]) * (
         x[middle] - x[first]
     )

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read only where they are files."""
+"""Atomic writing of files, reading of nothing but regular files, and locks on folders."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any, BinaryIO
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
-#: Temporary files, and so writers at a time, of one file.
+#: Most temporary files of one file, and so most writers of it at a time.
 SLOTS = 64
-#: Whatever is opened, nothing waits for the other end of a pipe.
+#: Flags of every ``open``: do not wait for the other end of a pipe; no translation of line ends on Windows.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = _AT_ONCE | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[BinaryIO]:
-    """A file, open for reading; links are followed.
+    """Context manager: a file, open for reading; links are followed.
 
     Raises:
         OSError: no such file, or a folder, a pipe or a device: nothing is read from them, nor waited for.
@@ -40,14 +40,15 @@ def reading(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes when it does not.
+    """Context manager: path of a temporary file that replaces ``path`` if the block succeeds, else is removed.
 
-    The block writes into it, and puts no other in its place. A file that was there before keeps its mode, and its owner
-    where that is permitted; a new one has the mode that the umask leaves. At the end file and folder are on the disk.
+    The block writes into this file, and puts no other in its place. A file that was there before keeps its mode, and
+    its owner where that is permitted; a new one has the mode that the umask leaves. At the end file and folder are
+    synced to disk.
 
-    Writers hold a lock on their temporary file. That of a killed one has none, and goes when the same file is written
-    again (where there are no locks, and on Windows, it stays). Several writers at once do not disturb each other: the
-    last one's file remains.
+    Writers hold a lock on their temporary file. The file of a killed writer is not locked, and is removed when the same
+    path is written again (where there are no locks, and on Windows, it stays). Several writers at once do not disturb
+    each other: the last one's file remains.
 
     Raises:
         OSError: as :func:`check_replaceable`, or what could not be written, by its name.
@@ -78,8 +79,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new, locked file beside ``path``; those that no writer holds are removed."""
-    # Cut, so that they are no longer than names may be; files whose names begin alike share them.
+    """Context manager: a new, locked file beside ``path``, and its path; files that no writer holds are removed."""
+    # Names are cut to a length that file systems take; files whose names begin alike share temporary files.
     parts = [path.with_name(f".{path.name[:60]}.{slot}.part") for slot in range(SLOTS)]
     for part in parts:
         _remove_abandoned(part)
@@ -95,7 +96,7 @@ def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
             if fcntl is None or os.fstat(descriptor).st_nlink:
                 yield file, part
                 return
-            # Another writer took it for abandoned, just before it was locked.
+            # Another writer took the file for abandoned and removed it, just before it was locked.
     raise OSError(errno.EBUSY, f"{SLOTS} writers at once, or their temporary files", str(path))
 
 
@@ -105,13 +106,13 @@ def _remove_abandoned(part: Path) -> None:
             return
         with os.fdopen(os.open(part, os.O_RDWR | _NO_LINK), "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Under this name there may be another writer's by now.
+            # By now the name may be that of another writer's file.
             if os.path.samestat(os.fstat(file.fileno()), part.lstat()):
                 part.unlink()
 
 
 def _take_after(path: Path, file: BinaryIO) -> int | None:
-    """Give a file the owner and mode of ``path``, but writable; returns the mode, or None without such a file."""
+    """Give an open file the owner and mode of ``path``, but writable; returns the mode, or None without such a file."""
     if fcntl is None or not path.exists():
         return None
     old, new = path.lstat(), os.fstat(file.fileno())
@@ -124,7 +125,7 @@ def _take_after(path: Path, file: BinaryIO) -> int | None:
 
 
 def sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; not on Windows, nor where that cannot be asked for."""
+    """Sync a folder's entries to disk; does nothing on Windows, or where the file system does not support it."""
     if fcntl is None:
         return
     try:
@@ -143,13 +144,13 @@ _held: set[Path] = set()
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within the context no other one of this machine enters it for the same folder (other processes: not on Windows).
+    """Context manager: exclusive per-machine lock on ``folder`` (on Windows within this process alone).
 
-    The lock is on the file ``.lock`` in it, which is made where it is missing and left as it is. Where the file system
-    has no locks there is a warning instead.
+    The lock is on the file ``.lock`` in the folder, which is created if it is missing, and stays. A file system without
+    locks gives a warning instead.
 
     Raises:
-        BlockingIOError: another one is there.
+        BlockingIOError: the folder is locked already.
         OSError: no such folder; ``.lock`` is a link, or anything else that is no file.
     """
     folder = folder.resolve()
@@ -160,7 +161,7 @@ def alone(folder: Path) -> Iterator[None]:
     with os.fdopen(descriptor, "r+b") as file:
         try:
             if fcntl is not None:
-                # Of this process alone: those that fork from it do not hold it.
+                # A lock of this process alone: child processes that it forks do not inherit it.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -174,9 +175,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise ``OSError`` where no file can be put: there is no such folder, or something is there that is no file.
+    """Raise ``OSError`` if no file can be put at ``path``: no such folder, or something is there that is no file.
 
-    A link is none either: neither what it points to nor the link is replaced.
+    A link counts as no file: neither the link nor what it points to is replaced.
     """
     try:
         mode = path.lstat().st_mode

@@ -1,4 +1,4 @@
-"""Where latent tokens look: attention of the encoder, recomputed from its queries, keys and log-sum-exp."""
+"""Attention maps of latent tokens in the encoder, recomputed from its queries, keys and log-sum-exp."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def latent_attention(
         ``recurrence="residual"`` latents looked in the iteration that added them, at what was missing then.
 
     Raises:
-        ValueError: an iteration or layer that is none; a model that drops image tokens (``halting="drop"``).
+        ValueError: an iteration or layer out of range; a model that drops image tokens (``halting="drop"``).
         TypeError, ValueError: images, as :meth:`AdaptiveTokenizer.rollout`.
     """
     _check_index("layer", 0 if layer is None else layer, model.config.encoder.layers)
@@ -51,7 +51,7 @@ def latent_attention(
 def attention_of_layers(
     model: AdaptiveTokenizer, images: Tensor, *, iteration: int | None = None
 ) -> Tensor:
-    """:func:`latent_attention` of each layer of the encoder, from one rollout: (B, layers, L, height, width)."""
+    """:func:`latent_attention` for each encoder layer, from one rollout: (B, layers, L, height, width) float32."""
     config = model.config
     iteration = config.iterations - 1 if iteration is None else iteration
     _check_index("iteration", iteration, config.iterations)
@@ -71,7 +71,7 @@ def attention_of_layers(
 
 
 def _places(model: AdaptiveTokenizer, images: Tensor) -> Places:
-    """Those of the images' grid; the model's own where they are no batch of images, which the rollout refuses."""
+    """Positions of the images' grid; the model's own if ``images`` is no batch of images, which the rollout refuses."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         return model.places()
     height, width = images.shape[2:]
@@ -85,7 +85,7 @@ def _check_index(name: str, value: int, count: int) -> None:
 
 
 def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor, tokens: int) -> Tensor:
-    """(B, layers, L, N - 1): of the latents in an input of the encoder, behind N class and image ``tokens``."""
+    """Attention maps of the latents in an encoder input, behind N class and image ``tokens``: (B, layers, L, N - 1)."""
     maps = []
     for block in cast("Iterable[Block]", model.encoder.transformer):
         maps.append(_map(block.attn, block.ln_1(x_BSD), tokens))
@@ -94,7 +94,7 @@ def _latents_of(model: AdaptiveTokenizer, x_BSD: Tensor, tokens: int) -> Tensor:
 
 
 def _map(layer: SelfAttention, x_BSD: Tensor, tokens: int) -> Tensor:
-    """(B, L, N - 1): rows of the attention matrix of latents, columns of image tokens."""
+    """Latents' rows and image tokens' columns of a layer's attention matrix, mean over heads: (B, L, N - 1)."""
     batch, length, _ = x_BSD.shape
     qkv = nn.functional.linear(x_BSD.flatten(0, 1), layer.in_proj_weight, layer.in_proj_bias)
     q, k, v = qkv.unflatten(-1, (3, layer.heads, -1)).unbind(-3)

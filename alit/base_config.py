@@ -19,7 +19,9 @@ Codes = Annotated[int, Range(1, MAX_CODES)]
 
 @dataclass(frozen=True)
 class Convolutional(Checked):
-    """Level i of encoder and decoder has ``channels * multipliers[i]`` channels and ``blocks`` residual blocks."""
+    """Configuration of convolutional base tokenizers: level i of encoder and decoder has ``channels * multipliers[i]``
+    channels and ``blocks`` residual blocks.
+    """
 
     latent_channels: Size = 256
     channels: Size = 128
@@ -51,7 +53,7 @@ class Convolutional(Checked):
 
 @dataclass(frozen=True)
 class VQGANConfig(Convolutional):
-    """VQGAN base tokenizer."""
+    """Configuration of a VQGAN base tokenizer."""
 
     kind: Literal["vqgan"] = "vqgan"
     num_codes: Codes = 1024
@@ -59,7 +61,8 @@ class VQGANConfig(Convolutional):
 
 @dataclass(frozen=True)
 class KLVAEConfig(Convolutional):
-    """KL-VAE base tokenizer; tokens are posterior samples times ``scale``. ``attention_levels`` have self-attention.
+    """Configuration of a KL-VAE base tokenizer: tokens are posterior samples times ``scale``; the ``attention_levels``
+    have self-attention.
 
     ``stem``: side of the blocks of pixels whose values are the channels of the first convolution's input and of the
     last one's output (space to depth). 1, as published, convolves pixels; 4 spends a sixteenth as much on each of them.
@@ -87,7 +90,7 @@ class KLVAEConfig(Convolutional):
 
 @dataclass(frozen=True)
 class DCTConfig(Checked):
-    """Base tokenizer without weights: the lowest DCT coefficients of each patch, per luma and chroma plane.
+    """Configuration of a base tokenizer without weights: lowest DCT coefficients of a patch, per luma and chroma plane.
 
     ``lapped``: the transform overlaps neighboring patches, so that no border shows, and all planes are in units of
     equal squared RGB error. False: blocks, each plane in units of its deviation in photographs.

@@ -1,4 +1,4 @@
-"""Checks of fields that a file or a caller gives: their kind and range, and the objects of JSON that hold them."""
+"""Checks of the type and range of fields from files and callers, and of the JSON objects that hold them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-#: Characters of a configuration in JSON; those of any model are a twentieth.
+#: Most characters of a configuration in JSON; those of real models have a twentieth of that.
 MAX_JSON = 2**16
 
 
@@ -21,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 def parse(text: str) -> Any:
-    """What JSON says; an object with a field twice, and NaN or infinity, are none.
+    """Content of a JSON text; an object with a duplicate field, NaN and infinity are refused.
 
     Raises:
         ValueError: not JSON, or more than 65,536 characters of it.
@@ -35,18 +35,19 @@ def parse(text: str) -> Any:
 
 
 class Range(NamedTuple):
-    """What ``Annotated`` numbers may be: integers from ``low`` to ``high``, others below ``high``."""
+    """Range of an ``Annotated`` number: integers from ``low`` to ``high``, others from ``low`` and below ``high``."""
 
     low: float
     high: float
 
 
 class Checked:
-    """A dataclass whose fields are what their annotations say: bool, a ``Literal``, numbers or a tuple of integers
-    ``Annotated`` with a :class:`Range`, a tuple of texts. A list becomes a tuple; fields of other kinds are left alone.
+    """Base class of dataclasses that check their fields against the annotations: bool, a ``Literal``, numbers or a
+    tuple of integers ``Annotated`` with a :class:`Range`, a tuple of texts, a dataclass. A list becomes a tuple; fields
+    of other kinds are left alone.
 
     Raises:
-        ValueError: a field is not; the message names it.
+        ValueError: a field that does not match; the message names it.
     """
 
     def __post_init__(self) -> None:
@@ -94,7 +95,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 def check_number(
     name: str, value: Any, kind: type[int] | type[float], low: float, high: float
 ) -> None:
-    """That it is an integer from ``low`` to ``high``, or a number from ``low`` that is below ``high``."""
+    """Check that ``value`` is an integer in [low, high], or a float in [low, high); raises ``ValueError``."""
     whole = kind is int
     good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     good = good and low <= value <= min(high, sys.float_info.max) and (whole or value < high)
@@ -103,7 +104,7 @@ def check_number(
         raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
 
 
-#: Names of fields in files of before -> what they are called now; below, values of a field. These are read for ever.
+#: Former names of fields in files -> present ones; below, former values of a field. Both stay readable forever.
 EARLIER = {
     "initialisation": "initialization",
     "picture_every": "image_every",
@@ -114,10 +115,10 @@ EARLIER_VALUES = {("bottleneck", "unfactorised"): "unfactorized"}
 
 
 def renamed(value: Any) -> Any:
-    """Plain values with the names that they have now (``EARLIER``), at every depth.
+    """JSON content with former names and values of fields (``EARLIER``) replaced by present ones, at every depth.
 
     Raises:
-        ValueError: a field is there by both names.
+        ValueError: a field is there under both names.
     """
     if not isinstance(value, dict):
         return value
@@ -131,10 +132,11 @@ def renamed(value: Any) -> Any:
 
 
 def build(kind: Any, given: Any, name: str = "") -> Any:
-    """The dataclass of an object of JSON, and those within it; a union is told apart by the field ``kind``.
+    """Build a dataclass, and those nested in it, from a JSON object; the field ``kind`` selects the member of a union.
 
     Raises:
-        ValueError: no object; an unknown or missing field; what the dataclass says. ``name`` stands before the field's.
+        ValueError: no object; an unknown or missing field; an error of the dataclass. Messages name the field, behind
+            ``name``.
     """
     where = f"configuration: {name}." if name else "configuration: "
     if not isinstance(given, dict):
@@ -163,7 +165,7 @@ def build(kind: Any, given: Any, name: str = "") -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; where a field is there twice, readers would not agree which counts."""
+    """Fields of a JSON object; raises ``ValueError`` for a duplicate: readers would not agree which one counts."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
@@ -177,18 +179,18 @@ def _no_number(name: str) -> None:
 
 
 def shown(value: object) -> str:
-    """A value for a message: its beginning, where it is long."""
+    """Representation of a value for a message, shortened if it is long."""
     return reprlib.repr(value)
 
 
 def printable(name: str) -> str:
-    """A name for a message: as it is, or escaped; its beginning, where it is long."""
+    """Name for a message: the first 100 characters, escaped if they are not printable."""
     short = name[:100]
     return short if short.isprintable() else ascii(short)
 
 
 def some(names: Iterable[object]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first five names, and how many more there are, for a message."""
     known = [x if isinstance(x, str) else f"a key of type {type(x).__name__}" for x in names]
     more = f" and {len(known) - 5} more" if len(known) > 5 else ""
     return ", ".join(map(printable, known[:5])) + more
@@ -201,6 +203,6 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def nearest(value: object, choices: Sequence[str]) -> str:
-    """The end of a message that suggests the choice most like a value, where one is."""
+    """End of a message that suggests the choice most like ``value``; empty if none is near."""
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

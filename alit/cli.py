@@ -1,4 +1,4 @@
-"""The ``alit`` command: which commands there are. Each lies in ``commands``, in a file of its name."""
+"""The ``alit`` command line: the list of commands. Each lies in ``commands``, in a file of its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from .console import console, errors, escape_what_cannot_be_printed
 
-#: What the list of commands says of each, by its group there; its module is imported when it is called.
+#: Help line of each command, by its group in the list; a command's module is imported when it is called.
 GROUPS = {
     "Tokens": {
         "encode": "Encode images to one .alit file, each in as few tokens as it needs.",
@@ -39,7 +39,7 @@ COMMANDS = {name: text for group in GROUPS.values() for name, text in group.item
 
 
 class Commands(TyperGroup):
-    """``GROUPS``, and one way for all of them to fail."""
+    """Group of the commands in ``GROUPS``, all of which report errors in the same way (:func:`errors`)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -54,7 +54,7 @@ class Commands(TyperGroup):
         return super().main(*args, **options)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """One that can be called."""
+        """Resolve a command by name, and import its module: name, the callable command, remaining arguments."""
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None:
             return name, listed, rest

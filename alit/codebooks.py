@@ -1,4 +1,4 @@
-"""Quantization of latents: by one codebook, or by that of the iteration which added the token."""
+"""Quantization of latents by one shared codebook, or by that of the iteration which added the token."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .config import AdaptiveTokenizerConfig
 
 
 class CodebookPerIteration(nn.ModuleList):
-    """A codebook for each run of ``latents_per_iteration`` tokens; an index counts within its token's own.
+    """Quantizer with a codebook for each run of ``latents_per_iteration`` tokens; an index counts within its codebook.
 
-    Dead codes are replaced, and moving averages kept, in each codebook by itself.
+    Dead codes are replaced, and moving averages kept, in each codebook separately.
     """
 
     def __init__(self, config: AdaptiveTokenizerConfig) -> None:
@@ -24,7 +24,7 @@ class CodebookPerIteration(nn.ModuleList):
         self.step = config.latents_per_iteration
 
     def forward(self, z_BLC: Tensor, first: int = 0) -> VectorQuantized:
-        """Quantize tokens from position ``first`` on, a multiple of the step; losses are means over all of them."""
+        """Quantize tokens (B, L, C) from position ``first``, a multiple of ``step``; losses are means over tokens."""
         parts = z_BLC.split(self.step, dim=1)
         own = list(self)[first // self.step :][: len(parts)]
         found = [quantizer(z) for quantizer, z in zip(own, parts, strict=True)]
@@ -48,7 +48,7 @@ class CodebookPerIteration(nn.ModuleList):
 
 
 def vector_quantizer(config: AdaptiveTokenizerConfig) -> VectorQuantizer:
-    """One codebook as the configuration has it."""
+    """Vector quantizer with one codebook, as configured."""
     return VectorQuantizer(
         config.codebook_size,
         config.code_dim,

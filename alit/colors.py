@@ -1,4 +1,4 @@
-"""Pixels of any mode and color profile as RGB of 8 bits, in sRGB, on white."""
+"""Conversion of pixels of any mode and color profile to 8-bit sRGB on white."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.ExifTags import Base
 
-#: What Pillow and its decoders raise, beside OSError, on files that are damaged, truncated, or no images.
+#: Exceptions of Pillow and its decoders, beside OSError, for files that are damaged, truncated, or no images.
 DAMAGED = (
     *(SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
     *(EOFError, RuntimeError, MemoryError, struct.error),
@@ -24,11 +24,11 @@ Box = tuple[int, int, int, int]
 
 
 class Scale(NamedTuple):
-    """What the numbers of a grayscale image of more than 8 bits mean.
+    """Levels of black and white in a grayscale image of more than 8 bits.
 
     Attributes:
-        black, white: numbers; one outside counts as the nearer of them.
-        unsigned: 32 bits without a sign, which Pillow gives one.
+        black, white: levels; a value outside them counts as the nearer one.
+        unsigned: values are unsigned 32-bit integers, which Pillow reads as signed.
     """
 
     black: float
@@ -37,8 +37,8 @@ class Scale(NamedTuple):
 
 
 def scale(image: Any, boxes: list[Box]) -> Scale:
-    """Of an image of mode I, I;16 or F: 65535 is white, or in a float 1 (255, where a finite number exceeds 2); in a
-    TIFF of 9 to 15 bits the largest number, and 0 where it says so.
+    """Levels of an image of mode I, I;16 or F: white is 65535, or of floats 1 (255 if a finite value exceeds 2), or the
+    largest value of a TIFF of 9 to 15 bits; white and black are swapped if a TIFF says that white is 0.
     """
     tags = getattr(image, "tag_v2", {})
     (bits, *_), (kind, *_) = tags.get(Base.BitsPerSample, (16,)), tags.get(Base.SampleFormat, (1,))
@@ -51,7 +51,7 @@ def scale(image: Any, boxes: list[Box]) -> Scale:
 
 
 def eight_bits(image: Image.Image, scale: Scale) -> Image.Image:
-    """Grayscale of mode I, I;16 or F as L; what is transparent is white."""
+    """Convert a grayscale image of mode I, I;16 or F to mode L; transparent pixels become white."""
     numbers = np.asarray(image)
     values = (numbers.view(np.uint32) if scale.unsigned else numbers).astype(np.float32)
     shares = (np.nan_to_num(values, nan=scale.black) - scale.black) / (scale.white - scale.black)
@@ -62,7 +62,7 @@ def eight_bits(image: Image.Image, scale: Scale) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """An image of 8 bits, on white, in sRGB."""
+    """Convert an image of 8 bits to RGB on white, in sRGB."""
     gray, alpha = image.mode in ("1", "L", "LA"), None
     if image.has_transparency_data:
         image = image.convert("LA" if gray else "RGBA")
@@ -80,7 +80,7 @@ def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def to_srgb(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """Conversion of images of a mode; None for a profile of others, a damaged one, and one that is sRGB's."""
+    """Function that converts images of a mode to sRGB; None for a profile of other modes, a damaged one, or sRGB's."""
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if own.profile.xcolor_space.strip() != _SPACES[mode]:

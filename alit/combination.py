@@ -1,4 +1,4 @@
-"""Criteria of several criteria."""
+"""Stopping criteria that combine several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .prediction import Budget
 
 
 class Combined(Prepared, ABC):
-    """Several criteria as one."""
+    """Base class of stopping criteria that combine several."""
 
     def __init__(self, *criteria: Criterion) -> None:
         if not criteria:
@@ -32,7 +32,7 @@ class Combined(Prepared, ABC):
     @staticmethod
     @abstractmethod
     def combined(values: Tensor) -> Tensor:
-        """Token counts, or errors, of all criteria (K, B) as one (B,)."""
+        """Combine the token counts, or errors, of all criteria, (K, B), into (B,)."""
 
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
         for criterion in self.criteria:
@@ -48,7 +48,7 @@ class Combined(Prepared, ABC):
         )
 
     def judged(self, iteration: Iteration, model: AdaptiveModel) -> Verdict:
-        """Errors are fractions of their limits; None if one of the criteria measures none."""
+        """Combined verdict; its errors are fractions of their limits, None if one of the criteria measures none."""
         tokens, errors = zip(
             *(judged(each, iteration, model) for each in self.criteria), strict=True
         )
@@ -61,10 +61,10 @@ class Combined(Prepared, ABC):
 
 
 class AnyOf(Combined):
-    """An image is done when one of the criteria says so: ``AnyOf(MaxL1(0.05), FixedLength(128))`` takes 128 at most.
+    """Stopping criterion met when any of several is: ``AnyOf(MaxL1(0.05), FixedLength(128))`` takes 128 tokens at most.
 
     Raises:
-        TypeError, ValueError: none is given, or what is no criterion.
+        TypeError, ValueError: no criteria, or something that is none.
     """
 
     @staticmethod
@@ -73,10 +73,10 @@ class AnyOf(Combined):
 
 
 class AllOf(Combined):
-    """An image is done when all of the criteria say so, each at that length: ``AllOf(MaxL1(0.05), MinSSIM(0.5))``.
+    """Stopping criterion met when all of several are, at the same length: ``AllOf(MaxL1(0.05), MinSSIM(0.5))``.
 
     Raises:
-        TypeError, ValueError: none is given, or what is no criterion.
+        TypeError, ValueError: no criteria, or something that is none.
     """
 
     @staticmethod

@@ -36,7 +36,7 @@ class TransformerConfig(Checked):
 
 @dataclass(frozen=True)
 class Quirks(Checked):
-    """What the published code does differently; every field is off by default and on in ``Quirks.official()``.
+    """Differences of the published code; every field is off by default and on in ``Quirks.official()``.
 
     Attributes:
         halt_after_last_iteration: tokens are halted once more after the last iteration, to no visible effect.
@@ -88,7 +88,7 @@ class Quirks(Checked):
 
 @dataclass(frozen=True)
 class AdaptiveTokenizerConfig(Checked):
-    """Everything that determines an :class:`alit.AdaptiveTokenizer`.
+    """Configuration of an :class:`alit.AdaptiveTokenizer`; it determines all but the weights.
 
     Attributes:
         base: the base tokenizer; its ``patch_size`` divides the image size.
@@ -102,9 +102,9 @@ class AdaptiveTokenizerConfig(Checked):
         codebooks: one "shared" by all tokens, as published, or "each" iteration its own, for the tokens that it added:
             an index is looked up by its position and takes as many bits as before.
         recurrence: what an iteration hands to the next. "latents", as published: image tokens as the encoder gave them,
-            and all tokens are read out anew. "residual": image tokens of what the decoder does not tell yet from the
-            tokens so far. These are final, and leave the encoder: a longer description begins with the shorter one, and
-            an iteration costs the encoder no more than the first.
+            and all tokens are read out anew. "residual": image tokens of what the decoder still misses, given the
+            tokens so far. Those tokens are final, and leave the encoder: a longer description begins with the shorter
+            one, and an iteration costs the encoder no more than the first.
         halting: what happens to image tokens that are described well enough: nothing ("off"), they are replaced by the
             mask token ("mask", as published), or they leave the sequence for good ("drop"); see docs/halting.md.
         halting_threshold: probability of the true code from which a token may halt; with a continuous base, the mean
@@ -176,7 +176,7 @@ class AdaptiveTokenizerConfig(Checked):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Image tokens down and across."""
+        """Numbers of image tokens down and across."""
         height, width = self.image_size
         return height // self.base.patch_size, width // self.base.patch_size
 
@@ -186,7 +186,7 @@ class AdaptiveTokenizerConfig(Checked):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens after each iteration."""
+        """Number of tokens after each iteration."""
         step = self.latents_per_iteration
         return list(range(step, self.max_tokens + 1, step))
 
@@ -200,7 +200,11 @@ class AdaptiveTokenizerConfig(Checked):
         image_size: int | tuple[int, int] = 256,
         **overrides: Any,
     ) -> AdaptiveTokenizerConfig:
-        """The named size ("nano", "tiny", "small", "base", "semilarge") on a base tokenizer ("vqgan", "vae", "dct").
+        """Configuration of a named size, with ``overrides`` of its fields.
+
+        Args:
+            size: "nano", "tiny", "small", "base" or "semilarge".
+            base: "vqgan", "vae" or "dct", or its configuration.
 
         Raises:
             ValueError: an unknown name; the message suggests the nearest one.

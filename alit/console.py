@@ -1,4 +1,4 @@
-"""What the commands print, and how they fail: results on stdout, progress and errors on stderr."""
+"""Output of the commands: results on stdout, progress and errors on stderr; and how commands fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .display import Display
 
-#: Libraries that only some commands need: module, and what to install.
+#: Libraries that only some commands need: module -> package, and the extra of ``alit`` that installs it.
 EXTRAS = {
     "matplotlib": ("matplotlib", "demo"),
     "scipy": ("scipy", "demo"),
@@ -25,13 +25,13 @@ EXTRAS = {
     **{name: (name, "export") for name in ("onnx", "onnxscript", "onnxruntime")},
     **{name: (name, "serve") for name in ("starlette", "uvicorn")},
 }
-#: Of a command that Ctrl-C ended, as shells have it.
+#: Exit status of a command that Ctrl-C ended, as in shells.
 INTERRUPTED = 130
 Item = TypeVar("Item")
 
 
 class Output:
-    """Where the running command prints, and what was asked of it."""
+    """Output of the running command, with its options ``--quiet`` and ``--json``."""
 
     def __init__(self) -> None:
         self.quiet = self.as_json = False
@@ -40,7 +40,7 @@ class Output:
 
     @contextmanager
     def command(self) -> Iterator[None]:
-        """While it runs, what is reported is shown; nothing is asked of its output yet."""
+        """Context manager: a command runs; its progress is displayed, and its output options are at their defaults."""
         self.speak()
         self.display = Display()
         try:
@@ -50,28 +50,28 @@ class Output:
             self.display = None
 
     def speak(self, *, quiet: bool = False, as_json: bool = False) -> None:
-        """What the options of a command say: errors alone; results as a document for programs."""
+        """Set the output options of a command: ``quiet``: errors alone; ``as_json``: results as a JSON document."""
         self.quiet, self.as_json = quiet, as_json
-        if quiet:  # read when the package is first imported, which is later
+        if quiet:  # huggingface_hub reads it when it is imported, later
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
     def out(self, text: str) -> None:
-        """A line for people, however long: on stdout, but with ``--json`` on stderr."""
+        """Print a line for people, not wrapped: on stdout, with ``--json`` on stderr; nothing if quiet."""
         self._shown(lambda to: to.out(text))
 
     def print(self, shown: RenderableType) -> None:
-        """As :meth:`out`, but fitted to the terminal: a table, or text that may be broken into lines."""
+        """Print a table, or text that may be wrapped, as :meth:`out`, but fitted to the terminal."""
         self._shown(lambda to: to.print(shown))
 
     def result(self, document: Any, *shown: RenderableType) -> None:
-        """What a command found: the document with ``--json``, else lines (``str``, not broken) and tables.
+        """Print the result of a command: the document with ``--json``, else lines (``str``, not wrapped) and tables.
 
         Args:
-            document: what JSON takes; numbers that are not finite become null.
+            document: content for JSON; numbers that are not finite become null.
         """
         if self.as_json:
             self._clear()
-            # Escapes alone, which every encoding has.
+            # ASCII with escapes, which every encoding has.
             sys.stdout.write(json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
             return
         for each in shown:
@@ -81,19 +81,19 @@ class Output:
                 self.print(each)
 
     def draws(self) -> bool:
-        """Whether other libraries may draw how far they are, as outside of commands; what is drawn goes away."""
+        """Clear the display; True if libraries may draw theirs: outside of commands, or on a terminal and not quiet."""
         self._clear()
         return self.display is None or (self.display.drawn and not self.quiet)
 
     def report(
         self, what: str, done: float = 0, total: float | None = None, unit: str = "", tell: str = ""
     ) -> None:
-        """See :func:`report`."""
+        """Report progress to the display, unless quiet; see :func:`report`."""
         if self.display is not None and not self.quiet:
             self.display.report(what, done, total, unit, tell)
 
     def error(self, text: Text) -> None:
-        """A line, or several, on stderr, whatever was asked."""
+        """Print text on stderr, even if quiet."""
         self._clear()
         Console(stderr=True).print(text, highlight=False, soft_wrap=True)
 
@@ -107,20 +107,20 @@ class Output:
             self.display.clear()
 
 
-#: Where commands print.
+#: The output of this process's command.
 console = Output()
 
 
 def report(
     what: str, done: float = 0, total: float | None = None, unit: str = "", tell: str = ""
 ) -> None:
-    """Say how far some work is. A command shows it; outside of one nothing happens.
+    """Report the progress of some work. A command displays it; outside of commands nothing happens.
 
     Args:
-        what: what is being done, such as "encoding"; another one, or less that is done, begins anew.
-        done, total: of it; None: nobody knows.
-        unit: of what, such as "images"; without it a percentage is shown.
-        tell: more to say, such as the loss.
+        what: the work, such as "encoding"; another one, or a smaller ``done``, begins a new bar.
+        done, total: amount done, and amount in all; None: unknown.
+        unit: of both, such as "images"; without it a percentage is shown.
+        tell: further text to show, such as the loss.
     """
     console.report(what, done, total, unit, tell)
 
@@ -133,7 +133,7 @@ def reported(
     *,
     size: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Item]:
-    """The items; before the first and behind each of them :func:`report` says how many there were.
+    """Yield the items, and :func:`report` before the first and after each how many are done.
 
     Args:
         size: how many an item counts as: ``len`` for batches.
@@ -147,44 +147,44 @@ def reported(
 
 
 def printable(name: object) -> str:
-    """A name on one line: controls, marks of direction and bytes that are no text as Python writes them in strings."""
+    """Name on one line: control characters, direction marks and undecodable bytes are escaped as in Python strings."""
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in str(name))
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 image``, ``2 images``."""
+    """Number and noun, plural unless it is 1: ``1 image``, ``2 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def escape_what_cannot_be_printed() -> None:
-    """From now on standard output and error show characters that their encoding lacks as escapes."""
+    """Make stdout and stderr write characters that their encoding lacks as escapes from now on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str) -> NoReturn:
-    """Print the message without a traceback and leave with status 1; further lines of it are indented."""
+    """Print an error message without a traceback and exit with status 1; its further lines are indented."""
     lines = [printable(line) for line in message.split("\n  ")]
     console.error(Text("error: " + "\n  ".join(lines), style="red"))
     raise typer.Exit(1)
 
 
 def _interrupted(said: str) -> NoReturn:
-    """Print what was being done, or ``said``, and leave as programs do that Ctrl-C ended."""
+    """Print ``said``, or else the work that was interrupted, and exit with status ``INTERRUPTED``."""
     display = console.display
     reason = printable(said or (display.place() if display is not None else ""))
     text = f"interrupted: {reason}" if reason else "interrupted"
-    over = display is not None and display.clear()  # and with the bar the terminal's ^C
+    over = display is not None and display.clear()  # the bar goes, and with it the terminal's ^C
     console.error(Text(f"\n{text}" if sys.stderr.isatty() and not over else text, style="yellow"))
     raise typer.Exit(INTERRUPTED)
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Bad input, missing libraries, a GPU's memory that is full and Ctrl-C become one line, without a traceback.
+    """Context manager: bad input, missing libraries, a full GPU memory and Ctrl-C end in one line, without a traceback.
 
-    What the system says of a file becomes ``NAME: no such file or directory``.
+    The operating system's errors about a file read ``NAME: no such file or directory``.
     """
     try:
         yield
@@ -211,7 +211,7 @@ def errors() -> Iterator[None]:
 
 
 def _finite(content: Any) -> Any:
-    """What JSON can hold: null in place of NaN and infinities."""
+    """Copy of a document for JSON, with None in place of NaN and infinities."""
     if isinstance(content, dict):
         return {name: _finite(value) for name, value in content.items()}
     if isinstance(content, list | tuple):

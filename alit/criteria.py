@@ -1,4 +1,4 @@
-"""Token selection: when is an image described well enough? ``criterion.py`` says what a criterion is."""
+"""Stopping criteria for adaptive encoding; ``criterion.py`` defines their protocol."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .iteration import Iteration
 from .model import AdaptiveModel
 from .pixel_errors import contrast_of, l1_of, structural_similarity
 
-#: Limits are divided by at least this much where criteria are compared.
+#: Errors are divided by at least this much, instead of a smaller limit, where criteria are compared.
 SMALLEST_LIMIT = 1e-12
 
 
 class FixedLength(Prepared):
-    """A given number of tokens, for all images or for each; of a model with iterations of 32, the first 40 tokens that
-    the second iteration gives.
+    """Stopping criterion that gives all images, or each, a fixed number of tokens; 40 with iterations of 32 tokens are
+    the first 40 that the second iteration gives.
 
     Args:
         tokens: one number, or one per image, from 1 to the model's ``max_tokens``.
 
     Raises:
-        ValueError: no integers; when used, others than these, or a number of them that is not that of the images.
+        ValueError: no integers; when used, a number out of range, or not one per image.
     """
 
     needs_prediction = False
@@ -49,12 +49,12 @@ class FixedLength(Prepared):
             raise ValueError(f"tokens: expected 1 to {longest}, got {bad[0]}")
 
     def of(self, images: list[int]) -> list[int]:
-        """The lengths of these images, on the host."""
+        """Lengths of the images with these numbers, on the host."""
         tokens: Any = self.tokens.tolist()
         return [tokens[x] if self.tokens.ndim else tokens for x in images]
 
     def wanted(self, iteration: Iteration) -> Tensor:
-        """(B,) int64"""
+        """Lengths of the iteration's images, (B,) int64."""
         tokens = self.tokens.to(iteration.image_index_B)
         return (
             tokens[iteration.image_index_B] if tokens.ndim else tokens.expand(iteration.batch_size)
@@ -71,7 +71,7 @@ class FixedLength(Prepared):
 
 @dataclass(frozen=True)
 class Measured(ABC):
-    """An error that a criterion measures, and its limit.
+    """Base class of stopping criteria that measure an error and compare it with a limit.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or out of range.
@@ -86,20 +86,20 @@ class Measured(ABC):
 
     @abstractmethod
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """Of each image, (B,) floating point."""
+        """Error of each image, (B,) floating point."""
 
     @abstractmethod
     def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
-        """(B,) bool: done; (B,) error over its limit."""
+        """True for images that are done, (B,) bool; each image's error divided by its limit, (B,) floating point."""
 
     @property
     def limit(self) -> float:
-        """Of the error."""
+        """Limit of the error."""
         return self.threshold
 
     @classmethod
     def within(cls, limit: float) -> Measured:
-        """The criterion of this limit of the error."""
+        """Criterion with this limit of the error."""
         return cls(limit)
 
     def judged(self, iteration: Iteration, model: AdaptiveModel) -> Verdict:
@@ -112,7 +112,7 @@ class Measured(ABC):
 
 
 class ErrorCriterion(Measured):
-    """An image is done when its ``error`` is below ``threshold``; base class of criteria that measure one.
+    """Base class of stopping criteria that are met when an image's ``error`` is below ``threshold``.
 
     ``Quirks.batch_mean_criterion`` and ``Quirks.best_iteration_fallback`` apply to these alone.
 
@@ -126,11 +126,11 @@ class ErrorCriterion(Measured):
 
 
 class Score(Measured):
-    """An image is done when its ``score``, at most 1, is at least ``threshold``; the error is what it lacks of 1."""
+    """Base class of stopping criteria met when ``score``, at most 1, is at least ``threshold``; error: 1 - score."""
 
     @abstractmethod
     def score(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """Of each image, (B,) floating point."""
+        """Score of each image, at most 1, (B,) floating point."""
 
     def error(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
         return 1 - self.score(iteration, model)
@@ -141,7 +141,7 @@ class Score(Measured):
 
     @classmethod
     def within(cls, limit: float) -> Measured:
-        return cls(max(0.0, 1 - limit))  # structure may be less than none
+        return cls(max(0.0, 1 - limit))  # errors above 1 are negative scores
 
     def measured(self, iteration: Iteration, model: AdaptiveModel) -> tuple[Tensor, Tensor]:
         score_B = self.score(iteration, model)
@@ -149,7 +149,7 @@ class Score(Measured):
 
 
 class MaxL1(ErrorCriterion):
-    """Mean absolute pixel error of the image below ``threshold`` (pixels in [0, 1]); decodes pixels every iteration.
+    """Stopping criterion: mean absolute error of pixels in [0, 1] below ``threshold``; decodes pixels every iteration.
 
     Predicted pixels are clamped to [0, 1], as they are shown, but for ``Quirks.unclamped_pixel_error``.
 
@@ -166,11 +166,11 @@ class MaxL1(ErrorCriterion):
 
 
 class RelativeL1(ErrorCriterion):
-    """Mean absolute pixel error below ``threshold`` times the image's own contrast; decodes pixels every iteration.
+    """Stopping criterion: mean absolute pixel error below ``threshold`` times the image's own contrast.
 
-    The contrast is the mean absolute deviation of the pixels from their mean, channel by channel: the error of an
-    image of one color. An image with less than 0.03 (7.6 of 255) counts as one of 0.03, so that a flat one has a
-    limit above 0. Predicted pixels are clamped to [0, 1], as they are shown.
+    Decodes pixels every iteration. The contrast is the mean absolute deviation of the pixels from their mean, channel
+    by channel: the error of an image of one color. A contrast below 0.03 (7.6 of 255) counts as 0.03, so that a flat
+    image has a limit above 0. Predicted pixels are clamped to [0, 1], as they are shown.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
@@ -183,7 +183,7 @@ class RelativeL1(ErrorCriterion):
 
 
 class MinSSIM(Score):
-    """Structural similarity with the image at least ``threshold``; decodes pixels every iteration.
+    """Stopping criterion: structural similarity with the image at least ``threshold``; decodes pixels every iteration.
 
     Predicted pixels are clamped to [0, 1], as they are shown. See :func:`alit.pixel_errors.structural_similarity`.
 
@@ -204,7 +204,7 @@ class MinSSIM(Score):
 
 
 class CodeError(ErrorCriterion):
-    """Mean absolute difference between predicted and true base code below ``threshold``; decodes no pixels.
+    """Stopping criterion: mean absolute error of the predicted base code below ``threshold``; decodes no pixels.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0.
@@ -216,7 +216,7 @@ class CodeError(ErrorCriterion):
 
 
 class TokenAccuracy(Score):
-    """Share of base tokens whose most likely code is the true one at least ``threshold``; decodes no pixels.
+    """Stopping criterion: share of rightly predicted base tokens at least ``threshold``; decodes no pixels.
 
     Raises:
         TypeError, ValueError: a threshold that is no number, or below 0; when called with a model whose base tokenizer
@@ -224,7 +224,7 @@ class TokenAccuracy(Score):
     """
 
     def score(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) float32."""
+        """Share of base tokens whose most likely code is the true one, (B,) float32."""
         assert iteration.prediction is not None
         target_BN = iteration.base.target_BN
         if target_BN is None:

@@ -1,8 +1,8 @@
-"""What a criterion is: it says when an image is described well enough.
+"""Protocol of stopping criteria, which say when an image is described well enough.
 
 A criterion is called after each iteration with the :class:`alit.Iteration` and the model and says for each
 image that is still being encoded whether it is done. ``needs_prediction`` tells whether the decoder has to run for it.
-Those that measure an error say how large it is; ``selection.py`` has the rules. ``any_length``: a criterion looks at
+Criteria that measure an error also return it; ``selection.py`` has the rules. ``any_length``: a criterion looks at
 nothing but predictions and ``tokens_B``, and may be asked about the first few tokens of an iteration.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .iteration import Iteration
 from .model import AdaptiveModel
 
-#: Tokens of an image that is not done.
+#: Number of tokens that stands for an image that is not done.
 NEVER = 2**31
 #: An error within this factor of the least one counts as equal to it.
 NEAR = 1.01
@@ -27,15 +27,15 @@ class Criterion(Protocol):
     needs_prediction: bool
 
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """(B,) bool over the images of ``iteration``: done?"""
+        """True for the images of ``iteration`` that are done, (B,) bool."""
 
 
 class Verdict(NamedTuple):
-    """What is found of the images of an iteration.
+    """Result of a criterion for the images of an iteration.
 
     Attributes:
-        tokens_B: (B,) int64, with how many of the iteration's tokens each is done; ``NEVER`` where it is not.
-        error_B: (B,) floating point, below or about 1 where the limit is met; None where nothing is measured.
+        tokens_B: (B,) int64, number of the iteration's tokens with which an image is done; ``NEVER`` if it is not.
+        error_B: (B,) floating point, error, below or about 1 where the limit is met; None if nothing is measured.
     """
 
     tokens_B: Tensor
@@ -43,7 +43,7 @@ class Verdict(NamedTuple):
 
 
 def judged(criterion: Criterion, iteration: Iteration, model: AdaptiveModel) -> Verdict:
-    """What a criterion finds, by its method ``judged``; one without is asked whether the images are done.
+    """Verdict of a criterion, by its method ``judged``; without one, by calling it, and without errors.
 
     Raises:
         TypeError, ValueError: as :func:`answer`.
@@ -55,7 +55,7 @@ def judged(criterion: Criterion, iteration: Iteration, model: AdaptiveModel) -> 
 
 
 def answer(criterion: object, iteration: Iteration, done_B: Tensor) -> Tensor:
-    """What a criterion says, checked.
+    """Answer of a criterion, ``done_B``, after a check that it is (B,) bool.
 
     Raises:
         TypeError, ValueError: no tensor, or one of another shape or dtype than (B,) bool.
@@ -70,11 +70,7 @@ def answer(criterion: object, iteration: Iteration, done_B: Tensor) -> Tensor:
 
 
 def check_criterion(criterion: object) -> bool:
-    """That it is one; whether it needs predictions.
-
-    Raises:
-        TypeError: it is none.
-    """
+    """True if the criterion needs predictions; raises ``TypeError`` for anything that is no criterion."""
     needed = getattr(criterion, "needs_prediction", None)
     if not callable(criterion) or not isinstance(needed, bool):
         raise TypeError(
@@ -85,11 +81,7 @@ def check_criterion(criterion: object) -> bool:
 
 
 def check_threshold(name: str, value: object) -> None:
-    """That it is a number of at least 0.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
+    """Check that ``value`` is a number of at least 0; raises ``TypeError`` or ``ValueError``, which name it."""
     if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not float(value) >= 0:  # NaN neither
@@ -97,20 +89,20 @@ def check_threshold(name: str, value: object) -> None:
 
 
 class Prepared(ABC):
-    """Base class of criteria that are held against the model first, and look at the first iteration once."""
+    """Base class of criteria that are checked against the model first, and may plan after the first iteration."""
 
     needs_prediction: bool
-    #: How many images it is for; None for any number.
+    #: Number of images that the criterion is for; None for any.
     images: int | None = None
 
     @abstractmethod
     def __call__(self, iteration: Iteration, model: AdaptiveModel) -> Tensor:
-        """As :class:`Criterion`."""
+        """True for the images of ``iteration`` that are done, (B,) bool."""
 
     @abstractmethod
     def check(self, model: AdaptiveModel, images: int | None = None) -> None:
-        """Raise ``ValueError`` if it does not fit the model or the number of images (None: unknown)."""
+        """Raise ``ValueError`` if the criterion does not fit the model or the number of images (None: unknown)."""
 
     def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Criterion:
-        """What it comes to for the images of a first iteration, which have these numbers, ascending."""
+        """Criterion to use for the images of a first iteration, given their numbers, ascending; by default this one."""
         return self

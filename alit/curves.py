@@ -1,4 +1,4 @@
-"""How errors fall with the number of tokens: measured at every length that a curve has, or predicted."""
+"""Error curves over the number of tokens: measured at every length that a curve has, or predicted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .rollout import Rollout, rollouts_of
 
 
 class Curves(NamedTuple):
-    """Of some images.
+    """Error curves of some images, and the features and latents of their rollout.
 
     Attributes:
-        features_BNF: of the first iteration, for the length head.
+        features_BNF: features of the first iteration, for the length head.
         patches_BKPN: errors of each kind (``KINDS``) at each of the lengths that were measured, in the patch of each
             image token.
         bottlenecks: the latents read out after each iteration.
@@ -33,7 +33,7 @@ class Curves(NamedTuple):
 
     @property
     def errors_BKP(self) -> Tensor:
-        """Of the whole images."""
+        """Errors of the whole images, (B, kinds, P): means over patches."""
         return self.patches_BKPN.mean(-1)
 
 
@@ -46,9 +46,9 @@ def measured(
     base: BaseTokens | None = None,
     generator: torch.Generator | None = None,
 ) -> Curves:
-    """Run all iterations and decode the first tokens of each, at these ``lengths`` above the iteration before.
+    """Measure error curves: run all iterations, and decode the first tokens of each at the ``lengths`` that it adds.
 
-    All ``curve_lengths`` where none are given. Of images, or of a rollout of them that has not begun.
+    ``lengths``: all ``curve_lengths`` by default. ``images``: a batch, or a rollout of it that has not begun.
     """
     lengths = curve_lengths(model.config) if lengths is None else lengths
     features: list[Tensor] = []
@@ -69,7 +69,7 @@ def measured(
 
 
 def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
-    """(B, kinds, N) of the first tokens."""
+    """Errors of each patch, decoded from the first ``length`` tokens, (B, kinds, N)."""
     base = iteration.base
     codes_BLC = iteration.bottleneck.codes_BLC[:, :length]
     prediction = model.predict(codes_BLC, base.target_BN, places=iteration.places)
@@ -83,7 +83,7 @@ def _errors(iteration: Iteration, model: AdaptiveModel, length: int) -> Tensor:
 
 @torch.no_grad()
 def l1_curves(model: AdaptiveModel, images: Sequence[Tensor]) -> Tensor:
-    """Mean absolute pixel errors (B, P) at ``curve_lengths``, on the CPU: predicted by the model, or measured.
+    """Mean absolute pixel errors (B, P) at ``curve_lengths``, on the CPU: by the length head, or measured.
 
     Args:
         images: (3, height, width) each, of any sizes, as in the lists that :func:`alit.encoding.encode` takes.

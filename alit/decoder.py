@@ -18,7 +18,7 @@ from .layers import Transformer, one_behind_another
 
 
 class Decoder(Transformer):
-    """[queries | latents] -> blocks -> the queries' positions -> base-token outputs.
+    """Transformer decoder: [queries | latents] -> blocks -> the queries' positions -> base-token outputs.
 
     Args:
         config: width, layers, heads.
@@ -42,16 +42,16 @@ class Decoder(Transformer):
     def decode(
         self, codes: Sequence[Tensor], query_QD: Tensor, lengths_B: Tensor | None = None
     ) -> Tensor:
-        """Decode latent codes, in one run.
+        """Decode the latent codes of one batch or several in one run.
 
         Args:
-            codes: (B, L, C), one batch or several, L of its own each.
+            codes: (B, L, C) of each batch, which may differ in L.
             query_QD: class and mask tokens with their positions; the first row is the class token.
             lengths_B: latents per image, of all batches, where they differ from L; attention then stays within each
                 image's own.
 
         Returns:
-            (sum of B, Q - 1, V)
+            Base-token outputs (sum of B, Q - 1, V).
         """
         if len(codes) > 1 and len({x.shape[1] for x in codes}) == 1:
             codes = [torch.cat(list(codes))]
@@ -74,7 +74,7 @@ class Decoder(Transformer):
         queries: Sequence[Tensor],
         lengths: Sequence[Tensor | None],
     ) -> list[Tensor]:
-        """:meth:`decode` of batches that each have queries and lengths of their own, in one run: (B, Q - 1, V) each."""
+        """:meth:`decode` batches with their own queries and lengths in one run: outputs (B, Q - 1, V) of each."""
         sequences = [self._sequences(x, query) for x, query in zip(codes, queries, strict=True)]
         x, offsets, longest = one_behind_another(sequences)
         if any(lengths_B is not None for lengths_B in lengths):
@@ -94,7 +94,7 @@ class Decoder(Transformer):
         return [y.unflatten(0, part.shape[:2]) for y, part in zip(parts, found, strict=True)]
 
     def _sequences(self, codes_BLC: Tensor, query_QD: Tensor) -> Tensor:
-        """(B, Q + L, D): queries, then latents with their positions."""
+        """Decoder input (B, Q + L, D): queries, then latents with their positions."""
         embeds = hasattr(self, "decoder_embed")
         latents = self.decoder_embed(codes_BLC) if embeds else codes_BLC
         latents = latents + self.latent_token_positional_embedding[: codes_BLC.shape[1]]
@@ -103,7 +103,7 @@ class Decoder(Transformer):
 
 
 def _kept(sequences: Tensor, queries: int, lengths_B: Tensor | None) -> Tensor:
-    """(B S,) bool: the queries, and the latents that each of the sequences (B, S, D) has."""
+    """Mask of the queries and of each sequence's own latents, (B S,) bool, for sequences (B, S, D)."""
     if lengths_B is None:
         return sequences.new_ones(sequences.shape[:2].numel(), dtype=torch.bool)
     place = torch.arange(sequences.shape[1], device=sequences.device)

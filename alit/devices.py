@@ -9,7 +9,7 @@ def choose(name: str) -> torch.device:
     """The device of "auto" (a CUDA device where there is one, else the CPU), "cpu", "cuda", "cuda:1", ...
 
     Raises:
-        ValueError: a name that is none, or a device that is not there.
+        ValueError: no device's name, or a device that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""How far a command is, on stderr."""
+"""Display of a command's progress on stderr."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-#: Seconds between lines where stderr is no terminal, redraws a second where it is one, seconds whose mean the speed is.
+#: Seconds between lines if stderr is no terminal, redraws a second if it is one, seconds over which speed is averaged.
 EVERY, REDRAWS, AVERAGED = 30.0, 5, 3600.0
-#: Seconds left at most.
+#: Longest remaining time that is shown, in seconds.
 LONGEST = 1e9
 
 
 class Display:
-    """How far a command is, on stderr: a bar where that is a terminal, else a line every ``EVERY`` seconds."""
+    """Progress of a command on stderr: a bar if that is a terminal, else a line every ``EVERY`` seconds."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -40,7 +40,7 @@ class Display:
         self._said = time.monotonic()
 
     def report(self, what: str, done: float, total: float | None, unit: str, tell: str) -> None:
-        """See :func:`report`."""
+        """Update the bar, or print a line; arguments as for :func:`alit.console.report`."""
         task = self.task
         if task is None or task.description != what or done < task.completed:
             self._forget()
@@ -56,11 +56,11 @@ class Display:
 
     @property
     def task(self) -> Task | None:
-        """What is being done."""
+        """Current task of the bar; None if there is none."""
         return None if self._task is None else self._bar.tasks[0]
 
     def place(self) -> str:
-        """What is being done, and how much of it is done; empty for nothing."""
+        """Text of the current task and how much of it is done; empty if there is none."""
         task = self.task
         if task is None:
             return ""
@@ -69,7 +69,7 @@ class Display:
         )
 
     def clear(self) -> bool:
-        """Draw nothing any more, until more is reported; whether something was drawn."""
+        """Stop drawing until more is reported; True if something was drawn."""
         seen = self.drawn and self.task is not None
         self._bar.stop()
         self._forget()
@@ -82,26 +82,26 @@ class Display:
 
 
 class _Numbers(ProgressColumn):
-    """What stands beside the bar."""
+    """Column beside the bar: amount, speed and time."""
 
     def render(self, task: Task) -> Text:
         return Text(_told(task))
 
 
 def _counts(task: Task) -> str:
-    """How much of it is done."""
+    """Text of the amount done: items of the total, or a percentage."""
     unit, total = task.fields["unit"], task.total or 0
     return f"{task.completed:.0f}/{total:.0f} {unit}" if unit else f"{task.percentage:.0f} %"
 
 
 def _speed(task: Task) -> float:
-    """A second; of what came after the first items, before which there is more to prepare, once there is something."""
+    """Items per second: after the first items, which take longer to prepare; until there are more, since the start."""
     elapsed = task.elapsed or 0
     return task.speed or ((task.completed - task.fields["begun"]) / elapsed if elapsed > 0 else 0.0)
 
 
 def _told(task: Task) -> str:
-    """How much is done, how fast it goes, and the time left; else the time that it took so far."""
+    """Text of the amount done, the speed, and the time left or else elapsed."""
     unit, speed, told = task.fields["unit"], _speed(task), list[str]()
     if task.total is not None:
         told.append(_counts(task))

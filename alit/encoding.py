@@ -46,12 +46,12 @@ class Progress:
 
 
 def sized(tokens: TokenSequence, sizes: Sequence[tuple[int, ...]]) -> TokenSequence:
-    """With height and width of each of their images."""
+    """Copy of the tokens with the (height, width) of each of their images as ``sizes``."""
     return replace(tokens, sizes=torch.tensor(sizes, dtype=torch.int64, device="cpu"))
 
 
 def check_given(images: Tensor | Sequence[Tensor]) -> None:
-    """Raise ``TypeError`` where images are neither a tensor nor a list, ``ValueError`` where there are none."""
+    """Raise ``TypeError`` if images are neither a tensor nor a list, ``ValueError`` if there are none."""
     if not isinstance(images, Tensor | list | tuple):
         kind = type(images).__name__
         raise TypeError(f"images: expected a floating-point tensor or a list of them, got {kind}")
@@ -122,7 +122,7 @@ def _started(
     base: BaseTokens | None,
     generator: torch.Generator | None,
 ) -> list[Running]:
-    """Rollouts of a batch, or of a list."""
+    """Start the rollout of a batch, or the rollouts of a list of images, one for each size."""
     options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
     if isinstance(images, Tensor):
         return [
@@ -134,7 +134,7 @@ def _started(
 
 
 def _step(select: Selection, live: list[Running]) -> list[Running]:
-    """One iteration of each; those of which images are left."""
+    """Run one iteration of all rollouts; returns those with images left."""
     encoded = encode_together([running.rollout for running in live])
     return [x for x, rows_BSD in zip(live, encoded, strict=True) if select.take(x, rows_BSD)]
 
@@ -146,7 +146,7 @@ def _encode_by_search(
     base: BaseTokens | None,
     generator: torch.Generator | None,
 ) -> TokenSequence:
-    """All iterations, and the error at every length; then the tokens that the budget gives each image."""
+    """Encode by a budget without length head: measure the error at every length, then keep the tokens that it gives."""
     curves = measured(model, images, base=base, generator=generator)
     errors_BP = curves.errors_BKP[:, KINDS.index("l1")].cpu()
     found = []
@@ -159,7 +159,9 @@ def _encode_by_search(
 def _encode_by_batch_mean(
     model: AdaptiveModel, iterations: list[Iteration], criterion: ErrorCriterion
 ) -> TokenSequence:
-    """The published rule: all iterations, then the first whose mean error is below the threshold, else the best."""
+    """Encode by the published rule: all iterations, then the first whose mean error is below the threshold, else the
+    last (with ``Quirks.best_iteration_fallback`` the best).
+    """
     errors = [float(criterion.error(iteration, model).mean()) for iteration in iterations]
     best = min(range(len(errors)), key=errors.__getitem__)
     fallback = best if model.config.quirks.best_iteration_fallback else -1
@@ -177,7 +179,7 @@ def encode_stream(
     generator: torch.Generator | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Iterator[TokenSequence]:
-    """Tokens of any number of images, one after another in their order, in bounded memory; no gradients.
+    """Iterator over the tokens of any number of images, in their order, in bounded memory; no gradients.
 
     New images take the places of finished ones, so images at different iterations share each run of the encoder.
     The source is read as places become free, and at most one image further ahead, where the next one is too large.
@@ -228,7 +230,7 @@ def _stream(
     given = criterion.images if isinstance(criterion, Prepared) else None
     waiting = Waiting(model, source, max_rows)
     known: dict[Grid, Places] = {}
-    sizes: dict[int, tuple[int, ...]] = {}  # of those that have not been given back
+    sizes: dict[int, tuple[int, ...]] = {}  # of images whose tokens were not yielded yet
     live: list[Running] = []
     steps = started = emitted = 0
     while True:

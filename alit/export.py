@@ -1,4 +1,4 @@
-"""Files of programs that run where alit is not installed: of ``torch.export``, ONNX, AOTInductor."""
+"""Export of programs that run without alit: files of ``torch.export``, ONNX, AOTInductor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .console import reported
 from .programs import Part, decoder, encoder, exported, step_of
 from .tokenizer import AdaptiveTokenizer
 
-#: By how much a pixel may differ from the model's, pixels in [0, 1].
+#: Largest difference of a pixel from the model's, pixels in [0, 1].
 PIXELS_WITHIN = 1e-4
 MANIFEST = "manifest.json"
 
@@ -32,7 +32,7 @@ def write(
 ) -> dict[str, float]:
     """Write an encoder for each length, the decoder, and a manifest.
 
-    Each program is read again and tried before any takes its place; the manifest comes last.
+    Every program is loaded again and tested before any is put in place; the manifest comes last.
 
     Args:
         model: on the CPU, in evaluation mode.
@@ -41,11 +41,11 @@ def write(
         lengths: of the encoders.
 
     Returns:
-        Of each file the largest difference of its results from the model's (0 of indices).
+        Largest difference of each file's results from the model's, by file name (0 for indices).
 
     Raises:
-        ValueError: an unknown format, a length out of range, a model of which no program can be made, a program that
-            says something else than the model.
+        ValueError: an unknown format, a length out of range, a model of which no program can be made, a program whose
+            results differ from the model's.
         OSError: what cannot be written.
         ModuleNotFoundError: a package that the format needs.
     """
@@ -83,8 +83,8 @@ def write(
 
 
 def check_exportable(model: AdaptiveTokenizer, lengths: Sequence[int]) -> None:
-    """Raise ``ValueError``, in the name of the option, where a program would draw, have sizes that depend on the image,
-    or give no indices; or where it has no such length.
+    """Check that programs can be made of a model: it draws nothing at random, has sizes that do not depend on the
+    image, gives indices, and has such lengths; raises ``ValueError`` that names the option.
     """
     config, quirks = model.config, model.config.quirks
     if config.bottleneck != "quantized" or quirks.unquantized_tokens:
@@ -105,7 +105,7 @@ def check_exportable(model: AdaptiveTokenizer, lengths: Sequence[int]) -> None:
 
 
 def difference(function: Callable[[Tensor], Tensor], part: Part) -> float:
-    """The largest of a program's results from what the model says.
+    """Largest absolute difference of a program's results from the model's.
 
     Raises:
         ValueError: another shape, another index, or a pixel that differs by more than ``PIXELS_WITHIN``.
@@ -131,7 +131,7 @@ def difference(function: Callable[[Tensor], Tensor], part: Part) -> float:
 def described(
     model: AdaptiveTokenizer, format: str, lengths: Sequence[int], files: dict[str, str]
 ) -> dict[str, Any]:
-    """What the manifest says."""
+    """Content of the manifest, for JSON."""
     identity = model.identity()
     packages = "alit", "torch", *FORMATS[format].packages
     return {
@@ -148,12 +148,12 @@ def described(
 
 
 class Format(NamedTuple):
-    """How programs are kept.
+    """File format of programs.
 
     Attributes:
-        packages: that writing needs beside torch.
+        packages: packages that writing needs beside torch.
         compiles: whether writing needs a C++ compiler.
-        save, load: load gives a function of one tensor.
+        save, load: functions that write and read a file; ``load`` returns a function of one tensor.
     """
 
     suffix: str
@@ -163,7 +163,7 @@ class Format(NamedTuple):
     compiles: bool = False
 
     def check(self) -> None:
-        """Raise ``ModuleNotFoundError`` where a package is missing, ``ValueError`` where a compiler is."""
+        """Raise ``ModuleNotFoundError`` if a package is missing, ``ValueError`` if the compiler is."""
         for package in self.packages:
             importlib.import_module(package)
         if self.compiles:

@@ -1,4 +1,4 @@
-"""Tokens as features, for whatever somebody wants to learn from them.
+"""Tokens as features for downstream tasks.
 
 Shape suffixes: B images, L tokens, D width, C code channels.
 """
@@ -21,7 +21,7 @@ from .rollout import Rollout, encode_together, rollouts_of
 
 
 class Features(NamedTuple):
-    """The tokens of images at one length, before and after quantization.
+    """Features of images at one length: their tokens before and after quantization.
 
     All floating-point tensors have the dtype that the model computes in.
 
@@ -38,17 +38,17 @@ class Features(NamedTuple):
 
     @property
     def pooled_BD(self) -> Tensor:
-        """Mean of the latents."""
+        """Mean latent of each image, (B, D)."""
         return self.tokens_BLD.mean(1)
 
     @property
     def pooled_codes_BC(self) -> Tensor:
-        """Mean of the codes."""
+        """Mean code of each image, (B, C)."""
         return self.codes_BLC.mean(1)
 
 
 def check_tokens(config: AdaptiveTokenizerConfig, tokens: int, name: str = "tokens") -> None:
-    """Raise ``ValueError``, in the name of an argument, where this is no number of tokens that a model was made for."""
+    """Check that a model was made for this number of tokens; raises ``ValueError`` that names the argument."""
     check_number(name, tokens, int, 1, config.max_tokens)
     step = config.latents_per_iteration
     if tokens % step and not config.any_length:
@@ -81,11 +81,11 @@ def features(model: AdaptiveModel, images: Tensor | Sequence[Tensor], *, tokens:
 def features_at(
     model: AdaptiveModel, images: Tensor | Sequence[Tensor], lengths: Sequence[int]
 ) -> list[Features]:
-    """:func:`features` at each of some lengths, in one pass."""
+    """Features of images at several lengths, from one rollout, see :func:`features`."""
     for tokens in lengths:
         check_tokens(model.config, tokens)
     check_given(images)
-    # An iteration that nobody wants predicted records no gradients in the residual recurrence.
+    # In the residual recurrence iterations outside ``predict_at`` record no gradients.
     residual = model.config.recurrence == "residual"
     options: dict[str, Any] = {"predict_at": None if residual else (), "predict_later": residual}
     options["iterations"] = math.ceil(max(lengths) / model.config.latents_per_iteration)
@@ -104,11 +104,11 @@ def features_at(
 
 
 def _first(model: AdaptiveModel, steps: Sequence[Iteration], tokens: int) -> Features:
-    """The first tokens: as the iteration that completes them has them, or, where tokens are final, of all up to it."""
+    """Features of the first ``tokens``: of the iteration that completes them, or, if tokens are final, all up to it."""
     last = math.ceil(tokens / model.config.latents_per_iteration)
     own = steps[0 if model.config.recurrence == "residual" else last - 1 : last]
     latents = [model.encoder_ln_post(x.latents_BLD) for x in own]
-    # Those of earlier iterations are in a bottleneck too, but without their gradients.
+    # A bottleneck holds the codes of earlier iterations too, but without their gradients.
     codes = [x.bottleneck.codes_BLC[:, -x.latents_BLD.shape[1] :] for x in own]
     tokens_BLD, codes_BLC = (torch.cat(x, 1)[:, :tokens] for x in (latents, codes))
     index_BL = own[-1].bottleneck.index_BL
@@ -116,7 +116,7 @@ def _first(model: AdaptiveModel, steps: Sequence[Iteration], tokens: int) -> Fea
 
 
 def _together(parts: Sequence[Features], order: Tensor) -> Features:
-    """Of images of several sizes, in the order in which they were given."""
+    """Concatenate the features of images of several sizes, in the order in which the images were given."""
     if len(parts) == 1:
         return parts[0]
     order = order.to(parts[0].tokens_BLD.device)

@@ -1,4 +1,4 @@
-"""How an image of any shape becomes one that a model takes, and what is decoded the size of the original again.
+"""Fitting of images of any shape to a model, and of decoded images to the size of their originals.
 
 - ``whole``: all of it, resized to about as many pixels as the model's own images have; each side is the multiple of the
   patch that is nearest to the original's shape.
@@ -6,7 +6,7 @@
 - ``pad``: all of it, made smaller where it has more pixels than the model's images but never larger, its last row and
   column repeated up to multiples of the patch.
 
-An image that is longer than so many pixels in one row of patches is squeezed, which bounds its cost, see
+An image that is longer than one row of patches with as many pixels is squeezed, which bounds its cost, see
 :func:`most_tokens`.
 """
 
@@ -23,13 +23,13 @@ from torch.nn.functional import pad
 from .images import MAX_MEGAPIXELS, to_image, to_tensor, upright
 
 FITS = ("whole", "crop", "pad")
-#: Sides are first divided by whole numbers, to no less than so many times the wanted ones: a filter that reaches over
-#: more pixels takes memory for each of them.
+#: Pillow's ``reducing_gap``: sides are first divided by integers, to at least this many times the wanted ones, as a
+#: filter that reaches over more pixels takes memory for each of them.
 GAP = 8.0
 
 
 def most_tokens(own: int) -> int:
-    """Image tokens of an image at most, whatever its shape, for a model whose own images have so many.
+    """Largest number of image tokens of an image of any shape, for a model whose own images have ``own``.
 
     With the exact sides a and b in patches, a b <= own and b <= own, sides rounded up make (a + 1) (b + 1) patches.
     """
@@ -37,7 +37,7 @@ def most_tokens(own: int) -> int:
 
 
 class Fitted(NamedTuple):
-    """An image as a model takes it.
+    """Image fitted to a model, with its original size and padding.
 
     Attributes:
         image: (3, height, width) float32 in [0, 1], sides multiples of the patch.
@@ -58,7 +58,7 @@ def load(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Fitted:
-    """The image of a file.
+    """Image of a file, fitted to a model.
 
     Args:
         image_size, patch: of the model, in pixels.
@@ -71,7 +71,7 @@ def load(
 
 
 def fitted(pil_image: Image.Image, image_size: tuple[int, int], patch: int, fit: str) -> Fitted:
-    """An RGB image; arguments as for :func:`load`."""
+    """RGB image fitted to a model; arguments as for :func:`load`."""
     width, height = pil_image.size
     if fit == "crop":
         rows, columns = image_size
@@ -94,13 +94,13 @@ def fitted(pil_image: Image.Image, image_size: tuple[int, int], patch: int, fit:
 
 
 def without_padding(image: Tensor, padding: tuple[int, int]) -> Tensor:
-    """An image (3, height, width) without the rows and columns that were added."""
+    """Image (3, height, width) without the rows and columns of its padding."""
     height, width = (side - added for side, added in zip(image.shape[1:], padding, strict=True))
     return image[:, :height, :width]
 
 
 def restored(image: Tensor, padding: tuple[int, int], original: tuple[int, int]) -> Image.Image:
-    """A decoded image in the original's size (bicubic); in its own where that is unknown, 0 and 0."""
+    """Decoded image without padding, resized (bicubic) to the original's size unless that is unknown, (0, 0)."""
     pil_image, (height, width) = to_image(without_padding(image, padding)), original
     if original == (0, 0):
         return pil_image

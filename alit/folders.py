@@ -1,4 +1,4 @@
-"""Which files are images, in folders and folders within; what is left out has a name and a reason."""
+"""Search for images in folders and their subfolders; files that are left out are listed with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .console import printable
 from .images import formats
 
 _HEIC = "HEIC, which pillow-heif reads: pip install 'alit[heic]'"
-#: Files that a person would call images, by the reason for which they are left out unless Pillow reads them.
+#: Suffixes of files that people would call images, by the reason for leaving them out unless Pillow reads them.
 _REASONS = {
     _HEIC: ".heic .heif .hif .heics .heifs",
     "camera raw, which is not read: develop it to JPEG, PNG or TIFF": ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2"
@@ -28,18 +28,18 @@ _REASONS = {
     "of a format that this Pillow does not read: convert it to PNG": ".jxl .avif .avifs .webp .jp2 .j2k .jpx .jxr .wdp"
     " .hdp .exr .hdr .bpg .flif .wmf .emf",
 }
-#: What an image is loaded as.
+#: Type that an image is loaded as.
 Loaded = TypeVar("Loaded")
 _UNREAD = {suffix: reason for reason, x in _REASONS.items() for suffix in x.split()}
 
 
 @dataclass
 class Listing:
-    """Images, and what is not among them.
+    """Images that were found, and files that were left out.
 
     Attributes:
         images: files to try, in order.
-        left_out: a line for every file in a folder that is no image for us, but for a person.
+        left_out: a line for every file in a folder that people would call an image, but that is not read.
         unreadable: a line for every image that :meth:`loaded` could not read.
         others: number of files in folders that nobody would call images.
     """
@@ -50,14 +50,14 @@ class Listing:
     others: int = 0
 
     def add(self, other: Listing) -> None:
-        """Take in what another one has."""
+        """Add the entries of another listing."""
         self.images += other.images
         self.left_out += other.left_out
         self.unreadable += other.unreadable
         self.others += other.others
 
     def loaded(self, load: Callable[[Path], Loaded]) -> Iterator[tuple[Path, Loaded]]:
-        """The images that can be read, one after another."""
+        """Yield path and content of each image that can be read; note the others as ``unreadable``."""
         for path in self.images:
             try:
                 image = load(path)
@@ -70,21 +70,21 @@ class Listing:
     def batches(
         self, load: Callable[[Path], Tensor], size: int
     ) -> Iterator[tuple[list[Path], Tensor]]:
-        """The images that can be read, at most ``size`` at a time, stacked."""
+        """Yield paths and stacked tensors of the images that can be read, at most ``size`` at a time."""
         readable = self.loaded(load)
         while batch := list(itertools.islice(readable, size)):
             paths, images = zip(*batch, strict=True)
             yield list(paths), torch.stack(images)
 
     def beside(self) -> str:
-        """That there are other files; empty where there are none."""
+        """Message that there are other files; empty if there are none."""
         if self.others == 1:
             return "1 other file is no image"
         return f"{self.others} other files are no images" if self.others else ""
 
     @property
     def readable(self) -> int:
-        """The number of images but for those that turned out to be none."""
+        """Number of images, without those that turned out to be unreadable."""
         return len(self.images) - len(self.unreadable)
 
     def names_skipped(self) -> list[str]:
@@ -92,16 +92,16 @@ class Listing:
         return [*self.left_out, *self.unreadable]
 
     def skipped(self) -> str:
-        """What was skipped, with its number: a line, and an indented one for each file; empty where nothing was."""
+        """Message about skipped files: their number, and an indented line for each; empty if there are none."""
         lines = self.names_skipped()
         total = len(self.images) + len(self.left_out)
         return "\n  ".join([f"{len(lines)} of {total} files skipped:", *lines]) if lines else ""
 
 
 def find(paths: Sequence[Path], *, recursive: bool = True) -> Listing:
-    """The given files, whatever their names, and the images in the given folders, each folder's by name.
+    """List the given files, whatever their names, and the images in the given folders, each folder's by name.
 
-    Hidden files and folders count as not there. Links to folders are followed, into each folder once.
+    Hidden files and folders are ignored. Links to folders are followed, into each folder once.
 
     Args:
         recursive: folders within folders too.
@@ -127,7 +127,7 @@ def find(paths: Sequence[Path], *, recursive: bool = True) -> Listing:
 
 
 def in_folder(folder: Path, *, recursive: bool = True) -> Listing:
-    """:func:`find` in one folder.
+    """List the images in one folder, as :func:`find`.
 
     Raises:
         OSError: not a folder, one that cannot be read, or one without images.
@@ -138,9 +138,9 @@ def in_folder(folder: Path, *, recursive: bool = True) -> Listing:
 
 
 def distinct(names: Iterable[str]) -> list[str]:
-    """The names in their order; those that are there already get numbers: ``a``, ``a-2``.
+    """The names in their order, with duplicates numbered: ``a``, ``a-2``.
 
-    Names that differ in case, or in how Unicode composes them, are one: some file systems hold them so.
+    Names that differ only in case or Unicode composition are duplicates, as for some file systems.
     """
     found: list[str] = []
     taken: dict[str, int] = {}  # the last number tried
@@ -155,7 +155,7 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """Equal for names that some file systems do not keep apart."""
+    """Key of a name, equal for names that some file systems do not distinguish."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -198,7 +198,7 @@ def _add_folder(found: Listing, folder: Path, recursive: bool) -> None:
 
 
 def _reason(path: Path, error: OSError) -> str:
-    """Of what Pillow cannot identify, more than that: its content may be known, or its name says what it is."""
+    """Reason why an image cannot be read; for what Pillow cannot identify, by its content or the suffix of its name."""
     if not isinstance(error, UnidentifiedImageError):
         return str(error)
     with path.open("rb") as file:

@@ -11,28 +11,28 @@ from typing import Any
 
 #: The file of a repository that is a model; no other is fetched.
 FILE = "model.safetensors"
-#: As the Hub names owners and repositories: no "--" or ".."; and no end like a file's (.pt, but .5 is a version's).
+#: Names of owners and repositories on the Hub: no "--" or ".."; and no suffix of a file (.pt, but .5 is a version's).
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 _NAME = re.compile(rf"(?!.*(?:--|\.\.|\.[A-Za-z]\w*$)){_PART}/{_PART}", re.ASCII)
 _LOGIN = "hf auth login, or HF_TOKEN"
 
 
 def is_name(given: object) -> bool:
-    """Whether it may name a repository: a text ``owner/name``, which does not end like a file. A ``Path`` does not."""
+    """True if ``given`` may name a repository: a text ``owner/name`` that does not end like a file, and no ``Path``."""
     return isinstance(given, str) and _NAME.fullmatch(given) is not None
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """The model file of a repository, in the cache of ``huggingface_hub``; fetched where it is not there yet.
+    """Path of a repository's model file in the cache of ``huggingface_hub``; fetched if it is not there yet.
 
     Args:
         revision: branch, tag or commit; None: ``main``.
 
     Raises:
         FileNotFoundError: no such repository, revision or file; or ``huggingface_hub`` is not installed.
-        PermissionError: a repository that takes a token, or another one.
+        PermissionError: a repository that takes a token, or another token.
         ConnectionError: the Hub cannot be reached, and the file is not in the cache (the message names its folder
-            there); or the connection broke off, and what came is taken for no file.
+            there); or the connection broke off, and the partial file is not used.
         OSError: the Hub fails, or the file cannot be written.
     """
     try:
@@ -64,7 +64,7 @@ def push(
     message: str,
     token: str | None,
 ) -> str:
-    """Make a repository and a branch of it, where there are none, and upload files in one commit; its address.
+    """Upload files in one commit, creating repository and branch if they are missing; returns the commit's URL.
 
     Raises:
         ModuleNotFoundError: ``huggingface_hub`` is not installed.
@@ -99,7 +99,7 @@ def _library() -> Any:
 
 @contextmanager
 def _explained(name: str, revision: str | None) -> Iterator[None]:
-    """What the Hub refuses, and what is in the way to it, as an ``OSError`` of one line."""
+    """Context manager: errors of the Hub, and of the connection to it, become an ``OSError`` of one line."""
     from huggingface_hub import constants, errors, file_download
 
     beside = ""
@@ -119,7 +119,7 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
 
 
 def _said(reason: BaseException, revision: str | None) -> tuple[type[OSError], str]:
-    """What to raise, and what it says of the repository. Each error stands before those that it is a kind of."""
+    """Exception type and message to raise for an error of the Hub. Subclasses are tested before base classes."""
     from huggingface_hub import errors
 
     if isinstance(reason, errors.GatedRepoError):

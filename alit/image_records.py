@@ -1,4 +1,4 @@
-"""What an ``.alit`` file of version 2 says of each image beside its tokens: sizes, and the name of its file."""
+"""Image records of ``.alit`` files of version 2: sizes and file name of each image, beside its tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Heights and widths, and how many bytes the name has.
+#: Record of an image: heights and widths, and bytes of its name.
 RECORD = np.dtype(
     [("size", "<u4", 2), ("original", "<u4", 2), ("padding", "u1", 2), ("name", "u1")]
 )
 MAX_NAME = 255
-#: In no name: controls, what parts paths, marks of lines and of direction, halves of characters. All are named here, so
-#: that files do not depend on what a version of Unicode has.
+#: Characters that names do not hold: controls, path separators, line and direction marks, surrogates. All are listed
+#: here, so that files do not depend on the version of Unicode.
 _IN_NO_NAME = re.compile(
     r"[\x00-\x1f\x7f-\x9f/\\:\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -37,16 +37,16 @@ class ImageInfo(NamedTuple):
 
 
 def file_name(name: str) -> str:
-    """A name as ``.alit`` files may hold it: at most 255 bytes of UTF-8, without paths and controls (``_`` instead)."""
+    """Name as ``.alit`` files may hold it: at most 255 bytes of UTF-8, without paths and controls (``_`` instead)."""
     name = _IN_NO_NAME.sub("_", name).encode()[:MAX_NAME].decode(errors="ignore")
     return "_" if name in (".", "..") else name
 
 
 def to_records(images: ImageInfo, count: int) -> tuple[np.ndarray, bytes]:
-    """Records of ``count`` images, and their names one behind another.
+    """Records (``count``,) of images, and their names in UTF-8, one behind another.
 
     Raises:
-        ValueError: sizes or names that no file can hold, or not as many.
+        ValueError: sizes or names that no file can hold, or not ``count`` of them.
     """
     if len(images.names) != count:
         raise ValueError(f"names: expected one per image ({count}), got {len(images.names)}")
@@ -69,10 +69,10 @@ def to_records(images: ImageInfo, count: int) -> tuple[np.ndarray, bytes]:
 
 
 def from_records(records: np.ndarray, names: bytes) -> ImageInfo:
-    """Inverse of :func:`to_records`.
+    """Sizes and names of images from their records; inverse of :func:`to_records`.
 
     Raises:
-        ValueError: records that it does not give.
+        ValueError: records that :func:`to_records` does not give.
     """
     ends = records["name"].cumsum(dtype=np.int64).tolist()
     parts = zip([0, *ends], ends, strict=False)

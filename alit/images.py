@@ -1,10 +1,10 @@
 """Reading and writing images: any kind and orientation in, float tensors in [0, 1] out.
 
-Every command, evaluation and training read through :func:`upright` or :func:`load`, which are one rule:
+Every command, evaluation and training read through :func:`upright` or :func:`load`, by the same rules:
 
 - The first frame counts, turned as its orientation tag says; transparency lies on white.
-- An embedded color profile is converted to sRGB (perceptual intent); one that is damaged, or not of the image's
-  colors, is not there.
+- An embedded color profile is converted to sRGB (perceptual intent); one that is damaged, or not of the image's colors,
+  is ignored.
 - Integers of more than 8 bits are divided by 65535 and clipped; floating-point values count as [0, 1], or as [0, 255]
   where one is finite and above 2, and are clipped; NaN is black.
 - Memory: 5 bytes a pixel beyond the file, and some tens of megabytes. ``_BYTES`` names decoders that take more;
@@ -33,16 +33,16 @@ from torch import Tensor
 from .atomic_files import replacing
 from .colors import DAMAGED, Box, eight_bits, scale, to_rgb, to_srgb
 
-#: Images of more are refused unless a caller says otherwise: millions of pixels, by the header.
+#: Images with more megapixels, by their header, are refused unless a caller says otherwise.
 MAX_MEGAPIXELS = 250.0
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Formats of Pillow that are not read: programs (PostScript), videos, measurements.
 _LEFT_OUT = ("EPS", "MPEG", "BUFR", "GRIB", "HDF5")
-#: Bytes a pixel that decoders take at their peak, at most, where it is more than 5.
+#: Peak bytes per pixel of decoders that may take more than 5.
 _BYTES = {"WEBP": 20, "AVIF": 16, "HEIF": 16, "JPEG2000": 26, "DDS": 8, "QOI": 8, "SGI": 7}
-#: Bytes a pixel of a decoded image; 4 where its mode is not named.
+#: Bytes per pixel of a decoded image, by mode; 4 for others.
 _MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-#: Types of EXIF that an orientation may have: byte, short, long.
+#: EXIF types that an orientation may have (byte, short, long), and their ``struct`` formats.
 _INTEGERS = {1: "B", 3: "H", 4: "I"}
 #: Side of the tiles that are converted at a time, and bytes beyond 5 a pixel that a small image may take.
 _TILE, _SPARE = 1024, 48_000_000
@@ -51,7 +51,7 @@ _LOCK = threading.RLock()
 
 
 class _Turn(NamedTuple):
-    """A transposition, and what becomes of columns and rows: mirrored, then exchanged."""
+    """A transposition: Pillow's method; columns mirrored, rows mirrored, then both exchanged (``sideways``)."""
 
     method: Image.Transpose
     columns: bool
@@ -71,14 +71,14 @@ _TURNS = {
 
 
 def load_square(path: str | Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
-    """:func:`load` of a square: (3, size, size)."""
+    """Load an image as a square, (3, size, size) float32, by :func:`load`."""
     return load(path, (size, size), max_megapixels=max_megapixels)
 
 
 def load(
     path: str | Path, size: tuple[int, int], *, max_megapixels: float = MAX_MEGAPIXELS
 ) -> Tensor:
-    """An image as RGB, its center, of the shape of ``size``, resized (bicubic): (3, height, width) float32 in [0, 1].
+    """Load an image's center in the shape of ``size``, resized (bicubic), as RGB (3, height, width) float32 in [0, 1].
 
     Raises:
         OSError: not a readable image, or one of more than ``max_megapixels``.
@@ -86,7 +86,7 @@ def load(
     height, width = size
     with _decoded(path, max_megapixels) as image:
         turn = _turn(image)
-        # A large one is turned when it is small: the same, but for rounding and whether rows or columns come first.
+        # A large image is turned once resized: the same, but for rounding and whether rows or columns come first.
         late = turn if 3 * image.size[0] * image.size[1] > _SPARE else None
         whole = _whole(image, turn if late is None else None, convert_profiles=True)
     if late is None:
@@ -101,7 +101,7 @@ def upright(
     convert_profiles: bool = True,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Image.Image:
-    """An image of any kind as RGB, whole, turned as it says, transparency on white: see above for the rules.
+    """Whole image as RGB, turned by its orientation tag, transparency on white; the module's docstring has the rules.
 
     Raises:
         OSError: not a readable image, or truncated, or one of more than ``max_megapixels``.
@@ -123,7 +123,7 @@ def formats() -> tuple[str, ...]:
 
 @contextmanager
 def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[Image.Image]:
-    """The first frame as it lies in the file; whatever goes wrong within is an OSError."""
+    """Context manager: the decoded first frame, as it lies in the file; errors within become ``OSError``."""
     if not max_megapixels > 0:
         raise ValueError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
     limit = max_megapixels * 1e6
@@ -152,7 +152,7 @@ def _decoded(source: str | Path | BinaryIO, max_megapixels: float) -> Iterator[I
 
 @contextmanager
 def _limit(pixels: float) -> Iterator[None]:
-    """Within, Pillow raises where an image has more pixels, and warns of nothing else; it is restored afterwards."""
+    """Context manager: Pillow raises if an image has more pixels, and warns of nothing else; restored at the end."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -164,7 +164,7 @@ def _limit(pixels: float) -> Iterator[None]:
 
 
 def _decoder_bytes(image: Any) -> float:
-    """Bytes a pixel that decoding takes at its peak, the image's own among them."""
+    """Peak bytes per pixel of decoding an image, those of the decoded image included."""
     if image.info.get("progressive"):  # JPEG: all coefficients at once, 16 bits each
         across, down = zip(*(layer[1:3] for layer in image.layer), strict=True)
         samples = sum(a * b for a, b in zip(across, down, strict=True))
@@ -182,7 +182,7 @@ def _decoder_bytes(image: Any) -> float:
 
 
 def _scale_transparency(image: Any) -> None:
-    """A PNG's transparent color in the 8 bits of the decoded pixels; Pillow leaves 2, 4 and 16 bits as in the file."""
+    """Scale a PNG's transparent color to the decoded pixels' 8 bits; Pillow leaves 2, 4 and 16 bits as in the file."""
     clear = image.info.get("transparency")
     if clear is None or image.format != "PNG" or not image.tile:
         return
@@ -196,7 +196,7 @@ def _scale_transparency(image: Any) -> None:
 
 
 def _turn(image: Image.Image) -> _Turn | None:
-    """What the orientation tag says. No other tag counts, nor one that is no number from 2 to 8."""
+    """Transposition that the orientation tag asks for; None without a tag, or for one that is no number from 2 to 8."""
     for read in (_exif_orientation, _other_orientation):
         with suppress(OSError, *DAMAGED):  # no such tag can be read
             if (value := read(image)) is not None:
@@ -205,7 +205,7 @@ def _turn(image: Image.Image) -> _Turn | None:
 
 
 def _exif_orientation(image: Image.Image) -> int | None:
-    """The tag in the first directory of an EXIF block, which may be damaged before it, behind it, or cut off."""
+    """Orientation in the first directory of an EXIF block, which may be damaged elsewhere or cut off; else None."""
     block = image.info.get("exif", b"")
     while block.startswith(b"Exif\0\0"):
         block = block[6:]
@@ -220,7 +220,7 @@ def _exif_orientation(image: Image.Image) -> int | None:
 
 
 def _other_orientation(image: Image.Image) -> int | None:
-    """Where Pillow finds it beside: in XMP, and in text of PNG. (It turns TIFFs itself.)"""
+    """Orientation that Pillow finds elsewhere, in XMP or text of PNG; None if absent. (Pillow turns TIFFs itself.)"""
     value = image.getexif().get(ExifTags.Base.Orientation)
     if isinstance(value, (bytes, tuple)) and value:
         value = value[0]
@@ -228,7 +228,7 @@ def _other_orientation(image: Image.Image) -> int | None:
 
 
 def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) -> Image.Image:
-    """The decoded image as RGB, turned; the decoded one is given up for it. Tile by tile."""
+    """Convert the decoded image to RGB and turn it, tile by tile; ``image`` itself is used up."""
     profile = image.info.get("icc_profile") if convert_profiles else None
     plain = image.mode == "RGB" and not image.has_transparency_data
     if plain and turn is None and (not profile or to_srgb(profile, "RGB") is None):
@@ -258,7 +258,7 @@ def _whole(image: Image.Image, turn: _Turn | None, *, convert_profiles: bool) ->
         for part in tiles:
             file.write(part.tobytes())
             sizes.append(part.size)
-        image.thumbnail((1, 1), Image.Resampling.NEAREST)  # which gives its memory back
+        image.thumbnail((1, 1), Image.Resampling.NEAREST)  # frees the image's memory
         file.seek(0)
         tiles = (Image.frombytes("RGB", (w, h), file.read(3 * w * h)) for w, h in sizes)
         return _pasted(tiles, boxes, (width, height), turn)
@@ -276,17 +276,17 @@ def _pasted(
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to (3, height, width) float32 in [0, 1]."""
+    """Convert an RGB image to (3, height, width) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
 def to_levels(pixels: Tensor) -> Tensor:
-    """Of any shape, clamped to [0, 1] and rounded to 8 bits: uint8."""
+    """Pixels of any shape, clamped to [0, 1] and rounded to 8 bits: uint8 of that shape."""
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """(3, height, width), clamped to [0, 1] and rounded to 8 bits."""
+    """Image of pixels (3, height, width), clamped to [0, 1] and rounded to 8 bits."""
     return Image.fromarray(to_levels(pixels.detach().float()).permute(1, 2, 0).cpu().numpy())
 
 

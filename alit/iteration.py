@@ -1,4 +1,4 @@
-"""What one iteration of the recurrence gives.
+"""Results of one iteration of the recurrence.
 
 Shape suffixes: B images still in the batch, N class and image tokens, L latents so far, D width, C code channels.
 """
@@ -16,7 +16,7 @@ from alit_kernels import VectorQuantized
 from .base import BaseTokens, Prediction
 from .sizes import Places
 
-#: Which tokens halt, given each one's probability of halting (B, N - 1): bool of the same shape.
+#: Draw of the tokens that halt: their probabilities of halting (B, N - 1) to bool of the same shape.
 HaltingDraw = Callable[[Tensor], Tensor]
 
 
@@ -25,11 +25,11 @@ class Bottleneck:
     """Latents read out for the decoder.
 
     Attributes:
-        codes_BLC: what the decoder gets: quantized, continuous, or (unfactorized) of the encoder's width.
+        codes_BLC: input of the decoder: quantized, continuous, or (unfactorized) of the encoder's width.
         continuous_BLC: the same before normalization and quantization.
-        quantized: of the latents that this iteration quantized: all, or with ``recurrence="residual"`` the fresh ones.
-            None where there is no quantizer.
-        index_BL: int64, of all; None likewise.
+        quantized: quantizer's result for the latents of this iteration: all, or with ``recurrence="residual"`` the
+            fresh ones. None without a quantizer.
+        index_BL: int64, codebook indices of all latents; None without a quantizer.
     """
 
     codes_BLC: Tensor
@@ -39,11 +39,11 @@ class Bottleneck:
 
     @property
     def loss(self) -> Tensor | None:
-        """The quantizer's."""
+        """Loss of the quantizer; None without one."""
         return None if self.quantized is None else self.quantized.loss
 
     def select(self, images: Tensor) -> Bottleneck:
-        """Of some images (a bool mask or an index over B), without the losses of all."""
+        """Bottleneck of some images (a bool mask or an index over B), without the losses, which are of all."""
         index_BL = None if self.index_BL is None else self.index_BL[images]
         codes_BLC, continuous_BLC = self.codes_BLC[images], self.continuous_BLC[images]
         return Bottleneck(codes_BLC, continuous_BLC, None, index_BL)
@@ -55,7 +55,7 @@ class Iteration:
 
     Attributes:
         index: 0 for the first.
-        image_index_B: which of the images given to ``rollout`` these are.
+        image_index_B: numbers of these images among those given to ``rollout``.
         images: (B, 3, height, width).
         base: their base tokens.
         image_tokens_BND: class and image tokens as the encoder gave them, before halting; zero once dropped.
@@ -64,11 +64,11 @@ class Iteration:
         prediction: the decoder's output; None where nobody asked for it (``predict_at``).
         halted: (B, N - 1) bool, the image tokens masked, or dropped so far, after this iteration; None where nothing
             halts.
-        lengths_B: (B,) int64, how many of the latents count for each image, where only the first of them are looked at;
+        lengths_B: (B,) int64, number of latents that count for each image, if only the first of them are looked at;
             None: all.
-        places: of the images' grid, as ``model.predict`` takes them; None for the model's own.
-        decoded: what the decoder makes of the tokens where the next iteration is made of it (recurrence "residual"),
-            whether or not anybody asked for a prediction; None elsewhere.
+        places: positions of the images' grid, as ``model.predict`` takes them; None for the model's own.
+        decoded: decoder's output if the next iteration begins with it (recurrence "residual"), whether or not anybody
+            asked for a prediction; else None.
     """
 
     index: int
@@ -86,13 +86,13 @@ class Iteration:
 
     @property
     def tokens_B(self) -> Tensor:
-        """(B,) int64: latent tokens that count."""
+        """Number of latent tokens that count for each image, (B,) int64."""
         if self.lengths_B is not None:
             return self.lengths_B
         return torch.full_like(self.image_index_B, self.num_tokens)
 
     def select(self, images: Tensor) -> Iteration:
-        """The same of some images (an index over B), without prediction and halting."""
+        """Iteration of some images (an index over B), without prediction and halting."""
         return replace(
             self,
             image_index_B=self.image_index_B[images],
@@ -109,7 +109,7 @@ class Iteration:
 
     @property
     def num_tokens(self) -> int:
-        """Latent tokens per image so far."""
+        """Number of latent tokens per image so far."""
         return self.bottleneck.codes_BLC.shape[1]
 
     @property

@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: rows, and perhaps a branch that is still to be added to them, to the same."""
+    """Pre-norm transformer block: takes and returns rows, and perhaps a branch that is still to be added to them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -61,9 +61,7 @@ class Block(nn.Module):
     def _fused(
         self, x: Tensor, branch: Branch | None, offsets: Tensor | None, max_length: int | None
     ) -> tuple[Tensor, Branch] | None:
-        """The block as one function; None where its layers are other ones, have other options or hooks, or do not
-        learn.
-        """
+        """Output of the block as one function; None if layers have other types or options, hooks, or no gradients."""
         norm_1, attn, norm_2, mlp = LAYERS(self._modules)
         if type(attn) is not SelfAttention or not attn.plain or type(mlp) is not MLP:
             return None
@@ -89,7 +87,7 @@ class Block(nn.Module):
         return None if found is None else (found[0], Branch(found[1], last_bias))
 
 
-#: Without the look-up of attributes that modules make, which takes longer than some kernels.
+#: Getters without the attribute look-up of modules, which takes longer than some kernels; and the types expected.
 LAYERS = itemgetter("ln_1", "attn", "ln_2", "mlp")
 MLP_LAYERS = itemgetter("c_fc", "c_proj")
 PARAMETERS = itemgetter("weight", "bias")
@@ -112,9 +110,9 @@ def _hooked(module: nn.Module) -> bool:
 
 
 class Transformer(nn.Module):
-    """Blocks over (B, N, C), or over packed rows (T, C) with ``offsets`` and a static ``max_length``.
+    """Transformer blocks over (B, N, C), or over packed rows (T, C) with ``offsets`` and a static ``max_length``.
 
-    ``wanted`` are the positions of each sequence that are asked for, (B, n, C): the last block computes no others.
+    ``wanted``: the last block computes outputs only for these positions of each sequence, (B, n, C).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -139,14 +137,14 @@ class Transformer(nn.Module):
 
 
 def one_behind_another(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Batches of sequences (B, N, C), N of its own each, as packed rows: (T, C), their offsets, the largest N."""
+    """Pack batches of sequences (B, N, C), which may differ in N: rows (T, C), their offsets, the largest N."""
     lengths = [x.new_full(x.shape[:1], x.shape[1], dtype=torch.int64) for x in batches]
     rows = torch.cat([x.flatten(0, 1) for x in batches])
     return rows, cumulative_offsets(torch.cat(lengths)), max(x.shape[1] for x in batches)
 
 
 def initialize(module: nn.Module) -> None:
-    """Published initialization: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
+    """Initialize as published: weights truncated normal 0.02, biases 0, attention input projection Xavier uniform."""
     for layer in module.modules():
         if isinstance(layer, SelfAttention):
             layer.reset_parameters()

@@ -1,4 +1,4 @@
-"""A small network that says after the first iteration how the error will fall with the number of tokens."""
+"""Small network that predicts, after the first iteration, how the error falls with the number of tokens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .iteration import Iteration
 from .pixel_errors import absolute_error, contrast_of
 from .sizes import Grid
 
-#: What is predicted, in this order: errors as MaxL1 and CodeError have them.
+#: Kinds of errors that are predicted, in this order: as MaxL1 and CodeError measure them.
 KINDS = ("l1", "code_error")
 HIDDEN = 256
-#: Beyond so many standard deviations a feature counts as that many: no place is far from those that were learned.
+#: Features are clamped to this many standard deviations, so that none is far from those seen in training.
 FARTHEST = 6.0
 #: Added to a feature before its logarithm.
 LEAST = 1e-3
 
 
 def curve_lengths(config: AdaptiveTokenizerConfig) -> tuple[int, ...]:
-    """Numbers of tokens at which errors are predicted: every fourth, the last included, where the decoder knows any
+    """Numbers of tokens at which errors are predicted: every fourth, the last included, if the decoder knows any
     length; else those of whole iterations.
     """
     step = 4 if config.any_length else config.latents_per_iteration
@@ -33,16 +33,16 @@ def curve_lengths(config: AdaptiveTokenizerConfig) -> tuple[int, ...]:
 
 
 class LengthHead(nn.Module):
-    """Features of an image token -> two layers -> for each kind of error that of its patch at each length.
+    """Network from features of an image token, by two layers, to the errors of its patch, of each kind at each length.
 
     An image's error is the mean of its patches'; logarithms are predicted. ``alit train --stage length`` fits the
     layers to the errors of patches.
 
     Attributes:
         lengths: numbers of tokens at which the curves have values (P of them).
-        mean, std: of the features, as training found them.
+        mean, std: of the features, from training.
         margin: (kinds,), added to a curve before it is compared with a limit.
-        image_count: how many images it was fitted to; 0 before.
+        image_count: number of images that the head was fitted to; 0 before.
     """
 
     def __init__(self, config: AdaptiveTokenizerConfig) -> None:
@@ -65,7 +65,7 @@ class LengthHead(nn.Module):
         self.register_buffer("image_count", torch.zeros(()))
 
     def forward(self, features_BNF: Tensor) -> Tensor:
-        """Logarithms of images' errors (B, kinds, P), which do not rise, without margin."""
+        """Logarithms of images' errors (B, kinds, P), which do not rise with length, without margin."""
         errors_BNKP = self.of_patches(features_BNF)
         curves = errors_BNKP.logsumexp(1) - math.log(errors_BNKP.shape[1])
         return curves.cummin(-1).values
@@ -77,17 +77,17 @@ class LengthHead(nn.Module):
 
 
 def decodes_at_once(config: AdaptiveTokenizerConfig) -> bool:
-    """Whether the tokens of the first iteration are decoded before the second."""
+    """True if the tokens of the first iteration are decoded before the second."""
     return config.recurrence == "residual" and config.iterations > 1
 
 
 def features_of(first: Iteration, base_tokenizer: BaseTokenizer) -> Tensor:
-    """(B, N, F) float32 of the first iteration, for each of N image tokens; all logarithms.
+    """Features of each of the N image tokens, from the first iteration: (B, N, F) float32, all logarithms.
 
-    The magnitude of each channel of its base token, and its mean over the token and those around; where the decoder has
-    made a code of the tokens already, the same of what that misses; the mean absolute differences of luma to the right
-    and below in its patch; with a DCT base, whose pixels are cheap, the errors in the patch of what the base tokens
-    give and of what the decoder's code gives, if it is there; the image's contrast.
+    They are: the magnitude of each channel of the base token, and its mean over the token and its neighbors; if the
+    decoder has predicted a code already, the same of what that misses; the mean absolute differences of luma to the
+    right and below in the patch; with a DCT base, whose pixels are cheap, the patch's errors in the pixels of the base
+    tokens, and of the predicted code, if any; the image's contrast.
     """
     images, base = first.images.float(), first.base
     grid = base.tokens_BCHW.shape[2], base.tokens_BCHW.shape[3]
@@ -96,7 +96,7 @@ def features_of(first: Iteration, base_tokenizer: BaseTokenizer) -> Tensor:
     if first.decoded is not None:
         codes.append(first.decoded.code_BNC)
         sizes.append(_magnitudes(to_grid(codes[1] - codes[0], grid)))
-    red, green, blue = images.unbind(1)  # by numbers of the host: nothing waits for the device
+    red, green, blue = images.unbind(1)  # with Python numbers: nothing waits for the device
     luma = (red * YCBCR[0][0] + green * YCBCR[0][1] + blue * YCBCR[0][2])[:, None]
     maps = [pad(luma.diff(dim=2), (0, 0, 0, 1)), pad(luma.diff(dim=3), (0, 1))]
     if isinstance(base_tokenizer, DCTBase):
@@ -114,7 +114,7 @@ def of_patches(x_BCHW: Tensor, grid: Grid) -> Tensor:
 
 
 def _magnitudes(x_BCHW: Tensor) -> Tensor:
-    """(B, N, 2 C): of each channel here, and on average here and around."""
+    """Magnitudes (B, N, 2 C) of each token's channels, and their means over the token and its neighbors."""
     own = x_BCHW.float().abs()
     around = avg_pool2d(pad(own, (1, 1, 1, 1), mode="replicate"), 3, 1)
     return to_rows(torch.cat([own, around], 1))

@@ -76,7 +76,7 @@ class AdaptiveModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Published initialization of all but the base tokenizer: embeddings and tokens normal(0, width^-0.5).
+        """Initialize all but the base tokenizer as published: embeddings and tokens normal(0, width^-0.5).
 
         The linear layers on both sides of the quantizer get weights normal(0, fan-in^-0.5), unless
         ``Quirks.small_code_initialization``.
@@ -94,8 +94,8 @@ class AdaptiveModel(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
 
     def places(self, grid: Grid | None = None) -> Places:
-        """Positions of a grid of image tokens: on the model's own the learned ones, on others of those, see
-        :func:`alit.sizes.learned_place`.
+        """Positions of a grid of image tokens: the learned ones on the model's own grid, on others a choice of them,
+        see :func:`alit.sizes.learned_place`.
         """
         own = self.config.grid
         learned = self.encoder_positional_embedding, self.decoder_positional_embedding
@@ -106,9 +106,9 @@ class AdaptiveModel(nn.Module):
         return Places(grid, *(x[rows] for x in learned))
 
     def first_input(self, images: Tensor, base: BaseTokens, places: Places | None = None) -> Tensor:
-        """Encoder input of iteration 0: class token, image tokens, the first latents. (B, N + L, D)
+        """Encoder input of iteration 0: class token, image tokens, the first latents, (B, N + L, D).
 
-        ``places``, here and below: those of the images' grid; the model's own by default.
+        ``places``, here and below: positions of the images' grid; the model's own by default.
         """
         tokens_BND = self.image_tokens(images, base.tokens_BCHW, places)
         latents = self.fresh_latents(0).expand(images.shape[0], -1, -1)
@@ -117,7 +117,7 @@ class AdaptiveModel(nn.Module):
     def image_tokens(
         self, images: Tensor, tokens_BCHW: Tensor, places: Places | None = None
     ) -> Tensor:
-        """Class and image tokens with their positions: base tokens beside patches of pixels. (B, N, D)"""
+        """Class and image tokens with their positions, base tokens beside patches of pixels: (B, N, D)."""
         places = self.places() if places is None else places
         patches_BCHW = torch.cat([tokens_BCHW, self.patch_embed(images)], dim=1)
         image_tokens_BND = to_rows(normalize(patches_BCHW, dim=1))
@@ -129,14 +129,14 @@ class AdaptiveModel(nn.Module):
     def missing_tokens(
         self, images: Tensor, base: BaseTokens, prediction: Prediction, places: Places | None = None
     ) -> Tensor:
-        """Class and image tokens of what a prediction does not tell of the base tokens. (B, N, D)"""
+        """Class and image tokens of the residual, the base tokens minus a prediction of them: (B, N, D)."""
         places = self.places() if places is None else places
         missing_BNC = base.code_BNC - prediction.code_BNC.to(base.code_BNC.dtype)
         missing = self.base_tokenizer.tokens(to_grid(missing_BNC, places.grid))
         return self.image_tokens(images, missing.tokens_BCHW, places)
 
     def fresh_latents(self, iteration: int) -> Tensor:
-        """The latents that iteration adds. (L, D)"""
+        """Initial latents that an iteration adds, (L, D)."""
         return (
             self.latent_tokens
             + self.latent_token_positional_embedding
@@ -151,7 +151,7 @@ class AdaptiveModel(nn.Module):
         iteration: int,
         places: Places | None = None,
     ) -> Tensor:
-        """Encoder input of a later iteration: ``halted`` ones masked, fresh latents appended, everything normalized."""
+        """Encoder input of a later iteration, (B, S, D): ``halted`` tokens masked, latents appended, all normalized."""
         if halted is not None:
             places = self.places() if places is None else places
             masked = self.encoder_mask_token + places.encoder_ND[1:]
@@ -165,7 +165,7 @@ class AdaptiveModel(nn.Module):
         return self.encoder_ln_recursive(torch.cat([image_tokens_BND, latents_BLD, fresh], dim=1))
 
     def read_out(self, latents_BLD: Tensor, earlier: Bottleneck | None = None) -> Bottleneck:
-        """Latents to codes for the decoder, behind those of ``earlier`` ones, which are final."""
+        """Codes of latents for the decoder, appended to the final codes of an ``earlier`` iteration."""
         known = 0 if earlier is None else earlier.codes_BLC.shape[1]
         continuous_BLC = self.encoder_ln_post(latents_BLD)
         if self.config.bottleneck != "unfactorized":
@@ -183,11 +183,11 @@ class AdaptiveModel(nn.Module):
 
     @property
     def decoder_query_ND(self) -> Tensor:
-        """Class and mask tokens with their positions, as they enter the decoder."""
+        """Class and mask tokens with their positions, as they enter the decoder, (N, D)."""
         return self.query(self.places())
 
     def query(self, places: Places) -> Tensor:
-        """:attr:`decoder_query_ND` on any grid."""
+        """Class and mask tokens with their positions on any grid, (N, D)."""
         mask_tokens = self.decoder_mask_token[0].expand(len(places.decoder_ND) - 1, -1)
         return torch.cat([self.decoder_class_embedding, mask_tokens]) + places.decoder_ND
 
@@ -198,7 +198,7 @@ class AdaptiveModel(nn.Module):
         lengths_B: Tensor | None = None,
         places: Places | None = None,
     ) -> Prediction:
-        """Codes to base tokens; ``lengths_B`` where the images have different numbers of latents."""
+        """Predict base tokens from codes (B, L, C); ``lengths_B`` if the images have different numbers of latents."""
         places = self.places() if places is None else places
         decoded_BNV = self.decoder.decode([codes_BLC], self.query(places), lengths_B)
         return self.base_tokenizer.predict(decoded_BNV, target_BN)._replace(grid=places.grid)
@@ -211,7 +211,7 @@ class AdaptiveModel(nn.Module):
         targets: Sequence[Tensor | None],
         lengths: Sequence[Tensor | None],
     ) -> list[Prediction]:
-        """:meth:`predict` of several batches (B, L, C), whatever their grids and lengths, in one run of the decoder."""
+        """Predict base tokens of batches of codes (B, L, C) of any grids and lengths, in one run of the decoder."""
         if not codes:
             return []
         if len(codes) == 1:
@@ -224,7 +224,7 @@ class AdaptiveModel(nn.Module):
         ]
 
     def pixels(self, prediction: Prediction) -> Tensor:
-        """Images of what is predicted: (B, 3, height, width), about [0, 1], not clamped."""
+        """Images of a prediction, (B, 3, height, width), about [0, 1], not clamped."""
         grid = self.config.grid if prediction.grid is None else prediction.grid
         images = self.base_tokenizer.pixels(prediction.code_BNC, grid)
         return images if self.pixel_filter is None else self.pixel_filter(images)
@@ -235,9 +235,9 @@ class AdaptiveModel(nn.Module):
         target_BN: Tensor | None = None,
         lengths: Sequence[Tensor] | None = None,
     ) -> list[Prediction]:
-        """What :meth:`predict` gives for the codes of several iterations (B, L, C), in one run of the decoder.
+        """Predict base tokens from the codes (B, L, C) of several iterations, in one run of the decoder.
 
-        ``lengths``: (B,) for each iteration, where the images have different numbers of latents.
+        ``lengths``: (B,) for each iteration, if the images have different numbers of latents.
         """
         together = None if lengths is None else torch.cat(list(lengths))
         decoded_BNV = self.decoder.decode(codes, self.decoder_query_ND, together)
@@ -249,7 +249,7 @@ class AdaptiveModel(nn.Module):
         return [Prediction(*parts) for parts in zip(*fields, strict=True)]
 
     def halted(self, prediction: Prediction, base: BaseTokens, draw: HaltingDraw) -> Tensor:
-        """Image tokens that are described well enough to be masked. (B, N - 1) bool"""
+        """True for image tokens that are described well enough to halt, (B, N - 1) bool."""
         threshold = self.config.halting_threshold
         if prediction.p_target_BN is not None:
             p = prediction.p_target_BN.detach()

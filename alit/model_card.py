@@ -1,4 +1,4 @@
-"""The page of a model on the Hugging Face Hub, from what its file says, and from an evaluation of it."""
+"""Model card for the Hugging Face Hub, from a model's file and an evaluation of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .atomic_files import reading
 from .checks import check_choice
 from .config import AdaptiveTokenizerConfig
 
-#: Columns of the table of an evaluation that are there where every length has a number: field, title, format.
+#: Columns of an evaluation's table, shown if every length has a value: field, title, format.
 QUALITIES = (
     ("l1", "L1", ".4f"),
     ("psnr", "PSNR", ".2f"),
@@ -73,7 +73,7 @@ def write(
     license: str | None = None,
     evaluation: str | Path | None = None,
 ) -> str:
-    """The card, in Markdown.
+    """Model card, in Markdown.
 
     Args:
         name: ``owner/name``.
@@ -82,8 +82,8 @@ def write(
         evaluation: file of ``alit evaluate``; None: the card has no numbers.
 
     Raises:
-        ValueError: the evaluation is none, or of a model of another image size or other lengths.
-        OSError: it cannot be read.
+        ValueError: the file is no evaluation, or one of a model of another image size or other lengths.
+        OSError: the evaluation cannot be read.
     """
     rows = _rows(config, identity, parameters)
     return CARD.format(
@@ -156,7 +156,7 @@ def _evaluation(path: Path, config: AdaptiveTokenizerConfig) -> str:
 
 
 def _table(lengths: list[dict[str, Any]]) -> str:
-    """Numbers alone: nothing else of the file is shown."""
+    """Markdown table of an evaluation; it shows numbers alone, nothing else of the file."""
     qualities = [x for x in QUALITIES if all(row["model"][x[0]] is not None for row in lengths)]
     lines = ["| " + " | ".join(["tokens", "bits", *(title for _, title, _ in qualities)]) + " |"]
     lines += ["|" + "---|" * (2 + len(qualities))]

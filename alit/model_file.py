@@ -23,17 +23,17 @@ from .published import plain
 from .shipped import find
 
 FORMAT = "alit-1"
-#: Bytes of a header: several times that of the largest model. They bound what reading takes beside the tensors.
+#: Most bytes of a header, several times that of the largest model; bounds what reading takes beside the tensors.
 MAX_HEADER = 2**22
-#: Of weights, and their names in a file.
+#: Dtypes of weights, and their names in a file.
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHIPPED = Path(__file__).parent / "weights"
 
 
 def resolve(path_or_name: str | Path, revision: str | None = None) -> Path:
-    """The file of a path, of the name of shipped weights, or of a repository ``owner/name`` on the Hugging Face Hub.
+    """Path of a model file, given as a path, the name of shipped weights, or a repository ``owner/name`` on the Hub.
 
-    Where several may be meant, the first of them is. A ``Path`` names no repository.
+    If several match, the first of these is taken. A ``Path`` names no repository.
 
     Args:
         revision: of the repository: branch, tag or commit; None: ``main``.
@@ -72,8 +72,8 @@ def write(path: str | Path, config: AdaptiveTokenizerConfig, state: Mapping[str,
 def write_tensors(
     path: str | Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Write a safetensors file in place of an old one. (Its own writer makes another temporary file, which stays when
-    it is killed.)
+    """Write a safetensors file in place of an old one. (The library's own writer leaves another temporary file behind
+    when it is killed.)
 
     Raises:
         TypeError: a tensor that is not float32, float16 or bfloat16.
@@ -109,7 +109,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """float32 tensors in float16, but for those with values beyond its range (such as counts of a moving average)."""
+    """State with float32 tensors in float16, unless values exceed its range (such as counts of a moving average)."""
     smaller = {name: x.half() if x.dtype == torch.float32 else x for name, x in state.items()}
     for name, tensor in state.items():
         if tensor.isfinite().all() and not smaller[name].isfinite().all():
@@ -133,8 +133,8 @@ def read(path: Path) -> tuple[AdaptiveTokenizerConfig, dict[str, Tensor]]:
 
 @contextmanager
 def opened(path: Path, kind: str) -> Iterator[tuple[Any, str]]:
-    """A safetensors file whose metadata state this format, and the configuration that they hold; nothing of it is in
-    memory yet.
+    """Context manager: an open safetensors file of format ``kind``, and the configuration in its metadata, as text; no
+    tensor is in memory yet.
 
     Raises:
         CheckpointError: no such file, or a damaged one; any ``ValueError`` within, named after the file.
@@ -156,10 +156,10 @@ def opened(path: Path, kind: str) -> Iterator[tuple[Any, str]]:
 
 
 def check_whole(path: Path) -> None:
-    """That a file is safetensors, with a header of at most ``MAX_HEADER`` bytes, and as long as this says.
+    """Check that a file is safetensors, with a header of at most ``MAX_HEADER`` bytes, and as long as this says.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: a file that is not.
         OSError: no file, or one that cannot be read.
     """
     with reading(path) as opened:
@@ -176,10 +176,10 @@ def check_whole(path: Path) -> None:
 
 
 def check_sizes(config: AdaptiveTokenizerConfig, shapes: Mapping[str, Sequence[int]]) -> None:
-    """That a configuration is one of tensors of these shapes, as far as can be told before a model of it is built.
+    """Check that a configuration fits tensors of these shapes, as far as can be told before its model is built.
 
     Raises:
-        CheckpointError: it asks for other sizes, or for more layers.
+        CheckpointError: a configuration of other sizes, or of more layers.
     """
     encoder, decoder, base = config.encoder, config.decoder, config.base
     latents, tokens = config.latents_per_iteration, 1 + math.prod(config.grid)
@@ -207,8 +207,8 @@ def check_sizes(config: AdaptiveTokenizerConfig, shapes: Mapping[str, Sequence[i
 
 
 def fingerprint(config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) -> bytes:
-    """16 bytes that change with every weight, its dtype, and every field of the configuration that is not at its
-    default; but for the length head and ``any_length``, which choose tokens and take no part in what tokens mean.
+    """Fingerprint of a model: 16 bytes that change with every weight, its dtype, and every field of the configuration
+    that is not at its default; but for the length head and ``any_length``, which do not change what tokens mean.
 
     Fields at their default do not count, so that a later version's new fields leave old fingerprints as they are.
     """
@@ -223,7 +223,7 @@ def fingerprint(config: AdaptiveTokenizerConfig, state: Mapping[str, Tensor]) ->
 
 
 def _stated(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their default; dataclasses within it likewise, but ``kind`` always."""
+    """Fields of a dataclass that are not at their default, in nested dataclasses too; ``kind`` always."""
     stated = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -244,7 +244,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """That a state dict is one of this model, which may be on the meta device.
+    """Check that a state dict fits a model, which may be on the meta device.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen keys; weights that are not float32, float16 or bfloat16, NaN
@@ -274,7 +274,7 @@ def check_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Without a copy, or a mask, of the tensor."""
+    """True if all values are finite; makes no copy, or mask, of the tensor."""
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(bool(x.isfinite()) for x in tensor.aminmax())

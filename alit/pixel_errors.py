@@ -1,4 +1,4 @@
-"""How far images are from others: absolute, relative to their contrast, in structure (SSIM, Wang et al., 2004)."""
+"""Pixel errors between images: absolute, relative to their contrast, in structure (SSIM, Wang et al., 2004)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-#: Contrast that every image is taken to have, a flat one too (see :class:`RelativeL1`).
+#: Least contrast that an image counts with, a flat one too (see :class:`alit.RelativeL1`).
 LEAST_CONTRAST = 0.03
 
 
 def absolute_error(pixels: Tensor, images: Tensor) -> Tensor:
-    """Of each pixel, float32; predicted pixels are clamped to [0, 1], as they are shown."""
+    """Absolute error of each pixel, float32; predicted ``pixels`` are clamped to [0, 1], as they are shown."""
     return (pixels.float().clamp(0, 1) - images.float()).abs()
 
 
 def l1_of(pixels: Tensor, images: Tensor) -> Tensor:
-    """(B,) float32, mean ``absolute_error`` of each pair."""
+    """Mean absolute error of each pair of images, (B,) float32, see :func:`absolute_error`."""
     return absolute_error(pixels, images).mean((1, 2, 3))
 
 
 def contrast_of(images: Tensor) -> Tensor:
-    """(B,): mean absolute deviation of the pixels from the mean of their channel, at least ``LEAST_CONTRAST``."""
+    """Contrast (B,): mean absolute deviation of pixels from their channel's mean, at least ``LEAST_CONTRAST``."""
     images = images.float()
     deviation = (images - images.mean((2, 3), keepdim=True)).abs()
     return deviation.mean((1, 2, 3)).clamp(min=LEAST_CONTRAST)
 
 
 def structural_similarity(x: Tensor, y: Tensor, *, window: int = 7) -> Tensor:
-    """SSIM of each pair, 1 for equal ones: (B,) float32, or float64. Images (B, 3, height, width) in [0, 1].
+    """SSIM of each pair of images (B, 3, height, width) in [0, 1], 1 for equal ones: (B,) float32, or float64.
 
     As scikit-image computes it by default: uniform window, sample covariance, mean over channels and the windows
     that lie within the image.

@@ -1,4 +1,4 @@
-"""A small network over decoded pixels: it takes away what a base tokenizer leaves, ringing and blur."""
+"""Small network over decoded pixels that removes what a base tokenizer leaves, ringing and blur."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch.nn.functional import conv2d, gelu, pixel_shuffle, pixel_unshuffle
 
 #: Side of the blocks whose pixels are channels: convolutions at half the resolution reach twice as far.
 BLOCK = 2
-#: What enters the convolutions, and what they add: pixels differ from mid-gray by much less than 1, and corrections by
-#: less than they do.
+#: Scales of the convolutions' input and output: pixels differ from mid-gray by much less than 1, and corrections are
+#: smaller than that.
 INPUT, OUTPUT = 4.0, 0.1
 
 
 class PixelFilter(nn.Module):
-    """Three convolutions on blocks of 2 x 2 pixels, whose result is added. At first it adds nothing.
+    """Filter that adds to an image the output of three convolutions on blocks of 2 x 2 pixels; at first zero.
 
-    To one color it never adds anything: the first convolution sees only differences between neighbors, images go on at
-    their edges, and there are no biases.
+    An image of one color never changes: the first convolution sees only differences between neighbors, images are
+    padded with their edges, and there are no biases.
 
     Args:
         channels: between the convolutions.
@@ -32,7 +32,7 @@ class PixelFilter(nn.Module):
         nn.init.zeros_(self.last.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width), even sides, about [0, 1]: the same."""
+        """Filtered images (B, 3, height, width), about [0, 1]; sides are even."""
         x = pixel_unshuffle((images - 0.5) * INPUT, BLOCK)
         by_color = self.first.weight.unflatten(1, (3, -1))
         differences = (by_color - by_color.mean((2, 3, 4), keepdim=True)).flatten(1, 2)
@@ -42,7 +42,7 @@ class PixelFilter(nn.Module):
 
 
 def _wider(x: Tensor) -> Tensor:
-    """By one on all sides, where it is as at its edge."""
-    # Of parts: torch 2.13's inductor does not compile replicating pads of a batch whose size is not known.
+    """``x`` padded by one on all sides with the values at its edges."""
+    # Made of parts: torch 2.13's inductor does not compile replicating pads of a batch whose size is not known.
     x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], -2)
     return torch.cat([x[..., :1], x, x[..., -1:]], -1)

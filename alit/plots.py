@@ -1,4 +1,4 @@
-"""matplotlib, where there is no display. It is no dependency of all of ``alit``, so it is imported late."""
+"""matplotlib without a display. Only parts of ``alit`` depend on it, so it is imported late."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BLUE, ORANGE, GRAY, INK = "#1f6feb", "#d9730d", "#b8bec7", "#24292f"
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot.
+    """The module ``matplotlib.pyplot``, drawing to files in the style of our plots.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

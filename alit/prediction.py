@@ -1,4 +1,4 @@
-"""Lengths that are known once the first iteration is: by what the length head predicts, for a limit or for a budget."""
+"""Criteria that decide lengths after the first iteration, by what the length head predicts: for a limit or a budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .pixel_errors import contrast_of
 
 
 class Planned(FixedLength):
-    """Lengths of the images that have these numbers, ascending."""
+    """Stopping criterion with given lengths for the images with these ``numbers``, ascending."""
 
     def __init__(self, tokens: list[int], numbers: list[int]) -> None:
         super().__init__(tokens)
@@ -34,14 +34,14 @@ class Planned(FixedLength):
 
 
 class Predicted(Prepared):
-    """As many tokens as the model's length head says will be needed for a limit: one run of the encoder decides, and
-    nothing is decoded.
+    """Stopping criterion that gives an image as many tokens as the model's length head predicts for a limit: one run of
+    the encoder decides, and nothing is decoded.
 
-    The fewest tokens whose predicted error, with the margin that training found, is within the limit; where none is,
-    the fewest within 1 % of the least predicted error. All images of a batch wait for the device once.
+    These are the fewest tokens whose predicted error, with the margin that training found, is within the limit; if none
+    is, the fewest within 1 % of the least predicted error. The host waits for the device once per batch.
 
     Args:
-        max_l1, max_code_error, max_relative_l1: one of them: a limit as that of :class:`alit.MaxL1`,
+        max_l1, max_code_error, max_relative_l1: exactly one, a limit like that of :class:`alit.MaxL1`,
             :class:`alit.CodeError` or :class:`alit.RelativeL1`.
 
     Raises:
@@ -95,10 +95,10 @@ class Predicted(Prepared):
 
 
 class Budget(Prepared):
-    """``mean_tokens`` times the number of images, spent where it lowers the mean absolute pixel error most; never more.
+    """Criterion that spends at most ``mean_tokens`` per image on average, where that lowers mean pixel error most.
 
-    For a whole batch (``encode``): where the model has a length head, by its predictions, else by the errors of all
-    lengths, which are measured for it. See :func:`alit.allocation.allocated`.
+    Errors are mean absolute ones. For a whole batch (``encode``): by the predictions of the model's length head, if it
+    has one, else by the errors measured at all lengths. See :func:`alit.allocation.allocated`.
 
     Raises:
         TypeError, ValueError: no number; when used, one that is not from the shortest length to the longest, or in a
@@ -119,7 +119,7 @@ class Budget(Prepared):
             )
 
     def spent(self, errors_BP: Tensor, lengths: tuple[int, ...]) -> list[int]:
-        """A length for each image."""
+        """Length of each image, given errors (B, P) at the ``lengths``."""
         return allocated(errors_BP, lengths, math.floor(self.mean_tokens * len(errors_BP) + 1e-6))
 
     def planned(self, first: Iteration, model: AdaptiveModel, numbers: list[int]) -> Planned:
@@ -131,9 +131,7 @@ class Budget(Prepared):
 
 
 def fewest(curve_BP: Tensor, limit: float) -> Tensor:
-    """(B,) the first place where a falling curve of logarithms is within the limit; where none is, within 1 % of its
-    last value.
-    """
+    """First position (B,) at which a falling curve of logarithms is within the limit, or else within 1 % of its end."""
     target = math.log(limit) if limit > 0 else -math.inf
     least_B1 = curve_BP[:, -1:]
     bound_B1 = torch.where(least_B1 <= target, target, least_B1 + math.log(NEAR))
@@ -141,7 +139,7 @@ def fewest(curve_BP: Tensor, limit: float) -> Tensor:
 
 
 def predicted_l1(first: Iteration, model: AdaptiveModel) -> Tensor:
-    """Mean absolute pixel errors (B, P) on the CPU.
+    """Mean absolute pixel errors (B, P) that the length head predicts, on the CPU.
 
     Raises:
         ValueError: no length head, or one that was not trained.
@@ -168,7 +166,7 @@ _HOW = "train one: alit train --stage length --start-from MODEL --data PHOTOS --
 
 
 def _of_trained(head: LengthHead, lengths_B: Tensor, name: str) -> list[int]:
-    """On the host, in one look at the device, which also says whether the head was trained."""
+    """Lengths on the host, in one copy from the device that also tells if the head was trained; else ``ValueError``."""
     *lengths, image_count = torch.cat([lengths_B, head.image_count.long()[None]]).tolist()
     _check_trained(image_count, name)
     return lengths

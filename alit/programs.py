@@ -21,7 +21,7 @@ BATCHES = 1, 3
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, height, width) float32 in [0, 1] to the indices (B, length) int64 of their first tokens."""
+    """Module from images (B, 3, height, width) float32 in [0, 1] to indices (B, length) int64 of their first tokens."""
 
     def __init__(self, model: AdaptiveTokenizer, length: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Indices (B, length) int64 to images (B, 3, height, width) float32, about [0, 1], not clamped."""
+    """Module from indices (B, length) int64 to images (B, 3, height, width) float32, about [0, 1], not clamped."""
 
     def __init__(self, model: AdaptiveTokenizer) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         codes = [one.codes(every) for one in quantizers] if each else [model.codes(every)]
         iteration = torch.arange(config.max_tokens) // config.latents_per_iteration
         self.model = model
-        #: The codes of all codebooks, and where that of each token begins.
+        #: Codes of all codebooks, and the row at which the codebook of each token begins.
         self.codes: Tensor
         self.begins: Tensor
         self.register_buffer("codes", torch.cat(codes))
@@ -56,12 +56,12 @@ class Decoder(nn.Module):
 
 
 class Part(NamedTuple):
-    """A module that a program is made of.
+    """Module of which a program is made, and inputs to test it on.
 
     Attributes:
-        takes, gives: what its input and output are called.
-        varies: the dimensions of its input that do.
-        pairs: inputs to try it on, and what the model's own methods make of them.
+        takes, gives: names of its input and output.
+        varies: dynamic dimensions of its input.
+        pairs: inputs to test it on, and what the model's own methods return for them.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Part(NamedTuple):
 
 
 def encoder(model: AdaptiveTokenizer, length: int) -> Part:
-    """The first ``length`` tokens of images of the configured size."""
+    """Encoder of images of the configured size into their first ``length`` tokens."""
     pairs = []
     for count in BATCHES:
         random = torch.Generator().manual_seed(count)
@@ -86,7 +86,7 @@ def encoder(model: AdaptiveTokenizer, length: int) -> Part:
 
 
 def decoder(model: AdaptiveTokenizer) -> Part:
-    """For any number of tokens that is a multiple of :func:`step_of`; a program does not check that."""
+    """Decoder of any number of tokens that is a multiple of :func:`step_of`; a program does not check that."""
     config, step, pairs = model.config, step_of(model), []
     for count, length in zip(BATCHES, (step, config.max_tokens), strict=True):
         random = torch.Generator().manual_seed(count)
@@ -101,12 +101,12 @@ def decoder(model: AdaptiveTokenizer) -> Part:
 
 
 def step_of(model: AdaptiveTokenizer) -> int:
-    """What lengths are multiples of: 1, or, where the decoder was not trained for that, the tokens of an iteration."""
+    """Number that lengths are multiples of: 1, or, if the decoder was not trained for that, an iteration's tokens."""
     return 1 if model.config.any_length else model.config.latents_per_iteration
 
 
 def exported(part: Part) -> ExportedProgram:
-    """The program of a part."""
+    """Program of a part, exported and decomposed to torch's own operators."""
     example = part.pairs[-1][0]
     program = torch.export.export(part.module, (example,), dynamic_shapes=(part.varies,))
     ours = torch.ops.alit_kernels
@@ -119,17 +119,17 @@ def exported(part: Part) -> ExportedProgram:
     return program.run_decompositions({**torch.export.default_decompositions(), **plain})
 
 
-# What stands for our operators in a program. Not their references: those fill memory in place, or go by blocks of rows,
-# whose number would be that of the example. Results that no program asks for are empty.
+# Decompositions of our operators in a program. Not their references: those fill memory in place, or loop over blocks of
+# rows, whose number would be that of the example. Results that no program uses are empty.
 
 
 def _attention(
     q: Tensor, k: Tensor | None, v: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Of dense batches without masks, the only ones in a program.
+    """Attention of dense batches without masks, the only ones in a program; the log-sum-exp is empty.
 
-    Transposed one by one, as most models do it: inductor takes any permutation of keys for this one when it looks for
-    attention to fuse, and fails on another where the length is dynamic.
+    q, k and v are transposed one by one, as in most models: when inductor looks for attention to fuse, it takes any
+    permutation of keys for this one, and fails on another if the length is dynamic.
     """
     *others, scale, _ = options
     assert others[0] is others[1] is others[4] is others[5] is None
@@ -141,7 +141,7 @@ def _attention(
 
 
 def _nearest_codeword(z: Tensor, codebook: Tensor, metric: str, *_: Any) -> Tensor:
-    """In float64, where one product is as exact as differences."""
+    """Index of the codeword nearest to each row, in float64, where one product is as exact as differences."""
     if metric == "cosine":
         z, codebook = normalize(z, dim=-1), normalize(codebook, dim=-1)
     z, codebook = z.double(), codebook.double()

@@ -1,6 +1,6 @@
-"""Published checkpoints (``.pth``): state dicts as they are distributed, and the configuration that their shapes tell.
+"""Published checkpoints (``.pth``): state dicts as they are distributed, and the configuration inferred from shapes.
 
-How a file is read without trust in it: ``torch_archive.py``.
+``torch_archive.py`` reads the files, without trust in them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .base_config import BaseConfig, KLVAEConfig, VQGANConfig
 from .checks import CheckpointError, check_choice, some
 from .config import SIZES, AdaptiveTokenizerConfig, Quirks, TransformerConfig
 
-#: What wraps a module puts its name before those of the parameters: DistributedDataParallel, torch.compile.
+#: Prefixes of parameter names in wrapped modules: of DistributedDataParallel, torch.compile.
 WRAPPERS = {"module", "_orig_mod"}
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict under the names of the bare model: those of compiled or distributed wrappers are left out.
+    """State dict under the names of the bare model, without the prefixes of compiled or distributed wrappers.
 
     Raises:
         ValueError: two entries with one name.
@@ -59,10 +59,10 @@ def read_official(path: str | Path, *, weights: str = "ema") -> dict[str, Tensor
 
 
 def _state(content: Any, weights: str, size: int) -> dict[str, Tensor]:
-    """The tensors that are asked for."""
+    """Tensors of a checkpoint's content by name, without its losses; at most ``size`` bytes."""
     if not isinstance(content, dict):
         raise CheckpointError(f"expected an entry {weights!r}, got a {type(content).__name__}")
-    # As a plain dict has them: an instance may hide its methods behind attributes.
+    # By dict's own methods: an instance may hide its methods behind attributes.
     content = dict(dict.items(content))
     bare = any(isinstance(x, Tensor) for x in content.values())
     entry = next((x for x in (weights, "state_dict") if x in content), None)
@@ -178,5 +178,5 @@ def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many parts there are whose names begin so."""
+    """Number of different parts whose names begin with ``prefix``."""
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

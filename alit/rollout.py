@@ -21,11 +21,11 @@ from .sizes import Grid, Places, check_image, check_images
 
 
 class Rollout(Iterator[Iteration]):
-    """The recurrent encoder on a batch: iterates over its iterations, each an :class:`alit.Iteration`.
+    """Iterator over the iterations of the recurrent encoder on a batch, each an :class:`alit.Iteration`.
 
     Args:
         images: (B, 3, height, width) floating point in [0, 1], of the configured size.
-        base: their base tokens, if they are known already.
+        base: base tokens of the images, if they are known already.
         predict_at: iterations (from 0) that the caller wants the ``prediction`` of; all by default. The decoder runs
             for no other, unless halting needs it to.
         generator: source of randomness for posterior and halting; evaluation is deterministic without one.
@@ -33,12 +33,12 @@ class Rollout(Iterator[Iteration]):
         through_time: gradients flow back through the iterations, as published. False: they end where an iteration
             begins, and iterations outside ``predict_at`` record none (truncated backpropagation).
         predict_later: the caller makes these predictions, by ``model.predict_together``, and ``prediction`` is None.
-            Only where halting is off: it needs each at once.
+            Only where halting is off: halting needs each at once.
         iterations: how many the caller takes; all by default. Nothing is made ready for a further one.
-        places: of the images' grid, ``model.places(grid)``, where they have another size than the configured one.
+        places: positions of the images' grid, ``model.places(grid)``, if their size is not the configured one.
 
     Raises:
-        TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration that is none.
+        TypeError, ValueError: images of the wrong dtype, shape, or (on the CPU) range; an iteration out of range.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Rollout(Iterator[Iteration]):
 
         self.model, self.images, self.base = model, images, base
         self.halting_draw = draw if halting_draw is None else halting_draw
-        # What is missing yet is no way for gradients: codes of earlier iterations are final.
+        # No gradients flow through the residual: codes of earlier iterations are final.
         self.residual = config.recurrence == "residual"
         self.through_time = through_time and not self.residual
         self.predict_later = predict_later
@@ -103,7 +103,7 @@ class Rollout(Iterator[Iteration]):
 
     @property
     def rows(self) -> int:
-        """Rows of the encoder's next run, dropped ones included."""
+        """Number of rows of the encoder's next run, dropped ones included."""
         return self.tokens_BSD.shape[0] * self.tokens_BSD.shape[1]
 
     def keep(self, images: Tensor) -> None:
@@ -116,7 +116,7 @@ class Rollout(Iterator[Iteration]):
             self.earlier = self.earlier.select(images)
 
     def rows_kept(self) -> Tensor:
-        """(B, S) bool: the rows that the encoder sees."""
+        """Mask of the rows that the encoder sees, (B, S) bool."""
         keep = self.tokens_BSD.new_ones(self.tokens_BSD.shape[:2], dtype=torch.bool)
         if self.dropped is not None:
             keep[:, 1 : 1 + self.dropped.shape[1]] = ~self.dropped
@@ -130,12 +130,12 @@ class Rollout(Iterator[Iteration]):
         return self.advance(encoded_BSD)
 
     def _recording(self) -> torch.set_grad_enabled:
-        """Gradients as the caller has them; none outside ``predict_at`` if not ``through_time``."""
+        """Context manager: the caller's gradient mode; off outside ``predict_at`` if not ``through_time``."""
         learns = self.through_time or self.index in self.predict_at
         return torch.set_grad_enabled(torch.is_grad_enabled() and learns)
 
     def advance(self, encoded_BSD: Tensor) -> Iteration:
-        """Take the encoder's output (see :func:`encode_together`) and make the input of the next iteration."""
+        """Take the encoder's output (see :func:`encode_together`), make the next input and return the iteration."""
         with self._recording():
             iteration = self._observe(encoded_BSD)
         self.index += 1
@@ -145,8 +145,8 @@ class Rollout(Iterator[Iteration]):
         return iteration
 
     def _needs(self) -> tuple[bool, bool, bool]:
-        """Whether the caller wants this iteration's prediction; whether tokens halt after it, and whether the next one
-        begins with it, which need it too.
+        """Three reasons for this iteration's prediction, true or false: the caller wants it; tokens halt after the
+        iteration; the next iteration begins with it.
         """
         model, quirks = self.model, self.model.config.quirks
         wanted = self.index in self.predict_at and not self.predict_later
@@ -162,7 +162,7 @@ class Rollout(Iterator[Iteration]):
         if self._ahead is None:
             bottleneck, prediction = model.read_out(latents_BLD, self.earlier), None
             if wanted or halts or feeds:
-                # What only the next iteration asks for passes no gradient on.
+                # A prediction that only the next iteration needs passes no gradient on.
                 with torch.set_grad_enabled(torch.is_grad_enabled() and (wanted or halts)):
                     codes_BLC, target_BN = bottleneck.codes_BLC, self.base.target_BN
                     prediction = model.predict(codes_BLC, target_BN, places=self.places)
@@ -174,7 +174,7 @@ class Rollout(Iterator[Iteration]):
             assert prediction is not None
             halted = model.halted(prediction, self.base, self.halting_draw)
         if config.halting == "drop" and halted is not None:
-            # What has left does not come back.
+            # Dropped tokens do not come back.
             self.dropped = halted = halted if self.dropped is None else halted | self.dropped
         return Iteration(
             *(self.index, self.image_index_B, self.images, self.base),
@@ -186,7 +186,7 @@ class Rollout(Iterator[Iteration]):
         )
 
     def _prepare(self, iteration: Iteration) -> None:
-        """The encoder's next input."""
+        """Make the encoder's next input from an iteration."""
         image_tokens_BND, latents_BLD = iteration.image_tokens_BND, iteration.latents_BLD
         if self.residual:
             assert self.predicted is not None
@@ -261,12 +261,12 @@ def rollouts_of(
     known: dict[Grid, Places] | None = None,
     **options: Any,
 ) -> list[tuple[Rollout, list[int]]]:
-    """Rollouts of images (3, height, width) of any sizes, one for the images of each size, for :func:`encode_together`;
-    with the numbers of its images.
+    """Rollouts of images (3, height, width) of any sizes, for :func:`encode_together`: one for each size, with the
+    numbers of its images.
 
     Args:
         first: number of the first image; ``image_index_B`` and messages count from it.
-        known: places of grids, to which those of new ones are added.
+        known: positions by grid, to which those of new grids are added.
         options: as for :class:`Rollout`.
 
     Raises:

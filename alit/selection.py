@@ -1,4 +1,4 @@
-"""Which tokens of an image are kept: the rules between a criterion and a rollout.
+"""Selection of the tokens of an image that are kept: the rules between a criterion and a rollout.
 
 1. An image is done after the first iteration whose tokens meet the criterion. Where the decoder was trained on parts
    of an iteration's tokens (``config.any_length``), the fewest of them that still meet it are kept, above the count of
@@ -29,7 +29,7 @@ from .sequence import TokenSequence
 
 
 class Seen(NamedTuple):
-    """An image after an iteration: its error, its latents read out as row ``row`` of ``bottleneck``."""
+    """An image after an iteration: its error, and its latents read out, row ``row`` of ``bottleneck``."""
 
     error: float
     bottleneck: Bottleneck
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 
 class Unmet(NamedTuple):
-    """An image that no iteration meets: its row in the last one, what is kept of it, and the error that it may have."""
+    """An image not done at the end: its row in the last iteration, the iteration kept, the largest error allowed."""
 
     image: int
     row: int
@@ -50,9 +50,9 @@ class Running:
     """A rollout whose images leave it as they are done.
 
     Attributes:
-        images: their numbers, on the host, in the order of its rows.
-        given: their lengths, where these are known: nothing waits for the device then.
-        seen: of each image that is not done, all iterations so far, where errors are measured.
+        images: numbers of its images, on the host, in the order of its rows.
+        given: lengths of its images, if they are known: nothing waits for the device then.
+        seen: all iterations so far of each image that is not done, if errors are measured.
     """
 
     rollout: Rollout
@@ -62,7 +62,7 @@ class Running:
     seen: dict[int, list[Seen]] = field(default_factory=lambda: defaultdict(list))
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows alone."""
+        """Continue with these rows alone."""
         if len(rows) < len(self.images):
             self.rollout.keep(_index(rows, self.rollout.tokens_BSD.device))
             self.images = [self.images[row] for row in rows]
@@ -71,15 +71,15 @@ class Running:
 
 
 class Selection:
-    """Asks the criterion about each iteration and keeps the tokens of the images that are done.
+    """Selection of tokens: asks the criterion about each iteration and keeps the tokens of the images that are done.
 
     Attributes:
-        predict_at: what the criterion wants predicted: all iterations (None), or none.
-        finished: an image's index to its tokens.
+        predict_at: iterations whose prediction the criterion needs: all (None), or none.
+        finished: tokens of the images that are done, by image number.
 
     Raises:
-        TypeError: the criterion is none, or gives no tensor.
-        ValueError: it gives one of another shape or dtype than (B,) bool.
+        TypeError: no criterion, or one that gives no tensor.
+        ValueError: a criterion that gives another shape or dtype than (B,) bool.
     """
 
     def __init__(self, model: AdaptiveModel, criterion: Criterion) -> None:
@@ -90,21 +90,21 @@ class Selection:
         self.published = fallback and isinstance(criterion, ErrorCriterion)
 
     def start(self, rollout: Rollout, images: Sequence[int]) -> Running:
-        """A rollout of images of these numbers, its ``image_index_B``."""
+        """Begin selection for a rollout of the images with these numbers, its ``image_index_B``."""
         running = Running(rollout, list(images), self.criterion)
         if isinstance(self.criterion, FixedLength):
             self._settle_lengths(running, self.criterion)
         return running
 
     def _settle_lengths(self, running: Running, criterion: FixedLength) -> None:
-        """The rollout goes no further than the longest takes it."""
+        """Take the images' lengths from the criterion; the rollout ends with the iteration that the longest needs."""
         running.given = criterion.of(running.images)
         running.rollout.iterations = math.ceil(
             max(running.given) / self.model.config.latents_per_iteration
         )
 
     def take(self, running: Running, encoded_BSD: Tensor) -> bool:
-        """One more iteration of a rollout; images that are done leave it. Whether any are left."""
+        """Advance a rollout by an iteration, and let images that are done leave; True if any are left."""
         iteration = running.rollout.advance(encoded_BSD)
         if iteration.index == 0 and isinstance(running.criterion, Prepared):
             images = running.images
@@ -128,7 +128,7 @@ class Selection:
         return bool(left)
 
     def _kept(self, running: Running, iteration: Iteration) -> list[int]:
-        """Tokens that each image keeps; 0 where it goes on."""
+        """Number of tokens that each image keeps; 0 if it continues."""
         if running.given is not None:
             return [n if n <= iteration.num_tokens else 0 for n in running.given]
         found = judged(running.criterion, iteration, self.model)
@@ -148,13 +148,13 @@ class Selection:
         return rows
 
     def _at_any_length(self, criterion: Criterion) -> bool:
-        """Whether it can be asked about parts of an iteration: not one that might look at more than they have."""
+        """True if model and criterion take parts of an iteration: the criterion looks at no more than parts have."""
         return self.model.config.any_length and getattr(criterion, "any_length", False)
 
     def _fewest(
         self, iteration: Iteration, enough_B: Tensor, met: Callable[[Iteration], Tensor]
     ) -> Tensor:
-        """(B,) the fewest tokens that are ``met``, of the iteration's own and at most ``enough_B``, which are."""
+        """Fewest of the iteration's own tokens that are ``met``, (B,) int64, at most ``enough_B``, which are met."""
         step = self.model.config.latents_per_iteration
         low_B, high_B = torch.full_like(enough_B, iteration.num_tokens - step), enough_B
         for _ in range((step - 1).bit_length()):
@@ -167,7 +167,7 @@ class Selection:
         return high_B
 
     def _part(self, iteration: Iteration, lengths_B: Tensor) -> Iteration:
-        """The first tokens of each image, and what the decoder makes of them."""
+        """Iteration with the first tokens of each image alone, and their prediction if the criterion needs one."""
         prediction = None
         if self.predict_at is None:
             codes_BLC, target_BN = iteration.bottleneck.codes_BLC, iteration.base.target_BN
@@ -175,7 +175,7 @@ class Selection:
         return replace(iteration, prediction=prediction, lengths_B=lengths_B)
 
     def _settle(self, running: Running, last: Iteration, rows: list[int]) -> None:
-        """Tokens of the images that the last iteration leaves undone."""
+        """Choose the tokens of the images that are not done after the last iteration."""
         groups: dict[int, list[Unmet]] = defaultdict(list)
         for row in rows:
             image = running.images[row]
@@ -195,7 +195,7 @@ class Selection:
     def _near(
         self, criterion: Criterion, last: Iteration, index: int, unmet: list[Unmet]
     ) -> list[int]:
-        """How many tokens of iteration ``index`` each of these images keeps."""
+        """Number of tokens of iteration ``index`` that each of these images keeps."""
         count = (index + 1) * self.model.config.latents_per_iteration
         if self.published or not self._at_any_length(criterion):
             return [count] * len(unmet)
@@ -223,13 +223,13 @@ class Selection:
 
 
 def _index(rows: list[int], device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """Index tensor of rows, copied to the device without waiting for it."""
     index = torch.tensor(rows)
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index
 
 
 def _on_host(found: Verdict, longest: int) -> tuple[list[int], list[float]]:
-    """Token counts, 0 for images that are not done, and errors, if any, in one look at the device."""
+    """Token counts, 0 for images that are not done, and errors, if any, in one copy from the device."""
     if found.error_B is None:
         return [n if n <= longest else 0 for n in found.tokens_B.tolist()], []
     tokens, errors = torch.stack([found.tokens_B.double(), found.error_B.double()]).tolist()
@@ -237,14 +237,14 @@ def _on_host(found: Verdict, longest: int) -> tuple[list[int], list[float]]:
 
 
 def tokens_of(model: AdaptiveModel, bottleneck: Bottleneck, row: int, count: int) -> TokenSequence:
-    """The first tokens of one image: indices, or latents where there is no quantizer."""
+    """First ``count`` tokens of one image: indices, or latents where there is no quantizer."""
     return first_tokens(model, bottleneck, count, slice(row, row + 1))
 
 
 def first_tokens(
     model: AdaptiveModel, bottleneck: Bottleneck, count: int, rows: slice = slice(None)
 ) -> TokenSequence:
-    """The first tokens of all images that were read out together, or of some rows."""
+    """First ``count`` tokens of all images that were read out together, or of some rows."""
     latents_BLC = bottleneck.continuous_BLC[rows, :count]
     lengths = torch.full((len(latents_BLC),), count, device=latents_BLC.device)
     if bottleneck.index_BL is None or model.config.quirks.unquantized_tokens:

@@ -18,7 +18,7 @@ from .image_records import ImageInfo
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """What ``encode`` returns and ``decode`` takes: one sequence of tokens per image, one behind another.
+    """Token sequences of a batch of images, packed one behind another: what ``encode`` returns and ``decode`` takes.
 
     Attributes:
         lengths: (B,) int64, tokens of each image.
@@ -76,14 +76,14 @@ class TokenSequence:
 
     @property
     def rows(self) -> Tensor:
-        """The packed tokens, whichever kind they are."""
+        """Packed tokens: ``indices`` (T,) or ``latents`` (T, C)."""
         rows = self.latents if self.indices is None else self.indices
         assert rows is not None
         return rows
 
     @property
     def offsets(self) -> Tensor:
-        """(B + 1,) int32: image b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``."""
+        """Row offsets (B + 1,) int32: image b owns rows ``offsets[b]`` to ``offsets[b + 1] - 1``."""
         return cumulative_offsets(self.lengths)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class TokenSequence:
         return self._of(self.rows[start:stop], self.lengths[image : image + 1], sizes)
 
     def padded(self, fill: float = 0) -> Tensor:
-        """(B, longest) indices or (B, longest, C) latents, ``fill`` beyond each length."""
+        """Padded batch: (B, longest) indices or (B, longest, C) latents, ``fill`` beyond each length."""
         longest = int(self.lengths.max()) if len(self) else 0
         return unpack(self.rows, self.offsets, max_length=longest, fill=fill)
 
@@ -111,7 +111,7 @@ class TokenSequence:
             tokens: one number, or (B,) integers; from 1 to the length of each sequence.
 
         Raises:
-            ValueError: others than these, or not one per image.
+            ValueError: a number out of range, or not one per image.
         """
         wanted = torch.as_tensor(tokens, device=self.lengths.device)
         shapes = ((), self.lengths.shape)
@@ -131,7 +131,7 @@ class TokenSequence:
         return self._of(rows, lengths.clone(), self.sizes)
 
     def to(self, device: torch.device | str) -> TokenSequence:
-        """With its tokens and lengths on a device; sizes stay on the CPU."""
+        """Copy with tokens and lengths on a device; sizes stay on the CPU."""
         return self._of(self.rows.to(device), self.lengths.to(device), self.sizes)
 
     def _of(self, rows: Tensor, lengths: Tensor, sizes: Tensor | None) -> TokenSequence:
@@ -140,7 +140,7 @@ class TokenSequence:
 
     @classmethod
     def concatenate(cls, sequences: list[TokenSequence]) -> TokenSequence:
-        """One batch of several, which all have ``sizes`` or none."""
+        """Concatenate batches, which all have ``sizes`` or none, into one."""
         if not sequences:
             raise ValueError("sequences: expected at least one")
         lengths = torch.cat([sequence.lengths for sequence in sequences])
@@ -160,9 +160,9 @@ class TokenSequence:
         originals: Sequence[tuple[int, int]] | None = None,
         padding: Sequence[tuple[int, int]] | None = None,
     ) -> bytes:
-        """An ``.alit`` file (docs/alit-format.md): ceil(log2 K) bits a token, a checksum, and the model's fingerprint.
+        """Bytes of an ``.alit`` file (docs/alit-format.md): ceil(log2 K) bits a token, checksum, model fingerprint.
 
-        Of version 1 where all images have the model's size and there is nothing else to say of them, else of version 2.
+        Version 1 if all images have the model's size and nothing else is stored of them, else version 2.
 
         Args:
             model: ``AdaptiveTokenizer.identity()`` of the model that encoded.
@@ -170,7 +170,7 @@ class TokenSequence:
 
         Raises:
             ValueError: continuous tokens; indices that are no codes of the model; more than 65,535 tokens for an image;
-                a name or size that files do not hold, or not one for each image.
+                a name or size that files cannot hold, or not one for each image.
         """
         if self.indices is None:
             raise ValueError("TokenSequence: expected indices, .alit files hold no latents")
@@ -189,10 +189,10 @@ class TokenSequence:
 
     @classmethod
     def from_bytes(cls, data: bytes, model: ModelIdentity | None = None) -> TokenSequence:
-        """Inverse of :meth:`to_bytes`, of either version; names and originals are for :class:`alit.alit_format.Reader`.
+        """Inverse of :meth:`to_bytes`, of either version; :class:`alit.alit_format.Reader` has names and originals.
 
         Args:
-            model: ``AdaptiveTokenizer.identity()`` of the model that is to decode; None leaves open whether it fits.
+            model: ``AdaptiveTokenizer.identity()`` of the model that is to decode; None: any model's file is read.
 
         Raises:
             FormatError: no ``.alit`` data, a damaged one, or one that another model wrote.

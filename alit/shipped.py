@@ -8,7 +8,7 @@ from .checks import nearest
 
 
 def find(given: str | Path, folder: Path, suffix: str, what: str) -> Path:
-    """The file of a path, or of a name: that of a file in ``folder`` without ``suffix``, with folders within.
+    """Path of a file, given as a path, or as a name: a file's path in ``folder`` without ``suffix``.
 
     Raises:
         FileNotFoundError: neither; the message lists the names and suggests the nearest.
@@ -21,7 +21,7 @@ def find(given: str | Path, folder: Path, suffix: str, what: str) -> Path:
     if name in names:
         return folder / f"{name}{suffix}"
     if path.exists():
-        return path  # no file; who reads it says what it is
+        return path  # no file; reading it raises an error that says so
     raise FileNotFoundError(
         f"{given}: no such file, nor the name of {what} ({', '.join(names)}){nearest(name, names)}"
     )

@@ -1,4 +1,4 @@
-"""Sizes of images: which a model takes beside the configured one, and the positions of their tokens.
+"""Image sizes that a model takes beside the configured one, and the positions of their tokens.
 
 Any multiple of the base tokenizer's patch will do, up to ``MOST`` times as many image tokens as the model's own has.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from .config import AdaptiveTokenizerConfig
 
-#: Image tokens down and across.
+#: Numbers of image tokens down and across.
 Grid = tuple[int, int]
-#: Image tokens of an image at most, over those of the configured size: it bounds the encoder's rows, and so memory.
+#: Most image tokens of an image, over those of the configured size; bounds the encoder's rows, and so memory.
 MOST = 16
 
 
 class Places(NamedTuple):
-    """What encoder and decoder add to the tokens of a grid's places: the class token's, then H W in row-major order.
+    """Positional embeddings of a grid in encoder and decoder: the class token's, then H W in row-major order.
 
     Attributes:
         grid: (H, W).
@@ -33,17 +33,17 @@ class Places(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Class and image tokens."""
+        """Number of class and image tokens."""
         return 1 + math.prod(self.grid)
 
 
 def learned_place(own: Grid, grid: Grid) -> Tensor:
-    """Whose position each place of a grid takes, of the places of the grid ``own``: (H W,) int64, both row by row.
+    """Place of the grid ``own`` whose position each place of ``grid`` takes: (H W,) int64, both counted row by row.
 
     The learned places, row by row, are dealt out evenly to the places of the grid; within a row they go from left to
     right. So a place takes one near the same share of height and width, and where there are no more places than were
     learned, none is taken twice: a model tells places apart by positions that it knows, and interpolated ones, as usual
-    with vision transformers, are none of these. Of a larger grid several neighbors take the same.
+    with vision transformers, are none of these. On a larger grid several neighbors take the same.
     """
     learned = torch.arange(math.prod(own)).view(own)
     places = math.prod(grid)
@@ -56,13 +56,13 @@ def learned_place(own: Grid, grid: Grid) -> Tensor:
 
 
 def grid_of(config: AdaptiveTokenizerConfig, height: int, width: int) -> Grid:
-    """Image tokens down and across of an image of that many pixels."""
+    """Numbers of image tokens down and across, of an image of ``height`` x ``width`` pixels."""
     patch = config.base.patch_size
     return height // patch, width // patch
 
 
 def check_size(config: AdaptiveTokenizerConfig, height: int, width: int, name: str) -> None:
-    """Raise ``ValueError`` where images cannot have this size, in the name of an argument."""
+    """Check that a model takes images of this size; raises ``ValueError`` that names the argument."""
     patch, got = config.base.patch_size, f"got {height} x {width}"
     if min(height, width) < patch or height % patch or width % patch:
         raise ValueError(
@@ -77,7 +77,7 @@ def check_size(config: AdaptiveTokenizerConfig, height: int, width: int, name: s
 
 
 def check_image(config: AdaptiveTokenizerConfig, like: Tensor, image: Tensor, name: str) -> Grid:
-    """The grid of an image (3, height, width) in [0, 1] of any size that the model takes.
+    """Check an image (3, height, width) in [0, 1] of any size that the model takes, and return its grid.
 
     Args:
         like: a parameter of the model, for device and dtype.
@@ -96,7 +96,7 @@ def check_image(config: AdaptiveTokenizerConfig, like: Tensor, image: Tensor, na
 
 
 def check_images(config: AdaptiveTokenizerConfig, like: Tensor, images: Tensor, grid: Grid) -> None:
-    """Raise as :func:`check_image` where these are not a batch (B, 3, height, width) of images of a grid."""
+    """Check that these are a batch (B, 3, height, width) of images of a grid; raises as :func:`check_image`."""
     height, width = (side * config.base.patch_size for side in grid)
     _check_kind(like, images, "images")
     if images.ndim != 4 or images.shape[1:] != (3, height, width):

@@ -1,4 +1,4 @@
-"""What a user calls: files, encode, decode, stream."""
+"""The tokenizer as users call it: files, encode, decode, stream."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .sizes import check_size, grid_of
 
 
 class AdaptiveTokenizer(AdaptiveModel):
-    """ALIT (Duggal et al., ICLR 2025, arXiv 2411.02393): an image in as few tokens as it needs.
+    """ALIT (Duggal et al., ICLR 2025, arXiv 2411.02393): tokenizer of images, each in as few tokens as it needs.
 
     Args:
         config: see :class:`alit.AdaptiveTokenizerConfig`; ``AdaptiveTokenizer.from_size`` takes a name instead.
     """
 
-    # Functions of the files that do the work, bound as methods: their first argument is the model.
+    # Functions of other modules, bound as methods: their first argument is the model.
     encode = encoding.encode
     encode_stream = encoding.encode_stream
     features = features
 
     def rollout(self, images: Tensor, **options: Any) -> Rollout:
-        """The recurrent encoder, one iteration at a time; arguments as for :class:`alit.Rollout`."""
+        """Iterator over the iterations of the recurrent encoder; arguments as for :class:`alit.Rollout`."""
         return Rollout(self, images, **options)
 
     @classmethod
@@ -98,7 +98,7 @@ class AdaptiveTokenizer(AdaptiveModel):
         license: str | None = None,
         evaluation: str | Path | None = None,
     ) -> str:
-        """Upload the file of :meth:`save_pretrained` and a model card to the Hugging Face Hub; the commit's address.
+        """Upload the file of :meth:`save_pretrained` and a model card to the Hugging Face Hub; returns a commit URL.
 
         ``model.safetensors`` and ``README.md`` of the repository are replaced, in one commit. Weights keep their
         precision; those of a loaded model are float32, so that its ``.alit`` files can be read with what is uploaded.
@@ -137,13 +137,13 @@ class AdaptiveTokenizer(AdaptiveModel):
             )
 
     def identity(self) -> ModelIdentity:
-        """What ``.alit`` files say of the model that wrote them; reads every weight."""
+        """Identity of the model, which ``.alit`` files hold of the model that wrote them; reads every weight."""
         digest = model_file.fingerprint(self.config, self.state_dict())
         return ModelIdentity(digest, self.config.codebook_size, self.config.image_size)
 
     @torch.no_grad()
     def decode(self, tokens: TokenSequence) -> Tensor | list[Tensor]:
-        """Images (B, 3, height, width) of the size that was encoded, about [0, 1], not clamped.
+        """Decoded images (B, 3, height, width) of the size that was encoded, about [0, 1], not clamped.
 
         A list of (3, height, width) where ``tokens.sizes`` are not all the same.
 
@@ -181,7 +181,7 @@ class AdaptiveTokenizer(AdaptiveModel):
         return [images[number] for number in range(len(tokens))]
 
     def _codes(self, tokens: TokenSequence) -> Tensor:
-        """(B, L, C) what the decoder gets, padded."""
+        """Input codes of the decoder, padded, (B, L, C)."""
         if tokens.indices is not None:
             return self.codes(tokens.padded().long())
         codes_BLC = tokens.padded().to(self.latent_tokens.dtype)

@@ -1,6 +1,6 @@
 """Zip files that ``torch.save`` writes, read without trust in them.
 
-No code is ever executed: what a file names is held against an allow-list of tensors, plain containers and
+No code is ever executed: what a file names is checked against an allow-list of tensors, plain containers and
 ``argparse.Namespace``, before torch's restricted unpickler reads it. No size that a file states is believed: entries
 lie in it uncompressed, each once, tensors within their entries.
 """
@@ -19,8 +19,8 @@ import torch
 from .atomic_files import reading
 from .checks import CheckpointError, printable, some
 
-#: Instructions of a pickle, bytes of a zip file's directory, values of a tuple: several times those of any published
-#: checkpoint. They bound what reading takes beside the tensors.
+#: Most instructions of a pickle, bytes of a zip file's directory, values of a tuple: several times those of any
+#: published checkpoint. They bound what reading takes beside the tensors.
 MAX_INSTRUCTIONS = 2**19
 MAX_DIRECTORY = 2**23
 MAX_TUPLE = 1000
@@ -35,7 +35,7 @@ ALLOWED = {
 
 
 def load(path: str | Path) -> Any:
-    """What the file holds; tensors stay in it, mapped to memory. Beside them it takes less than 100 MB.
+    """Content of a file; tensors stay in it, mapped to memory. Beside them reading takes less than 100 MB.
 
     Raises:
         CheckpointError: no such file, a damaged one, or one that holds anything but tensors, plain containers and
@@ -57,16 +57,16 @@ def load(path: str | Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """In a line; torch goes on with how to load it all the same."""
+    """Type and message of an error in one line, without torch's advice on how to load the file all the same."""
     said = str(error).strip().rpartition("WeightsUnpickler error: ")[2].splitlines()
     return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
 
 
 def _check_archive(file: BinaryIO) -> None:
-    """That nothing in a zip file of ``torch.save`` takes more memory than it has bytes, or names what is not allowed.
+    """Check that nothing in a zip file takes more memory than the file has bytes, or names what is not allowed.
 
     Raises:
-        CheckpointError: it does, or it is damaged; whatever ``zipfile`` raises.
+        CheckpointError: something does, or the file is damaged; whatever ``zipfile`` raises.
     """
     if (begin := file.read(4)) != b"PK\x03\x04":
         raise CheckpointError(
@@ -108,10 +108,10 @@ def _directory_size(file: BinaryIO) -> int:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    """That it names nothing but what is allowed, and that its tuples, written out, stay small.
+    """Check that a pickle names nothing but what is allowed, and that its tuples, written out, stay small.
 
-    They may hold one another many times over, and take for ever where they are keys; so the stack of the unpickler
-    is followed here, with the size of each value (1 for all but tuples) in its place.
+    Tuples may hold one another many times over, and take forever to hash as keys; so the unpickler's stack is simulated
+    here, with the size of each value (1 for all but tuples) in its place.
     """
     named: set[str] = set()
     stack: list[Any] = []

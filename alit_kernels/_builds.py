@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: launches that are recorded instead of run.
+"""Ahead-of-time builds of the Triton kernels: launches that are recorded instead of run.
 
 Every op with Triton kernels has ``builds.py`` with ``record(recorder)``: calls of the op's own launching functions on
 ``meta`` tensors of the dtypes, shapes and options that are shipped. Triton's own binder says what a launch would
@@ -21,9 +21,9 @@ import torch
 from . import _chips, _machine_code, _ptx, _ptx_flow, _ptx_integers, _ptx_machine, _triton
 from ._machine_code import Expected, Result, read
 
-#: What Triton's signatures call the element types.
+#: Names of the element types in Triton's signatures.
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-#: What reads machine code: results are of these.
+#: Modules that read machine code; their source is part of a result's hash.
 READERS = (_chips, _machine_code, _ptx, _ptx_flow, _ptx_integers, _ptx_machine)
 
 
@@ -33,10 +33,10 @@ class Build:
 
     Attributes:
         kernel: the ``triton.jit`` function.
-        label: what the table calls it: "d=64 bf16 dense".
+        label: name in the table: "d=64 bf16 dense".
         architecture: 90 for sm_90.
         signature: argument -> Triton type ("*bf16", "*fp32", "i32", "fp32", "constexpr").
-        constants: position of an argument, in a tuple -> value, of those that are constants.
+        constants: position of each constant argument, in a tuple -> its value.
         attributes: position of an argument, in a tuple -> what Triton knows of its value.
         options: launch options.
         rare: a further case of a kernel that another build covers; ``--common`` leaves it out.
@@ -54,19 +54,19 @@ class Build:
 
     @property
     def key(self) -> str:
-        """What names it in a result file."""
+        """Key of the build in a result file: "module.kernel [label] sm_90"."""
         return (
             f"{self.kernel.__module__}.{self.kernel.__name__} [{self.label}] sm_{self.architecture}"
         )
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Constants by name, without arguments that happen to be one."""
+        """Upper-case constants by name, without run-time arguments that Triton made constants."""
         names = self.kernel.arg_names
         return {names[i]: x for (i,), x in self.constants.items() if names[i].isupper()}
 
     def about(self) -> dict[str, Any]:
-        """The fields of a result that need no compiler; the hash is the same on every machine."""
+        """Fields of a :class:`Result` that need no compilation; the hash is the same on every machine."""
         import triton
         from triton.backends.nvidia.compiler import get_ptxas_version
 
@@ -83,18 +83,18 @@ class Build:
         }
 
     def compiled(self) -> Any:
-        """What Triton makes of it; raises what Triton raises where the kernel does not compile."""
+        """Compile by Triton and return its compiled kernel; raises what Triton raises where it does not compile."""
         import triton
 
         target = _target(self.architecture)
         return triton.compile(self._source(), target=target, options=dict(self.options))
 
     def result(self) -> Result:
-        """What the machine code says; raises as ``compiled``."""
+        """:class:`Result` read from the machine code, which is compiled here; raises as ``compiled``."""
         return self.read(self.compiled())
 
     def read(self, compiled: Any) -> Result:
-        """What the machine code of ``compiled()`` says."""
+        """:class:`Result` read from the machine code of a compiled kernel, as ``compiled()`` returns it."""
         return read(compiled, self.signature, self.expected, **self.about())
 
     def _source(self) -> Any:
@@ -105,7 +105,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was recorded: what it compiles, its grid, and its arguments by name, without options."""
+    """One recorded launch: what it compiles, its grid, and its arguments and options by name."""
 
     build: Build
     grid: tuple[int, ...]
@@ -113,9 +113,9 @@ class Launch:
 
 
 class Recorder:
-    """Takes the launches of the kernels of ``package``, of all where it is empty.
+    """Recorder of the launches of kernels of ``package``, or of all packages where it is empty.
 
-    ``builds`` has each kind once, under the first label that it comes with, ``launches`` every one.
+    ``builds`` holds each distinct build once, under its first label; ``launches`` holds every launch.
     """
 
     def __init__(self, package: str, architecture: int) -> None:
@@ -128,7 +128,7 @@ class Recorder:
     def __call__(
         self, label: str, expected: Mapping[str, Expected] | None = None, *, rare: bool = False
     ) -> Iterator[None]:
-        """Within the context launches are recorded; ``expected`` is by the names of kernels."""
+        """Context manager: record launches under ``label``; ``expected``: kernel -> demands on its machine code."""
 
         def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
             name, known = kernel.__name__, expected or {}

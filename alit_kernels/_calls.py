@@ -1,8 +1,8 @@
-"""Calls that are known by their signature: all that is done for one before it computes is done once.
+"""Cache of calls by their signature: checks and choices before a computation are made once for each signature.
 
 Checks of arguments, the choice of an implementation and of its launches follow from types, shapes, strides and numbers.
-What a call with such arguments came to is remembered, by an op and by the public function before it; the next one is
-a single call of the core (``csrc/launcher/calls.cpp``). A public function adopts that in three places::
+The outcome of a call is remembered, by an op and by the public function before it; the next call with this signature is
+a single call of the core (``csrc/launcher/calls.cpp``). A public function uses the cache in three places::
 
     def tail_mask(tokens, lengths, fill, *, implementation="auto"):
         arguments = tokens, lengths, fill, implementation
@@ -30,9 +30,9 @@ from ._checks import autocast_dtype
 from ._core import extension, sees_tensors
 
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_IMPLEMENTATION"
-#: Calls that an op, or a public function, remembers; beyond that it forgets all.
+#: Most calls that an op, or a public function, remembers; beyond that it forgets all.
 MOST_KNOWN = 1024
-#: True, each, where something looks at calls that has to see an operator of torch's.
+#: Predicates, each True where a mode, transform, tracer or profiler is active, which has to see torch's operators.
 LOOKS = (
     torch._C._len_torch_dispatch_stack,
     torch._C._len_torch_function_stack,
@@ -41,13 +41,13 @@ LOOKS = (
     torch.autograd._profiler_enabled,
     lambda: torch.autograd.forward_ad._current_level >= 0,
 )
-#: The environment without the decoding of every name and value that os.environ does in every call.
+#: The raw environment: os.environ decodes names and values in every call.
 _ENVIRONMENT: Mapping[Any, Any] = os.environ._data  # type: ignore[attr-defined]
 _VARIABLE = os.environ.encodekey(ENVIRONMENT_VARIABLE)
 
 
 def requested(implementation: str) -> str:
-    """What is asked for: in place of "auto" what the environment says."""
+    """Name of the requested implementation, instead of "auto" the environment's; raises ``TypeError`` if no string."""
     if not isinstance(implementation, str):
         raise TypeError(f"implementation: expected a string, got {type(implementation).__name__}")
     if implementation != "auto":
@@ -56,12 +56,12 @@ def requested(implementation: str) -> str:
     return "auto" if found is None else os.environ.decodevalue(found)
 
 
-# What torch.compiler.assume_constant_result does, without its import of the compiler: half the time of `import alit`.
+# As torch.compiler.assume_constant_result does, without its import of the compiler: half the time of `import alit`.
 requested._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _NothingKnown:
-    """Stands for tables of calls where the core cannot look into tensors."""
+    """Table without any known call, for where the core cannot look into tensors."""
 
     def __call__(self, *_: Any) -> None:
         return None
@@ -70,11 +70,11 @@ class _NothingKnown:
 
 
 def table(run: Callable[..., Any], differentiate: Callable[..., Any] | None) -> Any:
-    """(*arguments, implementation) -> the results of a call that is known and that nothing looks at; None for others.
+    """Table of calls: (*arguments, implementation) -> results; None if the call is unknown or something watches it.
 
     Args:
         run, differentiate: (*the op's arguments, what was remembered) -> results; the second where a gradient is asked
-            for, None if there never is one. It may get (results,) as the last argument, of a plan that has run.
+            for, None if there never is a gradient. It may get (results,) as the last argument, of a plan that has run.
     """
     if not sees_tensors():
         return _NothingKnown()
@@ -92,15 +92,15 @@ def table(run: Callable[..., Any], differentiate: Callable[..., Any] | None) -> 
 
 
 class Public:
-    """The calls of a public function that come to one call of an op.
+    """Cache of the calls of a public function, each of which becomes one call of an op.
 
     Args:
         op: the op, which has its derivative already.
         differentiable: whether gradients pass; else the op gets its arguments detached.
 
     Attributes:
-        call: (*arguments, implementation) -> the function's result where the call is known; None where all has to be
-            done that the function does.
+        call: (*arguments, implementation) -> the function's result where the call is known; None where the function
+            has to run in full.
     """
 
     def __init__(self, op: Any, *, differentiable: bool = True) -> None:
@@ -117,13 +117,13 @@ class Public:
         values: Sequence[Any],
         finish: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """Call the op, and remember that: results as ``call`` gives them.
+        """Call the op, remember the call, and return the public function's result, as ``call`` does.
 
-        Nothing is remembered where the op gets other tensors than the function got, or in another order: casts, copies.
+        Nothing is remembered where the op gets other tensors than the function (casts, copies), or in another order.
 
         Args:
             arguments: the public function's, with ``implementation`` as the last.
-            values: those of the op, without ``implementation``; numbers and options among them follow from the
+            values: arguments of the op, without ``implementation``; numbers and options among them follow from the
                 signature of the public function's arguments.
             finish: (results of the op) -> result of the public function.
         """

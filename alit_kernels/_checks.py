@@ -25,7 +25,7 @@ def check_tensor(
     """Check type, layout, dtype, number of dimensions and shape (None in ``shape`` admits any size)."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    # What no dtype tells is told by these; quantized tensors have dtypes of their own.
+    # Properties that a dtype does not tell; quantized tensors have dtypes of their own.
     if (
         tensor.layout is not torch.strided
         or tensor.is_nested
@@ -47,7 +47,7 @@ def check_tensor(
 def check_shape(
     name: str, tensor: Tensor, *, ndim: int | None = None, shape: Sequence[int | None] | None = None
 ) -> None:
-    """Check number of dimensions and shape of what :func:`check_tensor` has seen."""
+    """Check number of dimensions and shape of a tensor that :func:`check_tensor` has accepted."""
     if ndim is not None and tensor.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(tensor.shape)}")
     if shape is not None:
@@ -61,13 +61,13 @@ def check_shape(
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, which other processes hold parts of; looks without importing it."""
+    """True if ``tensor`` is a DTensor, of which other processes hold parts; does not import its module."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _kind(tensor: Tensor) -> str:
-    """What a tensor is that is not a dense one."""
+    """Description, for a message, of a tensor that is not dense."""
     if is_sharded(tensor):
         return "a DTensor; pass its full_tensor() or to_local()"
     if tensor.is_nested:
@@ -100,10 +100,10 @@ def check_count(name: str, value: Any, *, minimum: int = 0) -> None:
 
 
 def check_number(name: str, value: Any) -> float:
-    """A finite number of the caller's, as a float.
+    """``value`` as a float, checked to be finite.
 
     Raises:
-        TypeError: not an int or float; a bool or a tensor neither.
+        TypeError: no int or float; a bool or a tensor is refused too.
         ValueError: NaN, infinite, or beyond a float64.
     """
     if type(value) is not float:
@@ -141,7 +141,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def shown(number: int | torch.SymInt) -> str:
-    """A number for a message: of a huge one its size, which Python would not print."""
+    """``number`` as text for a message; beyond 64 bits its size alone, since Python does not print huge numbers."""
     if isinstance(number, int) and number.bit_length() > 64:
         return f"a number of {number.bit_length()} bits"
     return str(number)
@@ -157,7 +157,7 @@ def check_offsets(
 ) -> None:
     """Check the values of CPU offsets: from 0, ascending, within ``rows``, no sequence above ``max_length``.
 
-    ``bound``: what that argument is called.
+    ``bound``: name of the argument ``max_length`` in messages.
     """
     values = offsets.long()
     lengths = values.diff()
@@ -176,7 +176,7 @@ def check_offsets(
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """float32 for float32, bfloat16 and float16; float64 for float64 (references and gradient checks)."""
+    """Dtype of sums: float32 for float32, bfloat16 and float16; float64 for float64 (references, gradient checks)."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

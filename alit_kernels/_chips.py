@@ -1,4 +1,4 @@
-"""What the multiprocessors of GPUs offer, and how many warps of a kernel they hold."""
+"""Limits of the multiprocessors of GPUs, and the occupancy of a kernel on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What a multiprocessor offers; CUDA C++ programming guide, technical specifications per compute capability.
+    """Limits of a multiprocessor (CUDA C++ programming guide, technical specifications per compute capability).
 
     ``fma`` is the number of scheduler cycles of a float32 warp instruction, ``matrix`` the 16-bit multiply-adds of a
     scheduler's tensor core per cycle.

@@ -1,7 +1,7 @@
 """Times of calls, taken in turns: by the device's clock where there is a GPU, else by the host's.
 
-Benchmarks and the script that tunes launch configurations have this one clock. Calls that are held against each other
-get clocks of one kind (:func:`clocks`), so that a ratio never mixes two.
+Benchmarks and the script that tunes launch configurations share this clock. Calls that are compared get clocks of one
+kind (:func:`clocks`), so that a ratio never mixes two kinds.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Call = Callable[[], Any]
 
 
 class Clock(NamedTuple):
-    """Times one call.
+    """Clock of one call.
 
     Attributes:
-        kind: "host": the host's clock. Of the device's clock, with a cold L2: "graph": replays of a CUDA graph of the
+        kind: "host": the host's clock. By the device's clock, with a cold L2: "graph": replays of a CUDA graph of the
             call, less those of a graph of the writes that empty the L2; "kernels": the sum of what kernels, fills and
             copies took, by torch's profiler; "events": between two events, where the host's launches count if they take
             longer than the kernels.
-        seconds: calls and times it.
+        seconds: makes the call and returns its time.
     """
 
     kind: str
@@ -40,15 +40,15 @@ class Clock(NamedTuple):
 def clocks(
     calls: Mapping[Name, Call], seen: Callable[[Name, Any], Any] = lambda name, result: None
 ) -> dict[Name, Clock]:
-    """The clocks of calls that are held against each other, all of one kind; on a GPU each is called first.
+    """Clocks, by name, of calls that are compared, all of one kind; on a GPU each call is made a few times first.
 
     Calls are captured into CUDA graphs. Where one waits for the device, or cannot be captured, all are timed by their
     kernels. Where all take ``LONG`` seconds or more they are timed between events, since a model's step is what its
     user waits for.
 
     Args:
-        seen: gets name and result of timed calls, outside the time; of those in a CUDA graph the tensors of the last,
-            which every replay writes anew. None in place of a result: let go of the one before.
+        seen: gets name and result of each timed call, outside the timed span; for a CUDA graph the tensors of its last
+            call, which every replay overwrites. None in place of a result: release the one before.
     """
     told = {name: functools.partial(seen, name) for name in calls}
     if not torch.cuda.is_available():
@@ -88,18 +88,18 @@ def clocks(
 
 
 def clock(call: Call, seen: Callable[[Any], Any] = lambda result: None) -> Clock:
-    """The clock of a call that is held against none."""
+    """Clock of a single call, which is compared with no other."""
     return clocks({"": call}, lambda _, result: seen(result))[""]
 
 
-#: Rounds that a time limit leaves.
+#: Minimum number of rounds, whatever the time limit.
 FEWEST = 3
 
 
 def samples_in_turns(
     clocks: Mapping[Name, Clock], *, rounds: int, warmup: int = 1, limit: float = math.inf
 ) -> dict[Name, list[float]]:
-    """Seconds of each contender; they run one after another in every round, so that drift hits all alike.
+    """Seconds of each contender in every round, by name; all run in turns, so that drift hits all alike.
 
     After ``limit`` seconds no round but the first ``FEWEST`` starts.
     """
@@ -127,9 +127,9 @@ def kernels(call: Call) -> list[float]:
     """Seconds of every kernel, fill and copy that a call runs on the device, by torch's profiler.
 
     Raises:
-        RuntimeError: it saw none.
+        RuntimeError: the profiler saw none.
     """
-    # Where it stays attached, CUPTI makes later calls slower; detached it made CUDA graphs crash before CUDA 12.6.
+    # CUPTI makes later calls slower while it is attached; detaching it made CUDA graphs crash before CUDA 12.6.
     version = [int(part) for part in (torch.version.cuda or "0").split(".")]
     os.environ.setdefault("TEARDOWN_CUPTI", "1" if version >= [12, 6] else "0")
     torch.cuda.synchronize()
@@ -140,7 +140,7 @@ def kernels(call: Call) -> list[float]:
     found = [
         event.duration_ns() / 1e9
         for event in profile.profiler.kineto_results.events()
-        # Ranges that have a name are shown on the device too.
+        # Named ranges appear among the device's events too.
         if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation()
     ]
     if not found:
@@ -148,14 +148,14 @@ def kernels(call: Call) -> list[float]:
     return found
 
 
-#: Calls whose median is the host's time, and seconds after which no other one starts.
+#: Number of calls whose median is the host's time, and seconds after which no further call starts.
 HOST_CALLS, HOST_SECONDS = 100, 1.0
 
 
 def host_seconds(call: Call) -> float:
-    """Median time until a call returns, without waiting for what it has launched.
+    """Median seconds until a call returns, without waiting for what it has launched.
 
-    Each finds the device with nothing to do, so that no launch waits for a place in its queue. A call that itself
+    Each call starts on an idle device, so that no launch waits for a place in its queue. A call that itself
     waits for the device has that wait in its time.
     """
     times: list[float] = []
@@ -170,7 +170,7 @@ def host_seconds(call: Call) -> float:
     return statistics.median(times)
 
 
-#: Seconds in which the threads of the contender before, which wait by spinning, go to sleep.
+#: Seconds of pause, in which the threads of the previous contender, which wait by spinning, go to sleep.
 PAUSE = 0.02
 #: Waking a contender's threads may take milliseconds: a call shorter than this many seconds is called again, and timed
 #: then, when they are awake as in the middle of a model.
@@ -192,9 +192,9 @@ def _elapsed(call: Call, seen: Callable[[Any], Any]) -> float:
     return seconds
 
 
-#: Calls of so many seconds between events are those of a model, not captured.
+#: Calls that take at least this many seconds are those of a model: timed between events, not captured.
 LONG = 5e-3
-#: Calls in one CUDA graph, and the seconds that they fill at most where there is more than one.
+#: Most calls in one CUDA graph, and the most seconds that they fill where there is more than one.
 REPLAYS, GRAPH_SECONDS = 20, 0.02
 #: Bytes that push everything else out of any L2 when they are written.
 FLUSH = 2**28
@@ -203,7 +203,7 @@ FLUSH = 2**28
 def _graph_clock(
     call: Call, seen: Callable[[Any], Any], flush: torch.Tensor, seconds: float
 ) -> Clock:
-    """``seconds``: about those of one call."""
+    """Clock by replays of a CUDA graph of several calls; ``seconds``: about the time of one call."""
     count = max(1, min(REPLAYS, round(GRAPH_SECONDS / max(seconds, 1e-9))))
 
     def flushed() -> Any:
@@ -215,8 +215,8 @@ def _graph_clock(
 
 
 def _waits(call: Call) -> bool:
-    """Whether a call reads from the device what the host has to wait for. A capture of it would fail, and leave torch's
-    allocator and random generator in the state of a capture.
+    """True if a call makes the host wait for the device. Its capture would fail, and leave torch's allocator and random
+    generator in the state of a capture.
     """
     torch.cuda.set_sync_debug_mode("error")
     try:

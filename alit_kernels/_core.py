@@ -27,7 +27,7 @@ def extension() -> Any:
 
 @functools.cache
 def sees_tensors() -> bool:
-    """Whether the core can look into torch's tensors: by DLPack's exchange API 1.3, which torch has from 2.10 on."""
+    """True if the core can look into torch's tensors, by DLPack's exchange API 1.3, which torch has from 2.10 on."""
     core = extension()
     if core is None or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         return False

@@ -1,4 +1,4 @@
-"""What the Python side of every C++ implementation needs: the core, addresses, type codes, the thread count."""
+"""Shared Python side of the C++ implementations: the core, addresses, type codes, the thread count."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ._library import extension
 
 #: Codes of ``alit::Type`` in csrc/types.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-#: Of alit::InstructionSet in csrc/instruction_set.h; each has what those before it have.
+#: Names of alit::InstructionSet in csrc/instruction_set.h; each set includes those before it.
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16")
-#: One of them: a lesser instruction set than the machine's best, for tests and comparisons.
+#: Environment variable that names a lesser instruction set than the machine's best, for tests and comparisons.
 INSTRUCTION_SET_VARIABLE = "ALIT_KERNELS_INSTRUCTION_SET"
-#: The process that imported this; others came of a fork.
+#: Id of the process that imported this module; other processes are forks of it.
 _FIRST_PROCESS = os.getpid()
 
 threads = torch.get_num_threads
@@ -46,7 +46,7 @@ def openmp_team() -> int:
 
 
 def instruction_set() -> str:
-    """What the environment asks for; empty for the best of this machine."""
+    """Name of the instruction set that the environment asks for; empty for the best of this machine."""
     return os.environ.get(INSTRUCTION_SET_VARIABLE, "")
 
 
@@ -62,7 +62,7 @@ def pointer(tensor: Tensor | None) -> int:
 def matrix(tensor: Tensor) -> Any:
     """A (..., D) tensor as the core's ``Rows``, which keeps it alive.
 
-    Without a copy where the last dimension is contiguous and the others are one stride apart.
+    There is no copy where the last dimension is contiguous and the others are one stride apart.
     """
     values = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
     if values.shape[1] > 1 and values.stride(1) != 1:

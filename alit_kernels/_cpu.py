@@ -1,4 +1,4 @@
-"""What this machine's processor is good at."""
+"""Properties of this machine's processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Python side of every CUDA implementation needs: launching on torch's stream, and device-side errors.
+"""Shared Python side of the CUDA implementations: launching on torch's stream, and device-side errors.
 
 Values of device tensors are not checked before a launch, which would synchronize: kernels stay within bounds whatever
 they read. ``ALIT_KERNELS_DEBUG=1`` makes them report what did not fit; each op then waits for its report and raises.
@@ -24,7 +24,7 @@ Arguments = tuple[Tensor | int, ...]
 
 
 class _State(threading.local):
-    #: Sees launches: name of the entry point, arguments.
+    #: Called with each launch: name of the entry point, arguments.
     recorder: Callable[[str, Arguments], None] | None = None
 
 
@@ -33,7 +33,7 @@ _state = _State()
 
 @contextmanager
 def recorded(recorder: Callable[[str, Arguments], None]) -> Iterator[None]:
-    """Within the context this thread's launches are told to ``recorder`` too."""
+    """Context manager: this thread's launches are told to ``recorder`` too."""
     before, _state.recorder = _state.recorder, recorder
     try:
         yield
@@ -42,7 +42,7 @@ def recorded(recorder: Callable[[str, Arguments], None]) -> Iterator[None]:
 
 
 def library() -> Any:
-    """What has the entry points: the compiled extension; CUDA implementations are only chosen where it is built so."""
+    """The compiled extension, which has the entry points; CUDA implementations are chosen only where it has CUDA."""
     module = extension()
     assert module is not None
     return module
@@ -54,7 +54,7 @@ def _entry(core: Any, name: str) -> Any:
 
 
 def unpacked(name: str) -> int:
-    """Address of the entry point as a function of one array, stream, device and error flag first."""
+    """Address of the entry point's form that takes one array: stream, device, error flag, then the arguments."""
     return library().unpacked[f"alit_cuda_{name}"]
 
 
@@ -68,7 +68,7 @@ def launch(
 
     Args:
         arguments: integers; tensors stand for their addresses.
-        messages: error flag -> what it means.
+        messages: error flag -> its message.
 
     Raises:
         RuntimeError: CUDA refused the launch.

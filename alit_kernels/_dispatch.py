@@ -1,9 +1,9 @@
-"""Operators of torch.library, and the way around torch's dispatcher for calls that nothing looks at.
+"""Operators of torch.library, and the way around torch's dispatcher for calls that nothing watches.
 
 Short sequences make short kernels, so the host has to be quick too, and the dispatcher's way through Python takes
 longer than many of the kernels. A call that nothing traces, transforms or profiles goes to the operator's function.
 
-What that saves, on one thread, medians in turns: tail_mask of one token takes 23.7 us through the dispatcher and
+Time saved, on one thread, medians in turns: tail_mask of one token takes 23.7 us through the dispatcher and
 10.4 us around it, with its backward 161.3 us and 97.0 us (``python -m benchmarks.studies.dispatcher``; machine and
 date are in ``benchmarks/results/dispatcher.json``).
 """
@@ -29,7 +29,7 @@ class Operator:
 
     def __init__(self, schema: str, fake: Callable[..., Any]) -> None:
         self.name, _, rest = schema.partition("(")
-        #: What torch takes for several results: "Tensor[]" are a list to it, to its autograd functions a tuple.
+        #: Container of several results: torch wants a list for "Tensor[]", its autograd functions a tuple.
         results = list if rest.endswith("-> Tensor[]") else _as_they_are
         self._op = torch.library.custom_op(
             f"alit_kernels::{self.name}",
@@ -42,15 +42,15 @@ class Operator:
         self.register_autograd(self._refuse_gradient, lambda ctx, inputs, output: None)
 
     def _run(self, key: bytes | None, *arguments: Any) -> Any:
-        """Compute, and remember the call by its ``key``; None where it has none."""
+        """Compute the results, and remember the call by its ``key`` unless that is None."""
         raise NotImplementedError
 
     def run_known(self, *arguments: Any) -> Any:
-        """Compute a call of which the last argument is what was remembered."""
+        """Compute the results of a known call; the last argument is what was remembered of it."""
         raise NotImplementedError
 
     def known(self, *arguments: Any) -> Any:
-        """What was remembered of a call with these arguments, ``implementation`` too; None if nothing was."""
+        """Entry remembered for a call with these arguments, ``implementation`` the last; None if there is none."""
         return self.calls.known(self.calls.key(*arguments))
 
     def register_autograd(
@@ -60,13 +60,13 @@ class Operator:
 
         Args:
             backward: (ctx, *gradients of the outputs) -> gradients of the arguments but ``implementation``; calls
-                operators. A gradient that comes in is None, not zeros, where nothing was made of that output, but never
-                are all. ``ctx.needs_input_grad`` says of which arguments one is asked for: of others it is None.
+                operators. An incoming gradient is None, not zeros, for an output that was not used; never are all None.
+                ``ctx.needs_input_grad`` says which arguments need a gradient; the others get None.
             setup_context: (ctx, inputs, output): keeps what ``backward`` needs.
         """
 
         def complete(*rest: None) -> Callable[..., tuple[Any, ...]]:
-            """The backward of a function that takes more behind the arguments."""
+            """Backward of a function that takes further arguments behind the op's; ``rest``: their gradients, None."""
 
             def complete_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
                 if grads[0] is None and all(grad is None for grad in grads):
@@ -98,7 +98,7 @@ class Operator:
         # A known call has no tensors with wrappers of torch.func, which Function.apply looks for.
         self.differentiate_known = super(torch.autograd.Function, function).apply  # type: ignore[misc]
         self.calls = table(self.run_known, self.differentiate_known)
-        # The form that torch.func takes.
+        # The form of function that torch.func takes.
         self._transformable = self._new_function(
             forward=self._below_transforms,
             setup_context=setup,
@@ -111,7 +111,7 @@ class Operator:
         return type(name, bases, {name: staticmethod(each) for name, each in methods.items()})
 
     def call(self, *arguments: Any) -> Any:
-        """The operator's results, by the shortest way there is for this call."""
+        """Results of the operator, by the shortest way that this call allows."""
         if torch.compiler.is_compiling():
             return self._op(*arguments)
         if _nothing_looks() and (key := self.calls.key(*arguments)) is not None:
@@ -135,7 +135,7 @@ class Operator:
         return self._op(*arguments)
 
     def _below_transforms(self, *arguments: Any) -> Any:
-        """The call with torch.func's wrappers taken off; modes and tensors of other types may still be there."""
+        """Results of the call with torch.func's wrappers taken off; modes and tensor subclasses may still be there."""
         if not transformed(arguments):
             return self._run(None, *arguments)
         results = self._op(*arguments)
@@ -177,7 +177,7 @@ class _Unwrapped:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-#: Whether a tensor is one of those that ``is_grads_batched`` and the like make of many.
+#: (tensor) -> True if it is a legacy batched tensor, as ``is_grads_batched`` and the like make.
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
@@ -190,8 +190,8 @@ def _nothing_looks() -> bool:
 
 
 def transformed(arguments: tuple[Any, ...]) -> bool:
-    """Whether a call has to be one of torch's operators: under a mode or a transform, or with a tensor of another type,
-    without data or with a sign still to be applied.
+    """True if the call must go through torch's dispatcher: a mode, transform or tracer is active, or a tensor is of
+    another type, without data or with a sign still to be applied.
     """
     return bool(
         torch._C._len_torch_dispatch_stack()

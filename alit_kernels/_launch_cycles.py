@@ -1,7 +1,7 @@
-"""What a call costs a GPU in scheduler cycles, counted without one: of all kernels that it launches.
+"""Scheduler cycles that a call costs a GPU, over all kernels that it launches, counted without a GPU.
 
 A launch is recorded, its kernel compiled and read (``_machine_code``), and some of its programs are run as far as
-integers go (``_ptx_machine``), for the turns of the hot loop and for which of the other code is reached.
+integers go (``_ptx_machine``), for the iterations of the hot loop and for how much of the other code is reached.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 from . import _ptx, _ptx_machine
 from ._builds import Launch, Recorder
 
-#: How many of a grid's programs are run, evenly spaced.
+#: Number of a grid's programs that are run, evenly spaced.
 SAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one launch.
+    """Cost of one launch in scheduler cycles.
 
     Attributes:
         kernel: its name.
-        programs, warps: of the grid, and of each program.
-        turns: of the kernel's own hot loop, per program (a mean); 0 where it has none.
-        cycles: scheduler cycles of each unit, of all warps of all programs. Of one multiprocessor, which has four
-            schedulers, a quarter.
+        programs, warps: number of programs in the grid, and of warps in each program.
+        turns: iterations of the kernel's own hot loop, per program (a mean); 0 where it has none.
+        cycles: scheduler cycles of each unit, over all warps of all programs. On one multiprocessor, which has four
+            schedulers, they take a quarter.
     """
 
     kernel: str
@@ -40,7 +40,7 @@ class Cost:
 
 
 def launches(call: Callable[[], object], architecture: int) -> list[Launch]:
-    """What a call on ``meta`` tensors launches."""
+    """Launches that a call on ``meta`` tensors makes on an architecture (90 for sm_90), recorded."""
     recorder = Recorder("", architecture)
     with recorder("call"):
         call()
@@ -48,7 +48,7 @@ def launches(call: Callable[[], object], architecture: int) -> list[Launch]:
 
 
 def cost(launch: Launch, *, rare: int = 0) -> Cost:
-    """Of a launch; with ``rare`` every program takes so many longer ways that only some data need."""
+    """Cost of a launch; ``rare``: number of longer branches, which only some data need, that every program takes."""
     build, found = launch.build, launch.build.compiled()
     result, warps = build.read(found), found.metadata.num_warps
     names = [name for name, kind in build.signature.items() if kind != "constexpr"]
@@ -68,7 +68,7 @@ def cost(launch: Launch, *, rare: int = 0) -> Cost:
     rest = [block for block in blocks if id(block) not in within]
     head = loop[0]
     if len(loop) > 1 and head.target and head.target not in {block.label for block in loop}:
-        head = loop[1]  # the first leaves the loop, or goes on with it
+        head = loop[1]  # the first block leaves the loop, or goes on with it
     turns, other = head.visits / len(chosen), result.other_cycles
     if not rest:  # no loop: some of the code is reached, once
         rest, turns, other = loop, 0.0, result.hot_loop_cycles
@@ -84,5 +84,5 @@ def cost(launch: Launch, *, rare: int = 0) -> Cost:
 
 
 def summed(costs: list[Cost]) -> float:
-    """Of a call: of each launch the busiest unit's cycles, which is what it takes where nothing has to wait."""
+    """Cycles of a call: the sum over launches of the busiest unit's cycles, the time where nothing has to wait."""
     return sum(max(one.cycles.values()) for one in costs)

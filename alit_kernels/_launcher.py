@@ -1,4 +1,4 @@
-"""Launches of compiled Triton kernels by ``csrc/launcher``: what it asks Triton about kernels. Imports no Triton.
+"""Facts about compiled Triton kernels for ``csrc/launcher``, which launches them. Imports no Triton.
 
 ``ALIT_KERNELS_LAUNCHER=0`` leaves all launches to Triton. A kernel's globals are not looked at again once it is
 compiled.
@@ -17,12 +17,12 @@ import torch
 from ._core import extension, sees_tensors
 
 ENVIRONMENT_VARIABLE = "ALIT_KERNELS_LAUNCHER"
-#: Arguments of a launch that are not the kernel's.
+#: Arguments of a launch that are options, not arguments of the kernel.
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
 def launcher(launch: Callable[..., Any]) -> Any:
-    """``launch`` where its launches are known, by the compiled core; None where only Triton can launch.
+    """The core's launcher, which repeats known launches and leaves others to ``launch``; None where the core cannot.
 
     Args:
         launch: (kernel, grid, **named arguments and options) -> what Triton compiled; launches through Triton.
@@ -36,7 +36,7 @@ def launcher(launch: Callable[..., Any]) -> Any:
 
 @functools.cache
 def enabled() -> bool:
-    """Whether the core can launch here, and may."""
+    """True if the core can launch kernels here and the environment permits it."""
     return (
         os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
         and sees_tensors()
@@ -45,7 +45,7 @@ def enabled() -> bool:
 
 
 def looks(kernel: Any, names: tuple[str, ...]) -> tuple[bytes, Any] | None:
-    """How the kernel looks at each named argument, a letter each (``Look`` in launcher.cpp), and Triton's caches of it.
+    """Specialization of each named argument, a letter each (``Look`` in launcher.cpp), and Triton's caches of it.
 
     None where Triton has rules that are not known here: annotated types, arguments that are left out.
     """
@@ -69,8 +69,8 @@ def looks(kernel: Any, names: tuple[str, ...]) -> tuple[bytes, Any] | None:
 
 
 def plan(kernel: Any, compiled: Any, names: tuple[str, ...]) -> tuple[int, int, int, bytes] | None:
-    """What a launch of the compiled kernel takes: function, threads, bytes of shared memory, and which argument is each
-    parameter of the machine code (-1: a null pointer).
+    """Launch data of a compiled kernel: function, threads, bytes of shared memory, and for each machine-code parameter
+    the position of its argument (-1: a null pointer), a byte each.
 
     None for launches of other kinds: clusters, cooperative or dependent ones, with scratch memory.
     """

@@ -3,7 +3,7 @@
 Every op is one ``torch.library`` schema whose last argument is the string ``implementation``. One Python kernel serves
 all devices and looks the implementation up in the op's table; nothing is registered under CPU or CUDA keys, so the
 reference stays reachable everywhere. A backward is an op built the same way. An op without one raises when a gradient
-is asked for: autograd never looks into a reference. How a call gets here, ``_dispatch.py`` says.
+is asked for: autograd never looks into a reference. ``_dispatch.py`` describes how a call gets here.
 
 The public functions check shapes, dtypes and devices. The operators in ``torch.ops.alit_kernels``, which compiled and
 exported graphs hold, take what these let through, and check nothing themselves but values on the CPU.
@@ -33,16 +33,16 @@ from ._dispatch import Operator
 
 logger = logging.getLogger("alit_kernels")
 
-#: What ``auto`` tries on each device type, in this order, before the reference, which runs anywhere. "torch" is a fused
-#: operator of PyTorch itself, where one does the work of a kernel of ours.
+#: Implementations that ``auto`` tries on each device type, in this order, before the reference, which runs anywhere.
+#: "torch" is a fused operator of PyTorch itself, where one does the work of a kernel of ours.
 PREFERENCE = {"cpu": ("cpp", "torch"), "cuda": ("triton", "cuda")}
-#: Compute capability from which the Triton and CUDA kernels run: older GPUs have no tensor cores for their types, or
+#: Least compute capability of the Triton and CUDA kernels: older GPUs have no tensor cores for their types, or
 #: less shared memory than they take.
 LEAST_CAPABILITY = (8, 0)
 
 
 class _Known(NamedTuple):
-    """Of a signature: the implementation, the device it runs on, a plan of it, and which arguments are tensors."""
+    """Entry remembered for a signature: implementation, device type, plan or None, positions of tensor arguments."""
 
     function: Callable[..., Any]
     device: str
@@ -62,8 +62,8 @@ class Op(Operator):
         others: name -> ``"module:function"``, imported on first use, or the function itself.
         limits: name -> function of the op's arguments that says why the implementation cannot take them; empty if it
             can. Looks at shapes and options, never at values.
-        problem: a named tuple that the first arguments, as many as it has fields, go into by its method ``of``:
-            implementations and all of these functions take it in their place.
+        problem: a named tuple class; its method ``of`` gathers the first arguments, as many as it has fields.
+            Implementations and all of these functions take it in place of those arguments.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Op(Operator):
         return self.call(*arguments, requested(implementation)) if found is None else found
 
     def _grouped(self, values: Sequence[Any]) -> Sequence[Any]:
-        """The arguments as implementations take them."""
+        """The op's arguments as implementations take them."""
         if self._problem is None:
             return values
         size = len(self._problem._fields)
@@ -113,7 +113,7 @@ class Op(Operator):
         return _without_autocast(known.device, known.function, grouped)
 
     def _run(self, key: bytes | None, *arguments: Any) -> Any:
-        """A call whose signature has not been seen, or is not remembered."""
+        """Results of a call whose signature is not known; remembered by its ``key`` unless that is None."""
         *values, requested = arguments
         grouped = self._grouped(values)
         tensors = [value for value in values if isinstance(value, Tensor)]
@@ -166,7 +166,7 @@ class Op(Operator):
         return name
 
     def _obstacle(self, name: str, device: str, dtype: torch.dtype, values: Sequence[Any]) -> str:
-        """Why the implementation cannot run here; empty if it can."""
+        """Reason why the implementation cannot run here; empty if it can."""
         if name not in self._table:
             return f"this op has only {', '.join(self._table)}, and 'auto'"
         if name == "reference":
@@ -195,7 +195,7 @@ def ops() -> Mapping[str, Op]:
 
 @functools.cache
 def available(name: str, device: str) -> str:
-    """Why implementation ``name`` cannot run on ``device`` on this machine; empty if it can."""
+    """Reason why implementation ``name`` cannot run on ``device`` on this machine; empty if it can."""
     needed = "cuda" if name == "cuda" else "cpu"
     if name != "triton" and device != needed:
         return f"{name!r} needs {needed.upper()} tensors, got {device}"
@@ -214,7 +214,7 @@ def available(name: str, device: str) -> str:
 
 
 def _unfit_gpu() -> str:
-    """Why a GPU that torch sees is not one that the kernels are written for; empty if all are, or there is none."""
+    """Reason why a GPU that torch sees cannot run the kernels; empty if all can, or there is none."""
     if torch.version.hip is not None:
         return "the kernels are for NVIDIA GPUs, and this torch is built for ROCm"
     for i in range(torch.cuda.device_count()):
@@ -227,7 +227,7 @@ def _unfit_gpu() -> str:
 
 
 def _warn_of_a_source_folder() -> None:
-    """A clone on the path hides the package that was installed from it, with its compiled core."""
+    """Warn where a clone on the path hides the package that was installed from it, with its compiled core."""
     folder = Path(__file__).parents[1]
     if (folder / "csrc").is_dir():
         warnings.warn(
@@ -244,7 +244,7 @@ def _log_once(op: str, implementation: str, device: str) -> None:
 
 
 def _without_autocast(device: str, function: Callable[..., Any], values: Sequence[Any]) -> Any:
-    """Dtypes are settled by the public function: autocast must not change products inside the op."""
+    """Result of ``function(*values)`` with autocast off, whose dtypes the public function has settled already."""
     if autocast_dtype(device) is None:
         return function(*values)
     torch.set_autocast_enabled(device, False)
@@ -255,5 +255,5 @@ def _without_autocast(device: str, function: Callable[..., Any], values: Sequenc
 
 
 def _is_aligned(tensor: Tensor) -> bool:
-    """Not so of a view into bytes that begins in the middle of an element."""
+    """True if the address is a multiple of the element size; not so for a view into bytes that begins within one."""
     return tensor.data_ptr() % tensor.element_size() == 0

@@ -1,4 +1,4 @@
-"""What the machine code of one compiled kernel says: instructions, the hot loop and its cycles, occupancy, faults.
+"""Reader of a compiled kernel's machine code: instructions, the hot loop and its cycles, occupancy, faults.
 
 Reads the text that ``cuobjdump -sass`` prints and the PTX that Triton keeps. Needs no GPU.
 """
@@ -21,7 +21,7 @@ _INSTRUCTION = re.compile(
     r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);", re.M
 )
 _MATRIX = re.compile(r"(HMMA|IMMA|DMMA|QMMA|OMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)\b")
-#: Their counts.
+#: Names under which :func:`counts` counts these.
 MATRIX = ("mma", "wgmma", "tcgen05")
 _FMA = ("FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "IMAD")
 _MEMORY = ("LD", "ST", "ATOM", "RED", "UBLK", "UTMA")
@@ -30,7 +30,7 @@ _SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS")
 
 @dataclass(frozen=True)
 class Expected:
-    """What the machine code of a kernel is held against.
+    """Requirements on the machine code of a kernel.
 
     Attributes:
         tensor_core: the kernel declares a tensor-core product: matrix instructions must appear.
@@ -45,14 +45,14 @@ class Expected:
 
 @dataclass(frozen=True)
 class Result:
-    """What the machine code of one build says: of a thread registers and bytes of stack, of a block shared memory.
+    """Facts read from the machine code of one build; registers and stack bytes of a thread, shared bytes of a block.
 
     Attributes:
-        hash: of all that decides the rest, in 16 hexadecimal digits.
-        hot_loop_cycles: scheduler cycles of each unit, for one warp and one turn of the hot loop (``cycles``).
-        other_cycles: the same for all other code, once over.
+        hash: 16 hexadecimal digits, of all that decides the rest.
+        hot_loop_cycles: scheduler cycles of each unit, for one warp and one iteration of the hot loop (``cycles``).
+        other_cycles: the same for all other code, run once.
         conflicts: cycles of shared memory in the hot loop, over those without bank conflicts.
-        unrolled: turns of the kernel's own loop in one turn of the machine code's.
+        unrolled: iterations of the kernel's own loop in one iteration of the machine code's.
     """
 
     kernel: str
@@ -81,14 +81,14 @@ class Result:
 
     @property
     def turn_cycles(self) -> float:
-        """Cycles of the busiest unit, for one warp and one turn of the kernel's own loop."""
+        """Cycles of the busiest unit, for one warp and one iteration of the kernel's own loop."""
         return self.hot_loop_cycles[self.bound] / self.unrolled
 
 
 def read(
     found: Any, types: Mapping[str, str], expected: Expected, *, arch: int, **about: Any
 ) -> Result:
-    """Of what Triton compiled for an architecture; ``types`` is the signature of a ``_builds.Build``."""
+    """Result of a kernel that Triton compiled for ``arch``; ``types``: the signature of its ``_builds.Build``."""
     registers, stack, sass = disassemble(found.asm["cubin"])
     code, meta = instructions(sass), found.metadata
     blocks = _ptx.parse(found.asm["ptx"])
@@ -122,7 +122,7 @@ def read(
 
 
 def disassemble(cubin: bytes) -> tuple[int, int, str]:
-    """Registers, stack bytes and listing, from the cuobjdump that ships inside Triton."""
+    """Registers and stack bytes of a thread, and the listing, by the cuobjdump that ships inside Triton."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -146,14 +146,14 @@ def faults(
     expected: Expected,
     resident: float = 1.0,
 ) -> list[str]:
-    """What ``python -m alit_kernels.aot --check`` forbids; ``resident`` is the occupancy."""
+    """Faults that ``python -m alit_kernels.aot --check`` forbids, as messages; ``resident`` is the occupancy."""
     found = []
     if stack or count.get("local"):
         found.append(f"spills: {stack} bytes of stack, {count.get('local', 0)} accesses")
     limit = LIMITS[arch].shared_block
     if shared > limit:
         found.append(f"shared memory: {shared} bytes, at most {limit}")
-    if not resident:  # of tensor memory, say: what is compiled then is empty
+    if not resident:  # too much tensor memory, say: the compiled code is then empty
         found.append("does not fit on a multiprocessor")
     if expected.tensor_core and not any(count.get(name) for name in MATRIX):
         found.append("no tensor-core instruction")
@@ -180,7 +180,7 @@ def instructions(sass: str) -> list[Instruction]:
 
 
 def counts(code: list[Instruction]) -> dict[str, int]:
-    """Instructions by what they cost: matrix, exponential, global and local memory by width, and all."""
+    """Number of instructions of each kind: matrix, exponential, global and local memory by width, and all."""
     result: Counter[str] = Counter(all=len(code))
     for opcode in (instruction.opcode for instruction in code):
         name = opcode.partition(".")[0]
@@ -211,11 +211,11 @@ def width(opcode: str) -> int:
 
 
 def hot_loop(code: list[Instruction]) -> list[Instruction]:
-    """The loop that counts: of the innermost loops with at least half the instructions of the longest, the first.
+    """Instructions of the hot loop: the first innermost loop with at least half the instructions of the longest.
 
     The first, because slow paths come later in the code. Code without a loop is its own hot loop.
     """
-    ends: dict[int, int] = {}  # by the head: the last way back to it
+    ends: dict[int, int] = {}  # head of a loop -> the last branch back to it
     for instruction in code:
         target = re.search(r"0x([0-9a-f]+)\s*$", instruction.operands)
         if instruction.opcode.startswith("BRA") and target:
@@ -256,7 +256,7 @@ def cycles(code: list[Instruction], arch: int, conflicts: float = 1.0) -> dict[s
 
 
 def unrolled(turn: list[Instruction], kernel_turn: list[_ptx.Block]) -> int:
-    """How many turns of the kernel's loop one turn of the machine code's does, by the first kind that both count."""
+    """Iterations of the kernel's loop in one of the machine code's, by the first kind of instruction in both."""
     opcodes = [statement.opcode for block in kernel_turn for statement in block.statements]
     machine = [instruction.opcode for instruction in turn]
     kinds = (
@@ -276,7 +276,7 @@ def unrolled(turn: list[Instruction], kernel_turn: list[_ptx.Block]) -> int:
 
 
 def _matrix_cycles(opcode: str, arch: int) -> int:
-    shape = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)  # of a warp group: four schedulers share it
+    shape = re.search(r"\.(\d+)x(\d+)x(\d+)", opcode)  # a warp group: four schedulers share it
     work = int(shape[1]) * int(shape[2]) * int(shape[3]) // 4 if shape else 0
     small = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4, "16832": 16 * 8 * 32}
     for part in opcode.split("."):

@@ -1,4 +1,4 @@
-"""Whether a call is one that our ops compute as torch's would: plain tensors, and nothing that looks at operators."""
+"""Tests for calls that our ops compute as torch's would: plain tensors, and nothing that watches operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PARAMETER, _STRIDED = torch.nn.Parameter, torch.strided
 
 
 def is_plain(*tensors: Any) -> bool:
-    """Whether all are dense tensors of torch's own types: no subclass, sparse or nested one."""
+    """True if all are dense tensors of torch's own types: no subclass, sparse or nested one."""
     for x in tensors:
         kind = type(x)
         if kind is not Tensor and kind is not _PARAMETER:
@@ -22,7 +22,7 @@ def is_plain(*tensors: Any) -> bool:
 
 
 def watched() -> bool:
-    """Whether something is at work that knows torch's operators and not ours: transforms, tracers, dispatch modes."""
+    """True if a transform, tracer or dispatch mode is active, which knows torch's operators but not ours."""
     return not torch.compiler.is_compiling() and bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()

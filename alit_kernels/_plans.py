@@ -1,4 +1,4 @@
-"""What an implementation does on the host for one signature of its arguments, done once.
+"""Plans: the host work of an implementation, done once for each signature of its arguments.
 
 Checks, the choice of tiles, strides, the grid: all follow from shapes, types and numbers. An implementation that only
 allocates, takes views and launches kernels, Triton's or the extension's, is watched once, and from then on its
@@ -25,7 +25,7 @@ def _empty_strided(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.
     return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
 
 
-# What the code that torch.compile writes calls, without the dispatcher.
+# Functions that the code of torch.compile calls, which bypass the dispatcher.
 _guards = torch._C._dynamo.guards
 #: (size, stride, dtype) -> uninitialized tensor on the current device.
 _empty = getattr(_guards, "_empty_strided_cuda", _empty_strided)
@@ -45,7 +45,7 @@ _VIEWS = {
 
 
 class _Watch(TorchDispatchMode):
-    """Allocations, and whether there is anything but these and views."""
+    """Dispatch mode that collects allocations, and notes any operator but these and views (``other``)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _Watch(TorchDispatchMode):
 def watched(
     function: Callable[..., Any], values: Sequence[Any], tensors: Sequence[Tensor | None]
 ) -> tuple[Any, Any]:
-    """The function's result, and a plan of it; None where it does more than a plan can.
+    """The function's result, and the plan that repeats it, or None where the function does more than a plan can.
 
     Args:
         values: the function's arguments.
@@ -128,7 +128,7 @@ def _plan(
 
 
 def _result(tensor: Tensor, allocated: Sequence[Tensor]) -> int | tuple[Any, ...] | None:
-    """Which allocation a result is, or what is to be seen of which; None where it is neither."""
+    """Index of the allocation that a result is, or (index, size, stride, offset) of its view; None if neither."""
     for i, each in enumerate(allocated):
         if tensor is each:
             return i
@@ -148,7 +148,7 @@ def _prepared(
     compiled: Any,
     buffers: Sequence[Tensor | None],
 ) -> tuple[Any, ...] | None:
-    """A launch as the core takes it."""
+    """A launch as the core takes it; None where the core cannot repeat it."""
     names = tuple(arguments)
     found = None if compiled is None else _launcher.plan(kernel, compiled, names)
     if found is None:
@@ -164,7 +164,7 @@ def _prepared(
 def _prepared_call(
     name: str, arguments: _cuda.Arguments, device: int, buffers: Sequence[Tensor | None]
 ) -> tuple[Any, ...] | None:
-    """A call of an entry point of the extension as the core takes it."""
+    """A call of the extension's entry point as the core takes it; None where the core cannot repeat it."""
     bound = _bound((0, device, 0, *arguments), buffers)
     return bound and (None, None, _cuda.unpacked(name), (1, 1, 1), 0, 0, *bound)
 
@@ -172,7 +172,7 @@ def _prepared_call(
 def _bound(
     arguments: Sequence[Any], buffers: Sequence[Tensor | None]
 ) -> tuple[bytes, list[tuple[int, int, int]]] | None:
-    """The arguments' values, 8 bytes each, and of the tensors (argument, buffer, bytes from its beginning)."""
+    """Values of the arguments, 8 bytes each, and (argument, buffer, byte offset) of tensors; None if one is unknown."""
     values, addresses = b"", []
     for i, value in enumerate(arguments):
         if isinstance(value, Tensor):
@@ -190,7 +190,7 @@ def _bound(
 
 
 def _place(tensor: Tensor, buffers: Sequence[Tensor | None]) -> tuple[int, int] | None:
-    """Which buffer a launch's tensor lies in, and how many bytes from its first element; None where several may be."""
+    """Index of the buffer that a launch's tensor lies in, and its byte offset there; None if in none or several."""
     address = tensor.data_ptr()
     for i, buffer in enumerate(buffers):
         if buffer is not None and buffer.data_ptr() == address:

@@ -1,4 +1,4 @@
-"""The PTX of a kernel, read: its blocks and its hot loop, and how wide it accesses global memory."""
+"""Parser of a kernel's PTX: its basic blocks, its hot loop, and the widths of its global memory accesses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IGNORED = re.compile(r"//[^\n]*|^[ \t]*\.\w[^\n]*$", re.M)
 
 @dataclass(frozen=True)
 class Statement:
-    """One instruction; ``guard`` names its predicate, ``negated`` that it runs where that is false."""
+    """One instruction; ``guard`` names its predicate, ``negated``: it runs where the predicate is false."""
 
     opcode: str
     operands: tuple[str, ...]
@@ -24,13 +24,13 @@ class Statement:
 
 @dataclass
 class Block:
-    """Statements that run one after the other.
+    """Basic block: statements that run one after the other.
 
     Attributes:
-        visits: by ``run``.
-        shared: by ``walk``, the cycles that shared memory takes for the accesses of one warp in one visit; a mean over
-            the warps.
-        conflict_free: what they would take if each lane's bytes came from banks of their own.
+        visits: number of visits, counted by ``run``.
+        shared: cycles that shared memory takes for the accesses of one warp in one visit, a mean over the warps; set
+            by ``walk``.
+        conflict_free: cycles that they would take if each lane's bytes came from banks of their own.
     """
 
     label: str
@@ -41,7 +41,7 @@ class Block:
 
     @property
     def target(self) -> str:
-        """The label that the branch at its end goes to; empty without one."""
+        """Label that the branch at the block's end goes to; empty without a branch."""
         last = self.statements[-1] if self.statements else Statement("", ())
         return last.operands[0] if last.opcode.startswith("bra") else ""
 
@@ -61,9 +61,9 @@ def parse(ptx: str) -> list[Block]:
 
 
 def hot_loop(blocks: list[Block]) -> list[Block]:
-    """The loop that counts, by the rule of ``_machine_code.hot_loop``; all of the code where there is no loop."""
+    """Blocks of the hot loop, by the rule of ``_machine_code.hot_loop``; all blocks where there is no loop."""
     place = {block.label: i for i, block in enumerate(blocks) if block.label}
-    ends: dict[int, int] = {}  # by the head: the last way back to it
+    ends: dict[int, int] = {}  # head of a loop -> the last branch back to it
     for end, block in enumerate(blocks):
         start = place.get(block.target)
         if start is not None and start <= end:
@@ -77,7 +77,7 @@ def hot_loop(blocks: list[Block]) -> list[Block]:
 
 
 def innermost(ends: Mapping[int, int]) -> list[tuple[int, int]]:
-    """Of loops, by the head the last way back to it, those that hold no other one."""
+    """Loops (head, last branch back) of ``ends``, head -> last branch back, that contain no other loop."""
     spans = ends.items()
     return [
         (a, b)
@@ -87,7 +87,7 @@ def innermost(ends: Mapping[int, int]) -> list[tuple[int, int]]:
 
 
 def conflicts(blocks: Iterable[Block]) -> float:
-    """Cycles of shared memory over those without bank conflicts; 1 where none is accessed."""
+    """Ratio of shared memory cycles to those without bank conflicts; 1 where none is accessed."""
     found = list(blocks)
     least = sum(block.conflict_free for block in found)
     return sum(block.shared for block in found) / least if least else 1.0
@@ -106,7 +106,7 @@ def access_widths(ptx: str, arguments: list[str]) -> dict[str, set[int]]:
     accesses: list[tuple[str, int]] = []
     for opcode, operands in _PTX_LINE.findall(ptx):
         if opcode.startswith(("ld.global", "st.global", "cp.async.c")):
-            # The last address is the global one; what a load brings is not an address computed from its own.
+            # The last address is the global one; a loaded value is no address computed from the load's own.
             place = re.findall(r"\[\s*(%\w+)", operands)[-1]
             accesses.append((place, _ptx_width(opcode, operands)))
             continue
@@ -129,7 +129,7 @@ def _ptx_width(opcode: str, operands: str) -> int:
 
 
 def lane_bytes(opcode: str) -> int:
-    """That a lane loads or stores."""
+    """Bytes that a lane loads or stores."""
     bits, lanes = int(re.findall(r"\.[bfus](\d+)", opcode)[-1]), re.search(r"\.v(\d)", opcode)
     return bits // 8 * (int(lanes[1]) if lanes else 1)
 

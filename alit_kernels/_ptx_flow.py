@@ -1,4 +1,4 @@
-"""How a kernel's PTX goes on: the shorter way to the end at each branch, and what branches depend on."""
+"""Control flow of a kernel's PTX: the shorter way to the end at each branch, and what branches depend on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._ptx import Block, lane_bytes
 
 
 def shorter(blocks: list[Block], place: Mapping[str, int]) -> list[bool]:
-    """Of each block, whether the branch at its end is the way to the end of the program with fewer statements."""
+    """List of bools, one a block: True if taking its final branch leads to the program's end in fewer statements."""
     endless = sum(len(block.statements) for block in blocks) + 1
     onwards: list[list[int]] = []  # the blocks after each, -1 for the end; the target first
     for i, block in enumerate(blocks):
@@ -29,7 +29,7 @@ def shorter(blocks: list[Block], place: Mapping[str, int]) -> list[bool]:
 
 
 def deciding(blocks: list[Block]) -> list[Block]:
-    """The blocks without what no branch depends on."""
+    """Copies of the blocks, with the statements alone that some branch depends on."""
     statements = [statement for block in blocks for statement in block.statements]
     kept, registers, sizes = set[int](), set[str](), set[int]()
     while True:

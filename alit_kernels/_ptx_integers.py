@@ -1,4 +1,4 @@
-"""What PTX instructions do with integers, on numpy arrays of all threads of a program."""
+"""Integer semantics of PTX instructions, on numpy arrays of all threads of a program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value = Any
 
 
 def _bits(opcode: str) -> int:
-    """Width of the result."""
+    """Width of an instruction's result in bits; 64 for predicates."""
     if ".wide." in opcode:
         return 64
     kinds = re.findall(r"\.(?:[bus](\d+)|(pred))", opcode)
@@ -29,7 +29,7 @@ def _signed(value: Value, bits: int) -> Value:
 
 
 def wrapped(opcode: str, value: Value) -> Value:
-    """32-bit registers hold what is not negative, 64-bit ones what numpy's integers hold."""
+    """``value`` as a register of the result's width holds it: unsigned below 64 bits, signed at 64, as in numpy."""
     bits = _bits(opcode)
     if bits < 64:
         return value & ((1 << bits) - 1)
@@ -37,7 +37,7 @@ def wrapped(opcode: str, value: Value) -> Value:
 
 
 def operands(opcode: str, *values: Value) -> list[Value]:
-    """As the instruction's type reads them."""
+    """``values`` as the instruction's type reads them: signed where the type is."""
     kind = re.findall(r"\.([bus])(\d+)", opcode)[-1:]
     if kind and kind[0][0] == "s":
         return [_signed(value, int(kind[0][1])) for value in values]
@@ -76,7 +76,7 @@ def _compare(opcode: str, *values: Value) -> Value:
 
 
 def _divided(left: Value, right: Value) -> Value:
-    """Rounded towards 0."""
+    """Quotient rounded towards 0; a divisor of 0 counts as 1."""
     sign = np.where((np.asarray(left) < 0) ^ (np.asarray(right) < 0), -1, 1)
     return sign * (np.abs(left) // np.maximum(1, np.abs(right)))
 

@@ -1,9 +1,9 @@
-"""Runs the integer part of a kernel's PTX: trip counts, and bank conflicts in shared memory.
+"""Interpreter of the integer part of a kernel's PTX: trip counts, and bank conflicts in shared memory.
 
 Loop bounds and addresses of a Triton program follow from its arguments, its number and the thread, hardly ever from the
 data. So one program runs here without a GPU: the integers of all its threads as numpy arrays; floating point, and what
 is loaded, are data. A branch goes where the first thread goes, since the branches of a program are the same for all of
-its threads, and where data decide the shorter way to the end: no further turn, no rare case.
+its threads, and where data decide the shorter way to the end: no further iteration, no rare case.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._ptx_integers import OPERATIONS, REDUCTIONS, Value, operands, wrapped
 
 #: Visits of blocks after which a program counts as endless.
 LONGEST = 100_000
-#: What words of shared memory hold that come from data.
+#: Value of the words of shared memory that come from data.
 UNKNOWN = -(1 << 62)
 #: Bytes of shared memory that a block has at most.
 SHARED = 1 << 18
@@ -34,8 +34,8 @@ _FLOATING = re.compile(r"\.b?f\d+")
 def walk(blocks: list[Block], threads: int) -> None:
     """Run each block once, in their order, whatever the branches say: its conflicts are then in ``blocks``.
 
-    What a thread adds to an address stays the same in every turn and on every path; what they differ in, a buffer or a
-    step, is the same for all threads.
+    The thread's own part of an address is the same in every iteration and on every path; the part that differs, a
+    buffer or a step, is the same for all threads.
 
     Raises:
         ValueError: an address in shared memory is computed from data.
@@ -54,13 +54,13 @@ def run(
     *,
     rare: int = 0,
 ) -> None:
-    """Run programs; how often they visit each block is added to ``blocks``.
+    """Run programs, and add the number of their visits to each of ``blocks``.
 
     Args:
         arguments: position among the parameters in PTX -> integer; others are data.
         programs: their places in the grid.
-        rare: at so many branches, the first of which data decide, a program takes the longer way, if that begins with
-            code that it has not run.
+        rare: number of branches decided by data, the first ones, at which a program takes the longer way, if that
+            begins with code that it has not run.
 
     Raises:
         ValueError: a program does not end.
@@ -87,7 +87,7 @@ def run(
 
 
 class _Machine:
-    """Registers of all threads of one program."""
+    """State of one program: the registers of all its threads, and its shared memory."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class _Machine:
     ) -> None:
         self.threads, self.arguments = threads, arguments
         self.data = data
-        self.data_decided = False  # the last branch
+        self.data_decided = False  # True if data decided the last branch
         self.pairs: dict[str, list[Value]] = {}
         self.memory = np.full(SHARED // 4, UNKNOWN, dtype=np.int64)
         self.values: dict[str, Value] = {"%tid.x": np.arange(threads), "global_smem": 0}
@@ -111,9 +111,9 @@ class _Machine:
     def visit(
         self, block: Block, *, conflicts: bool = False, taken: bool = False
     ) -> tuple[str, bool]:
-        """Run a block: the label to go to, empty for the next block, and whether the program ends.
+        """Run a block; return the label to go to, empty for the next block, and True if the program ends.
 
-        ``taken``: whether the branch at its end is, where data decide.
+        ``taken``: whether the branch at its end is taken where data decide.
         """
         self.data_decided = False
         for statement in block.statements:
@@ -162,7 +162,7 @@ class _Machine:
         return None if value is None else value + int(offset or "0", 0)
 
     def _shared(self, statement: Statement, kind: str, active: Value) -> None:
-        """Words go through shared memory; what comes in other ways is data."""
+        """Load or store words of shared memory; values that come in other ways are data."""
         if kind != "st" and kind != "ld":
             if kind in ("ldmatrix", "atom"):
                 self._set(statement, self.data)
@@ -226,7 +226,7 @@ class _Machine:
             self._set(statement, None)
 
     def _pack(self, target: str, source: str) -> None:
-        """Registers as parts of a wider one, and back; the wider one itself is data."""
+        """Pack registers into a wider one, or unpack it; the wider one itself is data."""
         if "{" in source:
             self.pairs[target] = [self._value(name) for name in re.findall(r"[^{}, ]+", source)]
             self.values[target] = None
@@ -281,7 +281,7 @@ def _in_pairs(addresses: np.ndarray, active: np.ndarray, step: int) -> bool:
 
 
 def _shared_bytes(statement: Statement) -> tuple[int, int]:
-    """Bytes of each lane, and of ``ldmatrix`` and ``stmatrix`` the number of matrices."""
+    """Bytes per lane, and the number of matrices of ``ldmatrix`` and ``stmatrix``, 0 for others."""
     opcode = statement.opcode
     if "matrix" in opcode:
         return 16, int(re.search(r"\.x(\d)", opcode)[1])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What the launchers of all Triton kernels share. Imports no Triton."""
+"""Shared host side of all Triton kernels: launches, GPUs, layouts. Imports no Triton."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ._launcher import launcher
 
-#: 10 times the compute capability that launch tables choose for where there is no GPU to ask.
+#: 10 times the compute capability that launch tables assume where there is no GPU to ask.
 target = 90
 Recorder = Callable[[Any, tuple[int, ...], dict[str, Any]], None]
 
 
 class _State(threading.local):
-    #: Takes launches, as (kernel, grid, arguments and options), in place of a GPU.
+    #: Called with launches, as (kernel, grid, arguments and options), in place of a GPU.
     recorder: Recorder | None = None
 
 
@@ -28,7 +28,7 @@ _state = _State()
 
 @contextmanager
 def recorded(recorder: Recorder) -> Iterator[None]:
-    """Within the context this thread's launches are given to ``recorder``."""
+    """Context manager: this thread's launches are given to ``recorder`` instead of a GPU."""
     before, _state.recorder = _state.recorder, recorder
     try:
         yield
@@ -45,7 +45,7 @@ def launch(
     enable_fp_fusion: bool = True,
     **arguments: Any,
 ) -> None:
-    """Launch on the current stream of the first argument's device; an empty grid is nothing to do."""
+    """Launch on the current stream of the first argument's device; do nothing for an empty grid."""
     if not all(grid):
         return
     arguments["num_warps"] = num_warps
@@ -58,7 +58,7 @@ def launch(
 
 
 def through_triton(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> Any:
-    """Launch by Triton's own means; what it compiled."""
+    """Launch by Triton's own means, and return the compiled kernel."""
     with torch.cuda.device_of(next(iter(arguments.values()))):  # nothing on the CPU (interpreter)
         return kernel[grid](**arguments)
 

@@ -1,4 +1,4 @@
-"""What the codebook ops do to vectors before they compare them."""
+"""Normalization of vectors before the codebook ops compare them, and its gradient."""
 
 from __future__ import annotations
 

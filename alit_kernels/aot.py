@@ -52,10 +52,10 @@ def uncovered(package: str, found: Iterable[Build]) -> list[str]:
 def compare(
     results: list[Result], committed: Mapping[str, Result], left_out: Iterable[str] = ()
 ) -> list[str]:
-    """What became worse: registers that cost occupancy, spills, instructions or cycles of a turn by more than 5 %.
+    """Messages about what became worse: occupancy, spills, instructions or cycles of an iteration by more than 5 %.
 
-    A build of the same kernels and architectures must be in both, but for those of the keys ``left_out``, which were
-    not compiled.
+    Builds of the same kernels and architectures must be in both, but for the keys ``left_out``, which were not
+    compiled.
     """
     worse = []
     for new in results:
@@ -95,7 +95,7 @@ def _job(package: str, architecture: int, key: str) -> Result:
 
 
 def compile_all(wanted: list[Build], jobs: int, known: Mapping[str, Result]) -> list[Result]:
-    """Results of all; of those whose hash is not in ``known``, from parallel processes if any."""
+    """Results of all builds, in order: from ``known`` by their hash, the others compiled by ``jobs`` processes."""
     about = {build.key: build.about() for build in wanted}
     found = {k: replace(known[x["hash"]], **x) for k, x in about.items() if x["hash"] in known}
     tasks = [
@@ -114,7 +114,7 @@ def compile_all(wanted: list[Build], jobs: int, known: Mapping[str, Result]) -> 
 
 
 def show(builds: list[Build], results: list[Result]) -> None:
-    """Print the table."""
+    """Print the table of results."""
     from rich.console import Console
     from rich.table import Table
 
@@ -149,10 +149,10 @@ def show(builds: list[Build], results: list[Result]) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    """Of a file that ``--json`` wrote with the Triton that is installed here.
+    """Results in a file that ``--json`` wrote with the Triton that is installed here.
 
     Raises:
-        SystemExit: it is of another version of Triton.
+        SystemExit: the file is of another version of Triton.
     """
     import triton
 
@@ -174,7 +174,7 @@ def read_results(path: Path) -> list[Result]:
 
 
 def write_results(path: Path, results: list[Result]) -> None:
-    """A line for each build, below its kernel: values of ``columns``, "field" or "field.name" of what is counted."""
+    """Write a line for each build, below its kernel: values of ``columns``, "field" or, for counts, "field.name"."""
     import triton
 
     entries = []
@@ -197,7 +197,7 @@ def write_results(path: Path, results: list[Result]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; the exit status counts as failed with 1."""
+    """Run the command; return its exit status, 1 for failures."""
     parser = argparse.ArgumentParser(prog="python -m alit_kernels.aot", description=__doc__)
     parser.add_argument(
         "--arch", default=",".join(f"sm_{x}" for x in ARCHITECTURES), help="comma-separated"

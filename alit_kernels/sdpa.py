@@ -1,4 +1,4 @@
-"""torch's ``scaled_dot_product_attention``, by our kernels where they compute the same.
+"""torch's ``scaled_dot_product_attention``, by our kernels where these compute the same.
 
 A call whose meaning cannot be told from shapes, strides and options alone goes to torch as it came.
 """
@@ -23,8 +23,8 @@ from .attention.op import limit
 from .attention.stops import stops_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: Entries of a mask from which on it is read for stops, as many as 256 queries have with 256 keys: below, torch takes
-#: no longer with the mask than our kernel without.
+#: Minimum entries of a mask that is read for stops, as many as 256 queries have with 256 keys: below, torch takes no
+#: longer with the mask than our kernel without.
 LEAST_READ = 2**16
 
 
@@ -39,7 +39,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention``: its signature, its layout, its meaning.
+    """Attention as by ``torch.nn.functional.scaled_dot_product_attention``: its signature, its layout, its meaning.
 
     Heads stand before tokens here, (B, H, N, D), and after them in :func:`alit_kernels.attention`. Our kernel runs
     where
@@ -78,7 +78,7 @@ def scaled_dot_product_attention(
 
 
 class fused_sdpa(TorchFunctionMode):
-    """Context in which this thread's calls of torch's ``scaled_dot_product_attention`` go to ours.
+    """Context manager: this thread's calls of torch's ``scaled_dot_product_attention`` go to ours.
 
     It reaches them through any name or reference, within ``torch.compile`` too. It does not reach calls
 
@@ -118,7 +118,7 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor | None:
-    """The call by our kernel; None where it is torch's."""
+    """Result by our kernel; None where the call is torch's."""
     mask: Tensor | None = None
     stops: Tensor | None = None
     if dropout_p or (is_causal and attn_mask is not None):
@@ -165,7 +165,7 @@ def _attend(
 
 
 def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool) -> bool:
-    """Whether our kernel computes this, masks aside."""
+    """True if our kernel computes this call, masks aside."""
     if not is_plain(query, key, value):
         return False
     shape, of_keys = query.shape, key.shape
@@ -187,7 +187,7 @@ def _same_problem(query: Any, key: Any, value: Any, scale: Any, enable_gqa: bool
 
 
 def widest_head(device_type: str, index: int | None) -> int:
-    """The channels of a head up to which a kernel of ours runs on this device; -1 where none does."""
+    """Most channels of a head with which a kernel of ours runs on this device; -1 where none does."""
     if device_type == "cpu":
         return sys.maxsize
     return _widest(index) if device_type == "cuda" and not available("triton", "cuda") else -1
@@ -195,23 +195,23 @@ def widest_head(device_type: str, index: int | None) -> int:
 
 @functools.cache
 def _widest(index: int | None) -> int:
-    """Of a GPU: all that the kernels know, but for those that need more shared memory than it has."""
+    """Most channels of a head on a GPU, as far as the kernels and its shared memory go."""
     device = torch.device("cuda") if index is None else torch.device("cuda", index)
     return next(width for width in (MAX_HEAD_DIM, 256) if not limit(width, device))
 
 
 def knows_stops(device_type: str) -> bool:
-    """Whether a kernel of ours that runs on this device type takes stops."""
+    """True if a kernel of ours that runs on this device type takes stops."""
     return device_type != "cpu" or not available("cpp", "cpu")
 
 
-# What torch.compiler.assume_constant_result does, without its import of the compiler.
+# As torch.compiler.assume_constant_result does, without its import of the compiler.
 widest_head._dynamo_marked_constant = True  # type: ignore[attr-defined]
 knows_stops._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _of_keys_alone(mask: Tensor, dims: int) -> bool:
-    """Whether a mask says the same for all queries, and for all heads where there are ``dims`` of four."""
+    """True if a boolean mask is the same for all queries, and for all heads where ``dims`` is 4 or more."""
     if mask.dtype != torch.bool or mask.ndim < 2 or not mask.numel():
         return False
     sizes, strides = mask.shape, mask.stride()
@@ -221,7 +221,7 @@ def _of_keys_alone(mask: Tensor, dims: int) -> bool:
 
 
 def worth_reading(mask: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a mask of queries of a dtype may be stops, of a size at which it pays to look."""
+    """True if a mask of queries of ``dtype`` may be one of stops, and is of a size at which it pays to look."""
     if mask.dtype != torch.bool and (mask.dtype != dtype or mask.requires_grad):
         return False
     if mask.numel() < LEAST_READ or not mask.is_cpu or torch.compiler.is_compiling():
@@ -234,7 +234,7 @@ def worth_reading(mask: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _stops(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
-    """(N,), of a mask that is the same for all but queries and keys; None where it does not fit, or is no such mask."""
+    """Stops (N,) of a mask that is the same for all but queries and keys; None where it does not fit, or has none."""
     whole = (*query.shape[:-1], key.shape[-2])
     if mask.ndim > len(whole) or mask.shape[-2:] != whole[-2:]:
         return None
@@ -245,7 +245,7 @@ def _stops(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
 
 
 def _key_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
-    """(B, M), of a mask that is the same for all queries and heads; None where it does not fit."""
+    """Key mask (B, M) of a mask that is the same for all queries and heads; None where it does not fit."""
     shared = 2 if query.ndim > 3 else 1  # heads and queries, or queries alone
     batch, keys = query.shape[: -1 - shared], key.shape[-2]
     whole = (*batch, *query.shape[-1 - shared : -1], keys)
@@ -260,7 +260,7 @@ def _key_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
 
 
 def _rows(x: Tensor, apart: bool) -> Tensor:
-    """(..., H, N, D) as (B, N, H, D), or (B H, N, 1, D)."""
+    """Rows (..., H, N, D) as (B, N, H, D), or as (B H, N, 1, D) where ``apart``."""
     *batch, heads, rows, width = x.shape
     shape = (math.prod(batch) * heads, 1) if apart else (math.prod(batch), heads)
     return x.reshape(*shape, rows, width).transpose(1, 2)

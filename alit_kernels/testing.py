@@ -1,4 +1,4 @@
-"""What the tests of this library, and of any other implementation of its ops, hold results against.
+"""Test helpers for this library and other implementations of its ops: error budgets, exact-argmin check.
 
 Two ideas: an *error budget* compares with float64 and allows k times the error that the same computation has in eager
 PyTorch at the same precision; an *exact-argmin check* accepts an index only if no other codeword is closer beyond
@@ -24,11 +24,11 @@ def assert_within_budget(
     """Assert ``max|actual - exact| <= k max|eager - exact| + 4 eps max|exact|``.
 
     Args:
-        actual: what is tested, in its dtype.
+        actual: the result under test, in its dtype.
         eager: the same computation in eager PyTorch at the same precision.
         exact: the same computation in float64.
         k: 2 for results, 3 for gradients.
-        what: named in the error.
+        what: name of the result in the error.
 
     Raises:
         AssertionError: out of budget, another shape, or NaN or Inf in other places than in ``exact``.
@@ -79,7 +79,7 @@ def assert_exact_nearest(index: Tensor, z: Tensor, codebook: Tensor) -> None:
 
 @contextmanager
 def nan_filled_empty() -> Iterator[None]:
-    """Within the context ``torch.empty`` and its kin give NaN (integers: the least value): unwritten output shows."""
+    """Context manager: ``torch.empty`` and its kin give NaN (integers: the least value), so unwritten output shows."""
 
     def poisoned(function: Any) -> Any:
         def empty(*args: Any, **kwargs: Any) -> Tensor:

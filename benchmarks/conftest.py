@@ -1,4 +1,4 @@
-"""``pytest benchmarks``: options, pinned threads, and the fixture that runs a contest and reports its contenders."""
+"""``pytest benchmarks``: its options, the number of threads, and a fixture that runs a contest and reports its rows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse to time the reference as if it were ours."""
+    """Raise ``pytest.UsageError`` if only the reference implementation could be timed."""
     wanted = ("triton", "cuda") if DEVICE == "cuda" else ("cpp",)
     reasons = [reason for name in wanted if (reason := available(name, DEVICE))]
     if os.environ.get(ENVIRONMENT_VARIABLE) == "reference":
@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def about(config: pytest.Config) -> dict[str, Any]:
-    """The machine, what it reaches, and the command."""
+    """Machine, its measured ceilings, the implementation chosen for each op, and the command of this run."""
     options = ("--benchmark-json", "--rows")
     arguments = [x for x in config.invocation_params.args if not str(x).startswith(options)]
     return machine() | {
@@ -83,7 +83,7 @@ ROWS = pytest.StashKey[Rows]()
 
 
 def rows_of(config: pytest.Config) -> Rows:
-    """The rows of this run."""
+    """The :class:`Rows` of this run, made in the first call."""
 
     def head() -> dict[str, Any]:
         return {"machine_info": {"alit": about(config)}, "commit_info": get_commit_info()}
@@ -108,7 +108,7 @@ def _contests() -> dict[str, Contest]:
 
 
 def chosen(contest: Contest, peers: str) -> list[str]:
-    """Contenders that ``--peers`` asks for. Beside compiled ones stand ours, and what all are held against."""
+    """Names of the contenders that ``--peers`` asks for; compiled ones come with ours and the contest's reference."""
     names = list(contest.prepare)
     if peers == "plain":
         return [name for name in names if not compiled(name)]
@@ -122,7 +122,10 @@ def chosen(contest: Contest, peers: str) -> list[str]:
 def race(
     benchmark: Any, quick: bool, _contests: dict[str, Contest], pytestconfig: pytest.Config
 ) -> Callable[..., None]:
-    """``race(group, name, make, rounds=9, warmup=1)``: report ``name`` of the contest of ``group``, made once."""
+    """Function ``race(group, name, make, rounds=9, warmup=1)``: report contender ``name`` of the contest of ``group``.
+
+    ``make`` is called, and the contest run, for the first contender of a group only.
+    """
     rows, peers = rows_of(pytestconfig), pytestconfig.getoption("peers")
 
     def report(

@@ -1,4 +1,4 @@
-// The Python module of the C++ core: what belongs to no op, and the bindings of all ops.
+// The Python module of the C++ core: functions that belong to no op, and the bindings of all ops.
 
 #include "bindings.h"
 
@@ -39,7 +39,7 @@ py::dict build_info() {
   return info;
 }
 
-// The pieces a kernel would get, in order; fails in the piece that holds `fail_at`.
+// The pieces (begin, end) that a kernel would get, in order; throws in the piece that holds `fail_at`.
 std::vector<std::pair<std::int64_t, std::int64_t>> parallel_ranges(std::int64_t total, std::int64_t grain, int threads,
                                                                    std::int64_t fail_at) {
   std::mutex mutex;

@@ -1,4 +1,4 @@
-// What the Python bindings of all ops share. No torch header: kernels take pointers, sizes, strides and a thread count.
+// Shared by the Python bindings of all ops. No torch header: kernels take pointers, sizes, strides and a thread count.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,7 +8,7 @@
 
 namespace py = pybind11;
 
-// Each in bindings.cpp of the folder that has its name.
+// Each is defined in bindings.cpp of the folder that has its name.
 void bind_attention(py::module_& module);
 void bind_codebook_entropy(py::module_& module);
 void bind_codebook_statistics(py::module_& module);

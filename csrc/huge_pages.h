@@ -10,8 +10,8 @@
 
 namespace alit {
 
-// Asks the kernel to back [data, data + bytes) with huge pages where it has not been touched yet. Only a hint: what it
-// answers does not matter, and pages that are there stay as they are. Small outputs are left alone.
+// Asks the kernel to back [data, data + bytes) with huge pages where it has not been touched yet. Only a hint: its
+// answer does not matter, and pages that are there stay as they are. Small outputs are left alone.
 inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = 4096;

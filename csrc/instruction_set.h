@@ -1,4 +1,4 @@
-// Which vector instructions the kernels may use: chosen at run time, so that one build serves every machine. The build
+// Vector instructions that the kernels may use: chosen at run time, so that one build serves every machine. The build
 // defines ALIT_X86 where it compiles the files for x86's.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace alit {
 
-// Each has what those before it have.
+// Each set includes those before it.
 enum class InstructionSet { baseline, avx2, avx512, avx512_bf16 };
 
 constexpr InstructionSet kInstructionSets[] = {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512,

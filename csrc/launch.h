@@ -32,8 +32,8 @@ namespace alit::device {
 // The first error of this thread's launches since begin().
 inline thread_local cudaError_t failure = cudaSuccess;
 
-// Keeps an error of ours, and takes it from what cudaGetLastError() says to others. What others left there stays: it is
-// neither our error nor ours to clear.
+// Keeps an error of ours, and clears it from cudaGetLastError(). An error that other code left there stays: it is not
+// ours, nor ours to clear.
 inline int noted(cudaError_t code) {
   if (code != cudaSuccess) {
     cudaGetLastError();
@@ -176,7 +176,7 @@ class Block {
       }
   }
 
-  // Called by a fiber: back to the scheduler until all others have come as far.
+  // Called by a fiber: returns to the scheduler until all other fibers have come as far.
   void wait() {
     Fiber& fiber = fibers_[running_];
 #if defined(__SANITIZE_ADDRESS__)
@@ -231,7 +231,7 @@ class Block {
 
 #endif
 
-// One launch at a time: what a block shares is global here.
+// Emulates a launch, one at a time: memory that a block shares is global here.
 inline void launch(std::int64_t grid, unsigned threads, std::size_t shared, const std::function<void()>& body) {
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);

@@ -1,7 +1,7 @@
 // Thread pool shared by all CPU kernels.
 //
 // parallel_for cuts a range into equal pieces, so that the partition, and with it every result, depends on the range, the
-// grain and the thread count alone. There are several pieces for each thread, and whoever is free takes the next: a
+// grain and the thread count alone. There are several pieces for each thread, and each free thread takes the next: a
 // worker whose core is busy elsewhere (with the spinning threads of an OpenMP library, say) delays little.
 // Workers are started on first use and sleep between jobs. A call from inside a piece, or while another caller has the
 // pool, runs its pieces on the calling thread. After fork() the child starts workers of its own.
@@ -66,7 +66,7 @@ class ThreadPool {
       if (job.error) std::rethrow_exception(job.error);
       return;
     }
-    // Asked for only where it is needed: a small or nested call must not keep others from the workers.
+    // The pool is locked only where it is needed: a small or nested call must not keep others from the workers.
     std::unique_lock<std::mutex> caller(callers_, std::defer_lock);
     if (count <= 1 || threads <= 1 || inside() || !caller.try_lock()) {
       const Inside guard;
@@ -112,7 +112,7 @@ class ThreadPool {
     ~Inside() { inside() = before; }
   };
 
-  // A job of a borrowed team: whoever is free takes the next piece.
+  // A job of a borrowed team: each free thread takes the next piece.
   struct Shared {
     void work() {
       const Inside guard;

@@ -1,4 +1,4 @@
-"""Of every test: it begins as if it were the first, with NaN in every uninitialized tensor; Triton's interpreter."""
+"""Set up every test as if it ran alone, with NaN in uninitialized tensors; without a GPU, use Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-# Threads without work sleep: where processes share the cores, waiting would take half of their time. Read when torch
-# is first imported.
+# Idle threads sleep: with processes sharing the cores, busy waiting would take half of their time. Read when torch is
+# first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault(
     "TORCHINDUCTOR_COMPILE_THREADS", "1"
@@ -20,19 +20,19 @@ os.environ.setdefault(
 
 import torch
 
-# Without a GPU, kernels run in the interpreter. Triton reads this when it is first imported, which alit_kernels' use of
-# torch.compile may cause: so before that.
+# Without a GPU, kernels run in the interpreter. Triton reads this when it is first imported, which may be when
+# alit_kernels uses torch.compile.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from alit_kernels.testing import nan_filled_empty
 
-# torch remembers the functions that a default device applies to when it first needs them: here, before a test replaces
-# some, and models meant for the meta device fill memory.
+# torch caches the set of functions that a default device applies to at its first use. Use it before a test patches
+# some of them, or models meant for the meta device would fill memory.
 with torch.device("meta"):
     torch.empty(0)
 
-#: Of each process of pytest-xdist. Processes that the tests start take the number from the environment.
+#: Threads of each process of pytest-xdist. Processes started by tests read the number from the environment.
 THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
@@ -47,10 +47,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _as_the_first_test() -> None:
-    """Threads, seeds and compiled code are what they are in a test that runs alone, whatever ran before."""
+    """Reset threads, seeds and compiled code, so that a test runs as if alone."""
     torch.set_num_threads(THREADS)
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 # of libraries that draw from it
+    np.random.seed(0)  # noqa: NPY002 # for libraries that draw from it
     torch.manual_seed(0)
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -58,12 +58,12 @@ def _as_the_first_test() -> None:
 
 @pytest.fixture
 def one_thread() -> None:
-    """Models this small lose more to waking a second thread than it brings."""
+    """Run the test on one thread: waking a second one costs small models more time than it saves."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _nan_filled_empty() -> Iterator[None]:
-    """An output that an op leaves unwritten is NaN, not whatever was there."""
+    """Fill uninitialized tensors with NaN, so that outputs that an op leaves unwritten are found."""
     with nan_filled_empty():
         yield

@@ -1,6 +1,6 @@
-"""The Python blocks of pages run as they stand, in order, each page section with the names that its text speaks of.
+"""The Python blocks of pages run as they are, in order, each section with the names that its text mentions.
 
-Links of pages lead to files and headings that there are.
+Links of pages lead to existing files and headings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def sections(page: str) -> Iterator[Section]:
-    """Those that have Python blocks."""
+    """Sections of a page that have Python blocks."""
     text = (DOCS / page).read_text()
     without = BLOCK.sub(lambda block: " " * len(block[0]), text)  # a comment is no heading
     starts = [match.start() for match in re.finditer(r"^#+ ", without, re.MULTILINE)]
@@ -49,7 +49,7 @@ def sections(page: str) -> Iterator[Section]:
             yield Section(page, part.splitlines()[0].lstrip("# "), tuple(blocks))
 
 
-#: Pages whose blocks run; python.md and the README of the project want a photograph, and have a test of their own.
+#: Pages whose blocks run; python.md and the project's README need a photograph and have a test of their own.
 PAGES = ["your-tokenizer.md", "vector-quantization.md", "attention.md", "README.md"]
 PAGES += sorted(f"kernels/{path.name}" for path in (DOCS / "kernels").glob("*.md"))
 SECTIONS = [each for page in PAGES for each in sections(page)]
@@ -64,7 +64,7 @@ def pretrained(module: nn.Module) -> Any:
 
 
 def names() -> dict[str, Any]:
-    """What the text of a section speaks of; modules of other packages by their interface, written anew."""
+    """Name -> value of what the text of a section mentions; modules of other packages are reimplementations."""
     q, k, v = torch.randn(3, 2, 4, 7, 8)
     this: Any = nn.Module()
     this.embedding = nn.Embedding(16, 3)
@@ -103,7 +103,7 @@ def run(section: Section) -> dict[str, Any]:
     "section", SECTIONS, ids=lambda section: f"{section.page}: {section.heading}"
 )
 def test_blocks_run(section: Section) -> None:
-    """What ``accelerate`` is called for is swapped."""
+    """The blocks of a section run, and every module given to ``accelerate`` is swapped."""
     reports, accelerate = [], alit_kernels.accelerate
     record = lambda model, **options: reports.append(accelerate(model, **options)) or reports[-1]  # noqa: E731
     with mock.patch.object(alit_kernels, "accelerate", record):
@@ -143,7 +143,7 @@ TEXTS += [ROOT / "alit" / "weights" / "README.md", ROOT / "benchmarks" / "result
 
 
 def headings(text: str) -> set[str]:
-    """Anchors, as code hosts and the site make them: lower case, without punctuation, spaces as hyphens."""
+    """Anchors of headings as made by code hosts and the site: lower case, no punctuation, hyphens for spaces."""
     lines = re.findall(
         r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
     )
@@ -164,7 +164,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_sim_vq() -> None:
-    """The projection gets the gradient of a codebook that is written out; the frozen codes are no parameter."""
+    """The projection's gradient equals that of the codebook written out; the frozen codes are not a parameter."""
     module = section("SimVQ")["SimVQ"](16, 4)
     z = torch.randn(50, 4, requires_grad=True)
     result = module(z)
@@ -183,11 +183,11 @@ def test_sim_vq() -> None:
 
 
 def test_anchors() -> None:
-    """Codes that nothing chose go to the nearest vector, by 1 - 1e-3; codes in even use hardly move."""
+    """Unused codes move to the nearest vector, by 1 - 1e-3; codes in even use hardly move."""
     move = section("CVQ")["move_anchors"]
     codebook = torch.cat(
         [torch.randn(8, 4), 100 + torch.randn(8, 4)]
-    )  # the second half is far from all
+    )  # the second half is far from all vectors
     z = codebook[:8].repeat(5, 1) + 0.1 * torch.randn(40, 4)
     share, index = torch.zeros(16), alit_kernels.nearest_codeword(z, codebook)
     assert index.max() < 8
@@ -216,7 +216,7 @@ def test_quantizers_without_a_search() -> None:
 
 
 def test_what_the_reference_names_is_there() -> None:
-    """Modules, classes and functions whose docstrings pages show."""
+    """Modules, classes and functions whose docstrings are shown on pages exist."""
     found = [
         name
         for path in sorted(DOCS.rglob("*.md"))
@@ -226,6 +226,6 @@ def test_what_the_reference_names_is_there() -> None:
     for name in found:
         module, _, attribute = name.rpartition(".")
         own = importlib.import_module(module)
-        # As the site finds it: where it is defined, not where it is exported.
+        # The site finds an object in the module that defines it, not in one that exports it.
         shown = getattr(own, attribute)
         assert getattr(shown, "__module__", module) in (module, name), name

@@ -1,4 +1,4 @@
-"""The programs of docs/examples, run small: what they print and what they write."""
+"""The programs of docs/examples, run small: their output and files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _torchrun(name: str, *arguments: str) -> None:
 
 
 def said(folder: Path, name: str, *arguments: str) -> str:
-    """What an example prints; it runs in a process of its own, on one thread."""
+    """Output of an example, run in a process of its own on one thread."""
     launch = _torchrun if name == "two_processes.py" else _python
     process = fork(folder / "said", launch, name, *arguments)
     process.join()
@@ -85,7 +85,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
 
 def test_web_page(tmp_path: Path) -> None:
-    """Images of the page are of the errors that it says, and nothing is loaded from elsewhere."""
+    """Images on the page have the errors that it states, and nothing is loaded from elsewhere."""
     file = tmp_path / "page.html"
     text = said(tmp_path, "web_page.py", "--lengths", "16,64,256", "--output", str(file))
     page = file.read_text()

@@ -1,4 +1,4 @@
-"""Imports go one way, and nothing in the package needs what it should not."""
+"""Imports have one direction, and the packages import nothing that they should not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: A room imports only rooms of the rows before its own.
+#: Parts of the packages: each imports only parts of the rows before its own.
 ROWS = (
     "alit_kernels alit.display",
     "alit.checks alit.devices alit.console alit.colors alit.image_records alit.atomic_files alit.hub",
@@ -37,7 +37,7 @@ ROWS = (
     "alit.cli",
     "alit.__main__",
 )
-#: Files of implementations that bear the name of a top-level package.
+#: Implementation -> file, where the implementation has the name of a top-level package.
 OWN_FILE = {"torch": "torch_", "triton": "triton_"}
 RANKS = {room: rank for rank, row in enumerate(ROWS) for room in row.split()}
 
@@ -53,7 +53,7 @@ def rank(module: str) -> int:
 
 
 def imports(path: Path) -> list[str]:
-    """Modules imported, at run time or for type checkers only, made absolute."""
+    """Absolute names of the modules that a file imports, at run time or only for type checkers."""
     tree, package = ast.parse(path.read_text()), module_name(path)
     if path.name != "__init__.py":
         package = package.rpartition(".")[0]
@@ -91,7 +91,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_no_test_imports_a_test() -> None:
-    """What several share lies in tests/helpers, which imports no test either; every other file holds tests."""
+    """No file imports a test; shared code is in tests/helpers, and every other file holds tests."""
     for path in (ROOT / "tests").glob("**/*.py"):
         assert not [x for x in imports(path) if x.startswith("tests.") and ".test_" in x], path
         place = path.relative_to(ROOT / "tests").parts[0]
@@ -102,12 +102,12 @@ def test_no_test_imports_a_test() -> None:
 
 
 def test_no_circle() -> None:
-    """Nor among the files of one room."""
+    """Imports have no cycle, even among the files of one part."""
     TopologicalSorter(IMPORTS).prepare()
 
 
 def test_builds_import_no_command() -> None:
-    """What is compiled ahead of time is known to processes that only compile it."""
+    """Modules that list ahead-of-time builds import no command, so that processes can import them only to compile."""
     found, known = {name for name in IMPORTS if name.endswith(".builds")}, 0
     while known < len(found):
         known = len(found)
@@ -116,23 +116,23 @@ def test_builds_import_no_command() -> None:
 
 
 def test_only_kernels_import_triton_at_the_top() -> None:
-    """Others, which are imported where there is no Triton, import it where they need it."""
+    """Only kernel files import Triton at the top; others must import without it."""
     for path in FILES:
-        # Of kernels, the parts too.
+        # Files of kernels and of their parts.
         if path.name not in ("kernels.py", "split.py", "distances.py", "units.py"):
             found = re.search(r"^(import|from) triton\b", path.read_text(), re.MULTILINE)
             assert found is None, f"{path} imports Triton"
 
 
 def test_nothing_imports_the_hub_at_the_top() -> None:
-    """It is an extra, and takes its time."""
+    """huggingface_hub, an optional and slow import, is not imported at the top of any file."""
     for path in FILES:
         found = re.search(r"^(import|from) huggingface_hub\b", path.read_text(), re.MULTILINE)
         assert found is None, f"{path} imports huggingface_hub"
 
 
 def test_a_file_bears_the_name_of_its_implementation() -> None:
-    """So that a script that is run by its path shadows nothing."""
+    """Files have the names of their implementations, or safe ones, so that none shadows a package when run by path."""
     for path in (ROOT / "alit_kernels").glob("*/op.py"):
         for name, file in re.findall(r'"(\w+)": "alit_kernels\.\w+\.(\w+):', path.read_text()):
             assert file == OWN_FILE.get(name, name), f"{path}: {name} is in {file}.py"

@@ -1,4 +1,4 @@
-"""What is published: metadata, license texts, contents, and the files that make it."""
+"""Published packages: metadata, license texts, contents, and the files that build them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-#: Not published: what only the repository needs.
+#: Beginnings of the names of files that are not published.
 LEFT_OUT = (".gitignore", ".ci/", "tests/full-run.jsonl")
-#: Builds with setuptools alone, as in an isolated environment: torch cannot be imported.
+#: Script that builds with setuptools alone, as in an isolated environment without torch.
 BUILD = """
 import sys
 sys.modules["torch"] = None
@@ -50,7 +50,7 @@ def build(kind: str, source: Path, out: Path, **variables: str) -> Path:
 
 
 def copied(folder: Path) -> list[str]:
-    """Names of the files of the checkout, or of an unpacked sdist, copied: a build writes beside them."""
+    """Copy the files of the checkout, or of an unpacked sdist, to ``folder``, where a build may write; their names."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -74,7 +74,7 @@ class Built(NamedTuple):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The sdist, and the pure wheel that is made of it where there is no compiler."""
+    """The sdist, and the pure wheel built from it without a compiler."""
     folder = tmp_path_factory.mktemp("packaging")
     (folder / "checkout").mkdir()
     names = copied(folder / "checkout")
@@ -112,7 +112,7 @@ def test_the_changelog_begins_with_the_version() -> None:
 
 
 def test_licenses(built: Built) -> None:
-    """Of code and weights: the expression, and whole texts."""
+    """Metadata have the license expression of code and weights, and files have the whole texts."""
     assert built.metadata["License-Expression"] == "Apache-2.0 AND CC-BY-NC-4.0"
     files = built.metadata.get_all("License-File")
     assert {"LICENSE", "alit/weights/CC-BY-NC-4.0.txt"} <= set(files)
@@ -146,13 +146,13 @@ def test_addresses_are_those_that_the_project_names() -> None:
 
 
 def test_the_build_leaves_torch_alone() -> None:
-    """Neither needed nor installed. (What is built here is built where it cannot be imported.)"""
+    """Builds do not require torch. (The builds in these tests run without it.)"""
     names = {Requirement(x).name for x in PROJECT["build-system"]["requires"]}
     assert names == {"setuptools", "pybind11", "cmake", "ninja"}
 
 
 def test_the_sdist_is_complete(built: Built) -> None:
-    """Every file of the repository but what only the repository needs; nothing that a run left."""
+    """The sdist holds every file of the repository except those that are not published, and no leftovers."""
     expected = {name for name in built.checkout if not name.startswith(LEFT_OUT)}
     made = {"PKG-INFO", "setup.cfg"}
     found = {name for name in built.sdist if ".egg-info/" not in name} - made
@@ -161,14 +161,14 @@ def test_the_sdist_is_complete(built: Built) -> None:
 
 
 def test_the_wheel_holds_the_packages_alone(built: Built) -> None:
-    """Every module, and the data beside them."""
+    """The wheel holds exactly the modules and data of the packages."""
     found = {name for name in built.content if ".dist-info/" not in name}
     names = [x for x in built.checkout if x.split("/")[0] in ("alit", "alit_kernels")]
     assert found == set(names), sorted(found ^ set(names))
 
 
 def test_the_wheel_runs(built: Built, tmp_path: Path) -> None:
-    """From its own files, in a process that sees no checkout."""
+    """The wheel runs from its own files, without the checkout."""
     with zipfile.ZipFile(built.wheel) as archive:
         archive.extractall(tmp_path)
     script = (
@@ -202,7 +202,7 @@ def test_a_core_that_cannot_be_built_is_said(variables: dict[str, str], message:
 
 
 def needed_by(*names: str) -> set[str]:
-    """Distributions that these need, and those that they need, without extras."""
+    """Names of these distributions and all their requirements, recursively, without extras."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -245,7 +245,7 @@ print("fine")
 
 
 def test_kernels_need_torch_and_numpy_alone() -> None:
-    """No other package that is installed here can be imported."""
+    """The kernels work if only torch, numpy and their requirements can be imported."""
     distributions = needed_by("torch", "numpy")
     assert "safetensors" not in distributions
     packages = [
@@ -280,7 +280,7 @@ def test_pythons_and_torches_are_the_same_everywhere() -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows(path: Path) -> None:
-    """They run targets that exist, end some time, and may write nothing but what they say."""
+    """Workflows run existing targets, have time limits, and have no write permission that they do not state."""
     content = workflow(path.name)
     assert content["permissions"] == {"contents": "read"}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

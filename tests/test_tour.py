@@ -1,4 +1,4 @@
-"""The notebook of docs: ten cells without outputs, which run from first to last. ``make docs`` runs it in Jupyter."""
+"""The notebook of docs: ten cells without outputs run in order. ``make docs`` runs it in Jupyter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_tour_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cells) == 10
     names: dict[str, Any] = {}
     for number, cell in enumerate(cells):
-        assert cell["outputs"] == [] and cell["execution_count"] is None  # nothing to go stale
+        assert cell["outputs"] == [] and cell["execution_count"] is None  # no stale outputs
         exec(compile("".join(cell["source"]), f"cell {number + 1}", "exec"), names)
     assert names["seen"].shape == (5, 3, 224, 320) and names["maps"].shape == (256, 7, 10)
     assert names["budget"].lengths.sum() <= 4 * 96

@@ -1,4 +1,4 @@
-"""Analysis: what the number of tokens, the errors and the attention of a model follow."""
+"""Analysis of a model: what its token counts, errors and attention maps correlate with."""
 
 from .analyze import Analysis, analyze
 from .complexity import THRESHOLDS, Complexity

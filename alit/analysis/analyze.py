@@ -1,4 +1,4 @@
-"""All sections of an analysis, each where its inputs are given."""
+"""All sections of an analysis whose inputs are given."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .specialization import Specialization, specialization
 
 @dataclass(frozen=True)
 class Analysis:
-    """What :func:`analyze` returns.
+    """Result of :func:`analyze`.
 
     Attributes:
         images, second: numbers of images that were read; None without a second folder.
         lengths: tokens after each iteration.
-        l1: mean pixel error at each of them.
-        max_l1: the one of the thresholds that pages show: the middle one.
-        classifier: its name; None without one.
+        l1: mean L1 pixel error at each length.
+        max_l1: the threshold that pages show: the middle one.
+        classifier: name of the classifier; None without one.
         task: empty without a classifier. ``specialization``: None without segments.
         left_out: sections that were not measured and what they need; a line each.
         skipped: files that were skipped; a line each.
-        galleries: of each section, by its name; no part of :meth:`numbers`.
+        galleries: the gallery of each section, by its name; not part of :meth:`numbers`.
     """
 
     images: int
@@ -55,7 +55,7 @@ class Analysis:
     galleries: dict[str, Gallery] = field(default_factory=dict, repr=False, compare=False)
 
     def numbers(self) -> dict[str, Any]:
-        """All but the images, as JSON takes it."""
+        """All fields but the galleries, by name, as JSON values."""
         found = asdict(replace(self, galleries={}))
         del found["galleries"]
         return found
@@ -77,7 +77,7 @@ def analyze(
     max_megapixels: float = MAX_MEGAPIXELS,
     seed: int = 0,
 ) -> Analysis:
-    """What a model's tokens follow: complexity, familiarity, a classifier's task, people's segments.
+    """Measure what a model's tokens correlate with: complexity, familiarity, a classifier's task, people's segments.
 
     Args:
         model: in evaluation mode, on its device.
@@ -87,9 +87,9 @@ def analyze(
         segments: a folder of people's segments, see :func:`alit.analysis.inputs.read_segments`.
         out_of_domain: a second folder of images, of another kind.
         networks: with a classifier for the task, see :func:`alit.evaluation.classifier`.
-        thresholds: of L1, at which tokens are counted, ascending.
-        limit: so many images of each folder, the first by name.
-        seed: of everything that is drawn: changes of images, controls, the bootstrap.
+        thresholds: values of L1 at which tokens are counted, ascending.
+        limit: number of images to read from each folder, the first by name.
+        seed: for everything that is drawn: changes of images, controls, the bootstrap.
 
     Raises:
         OSError, ValueError: a folder with fewer than 3 images that can be read, scores or segments that do not fit,

@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 190, 12, 44
 
 
 class Series(NamedTuple):
-    """A line through values, with a name at its end; ``color`` a custom property of the page."""
+    """Line of a chart: its values, and the name at its end; ``color`` is a CSS custom property of the page."""
 
     name: str
     values: Sequence[float]
@@ -24,7 +24,7 @@ class Series(NamedTuple):
 
 
 def lines(xs: Sequence[float], series: Sequence[Series], *, x: str, y: str) -> str:
-    """Series over the same ``xs``, from 0 up."""
+    """SVG line chart of series over the same ``xs``; the vertical axis starts at 0."""
     height = 360
     top = max(value for each in series for value in each.values) or 1.0
     first, last = min(xs), max(xs) if len(xs) > 1 else min(xs) + 1
@@ -66,7 +66,7 @@ def lines(xs: Sequence[float], series: Sequence[Series], *, x: str, y: str) -> s
 
 
 def forest(rows: Sequence[tuple[str, Interval, str]], *, x: str) -> str:
-    """A dot and its interval for each named row, in the row's color, around a line at 0."""
+    """SVG forest plot of rows (name, interval, color): a dot and its interval each, around a line at 0."""
     known = [v for _, its, _ in rows for v in (its.low, its.high, its.value) if v is not None]
     low, high = min([0.0, *known]), max([0.0, *known])
     high = high if high > low else low + 1
@@ -99,7 +99,7 @@ def forest(rows: Sequence[tuple[str, Interval, str]], *, x: str) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about five."""
+    """About five round numbers from ``low`` to ``high``."""
     raw = (high - low) / 5
     unit = 10.0 ** floor(log10(raw))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)

@@ -1,4 +1,4 @@
-"""Complexity: whether images that people find busy, or that files find long, take more tokens."""
+"""Complexity: correlation of token counts with people's scores, JPEG size and entropy of gray levels."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from .inputs import ImageSet
 from .rollouts import reconstructions
 from .statistics import Interval, spearman
 
-#: Errors at which tokens are counted.
+#: Values of L1 at which tokens are counted.
 THRESHOLDS = (0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1)
-#: Of the JPEG files whose sizes are a yardstick.
+#: Quality of the JPEG files whose sizes are a yardstick.
 JPEG_QUALITY = 90
-#: Plain images, and busy ones, on the sheet.
+#: Most plain images, and most busy ones, on the sheet.
 SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Tokens until L1 is below ``max_l1``.
+    """Tokens needed until L1 is below ``max_l1``, and their correlations.
 
     Attributes:
-        tokens, met: means; the share of images for which some length gets there. The others count with all tokens.
-        scores: Spearman of tokens with people's scores; None where there are none.
-        scores_given_first: the partial one, given L1 after the first iteration: what further iterations know.
-        jpeg, entropy: Spearman of tokens with the size of a JPEG file, and with the entropy of gray levels.
+        tokens: mean over images; those of which no length gets there count with all tokens.
+        met: share of images of which some length gets there.
+        scores: Spearman correlation of tokens with people's scores; None where there are none.
+        scores_given_first: the partial correlation, given L1 after the first iteration: what further iterations add.
+        jpeg, entropy: Spearman correlation of tokens with the size of a JPEG file, and with the entropy of gray levels.
     """
 
     max_l1: float
@@ -48,7 +49,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class ImageComplexity:
-    """One image: ``l1`` after each iteration, bytes as JPEG, bits of gray entropy, and its score, if it has one."""
+    """Complexity of one image: ``l1`` after each iteration, bytes as JPEG, bits of gray entropy, score (or None)."""
 
     name: str
     l1: list[float]
@@ -59,8 +60,11 @@ class ImageComplexity:
 
 @dataclass(frozen=True)
 class Complexity:
-    """``jpeg``, ``entropy``, ``first``: yardsticks, Spearman of people's scores with them and with L1 after the first
-    iteration; None where there are no scores."""
+    """Result of :func:`complexity`.
+
+    ``jpeg``, ``entropy``, ``first``: yardsticks, Spearman correlation of people's scores with JPEG size, gray entropy
+    and L1 after the first iteration; None where there are no scores.
+    """
 
     thresholds: list[Threshold]
     jpeg: Interval | None
@@ -80,7 +84,7 @@ def jpeg_sizes(levels: Tensor) -> list[int]:
 
 
 def gray_entropy(levels: Tensor) -> list[float]:
-    """Bits a pixel of the histogram of 256 gray levels of each image (N, 3, height, width) uint8."""
+    """Entropy of the histogram of 256 gray levels of each image (N, 3, height, width) uint8, in bits per pixel."""
     found = []
     for image in levels:
         gray = to_image(image.float() / 255).convert("L")
@@ -98,7 +102,7 @@ def complexity(
     thresholds: Sequence[float] = THRESHOLDS,
     seed: int = 0,
 ) -> Complexity:
-    """Of errors as :func:`alit.analysis.rollouts.errors` gives them."""
+    """Complexity at each threshold, from errors as :func:`alit.analysis.rollouts.errors` returns them."""
     jpeg, entropy = jpeg_sizes(data.levels), gray_entropy(data.levels)
     first = errors_NK[:, 0].numpy()
     found = []
@@ -123,7 +127,7 @@ def complexity(
 
 
 def gallery(model: AdaptiveTokenizer, data: ImageSet, errors_NK: Tensor, limit: float) -> Gallery:
-    """The plainest and the busiest images, by tokens and then by error, and what so many tokens show of them."""
+    """Gallery of the plainest and busiest images, by tokens and then by error, reconstructed from those tokens."""
     tokens, met = tokens_needed(errors_NK, model.config.lengths, limit)
     order = sorted(range(len(tokens)), key=lambda n: (int(tokens[n]), float(errors_NK[n].min())))
     each = min(SHOWN, len(order) // 2)

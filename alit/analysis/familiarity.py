@@ -1,4 +1,4 @@
-"""Familiarity: whether a model is better at images as they are than at others that take as large a JPEG file."""
+"""Familiarity: errors on changed or other images over those on the images as they are, matched for JPEG size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .inputs import ImageSet
 from .rollouts import errors, reconstructions
 from .statistics import Interval, more
 
-#: Pieces that a side is cut into for shuffling, at most.
+#: Most pieces that a side is cut into for shuffling.
 PIECES = 8
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean over images; how much more it is than that of the images as they are; and matched for JPEG size.
+    """Mean of a quantity over images; its excess over that of the images as they are; the excess matched for JPEG size.
 
-    Matched: over the least squares line of the images as they are, on the logarithm of their JPEG size, at the JPEG
-    sizes of these. Where these lie beyond the line's images (``Kind.beyond``), the line is prolonged.
+    Matched: excess over the least-squares line of the images as they are, on the logarithm of their JPEG size, at the
+    JPEG sizes of these images. Where these lie beyond those of the line (``Kind.beyond``), the line is extrapolated.
     """
 
     mean: float
@@ -37,11 +37,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Kind:
-    """Images of one kind: changed in one way, or of the second folder.
+    """Result for one kind of images: as they are, changed in one way, or of the second folder.
 
     Attributes:
         jpeg: mean bytes as JPEG.
-        beyond: the share whose JPEG size no image as it is comes near: outside their smallest and largest.
+        beyond: share of images whose JPEG size is outside the range of the images as they are.
         l1: L1 at each length.
         tokens: tokens at each threshold.
     """
@@ -56,7 +56,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """``kinds``: the images as they are first."""
+    """Result of :func:`familiarity`; ``kinds`` begins with the images as they are."""
 
     lengths: list[int]
     thresholds: list[float]
@@ -64,7 +64,7 @@ class Familiarity:
 
 
 def shuffled(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Its pieces, 8 across and down where that divides it, in random order."""
+    """Image (3, height, width) with its pieces in random order, 8 (or the next smaller divisor) down and across."""
     down, across = (max(n for n in range(1, PIECES + 1) if x % n == 0) for x in image.shape[1:])
     height, width = image.shape[1] // down, image.shape[2] // across
     pieces = image.reshape(3, down, height, across, width).permute(1, 3, 0, 2, 4).flatten(0, 1)
@@ -74,14 +74,14 @@ def shuffled(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def phase_scrambled(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Every amplitude of its Fourier transform, with random phases added, the same in all channels; not clamped."""
+    """Image (3, height, width) with random phases added to its Fourier phases, alike in all channels; not clamped."""
     noise = torch.fft.fft2(torch.rand(image.shape[1:], generator=generator, dtype=torch.float64))
     turn = noise / noise.abs()
     turn[0, 0] = 1  # the mean stays
     return torch.fft.ifft2(torch.fft.fft2(image.double()) * turn).real.float()
 
 
-#: What is done to an image (3, height, width) in [0, 1], by name.
+#: Changes of an image (3, height, width) in [0, 1], by name.
 CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "mirrored": lambda image, _: image.flip(2),
     "upside down": lambda image, _: image.flip(1),
@@ -90,12 +90,12 @@ CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "shuffled patches": shuffled,
     "phase scrambled": phase_scrambled,
 }
-#: Names of the images as they are, and of those of the second folder.
+#: Names of two kinds: the images as they are, and those of the second folder.
 AS_THEY_ARE, SECOND = "as they are", "second folder"
 
 
 def changed(levels: Tensor, name: str, seed: int) -> Tensor:
-    """All images (N, 3, height, width) uint8, changed in one way, in 8 bits; each by its number and ``seed``."""
+    """Images (N, 3, height, width) uint8, all changed in the way ``name``; image n draws from seed ``seed + n``."""
     found = []
     for number, image in enumerate(levels):
         generator = torch.Generator().manual_seed(seed + number)
@@ -114,7 +114,7 @@ def familiarity(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Familiarity:
-    """Measure the kinds, and hold them against the images as they are, whose errors are given."""
+    """Measure each kind of images and compare it with the images as they are, whose errors are ``errors_NK``."""
     jpeg = jpeg_sizes(data.levels)
     low, high = min(jpeg), max(jpeg)
 
@@ -147,10 +147,10 @@ def familiarity(
 def gallery(
     model: AdaptiveTokenizer, data: ImageSet, second: ImageSet | None, number: int, seed: int
 ) -> Gallery:
-    """One image changed in each way, an image of the second folder, and what all tokens show of them."""
+    """Gallery of one image changed in each way, an image of the second folder, and reconstructions from all tokens."""
     one = data.levels[number : number + 1]
     names = [AS_THEY_ARE, *CHANGES]
-    # As all of them were changed: each by its number.
+    # The draws that changed this image among all: image n draws from seed + n.
     levels = [one, *(changed(one, name, seed + number) for name in CHANGES)]
     if second is not None:
         names.append(SECOND)

@@ -11,13 +11,13 @@ from ..images import save_image
 
 
 class Gallery(NamedTuple):
-    """Rows of tiles, as long as each other; so many belong together."""
+    """Titled rows of tiles, all of one length; every ``together`` rows form a group."""
 
     title: str
     rows: Sequence[Sequence[Tile]]
     together: int = 1
 
     def save(self, path: Path) -> None:
-        """All of it on one PNG."""
+        """Write the gallery as one PNG file."""
         titles = [self.title, *[""] * (len(self.rows[0]) - 1)]
         save_image(sheet(titles, self.rows, together=self.together), path)

@@ -1,4 +1,4 @@
-"""What is analyzed: images of a folder, people's scores of them, people's segments in them."""
+"""Inputs of an analysis: images of a folder, people's scores of them, people's segments in them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..console import printable, reported
 from ..folders import in_folder
 from ..images import MAX_MEGAPIXELS, load, to_levels, upright
 
-#: Images that a correlation needs.
+#: Fewest images that a correlation needs.
 FEWEST = 3
-#: Names in a message.
+#: Most names in a message.
 NAMED = 5
 
 
@@ -31,7 +31,7 @@ class ImageSet:
         folder: where they lie.
         names: their files, relative to the folder.
         levels: (N, 3, height, width) uint8.
-        all_names: those of files that were not read too: beyond a limit, or unreadable.
+        all_names: these and those of files that were not read: beyond a limit, or unreadable.
         skipped: a line for each file that was skipped.
     """
 
@@ -46,7 +46,7 @@ class ImageSet:
 
 
 def batches(levels: Tensor, size: int) -> Iterator[Tensor]:
-    """(B, 3, height, width) float32 in [0, 1], at most ``size`` at a time, of (N, 3, height, width) uint8."""
+    """Yield batches (B, 3, height, width) float32 in [0, 1] of at most ``size`` images (N, 3, height, width) uint8."""
     for part in levels.split(size):
         yield part.float() / 255
 
@@ -60,7 +60,7 @@ def read_images(
     recursive: bool = True,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageSet:
-    """The images of a folder by name, the first ``limit``; those that cannot be read are skipped and named.
+    """Read the images of a folder by name, the first ``limit``; those that cannot be read are skipped and listed.
 
     Raises:
         OSError: as :func:`alit.folders.in_folder`.
@@ -89,7 +89,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def read_scores(file: Path, data: ImageSet) -> list[float]:
-    """A score for each image, of a CSV file with columns ``file`` and ``complexity`` (higher is busier).
+    """Score of each image, from a CSV file with columns ``file`` and ``complexity`` (higher is busier).
 
     Raises:
         OSError: the file cannot be read.
@@ -125,7 +125,7 @@ def _number(text: str | None, name: str) -> float:
 
 
 def _check_pairs(argument: str, what: str, there: Collection[str], data: ImageSet) -> None:
-    """That each image has one, and that there is no other."""
+    """Check that each image has an entry in ``there``, and each entry an image; raises ``ValueError``."""
     for missing, kind in (
         ([x for x in data.names if x not in there], f"{what} for each image, none for"),
         (
@@ -141,7 +141,7 @@ def _check_pairs(argument: str, what: str, there: Collection[str], data: ImageSe
 def read_segments(folder: Path, data: ImageSet, size: tuple[int, int]) -> list[Tensor]:
     """People's segments of each image as labels (height, width) int64 from 0, cropped and resized as the image.
 
-    Of ``NAME.jpg`` they are ``NAME.png``, of the same size: the pixels of one color are a segment.
+    Segments of ``NAME.jpg`` are in ``NAME.png``, of the same size: the pixels of one color are a segment.
 
     Raises:
         OSError: not a folder, or a file that cannot be read.
@@ -175,6 +175,6 @@ def _labels(file: Path, image_file: Path, size: tuple[int, int]) -> Tensor:
 
 
 def spaced(count: int, wanted: int) -> list[int]:
-    """At most so many indices, evenly spaced: examples that nobody chose."""
+    """At most ``wanted`` evenly spaced indices below ``count``: examples that nobody picked by hand."""
     wanted = min(count, wanted)
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]

@@ -24,12 +24,12 @@ from .task import Length
 #: Colors of kinds of images, in order.
 COLORS = ["--blue", "--green", "--purple", "--orange", "--pink", "--teal", "--brown", "--soft"]
 TILE_COLORS = {BLUE: " blue", ORANGE: " orange"}
-#: Side of a tile, at most.
+#: Longest side of a tile, in pixels.
 SIDE = 192
 
 
 def page(name: str, result: Analysis) -> str:
-    """The page, of a model of this name; nothing is loaded from elsewhere."""
+    """HTML page of an analysis of the model ``name``; nothing is loaded from elsewhere."""
     facts = [
         (str(result.images), "images"),
         (f"{result.lengths[0]} to {result.lengths[-1]}", "tokens"),
@@ -63,7 +63,7 @@ def page(name: str, result: Analysis) -> str:
 
 
 def verdicts(result: Analysis) -> dict[str, str]:
-    """What was found, a sentence or two for each section that there is."""
+    """Findings by section, a sentence or two for each section that was measured."""
     at = next(x for x in result.complexity.thresholds if x.max_l1 == result.max_l1)
     found = {
         "complexity": f"At L1 below {at.max_l1:g}, tokens rise with the size of a JPEG file at a rank correlation of "
@@ -105,7 +105,7 @@ def verdicts(result: Analysis) -> dict[str, str]:
 
 
 def _number(x: Interval | None, form: str = ".2f") -> str:
-    """With its interval."""
+    """Text of an estimate with its interval, or "undefined"."""
     if x is None or x.value is None or x.low is None or x.high is None:
         return "undefined"
     value, low, high = (f"{v:{form}}".replace("-", "\u2212") for v in (x.value, x.low, x.high))
@@ -253,7 +253,7 @@ def _specialization(found: Specialization) -> str:
 
 
 def gallery(found: Gallery) -> str:
-    """Its tiles as images within the page."""
+    """HTML of a gallery, with its images embedded."""
     rows = []
     for number, row in enumerate(found.rows):
         apart = " apart" if number and number % found.together == 0 else ""

@@ -1,4 +1,4 @@
-"""What a model shows of images after each iteration, and how far off it is."""
+"""Reconstructions of images after each iteration, and their errors."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def errors(
     watch: Watch | None = None,
     doing: str = "measuring errors",
 ) -> Tensor:
-    """Mean absolute pixel error (L1) of each image after each iteration, as :class:`alit.MaxL1` has it.
+    """Mean absolute pixel error (L1) of each image after each iteration, as :class:`alit.MaxL1` measures it.
 
     Args:
         levels: (N, 3, height, width) uint8.
-        doing: what :func:`alit.console.report` calls it.
+        doing: name of the work for :func:`alit.console.report`.
 
     Returns:
         (N, iterations) float32, on the CPU.
@@ -46,7 +46,7 @@ def errors(
 
 @torch.no_grad()
 def reconstructions(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
-    """After each iteration (B, 3, height, width), about [0, 1], not clamped; on the CPU."""
+    """Reconstructions after each iteration, (B, 3, height, width) each, about [0, 1], not clamped; on the CPU."""
     shown = []
     for iteration in model.rollout(images.to(model.latent_tokens.device)):
         assert iteration.prediction is not None

@@ -1,8 +1,8 @@
-"""Specialization: whether a token looks at a thing, held against maps that know nothing of it.
+"""Specialization: overlap of attention maps with people's segments, compared with control maps.
 
 A map is a value for each place of the model's grid; above a threshold it is a mask. Its overlap with a segment is
-intersection over union, counted in pixels: a place counts with the share of it that the segment covers, so that a mask
-is what it is when every place is enlarged to its pixels.
+intersection over union, counted in pixels: a place counts with the share of it that the segment covers, as if
+every place were enlarged to its pixels.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .statistics import Interval, mean
 SMALLEST = 0.01
 #: Numbers of clusters of k-means, up to half the places of the grid.
 CLUSTERS = (2, 4, 8, 16, 32)
-#: Standard deviations of blobs, shares of the side.
+#: Smallest and largest standard deviation of blobs, as shares of the side.
 BLOBS = (0.05, 0.4)
-#: Images, and segments of each, on the sheet.
+#: Most images, and most segments of each, on the sheet.
 SHOWN, SEGMENTS = 4, 5
 #: The color of outlines.
 OUTLINE = torch.tensor([1.0, 0.85, 0.2])[:, None, None]
@@ -41,9 +41,10 @@ OUTLINE = torch.tensor([1.0, 0.85, 0.2])[:, None, None]
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of each segment the best map: means over segments of the intersection over union.
+    """Overlap of segments with the best of some maps: mean over segments of the intersection over union.
 
-    ``oracle``: the threshold is the best for map and segment; ``mean_std``: the map's mean and standard deviation.
+    ``oracle``: the threshold is the best for map and segment; ``mean_std``: it is the map's mean plus its standard
+    deviation.
     """
 
     maps: str
@@ -53,12 +54,12 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Specialization:
-    """What attention maps share with people's segments.
+    """Result of :func:`specialization`: overlap of attention maps with people's segments.
 
     Attributes:
-        segments: how many count, in how many ``images``.
-        layer: of the encoder, from 1, whose maps overlap most; chosen on these very segments.
-        tokens: its maps, of all tokens.
+        images, segments: number of images, and of segments in them that count.
+        layer: encoder layer, from 1, whose maps overlap most; chosen on these very segments.
+        tokens: overlap of that layer's maps, of all tokens.
         controls: maps of another image, of random weights (their own best layer), random blobs, k-means of color and
             place; and the most that any mask on this grid can reach.
         layers: ``oracle`` of each layer, all tokens.
@@ -76,9 +77,9 @@ class Specialization:
 
 
 def covered(labels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The share of each place that a segment covers (S, N), and its label (S,), of labels (height, width).
+    """Share of each place that each segment covers (S, N), and the segments' labels (S,), from labels (height, width).
 
-    Only of segments that are large enough to count.
+    Segments that are too small to count are left out.
     """
     (height, width), (down, across) = labels.shape, grid
     row = torch.arange(height) * down // height
@@ -92,7 +93,7 @@ def covered(labels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def best_overlaps(maps_LN: Tensor, covered_SN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each segment the best map at its best threshold: overlap, map, places above the threshold. (S,) each"""
+    """Best attention map of each segment at its best threshold: overlap, map index, places above it, (S,) each."""
     order = maps_LN.argsort(dim=1, descending=True)
     inter = covered_SN[:, order].cumsum(-1)  # (S, L, N)
     taken = torch.arange(1, maps_LN.shape[1] + 1)
@@ -102,7 +103,7 @@ def best_overlaps(maps_LN: Tensor, covered_SN: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def fixed_overlaps(maps_LN: Tensor, covered_SN: Tensor) -> Tensor:
-    """Of each segment the best map, each above its mean and standard deviation. (S,)"""
+    """Overlap (S,) of each segment with its best map; each map's threshold is its mean plus its standard deviation."""
     above = maps_LN.mean(1, keepdim=True) + maps_LN.std(1, keepdim=True, correction=0)
     mask = (maps_LN > above).float()
     inter = covered_SN @ mask.T
@@ -110,7 +111,7 @@ def fixed_overlaps(maps_LN: Tensor, covered_SN: Tensor) -> Tensor:
 
 
 def blobs(count: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(count, N): Gaussians of random place, turn and widths."""
+    """Maps (count, N): Gaussians of random place, rotation and widths."""
     y, x = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in grid), indexing="ij")
     draw = torch.rand(5, count, 1, 1, generator=generator)
     x, y, turn = x - draw[0], y - draw[1], draw[2] * math.pi
@@ -120,9 +121,8 @@ def blobs(count: int, grid: tuple[int, int], generator: torch.Generator) -> Tens
 
 
 def clusters(image: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
-    """(sum of CLUSTERS, N): how near each place of an image (3, height, width) is to each center of k-means.
-
-    In the space of its mean color and its place, all in [0, 1].
+    """Maps (at most the sum of CLUSTERS, N): negative distance of each place of an image (3, height, width) to each
+    center of k-means, in the space of a place's mean color and position, all in [0, 1].
     """
     y, x = torch.meshgrid(*((torch.arange(n) + 0.5) / n for n in grid), indexing="ij")
     points = torch.cat([adaptive_avg_pool2d(image, grid), x[None], y[None]]).flatten(1).T
@@ -135,23 +135,23 @@ def clusters(image: Tensor, grid: tuple[int, int], seed: int) -> Tensor:
 
 
 def _centers(points: Tensor, count: int, seed: int) -> Tensor:
-    """Of k-means, among no more clusters than there are different points."""
+    """Centers (K, F) of k-means of points (N, F); K is ``count``, or the number of different points if that is less."""
     data = points.double().numpy()
     count = min(count, len(np.unique(data, axis=0)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a cluster that lost its points: its center stays
+        warnings.simplefilter("ignore")  # a cluster that lost its points keeps its center
         centers, _ = kmeans2(data, count, minit="++", seed=seed)
     return torch.from_numpy(centers).float()
 
 
 class _Sums:
-    """Overlaps with the segments of images, added up."""
+    """Accumulator of the overlaps with the segments of images."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, float, int]] = []
 
     def add(self, maps_LN: Tensor, covered_SN: Tensor) -> None:
-        """Of one image."""
+        """Add the overlaps of one image."""
         oracle = best_overlaps(maps_LN, covered_SN)[0].sum()
         fixed = fixed_overlaps(maps_LN, covered_SN).sum()
         self.rows.append((float(oracle), float(fixed), len(covered_SN)))
@@ -174,7 +174,7 @@ def specialization(
     batch_size: int = 8,
     seed: int = 0,
 ) -> tuple[Specialization, Gallery]:
-    """Maps of all tokens after the last iteration against people's segments; and a sheet of tokens that own some.
+    """Overlap of all tokens' maps after the last iteration with people's segments; a gallery of the best tokens.
 
     Args:
         segments: labels (height, width) from 0 of each image, see :func:`alit.analysis.inputs.read_segments`.
@@ -206,7 +206,7 @@ def specialization(
         before = its
         if n in chosen:
             kept[n] = its
-    for layer in layers:  # whose image before is the last
+    for layer in layers:  # the control of the first image is the last image
         other[layer].add(before[layer], covers[0])
     best = max(layers, key=lambda i: own[i].oracle)
     controls = [
@@ -227,7 +227,7 @@ def specialization(
 
 
 def _maps(model: AdaptiveTokenizer, data: ImageSet, batch_size: int) -> Iterator[Tensor]:
-    """Of each image (layers, L, places)."""
+    """Yield the attention maps of each image, (layers, L, places)."""
     for images in batches(data.levels, batch_size):
         yield from (
             attention_of_layers(model, images.to(model.latent_tokens.device)).flatten(3).cpu()
@@ -242,7 +242,7 @@ def _owners(
     grid: tuple[int, int],
     step: int,
 ) -> list[Tile]:
-    """An image, and its largest segments, each with the place where the token looks that overlaps it most."""
+    """Tiles of an image and its largest segments, each outlined, with the mask of the token that overlaps it most."""
     image = data.levels[number].float() / 255
     cover, kept = covered(labels, grid)
     overlap, token, count = best_overlaps(maps_LN, cover)
@@ -258,6 +258,6 @@ def _owners(
 
 
 def _outline(mask: Tensor) -> Tensor:
-    """(height, width) bool: within a pixel of the border of a mask."""
+    """Pixels within one pixel of the border of a mask, (height, width) bool."""
     small = mask[None, None].float()
     return (max_pool2d(small, 3, 1, 1) != -max_pool2d(-small, 3, 1, 1))[0, 0]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-#: Times that images are drawn with replacement.
+#: Bootstrap resamples: times that images are drawn with replacement.
 RESAMPLES = 1000
-#: So little of a variance is rounding.
+#: A variance below this counts as rounding error.
 NOTHING_LEFT = 1e-9
 
 Values = Any  # array-like of numbers, (N,)
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its interval of 95 % (percentiles of the bootstrap); None where it is undefined."""
+    """Estimate and its 95 % interval (percentiles of the bootstrap); None where it is undefined."""
 
     value: float | None
     low: float | None
@@ -27,13 +27,13 @@ class Interval:
 
 
 def resamples(count: int, seed: int) -> Array:
-    """(1 + RESAMPLES, count) indices: all images as they are, then draws with replacement."""
+    """Indices (1 + RESAMPLES, count) of images: all of them once, then draws with replacement."""
     drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     return np.vstack([np.arange(count), drawn])
 
 
 def interval(samples: Array) -> Interval:
-    """Of a statistic's values (1 + RESAMPLES,) on what :func:`resamples` drew; undefined draws do not count."""
+    """Interval of a statistic from its values (1 + RESAMPLES,) on the rows of :func:`resamples`; NaN does not count."""
     known = samples[np.isfinite(samples)]
     if not np.isfinite(samples[0]):
         return Interval(None, None, None)
@@ -42,7 +42,7 @@ def interval(samples: Array) -> Interval:
 
 
 def mean(values: Values, weights: Values | None = None, *, seed: int) -> Interval:
-    """Of one value an image, or of sums over images: ``values`` over ``weights``."""
+    """Mean of one value per image with its interval, or ratio of sums over images: ``values`` over ``weights``."""
     values = np.asarray(values, dtype=np.float64)
     rows = resamples(len(values), seed)
     count = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -51,7 +51,7 @@ def mean(values: Values, weights: Values | None = None, *, seed: int) -> Interva
 
 
 def spearman(x: Values, y: Values, *, given: Values | None = None, seed: int) -> Interval:
-    """Spearman's rank correlation; ``given`` a third quantity, the partial one: of what its ranks leave of both.
+    """Spearman's rank correlation of ``x`` and ``y``; the partial one given a third quantity, ``given``.
 
     Undefined where one of them is the same for all images, or where ``given`` explains all of one.
     """
@@ -70,7 +70,7 @@ def spearman(x: Values, y: Values, *, given: Values | None = None, seed: int) ->
 
 
 def _pearson(x: Array, y: Array) -> Array:
-    """Of each row; NaN where one of the two is constant."""
+    """Pearson's correlation of each row; NaN where one of the two is constant."""
     x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
     with np.errstate(invalid="ignore"):
         return (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
@@ -85,12 +85,12 @@ def more(
     paired: bool,
     seed: int,
 ) -> tuple[Interval, Interval]:
-    """How much larger the mean of ``others`` is than that of ``values``: as it is, and matched for size.
+    """Excess of the mean of ``others`` over that of ``values``: as it is, and matched for size.
 
-    Matched: over what the least squares line of ``values`` on the logarithm of ``sizes`` expects at ``other_sizes``.
+    Matched: over what the least-squares line of ``values`` on the logarithm of ``sizes`` predicts at ``other_sizes``.
 
     Args:
-        paired: whether others are changed versions of the same images, in their order: they are drawn together.
+        paired: True if others are changed versions of the same images, in their order: they are drawn together.
     """
     rows = resamples(len(values), seed)
     drawn = rows if paired else resamples(len(others), seed + 1)
@@ -100,7 +100,7 @@ def more(
     )
     spread = x - x.mean(1, keepdims=True)
     variance = (spread**2).sum(1)
-    flat = variance < NOTHING_LEFT  # of one size: there is no line
+    flat = variance < NOTHING_LEFT  # all of one size: there is no line
     slope = np.where(flat, 0, (spread * y).sum(1) / np.where(flat, 1, variance))
     raw = y_other.mean(1) - y.mean(1)
     return interval(raw), interval(raw - slope * (x_other.mean(1) - x.mean(1)))

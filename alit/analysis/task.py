@@ -1,4 +1,4 @@
-"""Task: whether a classifier sees in reconstructions what it sees in the images themselves."""
+"""Task: share of images to which a classifier gives the same class as to their reconstructions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .inputs import ImageSet, spaced
 from .rollouts import reconstructions
 from .statistics import Interval, mean
 
-#: Images on the sheet.
+#: Most images on the sheet.
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of images whose likeliest class comes first, or among the first five."""
+    """Share of images whose likeliest class comes first, or among the first five, in what is shown of them."""
 
     top1: Interval
     top5: Interval
@@ -31,7 +31,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Length:
-    """One length: reconstructions, and thumbnails of as many bits."""
+    """Agreement at one length: of reconstructions, and of thumbnails of as many bits."""
 
     tokens: int
     bits: float
@@ -40,7 +40,7 @@ class Length:
 
 
 class Watcher:
-    """Collects agreement while reconstructions are made: a :data:`alit.analysis.rollouts.Watch`."""
+    """Collector of agreement while reconstructions are made: a :data:`alit.analysis.rollouts.Watch`."""
 
     def __init__(self, model: AdaptiveTokenizer, networks: Networks) -> None:
         self.networks, self.lengths = networks, model.config.lengths
@@ -53,7 +53,10 @@ class Watcher:
     def hits(
         self, images: Tensor, shown: list[Tensor]
     ) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        """Of each length: (B, 2, 5) bool, is this of the five likeliest classes that of the original; both images."""
+        """Hits (B, 2, 5) at each length, and the pair that they are of: 8-bit reconstructions and thumbnails.
+
+        A hit is True where that one of the five likeliest classes is the likeliest class of the original.
+        """
         wanted = self._classes(images, 1)
         found = []
         for bits, pixels in zip(self.bits, shown, strict=True):
@@ -68,7 +71,7 @@ class Watcher:
         return classes
 
     def result(self, seed: int) -> list[Length]:
-        """Of all that was collected."""
+        """Agreement at each length, over all images that were collected."""
         hits = torch.cat(self.found).double()
         rows = []
         for k, (tokens, bits) in enumerate(zip(self.lengths, self.bits, strict=True)):
@@ -83,7 +86,7 @@ class Watcher:
 
 
 def gallery(model: AdaptiveTokenizer, data: ImageSet, watcher: Watcher) -> Gallery:
-    """Some images, evenly spaced by name, at each length, with the thumbnail below, and what their class is."""
+    """Gallery of images, evenly spaced by name, at each length, thumbnails below; captions say if the class agrees."""
     chosen = spaced(len(data), SHOWN)
     images = data.levels[chosen].float() / 255
     hits = watcher.hits(images, reconstructions(model, images))

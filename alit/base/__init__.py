@@ -9,7 +9,7 @@ from .vqgan import VQGAN, VQGANBase
 
 
 def build_base(config: BaseConfig, quirks: Quirks) -> BaseTokenizer:
-    """The base tokenizer of a configuration, with random weights where it has any."""
+    """Build the base tokenizer of a configuration, with random weights where it has any."""
     if isinstance(config, DCTConfig):
         return DCTBase(config)
     return (

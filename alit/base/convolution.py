@@ -14,20 +14,20 @@ from .interface import to_grid, to_rows
 
 
 def _silu(x: Tensor) -> Tensor:
-    """In place where nothing is learned: memory of this size costs more than the arithmetic. Who hooks into the layer
-    before sees that.
+    """SiLU, in place unless a gradient is needed: memory of this size costs more than the arithmetic. A hook on the
+    layer before sees the changed tensor.
     """
     return nn.functional.silu(x, inplace=not x.requires_grad)
 
 
 def _sum(own: Tensor, other: Tensor) -> Tensor:
-    """Likewise, in the memory of the first."""
+    """``own + other``, in place in ``own`` when neither needs a gradient and their dtypes are equal."""
     learns = own.requires_grad or other.requires_grad
     return own + other if learns or own.dtype != other.dtype else own.add_(other)
 
 
 class GroupNorm(nn.GroupNorm):
-    """For an image of one patch too: torch's refuses a group of one value, which is 0 when normalized."""
+    """GroupNorm that takes an image of one patch too: torch's refuses a group of one value, which normalizes to 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
@@ -38,7 +38,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, twice, plus a shortcut.
+    """Residual block: norm, SiLU, conv, twice, plus a shortcut.
 
     VQGAN (``plain=True``): no biases, and where the channels change the shortcut maps the branch's output instead of
     the input: ``nin_shortcut(h) + h``. KL-VAE: the usual ``nin_shortcut(x) + h``.
@@ -139,7 +139,7 @@ class Middle(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Image (B, 3, h, w) to features at 1 / 2^(levels - 1) of the resolution.
+    """Convolutional encoder: images (B, 3, h, w) to features at 1 / (stem * 2^(levels - 1)) of the resolution.
 
     Args:
         outputs: channels of the features.
@@ -186,7 +186,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Features (B, inputs, H, W) to an image (B, 3, h, w); arguments as for :class:`ConvEncoder`."""
+    """Convolutional decoder: features (B, inputs, H, W) to images (B, 3, h, w); arguments of :class:`ConvEncoder`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A base tokenizer on DCT coefficients of patches: of blocks, as JPEG uses them, or of a lapped transform."""
+"""Base tokenizer on DCT coefficients of patches: of blocks, as JPEG uses them, or of a lapped transform."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 
 #: Standard deviation of a patch's mean in photographs, for luma and each chroma plane.
 AMPLITUDES = (0.2, 0.065, 0.065)
-#: Of the lapped transform: the luma plane's, and chroma planes in units of the same squared RGB error.
+#: Amplitude of luma in the lapped transform; a unit of chroma has the same squared RGB error as one of luma.
 LUMA_AMPLITUDE = 0.2
-#: Magnitude of what the encoder sees: a token of many channels is to have a norm near 1.
+#: Scale of the tokens that the encoder sees: one of many channels is to have a norm near 1.
 SEEN = 1 / 8
-#: About the deviation of its coefficients in photographs: of frequency 1 across a patch (it falls as 1 / frequency;
-#: that of the mean is 1), and of chroma to luma.
+#: Approximate deviation of lapped coefficients in photographs: at frequency 1 across a patch (it falls as 1 / frequency
+#: and is 1 for the mean), and of chroma relative to luma.
 FIRST_DEVIATION, CHROMA_DEVIATION = 1 / 3, 1 / 3
 
 
 class BlockDCT(nn.Module):
-    """Patches of RGB images to their lowest orthonormal DCT-II coefficients, and back.
+    """Transform of patches of RGB images to their lowest orthonormal DCT-II coefficients, and back.
 
     Each plane is divided by one constant that gives patch means of photographs a standard deviation near 1. The filters
     are (C, 3, p, p): coefficient c of a patch is <analysis[c], patch>, and the patch is about the sum of coefficients
@@ -35,7 +35,7 @@ class BlockDCT(nn.Module):
 
     Args:
         counts: coefficients of the luma and of each chroma plane, lowest frequencies first; C is their sum.
-        span: of the pixels, from black to white; a power of two.
+        span: range of the pixels, from black to white; a power of two.
         amplitudes: the constant of each plane, in units of ``span`` and of a patch's mean.
     """
 
@@ -67,7 +67,7 @@ class BlockDCT(nn.Module):
         self.register_buffer("synthesis", torch.cat(synthesis).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width), mid-gray at 0, to (B, C, H, W)."""
+        """Coefficients (B, C, H, W) of images (B, 3, height, width) with mid-gray at 0."""
         return conv2d(images, self.analysis.to(images.dtype), stride=self.patch_size)
 
     def inverse(self, coefficients: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class BlockDCT(nn.Module):
 
 
 class LappedTransform(nn.Module):
-    """Images to the lowest coefficients of a lapped biorthogonal transform, and back; otherwise as :class:`BlockDCT`.
+    """Lapped biorthogonal transform: images to its lowest coefficients, and back; otherwise as :class:`BlockDCT`.
 
-    Malvar's (1998) as a filter across the borders of patches before the block DCT (Tran, Liang and Tu, 2003): basis
+    It is Malvar's (1998), a filter across the borders of patches before the block DCT (Tran, Liang and Tu, 2003): basis
     functions reach halfway into the neighboring patches, and the lowest ones end there at zero, which orthogonal ones
     do not. The filter stops at the image's edge.
     """
@@ -91,7 +91,7 @@ class LappedTransform(nn.Module):
         norms = inverse.square().sum(0).sqrt()
         amplitudes = (LUMA_AMPLITUDE * norms[0] / norms).tolist()
         self.blocks = BlockDCT(patch_size, counts, amplitudes=amplitudes)
-        #: (C,) of the coefficients.
+        #: (C,) approximate deviations of the coefficients in photographs.
         self.deviations: Tensor
         frequency = torch.tensor(self.blocks.frequencies, dtype=torch.float64, device="cpu")
         luma = FIRST_DEVIATION / frequency.square().sum(1).sqrt().clamp(min=FIRST_DEVIATION)
@@ -104,14 +104,14 @@ class LappedTransform(nn.Module):
         self.register_buffer("border_inverse", border.inverse().float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width), mid-gray at 0, to (B, C, H, W)."""
+        """Coefficients (B, C, H, W) of images (B, 3, height, width) with mid-gray at 0."""
         return self.blocks(self._filtered(images, self.border))
 
     def inverse(self, coefficients: Tensor) -> Tensor:
         return self._filtered(self.blocks.inverse(coefficients), self.border_inverse)
 
     def _filtered(self, images: Tensor, filters: Tensor) -> Tensor:
-        """Each border's surroundings, half a patch to both sides, along columns and along rows."""
+        """Images filtered across each patch border, half a patch to both sides, along columns and along rows."""
         filters = filters.to(images.dtype)
         size = filters.shape[0]
         for dim in (-2, -1):
@@ -124,11 +124,11 @@ class LappedTransform(nn.Module):
 
 
 class DCTBase(ContinuousBase):
-    """Tokens and targets are the lowest-frequency DCT coefficients of each patch, see :class:`BlockDCT`.
+    """Base tokenizer: tokens and targets are each patch's lowest-frequency DCT coefficients, see :class:`BlockDCT`.
 
-    Within a plane a squared code error then weighs all frequencies as the squared pixel error does; with a lapped
-    transform in all planes, and what the encoder sees and the decoder gives is in units of each channel's deviation in
-    photographs.
+    Within a plane a squared code error then weighs all frequencies as the squared pixel error does. With a lapped
+    transform it does so across planes, and the encoder's inputs and decoder's outputs are in units of each channel's
+    deviation in photographs.
     """
 
     def __init__(self, config: DCTConfig) -> None:
@@ -163,7 +163,7 @@ class DCTBase(ContinuousBase):
 
 
 def _dct_matrix(size: int) -> Tensor:
-    """Orthonormal DCT-II: row u, column x is c(u) cos(pi (2 x + 1) u / (2 size))."""
+    """Orthonormal DCT-II matrix (size, size): row u, column x is c(u) cos(pi (2 x + 1) u / (2 size))."""
     x, u = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
     matrix = torch.cos(math.pi * (2 * x + 1) * u / (2 * size)) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
@@ -171,7 +171,7 @@ def _dct_matrix(size: int) -> Tensor:
 
 
 def _border_filter(size: int) -> Tensor:
-    """(size, size): butterflies around a rotation of the odd half, its lowest part scaled by the root of 2."""
+    """Filter (size, size) of a border: butterflies around a rotation of the odd half, its lowest part times sqrt(2)."""
     half = size // 2
     same = torch.eye(half, dtype=torch.float64)
     mirrored = same.flip(0)

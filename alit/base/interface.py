@@ -1,4 +1,4 @@
-"""What the adaptive tokenizer needs of a base tokenizer.
+"""Interface of base tokenizers to the adaptive tokenizer.
 
 Shape suffixes: B images, C base channels, H x W grid, N = H W tokens in row-major order, V decoder outputs per token.
 """
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class BaseTokens(NamedTuple):
-    """An image's 2D tokens.
+    """2D tokens of B images.
 
     Attributes:
-        tokens_BCHW: what the encoder sees.
-        code_BNC: what the decoder should reach: the nearest codebook rows, or the tokens themselves.
+        tokens_BCHW: input of the encoder.
+        code_BNC: target of the decoder: the nearest codebook rows, or the tokens themselves.
         target_BN: int64 ids of those rows; None where the base has no codebook.
     """
 
@@ -32,7 +32,7 @@ class BaseTokens(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The decoder's output read as base tokens.
+    """Decoder output read as base tokens.
 
     Attributes:
         decoded_BNV: logits over base codes, or channels.
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class BaseTokenizer(nn.Module, ABC):
-    """Images in [0, 1] (B, 3, height, width) to a grid of tokens and back."""
+    """Base tokenizer: images (B, 3, height, width) in [0, 1] to a grid of tokens and back."""
 
     #: Decoder outputs per token (V).
     outputs: int
@@ -62,7 +62,7 @@ class BaseTokenizer(nn.Module, ABC):
         """Tokens of the images; ``sample`` draws from the posterior where there is one."""
 
     def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
-        """Base tokens of latents; of a base without a codebook alone."""
+        """Base tokens of latents (B, C, H, W) that the encoder gave; raises ``ValueError`` unless overridden."""
         raise ValueError(f"base: {type(self).__name__} has a codebook")
 
     @abstractmethod
@@ -70,7 +70,7 @@ class BaseTokenizer(nn.Module, ABC):
         """Read decoder outputs as base tokens."""
 
     def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What training of the base itself needs: its reconstructions, not clamped, and its own loss term (scalar).
+        """Reconstructions, not clamped, and the base's own loss term (scalar), for training of the base itself.
 
         Raises:
             ValueError: a base tokenizer without weights.
@@ -79,11 +79,11 @@ class BaseTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def pixels(self, code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Images of codes (expected ones included), about [0, 1], not clamped."""
+        """Images (B, 3, height, width) of codes (expected ones included), about [0, 1], not clamped."""
 
 
 class ContinuousBase(BaseTokenizer):
-    """A base without a codebook: targets are the tokens themselves, and decoder outputs are channels."""
+    """Base tokenizer without a codebook: targets are the tokens themselves, and decoder outputs are channels."""
 
     def tokens(self, latents_BCHW: Tensor) -> BaseTokens:
         """Base tokens of latents that the encoder gave earlier."""
@@ -94,10 +94,10 @@ class ContinuousBase(BaseTokenizer):
 
 
 def to_rows(x_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, N, C)."""
+    """Reshape (B, C, H, W) to (B, N, C)."""
     return x_BCHW.flatten(2).transpose(1, 2)
 
 
 def to_grid(x_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, N, C) to (B, C, H, W)."""
+    """Reshape (B, N, C) to (B, C, H, W)."""
     return x_BNC.transpose(1, 2).unflatten(2, grid)

@@ -24,12 +24,12 @@ class Posterior(NamedTuple):
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def kl(self) -> Tensor:
-        """Divergence from the standard normal, summed over C, H, W: (B,) nats."""
+        """KL divergence from the standard normal, summed over C, H, W: (B,) nats."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum((1, 2, 3))
 
 
 class KLVAE(nn.Module):
-    """Encoder to a posterior, decoder from (unscaled) latents; images in [-1, 1]."""
+    """KL-VAE: encoder to a posterior, decoder from (unscaled) latents; images in [-1, 1]."""
 
     def __init__(self, config: KLVAEConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class KLVAE(nn.Module):
             chroma = round(3 / 16 * latents)
             counts = (latents - 2 * chroma, chroma, chroma)
             self.transform = BlockDCT(config.patch_size, counts, span=2.0)
-            # At first the transform alone, hardly blurred by noise.
+            # Training starts from the transform alone, hardly blurred by noise.
             for layer in (self.quant_conv, self.decoder.conv_out):
                 for parameter in layer.parameters():
                     nn.init.zeros_(parameter)
@@ -70,7 +70,7 @@ class KLVAE(nn.Module):
 
 
 class KLVAEBase(ContinuousBase):
-    """Tokens and targets are scaled latents. Images are moved from [0, 1] to the [-1, 1] of the VAE, and back."""
+    """Base tokenizer whose tokens and targets are a KL-VAE's scaled latents; images in [0, 1], the VAE's in [-1, 1]."""
 
     def __init__(self, config: KLVAEConfig, quirks: Quirks) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class KLVAEBase(ContinuousBase):
         return self.tokens(posterior.sample(noise) * self.scale)
 
     def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """From a posterior sample; the term is the KL divergence in nats per pixel value."""
+        """Reconstructions from a posterior sample, and the KL divergence in nats per pixel value."""
         posterior = self._posterior(images)
         latents = posterior.sample(torch.randn_like(posterior.mean))
         divergence = Posterior(posterior.mean.float(), posterior.logvar.float()).kl()

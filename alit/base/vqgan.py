@@ -17,7 +17,7 @@ from .interface import BaseTokenizer, BaseTokens, Prediction, to_grid, to_rows
 
 
 class VQGAN(nn.Module):
-    """Encoder, quantizer and decoder; images in [0, 1]."""
+    """VQGAN: encoder, quantizer and decoder; images in [0, 1]."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
@@ -33,13 +33,13 @@ class VQGAN(nn.Module):
         )
 
     def quantized(self, z_BCHW: Tensor) -> tuple[VectorQuantized, Tensor]:
-        """Quantized features (B, N, C) and mean((sg(q) - z)^2) + 0.25 mean((q - sg(z))^2), as trained."""
+        """Quantized features (B, N, C), and the loss mean((sg(q) - z)^2) + 0.25 mean((q - sg(z))^2), as trained."""
         result = self.quantize(to_rows(z_BCHW))
         return result, result.loss
 
 
 class VQGANBase(BaseTokenizer):
-    """Tokens are the features before quantization, targets the ids of the nearest codes."""
+    """Base tokenizer whose tokens are a VQGAN's features before quantization, and targets the nearest codes' ids."""
 
     def __init__(self, config: VQGANConfig, quirks: Quirks) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class VQGANBase(BaseTokenizer):
         return BaseTokens(z_BCHW, self.codebook[target_BN], target_BN)
 
     def autoencode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """From the nearest codes, straight-through; the term is the quantizer loss."""
+        """Reconstructions from the nearest codes, straight-through, and the quantizer loss."""
         z_BCHW = self.vqgan.encoder(images)
         quantized, loss = self.vqgan.quantized(z_BCHW)
         return self.pixels(quantized.quantized, (z_BCHW.shape[2], z_BCHW.shape[3])), loss

@@ -24,11 +24,11 @@ from . import options
 
 #: Images decoded together.
 BATCH = 8
-#: That ``00000.png`` and so on name in order.
+#: Most images that ``00000.png`` and so on name in order.
 MAX_IMAGES = 100_000
-#: Of an image that is made as large as its original was; a filter takes 40 bytes for each row and column.
+#: Largest side of an image that is resized to its original; a filter takes 40 bytes for each row and column.
 MAX_SIDE = 2**20
-#: Bytes of a name, before a number and ``.png``: file systems take 255.
+#: Most bytes of a name, before a number and ``.png``: file systems take 255.
 MAX_STEM = 240
 
 
@@ -87,7 +87,7 @@ def decode(
 
 
 def _check_counts(tokens: Reader, longest: int) -> None:
-    """That the model can decode all."""
+    """Check that the model can decode all images; raises ``ValueError``."""
     if tokens.image_count > MAX_IMAGES:
         raise ValueError(
             f"images: expected at most {MAX_IMAGES} to decode, got {tokens.image_count}"
@@ -101,7 +101,7 @@ def _check_counts(tokens: Reader, longest: int) -> None:
 
 
 def _check_sizes(images: ImageInfo, config: AdaptiveTokenizerConfig, max_megapixels: float) -> None:
-    """That the model makes images of these sizes, and that there is memory for the originals'."""
+    """Check that the model makes images of these sizes, and that originals are not too large; raises ``ValueError``."""
     for height, width in set(map(tuple, images.sizes.tolist())):
         check_size(config, height, width, "size")
     for size in set(map(tuple, images.originals.tolist())):
@@ -113,10 +113,10 @@ def _check_sizes(images: ImageInfo, config: AdaptiveTokenizerConfig, max_megapix
 
 
 def _targets(images: ImageInfo, output: Path, overwrite: bool) -> list[Path]:
-    """A file of its own for each image, within ``output``; no file that is another's is among them.
+    """Path of a file of its own, within ``output``, for each image; refuses another file's images.
 
     Raises:
-        ValueError: one that is there already, or more numbered images, of another file.
+        ValueError: a file that is there already, or more numbered images, of another ``.alit`` file.
     """
     numbered = [not name for name in images.names]
     stems = [
@@ -138,7 +138,7 @@ def _targets(images: ImageInfo, output: Path, overwrite: bool) -> list[Path]:
 def _write_images(
     model: AdaptiveTokenizer, tokens: Reader, images: ImageInfo, targets: list[Path]
 ) -> list[int]:
-    """How many tokens each has."""
+    """Decode all images and write them to ``targets``; returns the number of tokens of each."""
     done, counts = 0, []
     for first in range(0, tokens.image_count, BATCH):
         lengths = tokens.lengths(first, min(BATCH, tokens.image_count - first))

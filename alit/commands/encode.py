@@ -109,12 +109,12 @@ def encode(
     options.say_what_is_missing(listing)
 
 
-#: What the file says of an image: its name, original size and padding.
+#: Name, original size and padding of an image, as the file holds them.
 Said = tuple[str, tuple[int, int], tuple[int, int]]
 
 
 def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
-    """What can be known before any work."""
+    """Check model and output before any work; raises ``ValueError`` or ``OSError``."""
     options.check_writes_files(model)
     check_replaceable(output)
     if output.resolve() in {path.resolve() for path in listing.images}:
@@ -128,10 +128,10 @@ def _spent(
     in_flight: int,
     load: Callable[[Path], Fitted],
 ) -> tuple[Listing, FixedLength]:
-    """The images that can be read, and a length for each.
+    """Images that can be read, and the length that the budget gives each.
 
     Raises:
-        OSError: there is none.
+        OSError: no image can be read.
     """
     readable: list[Path] = []
     curves: list[Tensor] = []
@@ -156,12 +156,12 @@ def _encoded(
     load: Callable[[Path], Fitted],
     said: list[Said],
 ) -> TokenSequence:
-    """Of all images that can be read, with as many rows in the encoder as ``in_flight`` images have at their longest.
+    """Tokens of all images that can be read, with as many rows in the encoder as ``in_flight`` images at their longest.
 
-    ``said`` is filled with what the file is to say of them.
+    ``said`` is filled with what the file is to hold of them beside tokens.
 
     Raises:
-        OSError: there is none; or one has become unreadable since lengths were found for all.
+        OSError: no image can be read; or one has become unreadable since lengths were found for all.
     """
 
     def readable() -> Iterator[Tensor]:

@@ -108,13 +108,13 @@ def evaluate(
 
 
 def _reporting(what: str, images: Sized) -> Callable[[int], None]:
-    """What says how many of the images are done."""
+    """Function that reports how many of the images are done, the progress of ``what``."""
     report(what, 0, len(images), "images")
     return lambda done: report(what, done, len(images), "images")
 
 
 def _listing(data: Path | None, suite: str | None, recursive: bool) -> Listing:
-    """The images of the folder; none where there is a suite instead."""
+    """Images of the folder; an empty listing for a suite."""
     if data is not None and suite is None:
         return in_folder(data, recursive=recursive)
     if suite is None or data is not None:

@@ -19,7 +19,7 @@ from ..sequence import TokenSequence
 from ..tokenizer import AdaptiveTokenizer
 from . import options
 
-#: Images decoded together, and those of the contact sheet, with so many in a row.
+#: Images decoded together; images of the contact sheet, and how many of them in a row.
 BATCH, SHEET, COLUMNS = 8, 64, 8
 TOKENS, CONTACTS = "generated.alit", "sheet.png"
 

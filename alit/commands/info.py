@@ -16,7 +16,7 @@ from ..console import console, printable
 from ..image_records import ImageInfo
 from . import options
 
-#: Rows of lengths, and of images.
+#: Most rows of the table of lengths, and of that of images.
 ROWS, IMAGES = 8, 32
 
 
@@ -62,7 +62,7 @@ def info(
 
 
 def histogram(lengths: dict[int, int]) -> dict[str, int]:
-    """How many images have each length; where there are more than ``ROWS`` lengths, have one of each range of them."""
+    """Number of images by length; more than ``ROWS`` lengths are grouped into ranges."""
     if len(lengths) <= ROWS:
         return {str(length): count for length, count in sorted(lengths.items())}
     low, high = min(lengths), max(lengths)
@@ -74,7 +74,7 @@ def histogram(lengths: dict[int, int]) -> dict[str, int]:
 
 
 def described(tokens: Reader) -> dict[str, Any]:
-    """What the tables say, of all images; sizes are heights and widths, null where the file does not know."""
+    """Content of the tables for JSON, of all images; sizes are (height, width), null if the file has none."""
     identity, count = tokens.identity, tokens.image_count
     images, lengths = tokens.images(0, count), tokens.lengths(0, count).tolist()
     each = zip(
@@ -109,24 +109,24 @@ def described(tokens: Reader) -> dict[str, Any]:
 
 
 def _shown(images: ImageInfo, lengths: list[int], count: int) -> Table:
-    """Names and sizes of the first images of so many."""
+    """Table of names and sizes of the first of ``count`` images."""
     table = Table("name", "original", "encoded", "tokens", title="images")
     rows = zip(images.names, images.originals, images.sizes, lengths, strict=True)
     for name, (height, width), (rows_encoded, columns), length in rows:
         original = f"{width}x{height}" if height else "unknown"
         table.add_row(Text(printable(name)), original, f"{columns}x{rows_encoded}", str(length))
     if (more := count - len(lengths)) > 0:
-        table.add_row("...", "", "", f"{more} images more")
+        table.add_row("...", "", "", f"{counted(more, 'image')} more")
     return table
 
 
 def summary(tokens: Reader) -> str:
-    """What a file holds, in a line."""
+    """Summary of a file in one line: images, tokens, bytes, bits per pixel."""
     count = tokens.image_count
     if not count:
         return f"no images, {tokens.size} bytes"
     return (
-        f"{count} images, {tokens.token_count} tokens "
+        f"{counted(count, 'image')}, {tokens.token_count} tokens "
         f"({tokens.token_count / count:.1f} an image), "
         f"{tokens.size} bytes, {8 * tokens.size / tokens.pixels:.4f} bits per pixel"
     )

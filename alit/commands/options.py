@@ -52,7 +52,7 @@ Threshold = Annotated[
         help="Stop at this mean pixel error instead, pixels in [0, 1].",
     ),
 ]
-#: What :class:`alit.RelativeL1` asks for where nothing else is asked for.
+#: Threshold of :class:`alit.RelativeL1`, the criterion if none is asked for.
 RELATIVE_L1 = 0.35
 RelativeThreshold = Annotated[
     float | None,
@@ -107,7 +107,7 @@ CRITERIA: dict[str, Callable[[Any], Criterion]] = {
     "budget": Budget,
 }
 
-#: What :class:`alit.Predicted` calls the limits that it predicts for.
+#: Options with which ``--predict`` works, and their names in :class:`alit.Predicted`.
 PREDICTED = {
     "relative_l1": "max_relative_l1",
     "max_l1": "max_l1",
@@ -118,13 +118,13 @@ PREDICTED = {
 def criterion(
     model: AdaptiveTokenizer, *, predict: bool = False, **options: float | None
 ) -> Criterion:
-    """The one that is given, of the ``options`` that a command has; without any, ``RelativeL1(RELATIVE_L1)``.
+    """Criterion of the one option that is given, of a command's ``options``; without any, ``RelativeL1(RELATIVE_L1)``.
 
     Args:
-        predict: of the limit that is given, what the length head predicts.
+        predict: let the length head predict the tokens for the limit that is given.
 
     Raises:
-        ValueError: several are, a value that the criterion or the model does not take, or what is not predicted.
+        ValueError: several options, a value that the criterion or the model refuses, or a limit that is not predicted.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if len(given) > 1:
@@ -143,12 +143,12 @@ def criterion(
 
 
 def load(model: str, device: str) -> AdaptiveTokenizer:
-    """A model on its device; raises as :meth:`AdaptiveTokenizer.from_pretrained` and :func:`choose`."""
+    """Model on its device; raises as :meth:`AdaptiveTokenizer.from_pretrained` and :func:`choose`."""
     return AdaptiveTokenizer.from_pretrained(model).to(choose(device))
 
 
 def loader(model: AdaptiveTokenizer, fit: str, max_megapixels: float) -> Callable[[Path], Fitted]:
-    """What reads a file as an image for a model.
+    """Function that reads a file as an image fitted to a model.
 
     Raises:
         ValueError: an unknown ``fit``.
@@ -159,7 +159,7 @@ def loader(model: AdaptiveTokenizer, fit: str, max_megapixels: float) -> Callabl
 
 
 def check_writes_files(model: AdaptiveTokenizer) -> None:
-    """Raise ``ValueError`` where ``.alit`` files cannot hold a model's tokens."""
+    """Raise ``ValueError`` if ``.alit`` files cannot hold a model's tokens."""
     config = model.config
     if config.bottleneck != "quantized" or config.quirks.unquantized_tokens:
         raise ValueError(f"model: expected one that gives indices, got a {config.bottleneck} one")
@@ -168,13 +168,13 @@ def check_writes_files(model: AdaptiveTokenizer) -> None:
 
 
 def check_another(source: str | Path, target: Path) -> None:
-    """Raise ``ValueError`` where a command would replace the file that it reads."""
+    """Raise ``ValueError`` if a command would replace the file that it reads."""
     if target.exists() and Path(source).exists() and target.samefile(source):
         raise ValueError(f"target: {target} is the source; choose another file")
 
 
 def check_free(targets: Iterable[Path], overwrite: bool) -> None:
-    """Raise ``ValueError`` where a file is there already that is not to be replaced."""
+    """Raise ``ValueError`` if a file is there already that is not to be replaced."""
     for target in targets:
         if not overwrite and (target.exists() or target.is_symlink()):
             raise ValueError(
@@ -183,7 +183,7 @@ def check_free(targets: Iterable[Path], overwrite: bool) -> None:
 
 
 def say_what_is_missing(listing: Listing) -> None:
-    """Files in folders that are no images, and those that were skipped, for which the status is 1."""
+    """Print how many files in folders are no images; name those that were skipped and exit with status 1, if any."""
     if beside := listing.beside():
         console.out(beside)
     if skipped := listing.skipped():
@@ -191,7 +191,7 @@ def say_what_is_missing(listing: Listing) -> None:
 
 
 def numbers(argument: str, given: str) -> list[int]:
-    """Those of a list with commas. Raise ``ValueError``, in the name of the argument, where it is none."""
+    """Integers of a list with commas; raises ``ValueError`` that names the argument."""
     try:
         return [int(part) for part in given.split(",")]
     except ValueError:

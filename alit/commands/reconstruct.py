@@ -21,7 +21,7 @@ from ..folders import Listing, distinct, find
 from ..tokenizer import AdaptiveTokenizer
 from . import options
 
-#: Images together.
+#: Images encoded and decoded together.
 BATCH = 8
 
 
@@ -92,7 +92,7 @@ def reconstruct(
 
 
 class Row(NamedTuple):
-    """What is said of an image. Errors of the thumbnail are those of one with as many bits, enlarged again."""
+    """Result of an image. Errors of the thumbnail are those of one with as many bits, enlarged again."""
 
     image: str
     file: str
@@ -127,7 +127,7 @@ def _write(
     beside: bool,
     load: Callable[[Path], Fitted],
 ) -> list[Row]:
-    """Write an image for each that can be read."""
+    """Write the reconstruction of each image that can be read; returns their results."""
     readable, rows = listing.loaded(load), list[Row]()
     report("reconstructing", 0, listing.readable, "images")
     while batch := list(itertools.islice(readable, BATCH)):
@@ -148,10 +148,10 @@ def _write(
 
 
 def targets_of(paths: list[Path], output: Path) -> dict[Path, Path]:
-    """A PNG file for each image; those of one name get numbers, see :func:`alit.folders.distinct`.
+    """Path of a PNG file for each image; equal names get numbers, see :func:`alit.folders.distinct`.
 
     Raises:
-        ValueError: one of them is one of the images.
+        ValueError: one of these files is one of the images.
     """
     stems = distinct(path.stem for path in paths)
     targets = {path: output / f"{stem}.png" for path, stem in zip(paths, stems, strict=True)}
@@ -165,7 +165,7 @@ def targets_of(paths: list[Path], output: Path) -> dict[Path, Path]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Of the file, whatever its name; None where there is none."""
+    """Device and inode of a file, whatever its name; None if there is none."""
     try:
         status = path.stat()
     except OSError:

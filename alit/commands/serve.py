@@ -69,7 +69,7 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A socket.
+    """Socket that listens at an address.
 
     Raises:
         ValueError: an address that is not this machine's, or a port that cannot be had.

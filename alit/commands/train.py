@@ -15,7 +15,7 @@ from ..training import Interrupted, TrainingConfig, checkpoints
 from ..training.fields import assignments
 from . import options
 
-#: The shipped configurations.
+#: Folder of the shipped configurations.
 CONFIGS = Path(training.__file__).parent / "configs"
 
 

@@ -1,4 +1,4 @@
-"""What a tokenizer does with the photographs that come with scikit-image: a page, or training (``live``)."""
+"""Demo on the photographs that come with scikit-image: a page of results, or training (``live``)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PHOTOGRAPHS = {
     "clock": "clock_motion.png",
     "cell": "cell.png",
 }
-#: Those shown at every length; the first two also with attention maps.
+#: Photographs shown at every length; the first two also with attention maps.
 FEATURED = ("astronaut", "cat", "coffee", "rocket", "motorcycle", "moon")
 
 
 def photographs(size: int) -> dict[str, Tensor]:
-    """Their center squares by name, (3, size, size) in [0, 1].
+    """Center squares of the photographs by name, (3, size, size) in [0, 1].
 
     Raises:
         ModuleNotFoundError: scikit-image is not installed.

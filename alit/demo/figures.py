@@ -1,4 +1,4 @@
-"""The images of the page. They stand on white, so that they read the same on a light and a dark page."""
+"""Figures of the page, on white, so that they read the same on a light and a dark page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sheet import Tile, sheet
 
 
 def reconstructions(measured: Measured, path: Path, names: Collection[str] = FEATURED) -> None:
-    """Some photographs, plain to busy, beside every length; below each the thumbnail of as many bits."""
+    """Write a sheet of photographs, plain to busy, at every length; below each the thumbnail of as many bits."""
     bits = zip(measured.lengths, measured.bits, strict=True)
     titles = ["original", *(f"{length} tokens\n{count:.0f} bits" for length, count in bits)]
     legend = Tile("blue: tokenizer\norange: thumbnail of\nas many bits, enlarged")
@@ -36,7 +36,7 @@ def reconstructions(measured: Measured, path: Path, names: Collection[str] = FEA
 
 
 def error(measured: Measured, path: Path) -> None:
-    """L1 against tokens: every photograph, their mean, and the thumbnail's mean."""
+    """Plot L1 against tokens: every photograph, their mean, and the thumbnail's mean."""
     figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
     lengths, table = measured.lengths, measured.l1
     axes.plot(lengths, table.numpy(), color=GRAY, linewidth=1)
@@ -63,7 +63,7 @@ def error(measured: Measured, path: Path) -> None:
 
 
 def tokens(measured: Measured, path: Path) -> None:
-    """A bar per photograph, from plain to busy: the tokens it takes to meet the fixed error."""
+    """Plot a bar per photograph, from plain to busy: the tokens it takes to meet the fixed error."""
     count = len(measured.names)
     figure, axes = pyplot().subplots(figsize=(8, 0.62 * count + 1.1), layout="constrained")
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
@@ -91,7 +91,7 @@ def tokens(measured: Measured, path: Path) -> None:
 
 
 def attention(measured: Measured, path: Path) -> None:
-    """Two photographs; for each iteration, two latents that it added: where on the photograph they look."""
+    """Write a sheet of attention maps on two photographs, of two latents that each iteration added."""
     from matplotlib import colormaps
 
     step, columns = measured.lengths[0], range(len(measured.lengths))
@@ -108,7 +108,7 @@ def attention(measured: Measured, path: Path) -> None:
 
 
 def loss(errors: list[float], path: Path) -> None:
-    """The code error of every step of a training."""
+    """Plot the code error of every training step."""
     figure, axes = pyplot().subplots(figsize=(7, 3.5), layout="constrained")
     axes.plot(range(1, len(errors) + 1), errors, linewidth=1, color=BLUE)
     axes.set(xlabel="step", ylabel="code error (mse)", yscale="log", title="Training")
@@ -116,7 +116,7 @@ def loss(errors: list[float], path: Path) -> None:
 
 
 def _overlay(image: Tensor, attention: Tensor, colors: Any) -> Tensor:
-    """A map, from its own smallest to its largest value, in color over the darkened photograph. (3, height, width)"""
+    """Attention map, scaled to its own range, in color over the darkened photograph: (3, height, width)."""
     size = (image.shape[1], image.shape[2])
     smooth = interpolate(attention[None, None], size=size, mode="bicubic")[0, 0]
     low, high = attention.aminmax()
@@ -127,7 +127,7 @@ def _overlay(image: Tensor, attention: Tensor, colors: Any) -> Tensor:
 
 
 def spread(values: list[float], *, gap: float) -> list[float]:
-    """The values moved apart to at least ``gap``, in their order, as little as can be (least squares)."""
+    """Values moved apart to at least ``gap``, in their order, by as little as possible (least squares)."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(values, kind="stable")

@@ -15,7 +15,7 @@ from ..training import TrainingConfig, train
 from . import figures, photographs
 from .measure import Measured, measure
 
-#: It learns these; more would take longer.
+#: Photographs to train on; more would take longer.
 COUNT = 12
 
 
@@ -23,7 +23,7 @@ def run(output: Path, seconds: float, image_size: int, seed: int, device: str) -
     """Train, then write ``reconstructions.png``, ``error.png`` and ``loss.png`` to ``output``.
 
     Returns:
-        What is printed: steps, the code error at first and at last, and of each length the mean pixel error.
+        Results: folder, steps, the code error at first and at last, and the mean pixel error at each length.
 
     Raises:
         ValueError: an image size that does not fit.

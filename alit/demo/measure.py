@@ -1,4 +1,4 @@
-"""What the page shows, measured."""
+"""Measurements that the page shows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..evaluation.metrics import bits_per_token, eight_bits, l1, thumbnail, toke
 from ..pixel_errors import l1_of
 from ..tokenizer import AdaptiveTokenizer
 
-#: Photographs together.
+#: Photographs of a batch.
 BATCH = 4
 
 
 @dataclass(frozen=True)
 class Measured:
-    """B photographs at K lengths, from plain to busy: fewer tokens first, then smaller errors.
+    """Measurements of B photographs at K lengths, from plain to busy: fewer tokens first, then smaller errors.
 
     Attributes:
         names, images: the photographs; (B, 3, height, width) in [0, 1].
@@ -27,7 +27,7 @@ class Measured:
         pixels, thumbnails: (K, B, 3, height, width), reconstructions and thumbnails of as many bits, in 8 bits.
         max_l1: the error at which tokens are counted.
         tokens: (B,) int64, of the first iteration whose error is below ``max_l1``; all where none is.
-        reached: (B,) bool, whether so many tokens meet ``max_l1``; they are all there are where they do not.
+        reached: (B,) bool, True if so many tokens meet ``max_l1``; where they do not, they are all there are.
         attention: (B, L, rows, columns) as :func:`alit.attention_maps.latent_attention` gives it; L = ``lengths[-1]``.
     """
 
@@ -44,12 +44,12 @@ class Measured:
 
     @property
     def l1(self) -> Tensor:
-        """(K, B) mean absolute pixel errors."""
+        """Mean absolute pixel errors of the reconstructions, (K, B)."""
         return l1(self.pixels, self.images)
 
     @property
     def thumbnail_l1(self) -> Tensor:
-        """(K, B) those of the thumbnails."""
+        """Mean absolute pixel errors of the thumbnails, (K, B)."""
         return l1(self.thumbnails, self.images)
 
 
@@ -84,7 +84,7 @@ def measure(
 
 
 def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
-    """Pixels (K, B, 3, height, width), their errors (K, B) as MaxL1 has them, attention; on the CPU."""
+    """Pixels (K, B, 3, height, width), their errors (K, B) as MaxL1 measures them, attention; on the CPU."""
     images = images.to(model.latent_tokens.device)
     pixels, errors = [], []
     for iteration in model.rollout(images):

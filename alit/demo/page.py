@@ -11,7 +11,7 @@ from ..tokenizer import AdaptiveTokenizer
 from .measure import Measured
 
 UNKNOWN = "What this model has been trained on, and how well it does on images new to it, this page does not know."
-#: Of shipped weights, by name.
+#: Descriptions of shipped weights, by name.
 ABOUT = {
     "nano": "nano is small, and was trained by this project in 73 minutes on two processor cores, on a thousand"
     " photographs, none of them among these. Its images keep places and colors, and lose what is fine. Its terms and"
@@ -20,7 +20,7 @@ ABOUT = {
 
 
 def page(model: AdaptiveTokenizer, name: str, measured: Measured) -> str:
-    """The page; its images lie beside it, and it needs nothing else."""
+    """HTML page of the demo; its images lie beside it, and it needs nothing else."""
     config, lengths = model.config, measured.lengths
     (height, width), (down, across) = config.image_size, config.grid
     millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -23,7 +23,7 @@ class Tile(NamedTuple):
 
 
 def sheet(titles: Sequence[str], rows: Sequence[Sequence[Tile]], *, together: int) -> Image.Image:
-    """A title for each column and a row of tiles for each of ``rows``, on white; so many rows belong together."""
+    """Sheet of tiles on white, a title above each column; every ``together`` rows form a group."""
     lines = 1 + max(title.count("\n") for title in titles)
     top = lines * LINE + GAP
     tops = [top + y * (TILE + LINE + GAP) + y // together * 2 * GAP for y in range(len(rows))]

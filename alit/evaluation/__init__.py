@@ -1,4 +1,4 @@
-"""Evaluation: reconstruction quality of each length, what tokens tell of classes, and what they have to beat."""
+"""Evaluation: reconstruction quality at each length, linear probes of tokens, and the baselines they have to beat."""
 
 from .calibration import Calibration, calibrate, usual_limits
 from .evaluate import evaluate

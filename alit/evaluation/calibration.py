@@ -1,4 +1,4 @@
-"""Calibration of criteria: the error that was asked for against the one that the decoded tokens have."""
+"""Calibration of criteria: the error asked for against the error of the decoded tokens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..tokenizer import AdaptiveTokenizer
 from .inputs import Reading
 from .simple import Drawing
 
-#: A criterion that measures an error, or one that does not and the one that measures its error and has its limit.
+#: A criterion that measures an error, or a pair: one that only predicts it, and one that measures it, at one limit.
 Asked = Measured | tuple[Criterion, Measured]
-#: What a command calibrates.
+#: Kinds of criteria that are calibrated by default.
 USUAL = (MaxL1, RelativeL1, MinSSIM, CodeError)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One criterion at one limit, over all images.
+    """Calibration of one criterion at one limit, over all images.
 
     Attributes:
-        criterion: its class.
-        limit: the error that was asked for; of MinSSIM, what SSIM lacks of 1.
-        met: the share of images for which some length has an error below the limit.
-        tokens, error: means; the error is that of what the tokens decode to.
-        within: the share of images whose error is below the limit.
+        criterion: name of its class.
+        limit: the error that was asked for; for MinSSIM, 1 - SSIM.
+        met: share of images for which some length has an error below the limit.
+        tokens, error: means over images; the error is that of the decoded tokens.
+        within: share of images whose error is below the limit.
     """
 
     criterion: str
@@ -55,11 +55,11 @@ def calibrate(
     max_megapixels: float = MAX_MEGAPIXELS,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Calibration]:
-    """Encode and decode images by each criterion, and hold what was got against what was asked for.
+    """Encode and decode images by each criterion, and compare the error got with the error asked for.
 
     Args:
-        criteria: those that measure an error, at the limits of interest; others, which only foresee one, each with the
-            criterion that measures it: ``(Foresees(0.08), MaxL1(0.08))``.
+        criteria: criteria that measure an error, at the limits of interest; one that only predicts an error comes with
+            the criterion that measures it: ``(Foresees(0.08), MaxL1(0.08))``.
         others: as for :func:`alit.evaluation.evaluate`.
 
     Raises:
@@ -96,7 +96,7 @@ def _pair(asked: Asked) -> tuple[Criterion, Measured]:
 def _measured(
     model: AdaptiveTokenizer, images: Tensor, pairs: Iterable[tuple[Criterion, Measured]]
 ) -> list[Tensor]:
-    """For each pair: met, tokens, error, within. (B, 4) float64"""
+    """Values (B, 4) float64 of each pair: met, tokens, error, within."""
     images = images.to(model.latent_tokens.device)
     iterations = list(model.rollout(images))
     last = iterations[-1]
@@ -117,7 +117,7 @@ def _measured(
 
 
 def _predicted(model: AdaptiveTokenizer, tokens: TokenSequence) -> Prediction:
-    """What the decoder makes of tokens alone, before there are pixels."""
+    """Prediction of the base tokens by the decoder from tokens alone."""
     if tokens.indices is not None:
         codes_BLC = model.codes(tokens.padded())
     else:
@@ -139,10 +139,10 @@ def usual_limits(
     max_megapixels: float = MAX_MEGAPIXELS,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Measured]:
-    """Criteria of these kinds at ``count`` limits each, from what few to what most lengths reach.
+    """Criteria of these kinds at up to ``count`` limits each, from errors that few lengths reach to those that most do.
 
-    They are quantiles, in two digits, of the errors of these images over all lengths, so that they fit any base
-    tokenizer. Arguments and what is raised are those of :func:`calibrate`.
+    Limits are quantiles, in two digits, of the errors of these images over all lengths, so that they fit any base
+    tokenizer. Arguments and exceptions are those of :func:`calibrate`.
     """
     errors: list[list[Tensor]] = [[] for _ in kinds]
     reading = Reading(data, model.config, protocol, batch_size, max_megapixels)

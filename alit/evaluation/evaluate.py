@@ -36,12 +36,12 @@ def evaluate(
     networks: Networks = Networks(),  # noqa: B008 (immutable)
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Quality of each length on images.
+    """Measure reconstruction quality at each length.
 
     Args:
         model: in evaluation mode, on its device; square images.
         data: files, or drawings of the model's size, see :func:`alit.evaluation.drawings`.
-        networks: for LPIPS, rFID and class agreement, see :func:`alit.evaluation.networks`; none leaves all out.
+        networks: for LPIPS, rFID and class agreement, see :func:`alit.evaluation.networks`; without, all are left out.
         on_batch: called with the number of images done.
 
     Raises:
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def kinds_of(drawn: Sequence[Drawing], lengths: Sequence[LengthMeasures]) -> list[KindQuality]:
-    """L1 of each kind of drawings, in their order, at lengths that have measured them; empty for none."""
+    """Mean L1 of each kind of drawing at each length, kinds in order of appearance; empty without drawings."""
     found = []
     for kind in dict.fromkeys(x.kind for x in drawn):
         its = torch.tensor([x.kind == kind for x in drawn])

@@ -1,4 +1,4 @@
-"""What the files of image codecs show in as few bytes as the tokens take: the baselines of a user who has a codec."""
+"""Codec baselines: images as WebP and AVIF files of no more bytes than the tokens take."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..images import to_image, to_tensor
 
-#: Formats, and how Pillow is asked to write them.
+#: Formats, and Pillow's options for writing them.
 FORMATS = {"webp": {"method": 6}, "avif": {"speed": 6}}
 
 
 class Shown(NamedTuple):
-    """What a file shows, (3, height, width) in [0, 1], of 8 bits; its bytes that count; the side that it stores."""
+    """Decoded file: pixels (3, height, width) in [0, 1], of 8 bits; its bytes that count; the longer side it stores."""
 
     pixels: Tensor
     bytes: int
@@ -25,7 +25,7 @@ class Shown(NamedTuple):
 
 
 def of_all(images: Tensor, limits: Sequence[int]) -> dict[str, list[list[Shown | None]]]:
-    """:func:`files` of images (B, 3, height, width), by format: a list for each image."""
+    """Files of images (B, 3, height, width) by format, a list from :func:`files` for each image."""
     return {name: [files(x, name, limits) for x in images] for name in FORMATS if has(name)}
 
 
@@ -35,21 +35,21 @@ def left_out() -> tuple[str, ...]:
 
 
 def has(name: str) -> bool:
-    """Whether this Pillow writes the format."""
+    """True if this Pillow writes the format."""
     Image.init()
     return name.upper() in Image.SAVE
 
 
 def files(image: Tensor, name: str, limits: Sequence[int]) -> list[Shown | None]:
-    """The best file of at most each limit of bytes; None where there is none.
+    """Best file of at most ``limit`` bytes for each of ``limits``; None where no file is that small.
 
     The image is halved (bicubic) until the lowest quality fits; then the highest quality that fits is searched, by
-    bisection. What was halved is enlarged (bicubic).
+    bisection. A halved image is enlarged again (bicubic).
 
     Args:
         image: (3, height, width) in [0, 1].
-        name: "webp", of which the whole file counts, or "avif", of which the compressed image alone does, without
-            the container around it, which takes about 275 bytes.
+        name: "webp", whose whole file counts, or "avif", whose compressed image alone counts, without the container
+            around it, which takes about 275 bytes.
     """
     whole = to_image(image)
     sizes = [whole.size]
@@ -84,7 +84,7 @@ def files(image: Tensor, name: str, limits: Sequence[int]) -> list[Shown | None]
 
 
 def _counted(file: bytes, name: str) -> int:
-    """Bytes that count: of AVIF what its box ``mdat`` holds (ISO/IEC 14496-12), of others all."""
+    """Number of bytes that count: those in the box ``mdat`` of an AVIF file (ISO/IEC 14496-12), all of other files."""
     if name != "avif":
         return len(file)
     counted = place = 0

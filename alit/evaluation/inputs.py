@@ -1,4 +1,4 @@
-"""The images that are evaluated: files, read by a protocol, or drawn ones."""
+"""Images to evaluate: files, read by a protocol, or drawn ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROTOCOLS = ("pinned", "official")
 
 
 class Reading:
-    """Images of a model's size in batches, (B, 3, side, side) in [0, 1]; an iterable, to be gone through once.
+    """Single-use iterable over batches (B, 3, side, side) in [0, 1] of images of a model's size.
 
     Attributes:
         done: number of images so far.
@@ -75,10 +75,10 @@ class Reading:
 
 
 def cropped(file: Path, size: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
-    """The center of an image as it is. (3, size, size) in [0, 1]
+    """Center crop of an image, not resized: (3, size, size) in [0, 1].
 
     Raises:
-        OSError: as :func:`alit.images.upright`, or an image that is smaller.
+        OSError: as :func:`alit.images.upright`, or a smaller image.
     """
     image = upright(file, max_megapixels=max_megapixels)
     width, height = image.size

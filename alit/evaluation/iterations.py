@@ -1,4 +1,4 @@
-"""What each iteration contributes: the codes of the tokens that it added, and the error without them."""
+"""Contribution of each iteration: codebook usage of the tokens that it added, and the error without them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .results import IterationQuality
 
 
 class IterationMeasures:
-    """Codes by position in the sequence, so that each iteration may have a codebook of its own.
+    """Accumulator of :class:`IterationQuality`: codes are counted by iteration, since each may have its own codebook.
 
-    Codes that are put in the place of others are drawn from the whole codebook, with a fixed seed.
+    Replacement codes are drawn from the whole codebook, with a fixed seed.
     """
 
     def __init__(self, config: AdaptiveTokenizerConfig) -> None:
@@ -27,7 +27,7 @@ class IterationMeasures:
     def add(
         self, model: AdaptiveTokenizer, images: Tensor, index_BL: Tensor, *, truncated: bool
     ) -> None:
-        """Images (B, 3, height, width), and their indices at the longest length, (B, L) int64 on the CPU."""
+        """Add images (B, 3, height, width) with their indices at the longest length, (B, L) int64 on the CPU."""
         random_BL = torch.randint(self.codes, index_BL.shape, generator=self.generator)
         lengths = torch.full((len(index_BL),), index_BL.shape[1])
         errors = []
@@ -42,7 +42,7 @@ class IterationMeasures:
         self.replaced.append(torch.stack(errors, dim=1))
 
     def result(self) -> list[IterationQuality]:
-        """Of each iteration; empty where nothing was added."""
+        """Quality of each iteration; empty if nothing was added."""
         if not self.replaced:
             return []
         replaced = torch.cat(self.replaced).mean(0).tolist()

@@ -1,4 +1,4 @@
-"""Labeled images: a folder that has a folder of them for each class."""
+"""Labeled images: a folder with a subfolder of images for each class."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Labeled(NamedTuple):
 
 
 def labeled(folder: Path, name: str = "data") -> Labeled:
-    """The images of a folder; those that lie beside the folders of classes belong to none, and do not count.
+    """List the images of a folder by class; those that lie beside the folders of classes do not count.
 
     Args:
-        name: of the argument, for messages.
+        name: the argument's name in messages.
 
     Raises:
         OSError: no folder, or one that cannot be read; a class without images.
@@ -55,7 +55,7 @@ def labeled(folder: Path, name: str = "data") -> Labeled:
 
 
 def check_counts(name: str, classes: Sequence[str], label_N: Tensor, fewest: int) -> None:
-    """Raise ``ValueError``, in the name of an argument, where a class has fewer images."""
+    """Raise ``ValueError``, in the name of an argument, if a class has fewer than ``fewest`` images."""
     for each, count in zip(classes, label_N.bincount(minlength=len(classes)).tolist(), strict=True):
         if count < fewest:
             raise ValueError(

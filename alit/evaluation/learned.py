@@ -21,14 +21,14 @@ INCEPTION = (
 
 
 class Networks(NamedTuple):
-    """Networks at hand.
+    """Networks that learned metrics use; None for those that are not available.
 
     Attributes:
         perceptual: (images, reconstructions), each (B, 3, height, width) in [0, 1], to distances (B,).
         inception: images (B, 3, height, width) uint8 to features (B, F).
         classifier: images (B, 3, height, width) in [0, 1] to scores of classes (B, C).
-        left_out: why the others are not; a line each.
-        classifier_name: what pages call it.
+        left_out: why the missing ones are not available; a line each.
+        classifier_name: name of the classifier on pages.
     """
 
     perceptual: nn.Module | None = None
@@ -46,13 +46,13 @@ class Networks(NamedTuple):
 
 
 def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Networks:
-    """LPIPS and Inception, where their weights are in ``torch.hub``'s folder, and a classifier, where it is installed.
+    """Load LPIPS and Inception if their weights are in ``torch.hub``'s folder, and a classifier if it is installed.
 
     Args:
-        fetch: download the weights that are not there; no package.
+        fetch: download missing weights, but no package.
 
     Raises:
-        ValueError: ``fetch``, and one of them cannot be had; the message says what to do.
+        ValueError: with ``fetch``, weights that cannot be had; the message says what to do.
     """
     left_out: list[str] = []
 
@@ -75,10 +75,10 @@ def networks(device: torch.device | str = "cpu", *, fetch: bool = False) -> Netw
 
 
 def classifier(device: torch.device | str = "cpu", name: str | None = None) -> Networks:
-    """A classifier alone: EfficientNet-Lite0, where it is installed.
+    """Networks with a classifier alone: EfficientNet-Lite0, if it is installed.
 
     Args:
-        name: another one, ``timm:NAME`` or ``torchvision:NAME``, see :func:`alit.evaluation.named.named`.
+        name: another classifier, ``timm:NAME`` or ``torchvision:NAME``, see :func:`alit.evaluation.named.named`.
 
     Raises:
         ValueError: it is installed without its weights; or one with that name cannot be had.
@@ -131,14 +131,14 @@ class Classifier(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) in [0, 1], resized to the network's side, to scores (B, 1000)."""
+        """Class scores (B, 1000) of images (B, 3, height, width) in [0, 1], resized to the network's side."""
         size = (self.SIDE, self.SIDE)
         resized = interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
         return self.network((resized * 255 - 127) / 128)
 
 
 class Frechet:
-    """Frechet distance between the features of images and of each of several sets of reconstructions.
+    """Accumulator of Frechet distances between the features of images and of each of several sets of reconstructions.
 
     float64 statistics of F x F stay in memory, 135 MB for each set with Inception's 2048 features.
     """
@@ -148,7 +148,7 @@ class Frechet:
         self.metrics: list[Any] = []
 
     def add(self, originals: Tensor, reconstructions: list[Tensor]) -> None:
-        """(B, 3, height, width) in [0, 1], of 8 bits; as many sets in every call."""
+        """Add images and sets of reconstructions, (B, 3, height, width) in [0, 1], 8 bits; as many sets each time."""
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         real = self._features(originals)
@@ -165,13 +165,13 @@ class Frechet:
         return self.inception(levels.to(device)).cpu().double()
 
     def distances(self) -> list[float | None]:
-        """Of each set; None for fewer than two images, which have no distribution."""
+        """Distance of each set; None for fewer than two images, which have no distribution."""
         few = self.metrics[0].real_features_num_samples < 2
         return [None if few else max(0.0, float(x.compute())) for x in self.metrics]
 
 
 class _Given(nn.Identity):
-    """In place of a network: features are computed once and given to several metrics."""
+    """Stand-in for the metrics' network: features are computed once and given to several metrics."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

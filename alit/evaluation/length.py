@@ -1,4 +1,4 @@
-"""What is measured at one length: the model's images, thumbnails and files, image by image."""
+"""Measurements at one length: the model's images, thumbnails and files, image by image."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .results import Blockiness, FileQuality, LengthQuality, Quality
 
 
 class Batch(NamedTuple):
-    """Images, and what is known of them whatever the length.
+    """Batch of images, with what does not depend on the length.
 
     Attributes:
         images: (B, 3, side, side) in [0, 1].
-        files: by format, for each image, of each length; formats that Pillow does not write are not there.
-        classes: (B, 1) as a classifier sees them; None without one.
+        files: by format, for each image, at each length; formats that Pillow does not write are missing.
+        classes: (B, 1) likeliest class of each image; None without a classifier.
     """
 
     images: Tensor
@@ -38,17 +38,17 @@ class Batch(NamedTuple):
 
 
 class Rows:
-    """Values of each image, by name."""
+    """Accumulator of values of each image, by name."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, Tensor]] = []
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """(B,) each, of the same names in every call."""
+        """Add values (B,) by name, the same names in every call."""
         self.batches.append({name: x.double().cpu() for name, x in values.items()})
 
     def of(self, name: str) -> Tensor:
-        """(N,) float64"""
+        """Values ``name`` of all images, (N,) float64."""
         return torch.cat([x[name] for x in self.batches])
 
     def means(self) -> dict[str, float]:
@@ -56,7 +56,7 @@ class Rows:
 
 
 class LengthMeasures:
-    """One length of a model: its tokens, bits and bytes, and what has been measured so far."""
+    """Accumulator of measurements at one length of a model; its tokens, bits and bytes."""
 
     def __init__(self, iteration: int, config: AdaptiveTokenizerConfig, networks: Networks) -> None:
         self.iteration, self.networks = iteration, networks
@@ -66,12 +66,12 @@ class LengthMeasures:
         self.side = min(thumbnail_side(self.bits), *config.image_size)
         self.ours, self.theirs, self.borders = Rows(), Rows(), Borders()
         self.files = {name: FileMeasures() for name in FORMATS}
-        #: Of each codebook: one, or one for each iteration so far.
+        #: Codebooks whose codes are counted: one, or one for each iteration so far.
         codebooks = iteration + 1 if config.codebooks == "each" else 1
         self.counts = torch.zeros(codebooks, config.codebook_size, dtype=torch.int64)
 
     def add(self, batch: Batch, ours: Tensor, theirs: Tensor, index_BL: Tensor | None) -> None:
-        """The model's images and the thumbnails, (B, 3, side, side) of 8 bits, and the tokens if they are codes."""
+        """Add the model's images and the thumbnails, (B, 3, side, side) of 8 bits, and indices (B, L) of codes."""
         self.ours.add(self._qualities(batch, ours))
         self.theirs.add(self._qualities(batch, theirs))
         self.borders.add(ours)
@@ -112,7 +112,7 @@ class LengthMeasures:
 
 
 class FileMeasures:
-    """Files of one format at one length."""
+    """Accumulator of the quality of files of one format at one length."""
 
     def __init__(self) -> None:
         self.rows, self.complete = Rows(), True
@@ -127,7 +127,7 @@ class FileMeasures:
             self.rows.add(values)
 
     def result(self, ours: Tensor) -> FileQuality | None:
-        """Beside the model's L1 of each image, (N,); None where files are missing."""
+        """Quality of the files beside the model's L1 of each image, (N,); None if a file is missing."""
         if not (self.complete and self.rows.batches):
             return None
         means = self.rows.means()
@@ -137,13 +137,13 @@ class FileMeasures:
 
 
 class Borders:
-    """Steps between neighboring pixels of images."""
+    """Accumulator of the steps between neighboring pixels of images."""
 
     def __init__(self) -> None:
         self.steps: list[Tensor] = []
 
     def add(self, images: Tensor) -> None:
-        """(B, 3, height, width)"""
+        """Add images (B, 3, height, width)."""
         self.steps.append(border_steps(images))
 
     def result(self) -> Blockiness:

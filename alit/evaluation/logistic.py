@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, and how well it does on images that it was not fitted to."""
+"""Multinomial logistic regression, and its accuracy on images that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.nn.functional import cross_entropy
 
 #: Weights of the squared norm that are tried, the strongest first.
 STRENGTHS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)
-#: Of L-BFGS, at most.
+#: Most iterations of L-BFGS.
 ITERATIONS = 100
-#: Features that vary less than this share of the one that varies most are not enlarged to vary as much.
+#: Least standard deviation by which a feature is divided, as a share of the largest.
 LEAST_DEVIATION = 1e-4
 #: Draws of the bootstrap.
 DRAWS = 10000
 
 
 class Classifier(NamedTuple):
-    """Class scores that are linear in standardized features."""
+    """Linear classifier of standardized features."""
 
     mean_F: Tensor
     deviation_F: Tensor
@@ -29,7 +29,7 @@ class Classifier(NamedTuple):
     bias_K: Tensor
 
     def scores(self, x_NF: Tensor) -> Tensor:
-        """Logits (N, K)."""
+        """Logits (N, K) of features (N, F)."""
         return (x_NF - self.mean_F) / self.deviation_F @ self.weight_KF.T + self.bias_K
 
 
@@ -37,9 +37,9 @@ class Classifier(NamedTuple):
 def fit(
     x_NF: Tensor, label_N: Tensor, classes: int, strengths: Sequence[float]
 ) -> list[Classifier]:
-    """The least mean cross-entropy plus l2 / 2 times the squared norm of the weights, for each ``strengths`` of l2.
+    """Classifiers of least mean cross-entropy plus l2 / 2 times the squared norm of the weights, for each l2.
 
-    L-BFGS on all rows, from zero, and for further strengths from where the one before ended.
+    L-BFGS on all rows, from zero, and for further ``strengths`` from where the one before ended.
     """
     mean_F, deviation_F = x_NF.mean(0), x_NF.std(0, correction=0)
     deviation_F = deviation_F.clamp(min=max(LEAST_DEVIATION * float(deviation_F.max()), 1e-12))
@@ -70,7 +70,7 @@ def fit(
 
 
 class Parts(NamedTuple):
-    """Labels, and which rows are for what: ``fitting`` and ``validation`` together are all that is not for the test."""
+    """Labels of all rows, and the rows of each part: ``fitting`` and ``validation`` are all that ``test`` is not."""
 
     label_N: Tensor
     fitting: Tensor
@@ -80,12 +80,12 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of one kind of features.
+    """Test accuracy of a classifier on one kind of features.
 
     Attributes:
-        top1: share of the test images whose class was named.
-        low, high: 95 % bootstrap interval of it, for other test images; the same where all or none were named.
-        l2: strength that was chosen.
+        top1: share of the test images that were classified correctly.
+        low, high: 95 % bootstrap interval of it, for other test images; the same where all or none were correct.
+        l2: strength that the validation chose.
     """
 
     top1: float
@@ -95,7 +95,7 @@ class Accuracy:
 
 
 def accuracy(x_NF: Tensor, parts: Parts, generator: torch.Generator) -> Accuracy:
-    """Fit to all but the test rows, with the strength whose cross-entropy on the validation rows is the least."""
+    """Test accuracy of a fit to all other rows, with the strength of least cross-entropy on the validation rows."""
     label_N, fitting, validation, test = parts
     classes = 1 + int(label_N.max())
     tried = fit(x_NF[fitting], label_N[fitting], classes, STRENGTHS)
@@ -104,7 +104,7 @@ def accuracy(x_NF: Tensor, parts: Parts, generator: torch.Generator) -> Accuracy
     known = torch.cat([fitting, validation])
     (final,) = fit(x_NF[known], label_N[known], classes, [l2])
     top1 = (final.scores(x_NF[test]).argmax(1) == label_N[test]).double().mean()
-    # Of n images drawn with replacement, so many are hits.
+    # The number of hits among n images drawn with replacement is binomial.
     count = torch.full((DRAWS,), float(len(test)), dtype=torch.float64)
     drawn = torch.binomial(count, top1.expand(DRAWS), generator=generator) / len(test)
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

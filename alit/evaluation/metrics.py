@@ -1,4 +1,4 @@
-"""How good images are and what they cost, and the baseline that a tokenizer has to beat.
+"""Quality of images, bits of tokens, and the baseline that a tokenizer has to beat: thumbnails.
 
 Images are float tensors (..., 3, height, width) in [0, 1].
 """
@@ -15,29 +15,29 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from ..config import AdaptiveTokenizerConfig
 from ..losses import structural_similarity
 
-#: Bits a channel of a thumbnail.
+#: Bits per channel of a thumbnail.
 DEPTH = 4
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference of each pair. (...) in the images' type"""
+    """Mean absolute difference of each pair: (...) in the images' dtype."""
     return (a - b).abs().mean((-3, -2, -1))
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Decibels of each pair, at most 100, for equal ones. (...) float64"""
+    """PSNR of each pair in decibels, at most 100, for equal ones: (...) float64."""
     return -10 * (a - b).double().square().mean((-3, -2, -1)).clamp(min=1e-10).log10()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each pair, see :func:`alit.losses.structural_similarity`. (B,) float64"""
+    """Structural similarity of each pair, (B,) float64, see :func:`alit.losses.structural_similarity`."""
     return structural_similarity(a.double(), b.double())
 
 
 def border_steps(images: Tensor) -> Tensor:
-    """Mean absolute difference between neighboring pixels, in rows and columns alike. (B, 3) float64
+    """Mean absolute difference between neighboring pixels, in rows and columns alike: (B, 3) float64.
 
-    Across the borders of blocks of 32 pixels; of those of 8 that are none of 32; elsewhere. NaN where there are none.
+    At borders of blocks of 32 pixels; at those of 8 that are none of 32; elsewhere. NaN where there are none.
     """
     found = []
     for steps, size in (
@@ -52,9 +52,9 @@ def border_steps(images: Tensor) -> Tensor:
 
 
 def codebook_usage(counts: Tensor) -> tuple[float, float]:
-    """The share of codes that occur, and exp(entropy) of how often, its geometric mean over codebooks.
+    """Share of codes that occur, and perplexity, exp(entropy) of their frequencies, its geometric mean over codebooks.
 
-    ``counts`` (K,), or (n, K) of several codebooks; of each not all are 0.
+    ``counts`` is (K,), or (n, K) for several codebooks; no codebook has only zeros.
     """
     share = counts.double() / counts.sum(-1, keepdim=True)
     entropy = torch.special.entr(share).sum(-1).mean()
@@ -62,32 +62,32 @@ def codebook_usage(counts: Tensor) -> tuple[float, float]:
 
 
 def bits_per_token(config: AdaptiveTokenizerConfig) -> float:
-    """log2 of the number of codes; continuous tokens count 16 bits a channel."""
+    """Bits of a token: log2 of the number of codes; continuous tokens count 16 bits per channel."""
     if config.bottleneck == "quantized":
         return math.log2(config.codebook_size)
     return 16.0 * (config.encoder.width if config.bottleneck == "unfactorized" else config.code_dim)
 
 
 def eight_bits(pixels: Tensor, *, truncated: bool = False) -> Tensor:
-    """Clamped to [0, 1] and rounded to 8 bits, or truncated, as published. float32"""
+    """Pixels clamped to [0, 1] and rounded to 8 bits, or truncated, as published: float32."""
     levels = pixels.float().clamp(0, 1) * 255
     return (levels.floor() if truncated else levels.round()) / 255
 
 
 def tokens_needed(errors_NK: Tensor, lengths: Sequence[int], limit: float) -> tuple[Tensor, Tensor]:
-    """(N,) int64 tokens of the first iteration whose error is below ``limit``, all where none is; (N,) bool: is one?"""
+    """Tokens (N,) int64 of the first iteration with error below ``limit``, else all; and (N,) bool, True if one is."""
     met = errors_NK < limit
     first = torch.where(met.any(1), met.int().argmax(1), errors_NK.shape[1] - 1)
     return torch.tensor(lengths)[first], met.any(1)
 
 
 def thumbnail_side(bits: float) -> int:
-    """Side of the largest square RGB image of ``DEPTH`` bits a channel that fits into ``bits``; at least 1."""
+    """Side of the largest square RGB image of ``DEPTH`` bits per channel that fits into ``bits``; at least 1."""
     return max(1, math.isqrt(int(bits // (3 * DEPTH))))
 
 
 def thumbnail_pixels(images: Tensor, bits: float) -> Tensor:
-    """Block means, rounded to ``DEPTH`` bits a channel: what a thumbnail stores.
+    """Pixels that a thumbnail stores: block means, rounded to ``DEPTH`` bits per channel.
 
     Args:
         images: (B, 3, height, width).
@@ -102,6 +102,6 @@ def thumbnail_pixels(images: Tensor, bits: float) -> Tensor:
 
 
 def thumbnail(images: Tensor, bits: float) -> Tensor:
-    """:func:`thumbnail_pixels`, enlarged (bilinear) to the images' size: (B, 3, height, width), of 8 bits."""
+    """Thumbnail (:func:`thumbnail_pixels`) enlarged (bilinear) to the images' size: (B, 3, height, width), 8 bits."""
     small, size = thumbnail_pixels(images, bits), images.shape[2:]
     return eight_bits(interpolate(small, size=size, mode="bilinear", align_corners=False))

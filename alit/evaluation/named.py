@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-#: As many classes are looked at.
+#: Fewest classes of a network: its likeliest ones are looked at.
 FEWEST_CLASSES = 5
 
 
 class Named(nn.Module):
-    """A trained network, frozen, and what its package says of its input.
+    """Trained classifier, frozen, with the input size and normalization that its package states.
 
     Args:
         size: height and width of its input.
@@ -42,7 +42,7 @@ class Named(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) in [0, 1], resized as a whole, to scores (B, classes)."""
+        """Class scores (B, classes) of images (B, 3, height, width) in [0, 1], resized as a whole."""
         resized = interpolate(
             images, self.size, mode=self.mode, antialias=True, align_corners=False
         )
@@ -51,7 +51,7 @@ class Named(nn.Module):
 
 
 def named(name: str) -> Named:
-    """The classifier ``timm:NAME`` or ``torchvision:NAME``; the package downloads its weights unless it has them.
+    """Load the classifier ``timm:NAME`` or ``torchvision:NAME``; the package downloads its weights unless it has them.
 
     Raises:
         ValueError: no such name, a package that is missing or does not fit torch, weights that cannot be had, a network
@@ -66,7 +66,7 @@ def named(name: str) -> Named:
         raise ValueError(
             f"classifier: {name} needs {error.name}: pip install {error.name}"
         ) from error
-    except (ImportError, RuntimeError) as error:  # the latter of ops that this torch lacks
+    except (ImportError, RuntimeError) as error:  # RuntimeError: ops that this torch lacks
         raise ValueError(
             f"classifier: {package} does not fit torch {torch.__version__} ({_line(error)})"
         ) from error

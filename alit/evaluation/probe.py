@@ -1,4 +1,4 @@
-"""What tokens tell of an image's class: linear classification of their features at each length, beside controls."""
+"""Linear probe: classification of images by the features of their tokens at each length, beside controls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .labeled import Labeled, check_counts, split
 from .logistic import Accuracy, Parts, accuracy
 from .metrics import bits_per_token, thumbnail_pixels
 
-#: Images of a class at least: one for the test, one to choose by, and two.
+#: Fewest images of a class: one for the test, one for validation, and two to fit.
 FEWEST = 4
-#: Of each class: for the test, and of the rest to choose by.
+#: Share of each class for the test, and of the rest for validation.
 SHARE = 0.25
 
 
 class Described(NamedTuple):
-    """Images as rows of features (N, F) at one length, named as in :class:`LengthAccuracy`."""
+    """Features (N, F) of images at one length, named as in :class:`LengthAccuracy`."""
 
     latents: Tensor
     codes: Tensor
@@ -37,14 +37,14 @@ class Described(NamedTuple):
 
 @dataclass(frozen=True)
 class LengthAccuracy:
-    """One length of a model.
+    """Accuracy by kind of features at one length of a model.
 
     Attributes:
         tokens, bits: per image; latents hold more than these bits.
-        latents, codes: of the mean over the tokens, before and after quantization.
-        all_codes: of the codes one behind another.
-        random_latents, random_codes, random_all_codes: the same of a model of this shape with random weights.
-        thumbnail: of the pixels of a thumbnail of at most as many bits.
+        latents, codes: from the mean over the tokens, before and after quantization.
+        all_codes: from the codes of all tokens, concatenated.
+        random_latents, random_codes, random_all_codes: the same for a model of this shape with random weights.
+        thumbnail: from the pixels of a thumbnail of at most as many bits.
     """
 
     tokens: int
@@ -60,7 +60,7 @@ class LengthAccuracy:
 
 @dataclass(frozen=True)
 class Probe:
-    """What :func:`probe` returns.
+    """Result of :func:`probe`.
 
     Attributes:
         training, test: numbers of images.
@@ -88,17 +88,17 @@ def probe(
     batch_size: int = 8,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Probe:
-    """How well a linear classifier names the class of images by their tokens, at each length.
+    """Measure how well a linear classifier names the class of images from their tokens, at each length.
 
     A logistic regression is fitted to standardized features of the training images, its L2 penalty chosen on a
-    quarter of them. Images are their center, of the model's shape and size.
+    quarter of them. Images are center crops of the model's shape, resized to its size.
 
     Args:
         model: in evaluation mode, on its device.
         data: see :func:`alit.evaluation.labeled`; a quarter of each class, at least one image, is left out for the
             test unless there is a ``test``, of the same classes.
         lengths: numbers of tokens; by default all whole iterations.
-        seed: of the parts, the random weights and the bootstrap.
+        seed: for the parts, the random weights and the bootstrap.
 
     Raises:
         ValueError: a length that :func:`alit.features.check_tokens` refuses; other classes in ``test``; fewer than
@@ -146,7 +146,7 @@ def _labels(labeled: Labeled) -> Tensor:
 
 
 def with_random_weights(model: AdaptiveTokenizer, seed: int) -> AdaptiveTokenizer:
-    """A model of the same shape, base tokenizer included."""
+    """Model of the same shape with random weights, base tokenizer included, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return AdaptiveTokenizer(model.config).to(model.latent_tokens).eval()
@@ -159,7 +159,7 @@ def _read(
     batch_size: int,
     max_megapixels: float,
 ) -> tuple[list[Described], Tensor]:
-    """Those that can be read: their features at each length, on the CPU, and their labels (N,)."""
+    """Features at each length, on the CPU, and labels (N,), of the images that can be read."""
     size, listing = models[0].config.image_size, labeled.listing
     batches: list[list[Described]] = []
     labels: list[int] = []
@@ -176,7 +176,7 @@ def _read(
 def _described(
     models: Sequence[AdaptiveTokenizer], images: Tensor, lengths: Sequence[int]
 ) -> list[Described]:
-    """A batch at each length."""
+    """Features of a batch at each length."""
     given = images.to(models[0].latent_tokens)
     found = []
     for tokens, *features in zip(
@@ -191,12 +191,12 @@ def _described(
 
 
 def _joined(parts: Sequence[Described]) -> Described:
-    """Of images one behind another."""
+    """Features of several batches or sets, concatenated."""
     return Described(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
 
 def _parts(labels: Sequence[Tensor], generator: torch.Generator) -> Parts:
-    """Of the training images alone, or of these and the test images behind them."""
+    """Parts of the training images alone, or of these followed by the test images."""
     label_N = torch.cat(list(labels))
     if len(labels) == 1:
         known, test = split(label_N, SHARE, generator)

@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def tables(result: Evaluation) -> list[Table]:
-    """Quality; files of as many bytes; iterations; kinds of drawn images. Those of which something is known."""
+    """Tables of quality, files of as many bytes, iterations and kinds of drawn images, as far as they were measured."""
     found = [_quality(result)]
     found += [_files(result)] if any(x.webp or x.avif for x in result.lengths) else []
     found += [_iterations(result)] if result.iterations else []
@@ -132,7 +132,7 @@ def _accuracy(x: Accuracy) -> str:
 
 
 def plot_probe(result: Probe, path: Path) -> None:
-    """Accuracy by tokens, with its interval; PNG.
+    """Plot accuracy by tokens, with its interval, as PNG.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -156,7 +156,7 @@ def plot_probe(result: Probe, path: Path) -> None:
 
 
 def plot(result: Evaluation, path: Path) -> None:
-    """Quality of the model, thumbnails and files by bits, steps at the borders of blocks, and codes by iteration; PNG.
+    """Plot quality of model, thumbnails and files by bits, steps at block borders, and codes by iteration, as PNG.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""What an evaluation says; each class is a part of ``evaluation.json``, by the names of its fields."""
+"""Results of an evaluation; each class is a part of ``evaluation.json``, by the names of its fields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over images: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``, ``lpips``; pixels in [0, 1].
+    """Quality, means over images: ``l1`` (absolute pixel error), ``psnr`` (dB), ``ssim``, ``lpips``; pixels in [0, 1].
 
     ``top1``, ``top5``: the share of images whose class, as a network sees it in the original, comes first, or among
     the first five, in the reconstruction. ``rfid``: Frechet distance of Inception features. The last four are None
@@ -25,7 +25,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class FileQuality:
-    """Files of a codec that take no more bytes than the tokens.
+    """Quality of files of a codec that take no more bytes than the tokens.
 
     Attributes:
         bytes, side: means over images; a smaller side than the model's was enlarged.
@@ -41,7 +41,7 @@ class FileQuality:
 
 @dataclass(frozen=True)
 class Blockiness:
-    """The mean absolute step between neighboring pixels across borders of blocks over that within blocks of 8 pixels.
+    """Mean absolute step between neighboring pixels across borders of blocks over that within blocks of 8 pixels.
 
     ``step_32``: across every 32nd pixel. ``step_8``: across every 8th that is no 32nd. About 1 for images without
     blocks; None where an image is too small for a border, or no pixel differs from its neighbor.
@@ -53,17 +53,17 @@ class Blockiness:
 
 @dataclass(frozen=True)
 class LengthQuality:
-    """One length.
+    """Quality at one length.
 
     Attributes:
         tokens, bits: per image. Continuous tokens count 16 bits a channel.
         model: quality of the reconstructions.
         thumbnail: quality of a ``thumbnail_side`` squared image with 4 bits a channel, enlarged.
-        codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of how often; mean and geometric
-            mean of them where each iteration has its own; None without codebook.
+        codes_used, perplexity: share of the codebook that occurs, and exp(entropy) of code frequencies; their mean and
+            geometric mean where each iteration has its own codebook; None without one.
         loses: number of images for which the thumbnail's L1 is below the model's.
-        webp, avif: what files of as many bytes show; None where Pillow does not write the format, or for some image
-            no file so small. Of AVIF the compressed image alone counts, of WebP the whole file.
+        webp, avif: quality of files of as many bytes; None where Pillow does not write the format, or no file of some
+            image is so small. The compressed image alone counts for AVIF, the whole file for WebP.
         blockiness: of the reconstructions.
     """
 
@@ -82,7 +82,7 @@ class LengthQuality:
 
 @dataclass(frozen=True)
 class IterationQuality:
-    """The tokens that one iteration added, as they are at the longest length.
+    """Quality of the tokens that one iteration added, as they are at the longest length.
 
     Attributes:
         first, last: their positions in the sequence, from 0.
@@ -108,7 +108,7 @@ class KindLength:
 
 @dataclass(frozen=True)
 class KindQuality:
-    """One kind of drawn images. ``beats_thumbnail``: the model's mean L1 is lower at every length."""
+    """Quality on one kind of drawn images. ``beats_thumbnail``: the model's mean L1 is lower at every length."""
 
     kind: str
     images: int
@@ -118,13 +118,13 @@ class KindQuality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` returns.
+    """Result of :func:`evaluate`.
 
     Attributes:
         unreadable: names of files that were skipped.
         blockiness: of the images themselves.
-        iterations: empty where tokens are no codes.
-        kinds: of drawn images; empty for files.
+        iterations: quality of each iteration; empty where tokens are not quantized.
+        kinds: quality on each kind of drawn images; empty for files.
     """
 
     protocol: str

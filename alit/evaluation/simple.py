@@ -2,7 +2,7 @@
 
 Eight kinds, four images of each, from a fixed seed. Everything is drawn on a canvas of 1024 pixels and shrunk by
 block means, so that lines are smooth and an image is the same at every size. Nothing lies on a grid of blocks, which
-would favor those who code blocks. Text needs a Pillow with FreeType, whose versions may differ in the edges of letters.
+would favor block codecs. Text needs a Pillow with FreeType, whose versions may differ in the edges of letters.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Point = tuple[float, float]
 
 
 class Drawing(NamedTuple):
-    """One of the images: its kind, and (3, side, side) float32 in [0, 1]."""
+    """Drawn image: its kind, and pixels (3, side, side) float32 in [0, 1]."""
 
     kind: str
     pixels: Tensor
 
 
 def drawings(side: int) -> list[Drawing]:
-    """The suite, kind by kind, ``side`` pixels squared; the same in every call.
+    """Drawings of the suite, kind by kind, ``side`` pixels squared; the same in every call.
 
     Raises:
         ValueError: this Pillow has no FreeType.
@@ -80,7 +80,7 @@ def _flat(random: Random) -> Image.Image:
 
 
 def _gradient(random: Random) -> Image.Image:
-    """From one color to another, along a line or from a point."""
+    """Gradient from one color to another, along a line or from a point."""
     y, x = np.mgrid[:CANVAS, :CANVAS] / CANVAS
     if random.random() < 0.5:
         angle = random.uniform(0, 2 * math.pi)
@@ -125,7 +125,7 @@ def _star(center: Point, radius: float) -> list[Point]:
 
 
 def _text(random: Random) -> Image.Image:
-    """Lines of a page, dark on light or light on dark."""
+    """Lines of text, dark on light or light on dark."""
     dark = random.random() < 0.3
     image, draw = _canvas(INK if dark else WHITE)
     size = int(random.uniform(56, 112))
@@ -138,7 +138,7 @@ def _text(random: Random) -> Image.Image:
 
 
 def _shape(draw: ImageDraw.ImageDraw, random: Random, center: Point, radius: float) -> None:
-    """A disk, a ring, a polygon or a star."""
+    """Draw a disk, a ring, a polygon or a star."""
     x, y = center
     box = (x - radius, y - radius, x + radius, y + radius)
     fill, kind = _color(random), int(random.uniform(0, 4))

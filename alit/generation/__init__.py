@@ -1,4 +1,4 @@
-"""New images: a transformer over token sequences, whose samples end where they want to (``alit generate``)."""
+"""Image generation: a transformer over token sequences that also decides their length (``alit generate``)."""
 
 from .config import GeneratorConfig
 from .model import Generator

@@ -1,4 +1,4 @@
-"""Tokens one after another, of many sequences at once: a sequence that has ended leaves, and another takes its place.
+"""Autoregressive sampling of many sequences at once: one that has ended leaves, and another takes its place.
 
 Each place of the cache holds the keys and values of one sequence, as many rows as the longest has. Nothing in it moves:
 a query's stop says how many rows of its place count, and attention reads no others.
@@ -16,12 +16,12 @@ from alit_kernels import cumulative_offsets, varlen_attention
 from .drawing import Sharpness, draw
 from .model import Attend, Generator
 
-#: A class, and the random numbers of a sample.
+#: Class and random generator of a sample.
 Wanted = tuple[int, torch.Generator]
 
 
 class Cache:
-    """Keys and values of so many sequences."""
+    """Cache of the keys and values of ``places`` sequences."""
 
     def __init__(self, generator: Generator, places: int) -> None:
         config, like = generator.config, generator.embedding.weight
@@ -34,11 +34,11 @@ class Cache:
         )
 
     def attend(self, place_R: Tensor, position_R: Tensor) -> Attend:
-        """For one new row of each sequence: its keys and values join those of its place.
+        """Attention for one new row of each sequence, whose keys and values it adds to those of its place.
 
         Args:
-            place_R: rising.
-            position_R: of the row in its sequence.
+            place_R: place of each row's sequence, rising.
+            position_R: position of the row in its sequence.
         """
         row_R, stops = place_R * self.capacity + position_R, (position_R + 1).int()
         running = torch.zeros(len(self.offsets) - 1, dtype=torch.int32, device=place_R.device)
@@ -64,7 +64,7 @@ class Cache:
 def next_token(
     generator: Generator, x_RC: Tensor, position_R: Tensor, uniform_R: Tensor, sharpness: Sharpness
 ) -> Tensor:
-    """(R,) tokens at these positions, or K for the end, which no sequence begins with."""
+    """Draw tokens (R,) at these positions; K is the end, which no sequence begins with."""
     end = generator.config.codebook_size
     logits_RK = x_RC.new_empty(len(x_RC), end + 1)
     for rows, logits in generator.scored(x_RC, position_R):
@@ -80,7 +80,7 @@ def autoregressive(
     in_flight: int,
     on_progress: Callable[[int], None],
 ) -> list[Tensor]:
-    """The tokens of each sample, (length,) int64 on the CPU.
+    """Sampled tokens of each sequence, (length,) int64 on the CPU.
 
     Args:
         in_flight: sequences that are computed together.
@@ -90,7 +90,7 @@ def autoregressive(
     end, longest = config.codebook_size, config.max_tokens
     places = min(in_flight, len(wanted))
     cache = Cache(generator, places)
-    # Of each place: which sample it holds (-1: none), its tokens, their number, its random numbers, its newest row.
+    # For each place: the sample it holds (-1: none), its tokens, their number, its random numbers, its newest row.
     number_S = [-1] * places
     token_SN = torch.zeros(places, longest, dtype=torch.int64, device=device)
     length_S = torch.zeros(places, dtype=torch.int64, device=device)
@@ -100,7 +100,7 @@ def autoregressive(
     begun = done = 0
 
     def begin(place: int) -> None:
-        """The next sample, if there is one."""
+        """Start the next sample at a place, if there is one."""
         nonlocal begun
         number_S[place] = -1
         if begun < len(wanted):

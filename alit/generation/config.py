@@ -1,4 +1,4 @@
-"""What a generator is: the tokens that it speaks, and its size."""
+"""Configuration of a generator: the tokens that it models, and its size."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..base_config import MAX_SIZE, Codes, Size
 from ..checks import MAX_JSON, Checked, Range, build, check_choice, parse, shown
 from ..tokenizer import AdaptiveTokenizer
 
-#: What a user chooses; the other fields follow from tokenizer and data.
+#: Fields that a user chooses; the others follow from tokenizer and data.
 OPTIONS = ("causal", "width", "layers", "heads")
 
 
 @dataclass(frozen=True)
 class GeneratorConfig(Checked):
-    """A generator.
+    """Configuration of a generator.
 
     Attributes:
-        fingerprint: of the tokenizer whose tokens it speaks, in 32 hexadecimal digits.
+        fingerprint: of the tokenizer whose tokens it models, in 32 hexadecimal digits.
         codebook_size: of that tokenizer.
         image_size: height and width of its images in pixels.
-        max_tokens: of an image.
+        max_tokens: most tokens of an image.
         codebook_span: positions that share a codebook: those of an iteration, or all.
-        classes: names; none: it is unconditional.
+        classes: their names; empty if it is unconditional.
         causal: True: tokens one after another, and an end; False: all at once, masked tokens are filled in.
         width, layers, heads: of the transformer.
 
     Raises:
-        ValueError: a field that is none of these.
+        ValueError: a field of another type or out of range.
     """
 
     fingerprint: str
@@ -66,7 +66,7 @@ class GeneratorConfig(Checked):
 
     @classmethod
     def of(cls, tokenizer: AdaptiveTokenizer, options: Mapping[str, Any]) -> GeneratorConfig:
-        """An unconditional generator of a tokenizer's tokens.
+        """Configuration of an unconditional generator of a tokenizer's tokens.
 
         Args:
             options: any of ``causal``, ``width``, ``layers`` and ``heads``.
@@ -98,7 +98,7 @@ class GeneratorConfig(Checked):
 
     @property
     def identity(self) -> ModelIdentity:
-        """Of the tokenizer."""
+        """Identity of the tokenizer."""
         height, width = self.image_size
         return ModelIdentity(bytes.fromhex(self.fingerprint), self.codebook_size, (height, width))
 

@@ -1,4 +1,4 @@
-"""Draws: one token from each row of logits, and random numbers that belong to a sample, not to its batch."""
+"""Drawing: one token from each row of logits, with random numbers that depend on the sample, not on its batch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..checks import check_number
 
 @dataclass(frozen=True)
 class Sharpness:
-    """How closely draws keep to what is likely.
+    """Sampling options: how closely draws keep to likely tokens.
 
     Attributes:
         temperature: logits are divided by it; above 0, below 100.
-        top_k: only the so many likeliest tokens; None: all.
-        top_p: only the likeliest tokens that have this probability together, above 0 and at most 1 (nucleus sampling,
+        top_k: number of likeliest tokens to draw from; None: all.
+        top_p: draw from the likeliest tokens with this total probability, above 0 and at most 1 (nucleus sampling,
             Holtzman et al., ICLR 2020, arXiv 1904.09751).
 
     Raises:
-        ValueError: others than these.
+        ValueError: a value out of range.
     """
 
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class Sharpness:
 
 
 def draw(logits_RK: Tensor, uniform_R: Tensor, sharpness: Sharpness) -> tuple[Tensor, Tensor]:
-    """A token from each row, by inversion of its cumulative distribution.
+    """Draw a token from each row, by inversion of its cumulative distribution.
 
     Args:
         logits_RK: (R, K) of any floating dtype; -inf for what must not be drawn.
@@ -64,6 +64,6 @@ def draw(logits_RK: Tensor, uniform_R: Tensor, sharpness: Sharpness) -> tuple[Te
 
 
 def chance(seed: int, number: int) -> torch.Generator:
-    """Random numbers of one sample of a seed, whichever samples are drawn beside it."""
+    """Random generator of sample ``number`` of a seed, whichever samples are drawn beside it."""
     state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))

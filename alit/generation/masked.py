@@ -1,4 +1,4 @@
-"""Tokens all at once: a length is drawn, then masked tokens are filled in, the surest first."""
+"""Masked sampling: a length is drawn, then masked tokens are filled in, the most confident first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .autoregressive import Wanted
 from .drawing import Sharpness, draw
 from .model import Generator
 
-#: Of the Gumbel noise on what is surest, which falls linearly to 0 over the steps.
+#: Scale of the Gumbel noise on confidences; it falls linearly to 0 over the steps.
 NOISE = 1.0
 
 
@@ -24,7 +24,7 @@ def masked(
     in_flight: int,
     on_progress: Callable[[int], None],
 ) -> list[Tensor]:
-    """The tokens of each sample, (length,) int64 on the CPU; arguments as for ``autoregressive``.
+    """Sampled tokens of each sequence, (length,) int64 on the CPU; arguments as for ``autoregressive``.
 
     MaskGIT's decoding (Chang et al., CVPR 2022, arXiv 2202.04200), with a length of its own for each sample: after step
     s of S, floor(n cos(pi s / 2 S)) of its n tokens are masked.
@@ -39,13 +39,13 @@ def masked(
 def _filled(
     generator: Generator, wanted: Sequence[Wanted], sharpness: Sharpness, steps: int
 ) -> list[Tensor]:
-    """Samples that are computed together; one without masked tokens leaves."""
+    """Tokens of samples that are computed together; a sample without masked tokens leaves the batch."""
     device, mask = generator.embedding.weight.device, generator.config.codebook_size
     label_B = torch.tensor([label for label, _ in wanted], device=device)
     weights = generator.lengths.double().cpu()
     lengths = [int(weights[x].multinomial(1, generator=chance)) for x, chance in wanted]
     length_B, longest = torch.tensor(lengths, device=device), max(lengths)
-    # Of each step and token: a number that draws it, and one for the noise on its confidence.
+    # For each step and token: a random number that draws it, and one for the noise on its confidence.
     uniform_BSN = torch.zeros(len(wanted), 2 * steps, longest, device=device)
     for row, length, (_, chance) in zip(uniform_BSN, lengths, wanted, strict=True):
         row[:, :length] = torch.rand(2 * steps, length, generator=chance).to(device)
@@ -84,7 +84,7 @@ def guesses(
     uniform_M: Tensor,
     sharpness: Sharpness,
 ) -> tuple[Tensor, Tensor]:
-    """A token for each of M masked ones, sequence by sequence, and its probability: (M,) int64, (M,) float64."""
+    """Draw a token for each of M masked ones, sequence by sequence: tokens (M,) int64, probabilities (M,) float64."""
     mask = generator.config.codebook_size
     rows = generator.packed(label_B, token_BN, length_B)
     x_MC, position_M = generator.whole(rows)[rows.masked_T], rows.position_T[rows.masked_T] - 1

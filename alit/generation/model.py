@@ -1,4 +1,4 @@
-"""A transformer over packed token sequences: what comes next (causal), or what is masked."""
+"""Transformer over packed token sequences: it predicts the next token (causal) or masked ones."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ..layers import MLP, initialize
 from .config import GeneratorConfig
 
 FORMAT = "alit-generator-1"
-#: (layer, queries, keys, values) -> what they attend to; all (T, H, D).
+#: Attention of a layer: (layer, queries, keys, values) -> outputs; all (T, H, D).
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Packed(NamedTuple):
-    """Rows of B sequences, one behind another: each begins with its class, then come its tokens, masked ones last.
+    """Packed rows of B sequences: each begins with its class, then come its tokens, masked ones last.
 
     Attributes:
         slot_T: (T,) int64 row of the embedding.
         position_T: (T,) int64: 0 of a class, n + 1 of token n, counted from 0 in each sequence.
         length_T: (T,) int64 tokens of the row's sequence.
-        stop_T: (T,) int32: the row attends to so many rows of its sequence, from the first on.
-        masked_T: (T,) bool.
+        stop_T: (T,) int32: number of rows of its sequence that the row attends to, from the first on.
+        masked_T: (T,) bool: True for masked tokens.
         offsets: (B + 1,) int32.
         longest: static bound for the rows of a sequence.
     """
@@ -45,7 +45,7 @@ class Packed(NamedTuple):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over packed rows (T, C); what its rows attend to, the caller says."""
+    """Pre-norm transformer block over packed rows (T, C); the caller computes the attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class Generator(nn.Module):
     """Distribution over token sequences of any length up to ``config.max_tokens``.
 
     Row 0 of a sequence is its class, row r is token r - 1. A causal generator predicts token r, or the end, from rows 0
-    to r. The other kind knows the length and predicts masked tokens from all others, as MaskGIT does (Chang et al.,
-    CVPR 2022, arXiv 2202.04200), but that no row attends to masked ones, which say nothing. Each codebook has its rows
+    to r. A masked generator knows the length and predicts masked tokens from all others, as MaskGIT does (Chang et al.,
+    CVPR 2022, arXiv 2202.04200), except that no row attends to masked ones. Each codebook has its rows
     of the embedding, and one more: the end, or the mask. The same rows score predictions.
 
     Where tokens are masked, embeddings enter times the root of the width (Vaswani et al., NeurIPS 2017, arXiv
@@ -100,16 +100,16 @@ class Generator(nn.Module):
                 nn.init.trunc_normal_(part.weight, std=0.02 * self.scale)
 
     def code_slot(self, token: Tensor, position: Tensor) -> Tensor:
-        """Row of the embedding of tokens at positions counted from the first token; K: the end, or the mask."""
+        """Embedding rows of tokens at positions counted from the first token; token K is the end, or the mask."""
         config = self.config
         return position // config.codebook_span * (config.codebook_size + 1) + token
 
     def class_slot(self, label: Tensor) -> Tensor:
-        """Row of the embedding of classes; class 0 where there are none."""
+        """Embedding rows of classes; class 0 where there are none."""
         return self.codes + label
 
     def packed(self, label_B: Tensor, token_BN: Tensor, length_B: Tensor) -> Packed:
-        """The rows of sequences that are padded with whatever; token K is a masked one."""
+        """Packed rows of padded sequences (B, N), whatever the padding; token K is a masked one."""
         count, longest = token_BN.shape
         position_BN = torch.arange(longest, device=token_BN.device).expand(count, -1)
         inside = position_BN < length_B[:, None]
@@ -137,7 +137,7 @@ class Generator(nn.Module):
     def forward(
         self, slot_T: Tensor, position_T: Tensor, length_T: Tensor | None, attend: Attend
     ) -> Tensor:
-        """(T, C) what :meth:`scored` takes. ``length_T`` is for a generator that is not causal."""
+        """Features (T, C) of the rows, for :meth:`scored`; ``length_T`` is for a generator that is not causal."""
         x_TC = self.scale * self.embedding(slot_T) + self.position_embedding(position_T)
         if self.length_embedding is not None:
             x_TC = x_TC + self.length_embedding(length_T)
@@ -146,7 +146,7 @@ class Generator(nn.Module):
         return self.ln(x_TC)
 
     def whole(self, rows: Packed) -> Tensor:
-        """:meth:`forward` of whole sequences."""
+        """Features (T, C) of whole sequences, see :meth:`forward`."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             limits: dict[str, Any] = {"max_length": rows.longest, "key_stop": rows.stop_T}
@@ -157,7 +157,7 @@ class Generator(nn.Module):
         return self(rows.slot_T, rows.position_T, rows.length_T, attend)
 
     def scored(self, x_TC: Tensor, position_T: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Codebook by codebook: which rows predict a token at a position of it, and their logits (n, K + 1)."""
+        """Yield for each codebook the rows that predict a token of it, (n,), and their logits (n, K + 1)."""
         config = self.config
         table_ICK = self.embedding.weight[: self.codes].unflatten(0, (config.codebooks, -1)).mT
         codebook_T = position_T // config.codebook_span
@@ -172,7 +172,7 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Generator:
-        """A generator from a file of :meth:`save_pretrained`, on the CPU, in evaluation mode.
+        """Load a generator from a file of :meth:`save_pretrained`, on the CPU, in evaluation mode.
 
         Raises:
             alit.CheckpointError: a corrupt file, one of something else, or keys that do not fit (listed).
@@ -189,5 +189,5 @@ class Generator(nn.Module):
 
 
 def write(path: str | Path, config: GeneratorConfig, state: Mapping[str, Tensor]) -> None:
-    """As :meth:`Generator.save_pretrained`."""
+    """Write a generator's file from configuration and state; raises as :meth:`Generator.save_pretrained`."""
     model_file.write_tensors(path, {"format": FORMAT, "config": config.to_json()}, state)

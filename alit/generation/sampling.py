@@ -1,4 +1,4 @@
-"""Samples of a generator, by the sampler of its kind."""
+"""Sampling from a generator, autoregressive or masked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .drawing import Sharpness, chance
 from .masked import masked
 from .model import Generator
 
-#: Masked tokens are filled in in so many steps.
+#: Steps in which masked tokens are filled in.
 STEPS = 12
 MOST = 2**20
 
 
 class Samples(NamedTuple):
-    """What :func:`sample` returns.
+    """Result of :func:`sample`.
 
     Attributes:
         tokens: of all samples, on the CPU.
@@ -45,16 +45,16 @@ def sample(
     in_flight: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Samples:
-    """New token sequences, each of a length of its own.
+    """Sample new token sequences, each of a length of its own.
 
-    A sample depends on the seed and its number, not on those beside it, up to the rounding of the generator's numbers.
+    A sample depends on the seed and its number, not on those beside it, up to rounding in the generator.
 
     Args:
         count: samples, 1 to 2^20.
         of: a class; None: classes as often as the training data have them.
         seed: 0 to 2^63 - 1.
         temperature, top_k, top_p: see :class:`alit.generation.drawing.Sharpness`.
-        steps: of a generator that is not causal.
+        steps: in which a generator that is not causal fills in masked tokens.
         in_flight: samples computed together; bounds memory.
         on_progress: called with the number of samples that are done.
 

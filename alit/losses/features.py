@@ -1,4 +1,4 @@
-"""A perceptual distance on the features of EfficientNet-Lite1, whose weights come with a package."""
+"""Perceptual distance on the features of EfficientNet-Lite1, whose weights come with a package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FeatureDistance(nn.Module):
         self.network = _efficientnet().requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FeatureDistance:
-        """Its statistics stay those that it was trained with."""
+        """Stay in evaluation mode: normalization keeps the statistics of the pretrained network."""
         return super().train(False)
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class FeatureDistance(nn.Module):
             return torch.stack(distances).mean(0)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Unit vectors over channels at strides 4 to 32, and of the whole image."""
+        """Features as unit vectors over channels, at strides 4 to 32 and of the whole image."""
         net: Any = self.network
         found: list[Tensor] = []
         x = ((images * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
@@ -73,7 +73,7 @@ def _efficientnet() -> nn.Module:
 
 
 def _fused(network: Any) -> nn.Module:
-    """Each normalization within its convolution: it does not learn, and memory costs more than arithmetic."""
+    """Fuse each normalization into its convolution: it does not learn, and memory costs more than arithmetic."""
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]

@@ -9,7 +9,7 @@ from torch.nn.functional import relu
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, 3, height, width) to one logit per patch (B, 1, h, w).
+    """PatchGAN discriminator: images (B, 3, height, width) to one logit per patch (B, 1, h, w).
 
     4x4 convolutions with padding 1: three with stride 2, two with stride 1; BatchNorm after all but the first and the
     last, LeakyReLU 0.2 between. Keys ``main.*`` as published.
@@ -42,7 +42,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """0.5 (mean relu(1 - real) + mean relu(1 + fake)) of a discriminator's logits."""
+    """Hinge loss of a discriminator's logits: 0.5 (mean relu(1 - real) + mean relu(1 + fake))."""
     return 0.5 * (relu(1 - real).mean() + relu(1 + fake).mean())
 
 

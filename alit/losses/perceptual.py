@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 from ..console import console
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
-#: Packages that carry the weights of the heads, and where.
+#: Packages that carry the weights of the heads, and their file in each.
 HEADS = {
     "torchmetrics": "functional/image/lpips_models/vgg.pth",
     "lpips": "weights/v0.1/vgg.pth",
@@ -65,7 +65,7 @@ class Perceptual(nn.Module):
 
     @staticmethod
     def at_hand() -> bool:
-        """Whether VGG16's weights have been fetched already."""
+        """True if VGG16's weights have been fetched already."""
         return (Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG16).name).is_file()
 
     def load_pretrained(self) -> Perceptual:
@@ -114,7 +114,7 @@ class Perceptual(nn.Module):
 
 
 def _heads() -> Path:
-    """The file of the heads' weights; the packages that carry it are not imported: they need torchvision, or time."""
+    """File of the heads' weights; the packages that carry it are not imported: they need torchvision, or time."""
     for name, place in HEADS.items():
         package = importlib.util.find_spec(name)
         if package is not None and package.origin is not None:

@@ -19,7 +19,7 @@ WEIGHTS = (2.5, 2.0, 1.5, 1.25)
 
 
 class IterationLoss(NamedTuple):
-    """Scalars of one iteration; ``nll`` (nats) is None where the base has no codebook."""
+    """Loss terms (scalars) of one iteration; ``nll`` (nats) is None where the base has no codebook."""
 
     nll: Tensor | None
     code: Tensor
@@ -27,7 +27,7 @@ class IterationLoss(NamedTuple):
 
 
 class Stage1Loss(NamedTuple):
-    """``total``, and its terms by iteration number."""
+    """Result of :func:`stage1_loss`: ``total``, and its terms by iteration number."""
 
     total: Tensor
     iterations: dict[int, IterationLoss]
@@ -52,16 +52,16 @@ def stage1_loss(
         images: (B, 3, height, width) in [0, 1].
         at: iterations (from 0) whose loss counts; all by default. The rollout ends with the last of them.
         weights: by iteration number; 1 beyond its end.
-        together: where nothing halts, one run of the decoder for all iterations after the last: the same numbers up
-            to rounding, from half as many kernels. False: one run in each iteration, whose activations fit the caches
-            of a CPU. None: together on a GPU.
+        together: True: where nothing halts, one run of the decoder for all iterations after the last: the same numbers
+            up to rounding, from half as many kernels. False: one run in each iteration, whose activations fit the
+            caches of a CPU. None: together on a GPU.
         tail_drop: probability for each image and iteration that the decoder sees only its first latents, see
             :func:`alit.losses.tails.kept_lengths`; where nothing halts.
         rollout_options: passed to :meth:`alit.AdaptiveTokenizer.rollout`.
 
     Raises:
-        ValueError: ``at`` is empty or holds what is no iteration; wrong images; ``tail_drop`` is no probability, or
-            tokens halt.
+        ValueError: ``at`` is empty or holds a number that is no iteration; wrong images; ``tail_drop`` is no
+            probability, or tokens halt.
     """
     check_tails(model, tail_drop)
     at = range(model.config.iterations) if at is None else at

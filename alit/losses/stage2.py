@@ -17,8 +17,8 @@ from .tails import check_tails, kept_lengths
 
 
 class Reconstruction(NamedTuple):
-    """One iteration's: its number, pixels (B, 3, height, width), the quantizer's loss (None without a quantizer) and
-    the mean squared error of the code.
+    """Reconstruction after one iteration: its number, pixels (B, 3, height, width), the quantizer's loss (None without
+    a quantizer) and the mean squared error of the code.
     """
 
     iteration: int
@@ -28,8 +28,8 @@ class Reconstruction(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of the terms beside L1, as published: ``perceptual`` of mean LPIPS, ``l2`` of the mean squared error, ``ssim`` of
-    1 - mean SSIM."""
+    """Weights of the terms beside L1, as published: ``perceptual`` of mean LPIPS, ``l2`` of the mean squared error,
+    ``ssim`` of 1 - mean SSIM."""
 
     perceptual: float = 1.0
     l2: float = 0.0
@@ -45,14 +45,14 @@ def reconstructions(
     through_time: bool = True,
     tail_drop: float = 0.0,
 ) -> Iterator[Reconstruction]:
-    """Those of the iterations ``at``; nothing after them is computed.
+    """Yield the reconstructions of the iterations ``at``; nothing after them is computed.
 
     ``through_time`` as for :meth:`alit.AdaptiveTokenizer.rollout`,
     ``tail_drop`` as for :func:`alit.losses.stage1_loss`.
 
     Raises:
-        ValueError: ``at`` is empty or holds what is no iteration; wrong images; ``tail_drop`` is no probability, or
-            tokens halt.
+        ValueError: ``at`` is empty or holds a number that is no iteration; wrong images; ``tail_drop`` is no
+            probability, or tokens halt.
     """
     check_tails(model, tail_drop)
     if not at:
@@ -89,15 +89,15 @@ def pixel_loss(
     gan_weight: float,
     weights: Weights = Weights(),  # noqa: B008 (immutable)
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """mean|x - r| + weighted other terms + weight * -mean D(r) + quantizer loss, and its terms by name.
+    """Loss mean|x - r| + weighted other terms + weight * -mean D(r) + quantizer loss, and its terms by name.
 
     The terms are means, unweighted: ``l1``, ``perceptual``, ``l2``, ``ssim`` (1 - SSIM), ``quantization``,
-    ``adversarial`` (-mean of the logits) and ``weight`` (adaptive weight x GAN weight). What is left out is not among
-    them, and not computed.
+    ``adversarial`` (-mean of the logits) and ``weight`` (adaptive weight x GAN weight). A term that is left out is
+    not among them, and not computed.
 
     Args:
         pixels: r, reconstructions by ``model`` of ``images`` x; ``quantization`` is the quantizer's loss with them.
-        discriminator: in training mode; its gradients from this loss belong to nobody's step. None leaves the term out.
+        discriminator: in training mode; its gradients from this loss are for no optimizer. None leaves the term out.
         perceptual: (images, reconstructions) -> (B,); None leaves the term out.
         gan_weight: weight = adaptive weight * gan_weight.
         weights: of the other terms; L2 and SSIM are left out where theirs is 0.
@@ -135,9 +135,9 @@ def discriminator_loss(
 
 
 def last_layer(model: AdaptiveTokenizer) -> Parameter:
-    """Where gradients are compared: the base decoder's last convolution, as published.
+    """Parameter at which gradient norms are compared: the base decoder's last convolution, as published.
 
-    Where the base is frozen or has no weights: the last layer that is trained, of the pixel filter or the decoder.
+    With a pixel filter: its last layer. Else, where the base is frozen or has no weights: the decoder's last layer.
     """
     if model.pixel_filter is not None:
         return model.get_parameter("pixel_filter.last.weight")

@@ -10,10 +10,10 @@ from ..model import AdaptiveModel
 
 
 def check_tails(model: AdaptiveModel, tail_drop: float) -> None:
-    """That a loss may drop tails of the latents of this model.
+    """Check that a loss may drop tails of the latents of this model.
 
     Raises:
-        ValueError: no probability; halting, which needs the prediction of all latents.
+        ValueError: ``tail_drop`` is no probability; halting, which needs the prediction of all latents.
     """
     if not 0 <= tail_drop <= 1:
         raise ValueError(f"tail_drop: expected a probability, got {tail_drop}")
@@ -24,7 +24,7 @@ def check_tails(model: AdaptiveModel, tail_drop: float) -> None:
 
 
 def kept_lengths(iteration: Iteration, own: int, tail_drop: float) -> Tensor:
-    """How many latents of each image the decoder sees: (B,) int64, drawn from the default generator of the device.
+    """Number of latents of each image that the decoder sees: (B,) int64, drawn from the device's default generator.
 
     With probability ``tail_drop`` the first n: in half of these cases n is uniform over the tokens that the iteration
     added, as encoding keeps them, else over all of them, as they are truncated later.

@@ -1,1 +1,1 @@
-"""A page to play with: an image, a slider over its tokens, and what each number of them keeps (``alit serve``)."""
+"""Interactive page: an image, a slider over its tokens, and the reconstruction from so many (``alit serve``)."""

@@ -1,4 +1,4 @@
-"""What can be asked over HTTP: docs/serve.md has the table."""
+"""HTTP interface of the page; docs/serve.md has a table of its routes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ..tokenizer import AdaptiveTokenizer
 from .guard import Guard, Refused, body
 from .uploads import Upload, attention, encoded, png, reconstruction
 
-#: Uploads that are taken in at a time; others wait unread.
+#: Uploads that are processed at a time; others wait unread.
 UPLOADS = 2
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of an upload, millions of its pixels, and images that are kept."""
+    """Limits: bytes and millions of pixels of an upload, and number of images that are kept."""
 
     upload_bytes: int
     megapixels: float
@@ -42,11 +42,11 @@ class Limits:
 
 
 class Playground:
-    """A model, the one thread that runs it, and the images that were asked for last.
+    """A model, the one thread that runs it, and the images that were requested last.
 
     Args:
         model: one that gives indices.
-        name: what the page calls it.
+        name: its name on the page.
     """
 
     def __init__(self, model: AdaptiveTokenizer, name: str, limits: Limits) -> None:
@@ -57,7 +57,7 @@ class Playground:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def application(self, *names: str) -> Starlette:
-        """For an ASGI server; ``names`` of this machine, beside localhost, under which it may be asked."""
+        """ASGI application; ``names`` are those of this machine, beside localhost, that requests may use."""
         routes = [
             Route("/", self.show_page),
             Route("/model", self.about),
@@ -76,12 +76,12 @@ class Playground:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """At the end what has not begun is given up."""
+        """Context manager: cancel work that has not begun when the server ends."""
         yield
         self.thread.shutdown(wait=False, cancel_futures=True)
 
     async def work(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A function of the model, in its thread, after what was asked for before."""
+        """Run a function of the model in its thread, after earlier work; returns its result."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.thread, function, self.model, *arguments)
 
@@ -136,7 +136,7 @@ class Playground:
     async def attention(self, request: Request) -> Response:
         try:
             maps = await self.work(attention, self.asked(request))
-        except ValueError as error:  # a model that has none
+        except ValueError as error:  # a model without attention maps
             field, _, reason = str(error).partition(": ")
             raise Refused(409, field, reason) from error
         rows, columns = maps.shape[1:]
@@ -150,7 +150,7 @@ class Playground:
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     def asked(self, request: Request) -> Upload:
-        """The image of the address, which is now the last to be given up."""
+        """Image that the request's address names, now the last to be dropped; raises ``Refused`` if it is not kept."""
         key = request.path_params["key"]
         if key not in self.images:
             reason = f"no such image; the last {self.limits.images} are kept, upload it again"
@@ -159,7 +159,7 @@ class Playground:
         return self.images[key]
 
     def count(self, request: Request) -> int:
-        """The parameter ``tokens``."""
+        """Query parameter ``tokens``, 1 to the model's most; raises ``Refused`` for anything else."""
         given, most = request.query_params.get("tokens", ""), self.model.config.max_tokens
         if not re.fullmatch("[0-9]{1,9}", given) or not 1 <= int(given) <= most:
             raise Refused(400, "tokens", f"expected 1 to {most}, got {given[:100]!r}")
@@ -167,7 +167,7 @@ class Playground:
 
 
 def policy(page: str) -> str:
-    """The Content-Security-Policy of the page: its own script and style, by their hashes, and this server."""
+    """Content-Security-Policy of the page, which allows its own script and style, by their hashes, and this server."""
 
     def own(tag: str) -> str:
         (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -186,7 +186,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _no_such(request: Request, error: Exception) -> Response:
-    """No such address, or method of it."""
+    """Response for an unknown address, or a method that it lacks."""
     assert isinstance(error, HTTPException)
     answer = Refused(error.status_code, "address", error.detail.lower()).answer()
     answer.headers.update(error.headers or {})

@@ -1,4 +1,4 @@
-"""Who may ask, and how much they may send: nothing reaches the model that does not pass here."""
+"""Guard of all requests: the hosts and origins that are allowed, and how much they may send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 
 #: Seconds in which an upload has to arrive.
 PATIENCE = 60.0
-#: Of every answer. Images stay in no cache, and no other site may show what is here.
+#: Headers of every response: images stay in no cache, and no other site may show them.
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -23,11 +23,11 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A request that is not answered.
+    """Exception: a request is refused.
 
     Args:
-        status: of HTTP.
-        field: what is wrong with it: a parameter, a header.
+        status: HTTP status code.
+        field: the parameter or header that is wrong.
         reason: what was expected, and what came.
     """
 
@@ -40,14 +40,14 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware: refuses foreign names and foreign pages, and adds headers to every answer, the last ones too.
+    """ASGI middleware that refuses foreign hosts and origins, and adds headers to every response.
 
     A page of another site can make a browser send requests here. Under a name of its own that leads to this machine
-    (DNS rebinding) it could also read the answers; then ``Host`` has that name. Addresses in numbers are nobody's name.
+    (DNS rebinding) it could also read the answers; then ``Host`` has that name. Numeric addresses cannot be rebound.
 
     Args:
-        names: that ``Host`` may have, beside addresses in numbers and localhost.
-        policy: the Content-Security-Policy of every answer.
+        names: those that ``Host`` may have, beside numeric addresses and localhost.
+        policy: the Content-Security-Policy of every response.
     """
 
     def __init__(self, app: Any, names: tuple[str, ...], policy: str) -> None:
@@ -97,10 +97,10 @@ def _is_address(name: str) -> bool:
 
 
 async def body(request: Request, field: str, most: int) -> bytes:
-    """What is sent, at most ``most`` bytes; no more of it than that is taken.
+    """Body of a request, at most ``most`` bytes; reading stops beyond that.
 
     Raises:
-        Refused: more, nothing, or not all of it in time.
+        Refused: more bytes, none, or not all of them in time.
     """
     try:
         data = await asyncio.wait_for(_body(request, field, most), PATIENCE)

@@ -1,4 +1,4 @@
-"""What the page shows of an image, computed; nothing here knows of HTTP."""
+"""Encoding, reconstruction and attention of an uploaded image, without anything of HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..tokenizer import AdaptiveTokenizer
 
 @dataclass(frozen=True)
 class Upload:
-    """An image with all the tokens that its model gives.
+    """Uploaded image with all the tokens that the model gives.
 
     Attributes:
         name: of its file, as ``.alit`` files may hold it; may be empty.
@@ -38,19 +38,19 @@ class Upload:
     tokens: TokenSequence
 
     def file(self, tokens: int, identity: ModelIdentity) -> bytes:
-        """An ``.alit`` file of the first tokens."""
+        """Bytes of an ``.alit`` file of the first ``tokens`` tokens."""
         return self.tokens.truncated(tokens).to_bytes(
             identity, names=[self.name], originals=[self.original]
         )
 
 
 class Reconstruction(NamedTuple):
-    """Of the first tokens, as large as the image was encoded.
+    """Reconstruction from the first tokens, in the size in which the image was encoded.
 
     Attributes:
-        png: a file.
+        png: bytes of a PNG file.
         l1, psnr: errors of its 8-bit pixels, the latter in decibels.
-        thumbnail_l1, thumbnail_psnr: those of a thumbnail of as many bits, enlarged.
+        thumbnail_l1, thumbnail_psnr: errors of a thumbnail of as many bits, enlarged.
     """
 
     png: bytes
@@ -61,7 +61,7 @@ class Reconstruction(NamedTuple):
 
 
 def encoded(model: AdaptiveTokenizer, data: bytes, name: str, max_megapixels: float) -> Upload:
-    """The image of a file: all of it, resized to about as many pixels as the model's own, see ``fitting.py``.
+    """Encode the image of a file: all of it, resized to about as many pixels as the model's own, see ``fitting.py``.
 
     Raises:
         OSError: as :func:`alit.images.upright`.
@@ -75,7 +75,7 @@ def encoded(model: AdaptiveTokenizer, data: bytes, name: str, max_megapixels: fl
 
 
 def reconstruction(model: AdaptiveTokenizer, upload: Upload, tokens: int) -> Reconstruction:
-    """Of the first ``tokens``, 1 to as many as there are."""
+    """Reconstruct an upload from its first ``tokens`` tokens, 1 to as many as there are."""
     pixels = eight_bits(model.decode(upload.tokens.truncated(tokens))[0])
     bits = tokens * bits_per_token(model.config)
     shown = torch.stack([pixels, thumbnail(upload.image[None], bits)[0]])
@@ -85,7 +85,7 @@ def reconstruction(model: AdaptiveTokenizer, upload: Upload, tokens: int) -> Rec
 
 
 def attention(model: AdaptiveTokenizer, upload: Upload) -> Tensor:
-    """Where each token looks, from its own smallest to its largest value: (L, rows, columns) uint8.
+    """Attention map of each token, scaled from its smallest to its largest value: (L, rows, columns) uint8.
 
     Raises:
         ValueError: as :func:`alit.attention_maps.latent_attention`.

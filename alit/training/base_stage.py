@@ -20,7 +20,7 @@ class BaseModule(nn.Module):
         self.base, self.regularizer = base, regularizer
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its terms by name."""
+        """Loss (a scalar), and its terms by name, detached."""
         pixels, term = self.base.autoencode(images)
         error = l1_loss(pixels.float(), images.float())
         loss = error + self.regularizer * term.float()
@@ -29,7 +29,7 @@ class BaseModule(nn.Module):
 
 
 class BaseStage(Stage):
-    """Only the base tokenizer learns.
+    """Training stage in which only the base tokenizer learns.
 
     Raises:
         ValueError: a base tokenizer without weights, or one that is to be sharded.
@@ -47,6 +47,6 @@ class BaseStage(Stage):
         super().__init__(model, config, own, BaseModule(base, config.regularizer), side="base")
 
     def reconstructions(self, images: Tensor) -> list[Tensor]:
-        """The images as the base tokenizer alone gives them back."""
+        """Reconstructions of the images by the base tokenizer alone."""
         base, config = self.model.base_tokenizer, self.model.config
         return [base.pixels(base.encode(images).code_BNC.float(), config.grid)]

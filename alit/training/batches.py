@@ -1,4 +1,4 @@
-"""The batches of a run, from what its configuration names."""
+"""Batches of a run, from the data that its configuration names."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def batches(
     Args:
         images: in place of ``config.data``.
         model: what learns; images get the size of its own.
-        step: where the run goes on, ``state``: where each process's stream of shards stood.
+        step: step at which the run goes on; ``state``: position of each process's stream of shards.
         addresses: shards may lie at http and https addresses.
 
     Raises:
-        OSError, ValueError: data that are not there or do not fit.
+        OSError, ValueError: data that are missing or do not fit.
     """
     share = Share(config.batch_size, config.accumulate, own.rank, own.count)
     pin = own.device.type == "cuda"
@@ -77,6 +77,6 @@ def batches(
 
 
 def preparation(config: TrainingConfig) -> dict[str, Any]:
-    """Options of :class:`alit.training.image_data.Preparation` but the size."""
+    """Options of :class:`alit.training.image_data.Preparation` except the size."""
     names = ("crop", "flip", "convert_profiles", "max_megapixels")
     return {name: getattr(config, name) for name in names}

@@ -32,7 +32,7 @@ PREFIX = "checkpoint-"
 
 
 def saved(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first; one that was put aside counts until another has its place."""
+    """Complete checkpoints of a run, oldest first; one that was put aside counts until its replacement is in place."""
     found = {}
     for path in (*run.glob(f".{PREFIX}*.aside"), *run.glob(f"{PREFIX}*")):
         name = path.name.removeprefix(".").removesuffix(".aside")
@@ -47,7 +47,7 @@ def _step(name: str) -> int | None:
 
 
 def recover(run: Path) -> None:
-    """Finish or undo what a killed run left half done; whoever calls it holds the run (``alone``)."""
+    """Finish or undo what a killed run left half done; the caller must hold the run's lock (``alone``)."""
     for aside in run.glob(f".{PREFIX}*.aside"):
         place = run / aside.name[1:].removesuffix(".aside")
         if place.exists():
@@ -59,7 +59,7 @@ def recover(run: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A folder, or whatever else somebody put in its place."""
+    """Remove a folder, or whatever else is in its place."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -85,12 +85,12 @@ def save(
 ) -> Path:
     """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``; every process calls it.
 
-    At every moment an intact one is on the disk, once the first is.
+    Once the first checkpoint is on the disk, there is an intact one at every moment.
 
     Args:
-        tensors: the same names in every process; of sharded tensors each writes its rows, of others the first.
-        about: what is written beside them, ``config`` and ``model`` among it.
-        own_data: where this process's data stands.
+        tensors: the same names in every process; each writes its rows of sharded tensors, rank 0 all other tensors.
+        about: values of ``run.json``, ``config`` and ``model`` among them.
+        own_data: position of this process's data; None where the step says it all.
 
     Raises:
         OSError: it could not be written; the checkpoints before it are intact.
@@ -136,7 +136,7 @@ def save(
 
 
 def _in_all(own: Processes, action: Callable[[], Any], kind: type[Exception] = OSError) -> Any:
-    """What ``action`` returns; where it fails in one process, all raise this error with what happened there."""
+    """Run ``action`` in all processes and return its result; if it fails in one, all raise ``kind`` with its reason."""
     result, cause = None, None
     try:
         result = action()
@@ -149,7 +149,7 @@ def _in_all(own: Processes, action: Callable[[], Any], kind: type[Exception] = O
 
 
 def _move(part: Path, target: Path) -> None:
-    """Give a complete folder its name; what had it before is put aside first (see :func:`recover`)."""
+    """Give a complete folder its final name; a folder of that name is put aside first (see :func:`recover`)."""
     aside = target.with_name(f".{target.name}.aside")
     if target.exists():
         target.rename(aside)
@@ -178,7 +178,7 @@ def _checksum(path: Path) -> int:
 
 
 def about(checkpoint: Path) -> dict[str, Any]:
-    """What was written beside the tensors: ``step``, ``config``, ``model``, ``seconds``, ``files``, ``data``.
+    """Values written beside the tensors: ``step``, ``config``, ``model``, ``seconds``, ``files``, ``data``.
 
     Raises:
         alit.CheckpointError: no checkpoint, or a damaged one.
@@ -195,7 +195,7 @@ def about(checkpoint: Path) -> dict[str, Any]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None where all its files are as they were written."""
+    """Describe the damage of a checkpoint; None where all its files are as they were written."""
     try:
         for rank, stated in enumerate(about(checkpoint)["files"]):
             file = checkpoint / _file(rank)
@@ -210,7 +210,7 @@ def damage(checkpoint: Path) -> str | None:
 
 @contextmanager
 def _holders(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
-    """By name of a tensor the files of so many processes that hold it; damage within is a CheckpointError."""
+    """Context manager: open files that hold each tensor, by its name; read errors within are ``CheckpointError``."""
     try:
         with ExitStack() as stack:
             holders: dict[str, list[Any]] = {}
@@ -228,7 +228,7 @@ def _holders(checkpoint: Path, count: int) -> Iterator[dict[str, list[Any]]]:
 
 
 def shapes(checkpoint: Path, part: str) -> dict[str, tuple[int, ...]]:
-    """Of the tensors named ``part/...``, without that.
+    """Shapes of the tensors named ``part/...``, by name without that prefix.
 
     Raises:
         alit.CheckpointError: a damaged checkpoint.
@@ -241,10 +241,10 @@ def shapes(checkpoint: Path, part: str) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def load(checkpoint: Path, tensors: Mapping[str, Tensor], own: Processes) -> list[Any] | None:
-    """Fill the tensors in place, in every process or in none without an error.
+    """Fill the tensors in place; an error in one process is raised in all.
 
     Returns:
-        Where the data of each process stood, None where their position says it all.
+        Position of the data of each process; None where the step says it all.
 
     Raises:
         alit.CheckpointError: a damaged checkpoint, or one of other tensors.

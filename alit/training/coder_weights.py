@@ -25,7 +25,7 @@ ENCODER_SINK, DECODER_SINK, ELSEWHERE = 4.5, 2.6, 5.0
 ROWS_AWAY, PAIRS_AWAY, FARTHEST, NOTHING = (0.0, 7.0, 8.2, 11.0), (0.0, 7.5, 8.5), 20.0, 9.0
 #: Logit by which a query prefers the class token to tokens of the whole image: it then gets the sum of these, scaled.
 SUMMED = math.log(100)
-#: An image token's constant beside its base tokens: it is normalized, and so they nearly keep their magnitudes.
+#: Constant of an image token beside its base tokens, which so nearly keep their magnitudes when it is normalized.
 CONSTANT = 12.0
 #: Gains of what latents fetch, of codes where they enter the decoder, of what its queries collect, and of the tanh's
 #: input: small enough that normalizations and tanh are nearly linear.
@@ -35,14 +35,14 @@ CURVED, OFFSET = 0.25, 0.7
 
 
 def size_of(width: int, flags: int) -> float:
-    """A flag of 1 in a normalized token that has so many, less an unused channel: a small difference of large logits
-    decides who attends to the class token, and so it is exact.
+    """Value of a flag of 1, less an unused channel, in a normalized token with ``flags`` of them. It is exact, since a
+    small difference of large logits decides which tokens attend to the class token.
     """
     return math.sqrt(width / flags / (1 - flags / width))
 
 
 class Roles:
-    """Channels of the residual stream, as slices and numbers; ``width`` is how many there are."""
+    """Channels of the residual stream, as slices and numbers; ``width`` is their count."""
 
     def __init__(self, config: AdaptiveTokenizerConfig) -> None:
         height, across = config.grid
@@ -59,7 +59,7 @@ class Roles:
 
     @functools.cached_property
     def pairs(self) -> Tensor:
-        """(latents, 2) row and first column of the pair that each describes.
+        """Row and first column of the pair that each latent describes, (latents, 2).
 
         The first ``WHOLE`` of iteration 0 describe the whole image instead, and so the first of later iterations
         describe pairs of which nothing was said yet.
@@ -79,18 +79,18 @@ class Roles:
         return torch.cat([one_hot(rows, height), one_hot(columns, across)], dim=1).float()
 
     def heads(self, transformer: Transformer, iteration: int) -> list[_Head]:
-        """Those that an iteration owns: two of a layer."""
+        """The two heads of one layer that an iteration owns."""
         turn, layer = divmod(iteration, len(transformer.transformer))
         block = transformer.transformer[layer]
         return [_Head.of(block, PAIR * turn + side) for side in range(PAIR)]
 
     def whole(self, transformer: Transformer) -> _Head:
-        """That of tokens which describe the whole image: one that no iteration owns."""
+        """Head of the tokens that describe the whole image: one that no iteration owns."""
         return self.heads(transformer, self.iterations.stop - self.iterations.start)[0]
 
 
 def _scattered(height: int, across: int) -> list[tuple[int, int]]:
-    """All places of a grid, each as far as can be from those before it, so that the first few cover the image."""
+    """All places of a grid, each as far as possible from those before it, so that the first few cover the image."""
     left = [(row, column) for row in range(height) for column in range(across)]
     # A column of pairs is twice as wide as a row is high.
     apart = dict.fromkeys(left, math.inf)
@@ -105,7 +105,7 @@ def _scattered(height: int, across: int) -> list[tuple[int, int]]:
 
 
 def make_tokens(model: AdaptiveTokenizer, roles: Roles) -> None:
-    """Everything that enters encoder and decoder."""
+    """Write the embeddings, the tokens, and the input and output projections of encoder and decoder."""
     config = model.config
     rows, columns = (
         x.flatten() for x in torch.meshgrid(*map(torch.arange, roles.grid), indexing="ij")
@@ -127,7 +127,7 @@ def make_tokens(model: AdaptiveTokenizer, roles: Roles) -> None:
     model.latent_tokens.zero_()
     model.latent_token_positional_embedding.zero_()
     model.timestep_embedding.copy_(latents)
-    # Their codes lie apart from all others, and of each apart from the others'.
+    # Codes of whole-image tokens lie apart from all others, and those of each apart from those of the rest.
     model.timestep_embedding[0, :WHOLE, roles.content][:, WHOLE : 2 * WHOLE] = torch.eye(WHOLE)
     decoder, read = model.decoder, model.pre_quantizer_mlp
     decoder.latent_token_positional_embedding.copy_(latents.flatten(0, 1))
@@ -154,7 +154,7 @@ def make_tokens(model: AdaptiveTokenizer, roles: Roles) -> None:
 
 
 def silence(transformer: Transformer) -> None:
-    """Nothing is added, until heads are given something to fetch; queries ask for nothing."""
+    """Make all layers add nothing until heads are given something to fetch; queries ask for nothing."""
     for block in transformer.transformer:
         assert isinstance(block, Block)
         for layer in (block.mlp.c_proj, block.attn.out_proj):
@@ -167,8 +167,8 @@ def silence(transformer: Transformer) -> None:
 
 
 class _Head(NamedTuple):
-    """Views of one head's weights: queries, keys and values (channels of the head, width), and their biases; what it
-    writes (width, channels of the head)."""
+    """Views of one head's weights: queries, keys and values (channels of the head, width), and their biases; its
+    output projection (width, channels of the head)."""
 
     weight: Tensor
     bias: Tensor
@@ -187,13 +187,13 @@ class _Head(NamedTuple):
         )
 
     def carry(self, source: Tensor, channels: slice | list[int], roles: Roles) -> None:
-        """Values (n, channels), of what these channels differ by from the unused one; 0 for the class token."""
+        """Set the values to ``source`` (n, channels) of these channels, less the unused one; 0 for the class token."""
         self.weight[2], self.bias[2] = 0, 0
         self.weight[2, : len(source), channels] = source
         self.weight[2, : len(source), roles.unused] = -source.sum(1)
 
     def match(self, queries: Tensor, keys: Tensor, bias: Tensor, roles: Roles) -> None:
-        """Attend by the products of so many channels, (n, width) each; ``bias`` (n,) is the queries'."""
+        """Set queries and keys, (n, width) each, whose products are the logits; ``bias`` (n,) is the queries'."""
         count, room = len(bias), self.weight.shape[1]
         root = math.sqrt(room)
         for weight in (queries, keys):
@@ -207,7 +207,7 @@ class _Head(NamedTuple):
 def write_encoder(
     model: AdaptiveTokenizer, roles: Roles, iteration: int, projection: Tensor
 ) -> None:
-    """Fresh latents fetch the projection (code channels, 2 C) of what their pair misses."""
+    """Write the heads by which fresh latents fetch the projection (code channels, 2 C) of what their pair misses."""
     heads = roles.heads(model.encoder, iteration)
     _ask_image_tokens(heads, roles, iteration, model.config)
     for each, own in zip(heads, projection.chunk(PAIR, dim=1), strict=True):
@@ -215,7 +215,7 @@ def write_encoder(
 
 
 def write_whole_encoder(model: AdaptiveTokenizer, roles: Roles, projection: Tensor) -> None:
-    """What tokens of the whole image say, (``WHOLE``, C) of the mean image token, is taken from what pairs say."""
+    """Write the head that subtracts what tokens of the whole image say, (``WHOLE``, C) of the mean, from pairs."""
     head, width = roles.whole(model.encoder), model.config.encoder.width
     queries, keys = torch.zeros(2, width), torch.zeros(2, width)
     keys[0, roles.is_image], keys[1, roles.is_class] = (
@@ -231,7 +231,7 @@ def write_whole_encoder(model: AdaptiveTokenizer, roles: Roles, projection: Tens
 
 
 def _fetch(model: AdaptiveTokenizer, roles: Roles, head: _Head, projection: Tensor) -> None:
-    """Of image tokens the projection (n, C), for the first channels of content."""
+    """Make a head fetch the projection (n, C) of image tokens into the first n channels of content."""
     config = model.config
     ones = torch.ones(1, config.base.latent_channels, 1, 1)
     seen = model.base_tokenizer.tokens(ones).tokens_BCHW.flatten()
@@ -241,12 +241,12 @@ def _fetch(model: AdaptiveTokenizer, roles: Roles, head: _Head, projection: Tens
 
 
 def apart(config: AdaptiveTokenizerConfig) -> float:
-    """The channel of its own that a token of the whole image has beside what it says, in what is quantized."""
+    """Value of the channel of its own that each token of the whole image has in the vector that is quantized."""
     return size_of(config.encoder.width, 3) / FETCHED
 
 
 def write_decoder(model: AdaptiveTokenizer, roles: Roles, iteration: int, inverse: Tensor) -> None:
-    """Queries collect what their latent's code tells of them: ``inverse`` (2 C, code channels)."""
+    """Write the heads by which queries collect what their latent's code says: ``inverse`` (2 C, code channels)."""
     config, heads = model.config, roles.heads(model.decoder, iteration)
     _ask_latents(heads, roles, iteration, config)
     for each, own in zip(heads, inverse.chunk(PAIR), strict=True):
@@ -254,10 +254,10 @@ def write_decoder(model: AdaptiveTokenizer, roles: Roles, iteration: int, invers
 
 
 def write_whole_decoder(model: AdaptiveTokenizer, roles: Roles, inverse: Tensor) -> None:
-    """Queries collect what all tokens of the whole image say, ``inverse`` (C, ``WHOLE``)."""
+    """Write the head by which queries collect what all tokens of the whole image say, ``inverse`` (C, ``WHOLE``)."""
     head, width = roles.whole(model.decoder), model.config.decoder.width
     queries, keys = torch.zeros(2, width), torch.zeros(2, width)
-    # All others have a row. Where a logit is not 0 it may differ a little, where it decides between two it may not.
+    # All others have a row, and so a logit far below, which may be inexact; that of whole-image tokens is exactly 0.
     rows = slice(roles.place.start, roles.place.start + roles.grid[0])
     keys[0, rows], keys[1, roles.is_class] = -1 / size_of(width, 3), 1 / size_of(width, 1)
     head.match(queries, keys, torch.tensor([DECODER_MATCH, SUMMED]), roles)
@@ -267,7 +267,7 @@ def write_whole_decoder(model: AdaptiveTokenizer, roles: Roles, inverse: Tensor)
 
 
 def _collect(model: AdaptiveTokenizer, roles: Roles, head: _Head, inverse: Tensor) -> None:
-    """(C, n) of the first channels of content, for image tokens."""
+    """Make a head collect ``inverse`` (C, n) of the first n channels of content into the base channels."""
     ones = torch.ones(1, 1, model.config.base.latent_channels)
     told = model.base_tokenizer.predict(ones, None).code_BNC.flatten()
     count = inverse.shape[1]
@@ -278,7 +278,7 @@ def _collect(model: AdaptiveTokenizer, roles: Roles, head: _Head, inverse: Tenso
 def _ask_image_tokens(
     heads: list[_Head], roles: Roles, iteration: int, config: AdaptiveTokenizerConfig
 ) -> None:
-    """Fresh latents attend to their pair: by row, column and that it is an image token; all others to the class."""
+    """Make fresh latents attend to their pair, by row, column and image flag, and all others to the class token."""
     height, across = roles.grid
     width = config.encoder.width
     of_image, of_latent, of_class = (size_of(width, x) for x in (4, 3, 1))
@@ -298,7 +298,7 @@ def _ask_image_tokens(
 def _ask_latents(
     heads: list[_Head], roles: Roles, iteration: int, config: AdaptiveTokenizerConfig
 ) -> None:
-    """Queries attend to the latent that describes them: by row, column of the pair and iteration; else to the class."""
+    """Make queries attend to the latent of their pair, by row, column and iteration, or else to the class token."""
     height, across = roles.grid
     width = config.decoder.width
     of_token, of_class = size_of(width, 3), size_of(width, 1)
@@ -335,7 +335,7 @@ def _away(places: Tensor, lost: tuple[float, ...]) -> Tensor:
 
 
 def shares(roles: Roles) -> Tensor:
-    """How much queries get of the codes of pairs' latents in iteration 0: (pairs, latents), pairs in their order."""
+    """Attention of queries to the codes of pairs' latents in iteration 0: (pairs, latents), pairs in their order."""
     rows, columns = roles.pairs.T
     logits = _away(rows, ROWS_AWAY) + _away(columns // PAIR, PAIRS_AWAY)
     logits[:, :WHOLE] = -math.inf

@@ -1,4 +1,4 @@
-"""What a training run does: one flat dataclass, from YAML or Python."""
+"""Configuration of a training run: one flat dataclass, from YAML or Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOICES = {
     "discriminators": ("each", "shared"),
 }
 
-#: A resumed run may change these: they alter no result.
+#: Fields that a resumed run may change: they alter no result.
 FREE = {
     *("output", "device", "keep", "tensorboard"),
     *("log_every", "image_every", "checkpoint_every"),
@@ -38,7 +38,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A training run.
+    """Configuration of a training run.
 
     Attributes:
         stage: "base" trains the base tokenizer alone (the file it leaves is a later run's ``base_from``), "1" the
@@ -203,7 +203,7 @@ class TrainingConfig:
             expect(name, not applies or value == needed, f"{needed!r} {where}", value)
 
     def check_finite(self) -> None:
-        """That a run can begin with these numbers.
+        """Check that all numbers are finite, so that a run can begin with them.
 
         Raises:
             ValueError: a field that is NaN or infinite.
@@ -222,17 +222,17 @@ class TrainingConfig:
         return (1e-4 if self.stage == "2" else 1.5e-4) * self.batch_size / 256
 
     def gan_weight(self, done: float) -> float:
-        """After a fraction of the run."""
+        """GAN weight after a fraction ``done`` of the run."""
         return next((weight for start, weight in self.gan_schedule[::-1] if done >= start), 0.0)
 
     @property
     def adversarial(self) -> bool:
-        """Whether the run has discriminators."""
+        """True if the run has discriminators."""
         return self.stage == "2" and any(weight > 0 for _, weight in self.gan_schedule)
 
     @classmethod
     def from_mapping(cls, fields: dict[str, Any]) -> TrainingConfig:
-        """From plain values, converted to the fields' types.
+        """Configuration from plain values, converted to the fields' types.
 
         Raises:
             ValueError: an unknown field (the nearest one is suggested), a value of another type or out of range.
@@ -247,12 +247,12 @@ class TrainingConfig:
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> TrainingConfig:
-        """From a YAML or JSON file; ``overrides`` that are not None replace fields.
+        """Read a configuration from a YAML or JSON file; ``overrides`` that are not None replace fields.
 
-        Nothing in it is executed or looked up: paths are local, and text is what it is.
+        Nothing in it is executed or looked up: paths are local, and text is literal.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: a file that cannot be read.
             ValueError: not such a file, or as :meth:`from_mapping`.
         """
         path = Path(path)
@@ -270,9 +270,9 @@ class TrainingConfig:
         )
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Where a stored configuration (of :meth:`asdict`) differs in more than places and intervals.
+        """Differences to a stored configuration (of :meth:`asdict`), a line for each field that is not in ``FREE``.
 
-        A field that it lacks, since it was added later, is at its default there.
+        A field that the stored one lacks, since it was added later, is at its default there.
         """
         own, there = self.asdict(), {**TrainingConfig().asdict(), **renamed(other)}
         return [
@@ -282,11 +282,11 @@ class TrainingConfig:
         ]
 
     def asdict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them."""
+        """Fields by name, as plain JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 @functools.cache
 def _types() -> dict[str, Any]:
-    """Of the fields."""
+    """Types of the fields, by name."""
     return get_type_hints(TrainingConfig)

@@ -44,7 +44,7 @@ class GradientGraph:
         torch._foreach_zero_([gradient for _, gradient in self._gradients])
 
     def __call__(self, images: Tensor) -> Terms:
-        """Add a batch's gradients. The terms are those of the latest call: the next one overwrites them.
+        """Add a batch's gradients and return the terms of its loss, which the next call overwrites.
 
         Raises:
             ValueError: images of another shape than the captured ones.
@@ -58,7 +58,7 @@ class GradientGraph:
 
 
 def _warm_up(work: Callable[[], Terms]) -> None:
-    """What libraries do at their first calls must not be captured."""
+    """Run ``work`` twice on a stream of its own: what libraries do at their first calls must not be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -68,7 +68,7 @@ def _warm_up(work: Callable[[], Terms]) -> None:
 
 
 def _capture(work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
-    """What ``work`` returns, and a function that does it again, in the same memory."""
+    """Capture ``work`` as a CUDA graph; returns its terms, and a function that replays it in the same memory."""
     torch.clear_autocast_cache()  # an enclosing autocast's: weights are cast anew in every replay
     # A stream of the current device: torch's default one for captures is of the device that captured first. The outer
     # context leaves it even where the capture cannot be ended.
@@ -85,7 +85,7 @@ def _capture(work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
 
 @contextmanager
 def _unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put parameters, buffers and generators back to what they were; after an error there are no gradients either."""
+    """Context manager: parameters, buffers and generators are restored at its end; gradients dropped after an error."""
     tensors = [*module.parameters(), *module.buffers()]
     before = [x.detach().to("cpu", copy=True) for x in tensors]
     try:

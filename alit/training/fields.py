@@ -16,12 +16,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Characters of a configuration file, or of one value.
+#: Most characters of a configuration file, and of one value.
 LARGEST_TEXT, LARGEST_VALUE = 64_000, 10_000
-#: Values within values.
+#: Deepest nesting of values, and most values in one.
 DEEPEST, MOST_VALUES = 20, 10_000
 
-#: What numbers of :class:`alit.training.TrainingConfig` may be. Every field of numbers has its limits.
+#: Intervals of the numbers in :class:`alit.training.TrainingConfig`. Every field of numbers has one.
 LIMITS = {
     "steps": "[0, 1e9]",
     **dict.fromkeys(("log_every", "image_every", "checkpoint_every"), "[1, 1e9]"),
@@ -50,7 +50,7 @@ _NUMBER = re.compile(
 
 
 def read(text: str) -> Any:
-    """The value of a YAML text (version 1.2, and so of JSON): None, bool, int, float, str, lists, dictionaries.
+    """Value of a YAML text (version 1.2, and so of JSON): None, bool, int, float, str, lists, dictionaries.
 
     Raises:
         ValueError: not YAML; anchors, tags, names that come twice; too large or too deep.
@@ -68,7 +68,7 @@ def read(text: str) -> Any:
 
 
 def _built(events: Any) -> Any:
-    """The value of a stream of one document; containers that are not closed yet lie on a stack."""
+    """Value of the YAML events of one document; containers that are not closed yet lie on a stack."""
     from yaml import events as kinds
 
     top: list[Any] = []
@@ -117,10 +117,10 @@ def _scalar(text: str) -> Any:
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
-    """``name=value``, the values as YAML; ``model.name=value`` is a value within a dictionary.
+    """Values by name from texts ``name=value``, in YAML; ``model.name=value`` is a value within a dictionary.
 
     Raises:
-        ValueError: of another form, or a value that is none.
+        ValueError: a text of another form, or a value that is not YAML.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -143,7 +143,7 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def converted(name: str, kind: Any, value: Any) -> Any:
-    """A plain value as a field of this type has it.
+    """Convert a plain value to the type of a field.
 
     Args:
         kind: of str, int, float, bool, tuples of these, None, or a dictionary of plain values.
@@ -191,14 +191,14 @@ def _number(name: str, kind: type, value: Any) -> Any:
 
 
 def within(value: float, limits: str) -> bool:
-    """Whether a number is in an interval such as ``(0, 1]``."""
+    """True if a number is in an interval such as ``(0, 1]``."""
     low, high = map(float, limits[1:-1].split(","))
     above = value >= low if limits[0] == "[" else value > low
     return above and (value <= high if limits[-1] == "]" else value < high)
 
 
 def _plain(name: str, value: Any, depth: int, left: list[int]) -> Any:
-    """A copy of nested plain values, as JSON has them; ``left`` counts down."""
+    """Copy of nested plain values, as JSON has them; ``left`` counts down the values that are still allowed."""
     left[0] -= 1
     expect(name, depth >= 0 and left[0] >= 0, f"{MOST_VALUES} values, {DEEPEST} deep", "more")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -220,7 +220,7 @@ def _plain(name: str, value: Any, depth: int, left: list[int]) -> Any:
 
 def _text(name: str, value: Any) -> str:
     good = isinstance(value, str) and len(value) <= LARGEST_VALUE and "\0" not in value
-    # Bytes of a path that are no UTF-8 come as the last of the surrogates.
+    # Bytes of a path that are not UTF-8 come as surrogates from U+DC80 to U+DCFF.
     good = good and not any(
         "\ud800" <= x <= "\udfff" and not "\udc80" <= x <= "\udcff" for x in value
     )
@@ -229,6 +229,6 @@ def _text(name: str, value: Any) -> str:
 
 
 def expect(name: str, good: bool, expected: str, got: Any) -> None:
-    """Raise ``ValueError`` about a field that is not as it should be."""
+    """Raise ``ValueError`` about a field unless it is ``good``."""
     if not good:
         raise ValueError(f"{name[:200]}: expected {expected}, got {reprlib.repr(got)}")

@@ -26,7 +26,7 @@ class GeneratorModule(nn.Module):
         self.generator = generator
 
     def forward(self, rows_BN: Tensor) -> tuple[Tensor, Terms]:
-        """The loss in nats a token, and its terms by name; rows as :class:`.token_files.TokenRows` has them."""
+        """Loss in nats per token, and its terms by name; rows are those of :class:`.token_files.TokenRows`."""
         label_B, token_BN = rows_BN[:, 0], rows_BN[:, 1:]
         length_B = (token_BN >= 0).sum(1)
         token_BN = token_BN[:, : int(length_B.max())]
@@ -35,7 +35,7 @@ class GeneratorModule(nn.Module):
         return loss, {"loss": loss.detach()}
 
     def _next(self, label_B: Tensor, token_BN: Tensor, length_B: Tensor) -> Tensor:
-        """Of every token, and of the end behind the last, but where no more can follow."""
+        """Cross-entropy of every token, and of the end behind the last, except where no more can follow."""
         generator, config = self.generator, self.generator.config
         rows = generator.packed(label_B, token_BN, length_B)
         following_BN = torch.cat([token_BN, token_BN.new_full((len(token_BN), 1), -1)], 1)
@@ -46,7 +46,7 @@ class GeneratorModule(nn.Module):
         return self._entropy(x_TC, rows.position_T[wanted], target_T)
 
     def _masked(self, label_B: Tensor, token_BN: Tensor, length_B: Tensor) -> Tensor:
-        """Of the masked tokens, a share cos(pi u / 2) of each image's, u uniform (MaskGIT, arXiv 2202.04200)."""
+        """Cross-entropy of masked tokens, cos(pi u / 2) of each image's, u uniform (MaskGIT, arXiv 2202.04200)."""
         generator, mask = self.generator, self.generator.config.codebook_size
         share_B = (math.pi / 2 * torch.rand(len(token_BN), device=token_BN.device)).cos()
         count_B = (length_B * share_B).ceil().clamp(min=1)
@@ -66,7 +66,7 @@ class GeneratorModule(nn.Module):
 
 
 class GeneratorStage(Stage):
-    """All of a generator learns.
+    """Training stage in which all of a generator learns.
 
     Raises:
         ValueError: a model of another kind; sharding, compilation or recomputation.
@@ -94,7 +94,7 @@ class GeneratorStage(Stage):
         return self._decoded(TokenSequence((tokens >= 0).sum(1), tokens[tokens >= 0]))
 
     def reconstructions(self, part: Tensor) -> list[Tensor]:
-        """As many samples as rows."""
+        """Decoded samples of the generator, as many as rows."""
         return [self._decoded(sample(self.model, len(part)).tokens)]
 
     def _decoded(self, tokens: TokenSequence) -> Tensor:

@@ -25,12 +25,12 @@ from .processes import keep_memory
 
 
 class Batch(NamedTuple):
-    """A part of a step's batch.
+    """Microbatch: one part of a step's batch.
 
     Attributes:
         images: (B, 3, height, width), uint8 or float in [0, 1]; empty where no image can be read.
         unreadable: names of files that could not be read on the way, each with its reason.
-        state: where a stream stands after them; None where the position says it all.
+        state: position of a stream after them; None where the step says it all.
     """
 
     images: Tensor
@@ -65,7 +65,7 @@ class Share:
         return self.batch_size // (self.accumulate * self.processes)
 
     def positions(self, first_step: int, last_step: int) -> Iterator[list[int]]:
-        """The positions of each part of this process; which process computes what changes no step's batch."""
+        """Yield the positions of each part of this process; which process computes what changes no step's batch."""
         for step in range(first_step, last_step):
             for part in range(self.accumulate):
                 start = step * self.batch_size + (part * self.processes + self.rank) * self.size
@@ -74,10 +74,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to each image.
+    """Decoding and augmentation of an image.
 
     Attributes:
-        size: height and width that it gets.
+        size: height and width of the result.
         crop, flip, convert_profiles, max_megapixels: as in :class:`alit.training.TrainingConfig`.
     """
 
@@ -88,7 +88,7 @@ class Preparation:
     max_megapixels: float = MAX_MEGAPIXELS
 
     def load(self, source: Path | BinaryIO, random: np.random.Generator) -> Tensor:
-        """(3, height, width) uint8, augmented; OSError where it cannot be read."""
+        """Load an image, augmented: (3, height, width) uint8; raises ``OSError`` where it cannot be read."""
         pil_image = upright(
             source,
             convert_profiles=self.convert_profiles,
@@ -117,7 +117,7 @@ class ImageFolder:
     """The images of a folder and the folders in it, by name; the options are those of :class:`Preparation`.
 
     Attributes:
-        left_out: a line for every file that is no image for us, but for a person.
+        left_out: a line for every file that a person would call an image, but that is not read.
 
     Raises:
         OSError: not a folder, one that cannot be read, or one without images.
@@ -135,7 +135,7 @@ class ImageFolder:
         return str(self.files[index])
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        """As :meth:`Preparation.load`."""
+        """Load the image with this number, as :meth:`Preparation.load`."""
         return self.prepare.load(self.files[index], random)
 
 
@@ -161,7 +161,7 @@ class ImageTensor:
 def _random_box(
     size: tuple[int, int], crop: float, target: float, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom; ``target`` is the aspect around which its own is drawn."""
+    """Random crop box: left, top, right and bottom; ``target`` is the aspect around which its own is drawn."""
     width, height = size
     for _ in range(10):
         area = width * height * random.uniform(crop, 1)
@@ -171,7 +171,7 @@ def _random_box(
             left = int(random.integers(0, width - across + 1))
             top = int(random.integers(0, height - down + 1))
             return left, top, left + across, top + down
-    # An image of quite another aspect: its center, at the nearest one allowed.
+    # An image of quite another aspect: its center, at the nearest aspect allowed.
     across = max(1, min(width, round(height * target * 4 / 3)))
     down = max(1, min(height, round(width / target * 4 / 3)))
     left, top = (width - across) // 2, (height - down) // 2
@@ -179,22 +179,22 @@ def _random_box(
 
 
 class ImageData(Protocol):
-    """Samples by number, such as a folder of images."""
+    """Protocol of numbered samples, such as a folder of images."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """For messages."""
+        """Name of a sample, for messages."""
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        """OSError where it cannot be read."""
+        """Load a sample; raises ``OSError`` where it cannot be read."""
 
 
 class Shuffled(Dataset[tuple[Tensor, list[str]]]):
-    """Images by position: each epoch goes through all of them in an order of its own; those after the first leave out
-    the ``once`` images with which the first began.
+    """Dataset of images by position: each epoch has all of them in an order of its own; those after the first leave
+    out the ``once`` images with which the first began.
 
-    In the place of one that cannot be read comes the next one that can; nothing where none can.
+    An image that cannot be read is replaced by the next one that can, or by an empty tensor where none can.
     """
 
     def __init__(self, images: ImageData, seed: int, once: int = 0) -> None:
@@ -239,7 +239,7 @@ def shuffled_batches(
     pin: bool,
     once: int = 0,
 ) -> Iterator[Batch]:
-    """Batches of this process for the steps from the first to before the last; see :class:`Shuffled`.
+    """Iterator over this process's batches for the steps from the first to before the last; see :class:`Shuffled`.
 
     Raises:
         ValueError: fewer images than a batch, or no more than ``once``.
@@ -274,7 +274,7 @@ def collate(samples: Sequence[tuple[Tensor, list[str]]]) -> Batch:
 
 
 def become_worker(worker: int) -> None:
-    """Leave to the training process what is its own: signals, and keeping memory.
+    """Worker init: ignore SIGINT, defer SIGTERM, and do not keep freed memory.
 
     Signals reach every process of a group; the training process acts on them, and needs its workers until then. A
     second SIGTERM is for the worker itself.

@@ -1,4 +1,4 @@
-"""A start for training: weights with which a tokenizer is a transform coder of residuals, at every length.
+"""Initial weights for training: with them a tokenizer is a transform coder of residuals, at every length.
 
 From random weights a small tokenizer spends most of a short run finding out that a latent should look at some place and
 say what is there. Here that is written into the weights, and everything else is left to training:
@@ -8,7 +8,7 @@ say what is there. Here that is written into the weights, and everything else is
 - The first three latents describe the whole image: along what images of one color differ in, its mean.
 - Every other latent describes a pair of neighboring image tokens. Iteration t owns two heads of one encoder layer, one
   for each of the pair, that send its fresh latents there and bring back what is missing yet, in iteration 0 what
-  differs from the mean, projected on the directions in which it varies most. Whoever has nothing to fetch attends to
+  differs from the mean, projected on the directions in which it varies most. Tokens with nothing to fetch attend to
   the class token, which holds nothing.
 - Each iteration's codebook is k-means of what its latents then say, zero, and levels for the first three latents.
 - The same heads of the decoder send its queries to the latents that describe them and add up what these say, by the
@@ -51,7 +51,7 @@ from .coder_weights import (
 BATCH = 64
 #: Added to the diagonal of the least-squares fit, as a share of its mean.
 RIDGE = 1e-6
-#: A token of the whole image has a level for so many codes of the codebook.
+#: Codes of the codebook for each level that a token of the whole image has.
 LINE = 50
 
 
@@ -90,8 +90,8 @@ def as_transform_coder(model: AdaptiveTokenizer, tokens_BNC: Tensor, images: Ten
 
 
 def _first_iteration(model: AdaptiveTokenizer, roles: Roles, tokens_BNC: Tensor) -> Tensor:
-    """Tokens of the whole image say its mean color, those of pairs what they differ by from it. Returns what is missing
-    then: (B, L, 2 C), in the latents' order.
+    """Write iteration 0: tokens of the whole image say its mean color, those of pairs what they differ by from it.
+    Returns what is missing then: (B, L, 2 C), in the latents' order.
     """
     config, pairs = model.config, _pairs(tokens_BNC, roles).flatten(2)
     flat, limits = _one_color(model, tokens_BNC)
@@ -122,7 +122,7 @@ def _first_iteration(model: AdaptiveTokenizer, roles: Roles, tokens_BNC: Tensor)
 
 def _one_color(model: AdaptiveTokenizer, tokens_BNC: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal directions (C, ``WHOLE``) in which mean tokens of images of one color differ, first those in which
-    the mean tokens given differ most; and between what limits such images are, (``WHOLE``, 2).
+    the mean tokens given differ most; and the limits between which such images are, (``WHOLE``, 2).
     """
     images = _of_one_color(model.config, 2).to(tokens_BNC)
     colors = model.base_tokenizer.encode(images).code_BNC.mean(1)
@@ -170,21 +170,21 @@ def _check(config: AdaptiveTokenizerConfig) -> None:
 
 
 def _pairs(tokens_BNC: Tensor, roles: Roles) -> Tensor:
-    """The two image tokens of each latent. (B, L, 2, C)"""
+    """The two image tokens of each latent, (B, L, 2, C)."""
     rows, columns = roles.pairs.T
     first = rows * roles.grid[1] + columns
     return tokens_BNC[:, torch.stack([first, first + 1], dim=1)]
 
 
 def _of_one_color(config: AdaptiveTokenizerConfig, levels: int) -> Tensor:
-    """Images of all combinations of so many levels of red, green and blue."""
+    """Images of one color each, (levels^3, 3, height, width): all combinations of levels of red, green and blue."""
     colors = torch.cartesian_prod(*[torch.linspace(0, 1, levels)] * 3)
     return colors[..., None, None].expand(-1, -1, *config.image_size)
 
 
 def _directions(vectors: Tensor, count: int, first: Tensor | None = None) -> tuple[Tensor, float]:
     """Orthonormal directions (dim, count) of most energy, ``first`` (dim, n) among them, and the root mean square norm
-    of what they carry.
+    of the vectors' components along them.
     """
     first = vectors.new_zeros(vectors.shape[1], 0) if first is None else first
     rest = vectors - vectors @ first @ first.T
@@ -194,8 +194,8 @@ def _directions(vectors: Tensor, count: int, first: Tensor | None = None) -> tup
 
 
 def _codebook(config: AdaptiveTokenizerConfig, vectors: Tensor, reserved: int = 0) -> Tensor:
-    """All codes of an iteration but the reserved ones, (K, code channels): zero, so that nothing missing is nothing
-    said, and k-means of the vectors (N, code channels).
+    """Codebook of an iteration without the reserved codes, (K, code channels): zero, for nothing missing, and k-means
+    of the vectors (N, code channels).
     """
     count = config.codebook_size - reserved - 1
     quantizer = VectorQuantizer(count, config.code_dim, metric="euclidean")
@@ -211,7 +211,7 @@ def _set_codebook(model: AdaptiveTokenizer, iteration: int, codebook: Tensor) ->
 
 
 def _fit_last_layer(model: AdaptiveTokenizer, images: Tensor) -> None:
-    """The decoder's last layer: least squares over all images and lengths."""
+    """Fit the decoder's last layer by least squares over all images and lengths."""
     last = model.decoder.ffn.get_submodule("2")
     assert isinstance(last, nn.Linear)
     told = model.base_tokenizer.predict(torch.ones(1, 1, last.out_features), None).code_BNC[0]

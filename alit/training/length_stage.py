@@ -28,30 +28,30 @@ from .optimization import MovingAverage, schedule
 from .processes import Processes
 from .stage import Stage, at_four_lengths
 
-#: Of the fit: steps, images of a step, weight decay, the learning rate at its peak unless the configuration has one.
+#: Steps of the fit, images of a step, weight decay, and peak learning rate unless the configuration has one.
 FIT_STEPS, FIT_BATCH, FIT_DECAY, FIT_RATE = 4000, 64, 0.1, 4e-3
-#: Images that margins are set by are a tenth of all, but no more than these.
+#: Most images that margins are set by; they are a tenth of all.
 HELD_OUT = 128
-#: Least error of a patch.
+#: Floor of the error of a patch.
 LEAST = 1e-6
-#: Share of predictions that are to be within the limit, of images that a length meets.
+#: Share of predictions that are to be within the limit, among images for which some length is.
 WITHIN = 0.9
-#: Limits at which margins are set: quantiles of the errors in the table.
+#: Limits at which margins are set: quantiles of the errors in the table; first, last, count.
 QUANTILES = (0.05, 0.95, 37)
-#: Margins that are tried: of logarithms of errors.
+#: Margins that are tried, of logarithms of errors: first, last, count.
 MARGINS = (-0.2, 0.5, 141)
 
 
 def add_length_head(model: AdaptiveTokenizer) -> None:
-    """Give a model that has none a length head, untrained."""
+    """Add an untrained length head to a model that has none."""
     if model.length_head is None:
         model.config = dataclasses.replace(model.config, length_head=True)
         model.length_head = LengthHead(model.config).to(model.latent_tokens)
 
 
 class Table(nn.Module):
-    """What was recorded of each image: features of its N image tokens (rows, N, F), errors of their patches
-    (rows, N, kinds, P), and which are known (rows, P). Half precision: checkpoints hold it.
+    """Records of each image: features of its N image tokens (rows, N, F), errors of their patches
+    (rows, N, kinds, P), and which are known (rows, P). In half precision, since checkpoints hold it.
     """
 
     features: Tensor
@@ -70,12 +70,12 @@ class Table(nn.Module):
 
 
 def held_out(config: TrainingConfig) -> int:
-    """How many images, the first ones, margins are set by; no later epoch has them again."""
+    """Number of images, the first of the run, that margins are set by; no later epoch has them again."""
     return min(config.steps * config.batch_size // 10, HELD_OUT)
 
 
 class LengthStage(Stage):
-    """Only the length head learns.
+    """Training stage in which only the length head learns.
 
     Raises:
         ValueError: several processes, sharding, an end by the clock, less than 10 images in all.
@@ -106,7 +106,7 @@ class LengthStage(Stage):
         self.modules["table"] = self.table
 
     def step(self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]) -> Terms:
-        """Record a batch; after the last one, fit. The terms: means of each kind of error, and how good the fit is."""
+        """Record a batch, and fit after the last one; returns means of each kind of error, and how good the fit is."""
         images = torch.cat(list(parts))
         places = self._places(step)
         with self.autocast():
@@ -123,7 +123,7 @@ class LengthStage(Stage):
         return at_four_lengths(self.model, images)
 
     def _places(self, step: int) -> list[int]:
-        """Where curves are recorded in a step."""
+        """Indices of the lengths at which curves are recorded in a step."""
         lengths, own = self.head.lengths, self.model.config.latents_per_iteration
         every = range(len(lengths))
         if step * self.config.batch_size < self.held_out:
@@ -136,10 +136,10 @@ class LengthStage(Stage):
         return sorted(places)
 
     def _fitted(self) -> Terms:
-        """Fit the head and its margins; how well."""
+        """Fit the head and its margins; returns terms that say how good the fit is."""
         head, table, kept = self.head, self.table, self.held_out
         held = table.features[:kept].float()
-        # An error above one at fewer tokens decides nothing.
+        # An error above that at fewer tokens decides nothing.
         curves = table.errors[:kept].float().mean(1).clamp(min=LEAST).log().cummin(-1).values
         _start(head, table.features[kept:].float(), curves)
         optimizer, peak = self.optimizers[self.side], self.config.learning_rate or FIT_RATE
@@ -166,7 +166,7 @@ class LengthStage(Stage):
 
 
 def _fit_loss(head: LengthHead, table: Table, rows: Tensor) -> Tensor:
-    """Mean absolute differences of images' errors, in logarithms, and of patches', over their mean."""
+    """Loss: mean absolute difference of images' errors, in logarithms, plus that of patches' errors over their mean."""
     known = table.known[rows].float()[:, None]
     true = table.errors[rows].float().clamp(min=LEAST)
     found = head.of_patches(table.features[rows].float()).exp()
@@ -179,7 +179,7 @@ def _fit_loss(head: LengthHead, table: Table, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
-    """Begin with the statistics of the features, and with the mean of the curves for every patch."""
+    """Initialize the head with the statistics of the features, and with the mean of the curves for every patch."""
     head.mean.copy_(features.mean((0, 1)))
     head.std.copy_(features.flatten(0, 1).std(0).clamp(min=1e-3))
     head.image_count.fill_(len(features))
@@ -188,9 +188,9 @@ def _start(head: LengthHead, features: Tensor, curves: Tensor) -> None:
 
 
 def _margin(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
-    """What a predicted curve needs added, so that the lengths it gives meet the limit as often as they should.
+    """Margin to add to predicted curves, so that the lengths they give meet the limit as often as they should.
 
-    Of all pairs of a held-out image and a limit that one of its lengths meets.
+    Counted over all pairs of a held-out image and a limit that one of its lengths meets.
 
     Args:
         predicted, true: (N, P) logarithms of errors; limits are taken from the latter.

@@ -1,4 +1,4 @@
-"""What a run leaves to read: ``log.jsonl``, TensorBoard files."""
+"""Logs of a run: ``log.jsonl``, TensorBoard files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..atomic_files import replacing
 
 
 class NotFinite(ValueError):
-    """A term of the loss, or a tensor that a checkpoint would hold, has a value that is NaN or infinite."""
+    """Exception: a term of the loss, or a tensor that a checkpoint would hold, is NaN or infinite."""
 
 
 def reason(error: Exception) -> str:
-    """The first line of what it says, or its kind."""
+    """First line of an error's message, or the name of its class."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class Terms:
-    """Terms of the steps since the last look, kept on the device: a step waits for nothing."""
+    """Loss terms of the steps since they were last fetched, kept on the device: a step waits for nothing."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, tuple[str, ...], Tensor]] = []
@@ -34,7 +34,7 @@ class Terms:
         self._steps.append((step, tuple(terms), torch.stack([x.float() for x in terms.values()])))
 
     def check(self) -> None:
-        """Fetch them.
+        """Fetch the terms and check that they are finite.
 
         Raises:
             NotFinite: names the first step and the first term of it that is not finite, parts before their sum.
@@ -50,7 +50,7 @@ class Terms:
         self._steps.clear()
 
     def means(self) -> dict[str, float]:
-        """Means over the steps since the last call."""
+        """Mean of each term over the steps since the last call."""
         self.check()
         means = {name: sum(x) / len(x) for name, x in self._values.items()}
         self._values.clear()
@@ -58,11 +58,11 @@ class Terms:
 
 
 class Log:
-    """Appends to ``log.jsonl`` and, if wanted, to TensorBoard files in ``tensorboard`` (by ``writer``, else None).
+    """Writer of ``log.jsonl`` and, if wanted, of TensorBoard files in ``tensorboard`` (by ``writer``, else None).
 
     Args:
         run: folder of the run.
-        step: where the run goes on; what was logged beyond it is dropped.
+        step: step at which the run goes on; lines beyond it are dropped.
 
     Raises:
         ValueError: TensorBoard is wanted and not installed.
@@ -86,7 +86,7 @@ class Log:
             self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, float]) -> None:
-        """Append a line.
+        """Append a line, and its values to TensorBoard files.
 
         Raises:
             OSError: it could not be written; the message names the file.
@@ -109,7 +109,7 @@ class Log:
 
 
 def _step(line: str) -> int:
-    """-1 for a line that was cut short, or is none."""
+    """Step of a line of the log; -1 for one that was cut short or is none."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError):

@@ -1,4 +1,4 @@
-"""The model of a run: where it comes from, its averaged weights, how it looks afterwards."""
+"""Model of a run: where it comes from, its averaged weights, its state afterwards."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ MAGNIFIED, PARTS = 1 / 8, (1 / 64, 1 / 8)
 
 
 def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer | Generator:
-    """The model that a configuration describes; only its shape where a checkpoint will fill it.
+    """Build the model that a configuration describes, or an untrained one that a checkpoint will fill.
 
     Raises:
-        ValueError: unknown options; a base tokenizer that has weights and comes from nowhere; one that does not fit; of
-            a generator, data that do not fit.
+        ValueError: unknown options; a base tokenizer with weights, but no file of them; one that does not fit; data
+            that do not fit a generator.
     """
     if config.stage == "generator":
         return _generator(config) if checkpoint is None else _stored_generator(checkpoint)
@@ -81,7 +81,7 @@ def build(config: TrainingConfig, checkpoint: Path | None) -> AdaptiveTokenizer 
 
 @torch.no_grad()
 def _generator(config: TrainingConfig) -> Generator:
-    """One that knows the classes of the data, and how often each has which length."""
+    """Generator that knows the classes of the data, and how often each has which length."""
     tokenizer = AdaptiveTokenizer.from_pretrained(Path(config.tokenizer))
     described = GeneratorConfig.of(tokenizer, config.generator)
     if config.start_from is not None:
@@ -104,7 +104,7 @@ def _generator(config: TrainingConfig) -> Generator:
 
 
 def _stored_generator(checkpoint: Path) -> Generator:
-    """Its shape alone."""
+    """Untrained generator of the shape that a checkpoint holds."""
     shapes = checkpoints.shapes(checkpoint, "model")
     try:
         described = GeneratorConfig.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
@@ -119,7 +119,7 @@ def _stored_generator(checkpoint: Path) -> Generator:
 
 @torch.no_grad()
 def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> None:
-    """From crops of images from all over the folder, as the run will see them."""
+    """Initialize a model as a transform coder, from crops of images from all over the folder, as the run has them."""
     tokens: list[Tensor] = []
     some: list[Tensor] = []
     samples = _samples(config, model.config.image_size)
@@ -131,7 +131,7 @@ def _as_transform_coder(model: AdaptiveTokenizer, config: TrainingConfig) -> Non
 
 
 def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Batches (B, 3, height, width) in [0, 1], each of images from all over the folder."""
+    """Yield batches (B, 3, height, width) in [0, 1], each of images from all over the folder."""
     if config.data is None or not Path(config.data).is_dir():
         raise ValueError(f"data: transform_coder needs a folder of images, got {config.data!r}")
     folder = ImageFolder(config.data, size, **preparation(config))
@@ -154,8 +154,8 @@ def _samples(config: TrainingConfig, size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def _magnified(image: Tensor, random: np.random.Generator) -> Tensor:
-    """A small part of an image (3, height, width) at its size, each channel between levels of its own: smooth areas and
-    soft edges of all colors, of which photographs have few.
+    """Small part of an image (3, height, width) magnified to its size, each channel between random levels: smooth areas
+    and soft edges of all colors, of which photographs have few.
     """
     height, width = image.shape[1:]
     share = PARTS[0] * (PARTS[1] / PARTS[0]) ** random.random()
@@ -169,7 +169,7 @@ def _magnified(image: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
-    """``of_size`` with plain values, as YAML has them, in place of dataclasses."""
+    """Configuration from options of ``of_size``, with plain values, as YAML has them, in place of dataclasses."""
     values = dict(options)
     for name in ("encoder", "decoder"):
         if isinstance(values.get(name), dict):
@@ -184,7 +184,7 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
 
 
 def check_same_model(model: AdaptiveTokenizer | Generator, checkpoint: Path) -> None:
-    """That a model which was given is the one whose run is resumed."""
+    """Check that a given model has the configuration of the run that is resumed; raises ``ValueError``."""
     stored = model.config.from_json(json.dumps(checkpoints.about(checkpoint)["model"]))
     own, there = (json.loads(config.to_json()) for config in (model.config, stored))
     differ = sorted(name for name in own | there if own.get(name) != there.get(name))
@@ -211,7 +211,7 @@ def write(path: Path, model: AdaptiveTokenizer | Generator, state: dict[str, Ten
 def rebuilt(
     model: AdaptiveTokenizer | Generator, state: dict[str, Tensor], *, sharded: bool
 ) -> AdaptiveTokenizer | Generator:
-    """``model`` with this state, in evaluation mode; another one where its weights are sharded."""
+    """``model`` with this state, in evaluation mode; a new model where its weights are sharded."""
     if sharded:  # never a generator
         assert isinstance(model, AdaptiveTokenizer)
         model = AdaptiveTokenizer(model.config)
@@ -222,7 +222,7 @@ def rebuilt(
 
 @contextmanager
 def restoring_flags(model: AdaptiveTokenizer | Generator) -> Iterator[None]:
-    """The parameters' ``requires_grad`` is afterwards what it was."""
+    """Context manager: at its end ``requires_grad`` is restored, and the model is in evaluation mode."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
         yield

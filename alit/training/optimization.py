@@ -56,7 +56,7 @@ class Optimizer:
         return whole(norm)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live state by name."""
+        """Live state of the optimizer by name."""
         return {
             f"{name}/{key}": value
             for name, p in self.parameters
@@ -65,7 +65,7 @@ class Optimizer:
 
 
 def _decays(name: str, parameter: Parameter) -> bool:
-    """Linear and convolution weights; not embeddings, tokens, norms, biases, or a codebook."""
+    """True for linear and convolution weights; not embeddings, tokens, norms, biases, or a codebook."""
     return name.endswith("weight") and parameter.ndim >= 2 and not name.endswith("embedding.weight")
 
 
@@ -79,12 +79,12 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """``step`` counts from 1."""
+        """Update the averages after step ``step``, which counts from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.values, [p.detach() for _, p in self.parameters], 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The live averages by name."""
+        """Live averages by name."""
         return {name: value for (name, _), value in zip(self.parameters, self.values, strict=True)}
 
 

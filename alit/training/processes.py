@@ -28,7 +28,7 @@ from ..devices import choose
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, its device, and how many there are."""
+    """This process: its device and rank, and the number of processes."""
 
     device: torch.device
     rank: int = 0
@@ -42,7 +42,7 @@ class Processes:
         self.any(False)
 
     def any(self, flag: bool) -> bool:
-        """True where it is true in one of the processes; on the CPU, so that no device is waited for."""
+        """True if ``flag`` is true in any process; reduced on the CPU, so that no device is waited for."""
         if self.count == 1:
             return flag
         value = torch.tensor(int(flag))
@@ -50,16 +50,16 @@ class Processes:
         return bool(value)
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Means over the processes, which have the same names."""
+        """Mean of each value over the processes, which have the same names."""
         found = self.gather(values)
         return {name: sum(x[name] for x in found) / self.count for name in values}
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value."""
+        """Value of the first process."""
         return self.gather(value)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank, as JSON has them; on the CPU."""
+        """Values of all processes, by rank, sent as JSON; on the CPU."""
         if self.count == 1:
             return [value]
         text = json.dumps(value).encode()
@@ -82,7 +82,7 @@ _groups = itertools.count()
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes that torchrun started (the process group ends with the block), or this one alone.
+    """Context manager: the processes that torchrun started (the process group ends with it), or this one alone.
 
     Within the block the device is the current one.
 
@@ -113,14 +113,14 @@ def processes(device: str) -> Iterator[Processes]:
 
 
 def keep_memory(keep: bool = True) -> None:
-    """Let the C library's heap keep what is freed, where it is glibc's, from now on; or no longer, and give it back.
+    """Make glibc's heap keep freed memory from now on, or no longer, and give it back; no effect in other C libraries.
 
     A step on a CPU frees gigabytes that the next one wants again. Given back to the system, every page of them would be
     cleared and mapped anew.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(MALLOC_MMAP_MAX, 0 if keep else 65536)  # as it is at first
+        library.mallopt(MALLOC_MMAP_MAX, 0 if keep else 65536)  # the default
         # What glibc's thresholds become in a process that frees large blocks, unless they are set.
         library.mallopt(MALLOC_MMAP_THRESHOLD, 32 << 20)
         library.mallopt(MALLOC_TRIM_THRESHOLD, -1 if keep else 64 << 20)
@@ -129,7 +129,7 @@ def keep_memory(keep: bool = True) -> None:
 
 
 def leave_group() -> None:
-    """End the process group, or after a minute this process: torchrun then starts it again.
+    """Destroy the process group; abort the process after 60 s if it hangs: torchrun then starts it again.
 
     Gloo's threads need the interpreter's lock to drop their last work, and destroying the group holds it while waiting
     for them. So they get a moment first, and a watchdog that needs no lock ends what hangs all the same.
@@ -151,7 +151,7 @@ def distributed(
     *,
     all_used: bool = False,
 ) -> nn.Module:
-    """``module`` so that its gradients are means over the processes; itself where there is one.
+    """Wrap ``module`` so that its gradients are means over the processes; itself where there is one.
 
     Args:
         blocks: its parts that FSDP2 gathers one at a time.
@@ -179,7 +179,7 @@ def distributed(
 
 
 def synchronized(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Forward and backward within: gradients travel only at the last accumulated part."""
+    """Context manager for forward and backward: gradients are exchanged only at the last accumulated part."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     elif isinstance(module, DistributedDataParallel) and not last:
@@ -188,5 +188,5 @@ def synchronized(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor, gathered (a collective: every process calls it); any other as it is."""
+    """Full tensor of a sharded one, gathered (a collective: every process calls it); any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

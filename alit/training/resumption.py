@@ -1,4 +1,4 @@
-"""Where a run begins: in its folder alone, at the checkpoint to go on from, the same in all processes."""
+"""Start of a run: the lock on its folder, and the checkpoint to go on from, the same in all processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def entered(
     chosen: str | None,
     allow_changes: bool,
 ) -> Path | None:
-    """Hold the folder of a run as long as ``stack`` lasts; the checkpoint to go on from, intact, if there is one.
+    """Lock the folder of a run as long as ``stack`` lasts; returns the intact checkpoint to go on from, or None.
 
     Args:
-        chosen: its name; None, and for a worker that torchrun restarted: the newest.
+        chosen: its name; the newest for None, and in a worker that torchrun restarted.
 
     Raises:
         ValueError: another run is there, or one that is not to be resumed, or one of another configuration.
@@ -73,7 +73,7 @@ def entered(
 
 
 def _problem(source: Path) -> str | None:
-    """What is wrong with a checkpoint, and which one is intact."""
+    """Describe the damage of a checkpoint and name an intact one; None where there is no damage."""
     if (damage := checkpoints.damage(source)) is None:
         return None
     for other in reversed(checkpoints.saved(source.parent)):
@@ -83,7 +83,7 @@ def _problem(source: Path) -> str | None:
 
 
 def drop_later(source: Path, own: Processes) -> None:
-    """Remove the checkpoints after that from which all processes now go on."""
+    """Remove the checkpoints after ``source``, from which all processes now go on."""
     own.barrier()
     if own.first:
         found = checkpoints.saved(source.parent)

@@ -1,4 +1,4 @@
-"""Tensors of several processes: the rows that this one has of each, from and to the files of all."""
+"""Tensors of several processes: the rows that this one holds, and their reading from the files of all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .processes import Processes
 
 
 def shape_of(name: str, files: list[Any]) -> tuple[int, ...] | None:
-    """Of a tensor of which each safetensors file holds some rows, in turn; None where they do not fit, or are none."""
+    """Shape of a tensor whose rows safetensors files hold in turn; None where they do not fit, or there is none."""
     shapes = [tuple(file.get_slice(name).get_shape()) for file in files]
     if len(shapes) < 2:
         return shapes[0] if shapes else None
@@ -24,7 +24,7 @@ def shape_of(name: str, files: list[Any]) -> tuple[int, ...] | None:
 
 
 def fill(name: str, tensor: Tensor, files: list[Any]) -> None:
-    """Read this process's rows of a tensor."""
+    """Read this process's rows of a tensor from the files; raises ``ValueError`` for another shape or dtype."""
     found = shape_of(name, files)
     if found != tuple(tensor.shape):
         raise ValueError(f"{name}: expected the shape {tuple(tensor.shape)}, found {found}")
@@ -53,7 +53,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
-    """What this process has of a tensor, live, and the number of its first row in the whole.
+    """This process's rows of a tensor, live, and the number of the first of them in the whole.
 
     FSDP2 shards the first dimension alone, over a mesh of one dimension.
     """
@@ -67,10 +67,10 @@ def rows_of(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], step: int, own: Processes) -> None:
-    """That no process has a value that is NaN or infinite; the host waits for the device once.
+    """Check that no process has a value that is NaN or infinite; the host waits for the device once.
 
     Raises:
-        alit.training.NotFinite: names such tensors, in every process.
+        alit.training.NotFinite: the message names such tensors, in every process.
     """
     local = {name: rows_of(x)[0] for name, x in tensors.items() if x.is_floating_point()}
     bad: list[str] = []

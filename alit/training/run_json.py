@@ -1,4 +1,4 @@
-"""``run.json`` of a checkpoint: what a run was beside its tensors, with a checksum of itself."""
+"""``run.json`` of a checkpoint: the state of a run beside its tensors, with a checksum of itself."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from ..atomic_files import reading
 
 NAME = "run.json"
-#: Bytes; more is no such file.
+#: Most bytes of the file.
 LARGEST = 2_000_000
 
 
 def stated(content: Mapping[str, Any]) -> str:
-    """The text of the file.
+    """Text of the file, with the checksum of its content.
 
     Raises:
         ValueError: it would be too large to be read.
@@ -32,7 +32,7 @@ def checksum(content: Mapping[str, Any]) -> int:
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
-    """The content, each field of the kind that it has.
+    """Read the content; the type of each field is checked.
 
     Raises:
         OSError: no such file.
@@ -67,7 +67,7 @@ def _is_list_of_files(value: Any) -> bool:
     )
 
 
-#: Of the fields.
+#: Checks of the fields.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "step": _is_count,
     "config": lambda value: isinstance(value, dict),

@@ -22,7 +22,7 @@ from .image_data import Batch, Preparation, Share, become_worker
 from .log import reason
 from .tars import Member, NoImages, check_name, expand, members
 
-#: Shards that a reader tries one after another without an image that can be read, at least, before it gives up.
+#: Fewest shards that a reader tries in a row, without an image that can be read, before it gives up.
 TRIED = 16
 
 
@@ -31,7 +31,7 @@ def is_shards(data: str) -> bool:
 
 
 class Rest(NamedTuple):
-    """What is left of a shard: images from ``first`` on, but for ``taken`` in the order of the first permuted run."""
+    """Rest of a shard: images from ``first`` on, without the first ``taken`` of the first permuted run."""
 
     shard: int
     first: int = 0
@@ -39,7 +39,7 @@ class Rest(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a reader is: in its shard number ``slot`` of an epoch, of which :class:`Rest` says what is left."""
+    """Position of a reader: in its shard number ``slot`` of an epoch; ``first`` and ``taken`` as in :class:`Rest`."""
 
     epoch: int = 0
     slot: int = 0
@@ -48,7 +48,7 @@ class Position(NamedTuple):
 
 
 def left(rests: Sequence[Rest], positions: Sequence[Position], epoch: int) -> list[Rest]:
-    """What readers at these positions, who took ``rests`` in turn, left of an epoch."""
+    """Rests of shards that readers at these positions, which took ``rests`` in turn, left of an epoch."""
     found = []
     for number, rest in enumerate(rests):
         at = positions[number % len(positions)]
@@ -61,7 +61,7 @@ def left(rests: Sequence[Rest], positions: Sequence[Position], epoch: int) -> li
 
 
 class ShardStream(IterableDataset[Batch]):
-    """Batches of one process.
+    """Stream of one process's batches.
 
     Args:
         pattern: name of a tar file, or of several with braces.
@@ -108,7 +108,7 @@ class ShardStream(IterableDataset[Batch]):
             self._go_on(state)
 
     def _go_on(self, states: list[Any]) -> None:
-        """Take the readers' positions, or divide what they left among the readers of now."""
+        """Take the readers' positions, or divide what they left among the present readers."""
         try:
             positions = [_positions(x["positions"]) for x in states]
             before = [_positions(x) for x in states[0]["before"]]
@@ -134,13 +134,13 @@ class ShardStream(IterableDataset[Batch]):
         self.before = [x for x in (*before, together) if max(x).epoch >= epoch]
 
     def state(self, positions: Sequence[Position], following: int) -> dict[str, Any]:
-        """As JSON has it."""
+        """State of the stream at these positions, as JSON has it."""
         own = [list(x) for x in positions]
         before = [[list(x) for x in y] for y in self.before] if self.share.rank == 0 else []
         return {**self.facts, "next": following, "positions": own, "before": before}
 
     def _lane(self, epoch: int, worker: int) -> list[Rest]:
-        """What one reader takes in an epoch."""
+        """Rests of shards that one reader takes in an epoch."""
         order = np.random.default_rng((self.seed, 3, epoch)).permutation(len(self.names))
         rests = [Rest(int(shard)) for shard in order]
         for positions in self.before:
@@ -177,9 +177,9 @@ class ShardStream(IterableDataset[Batch]):
     def _members(
         self, worker: int, skipped: list[str]
     ) -> Iterator[tuple[Position, Member | None, int, int]]:
-        """Epoch after epoch: the position after an image, the image, its shard, its number there.
+        """Yield, epoch after epoch, the position after an image, the image, its shard, its number there.
 
-        Before those of a shard comes its beginning, without an image.
+        Before the images of a shard comes its beginning, without an image.
         """
         start = self.positions[worker]
         for epoch in itertools.count(start.epoch):
@@ -221,7 +221,7 @@ def _positions(values: Any) -> list[Position]:
 
 
 class ShardBatches(Iterator[Batch]):
-    """The stream's batches, each with the state of the whole process after it, which ``state`` holds too.
+    """Iterator over the stream's batches, each with the state of the whole process after it, which ``state`` holds too.
 
     Raises:
         ValueError: a shard without images.

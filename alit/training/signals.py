@@ -10,12 +10,12 @@ from types import FrameType
 
 
 class Interrupted(RuntimeError):
-    """The run was stopped by a signal; the message says what goes on from where."""
+    """Exception: a signal stopped the run; the message says if and where it can go on."""
 
 
 @contextmanager
 def signals() -> Iterator[list[str]]:
-    """Names of the SIGINT and SIGTERM that came; after the first of them, the next one ends the process at once."""
+    """Context manager: names of the SIGINT and SIGTERM that came; after the first, the next one ends the process."""
     received: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

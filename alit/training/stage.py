@@ -1,4 +1,4 @@
-"""What the training loop needs of a stage: what learns, its state by name, and a step; what all stages have."""
+"""Interface of training stages: what learns, its state by name, and a step; and what all stages share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .processes import Processes, distributed, synchronized
 
 
 class Stage(ABC):
-    """Modules and optimizers with their state, by name; the average of the weights that learn; a step.
+    """Training stage: modules and optimizers by name, the moving average of the weights that learn, and a step.
 
     Args:
         model: whose parameters learn, if they require a gradient.
@@ -33,7 +33,7 @@ class Stage(ABC):
         side: name of the model's optimizer.
 
     Attributes:
-        doing: what its steps are called where progress is shown.
+        doing: name of its steps where progress is shown.
     """
 
     model: Any
@@ -59,7 +59,7 @@ class Stage(ABC):
     def step(
         self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Step number ``step`` (from 0) on a batch in parts; the loss and its terms, on the device."""
+        """Run step ``step`` (from 0) on a batch in parts; returns the loss and its terms, on the device."""
         sums = accumulated(self.module, parts, self.computation(step, done, parts))
         sums["gradient_norm"] = self.optimizers[self.side].step(learning_rate)
         self.average.update(step + 1)
@@ -68,27 +68,27 @@ class Stage(ABC):
     def computation(
         self, step: int, done: float, parts: Sequence[Tensor]
     ) -> Callable[[Tensor], Terms]:
-        """Forward and backward of one of the parts; it returns the terms."""
+        """Function that runs forward and backward of one of the parts and returns the terms."""
         return lambda images: self.gradients(self.module, len(parts), images)[0]
 
     def gradients(self, module: nn.Module, parts: int, *inputs: Any) -> Any:
-        """Forward and backward of one of so many parts; what the module returned beside the loss."""
+        """Run forward and backward of one of ``parts`` parts; returns what the module returned beside the loss."""
         with self.autocast():
             loss, *rest = module(*inputs)
         (loss / parts).backward()
         return rest
 
     def originals(self, part: Tensor) -> Tensor:
-        """The images of a part of a batch, (B, 3, height, width)."""
+        """Images (B, 3, height, width) of a part of a batch."""
         return part
 
     @abstractmethod
     def reconstructions(self, images: Tensor) -> list[Tensor]:
-        """What the model makes of the images (B, 3, height, width), in one or several ways."""
+        """Reconstructions of the images (B, 3, height, width) by the model, in one or several ways."""
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode and this run's precision, for a look at the model within a run."""
+        """Context manager: evaluation mode, no gradients, and the run's precision, for a look at the model in a run."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
@@ -100,7 +100,7 @@ class Stage(ABC):
 
 
 class AdaptiveStage(Stage):
-    """Stages in which encoder and decoder learn. Arguments are those of :class:`Stage`.
+    """Training stage in which encoder and decoder learn. Arguments are those of :class:`Stage`.
 
     Raises:
         ValueError: a model that cannot be sharded.
@@ -117,17 +117,17 @@ class AdaptiveStage(Stage):
             freeze_encoder(model)
         if config.compile:
             compile_parts(model)
-        if model.length_head is not None:  # a stage of its own
+        if model.length_head is not None:  # trained in a stage of its own
             model.length_head.requires_grad_(False)
         super().__init__(model, config, own, module, blocks(model))
 
     def reconstructions(self, images: Tensor) -> list[Tensor]:
-        """The images at four lengths, from the shortest to the longest."""
+        """Reconstructions at four lengths, from the shortest to the longest."""
         return at_four_lengths(self.model, images)
 
 
 def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
-    """Reconstructions, from the shortest to the longest."""
+    """Reconstructions (B, 3, height, width) at up to four lengths, from the shortest to the longest."""
     last = model.config.iterations - 1
     wanted = sorted({round(i * last / 3) for i in range(4)})
     predictions = (x.prediction for x in model.rollout(images, predict_at=wanted))
@@ -136,14 +136,14 @@ def at_four_lengths(model: AdaptiveTokenizer, images: Tensor) -> list[Tensor]:
 
 
 def freeze_encoder(model: AdaptiveTokenizer) -> None:
-    """All but decoder, codebooks, base tokenizer and pixel filter."""
+    """Freeze all but decoder, codebooks, base tokenizer and pixel filter."""
     for name, parameter in model.named_parameters():
         if not name.startswith(("decoder", "quantize.", "base_tokenizer.", "pixel_filter.")):
             parameter.requires_grad_(False)
 
 
 def accumulated(module: nn.Module, parts: Sequence[Any], compute: Callable[[Any], Terms]) -> Terms:
-    """The gradients of a batch in parts; the terms, means over the parts. ``compute`` runs ``module``."""
+    """Accumulate the gradients of a batch in parts; returns means of the terms. ``compute`` runs ``module``."""
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, 1):
         with synchronized(module, last=number == len(parts)):
@@ -154,13 +154,13 @@ def accumulated(module: nn.Module, parts: Sequence[Any], compute: Callable[[Any]
 
 
 def blocks(model: AdaptiveTokenizer) -> list[nn.Module]:
-    """Of encoder and decoder."""
+    """Transformer blocks of encoder and decoder."""
     return [*model.encoder.transformer, *model.decoder.transformer]
 
 
 def compile_parts(model: AdaptiveTokenizer) -> None:
-    """``torch.compile`` of every block but the decoder's last, whose slice of positions torch 2.11 cannot compile, and
-    of a frozen base tokenizer's convolutional encoder.
+    """``torch.compile`` every block but the decoder's last, whose slice of positions torch 2.11 cannot compile, and
+    a frozen base tokenizer's convolutional encoder.
     """
     for block in blocks(model)[:-1]:
         block.compile(fullgraph=True, dynamic=True)
@@ -170,7 +170,7 @@ def compile_parts(model: AdaptiveTokenizer) -> None:
 
 
 def frozen_tokens(model: AdaptiveTokenizer, images: Tensor) -> BaseTokens:
-    """Of a frozen base tokenizer, posterior sampled; copies, since inference tensors cannot enter a graph."""
+    """Tokens of a frozen base tokenizer, posterior sampled; copies, since inference tensors cannot enter a graph."""
     with torch.inference_mode():
         tokens = model.base_tokenizer.encode(images, sample=True)
     return BaseTokens(*(None if x is None else x.clone() for x in tokens))  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def iterations_of(config: TrainingConfig, iterations: int, step: int, done: floa
 
 
 def precision(name: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """The autocast context of a precision; "auto" is bfloat16 where the device multiplies matrices in it faster."""
+    """Factory of autocast contexts; precision "auto" is bfloat16 where the device multiplies matrices faster in it."""
     enabled = name == "bfloat16" or (name == "auto" and _fast_bfloat16(device))
     return functools.partial(
         torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=True
@@ -202,18 +202,18 @@ def _fast_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     has = torch.cpu.get_capabilities().get
-    # In AVX-512 it has twice the rate of float32 on AMD's processors (SSE4a is theirs alone), half on Intel's.
+    # In AVX-512 bfloat16 has twice the rate of float32 on AMD's processors (SSE4a is theirs alone), half on Intel's.
     return bool(has("amx_bf16") or (has("avx512_bf16") and has("sse4a")))
 
 
 @contextmanager
 def recomputed(model: AdaptiveTokenizer, parallel: str) -> Iterator[None]:
-    """Within, the activations of encoder and decoder are computed again in the backward, call by call; block by block
-    under FSDP2, which gathers the weights of a block for its backward.
+    """Context manager: the activations of encoder and decoder are recomputed in the backward, call by call; block by
+    block under FSDP2, which gathers the weights of a block for its backward.
     """
     modules = blocks(model) if parallel == "fsdp" else [model.encoder, model.decoder]
     for module in modules:
-        # They draw no random numbers, and a CUDA graph must not read the generator.
+        # Encoder and decoder draw no random numbers, and a CUDA graph must not read the generator.
         module.forward = functools.partial(
             checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
         )

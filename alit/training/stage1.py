@@ -31,7 +31,7 @@ class Stage1Module(nn.Module):
         }
 
     def forward(self, images: Tensor, at: Sequence[int]) -> tuple[Tensor, Terms]:
-        """The loss, and its terms by name."""
+        """Loss (a scalar), and its terms by name, detached."""
         base = frozen_tokens(self.model, images)
         loss = stage1_loss(self.model, images, at=at, base=base, **self.options)
         terms = {"loss": loss.total.detach()}
@@ -43,7 +43,7 @@ class Stage1Module(nn.Module):
 
 
 class Stage1(AdaptiveStage):
-    """A step on the latent distillation loss, computed by a CUDA graph where that is wanted.
+    """Training stage 1: steps on the latent distillation loss, by a CUDA graph where that is wanted.
 
     Raises:
         ValueError: a model that cannot be sharded, or a step that cannot be captured; ``tail_drop``, and tokens that
@@ -80,7 +80,7 @@ class Stage1(AdaptiveStage):
 
 
 def check_capturable(model: AdaptiveTokenizer, config: TrainingConfig, own: Processes) -> None:
-    """That a step of this run can be one CUDA graph."""
+    """Check that a step of this run can be one CUDA graph; raises ``ValueError``."""
     if own.device.type != "cuda":
         raise ValueError(f"cuda_graph: expected a CUDA device, got {own.device}")
     if own.count > 1 or config.parallel == "fsdp":

@@ -32,7 +32,7 @@ SMALLEST = 24
 
 @dataclass(frozen=True)
 class Critics:
-    """What judges images. No module: data-parallel wrappers of the model must not see it.
+    """Networks that judge images. It is no module: data-parallel wrappers of the model must not see it.
 
     Attributes:
         perceptual: LPIPS or :class:`alit.losses.FeatureDistance`, one for all iterations.
@@ -57,7 +57,7 @@ class GeneratorModule(nn.Module):
     def forward(
         self, images: Tensor, at: Sequence[int], gan_weight: float
     ) -> tuple[Tensor, Terms, dict[int, Tensor]]:
-        """The loss, mean over iterations; its terms by name; detached reconstructions by iteration."""
+        """Loss, mean over iterations; its terms by name; detached reconstructions by iteration."""
         base = None if self.config.train_base else frozen_tokens(self.model, images)
         total = images.new_zeros(())
         terms: Terms = {}
@@ -96,7 +96,7 @@ class DiscriminatorModule(nn.Module):
         self.critics, self.discriminators = critics, critics.discriminators
 
     def forward(self, images: Tensor, pixels: dict[int, Tensor]) -> tuple[Tensor, Terms]:
-        """The loss, mean over iterations, and its terms by name."""
+        """Loss, mean over iterations, and its terms by name."""
         total = images.new_zeros(())
         terms: Terms = {}
         for index, decoded in pixels.items():
@@ -108,7 +108,7 @@ class DiscriminatorModule(nn.Module):
 
 
 class Stage2(AdaptiveStage):
-    """A step of both sides: the discriminators see the reconstructions that the generator was judged by.
+    """Training stage 2: steps of generator and discriminators, which see the reconstructions that they have judged.
 
     Raises:
         ValueError: weights of a perceptual loss that cannot be had; images too small for a discriminator; what cannot
@@ -140,7 +140,7 @@ class Stage2(AdaptiveStage):
             self.modules["discriminators"] = judges
 
     def step(self, step: int, done: float, learning_rate: float, parts: Sequence[Tensor]) -> Terms:
-        """One step of the generator and, once the GAN weight is above 0, one of the discriminators; the terms."""
+        """Run a generator step and, once the GAN weight is above 0, a discriminator step; returns the terms."""
         self.decoded.clear()
         sums = super().step(step, done, learning_rate, parts)
         if self.config.gan_weight(done) > 0:

@@ -22,14 +22,14 @@ from ..checks import printable
 from .log import reason
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-#: Shards of one pattern.
+#: Most shards of one pattern.
 MOST_SHARDS = 100_000
-#: Bytes of an image's file: more is taken for damage.
+#: Most bytes of an image's file: more is taken for damage.
 LARGEST_IMAGE = 1 << 28
-#: Kinds of other members that are told apart.
+#: Most kinds of other members that are told apart.
 MOST_KINDS = 100
 
-#: What tarfile raises on damaged files; recursion comes of extended headers of extended headers.
+#: Exceptions of tarfile on damaged files; recursion comes from extended headers of extended headers.
 _DAMAGED = (
     *(tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError),
     *(RecursionError, struct.error, AttributeError),
@@ -37,18 +37,18 @@ _DAMAGED = (
 
 
 class Member(NamedTuple):
-    """A member of a shard with the suffix of an image: its name, and its bytes, undecoded."""
+    """Member of a shard with the suffix of an image: its name, and its bytes, undecoded."""
 
     name: str
     content: bytes
 
 
 class NoImages(ValueError):
-    """A shard that is whole and holds no image; the message says what it holds."""
+    """Exception: a shard is whole and holds no image; the message says what it holds."""
 
 
 def expand(pattern: str) -> list[str]:
-    """The names of a pattern, ``x-{000..099}.tar`` or ``{a,b}.tar``, in order; of a file that is there, its own.
+    """The names of a pattern, ``x-{000..099}.tar`` or ``{a,b}.tar``, in order; the pattern itself if it is a file.
 
     Raises:
         ValueError: more than 100,000 names, or more than 16 braces.
@@ -61,7 +61,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _expanded(text: str) -> list[str]:
-    """Braces as in a shell: nested ones too; those without a comma or a range are plain characters."""
+    """Expand braces as in a shell: nested ones too; those without a comma or a range are plain characters."""
     opening = text.find("{")
     cuts, depth = [opening], 0
     for at in range(max(opening, 0), len(text)):
@@ -79,7 +79,7 @@ def _expanded(text: str) -> list[str]:
 
 
 def _choices(parts: list[str]) -> list[str]:
-    """What stands between two braces, cut at its commas."""
+    """Alternatives of two braces, from what stands between them, cut at its commas."""
     if match := re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", ",".join(parts), re.ASCII):
         first, last = int(match[1]), int(match[2])
         _check_count(abs(last - first) + 1)
@@ -98,7 +98,7 @@ def _check_count(count: int) -> None:
 
 
 def check_name(name: str, addresses: bool) -> None:
-    """That a shard is there, as far as can be told without opening an address.
+    """Check that a shard is there, as far as can be told without opening an address.
 
     Raises:
         OSError: no such file.
@@ -115,7 +115,7 @@ def check_name(name: str, addresses: bool) -> None:
 
 
 class _Bounded:
-    """A file whose reads ask for no more than there is, whatever a header says."""
+    """File whose reads ask for no more than there is, whatever a header says."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
@@ -129,7 +129,7 @@ class _Bounded:
 @contextmanager
 def _opened(name: str, addresses: bool) -> Iterator[tarfile.TarFile]:
     if os.path.isfile(name) or not addresses:
-        # Of a file tarfile wants the three methods that a bounded one has.
+        # tarfile needs no more of a file than the three methods that a bounded one has.
         with (
             reading(name) as file,
             tarfile.TarFile(fileobj=cast(BinaryIO, _Bounded(file))) as tar,
@@ -145,14 +145,14 @@ def _opened(name: str, addresses: bool) -> Iterator[tarfile.TarFile]:
 
 
 def _check_end(tar: tarfile.TarFile, file: BinaryIO) -> None:
-    """tarfile ends in silence at a damaged header, and at the end of the file."""
+    """Check that a tar file ends where tarfile stopped: it ends in silence at a damaged header, too."""
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All but folders and hidden files; none is kept in memory."""
+    """Yield the members except folders and hidden files; none is kept in memory."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]
         if tar.offset <= member.offset:
@@ -162,7 +162,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def members(name: str, start: int, skipped: list[str], *, addresses: bool) -> Iterator[Member]:
-    """The images of a shard in their order, from the one numbered ``start``.
+    """Yield the images of a shard in their order, from the one numbered ``start``.
 
     A line for the members that belong to no image, and one for what ends a damaged shard, are added to ``skipped``.
 
@@ -174,7 +174,7 @@ def members(name: str, start: int, skipped: list[str], *, addresses: bool) -> It
     whole = True
     try:
         with _opened(name, addresses) as tar:
-            # What follows one another with one name up to the first dot belongs together.
+            # Consecutive members with one name up to the first dot belong together.
             for _, members in itertools.groupby(_members(tar), _key):
                 stem, left = None, Counter[str]()
                 for member in members:
@@ -205,7 +205,7 @@ def _key(member: tarfile.TarInfo) -> tuple[str, str]:
 
 
 def _other(member: tarfile.TarInfo) -> str:
-    """What a member is that is no image; empty for one."""
+    """Kind of a member that is no image; empty for an image."""
     if not member.isreg() or member.issparse():
         return "links or special files"
     suffix = PurePosixPath(member.name).suffix.lower()

@@ -16,14 +16,14 @@ from ..atomic_files import reading
 from ..console import printable
 from ..generation import GeneratorConfig
 
-#: Bytes of a table of labels.
+#: Most bytes of a table of labels.
 LARGEST_TABLE = 2**28
-#: How a file says that the class of an image is where its tokens lie.
+#: Value of ``labels`` by which the path of a token file gives the class.
 PLACES = "files"
 
 
 class TokenFiles:
-    """The token sequences of ``.alit`` files, in memory: 4 bytes a token.
+    """Token sequences of ``.alit`` files, in memory: 4 bytes per token.
 
     Args:
         data: a file, or a folder; of that, all such files in it and in folders within, by name.
@@ -80,7 +80,7 @@ class TokenFiles:
 
 
 class TokenRows:
-    """Images of token files as rows that a step is made of: the class, the tokens, -1 up to ``longest``.
+    """Images of token files as rows for training, (1 + ``longest``,) each: the class, the tokens, then -1.
 
     Attributes:
         labels: of each image, an index into ``classes``; 0 where there are none.
@@ -104,7 +104,7 @@ class TokenRows:
 
     @classmethod
     def read(cls, data: str | None, labels: str | None, config: GeneratorConfig) -> TokenRows:
-        """Those of a generator; arguments, and what raises, as for :class:`TokenFiles`."""
+        """Read the rows for a generator; arguments and exceptions as for :class:`TokenFiles`."""
         files = TokenFiles(data, labels, config.identity, config.max_tokens)
         return cls(files, config.classes, config.max_tokens)
 
@@ -115,7 +115,7 @@ class TokenRows:
         return f"image {index}"
 
     def load(self, index: int, random: np.random.Generator) -> Tensor:
-        """(1 + longest,) int64; nothing of it is drawn."""
+        """Row of an image, (1 + longest,) int64; ``random`` is not used."""
         row = torch.full((1 + self.longest,), -1, dtype=torch.int64)
         start, length = int(self.files.starts[index]), int(self.files.lengths[index])
         row[0] = self.labels[index]
@@ -133,7 +133,7 @@ def _files(place: Path) -> list[Path]:
 
 
 def _lengths(reader: Reader, longest: int) -> np.ndarray:
-    """Of all images, which have tokens and the tokenizer's size."""
+    """Lengths of all images; raises ``ValueError`` unless they have tokens, not too many, and the tokenizer's size."""
     count, own = reader.image_count, reader.identity.image_size
     others = (reader.sizes(0, count) != own).any(1)
     if others.any():
@@ -152,7 +152,7 @@ def _lengths(reader: Reader, longest: int) -> np.ndarray:
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Classes by the names of images."""
+    """Classes by the names of images, from a CSV file."""
     with reading(path) as file:
         content = file.read(LARGEST_TABLE + 1)
     try:

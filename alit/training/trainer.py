@@ -41,12 +41,12 @@ STAGES: dict[str, Callable[..., Stage]] = {
     "length": LengthStage,
     "generator": GeneratorStage,
 }
-#: Names of skipped files that are kept.
+#: Most names of skipped files that are kept.
 MOST_NAMES = 10_000
 
 
 class Result(NamedTuple):
-    """What :func:`train` returns.
+    """Result of :func:`train`.
 
     Attributes:
         model: with averaged weights, in evaluation mode.
@@ -118,7 +118,7 @@ def train(
 
 
 class _Run:
-    """One call of :func:`train` in one process."""
+    """State of one call of :func:`train` in one process."""
 
     def __init__(
         self, config: TrainingConfig, own: Processes, on_log: OnLog | None, stack: ExitStack
@@ -141,7 +141,7 @@ class _Run:
         images: Tensor | None,
         addresses: bool,
     ) -> None:
-        """Build the model, its stage and its data, all of it where ``source`` stood."""
+        """Build the model, its stage and its data, all in the state of the checkpoint ``source``."""
         config, own, stack = self.config, self.own, self.stack
         report("starting")
         torch.manual_seed(config.seed)
@@ -178,7 +178,7 @@ class _Run:
                 file.write_text(json.dumps(config.asdict(), indent=1) + "\n")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state, live, by name; sums that still travel between processes are applied first."""
+        """All tensors of the state, live, by name; sums that still travel between processes are applied first."""
         tensors = {f"average/{name}": x for name, x in self.stage.average.tensors().items()}
         for part, module in self.stage.modules.items():
             tensors |= {f"{part}/{name}": x for name, x in module.state_dict().items()}
@@ -233,7 +233,7 @@ class _Run:
             report(self.stage.doing, done, 1.0, tell=self.told)
 
     def _done(self) -> float:
-        """The fraction of the run that is behind it."""
+        """Fraction of the run that is done."""
         seconds = self.config.seconds
         by_time = (time.monotonic() - self.begun) / seconds if seconds else 0.0
         return max(by_time, self.step / self.config.steps if self.config.steps else 1.0)
@@ -259,7 +259,7 @@ class _Run:
             self.on_log(record)
 
     def _write_images(self, images: Tensor) -> None:
-        """Originals above reconstructions; not of sharded weights, which one process does not have."""
+        """Write originals above reconstructions to TensorBoard; not with sharded weights: no process has them all."""
         if self.log is None or self.log.writer is None or self.config.parallel == "fsdp":
             return
         with self.stage.evaluating():
@@ -270,7 +270,7 @@ class _Run:
         self.log.writer.add_image("reconstructions", shown, self.step)
 
     def _save(self) -> None:
-        """A checkpoint, and the averaged model beside it; of finite tensors only."""
+        """Write a checkpoint, and the averaged model beside it; of finite tensors only."""
         self.terms.check()
         tensors = self.tensors()
         check_finite(tensors, self.step, self.own)

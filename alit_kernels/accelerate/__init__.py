@@ -1,4 +1,4 @@
-"""Other people's models by our kernels, in one line."""
+"""Swap of attention modules and quantizers in other people's models for ours, in one call."""
 
 from .find import accelerate
 from .report import Left, Report, Swapped

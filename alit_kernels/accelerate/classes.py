@@ -1,4 +1,4 @@
-"""Classes of swapped quantizers: subclasses of their own, with another forward, that pickle and copy."""
+"""Classes of swapped quantizers: subclasses of the original ones, with another forward, that pickle and copy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .report import Change
 
 
 class InOurWay:
-    """Base of the classes that swapped quantizers have. What pickles and copies them finds the class again."""
+    """Base of the classes of swapped quantizers; their pickles and copies find the class again."""
 
-    #: Their class, the name of the family, the part of it.
+    #: Original class, name of the family, path of the part.
     _swapped: tuple[type[nn.Module], str, str]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -31,7 +31,7 @@ def _new(base: Any, family: str, part: str) -> Any:
 
 @functools.cache
 def swapped_class(base: Any, family: str, part: str) -> Any:
-    """The subclass of ``base`` whose forward is that of a family's part, by the same name."""
+    """Subclass of ``base``, by the same name, whose forward is that of a family's part."""
     function, original = FAMILIES[family].parts[part], base.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ def swapped_class(base: Any, family: str, part: str) -> Any:
 
 
 def swap(module: nn.Module, family: Family) -> tuple[Change, ...]:
-    """Change the class of each part that no other module shares and swapped before."""
+    """Change the class of each part, unless it is swapped already (modules may share one); return the changes."""
     changes = []
     for part in family.parts:
         target = module.get_submodule(part)
@@ -60,7 +60,7 @@ def swap(module: nn.Module, family: Family) -> tuple[Change, ...]:
 
 
 def restore(module: nn.Module, family: Family) -> None:
-    """Give each part that is swapped the class that it had."""
+    """Give each swapped part its original class again."""
     for part in family.parts:
         target: Any = module.get_submodule(part)
         if hasattr(target, "_swapped"):

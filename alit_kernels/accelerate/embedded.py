@@ -20,7 +20,7 @@ def of_one_tensor(
     casts: bool = False,
     when: Callable[[Any], bool] = lambda module: True,
 ) -> Forward:
-    """The forward of a family whose module is called with a tensor alone; other calls stay as they were."""
+    """Forward that gives calls with one tensor alone to ``compute``, and other calls to the original forward."""
 
     def forward(self: Any, original: Forward, *args: Any, **kwargs: Any) -> Any:
         alone = len(args) == 1 and not kwargs and when(self)
@@ -32,13 +32,13 @@ def of_one_tensor(
 
 
 def _quantized(self: Any, z: Tensor, **options: Any) -> tuple[Tensor, VectorQuantized]:
-    """Quantized vectors in the layout of ``z`` (B, D, ...), contiguous, and the rest."""
+    """Quantized vectors in the layout of ``z`` (B, D, ...), contiguous, and the whole result of the op."""
     found = vector_quantize(z.movedim(1, -1), self.embedding.weight, **options)
     return found.quantized.movedim(-1, 1).contiguous(), found
 
 
 def _weights(self: Any, legacy: bool) -> dict[str, float]:
-    """taming's ``beta`` weighs the commitment, or in its legacy form the codebook's loss."""
+    """Loss weights of taming: ``beta`` on the commitment, or in its legacy form on the codebook's loss."""
     weights = (1.0, self.beta) if legacy else (self.beta, 1.0)
     return dict(zip(("commitment", "codebook_weight"), weights, strict=True))
 
@@ -81,8 +81,8 @@ def _llamagen(self: Any, z: Tensor) -> Any:
     losses: tuple[Tensor | None, ...] = (None, None, None)
     used: Any = 0
     if self.training:
-        if self.show_usage:  # a ring of the last codes
-            with torch.no_grad():  # a parameter among the buffers, where they have it from
+        if self.show_usage:  # a window of the last codes
+            with torch.no_grad():  # the original code registers a parameter as this buffer
                 new = index[-self.codebook_used.numel() :].to(self.codebook_used.dtype)
                 self.codebook_used.copy_(torch.cat([self.codebook_used[new.numel() :], new]))
             used = len(self.codebook_used.unique()) / self.n_e
@@ -91,7 +91,7 @@ def _llamagen(self: Any, z: Tensor) -> Any:
 
 
 def _gigatok(self: Any, z: Tensor) -> Any:
-    """LlamaGen's, but a list of losses, and a number where there is no entropy loss."""
+    """Result as LlamaGen's, but with a list of losses, and the number 0 where there is no entropy loss."""
     quantized, losses, index = _llamagen(self, z)
     losses = list(losses)
     if self.training and not self.entropy_loss_ratio:
@@ -104,7 +104,7 @@ def _refused_by_gigatok(module: Any) -> str:
     return next((why for option, why in options.items() if getattr(module, option)), "")
 
 
-#: Of LlamaGen's entropy loss, as it is written in its code.
+#: Temperature of LlamaGen's entropy loss, as it is written in its code.
 _TEMPERATURE = 0.01
 
 
@@ -118,7 +118,7 @@ def _entropy_loss(self: Any, z: Tensor, codes: Tensor, metric: str) -> Tensor:
 
 
 def _between_codes(module: Any, codes: Tensor, *options: Any) -> Tensor:
-    """Vectors by which the probe sees another temperature."""
+    """Vectors (count, D) for the probe, whose results another temperature would change."""
     codes = nn.functional.normalize(codes, dim=-1) if module.l2_norm else codes
     return between_codes(module, codes, *options, scale=_TEMPERATURE)
 
@@ -126,7 +126,7 @@ def _between_codes(module: Any, codes: Tensor, *options: Any) -> Tensor:
 def _families_with_entropy(
     name: str, compute: Callable[[Any, Tensor], Any], **options: Any
 ) -> tuple[Family, Family]:
-    """Without an entropy loss, whose calls are the module's own once it is turned on, and with one, which is proved."""
+    """Two families: without entropy loss (calls are the module's own once it is turned on), and with it, probed."""
     off = lambda module: not module.entropy_loss_ratio  # noqa: E731
     common = {"classes": "VectorQuantizer", "cosine": lambda module: module.l2_norm, **options}
     return (

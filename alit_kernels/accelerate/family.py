@@ -1,4 +1,4 @@
-"""One kind of quantizer: how it is recognized, and what it computes with our ops."""
+"""Family of quantizers: the signs by which it is recognized, and its forward by our ops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Forward = Callable[..., Any]
 
 
 def near_codes(module: Any, codes: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count, D): random codes, moved by a fifth of their spread."""
+    """Random codes (count, D), moved by a fifth of their spread."""
     chosen = torch.randint(len(codes), (count,), generator=generator).to(codes.device)
     noise = torch.randn(count, codes.shape[1], generator=generator).to(codes)
     return codes[chosen] + 0.2 * codes.std() * noise
@@ -26,8 +26,8 @@ def near_codes(module: Any, codes: Tensor, count: int, generator: torch.Generato
 def between_codes(
     module: Any, codes: Tensor, count: int, generator: torch.Generator, *, scale: float
 ) -> Tensor:
-    """(count, D): like :func:`near_codes`, every other one between two codes instead, nearly as far from either: its
-    squared distances differ by 0.5 to 300 times ``scale``. Another temperature of that scale shows.
+    """Vectors (count, D) as by :func:`near_codes`, but every other one between two codes, nearly as far from both: its
+    squared distances differ by 0.5 to 300 times ``scale``, so that another temperature of that scale shows.
     """
     rows = near_codes(module, codes, count, generator)
     if len(codes) < 2:
@@ -45,19 +45,19 @@ def between_codes(
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of quantizer. What works with it and what does not is in ``docs/your-tokenizer.md``.
+    """One kind of quantizer; ``docs/your-tokenizer.md`` says what works with it and what does not.
 
     Attributes:
-        name: in reports and in the documentation.
+        name: name in reports and in the documentation.
         classes: qualified names of its classes.
         package: where these are; empty for a class that repositories copy from each other.
-        when: which instances of these.
+        when: (module) -> True for the instances of these that belong to the family.
         attributes: what an instance has, separated by blanks; after a dot, what a part has.
         parts: path of a submodule, empty for the module itself -> its forward in our way.
-        refused: why a module of the family computes something else; empty if it does not.
-        layout: axes of the input, "c" being channels.
-        codes: its codebook, (K, D).
-        cosine: whether vectors and codes are normalized before the search.
+        refused: (module) -> why it computes something else; empty if it does not.
+        layout: (module) -> axes of the input, "c" being channels.
+        codes: (module) -> its codebook, (K, D).
+        cosine: (module) -> whether vectors and codes are normalized before the search.
         rows: (module, codes, count, generator) -> inputs, (count, channels).
         searched: (module, inputs) -> the vectors that are searched, (count, D).
     """
@@ -76,7 +76,7 @@ class Family:
     searched: Callable[[Any, Tensor], Tensor] = lambda module, rows: rows
 
     def knows(self, module: nn.Module) -> bool:
-        """Whether a module is of this family, by the name of its class and its attributes."""
+        """True if a module is of this family, by the name of its class and its attributes."""
         cls = type(module)
         return (
             cls.__qualname__ in self.classes.split()
@@ -86,7 +86,7 @@ class Family:
         )
 
     def obstacle(self, module: Any) -> str:
-        """Why a module is not probed; empty if it is."""
+        """Reason why a module is not probed; empty if it is."""
         embedding = getattr(module, "embedding", None)
         if isinstance(embedding, nn.Module):
             plain = type(embedding) is nn.Embedding and embedding.max_norm is None
@@ -113,7 +113,7 @@ def _has(module: Any, path: str) -> bool:
 
 
 def takes(z: Any, codes: Tensor, *, casts: bool = False) -> bool:
-    """Whether our ops compute on ``z`` what eager code does: float32, nothing that looks at operators, not empty.
+    """True if our ops compute on ``z`` what eager code does: float32, nothing that watches operators, not empty.
 
     ``casts``: the family's code casts to float32 and leaves autocast on a GPU.
     """

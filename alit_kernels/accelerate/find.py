@@ -1,4 +1,4 @@
-"""Finding the modules of a model that can be swapped."""
+"""Search for the modules of a model that can be swapped."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def accelerate(model: nn.Module, *, strict: bool = False) -> Report:
 
     Args:
         model: any module; it is changed in place.
-        strict: raise where a module that looks like one of these was left.
+        strict: raise where a module that looks like one of these was left as it was.
 
     Returns:
         :class:`Report`; print it, or ``undo()`` it.
 
     Raises:
-        TypeError: no module.
+        TypeError: ``model`` is no module.
         ValueError: with ``strict``, what was left and why. Nothing is swapped then.
     """
     if not isinstance(model, nn.Module):
@@ -103,12 +103,12 @@ def _quantizer(name: str, module: nn.Module) -> Swapped | Left | None:
 
 
 def _is_within(name: str, other: str) -> bool:
-    """Whether the first of two modules, by name, is a part of the second."""
+    """True if module ``name`` is a part of module ``other``."""
     return not other or name.startswith(f"{other}.")
 
 
 def _unknown(model: nn.Module, known: list[str]) -> Iterator[Left]:
-    """What is called a quantizer and has a codebook of its own, but has or is no part of a known one."""
+    """Modules named like quantizers, with a codebook of their own, that neither contain nor are part of a known one."""
     for name, module in model.named_modules():
         called = type(module).__name__
         if not re.search("quantizer|quantize$|codebook", called, re.IGNORECASE):
@@ -122,7 +122,7 @@ def _unknown(model: nn.Module, known: list[str]) -> Iterator[Left]:
 
 
 def _changed(module: nn.Module) -> str:
-    """Why a module is not what its class says; empty if it is."""
+    """Reason why a module is not what its class says; empty if it is."""
     if "forward" in vars(module):
         return "its forward was replaced"
     plain = type(module).__reduce_ex__ is object.__reduce_ex__
@@ -131,7 +131,7 @@ def _changed(module: nn.Module) -> str:
 
 
 def _hooked(module: nn.Module) -> str:
-    """Hooks of parts would not be called: our forward does not call the parts."""
+    """Message if a part has hooks, which our forward would not call; empty if none has."""
     for part in module.modules():
         hooks = (part._forward_hooks, part._forward_pre_hooks)
         if part is not module and any((*hooks, part._backward_hooks, part._backward_pre_hooks)):

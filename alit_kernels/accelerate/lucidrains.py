@@ -1,4 +1,4 @@
-"""vector-quantize-pytorch: what changes is its codebook; all else that its quantizers do is their own lines."""
+"""Family of vector-quantize-pytorch: its codebook is replaced; all else is its quantizers' own code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..codebook_statistics import codebook_statistics
 from ..nearest_codeword import nearest_codeword
 from .family import Family, Forward, near_codes, takes
 
-#: What the codebook of vector-quantize-pytorch is given where nothing special is asked for.
+#: Options of a call of vector-quantize-pytorch's codebook that ask for nothing special.
 _NEUTRAL: dict[str, Any] = {
     "sample_codebook_temp": None,
     "codebook_transform_fn": None,
@@ -24,9 +24,9 @@ _NEUTRAL: dict[str, Any] = {
 
 
 def _quantizer(self: Any, original: Forward, *args: Any, **kwargs: Any) -> Any:
-    """Theirs, around our codebook; but a call that gives ``indices`` reads distances, which only theirs returns.
+    """Result of their forward around our codebook, or around theirs for ``indices``, which needs its distances.
 
-    Such a call hands its codebook a 0, which is false there and, not being False, sends ours to the original.
+    A call with ``indices`` hands its codebook a 0, false to theirs, but not False itself: ours then calls the original.
     """
     if len(args) > 1 or kwargs.get("indices") is not None:
         kwargs["accum_ema_update"] = kwargs.get("accum_ema_update") or 0
@@ -48,7 +48,7 @@ def _codebook(self: Any, original: Forward, x: Any, **options: Any) -> Any:
     index = nearest_codeword(rows.detach(), codes.detach(), metric=metric)
     quantized = nn.functional.embedding(index, codes).view(x.shape)
     if self.training and not frozen and (self.ema_update or self.has_dead_code_replacement):
-        if mask is not None:  # of each head
+        if mask is not None:  # the mask of each head
             mask = mask[:, None].expand(-1, len(rows) // mask.numel(), -1).reshape(1, -1)
         with torch.no_grad():
             taking_part = None if mask is None else mask[0]

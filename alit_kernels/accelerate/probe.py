@@ -1,4 +1,4 @@
-"""The proof that a module computes the same in our way: as it was and swapped, compared."""
+"""Probe of a module: its results as it was and swapped, compared."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .classes import restore, swap
 from .family import Family
 
 SIZES = {"b": 2, "h": 3, "w": 5, "n": 15, "t": 2}
-#: By how much, relatively, a probe's vectors are nearer to one code than to any other.
+#: Relative margin by which a probe's vectors are nearer to one code than to any other.
 MARGIN = 1e-4
-#: Of the greatest magnitude of a result; or four times the eps of a narrow dtype.
+#: Error allowed, over the greatest magnitude of a result; or four times the eps of a narrow dtype.
 TOLERANCE = 1e-4
 
 
 def prove(module: nn.Module, family: Family) -> str:
-    """Why a swapped copy of ``module`` differs from an unchanged one; empty if it does not.
+    """Reason why a swapped copy of ``module`` differs from an unchanged one; empty if it does not.
 
     In training, evaluation and evaluation without gradients: all outputs, which of them require a gradient, gradients
     of the input and of every parameter, state after two calls, and how many random numbers were drawn. Inputs are
@@ -39,13 +39,13 @@ def prove(module: nn.Module, family: Family) -> str:
             if why:
                 mode = "training" if training else "evaluation"
                 return f"{why} in {mode}"
-    except Exception as error:  # of their code or of copying: whatever it is, nothing is proved
+    except Exception as error:  # raised by their code or by copying: nothing is proved
         return f"the probe failed: {type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 
 def prove_attention(module: nn.MultiheadAttention) -> str:
-    """Why values or gradients of random tokens differ in our way; empty if they do not."""
+    """Reason why outputs or gradients of random tokens differ by our kernels; empty if they do not."""
     try:
         weight: Any = module.out_proj.weight
         x = torch.randn(2, 5, module.embed_dim, generator=torch.Generator().manual_seed(0))
@@ -55,7 +55,7 @@ def prove_attention(module: nn.MultiheadAttention) -> str:
         with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):
             for cls in (nn.MultiheadAttention, MultiheadAttention):
                 candidate = cls.__new__(cls)
-                candidate.__dict__ |= {**vars(module), "dropout": 0.0}  # its own weights
+                candidate.__dict__ |= {**vars(module), "dropout": 0.0}  # same weights
                 out, _ = candidate.forward(x, x, x, need_weights=False)
                 results.append([out.detach(), *torch.autograd.grad(out.sum(), leaves)])
         return "" if all(map(agree, *results)) else "results differ"
@@ -126,7 +126,7 @@ def _weights(x: Tensor) -> Tensor:
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Leaves of nested containers by where they are; the containers count, as the types that they have."""
+    """Leaves of nested containers by path, with the type of each container and the contiguity of each tensor."""
     if isinstance(value, dict):
         yield f"{name} (type)", type(value)
         for key, each in value.items():
@@ -151,7 +151,7 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def agree(a: Any, b: Any) -> bool:
-    """Equal, but for rounding where it is floating point; of tensors also what they are, and whether they record."""
+    """True if both are equal, floating point up to rounding; tensors also in shape, dtype, device, requires_grad."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return type(a) is type(b) and bool(a == b)
     kinds = [(x.shape, x.dtype, x.device, x.requires_grad) for x in (a, b)]
@@ -169,7 +169,7 @@ def agree(a: Any, b: Any) -> bool:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """A copy without hooks, nor what they hold. Its buffers record nothing, whatever some repositories made of them:
+    """Deep copy without hooks, nor what they hold. Its buffers are detached, since some repositories register as one
     a parameter, which cannot be written to, or what ``module.to(device)`` returned for it, which cannot be copied.
     """
     hooks = [v for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)]

@@ -1,4 +1,4 @@
-"""What :func:`alit_kernels.accelerate` did."""
+"""Report of :func:`alit_kernels.accelerate`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Swapped:
-    """A module that computes in our way.
+    """A module that computes by our kernels.
 
     Attributes:
         name: of the module in the model; empty for the model itself.
         kind: what it was recognized as.
-        changes: of its class and those of its parts.
+        changes: changes of its class and of those of its parts.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """Which modules were swapped, which were left and why; printed, it is a table.
+    """Result of :func:`accelerate`: modules swapped, modules left and why; printed, it is a table.
 
     Attributes:
-        swapped: of what the class was changed.
-        left: what was not touched.
-        notes: where a swapped module is not what computes.
+        swapped: modules whose class was changed.
+        left: modules that were not touched.
+        notes: cases in which a swapped module is not called.
     """
 
     swapped: tuple[Swapped, ...]
@@ -55,7 +55,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def undo(self) -> None:
-        """Give every swapped module the class that it had; nothing else was changed.
+        """Give every swapped module its original class again; nothing else was changed.
 
         Raises:
             RuntimeError: something else changed the class of a module since, as ``fully_shard`` does.

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: the named sizes, with sums in float32 as under autocast, or all in one dtype."""
+"""Ahead-of-time builds: the named sizes, with sums in float32 as under autocast, or all in one dtype."""
 
 from __future__ import annotations
 

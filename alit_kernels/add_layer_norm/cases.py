@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """Shape of x; whether there is a branch; a common offset, which the variance must not lose; scale of the rows."""
+    """Shape of x, presence of a branch, a common offset (the variance must survive it), scale of the rows."""
 
     shape: tuple[int, ...]
     branch: bool = True
@@ -47,7 +47,7 @@ def make(
     device: str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """Random inputs; the branch of ``branch_dtype``, by default that of the others."""
+    """Random inputs; the branch is of ``branch_dtype``, by default the dtype of the others."""
     generator = torch.Generator().manual_seed(seed)
 
     def rows() -> Tensor:

@@ -24,7 +24,7 @@ def forward_kernel(
     BRANCH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row a program. ``p_stats`` (2, rows): mean, reciprocal deviation."""
+    """Write sum and layer norm of one row a program. ``p_stats`` (2, rows): mean, reciprocal deviation."""
     row = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, BLOCK)
     m = o < C
@@ -64,7 +64,7 @@ def backward_kernel(
     APART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Every P-th row a program, of P. ``p_partial`` (P, 3, C): its sums for weight, bias and the branch's bias."""
+    """Write gradients of every P-th row, by P programs. ``p_partial`` (P, 3, C): sums for weight, bias, branch bias."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     o = tl.arange(0, BLOCK)
     m = o < C
@@ -106,7 +106,7 @@ def sums_kernel(
     COLUMNS: tl.constexpr,
     SHARES: tl.constexpr,
 ):
-    """``p_sums`` (WIDTH,): the sum of ``p_partial`` (programs, WIDTH), and of ``p_before``."""
+    """Write ``p_sums`` (WIDTH,): the sum of ``p_partial`` (programs, WIDTH) over programs, and of ``p_before``."""
     o = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     o_share = tl.arange(0, SHARES)
     m = o < WIDTH

@@ -13,12 +13,12 @@ from .._checks import FLOATING, accumulation_dtype, check_number, check_same, ch
 from .._library import Op
 from . import reference
 
-#: A row of more does not fit the registers of a program.
+#: Longest row that fits the registers of a program.
 MOST_CHANNELS = 8192
 
 
 class AddedNormalized(NamedTuple):
-    """What :func:`add_layer_norm` returns: the sum and its layer norm, both of the shape of x."""
+    """Result of :func:`add_layer_norm`: the sum and its layer norm, both of the shape of x."""
 
     total: Tensor
     normalized: Tensor
@@ -35,10 +35,10 @@ def add_layer_norm(
     dtype: torch.dtype | None = None,
     implementation: str = "auto",
 ) -> AddedNormalized:
-    """A residual connection and the layer norm behind it, in one pass over the rows.
+    """Sum of a residual connection and its layer norm, in one pass over the rows.
 
     The bias of the linear layer that ends the branch is added here: its gradient is a sum over rows that the backward
-    has in its hands anyway.
+    reads anyway.
 
     Args:
         x: (..., C) float32, bfloat16 or float16 (float64 in the reference).
@@ -155,7 +155,7 @@ def _backward(
 ) -> tuple[Any, ...]:
     total, weight, stats = ctx.saved_tensors
     x_dtype, branch_dtype, *of_vectors = ctx.dtypes
-    if branch_dtype is None:  # then it is one of nothing
+    if branch_dtype is None:  # the sum is then empty
         grad_total = None
     if grad_normalized is None:
         grad_normalized = torch.zeros_like(total, dtype=ctx.norm_dtype)

@@ -49,7 +49,7 @@ def add_layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x; of the branch, empty where it is that of x; and (3, C), of weight, bias and branch_bias.
 
-    ``before`` (3, C) is added to the last; ``grad_total`` is None where nothing was made of the sum.
+    ``before`` (3, C) is added to the last; ``grad_total`` is None where the sum was not used.
     """
     mean, deviation = (each[..., None] for each in stats)
     g = grad_normalized.to(mean.dtype)

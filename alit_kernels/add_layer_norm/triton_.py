@@ -15,7 +15,7 @@ COLUMNS = 32
 
 
 def warps(channels: int) -> int:
-    """Four channels a thread; two where a part of the block is left over, or sm_80 spills at 768."""
+    """Number of warps: four channels a thread; two where the block is padded, or sm_80 would spill at 768."""
     block = next_power_of_2(channels)
     return min(max(block // (128 if block == channels else 64), 1), 16)
 
@@ -29,7 +29,7 @@ def add_layer_norm(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See the reference."""
+    """The sum, its layer norm, and mean and reciprocal deviation of its rows, as the reference returns them."""
     flat, flat_branch = as_rows(x), None if branch is None else as_rows(branch)
     rows, channels = flat.shape
     if branch is None:
@@ -72,7 +72,7 @@ def add_layer_norm_backward(
     x_dtype: torch.dtype,
     branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See the reference for the formulas."""
+    """Gradients as the reference returns them; see there for the formulas."""
     flat, grad = as_rows(total), as_rows(grad_normalized)
     flat_grad_total = None if grad_total is None else as_rows(grad_total)
     rows, channels = flat.shape

@@ -17,7 +17,7 @@ LENGTHS = range(289, 514, 32)
 
 
 def tiles() -> dict[str, Tile]:
-    """Whole tiles as other kernels have them, then every shape that ours take in half precision."""
+    """Tiles by label: square ones as other kernels have them, then every shape that ours take in half precision."""
     found = {f"{size} x {size}": Tile(size, size, 4, 2) for size in (192, 128, 64)}
     for kernel, width, architecture in itertools.product(KERNELS, (64, 128), (80, 90)):
         launch = tile(kernel, width, torch.bfloat16, architecture)
@@ -26,7 +26,7 @@ def tiles() -> dict[str, Tile]:
 
 
 def table() -> str:
-    """One row per shape: every length, then the geometric mean."""
+    """Markdown table of work issued / minimum: one row per tile shape, with every length, then the geometric mean."""
     head = ["rows x columns", *map(str, LENGTHS), "mean"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for label, launch in tiles().items():
@@ -37,7 +37,7 @@ def table() -> str:
 
 
 def machine_code() -> str:
-    """Instructions of a warp in one turn of the main loop: packed, no mask, bfloat16."""
+    """Markdown table of a warp's instructions in one iteration of the main loop: packed, no mask, bfloat16."""
     from .. import _machine_code as machine
     from .._builds import Recorder
     from .builds import record_entry

@@ -1,5 +1,5 @@
-"""What is compiled ahead of time: every launch configuration, packed and dense, with a key mask and without, with
-stops; the map.
+"""Ahead-of-time builds: every launch configuration, packed and dense, with a key mask and without, with stops; the
+map.
 
 Dense batches, key masks and stops are rare cases, which ``--common`` leaves out. Heads wider than 128 are compiled for
 packed rows, for dense ones, and for dense ones with a key mask and stops, which need the most registers.
@@ -20,7 +20,7 @@ from .triton_ import attention, attention_backward, attention_map
 #: Pointers to rows.
 ROWS = ("p_q", "p_k", "p_v", "p_out", "p_do", "p_dq", "p_dk", "p_dv")
 
-#: Dense, masked, with stops.
+#: Variants to build: (dense, masked, with stops).
 _WAYS = (
     *((False, False, True), (True, True, True)),
     *((*way, False) for way in itertools.product((True, False), (True, False))),
@@ -31,12 +31,12 @@ _WIDE_WAYS = ((True, True, True), (True, False, False), (False, False, False))
 def record(recorder: Recorder) -> None:
     for head_dim, dtype in itertools.product((16, 32, 64, 128, 256, 512), TYPES):
         shared = LIMITS[recorder.architecture].shared_block
-        if head_dim <= 256 or shared >= WIDE_SHARED:  # others take the reference
+        if head_dim <= 256 or shared >= WIDE_SHARED:  # other GPUs take the reference
             record_entry(recorder, head_dim, dtype)
 
 
 def record_entry(recorder: Recorder, head_dim: int, dtype: torch.dtype) -> None:
-    """What one head dimension and one dtype need."""
+    """Record the launches of all kernels for one head dimension and one dtype."""
     half = dtype.itemsize == 2
     name = f"d={head_dim} {TYPES[dtype]}"
     wide = ROWS if half and head_dim >= 64 else ()

@@ -61,7 +61,7 @@ BENCHMARK_CASES = tuple(Case((length,) * 32, 8, 64) for length in range(289, 514
 def make(
     case: Case, *, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
 ) -> Problem:
-    """Packed q, k, v; what must not be read is not finite. A masked case loses a third of the keys."""
+    """Problem of packed q, k, v; what must not be read is not finite. A masked case loses a third of the keys."""
     generator = torch.Generator().manual_seed(seed)
     key_lengths = case.lengths if case.key_lengths is None else case.key_lengths
 

@@ -37,7 +37,7 @@ class Tile:
         warps, stages: launch options of Triton.
         mask_all: every step of the loop is masked. Otherwise the last one is, in code of its own after the loop: twice
             the code, and operands may be kept in registers through the loop for its sake.
-        registers: of a thread, at most, where the compiler would keep to fewer of its own accord, and spill.
+        registers: most registers of a thread, where the compiler would keep to fewer of its own accord, and spill.
     """
 
     rows: int
@@ -116,28 +116,27 @@ def tile(kernel: str, head_dim: int, dtype: torch.dtype, architecture: int) -> T
 
 
 def family(architecture: int) -> int:
-    """Where a GPU is in ``FAMILIES``."""
+    """Index of a GPU's family in ``FAMILIES``; 0 for a GPU of none of them."""
     major = architecture // 10 * 10
     return FAMILIES.index(major) if major in FAMILIES else 0
 
 
 def map_tile(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Rows and columns, and warps, of one program of the attention map."""
+    """Rows (the columns are as many) and warps of one program of the attention map."""
     size, warps = (64, 4) if dtype.itemsize == 2 else (32, 8)
     return (size if head_dim <= 128 else size // 2), warps
 
 
 def fuses(dtype: torch.dtype) -> bool:
-    """Whether the compiler may fuse products with sums. Not in float32, where scale s - lse must round its product as
+    """True if the compiler may fuse products with sums. Not in float32, where scale s - lse must round its product as
     the log-sum-exp of the forward did: P of large scores is wrong otherwise.
     """
     return dtype != torch.float32
 
 
 def splits(head_dim: int, dtype: torch.dtype, architecture: int) -> bool:
-    """Whether products are made of split factors by tensor cores (``split.py``), but for the attention map: in float32,
-    where the parts fit the registers (up to 64 channels, on sm_90 up to 128). Other products of float32 are made
-    without tensor cores.
+    """True if tensor cores multiply split factors (``split.py``), but for the attention map: in float32, where parts
+    fit the registers (up to 64 channels, on sm_90 up to 128). Other products of float32 are made without tensor cores.
     """
     widest = 128 if FAMILIES[family(architecture)] == 90 else 64
     return dtype == torch.float32 and head_dim <= widest

@@ -98,7 +98,7 @@ def _core_problem(x: Problem) -> Any:
 
 
 def _rows(x: Tensor) -> Any:
-    """Packed rows have no stride between sequences."""
+    """The core's description of rows: address and strides, 0 between sequences of packed rows."""
     return core().AttentionRows(pointer(x), 0 if x.ndim == 3 else x.stride(0), *x.stride()[-3:-1])
 
 

@@ -78,7 +78,7 @@ def _base(pointer, sequence, start, head, stride_b, stride_r, stride_h):
 
 @triton.jit
 def _pointers(rows, first, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """64-bit arithmetic to row ``first``, 32-bit within the tile: fewer registers, and a row pitch below 2^24."""
+    """Pointers (SIZE, BLOCK_D) from row ``first`` on; 32 bits within the tile save registers: row pitch below 2^24."""
     base, pitch = rows
     o_r = tl.arange(0, SIZE)
     o_d = tl.arange(0, BLOCK_D)
@@ -130,7 +130,7 @@ def _zeros(SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _taken(p_mask, first, stop, SIZE: tl.constexpr):
-    """Which of SIZE keys from ``first`` on take part."""
+    """Mask (SIZE,) of the keys from ``first`` on that take part."""
     o_n = first + tl.arange(0, SIZE)
     taken = o_n < stop
     if p_mask is not None:
@@ -150,7 +150,7 @@ def _stops(p_stop, o_m, m_m, stop):
 
 @triton.jit
 def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
-    """Which of SIZE keys from ``first`` on each query sees, of those that take part; one row for all without stops."""
+    """Mask of the SIZE keys from ``first`` on that each query sees, of those in ``m_n``; one row without stops."""
     m_s = m_n[None, :]
     if p_stop is not None:
         m_s = m_s & ((first + tl.arange(0, SIZE))[None, :] < b_stop[:, None])
@@ -159,7 +159,7 @@ def _seen(m_n, b_stop, first, p_stop, SIZE: tl.constexpr):
 
 @triton.jit
 def _attend(state, q, k, v, m_s, scale, MASKED: tl.constexpr, PRECISE: tl.constexpr):
-    """One step of the online softmax on ``state``: accumulator, maximum, sum."""
+    """State (accumulator, maximum, sum) after one step of the online softmax."""
     acc, b_m, b_l = state
     b_s = scores(q, k)
     if MASKED:
@@ -183,7 +183,7 @@ def _forward_step(
     state, q, keys, values, p_mask, p_stop, b_stop, first, stop, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """SIZE keys from ``first`` on."""
+    """State of the online softmax after the SIZE keys from ``first`` on."""
     TAKEN: tl.constexpr = MASKED or p_mask is not None
     m_n = _taken(p_mask, first, stop, SIZE)
     k = factors(_load(keys, first, m_n, SIZE, TAKEN, HEAD_DIM, BLOCK_D), len(q[0]) == 3)
@@ -203,7 +203,7 @@ def forward_kernel(
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Output and log-sum-exp of one tile of queries of one head."""
+    """Write output and log-sum-exp of one tile of queries of one head."""
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
     first = tile * TILE
     if first >= stop:
@@ -259,8 +259,8 @@ def forward_kernel(
 
 @triton.jit
 def _normalizer(b_lse, PRECISE: tl.constexpr):
-    """What ``_recomputed`` subtracts: +inf for a query without any key, whose P is then 0; for powers of two unless
-    PRECISE.
+    """Log-sum-exp as ``_recomputed`` subtracts it: +inf for a query without any key, whose P is then 0; for powers of
+    two unless PRECISE.
     """
     b_lse = tl.where(b_lse == float("-inf"), float("inf"), b_lse)
     return b_lse if PRECISE else b_lse * LOG2E
@@ -280,7 +280,7 @@ def _query_gradient_step(
     state, q, do, b_normalizer, b_delta, keys, values, p_mask, p_stop, b_stop, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds dS K for SIZE keys from ``first`` on, and the sum of P where factors are split."""
+    """State (dQ, sum of P) with dS K added for SIZE keys from ``first`` on; the sum only where factors are split."""
     dq, b_total = state
     PRECISE: tl.constexpr = keys[0].dtype.element_ty == tl.float32
     TAKEN: tl.constexpr = MASKED or p_mask is not None
@@ -309,8 +309,8 @@ def backward_queries_kernel(
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of queries of one head; also what the dK/dV kernel reads of each query: delta = rowsum(dO O)
-    - dlse, and the log-sum-exp as ``_recomputed`` takes it. Where SPLIT, probabilities are made to sum to 1:
+    """Write dQ of one tile of queries of one head, and for the dK/dV kernel each query's delta = rowsum(dO O) - dlse,
+    and its log-sum-exp as ``_recomputed`` takes it. Where SPLIT, probabilities are made to sum to 1:
     dK/dV multiplies dO by ``p_share``, and delta is multiplied already.
     """
     sequence, start, stop, tile = _locate(p_offsets, sequences, length, TILE)
@@ -376,7 +376,7 @@ def backward_queries_kernel(
     dq, b_total = state
     dq = [b_x * scale for b_x in dq]
     if SPLIT:
-        # Instead of 1, by what the log-sum-exp lost in float32: 6e-5 of its 1000.
+        # P sums to 1 but for what the log-sum-exp lost in float32: 6e-5 where it is 1000.
         b_share = 1.0 / tl.where(b_total == 0.0, 1.0, b_total)
         dq = [b_x * b_share[:, None] for b_x in dq]
         tl.store(p_share + o_lse, b_share, mask=m_m)
@@ -394,7 +394,7 @@ def _key_gradient_step(
     dk, dv, k, v, query, gradient, p_normalizer, p_delta, p_share, p_stop, o_n, first, stop, scale, scale_log2,
     MASKED: tl.constexpr, SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Adds dS^T Q and P^T dO for SIZE queries from ``first`` on; scores are transposed, keys ``o_n`` are their rows."""
+    """dK and dV with dS^T Q and P^T dO added for SIZE queries from ``first`` on; rows of scores are keys ``o_n``."""
     o_m = first + tl.arange(0, SIZE)
     m_m = o_m < stop
     q = factors(_load(query, first, m_m, SIZE, MASKED, HEAD_DIM, BLOCK_D), len(k[0]) == 3)
@@ -413,12 +413,12 @@ def _key_gradient_step(
     if len(do) == 1:
         dv = added(dv, factor(b_p, k[0], True), do)
     b_dp = scores(v, do)
-    # Here, where it is needed: registers are short.
+    # Loaded here, where it is needed: registers are short.
     b_delta = _load_sums(p_delta + o_m, m_m, 0.0, MASKED)
     b_ds = b_p * (b_dp - b_delta[None, :])
     dk = added(dk, factor(b_ds, k[0]), q)
     if len(do) > 1:  # noqa: SIM102
-        # Always so, which the compiler does not know: the sums of dK are then made before these products, and not when
+        # Always true, which the compiler does not know: so it makes the sums of dK before these products, and not when
         # all products are there, for which there are no registers.
         if scale >= 0.0:
             dv = added(dv, factor(b_p, k[0], True), do)
@@ -441,7 +441,7 @@ def backward_keys_kernel(
     TILE: tl.constexpr, STEP: tl.constexpr, MASK_ALL: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one tile of keys of one head."""
+    """Write dK and dV of one tile of keys of one head."""
     sequence, key_start, key_stop, tile = _locate(p_key_offsets, sequences, key_length, TILE)
     first = tile * TILE
     if first >= key_stop:
@@ -501,7 +501,7 @@ def map_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One tile of one sequence's attention map; the heads are summed in turn."""
+    """Write one tile of one sequence's attention map, the mean over heads, which are summed in turn."""
     sequence = tl.program_id(0)
     start, stop = _other_length(p_offsets, sequence, length)
     first_query = query_start + tl.program_id(1) * ROWS

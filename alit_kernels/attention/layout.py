@@ -14,7 +14,7 @@ MAX_PITCH = 1 << 24
 
 
 def empty_rows(like: Tensor) -> Tensor:
-    """Uninitialized, of shape and dtype of ``like``: (T, H, D) contiguous, or (B, N, H, D) contiguous.
+    """Uninitialized tensor of shape and dtype of ``like``: (T, H, D) contiguous, or (B, N, H, D) contiguous.
 
     Where the batch runs faster than the rows (a view of sequence-first memory), so does the result's. ``like`` has to
     be the input as it was given, not a copy of it: ``torch.compile`` relies on the strides that follow from it.
@@ -26,8 +26,8 @@ def empty_rows(like: Tensor) -> Tensor:
 
 
 def empty_gradients(x: Problem, keys_wanted: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Uninitialized, what the backward returns, and in it the gradients of q, k and v: of q alone unless
-    ``keys_wanted``. What was given as one tensor has one gradient.
+    """Uninitialized results of the backward, and in them gradients of q, k and v: of q alone unless ``keys_wanted``.
+    For q, k and v given as one tensor the result is one gradient.
     """
     if not isinstance(x, Fused):
         keys = (empty_rows(x.k), empty_rows(x.k)) if keys_wanted else ()
@@ -50,13 +50,13 @@ def laid_out(x: Problem, gradients: Iterable[Tensor], keys_wanted: bool) -> tupl
 
 
 def empty_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uninitialized, a number for each query and head: (H, T), or (B, H, N)."""
+    """Uninitialized tensor of a number for each query and head: (H, T), or (B, H, N)."""
     *batch, rows, heads, _ = q.shape
     return q.new_empty((*batch, heads, rows), dtype=dtype)
 
 
 def sequence_first(x: Tensor) -> bool:
-    """Whether (B, N, H, D) is a view of memory that goes (N, B, H, D), its rows less than ``MAX_PITCH`` apart."""
+    """True if (B, N, H, D) is a view of memory that goes (N, B, H, D), its rows less than ``MAX_PITCH`` apart."""
     if x.ndim != 4 or x.stride(0) >= x.stride(1):
         return False
     batch, _, heads, width = x.shape
@@ -64,5 +64,5 @@ def sequence_first(x: Tensor) -> bool:
 
 
 def unit_stride(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Those whose last dimension is not contiguous, copied."""
+    """The tensors, copied where their last dimension is not contiguous."""
     return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)

@@ -147,7 +147,7 @@ def self_attention(
     max_length: int = 0,
     implementation: str = "auto",
 ) -> Tensor:
-    """Attention among rows whose queries, keys and values are one tensor, and so is their gradient.
+    """Self-attention of queries, keys and values that are one tensor, as is their gradient.
 
     Args:
         qkv: (B, N, 3, H, D); with ``offsets`` packed rows, (T, 3, H, D).
@@ -179,7 +179,7 @@ def self_attention(
 
 
 def _output(results: tuple[Tensor, Tensor]) -> Tensor:
-    """Without the log-sum-exp."""
+    """The output, without the log-sum-exp."""
     return results[0]
 
 
@@ -251,7 +251,7 @@ def _check_keys(
     rows: tuple[int | None, ...],
     **offsets: Tensor | None,
 ) -> None:
-    """``rows``: the shape that ``k`` has before its heads."""
+    """Check keys, values, mask and stops; ``rows``: the shape that ``k`` has before its heads."""
     check_shape("k", k, shape=(*rows, *q.shape[-2:]))
     check_shape("v", v, shape=k.shape)
     if key_mask is not None:
@@ -285,7 +285,7 @@ def _check_values(x: Problem) -> None:
 
 
 def limit(width: int, device: torch.device) -> str:
-    """Why the Triton kernels do not run on a device with heads of so many channels; empty if they do."""
+    """Reason why the Triton kernels cannot run on a device with heads of ``width`` channels; empty if they can."""
     if width > MAX_HEAD_DIM:
         return f"head dimension {width} exceeds {MAX_HEAD_DIM}"
     if width > 256 and device.type == "cuda":
@@ -304,7 +304,7 @@ def _no_stops(x: Problem) -> str:
     return "it knows no key_stop" if x.key_stop is not None else ""
 
 
-#: What ``Problem.of`` takes: how the schemas of both ops begin.
+#: Arguments of ``Problem.of``, with which the schemas of both ops begin.
 _PROBLEM = (
     "Tensor q, Tensor? k, Tensor? v, Tensor? offsets, Tensor? key_offsets, SymInt max_length, SymInt max_key_length,"
     " Tensor? key_mask, Tensor? key_stop, float scale"

@@ -1,4 +1,4 @@
-"""What the implementations of attention are given."""
+"""Arguments of the implementations of attention."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor | None, v: Tensor | None, *rest: Any) -> Problem:
-        """From the ops' arguments; without ``k`` and ``v`` all are in ``q``, (T, 3, H, D) or (B, N, 3, H, D)."""
+        """Problem of the ops' arguments; without ``k`` and ``v`` all are in ``q``, (T, 3, H, D) or (B, N, 3, H, D)."""
         if k is None or v is None:
             q, k, v = q.unbind(-3)
             cls = Fused
@@ -47,6 +47,6 @@ class Problem(NamedTuple):
 
 
 class Fused(Problem):
-    """One whose q, k and v were given as one tensor, which has one gradient."""
+    """Problem whose q, k and v were given as one tensor, which has one gradient."""
 
     __slots__ = ()

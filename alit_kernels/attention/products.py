@@ -16,15 +16,15 @@ from .._checks import autocast_dtype
 from .._cpu import mkl_is_slow
 from .._plain import is_plain, watched
 
-#: Channels of a head from which on keeping the probabilities pays, and scores of a head up to which they are kept.
+#: Minimum channels of a head for keeping the probabilities to pay, and most scores of a head for which they are kept.
 LEAST_WIDTH, MOST_SCORES = 256, 2**20
 
 
 def fit(q: Tensor, k: Tensor, v: Tensor, implementation: str) -> bool:
-    """Whether this is how a dense call without mask, stops and log-sum-exp is computed: float32 on a CPU, wide heads.
+    """True if a dense call without mask, stops and log-sum-exp is computed here: float32 on a CPU, wide heads.
 
-    AMD's processors with AVX-512 have kernels of ours that are faster than torch's products. What is wrong with other
-    arguments is found behind this.
+    On AMD's processors with AVX-512 our kernels are faster than torch's products. Arguments that are wrong give False;
+    the caller's checks report them.
     """
     if not is_plain(q, k, v) or not q.is_cpu or torch.compiler.is_compiling():
         return False
@@ -54,7 +54,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
-    """With P = softmax(scale Q K^T) and dS = P (dO V^T - rowsum(P dO V^T)):
+    """Autograd function P V. With P = softmax(scale Q K^T) and dS = P (dO V^T - rowsum(P dO V^T)):
     dV = P^T dO, dQ = scale dS K, dK = scale dS^T Q.
     """
 
@@ -85,5 +85,5 @@ class _Products(torch.autograd.Function):
 
 
 def _scaled(factor: float, a: Tensor, b: Tensor) -> Tensor:
-    """factor a b."""
+    """``factor`` times the batched matrix product a b."""
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=factor)

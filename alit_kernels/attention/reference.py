@@ -43,7 +43,7 @@ def attention_backward(
 def _gradients(
     x: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """With P = exp(scores - lse) and dS = P (dO V^T - rowsum(dO O) + dlse):
+    """Gradients of q, k and v. With P = exp(scores - lse) and dS = P (dO V^T - rowsum(dO O) + dlse):
     dV = P^T dO, dQ = scale dS K, dK = scale dS^T Q.
     """
     if x.offsets is not None:
@@ -114,12 +114,12 @@ def _padded(x: Problem) -> Problem:
 
 
 def _padded_sums(sums: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-    """(H, T) to (B, H, N)."""
+    """Numbers of packed rows (H, T), padded: (B, H, N)."""
     return unpack(sums.t(), offsets, max_length, 0.0).transpose(1, 2)
 
 
 def _operands(x: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values to compute with, without what is masked."""
+    """Queries, keys and values in the dtype of sums, 0 where keys are masked."""
     dtype = accumulation_dtype(x.q)
     keys, values = (_without_masked(each.to(dtype), x.key_mask) for each in (x.k, x.v))
     return x.q.to(dtype), keys, values

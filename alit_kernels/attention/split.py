@@ -24,13 +24,13 @@ import triton.language as tl
 PART = tl.constexpr(tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16)
 
 
-#: Of float32.
+#: Largest float32.
 LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
 def operand(b_x, SPLIT: tl.constexpr, FINITE: tl.constexpr = False):
-    """What ``product`` takes: the tile alone, or where SPLIT its three parts, none of which has the other sign.
+    """Operand of ``product``: the tile alone, or where SPLIT its three parts, none of which has the other sign.
 
     Inf and NaN are in the low part, which meets no part of another factor but the high one: that is 0 for 0 alone (and
     below 2^-133), so a product with Inf is NaN where it should be. FINITE says that there is no Inf.
@@ -87,13 +87,13 @@ def product(a, b, b_sum=None, TRANSPOSED: tl.constexpr = False, SWAPPED: tl.cons
 
 @triton.jit
 def operands(chunks, SPLIT: tl.constexpr):
-    """Of all chunks of some rows (a tuple, each of some of their channels)."""
+    """Operands of all chunks of some rows (a tuple, each of some of their channels)."""
     return [operand(b_x, SPLIT) for b_x in chunks]
 
 
 @triton.jit
 def factors(chunks, SPLIT: tl.constexpr):
-    """What a step loads: one chunk as an operand; several are left whole until they are multiplied (``_parts``)."""
+    """Operands of loaded chunks: a single chunk is split here; several are left whole until multiplied (``_parts``)."""
     return operands(chunks, SPLIT and len(chunks) == 1)
 
 
@@ -114,7 +114,7 @@ def scores(a, b, SWAPPED: tl.constexpr = False):
 
 @triton.jit
 def added(sums, a, b):
-    """Chunks of sums + A B, where ``a`` has no channels."""
+    """Chunks of sums + A B; ``a`` has no channels, so it is one factor for all chunks."""
     chunks = ()
     for i in tl.static_range(len(b)):
         chunks += (product(a, _parts(b[i], a), sums[i]),)

@@ -18,7 +18,7 @@ Device = torch.device | str | None
 
 
 def stops_causal(n: int, *, device: Device = None) -> Tensor:
-    """(n,) int32: token i sees tokens 0 to i.
+    """Stops of causal attention, (n,) int32: token i sees tokens 0 to i.
 
     Raises:
         TypeError, ValueError: ``n`` is not an int of at least 0.
@@ -28,7 +28,7 @@ def stops_causal(n: int, *, device: Device = None) -> Tensor:
 
 
 def stops_prefix(n: int, prefix: int, *, device: Device = None) -> Tensor:
-    """(n,) int32: the first ``prefix`` tokens see each other, every later token i sees tokens 0 to i.
+    """Stops (n,) int32: the first ``prefix`` tokens see each other, every later token i sees tokens 0 to i.
 
     Raises:
         TypeError, ValueError: not ints with 0 <= ``prefix`` <= ``n``.
@@ -41,7 +41,7 @@ def stops_prefix(n: int, prefix: int, *, device: Device = None) -> Tensor:
 
 
 def stops_blocks(sizes: Sequence[int], *, device: Device = None) -> Tensor:
-    """(sum(sizes),) int32: a token sees its own block and all before it.
+    """Stops (sum(sizes),) int32: a token sees its own block and all before it.
 
     Args:
         sizes: tokens of each block, in order.
@@ -58,12 +58,12 @@ def stops_blocks(sizes: Sequence[int], *, device: Device = None) -> Tensor:
 
 
 def stops_of(mask: Tensor) -> Tensor | None:
-    """The stops of a mask; None if some query sees a key but not all before it.
+    """Stops of a mask; None if some query sees a key but not all before it.
 
     Args:
         mask: (N, M) on the CPU, N and M at least 1: bool, True where a query sees a key, or floating point, 0 there and
-            -inf elsewhere. With other numbers it has no stops, nor where a query sees none, which is not a mask's to
-            say in numbers.
+            -inf elsewhere. A mask with other numbers has no stops, nor has a floating-point one with a query that sees
+            no key.
 
     Returns:
         (N,) int32.
@@ -71,7 +71,7 @@ def stops_of(mask: Tensor) -> Tensor | None:
     # numpy compares with a number six times faster than torch does.
     plain = mask.dtype in (torch.bool, torch.float32)
     values = (mask if plain else mask.float()).resolve_neg().numpy()
-    for rows in (values[:1], values[-1:], values):  # the first and the last tell most other masks
+    for rows in (values[:1], values[-1:], values):  # rows at the ends rule out most masks
         seen = rows if rows.dtype == bool else rows == 0
         if (seen[:, 1:] > seen[:, :-1]).any():
             return None

@@ -61,7 +61,7 @@ def attention_backward(
 def _gradients(
     x: Problem, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fused backward knows no gradient of the log-sum-exp. Where there is one it enters as a second backward:
+    """Gradients of q, k and v. That of the log-sum-exp, unknown to the fused backward, enters as a second backward:
     with dS += P dlse, dQ += scale dlse (P K) and dK += scale P^T (dlse Q), the value gradient for values K and
     output gradient dlse Q.
     """
@@ -96,7 +96,7 @@ def _gradients(
 
 
 def _packed(x: Problem) -> Problem:
-    """A dense batch as sequences of equal length."""
+    """A dense batch as packed sequences of equal length."""
     batch, length = x.q.shape[:2]
     sequences = torch.arange(batch + 1)
     return x._replace(
@@ -115,7 +115,7 @@ def _in_order_of(dense: Tensor, packed: Tensor) -> Tensor:
 
 
 def _without_masked_keys(x: Problem) -> tuple[Problem, Tensor | None]:
-    """The packed problem of the keys that take part, and the rows these have among all; None if that is all of them."""
+    """The packed problem of the keys that take part, and their rows among all keys; None for these without a mask."""
     if x.key_mask is None:
         return x, None
     _, key_ends = x.ends
@@ -126,8 +126,8 @@ def _without_masked_keys(x: Problem) -> tuple[Problem, Tensor | None]:
 
 
 def _runs(x: Problem) -> Iterator[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]:
-    """For each run of sequences of equal length, where there is something to compute: what makes of packed queries,
-    and of packed keys, its dense (count, heads, length, D) batch.
+    """Two functions for each run of sequences of equal length with something to compute: they take packed queries, and
+    packed keys, to the run's dense (count, heads, length, D) batch.
     """
     start = key_start = 0
     lengths = zip(*(ends.diff().tolist() for ends in x.ends), strict=True)

@@ -51,7 +51,7 @@ def attention_backward(
     grad_out, q, k, v, out = (_rows(x) for x in (grad_out, q, k, v, out))
     lse = lse.contiguous()
     q, sign, scale = _with_positive_scale(q, scale)
-    # All begin at multiples of 16 bytes.
+    # Each of these begins at a multiple of 16 bytes.
     sums = 3 if splits(q.shape[-1], q.dtype, architecture(q.device)) else 2
     delta, normalizer, *share = lse.new_empty((sums, cdiv(lse.numel(), 4), 4))
     read = _pointers_and_strides(q=q, k=k, v=v, do=grad_out)
@@ -105,7 +105,7 @@ def attention_map(
     size, warps = map_tile(q.shape[-1], q.dtype)
     launch(
         kernels.map_kernel,
-        # Only the first may exceed 65535.
+        # Only the first axis of a grid may exceed 65535.
         (batch, cdiv(queries, size), cdiv(keys, size)),
         p_q=q,
         p_k=k,
@@ -157,7 +157,7 @@ def _grid(chosen: Tile, tiled: Tensor, offsets: Tensor | None) -> tuple[int, int
 
 
 def _pointers_and_strides(**tensors: Tensor) -> dict[str, Any]:
-    """Strides of batch, row and head; packed rows have no batch."""
+    """Pointers, and strides of batch, row and head; the batch stride of packed rows is 0."""
     arguments: dict[str, Any] = {}
     for name, x in tensors.items():
         *batch, row, head, _ = x.stride()
@@ -169,7 +169,7 @@ def _pointers_and_strides(**tensors: Tensor) -> dict[str, Any]:
 
 
 def _sums(lse: Tensor, **pointers: Tensor | None) -> dict[str, Any]:
-    """Those of the layout of ``lse``, and its strides of batch and head."""
+    """``pointers`` to tensors of the layout of ``lse``, and its strides of batch and head."""
     *batch, head, _ = lse.stride()
     return {**pointers, "lse_b": batch[0] if batch else 0, "lse_h": head}
 
@@ -182,7 +182,7 @@ def _sequences(
     key_mask: Tensor | None,
     key_stop: Tensor | None,
 ) -> dict[str, Any]:
-    """Where sequences lie: offsets, number of sequences, dense lengths or numbers of packed rows; mask and stops."""
+    """Sequences: offsets, number of sequences, dense lengths or numbers of packed rows; mask and stops."""
     offsets = None if offsets is None else offsets.contiguous()
     if key_stop is not None and key_stop.stride(-1) != 1:
         key_stop = key_stop.contiguous()
@@ -200,12 +200,12 @@ def _sequences(
 
 
 def _scales(scale: float) -> dict[str, Any]:
-    """For natural exponentials, and for powers of two."""
+    """Scale for natural exponentials, and for powers of two."""
     return {"scale": scale, "scale_log2": scale * math.log2(math.e)}
 
 
 def _widths(q: Tensor, split: bool = False) -> dict[str, Any]:
-    """Channels, and how many of them are taken at a time."""
+    """Channels, the number of them taken at a time, and whether products may be fused with sums."""
     width = q.shape[-1]
     block = min(padded(width), CHUNK) if split else padded(width)
     return {"HEAD_DIM": width, "BLOCK_D": block, "enable_fp_fusion": fuses(q.dtype)}

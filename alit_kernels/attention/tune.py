@@ -41,11 +41,11 @@ from .problem import Problem
 Key = tuple[str, int, int]
 Call = Callable[[], Sequence[Tensor]]
 
-#: What a candidate must be faster by, to replace an entry.
+#: Factor by which a candidate must be faster to replace an entry.
 GAIN = 1.03
-#: So many times the spread must lie between the two.
+#: Least difference between candidate and entry, in multiples of the spread.
 SPREADS = 2
-#: A candidate that takes so many times as long as the fastest in the first round is out.
+#: Candidates that take more than this many times as long as the fastest in the first round drop out.
 HOPELESS = 1.25
 #: Head dimensions that come first: those of the published sizes.
 FIRST = (64,)
@@ -55,8 +55,8 @@ LENGTHS: tuple[int, ...] = tuple(range(289, 514, 32)) * 8
 
 
 def candidates(key: Key, architecture: int) -> list[Tile]:
-    """Tiles to try for an entry: of half precision, up to 128 columns; of float32 those of tensor cores, where factors
-    are split (``splits``), else smaller ones; small ones of wide heads. Whatever spills or does not fit the shared
+    """Tiles to try for an entry: in half precision, up to 128 columns; in float32 those of tensor cores, where factors
+    are split (``splits``), else smaller ones; small ones for wide heads. Whatever spills or does not fit the shared
     memory falls out when it is timed.
     """
     _, head_dim, size = key
@@ -73,7 +73,7 @@ def candidates(key: Key, architecture: int) -> list[Tile]:
 
 
 def workload(key: Key, lengths: tuple[int, ...], heads: int, device: str) -> tuple[Call, Call]:
-    """A call that launches the kernel of ``key``, with the other kernel for the two of the backward; and the reference.
+    """Two calls: one launches the kernel of ``key`` (both kernels for the backward), the other computes the reference.
 
     The implementation is called itself: a call of the op would be remembered with the tile that it had first.
     """
@@ -95,7 +95,7 @@ def workload(key: Key, lengths: tuple[int, ...], heads: int, device: str) -> tup
 
 @contextmanager
 def entry(key: Key, tile: Tile) -> Iterator[None]:
-    """Within the context, the table holds ``tile`` for all architectures."""
+    """Context manager: the table holds ``tile`` at ``key``, for all architectures."""
     before = TABLE[key]
     TABLE[key] = (tile, tile, tile)
     try:
@@ -105,7 +105,7 @@ def entry(key: Key, tile: Tile) -> Iterator[None]:
 
 
 def error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest error over the largest value, of the result where that is greatest; infinite where one is NaN."""
+    """Largest error over the largest value, of the worst of the results; infinite where one is NaN."""
     worst = 0.0
     for ours, right in zip(found, expected, strict=True):
         off = float((ours.double() - right.double()).abs().max() / right.double().abs().max())
@@ -121,7 +121,7 @@ def measure(
     rounds: int,
     refused: Callable[[Tile, float], object] = lambda tile, off: None,
 ) -> dict[Tile, list[float]]:
-    """Seconds of each tile in every turn; without tiles that need more than the GPU has, err or take far longer.
+    """Seconds of each tile in every round; without tiles that need more than the GPU has, err or take far longer.
 
     Args:
         expected: what ``call`` returns.
@@ -176,13 +176,13 @@ def best(current: Tile, times: Mapping[Tile, Sequence[float]]) -> Tile:
 
 
 def line(key: Key, tiles: Iterable[Tile]) -> str:
-    """An entry as ``configurations.TABLE`` has it."""
+    """Source line of an entry of ``configurations.TABLE``."""
     shown = ", ".join(f"Tile{dataclasses.astuple(tile)}" for tile in tiles)
     return f'    ("{key[0]}", {key[1]}, {key[2]}): ({shown}),'
 
 
 def record(times: Mapping[Tile, Sequence[float]], current: Tile, chosen: Tile) -> dict[str, Any]:
-    """For ``--json``."""
+    """Entry for ``--json``: present and chosen tile, and time and spread of every tile, in microseconds."""
     rows = [
         {
             "tile": dataclasses.astuple(tile),
@@ -205,7 +205,7 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m alit_kernels.attention.tune", description=__doc__
     )

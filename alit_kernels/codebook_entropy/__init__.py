@@ -1,4 +1,4 @@
-"""How evenly the codes of a codebook are used, and how certain each vector is of its code."""
+"""Entropies of a codebook's use: how evenly its codes are used, and how certain each vector is of its code."""
 
 from .op import CodebookEntropy, codebook_entropy
 

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: both metrics, one of them with a mask."""
+"""Ahead-of-time builds: both metrics, one of them with a mask."""
 
 from __future__ import annotations
 

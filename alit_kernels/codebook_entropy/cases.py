@@ -11,7 +11,7 @@ __all__ = ["BENCHMARK_CASES", "TEST_CASES", "Case", "Inputs", "make"]
 
 
 class Case(NamedTuple):
-    """Vectors and codes, and what their distances are divided by."""
+    """Vectors and codes, and the temperature, which their distances are divided by."""
 
     vectors: Vectors
     temperature: float

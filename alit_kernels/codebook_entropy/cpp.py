@@ -92,14 +92,14 @@ def _float(x: Tensor, metric: str) -> Tensor:
 
 
 def _rows(z: Tensor, mask: Tensor | None, metric: str, temperature: float) -> Tensor:
-    """(rows that take part, D + 1)."""
+    """Rows that take part, as the core multiplies them: (rows, D + 1) float32."""
     rows = z.reshape(z.shape[:-1].numel(), z.shape[-1])
     u = _float(rows if mask is None else rows[mask.flatten()], metric)
     return torch.cat([u * (2 / temperature), u.new_full((len(u), 1), -1.0)], 1)
 
 
 def _panels(codes: Tensor, temperature: float) -> Tensor:
-    """(panels, D + 1, codes in a panel)."""
+    """Codes as the core multiplies them: (panels, D + 1, codes in a panel) float32."""
     width = core().ENTROPY_PANEL
     size, dim = codes.shape
     filled = codes.new_zeros(-(-size // width) * width, dim + 1)
@@ -114,7 +114,7 @@ def _addresses(panels: Tensor, rows: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def _spread(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(..., rows that take part) as (..., rows), 0 where masked."""
+    """Values (..., rows that take part) spread over all rows: (..., rows), 0 where masked."""
     if mask is None:
         return x.contiguous()
     result = x.new_zeros(*x.shape[:-1], mask.numel())

@@ -22,7 +22,7 @@ TINY = tl.constexpr(2.0**-126)  # the least normal number, below which a logarit
 
 @triton.jit
 def _tile(p_x, o_row, m_row, pitch, first, dim, BD: tl.constexpr):
-    """Rows of BD channels from ``first`` on in float32, 0 where there is nothing."""
+    """Tile of rows, BD channels from ``first`` on, in float32; 0 out of bounds."""
     o_dim = first + tl.arange(0, BD)
     m_tile = m_row[:, None] & (o_dim < dim)[None, :]
     p_tile = p_x + o_row[:, None].to(tl.int64) * pitch + o_dim[None, :]
@@ -34,7 +34,7 @@ def _logits(
     p_z, p_codes, p_half_norm, o_row, m_row, o_code, m_code, z_pitch, scale,
     D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """(2 z c - |c|^2) / temperature, -inf where there is no code. ``scale`` is 2 / temperature."""
+    """Logits (2 z c - |c|^2) / temperature, -inf where there is no code. ``scale`` is 2 / temperature."""
     b_product = tl.zeros([BM, BK], tl.float32)
     if PRECISION == "ieee":
         for d in tl.static_range(D):
@@ -60,7 +60,7 @@ def _taking(p_mask, o_row, rows, MASKED: tl.constexpr):
 
 @triton.jit
 def _times(b_p, b_x):
-    """p x, 0 where p is 0 and x may be infinite."""
+    """Product p x, 0 where p is 0 and x may be infinite."""
     return tl.where(b_p == 0.0, 0.0, b_p * b_x)
 
 
@@ -83,7 +83,7 @@ def rows_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Maximum and sum of exponentials, (2, rows), and entropy of BM rows' distributions; 0 where masked."""
+    """Write maximum and sum of exponentials, (2, rows), and entropy of BM rows' distributions; 0 where masked."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = _taking(p_mask, o_row, rows, MASKED)
     b_max = tl.full([BM], float("-inf"), tl.float32)
@@ -130,7 +130,7 @@ def means_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The sum over ``split`` rows (a multiple of BM) of their distributions, for BK codes."""
+    """Write the sum over ``split`` rows (a multiple of BM) of their distributions, for BK codes."""
     o_code = tl.program_id(0) * BK + tl.arange(0, BK)
     part = tl.program_id(1).to(tl.int64)
     m_code = o_code < codes
@@ -166,7 +166,7 @@ def entropies_kernel(
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Both entropies, the mean distribution, and how many rows take part, at least 1, in one program."""
+    """Write both entropies, the mean distribution, and the number of rows that take part, at least 1; one program."""
     o_block = tl.arange(0, BLOCK)
     b_sample = tl.zeros([BLOCK], tl.float32)
     b_count = tl.zeros([BLOCK], tl.int32)
@@ -194,14 +194,14 @@ def entropies_kernel(
 
 @triton.jit
 def _weights(p_grad_sample, p_grad_batch, p_count):
-    """What a logit's gradient has of log p and of the slopes: -dsample / M, -dbatch / M."""
+    """Weights of log p and of the slopes in a logit's gradient: -dsample / M, -dbatch / M."""
     count = tl.load(p_count)
     return -_scalar(p_grad_sample) / count, -_scalar(p_grad_batch) / count
 
 
 @triton.jit
 def _slopes(p_mean, o_code, m_code, epsilon):
-    """d (a log(a + epsilon)) / d a, 0 where a is."""
+    """Slopes d (a log(a + epsilon)) / d a of codes' means a, 0 where a is 0."""
     b_mean = tl.load(p_mean + o_code, mask=m_code, other=0.0)
     m_some = (b_mean >= TINY) | (b_mean != b_mean)
     b_safe = tl.where(m_some, b_mean + epsilon, 1.0)
@@ -236,7 +236,7 @@ def grad_z_kernel(
     BD: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """The gradient of BM rows and BC channels, where WANTED; and the constant of a row's logits' gradients,
+    """Write the gradient of BM rows and BC channels, where WANTED; and the constant of a row's logits' gradients,
     p (sample (x - max) + batch slope + constant), which sum to 0.
     """
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -313,7 +313,7 @@ def grad_codes_kernel(
     BD: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Of ``split`` rows (a multiple of BM): logits' gradients times z, and their sum, for BK codes and BC channels."""
+    """Sum logits' gradients, alone and times z, over ``split`` rows (a multiple of BM), for BK codes, BC channels."""
     o_code = tl.program_id(0) * BK + tl.arange(0, BK)
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
     part = tl.program_id(2).to(tl.int64)
@@ -368,8 +368,8 @@ def finish_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Gradients of BM codes, from the sums of parts of the rows in their order. Programs behind those of codes: of BM
-    rows of z through their normalization.
+    """Write the gradients of BM codes, from the sums of parts of the rows in their order; in programs behind those of
+    codes, of BM rows of z through their normalization.
     """
     program = tl.program_id(0)
     o_dim = tl.arange(0, BD)

@@ -16,7 +16,7 @@ from . import reference
 
 
 class CodebookEntropy(NamedTuple):
-    """What :func:`codebook_entropy` returns: two scalars, in nats.
+    """Result of :func:`codebook_entropy`: two scalars, in nats.
 
     Attributes:
         sample: mean entropy of the vectors' distributions over the codes; low where each is certain of its code.

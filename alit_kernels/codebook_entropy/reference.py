@@ -59,8 +59,9 @@ def codebook_entropy_backward(
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """dlogits = -p (dsample (log p + entropy) + dbatch (s - p . s)) / M with s = log(a + epsilon) + a / (a + epsilon).
+    """Gradients of z and codebook, empty where they are not wanted.
 
+    dlogits = -p (dsample (log p + entropy) + dbatch (s - p . s)) / M with s = log(a + epsilon) + a / (a + epsilon).
     -d = -|u - c|^2 has the gradient 2 (c - u): a row's dlogits sum to 0, but for rounding, and u may be large.
 
     A gradient that is None is zero. A code without probability, a = 0, has no gradient: p <= M a, so p log a goes to 0.
@@ -90,13 +91,13 @@ def codebook_entropy_backward(
 
 
 def slopes(mean: Tensor, epsilon: float) -> Tensor:
-    """d (a log(a + epsilon)) / d a, 0 where a is."""
+    """Slopes d (a log(a + epsilon)) / d a of the means a (K,), 0 where a is 0."""
     slope = (mean + epsilon).log() + mean / (mean + epsilon)
     return torch.where(mean == 0, 0.0, slope)
 
 
 def _rows(z: Tensor, mask: Tensor | None, metric: str) -> Tensor:
-    """(N, D), 0 where masked."""
+    """Vectors as rows (N, D), normalized under "cosine", 0 where masked."""
     rows = z.reshape(z.shape[:-1].numel(), z.shape[-1])
     return _codes(rows if mask is None else _masked(rows, mask.flatten()[:, None]), metric)
 
@@ -110,7 +111,7 @@ def _logits(u: Tensor, codes: Tensor, temperature: float) -> Tensor:
 
 
 def _product(p: Tensor, x: Tensor) -> Tensor:
-    """p x, 0 where p is 0 and x may be infinite."""
+    """Product p x, 0 where p is 0 and x may be infinite."""
     return torch.where(p == 0, 0.0, p * x)
 
 

@@ -18,10 +18,10 @@ PLAIN = 16
 
 
 def tile(dim: int, dtype: torch.dtype, kernel: str) -> dict[str, Any]:
-    """Rows, codes and channels of a step, and launch options: the launch table.
+    """Launch table: rows, codes and channels of a step, and launch options.
 
     Args:
-        dim, dtype: of what is searched; float32 under "cosine".
+        dim, dtype: of the vectors as they are searched; float32 under "cosine".
         kernel: "rows", "means", "z" or "codes".
     """
     width, single = max(16, next_power_of_2(dim)), dtype == torch.float32
@@ -44,7 +44,7 @@ def codebook_entropy(
     temperature: float,
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`alit_kernels.codebook_entropy`."""
+    """Sample and batch entropy, and what the backward takes, as the reference returns them."""
     mask = None if mask is None else mask.reshape(-1).contiguous()
     common = _common(z, codebook, mask, metric, temperature)
     u, rows, codes = common["p_z"], common["rows"], common["codes"]
@@ -110,7 +110,7 @@ def codebook_entropy_backward(
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See the reference for the formulas."""
+    """Gradients of z and codebook, as the reference returns them; see there for the formulas."""
     mask = None if mask is None else mask.reshape(-1).contiguous()
     common = _common(z, codebook, mask, metric, temperature)
     u, rows, codes = common["p_z"], common["rows"], common["codes"]
@@ -194,7 +194,7 @@ def codebook_entropy_backward(
 def _common(
     z: Tensor, codebook: Tensor, mask: Tensor | None, metric: str, temperature: float
 ) -> dict[str, Any]:
-    """What all kernels that compute distances take."""
+    """Arguments of all kernels that compute distances."""
     found = prepare(z, codebook, cosine=metric == "cosine")
     return {
         "p_z": found.z,
@@ -211,6 +211,6 @@ def _common(
 
 
 def _split(rows: int, tiles: int, step: int) -> tuple[int, int]:
-    """How many rows a program takes, a multiple of its step, and how many parts of the rows that makes."""
+    """Number of rows that a program takes, a multiple of its step, and number of parts of the rows that this makes."""
     split = cdiv(cdiv(rows, max(1, PROGRAMS // tiles)), step) * step
     return split, cdiv(rows, max(1, split))

@@ -1,4 +1,4 @@
-"""How many vectors each code received, and their sum."""
+"""Number and sum of the vectors that each code received."""
 
 from .op import codebook_statistics
 

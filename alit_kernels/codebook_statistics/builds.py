@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: sums of vectors by code, and the order for those that vector_quantize takes."""
+"""Ahead-of-time builds: sums of vectors by code, and the order of rows for the sums of vector_quantize."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def _add_rows(
     KB: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Adds each row z to the sums (KB, BR, BD) float64 of its code, and 1 to its count (KB, BR); or code - z, both
-    normalized or as they are, to the sums alone.
+    """Sums (KB, BR, BD) float64 and counts (KB, BR), with each row z added to the sum of its code, and 1 to its count;
+    or code - z, both normalized or as they are, added to the sums alone.
     """
     o_dim = tl.arange(0, BD)
     m_tile = m_row[:, None] & (o_dim < D)[None, :]
@@ -61,7 +61,7 @@ def _keys(
     p_index, p_mask, p_order, block, o_n, rows, codes, groups,
     MASKED: tl.constexpr, KB: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """``group * BN + row of the block`` of the rows ``o_n`` of a block; rows that do not count are of no group."""
+    """Keys ``group * BN + row`` of the rows ``o_n`` of a block; rows that do not count have the group ``groups``."""
     o_row = block * BN + o_n
     m_row = o_row < rows
     if MASKED:
@@ -97,9 +97,9 @@ def order_kernel(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The keys ``group * BN + row of the block`` of one block in ascending order; row ``block`` of the table (blocks,
-    groups, 2): first and end of each group in that order; the sums and counts (KB, D + 1) of long groups, at
-    ``first // LONG`` of the block; how many rows of the block take part.
+    """Write the keys ``group * BN + row of the block`` of one block in ascending order; row ``block`` of the table
+    (blocks, groups, 2): first and end of each group in that order; the sums and counts (KB, D + 1) of long groups, at
+    ``first // LONG`` of the block; the number of rows of the block that take part.
     """
     block = tl.program_id(0).to(tl.int64)
     o_n = tl.arange(0, BN)
@@ -117,7 +117,7 @@ def order_kernel(
     p_table += block * groups * 2
     for start in range(0, 2 * groups, BN):
         tl.store(p_table + start + o_n, tl.zeros([BN], tl.int16), mask=start + o_n < 2 * groups)
-    tl.debug_barrier()  # what other threads stored
+    tl.debug_barrier()  # other threads stored what is read below
     b_group = tl.load(p_order + o_n) // BN
     b_before = tl.load(p_order + o_n - 1, mask=o_n > 0, other=-BN) // BN
     b_behind = tl.load(p_order + o_n + 1, mask=o_n + 1 < BN, other=-BN) // BN
@@ -152,7 +152,7 @@ def order_kernel(
 
 @triton.jit
 def _listed(b_number, b_offset, o):
-    """Of lists of ``number`` consecutive places, one behind the other: the place of the ``o``-th of all."""
+    """Place of the ``o``-th element of lists, one behind the other, of ``number`` places from ``offset`` on each."""
     b_end = tl.cumsum(b_number, 0)
     m_in = (o[:, None] < b_end[None, :]) & (o[:, None] >= (b_end - b_number)[None, :])
     return o + tl.sum(tl.where(m_in, (b_offset + b_number - b_end)[None, :], 0), 1)
@@ -245,7 +245,7 @@ def sums_kernel(
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Count and total of a group's codes."""
+    """Write count and total of a group's codes."""
     group = tl.program_id(0)
     b_count, b_sum = sum_of_group(
         group, p_index, p_z, p_z, p_order, p_table, p_partial, blocks, groups, z_pitch, 0,

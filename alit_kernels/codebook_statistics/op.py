@@ -47,7 +47,7 @@ def codebook_statistics(
 
 
 def check_index(name: str, index: Tensor, size: int, mask: Tensor | None = None) -> None:
-    """Check the values of a CPU index where ``mask`` is set."""
+    """Check that a CPU index is in 0..size - 1 where ``mask`` is set; raises ``ValueError``."""
     used = index if mask is None else index[mask]
     if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < size:
         raise ValueError(

@@ -11,9 +11,9 @@ from .._triton import architecture, as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
 BLOCK = 256  # rows that are put in order at once
-LONG = 16  # rows of a group that are summed with their block
-COMPARED = 64  # rows that those of a block are compared with at once
-SUMS = 512  # of a step, for each warp
+LONG = 16  # rows of a group in a block from which on they are summed with their block
+COMPARED = 64  # rows with which those of a block are compared at once
+SUMS = 512  # sums of a step, for each warp
 BLOCKS = 128  # blocks of a step
 
 
@@ -26,7 +26,7 @@ def tile(dim: int) -> dict[str, int]:
 
 
 def warps(dim: int) -> int:
-    """Of a program of sums: narrow vectors come in longer steps."""
+    """Number of warps of a program that sums: narrow vectors come in longer steps."""
     return 8 if dim <= 16 else 4
 
 
@@ -43,10 +43,10 @@ def ordered(
 
     Args:
         codebook: (K, D): differences code - z are to be summed.
-        normalized: of z and codes that are divided by max(norm, 1e-12).
+        normalized: z and codes are divided by max(norm, 1e-12) first.
 
     Returns:
-        What a kernel with ``sum_of_group`` is launched with, and how many rows of each block take part.
+        Arguments of a kernel with ``sum_of_group``, and the number of rows of each block that take part, (blocks,).
     """
     (rows, dim), sizes = z.shape, tile(z.shape[1])
     eight = dim > 128 and z.element_size() == 2  # channels a thread: longer steps spill
@@ -95,7 +95,7 @@ def ordered(
 
 
 def not_ordered(index: Tensor, z: Tensor) -> dict[str, Any]:
-    """What such a kernel is launched with where it sums nothing."""
+    """Arguments of a kernel with ``sum_of_group`` that sums nothing."""
     tensors = {"p_index": index, "p_z": z, "p_order": None, "p_table": None, "p_partial": None}
     sizes = dict.fromkeys(("codes", "groups", "blocks", "LONG", "BN"), 0) | tile(z.shape[1])
     return tensors | sizes | {"z_pitch": z.stride(0), "D": z.shape[1], "BT": BLOCKS}
@@ -104,7 +104,7 @@ def not_ordered(index: Tensor, z: Tensor) -> dict[str, Any]:
 def codebook_statistics(
     index: Tensor, z: Tensor, num_codes: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`alit_kernels.codebook_statistics`."""
+    """Count (K,) and total (K, D) float32 of each code's vectors; see :func:`alit_kernels.codebook_statistics`."""
     z, index = as_rows(z), index.contiguous()
     mask = None if mask is None else mask.contiguous()
     count = torch.empty(num_codes, dtype=torch.float32, device=z.device)

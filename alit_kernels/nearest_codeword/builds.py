@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: each precision, and the exact search by "cosine" and, a rare case, with a mask."""
+"""Ahead-of-time builds: each precision, and the exact search by "cosine" and, a rare case, with a mask."""
 
 from __future__ import annotations
 

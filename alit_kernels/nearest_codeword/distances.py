@@ -6,13 +6,13 @@ import triton
 import triton.language as tl
 
 NONE = tl.constexpr(0x7FFFFFFF)
-#: Cells of a part: cell i has codes 2 i and 2 i + 1 of every eight, which are in the same threads of a product.
+#: Cells in a part: cell i has codes 2 i and 2 i + 1 of every eight, which are in the same threads of a product.
 CELLS = tl.constexpr(4)
 
 
 @triton.jit
 def _steps(p_row, p_codes, o_code, m_code, o_dim, D: tl.constexpr, TYPE: tl.constexpr):
-    """Differences of a row from codes (BK,), in some channels (BD,)."""
+    """Differences (BK, BD) of a row from codes, in some channels."""
     m_dim = (o_dim < D)[None, :]
     p_tile = p_codes + o_code[:, None].to(tl.int64) * D + o_dim[None, :]
     b_codes = tl.load(p_tile, mask=m_code[:, None] & m_dim, other=0.0).to(tl.float32).to(TYPE)
@@ -47,27 +47,27 @@ def distances(
 def distance_to(
     p_row, p_codes, code, dim, D: tl.constexpr, BD: tl.constexpr, TYPE: tl.constexpr = tl.float64
 ):
-    """That to one code."""
+    """Squared distance of a row to one code."""
     b_code = code + tl.arange(0, 1)
     return tl.sum(distances(p_row, p_codes, b_code, b_code >= 0, dim, D, 1, BD, TYPE), 0)
 
 
 @triton.jit
 def above(least, D: tl.constexpr):
-    """A distance in float32 above which no code is as near: twice its error, and some for what underflows."""
+    """Float32 distance above which no code is as near as ``least``: twice its error, and some for underflow."""
     return (least * (1 + (D + 8) * 2.0**-23)).to(tl.float32) + 2.0**-100
 
 
 @triton.jit
 def nearer(distance, code, least, nearest):
-    """The less of two distances and its code, or of two that are equal the lower; NaN is no distance."""
+    """Lesser of two distances and its code, the lower code if they are equal; a NaN ``distance`` never wins."""
     m_less = (distance < least) | ((distance == least) & (code < nearest))
     return tl.where(m_less, distance, least), tl.where(m_less, code, nearest)
 
 
 @triton.jit
 def _of_cell(code, start, size, codes, BK: tl.constexpr):
-    """BK of the ``size`` codes of a cell that begins with a code, from that at ``start`` on, and which there are."""
+    """BK of the ``size`` codes of the cell that begins with ``code``, from its ``start``-th on; and their mask."""
     o_place = start + tl.arange(0, BK)
     o_code = code + o_place // 2 * (2 * CELLS) + o_place % 2
     return o_code, (o_place < size) & (o_code < codes)
@@ -89,7 +89,7 @@ def scan(
     SOME: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """The least distance to ``nearest`` and the codes of a cell that begins with ``code``, and whose it is."""
+    """Least of the distance ``least`` and those to the codes of a cell that begins with ``code``, and its code."""
     for start in range(0, size, BK):
         o_code, m_code = _of_cell(code, start, size, codes, BK)
         b_near = distances(p_row, p_codes, o_code, m_code, dim, D, BK, BD, tl.float32)

@@ -44,9 +44,9 @@ import triton.language as tl
 from .distances import CELLS, NONE, above, distance_to, distances, nearer, scan
 from .units import EPSILON
 
-#: R^2 / 2 and |z|^2 / 2 between which the error of a score is known.
+#: Bounds for R^2 / 2 and |z|^2 / 2, between which the error of a score is known.
 SMALL, LARGE = tl.constexpr(2.0**-60), tl.constexpr(2.0**60)
-FAR = tl.constexpr(2.0**126)  # above every score of those
+FAR = tl.constexpr(2.0**126)  # above every score whose error is known
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def _center(
 
 @triton.jit
 def _sum(b_x):
-    """Of each row of (LINES, rows, LINE)."""
+    """Sum of each row of a tile (LINES, rows, LINE)."""
     return tl.sum(tl.sum(b_x, 0), 1)
 
 
@@ -106,11 +106,11 @@ def prepare_kernel(
     BD: tl.constexpr,
     LINE: tl.constexpr,
 ):
-    """What a search reads of BK codes, or in programs behind those of codes, of BK vectors.
+    """Write what a search reads of BK codes, or in programs behind those of codes, of BK vectors.
 
-    NORMALIZED, they themselves. With PRODUCTS their float16 parts, and (3, count) float32: half the squared norms, FAR
-    where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high parts leave. Of
-    the first and the last also the largest of BK codes. Without, half the squared norms of codes, infinite for those.
+    NORMALIZED: unit rows. With PRODUCTS: their float16 parts, and (3, count) float32: half the squared norms, FAR
+    where not finite and for codes from ``codes`` to ``padded``; powers; squared norms of what the high parts leave; and
+    the largest of BK codes of the first and the last. Without: half the squared norms of codes, then infinite there.
 
     A tile is (LINES, BK, LINE), channels LINE by LINE: the few threads that have a row in a line have it in all lines,
     and a sum over the row takes few exchanges.
@@ -207,11 +207,11 @@ def propose_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Of BM rows and ``steps`` times BK codes: two codes, their scores, and of each cell the least score of others.
+    """Write of BM rows and ``steps`` times BK codes two codes, their scores, and each cell's least score of others.
 
     The two have different places in their step: each place keeps its two least scores, and the code of the first.
     """
-    padded = padded // BK * BK  # so that the compiler sees it
+    padded = padded // BK * BK  # shows the compiler that it is a multiple
     part = tl.program_id(1)
     o_row = tl.program_id(0) * BM + tl.arange(0, BM)
     m_row = o_row < rows
@@ -239,7 +239,7 @@ def propose_kernel(
         for channel in range(0, DP, BD):
             b_rows = tl.load(p_rows + channel)
             b_codes = tl.load(p_codes + channel).T
-            if PRODUCTS == 3:  # what is small first
+            if PRODUCTS == 3:  # small products first
                 b_score = tl.dot(tl.load(p_rows + below_rows + channel), b_codes, b_score)
                 b_low = tl.load(p_codes + below_codes + channel).T
                 b_score = tl.dot(b_rows, b_low, b_score)
@@ -270,7 +270,7 @@ def propose_kernel(
 
 @triton.jit
 def _largest(p_largest, blocks, BLOCK: tl.constexpr):
-    """The largest of so many; NaN above all."""
+    """Largest of ``blocks`` numbers of at least 0; NaN counts as above all."""
     b_largest = tl.zeros([BLOCK], tl.int32)
     for start in range(0, blocks, BLOCK):
         o_block = start + tl.arange(0, BLOCK)
@@ -305,9 +305,9 @@ def settle_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The nearest of the codes that were kept, which is the nearest of all but for rows in doubt: theirs may be NONE,
-    and they have a limit of scores, which others have not. What ``scan_kernel`` counts begins with 0, or with -1 where
-    it has nothing to do. Without EXACT the best score is believed.
+    """Write the nearest of the codes that were kept, which is the nearest of all but for rows in doubt: theirs may be
+    NONE, and they get a limit of scores, others -inf. The counter of ``scan_kernel`` begins with 0, or with -1 where
+    that has nothing to do. Without EXACT the best score is believed.
     """
     if D <= BD:
         dim = D
@@ -354,7 +354,7 @@ def settle_kernel(
         radius_left, b_left = tl.sqrt(_largest(p_largest + blocks, blocks, 32)), tl.sqrt(b_left)
         b_error = linear * (b_left * radius + b_norm * radius_left) + b_left * radius_left
         b_error += rounding * (b_norm * radius + half)
-        b_limit = b_first + 2.02 * b_error  # and some for the rounding of norms and of this
+        b_limit = b_first + 2.02 * b_error  # 2.02: some for the rounding of norms and of this sum
         half = tl.where(half > SMALL, half, float("inf"))
         m_known &= (tl.maximum(half, b_half) < LARGE) & (b_limit < FAR / 2)
         m_doubt = m_row & ~(m_known & (b_others > b_limit))
@@ -385,7 +385,7 @@ def settle_kernel(
             limit = tl.max(tl.where(o_lane == lane, b_limit, float("-inf")), 0)
             least, nearest = tl.cast(float("inf"), tl.float64), tl.cast(NONE, tl.int32)
             p_place, p_kept = p_score + row, p_code + row
-            # None of a row of which nothing is known, whose scores may be anything.
+            # No kept code counts for a row of which nothing is known: its scores may be anything.
             for _ in range(0, tl.where(limit > float("-inf"), 2 * parts, 0)):
                 if tl.load(p_place) <= limit:
                     code = tl.load(p_kept)
@@ -418,8 +418,8 @@ def scan_kernel(
     SOME: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """The index of the rows in doubt among BM: each program scans the cells of a part of the codebook that may have a
-    nearer code than the one that is known, and the last of them takes the nearest.
+    """Write indices of the rows in doubt among BM: each program scans the cells of a part of the codebook that may
+    have a nearer code than the one that is known, and the last of them takes the nearest.
     """
     if D <= BD:
         dim = D
@@ -432,7 +432,7 @@ def scan_kernel(
     wide = rows.to(tl.int64)
     b_limit = tl.load(p_limit + o_row, mask=m_row, other=float("-inf"))
     m_row &= b_limit > float("-inf")
-    b_cells = tl.zeros([BM], tl.int32)  # a bit for each that is to be scanned
+    b_cells = tl.zeros([BM], tl.int32)  # a bit for each cell that is to be scanned
     p_cell = p_others + part * CELLS * wide + o_row
     for i in tl.static_range(CELLS):
         b_cell = tl.load(p_cell + i * wide, mask=m_row, other=0.0)

@@ -58,7 +58,7 @@ def check_codebook(
     *,
     shape: tuple[int | None, ...] | None = None,
 ) -> None:
-    """Checks that the search shares with vector_quantize."""
+    """Check the arguments of a search, as nearest_codeword and the ops that contain one take them."""
     check_tensor("z", z, dtype=FLOATING, shape=shape)
     if z.ndim == 0:
         raise ValueError("z: expected at least 1 dimension (..., D), got a scalar")
@@ -73,7 +73,7 @@ def check_codebook(
 
 
 def for_search(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Under autocast both in float32, but for float64, which stays."""
+    """Vectors and codebook as they are searched: under autocast in float32, but for float64, which stays."""
     if autocast_dtype(z.device.type) is None or z.dtype == torch.float64:
         return z, codebook
     return z.float(), codebook.float()

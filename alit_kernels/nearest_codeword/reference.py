@@ -12,7 +12,7 @@ BLOCK = 2**24
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-    """Always exact: ``precision`` only permits other implementations to be less so."""
+    """Index (N,) int64 of the nearest codeword, always exact: ``precision`` permits others to be less so."""
     dtype = torch.float32 if z.device.type == "mps" else torch.float64
     if metric == "cosine":
         z, codebook = unit(z), unit(codebook)

@@ -10,13 +10,13 @@ from torch import Tensor
 from .._triton import architecture, as_rows, cdiv, launch, next_power_of_2
 from . import kernels
 
-#: Of the GPUs that tiles are chosen for. The codebook is parted to have a program for each place on them.
+#: Multiprocessors of the GPUs that tiles are chosen for: the codebook is cut into parts so that programs fill them.
 MULTIPROCESSORS = 132
-#: Parts of the codebook at most, unless it has more than so many times STEPS tiles.
+#: Most parts of the codebook, unless it has more than PARTS * STEPS tiles.
 PARTS = 8
-#: Tiles of codes in a part at most: their number is kept in the last bits of a score.
+#: Most tiles of codes in a part: the number of a tile is kept in the last bits of a score.
 STEPS = 32
-CODES = 64  # in a tile
+CODES = 64  # codes in a tile
 #: The largest D in which the vectors of a program stay in shared memory.
 RESIDENT = 256
 #: The largest D in which the exact search takes three products; above, one costs less, with what it leaves in doubt.
@@ -44,7 +44,7 @@ def tile(dim: int, gpu: int) -> dict[str, Any]:
 
 
 def channels(dim: int) -> int:
-    """D as it is padded for products: in one step, or in steps of 64."""
+    """D padded for products, to one step or to steps of 64."""
     return max(16, next_power_of_2(dim)) if dim <= RESIDENT else cdiv(dim, 64) * 64
 
 
@@ -71,7 +71,7 @@ class Parts(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a search reads.
+    """Vectors and codes as a search reads them.
 
     Attributes:
         z: (N, D), what is searched for, normalized under "cosine", and then float32.
@@ -88,7 +88,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> Prepared:
-    """Of z (N, D) and codebook (K, D), with the parts for so many products, by one launch."""
+    """:class:`Prepared` of z (N, D) and codebook (K, D), with parts for ``products`` products, by one launch."""
     z, codebook = as_rows(z), as_rows(codebook) if cosine else codebook.contiguous()
     (rows, dim), codes, device = z.shape, len(codebook), z.device
     width = next_power_of_2(max(16 if products else 1, dim))
@@ -140,7 +140,7 @@ def prepare(z: Tensor, codebook: Tensor, *, cosine: bool, products: int = 0) -> 
 
 
 def nearest_codeword(z: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-    """See :func:`alit_kernels.nearest_codeword`."""
+    """Index (N,) int64 of the nearest codeword; see :func:`alit_kernels.nearest_codeword`."""
     return search(z, codebook, metric, precision)
 
 
@@ -149,7 +149,7 @@ def search(
 ) -> Tensor:
     """Index (N,) int64 of the codeword nearest to each row of ``z`` (N, D), 0 where ``mask`` is False.
 
-    Neighbors in 64 or 128 that are all masked are not searched.
+    Blocks of 64 or 128 rows that are all masked are not searched.
     """
     index = torch.empty(len(z), dtype=torch.int64, device=z.device)
     if not len(z):
@@ -167,11 +167,11 @@ class Proposed(NamedTuple):
     """The best codes of each part of the codebook.
 
     Attributes:
-        score: (2 * parts, N) float32: of the best and of the second.
-        code: (2 * parts, N) int32: these.
+        score: (2 * parts, N) float32: scores of the best and of the second code.
+        code: (2 * parts, N) int32: these codes.
         others: (4 * parts, N) float32: the least score of all others, in each of four cells.
         size: codes of a cell.
-        most: as many numbers are in the last bits of a score.
+        most: number of tile numbers that the last bits of a score can hold.
     """
 
     score: Tensor
@@ -182,7 +182,7 @@ class Proposed(NamedTuple):
 
 
 def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
-    """Scores of all codes, on tensor cores."""
+    """Best codes of each part of the codebook, by scores of all codes on tensor cores."""
     (rows, dim), device, parts = found.z.shape, found.z.device, found.parts
     assert parts is not None
     padded = found.norms.shape[1]
@@ -221,7 +221,7 @@ def propose(found: Prepared, mask: Tensor | None, products: int) -> Proposed:
 
 
 def error_bounds(found: Prepared, proposed: Proposed, products: int) -> Tensor:
-    """Of the scores of each row, as ``settle_kernel`` computes it, for those who want to look at it.
+    """Error bounds of each row's scores, as ``settle_kernel`` computes them; for tests and inspection.
 
     Returns:
         (2, N) float64: the part that comes from what products leave out, and that of sums and norms.
@@ -246,7 +246,7 @@ def settle(
     *,
     exact: bool,
 ) -> Tensor | None:
-    """Into ``index`` (N,) the nearest codes, or without ``exact`` those of the best scores.
+    """Write the nearest codes into ``index`` (N,), or without ``exact`` those of the best scores.
 
     Returns:
         (N,) float32, the limit of the scores of rows in doubt: cells with others below it were scanned for them. -inf

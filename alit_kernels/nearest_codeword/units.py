@@ -23,5 +23,5 @@ def wide_units(b_x):
 
 @triton.jit
 def units(b_x):
-    """Those rounded once to float32."""
+    """Rows divided by max(norm, 1e-12), rounded once to float32."""
     return wide_units(b_x).to(tl.float32)

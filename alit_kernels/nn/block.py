@@ -1,4 +1,4 @@
-"""A pre-norm transformer block as one function of autograd, for sequences so short that the host is what takes time.
+"""Pre-norm transformer block as one autograd function, for sequences so short that the host takes most of the time.
 
 Every addition of a residual connection is left to the layer norm behind it, of the next block too, and so is the bias
 before it (:func:`alit_kernels.add_layer_norm`). A recurrent model calls each block many times before the backward:
@@ -20,21 +20,21 @@ from ..add_layer_norm.op import backward as norm_backward
 from ..add_layer_norm.op import forward as norm
 from ..attention.op import _attention, _attention_backward
 
-#: Where kernels are so short that the launches around them count. AMD's GPUs run no kernel of ours.
+#: Device types where kernels are so short that their launches count. AMD's GPUs run no kernel of ours.
 DEVICES = set() if torch.version.hip else {"cuda"}
-#: Of a backward pass, by the number that the engine gives it: the totals of gradients so far.
+#: Backward pass, by the number that the engine gives it -> the totals of gradients so far.
 Totals = dict[int, list[Any]]
 
 
 class Branch(NamedTuple):
-    """What is still to be added to rows x: ``rows`` of their shape, and ``bias`` (C,)."""
+    """Branch that is still to be added to rows x: ``rows`` of their shape, and ``bias`` (C,)."""
 
     rows: Tensor
     bias: Tensor
 
 
 class Parameters(NamedTuple):
-    """Of a block: layer norms, the products of ``nn.SelfAttention``, and the two layers of an MLP.
+    """Parameters of a block: layer norms, the products of ``nn.SelfAttention``, and the two layers of an MLP.
 
     ``bias_before`` is that of the branch which the block before it left; the bias of its own is left to the next.
     """
@@ -54,7 +54,7 @@ class Parameters(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Numbers that a block needs; ``max_length`` of packed rows alone."""
+    """Numbers that a block needs; ``max_length`` is None for dense rows."""
 
     heads: int
     eps_1: float
@@ -63,7 +63,7 @@ class Options(NamedTuple):
 
 
 def in_the_open(x: Tensor) -> bool:
-    """Whether x is on a GPU, gradients are recorded, and nothing traces or transforms what is computed of it."""
+    """True if x is on a GPU, gradients are recorded, and nothing traces or transforms what is computed from it."""
     return (
         x.device.type in DEVICES
         and not torch.compiler.is_compiling()
@@ -101,7 +101,7 @@ def block(
 
 
 class _Block(torch.autograd.Function):
-    """Works on rows (T, C). Gradients of parameters go to ``totals``: autograd gets none."""
+    """Autograd function of a block on rows (T, C). Gradients of parameters go to ``totals``: autograd gets none."""
 
     @staticmethod
     def forward(
@@ -189,7 +189,7 @@ NOTHING = (None,) * (len(Parameters._fields) + 4)
 def _problem(
     qkv: Tensor, shape: torch.Size, offsets: Tensor | None, options: Options
 ) -> tuple[Any, ...]:
-    """What the attention ops take."""
+    """Arguments of the attention ops for fused queries, keys and values."""
     width = shape[-1] // options.heads
     length = shape[-2] if options.max_length is None else options.max_length
     qkv = qkv.view(*shape[:-1], 3, options.heads, width)
@@ -197,9 +197,9 @@ def _problem(
 
 
 def _plus(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """total + a^T b, in place where nothing records it. Half precision is summed in float32."""
+    """``total + a^T b``, in place where no gradient is recorded. Half precision is summed in float32."""
     half = a.dtype in HALF
-    # Of all devices only CUDA multiplies into another dtype.
+    # Only CUDA multiplies into another dtype.
     if torch.is_grad_enabled() or (half and not a.is_cuda):
         found = a.t() @ b
         found = found.float() if half else found
@@ -219,7 +219,7 @@ def _sum(total: Tensor | None, rows: Tensor) -> Tensor:
 
 
 class _Known(NamedTuple):
-    """The copies of parameters and their totals; the first is kept by the graphs that it is in, as long as they are."""
+    """Copies of parameters and their totals; ``first`` lives as long as a graph that holds it."""
 
     made_of: tuple[Any, ...]
     totals: Totals
@@ -227,12 +227,12 @@ class _Known(NamedTuple):
     others: list[Tensor | None]
 
 
-#: By the first parameter's id.
+#: Copies of parameters by the first parameter's id.
 _known: dict[int, _Known] = {}
 
 
 def _shared(parameters: Parameters, dtype: torch.dtype) -> tuple[Any, ...] | None:
-    """Totals and copies: the same while a graph holds them and no parameter is written; None where one gets no
+    """Totals and copies of parameters: the same while a graph holds them and none is written; None where one gets no
     gradient.
     """
     ids = list(map(id, parameters))
@@ -262,14 +262,14 @@ def _learns(p: Tensor) -> bool:
     return type(p) is nn.Parameter and p.requires_grad and p.is_leaf
 
 
-#: Cast for a product; what is left goes to layer norms, which take any dtype.
+#: Parameters that are cast for products; the others go to layer norms, which take any dtype.
 OF_PRODUCTS = {
     *("qkv_weight", "qkv_bias", "out_weight", "hidden_weight", "hidden_bias", "last_weight")
 }
 
 
 class _Copies(torch.autograd.Function):
-    """Matrices in the dtype of products, and the biases that go with them. The backward comes after all calls'."""
+    """Autograd function of the copies: matrices and their biases in the dtype of products. Its backward runs last."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""What a module that changes itself has to know under ``torch.utils.checkpoint``, which runs its forward twice.
+"""Support for modules that change themselves under ``torch.utils.checkpoint``, which runs their forward twice.
 
 The second run has to see what the first one saw. Which first run it repeats is known from the checkpointed region: an
 object of torch's that lives as long as the region's graph, and keeps what the first run has recorded.
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 _REENTRANT = checkpoint.CheckpointFunction
-#: Of regions that are not reentrant; a private name, without which recomputations are refused.
+#: Class of regions that are not reentrant; a private name, without which recomputations are refused.
 _REGION: type = getattr(checkpoint, "_CheckpointFrame", type(None))
 _ATTRIBUTE = "_alit_kernels_recorded"
 
 
 class _Recorded:
-    """Tensors of one module in one region, in the order of its calls; how many a recomputation has asked for."""
+    """Tensors of one module in one region, in the order of its calls; the number that a recomputation has taken."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -29,7 +29,7 @@ class _Recorded:
 
 
 def in_backward() -> bool:
-    """Whether a backward pass runs, in which a forward is a recomputation."""
+    """True if a backward pass runs, in which a forward is a recomputation."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -46,8 +46,8 @@ def region() -> Any:
 
 
 def refuse_compiled_region() -> None:
-    """Raise where compiled code is being made of a checkpointed region, whose recomputation would see the codebook as
-    it is after the update.
+    """Raise ``RuntimeError`` while a checkpointed region is compiled, whose recomputation would see the codebook as it
+    is after the update.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -60,7 +60,7 @@ def refuse_compiled_region() -> None:
         frame = frame.f_back
 
 
-# What torch.compiler.assume_constant_result does: it runs while code is compiled, not in the compiled code.
+# As torch.compiler.assume_constant_result does: it runs while code is compiled, not in the compiled code.
 refuse_compiled_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -71,7 +71,7 @@ def record(region: Any, module: nn.Module, tensor: Tensor) -> None:
 
 
 def recall(module: nn.Module) -> Tensor:
-    """What the call that is being recomputed has recorded.
+    """Tensor that the call which is being recomputed has recorded.
 
     Raises:
         RuntimeError: a forward within a backward that is no such recomputation.
@@ -100,7 +100,7 @@ def _not_recomputed(count: Tensor) -> Tensor:
     return count.clone()
 
 
-#: In compiled code: the same numbers, where no backward runs.
+#: Operator for compiled code: a copy of ``count``; raises where a backward runs.
 not_recomputed = torch.library.custom_op(
     "alit_kernels::not_recomputed",
     _not_recomputed,

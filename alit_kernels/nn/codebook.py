@@ -41,7 +41,7 @@ class ReplacedRows(nn.Embedding):
 
 
 class AsItWas(torch.autograd.Function):
-    """An earlier value of a learned codebook, which passes its gradient on to the codebook."""
+    """Autograd function: an earlier value of a learned codebook, which passes its gradient on to the codebook."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, earlier: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class AsItWas(torch.autograd.Function):
 
 
 class CodebookUsage(NamedTuple):
-    """What :meth:`VectorQuantizer.usage` returns, as tensors: nothing waits for the device.
+    """Result of :meth:`VectorQuantizer.usage`, as tensors: nothing waits for the device.
 
     Attributes:
         count: (K,) float32, vectors of each code.
@@ -67,21 +67,21 @@ class CodebookUsage(NamedTuple):
 
 
 def codebook_usage(index: Tensor, mask: Tensor | None, num_codes: int) -> CodebookUsage:
-    """Of ``index`` (N,), where ``mask`` (N,) is True."""
+    """:class:`CodebookUsage` of ``index`` (N,), where ``mask`` (N,) is True."""
     ones = torch.ones(1, 1, device=index.device).expand(index.shape[0], 1)
     count, _ = codebook_statistics(index, ones, num_codes, mask=mask)
     share = count / count.sum().clamp(min=1)
     return CodebookUsage(count, (count > 0).float().mean(), torch.special.entr(share).sum().exp())
 
 
-#: How gradients pass a quantizer.
+#: Ways of the gradient through a quantizer.
 GRADIENTS = ("straight_through", "rotation")
 
 
 def taking_part(
     index: Tensor | VectorQuantized, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Index and mask (...), that of a result and a given one together."""
+    """Index and mask (...), the mask being that of a result and the given one together, or None."""
     rows, known = (index.index, index.mask) if isinstance(index, VectorQuantized) else (index, None)
     check_tensor("index", rows, dtype=INTEGER)
     if mask is None:
@@ -92,7 +92,7 @@ def taking_part(
 
 
 def rotated(quantized: Tensor, z: Tensor, mask: Tensor | None, metric: str) -> Tensor:
-    """``quantized`` (..., D), its gradient to ``z`` that of l R u: the rotation trick (Fifty et al., 2024).
+    """``quantized`` (..., D), whose gradient to ``z`` is that of l R u: the rotation trick (Fifty et al., 2024).
 
     u is the (normalized) vector, R the rotation that takes its direction e = u / |u| to t = q / |q|, l = |q| / |u|, all
     held constant: with r = (e + t) / |e + t|, R u = u - 2 r (r . u) + 2 t (e . u), and du = l R^T dquantized. A vector
@@ -111,7 +111,7 @@ def rotated(quantized: Tensor, z: Tensor, mask: Tensor | None, metric: str) -> T
 def random_vectors(
     vectors: Tensor, mask: Tensor | None, num_codes: int, group: dist.ProcessGroup | None
 ) -> list[Tensor]:
-    """A random vector that takes part for each code: offers (K,), vectors (K, D). Processes take codes in turn."""
+    """Offers (K,), 1 for codes that this process serves in turn, and for these random vectors (K, D) that take part."""
     rank, processes = world(group)
     (rows, dim), device = vectors.shape, vectors.device
     if rows == 0:

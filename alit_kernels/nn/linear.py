@@ -17,7 +17,7 @@ from torch.nn.functional import gelu
 from .._cpu import mkl_is_slow
 from .._dispatch import transformed
 
-#: Multiply-adds from which on oneDNN is worth its start.
+#: Minimum multiply-adds for oneDNN to pay off.
 LEAST = 2**22
 
 
@@ -42,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` by :func:`linear`."""
+    """``torch.nn.Linear`` that computes by :func:`linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -51,7 +51,7 @@ class Linear(nn.Linear):
 class GELULinear(nn.Linear):
     """Linear layer after an exact GELU: ``linear(gelu(x))``.
 
-    What the GELU returns, a quarter of what a transformer block would keep for its backward, is computed again there.
+    The output of the GELU, a quarter of what a transformer block would keep for its backward, is computed again there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def _keep(ctx: Any, x: Tensor, weight: Tensor, activated: bool) -> None:
 
 
 class _Linear(torch.autograd.Function):
-    """x W^T + b, or gelu(x) W^T + b where ``activated``; keeps x and W, as far as gradients need them."""
+    """Autograd function x W^T + b, or gelu(x) W^T + b where ``activated``; keeps x and W as gradients need them."""
 
     @staticmethod
     def forward(
@@ -100,7 +100,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _TransformableLinear(torch.autograd.Function):
-    """The form that torch.func takes; torch binds the signature anew in every call of it."""
+    """:class:`_Linear` in the form that torch.func takes; torch binds its signature anew in every call."""
 
     generate_vmap_rule = True
     backward = _Linear.backward
@@ -141,7 +141,7 @@ def _through_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.dim() > 0
         and x.shape[-1] == weight.shape[1]
         and x.numel() * weight.shape[0] >= LEAST
-        # Of a bias it knows the address alone.
+        # oneDNN gets the address of a bias alone, no strides.
         and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
     )
 
@@ -161,5 +161,5 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether float32 matrices are multiplied by oneDNN, which has to be on board, and not by MKL."""
+    """True if float32 matrices are multiplied by oneDNN, which has to be on board, and not by MKL."""
     return torch.backends.mkldnn.is_available() and mkl_is_slow()

@@ -1,4 +1,4 @@
-"""The codebook of a vector quantizer as a module: what it keeps, and how moving averages and restarts change it."""
+"""The codebook of a vector quantizer as a module: its state, and its changes by moving averages and restarts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class MovingCodebook(nn.Module):
         return self.ema_decay is not None or self.dead_code_threshold > 0
 
     def _codebook(self, z: Tensor) -> tuple[Tensor, bool]:
-        """What this call searches for the rows ``z``, and whether it updates the moving averages."""
+        """Codebook that this call searches for the rows ``z``, and True if the call updates the moving averages."""
         weight = self.embedding.weight
         eager, records = not torch.compiler.is_compiling(), torch.is_grad_enabled()
         if not (self._counts and self.training):
@@ -100,7 +100,7 @@ class MovingCodebook(nn.Module):
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, index: Tensor, mask: Tensor | None) -> None:
-        """One step with vectors (N, D), their codes (N,) and a mask (N,): at once, or as :meth:`finish_update` says."""
+        """Update by vectors (N, D), their codes (N,) and a mask (N,): at once, or in :meth:`finish_update`."""
         if not self._counts:
             raise RuntimeError("update_codebook: this codebook is learned by gradient alone")
         if self.cluster_size.dtype != torch.float32:
@@ -121,7 +121,7 @@ class MovingCodebook(nn.Module):
             self._advance(*reduction.results())
 
     def finish_update(self) -> None:
-        """Apply statistics that were still traveling between processes."""
+        """Apply a pending update, whose statistics were still traveling between processes."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._advance(*pending.results())
@@ -155,7 +155,7 @@ class MovingCodebook(nn.Module):
 
     @torch.no_grad()
     def _set(self, weight: Tensor, count: Tensor) -> None:
-        check_tensor("embedding.weight", self.embedding.weight)  # a sharded one takes no whole
+        check_tensor("embedding.weight", self.embedding.weight)  # refuses a sharded one
         self.finish_update()
         self.embedding.weight.copy_(weight)
         if self._counts:
@@ -169,12 +169,12 @@ class MovingCodebook(nn.Module):
 
 
 def _finish_update(module: MovingCodebook, *_: Any) -> None:
-    """Before its state is read, and before it is replaced: what still travels belongs to the state there was."""
+    """Hook before the state is read: apply a pending update, which belongs to it."""
     module.finish_update()
 
 
 def _before_loading(module: MovingCodebook, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-    """What a state dict with a weight alone lacks: each code has the count 1."""
+    """Hook before loading: apply a pending update; give a state dict with a weight alone the count 1 for each code."""
     module.finish_update()
     weight = state.get(f"{prefix}embedding.weight")
     average, size = f"{prefix}embed_avg", f"{prefix}cluster_size"

@@ -1,4 +1,4 @@
-"""``torch.nn.MultiheadAttention`` by our kernels."""
+"""``torch.nn.MultiheadAttention`` that computes by our kernels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As the parent's."""
+        """Output and attention weights as the parent returns them; the weights are None where our kernels compute."""
         if (
             need_weights
             or (self.dropout and self.training)
@@ -86,7 +86,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def unfit(module: nn.MultiheadAttention) -> str:
-    """Why all calls of a module go to its parent; empty if they do not."""
+    """Reason why all calls of a module go to its parent class; empty if they do not."""
     if not module._qkv_same_embed_dim:
         return "kdim or vdim"
     if module.bias_k is not None or module.bias_v is not None:
@@ -97,7 +97,7 @@ def unfit(module: nn.MultiheadAttention) -> str:
 def _fit(
     module: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 ) -> bool:
-    """Dense batches in agreement with each other and the weights; torch says what is wrong with others."""
+    """True for dense batches that agree with each other and the weights; torch says what is wrong with others."""
     inputs = (query, key, value)
     tensors = (*inputs, module.in_proj_weight, module.out_proj.weight)
     if not is_plain(*tensors):
@@ -121,7 +121,7 @@ def _read(
     key_padding_mask: Tensor | None,
     mask: Tensor,
 ) -> bool:
-    """Whether our attention reads a mask of pairs. If it says something else, torch's own attention computes by it."""
+    """True if our attention reads a mask of pairs; where the mask is not one of stops, it calls torch's attention."""
     tokens = 1 if module.batch_first else 0
     return (
         key_padding_mask is None
@@ -139,7 +139,7 @@ def _by_hint(
     key_padding_mask: Tensor | None,
     mask: Tensor | None,
 ) -> bool:
-    """Whether torch goes by ``is_causal`` and leaves the mask unread, of tensors that :func:`_fit`."""
+    """True if torch goes by ``is_causal`` and leaves the mask unread, for tensors that :func:`_fit`."""
     batch = 0 if module.batch_first else 1
     if key_padding_mask is not None or mask is None or not is_plain(mask):
         return False
@@ -151,6 +151,6 @@ def _by_hint(
         return False
     if module.training or not module.batch_first or not query is key is value:
         return True
-    # What is left may be of its fast path, which reads masks.
+    # Other calls may take the fast path of torch, which reads masks.
     tensors = query, module.in_proj_weight, module.out_proj.weight
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

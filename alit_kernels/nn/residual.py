@@ -25,7 +25,7 @@ from .vector_quantizer import VectorQuantizer
 def _joined(
     quantized: Tensor, found: list[Any], axis: int, reduce: Callable[[Tensor], Tensor]
 ) -> VectorQuantized:
-    """One result of those of all levels or groups, their indices and masks stacked, their losses reduced."""
+    """One result from those of all levels or groups: indices and masks stacked, losses reduced."""
     return VectorQuantized(
         quantized,
         torch.stack([x.index for x in found], axis),
@@ -111,7 +111,7 @@ class ResidualVQ(nn.Module):
         return _joined(quantized, found, -1, torch.sum)
 
     def _taking_part(self, z: Tensor, mask: Tensor | None, levels: Tensor | None) -> list[Any]:
-        """The mask of each level."""
+        """Mask (...) of each level, or None."""
         if levels is None:
             return [mask] * self.num_levels
         shape = self._level(0)._rows(z).shape[:-1]
@@ -126,7 +126,7 @@ class ResidualVQ(nn.Module):
         return taking if mask is None else [part & mask for part in taking]
 
     def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
-        """The sums of the codes of the first l of L levels, in the layout of ``forward``.
+        """Sums of the codes of the first l of L levels, in the layout of ``forward``.
 
         Args:
             index: (..., l), or what :meth:`forward` returned, whose mask counts.
@@ -147,8 +147,8 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def initialize(self, z: Tensor, mask: Tensor | None = None, **options: Any) -> None:
-        """:meth:`VectorQuantizer.initialize` of one level after the other, each with what those before it left; of a
-        shared codebook with ``z`` alone.
+        """Initialize one level after another (:meth:`VectorQuantizer.initialize`), each with what those before it left;
+        a shared codebook with ``z`` alone.
         """
         level: Any
         for level in self.levels:
@@ -220,7 +220,7 @@ class GroupedVQ(nn.Module):
         return _joined(quantized, found, self._axis, torch.mean)
 
     def initialize(self, z: Tensor, mask: Tensor | None = None, **options: Any) -> None:
-        """``initialize`` of each group with its channels of ``z``."""
+        """Initialize each group with its channels of ``z``."""
         group: Any
         parts = z.chunk(len(self.groups), self.channel_dim)
         for group, part in zip(self.groups, parts, strict=True):

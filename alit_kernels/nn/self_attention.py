@@ -14,7 +14,7 @@ from ..attention.op import self_attention
 from ..ragged import pack, unpack
 from .linear import Linear, linear
 
-#: (queries, keys) -> both with their positions in.
+#: (queries, keys) -> both with their positions encoded.
 Rope = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -99,13 +99,13 @@ class SelfAttention(nn.Module):
         self.out_proj = Linear(width, width, bias=bias if out_bias is None else out_bias)
         if qk_norm is not None:
             self.q_norm, self.k_norm = qk_norm(width // heads), qk_norm(width // heads)
-        #: Whether it computes what torch's does, by one product. Settled here, so that a call need not ask.
+        #: True if it computes what torch's module does, by one product. Settled here, so that a call need not ask.
         self.plain = qk_norm is scale is context_width is None and qkv_bias != "qv"
         self.reset_parameters()
 
     @property
     def scale(self) -> float | None:
-        """As it was given."""
+        """Factor on the scores as it was given; None for 1/sqrt(D)."""
         return self._scale
 
     def reset_parameters(self) -> None:
@@ -232,7 +232,7 @@ class SelfAttention(nn.Module):
         return qkv.unflatten(-1, (3, self.heads, -1))
 
     def _project_apart(self, queries: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of some rows, keys and values of others."""
+        """Queries of the rows ``queries``, keys and values of ``context``: (..., H, D) each."""
         width = queries.shape[-1]
         bias = self._qv_bias() if self.qkv_bias == "qv" else self.in_proj_bias
         if self._apart:
@@ -250,7 +250,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def _qv_bias(self) -> Tensor:
-        """Zeros for keys."""
+        """Bias (3 C,) of queries, keys and values: zeros for keys."""
         return torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
 
     def _check(
@@ -288,7 +288,7 @@ class SelfAttention(nn.Module):
 
 
 def positions(x: Tensor, offsets: Tensor, wanted: slice) -> Tensor:
-    """These positions of every sequence of packed rows ``x`` (T, C), none of which is shorter: (B, n, C)."""
+    """Rows (B, n, C) at the positions ``wanted`` of every sequence of packed rows ``x`` (T, C), none being shorter."""
     start, stop = wanted.start, wanted.stop
     if start is None or stop is None or not 0 <= start <= stop or wanted.step not in (None, 1):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How much of a codebook was used lately."""
+"""Usage of a codebook by the last vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .codebook import CodebookUsage, codebook_usage, taking_part
 
 
 class UsageWindow(nn.Module):
-    """The usage of a codebook by the last ``size`` vectors, as LlamaGen shows it; nothing waits for the device.
+    """Window of the last ``size`` codes of a codebook: its usage as LlamaGen shows it; nothing waits for the device.
 
     Args:
         num_codes: K.

@@ -144,7 +144,7 @@ class VectorQuantizer(MovingCodebook):
     def update_codebook(
         self, z: Tensor, index: Tensor | VectorQuantized, mask: Tensor | None = None
     ) -> None:
-        """One step of the moving averages with vectors ``z`` and their codes.
+        """Update the moving averages by one step with vectors ``z`` and their codes.
 
         N <- a N + (1 - a) n, m <- a m + (1 - a) s, weight = m / N where n > 0, with n and s the count and the sum of
         the (normalized) vectors of each code, and m = N weight before. With ``ema_rewrites_all`` m is what it was, and
@@ -202,7 +202,7 @@ class VectorQuantizer(MovingCodebook):
 
     @torch.no_grad()
     def set_codebook(self, weight: Tensor) -> None:
-        """Start from these codes, each with the count 1.
+        """Set the codebook to ``weight``, each code with the count 1.
 
         A count of 1 weighs as much as one vector: after a step with n vectors of a code, it has moved by
         (1 - a) n / (a + (1 - a) n) of the way to their mean. Meant for once before training: values are looked at.
@@ -221,7 +221,7 @@ class VectorQuantizer(MovingCodebook):
         self._set(weight, torch.ones(self.num_codes))
 
     def _rows(self, z: Tensor) -> Tensor:
-        """(..., D), in float32 where the codebook is and ``z`` is of 16 bits."""
+        """Vectors as (..., D), in float32 where the codebook is and ``z`` is of 16 bits."""
         check_tensor("z", z, dtype=FLOATING)
         dim, at = self.embedding.weight.shape[1], self.channel_dim
         if z.ndim < (2 if at == 1 else 1) or z.shape[at] != dim:
@@ -233,7 +233,7 @@ class VectorQuantizer(MovingCodebook):
         return z.float() if narrow and self.embedding.weight.dtype == torch.float32 else z
 
     def _mask(self, mask: Tensor | None) -> Tensor | None:
-        """(...), of a mask that may have a dimension for the channels, as (B, 1, H, W) has."""
+        """Mask (...), without the dimension for the channels that a mask (B, 1, H, W) has."""
         if mask is None:
             return None
         check_tensor("mask", mask, dtype=torch.bool)
@@ -241,14 +241,14 @@ class VectorQuantizer(MovingCodebook):
         return mask.squeeze(1) if channels else mask
 
     def _vectors(self, rows: Tensor) -> Tensor:
-        """What is averaged: (N, D) float32, normalized under "cosine"."""
+        """Vectors as they are averaged: (N, D) float32, normalized under "cosine"."""
         check_same("device", z=rows, codebook=self.embedding.weight)
         rows = rows.detach().reshape(-1, rows.shape[-1])
         return unit(rows) if self.metric == "cosine" else rows.float()
 
     @torch.no_grad()
     def usage(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> CodebookUsage:
-        """How evenly the codebook is used; by this process alone.
+        """Count, fraction and perplexity: the usage of the codebook by this process alone.
 
         Args:
             index: (...), or what :meth:`forward` returned, whose mask counts.
@@ -258,7 +258,7 @@ class VectorQuantizer(MovingCodebook):
         return codebook_usage(rows.flatten(), _flat(mask), self.num_codes)
 
     def codes(self, index: Tensor | VectorQuantized, mask: Tensor | None = None) -> Tensor:
-        """The codes of ``index``, in dtype and layout as ``forward`` finds them: normalized under "cosine".
+        """Codes of ``index``, in dtype and layout as ``forward`` returns them: normalized under "cosine".
 
         Args:
             index: (...), or what :meth:`forward` returned, whose mask counts.

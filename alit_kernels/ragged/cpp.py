@@ -30,14 +30,14 @@ ENTRIES: Entries = {
 
 
 def implementation(name: str, allocate: Callable[..., Any]) -> Callable[..., Any]:
-    """The op, which fills the outputs that ``allocate`` makes for its inputs."""
+    """Implementation of op ``name`` in C++: fills the outputs that ``allocate`` makes for its inputs."""
     entry = ENTRIES[name]
 
     def run(*inputs: Any) -> Any:
         outputs = allocate(*inputs)
         taken = entry(*inputs, outputs)
         numbers = [x.data_ptr() if isinstance(x, Tensor) else x for x in taken]
-        if name != "cumulative_offsets":  # which is one pass over a few numbers
+        if name != "cumulative_offsets":  # it is one pass over a few numbers, on one thread
             numbers.append(threads())
         getattr(core(), name)(*numbers)
         return outputs

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import _cuda
 from .entries import COMMON, Entries, packed, row_bytes
 
-#: Flags of csrc/ragged/ragged_cuda.h.
+#: Messages for the error flags of csrc/ragged/ragged_cuda.h.
 MESSAGES = {
     1: "offsets: expected an ascending sequence from 0, within the rows packed",
     2: "capacity: too small for the rows there are",
@@ -24,7 +24,7 @@ def _pattern(fill: float, dtype: torch.dtype) -> tuple[int, ...]:
     """The fill value, repeated over 16 bytes, as two integers."""
     with (
         _disable_current_modes()
-    ):  # it follows from the arguments: whoever watches the call need not see it
+    ):  # the value follows from the arguments: dispatch modes need not see it made
         element = torch.full((1,), fill, dtype=dtype)
         data = bytes(element.view(torch.uint8).tolist()) * (16 // element.element_size())
     return tuple(int.from_bytes(part, "little", signed=True) for part in (data[:8], data[8:]))
@@ -40,7 +40,7 @@ ENTRIES: Entries = {
         row_bytes(rows, 1),
     ),
 }
-#: What the kernels of an op need beside its outputs; the last argument.
+#: Scratch memory that the kernels of an op need beside its outputs; the last argument.
 SCRATCH: dict[str, Callable[..., Tensor | int]] = {
     "tail_mask_backward": lambda grad, lengths, tokens_wanted, fill_wanted: (
         grad.new_empty(
@@ -54,7 +54,7 @@ SCRATCH: dict[str, Callable[..., Tensor | int]] = {
 
 
 def implementation(name: str, allocate: Callable[..., Any]) -> Callable[..., Any]:
-    """The op, which fills the outputs that ``allocate`` makes for its inputs."""
+    """Implementation of op ``name`` in CUDA: fills the outputs that ``allocate`` makes for its inputs."""
 
     def run(*inputs: Any) -> Any:
         outputs = allocate(*inputs)

@@ -1,7 +1,7 @@
-"""What the entry points of the core (csrc/ragged) take: of each op the inputs, and the outputs, which Python allocates.
+"""Arguments of the core's entry points (csrc/ragged): each op's inputs, and its outputs, which Python allocates.
 
-A tensor stands for its address. A row is everything behind the leading dimensions, as bytes; those may have any
-strides, which are in bytes too. Nothing here looks at a value: lengths and offsets stay where they are.
+A tensor stands for its address. A row is everything behind the leading dimensions, as bytes; the leading dimensions may
+have any strides, which are in bytes too. Nothing here looks at a value: lengths and offsets stay where they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Entries = Mapping[str, Callable[..., Arguments]]
 
 
 def rows_of(tensor: Tensor, leading: int) -> Arguments:
-    """Rows and the strides of their ``leading`` dimensions; a copy where what is behind these is not contiguous."""
+    """Rows and the strides of their ``leading`` dimensions; a copy where a row itself is not contiguous."""
     tensor = tensor.resolve_conj().resolve_neg()
     if not tensor.is_contiguous():
         row = tensor.as_strided(tensor.shape[leading:], tensor.stride()[leading:])
@@ -32,12 +32,12 @@ def row_bytes(tensor: Tensor, leading: int) -> int:
 
 
 def packed(rows: Tensor, offsets: Tensor) -> Arguments:
-    """Packed rows, how many there are, and where each of how many sequences begins."""
+    """Packed rows and their stride, the number of rows, the offsets, and the number of sequences."""
     return *rows_of(rows, 1), rows.shape[0], offsets.contiguous(), offsets.shape[0] - 1
 
 
 def _added(rows: Tensor, leading: int) -> Arguments:
-    """Rows of each sequence and how many they are; those that all share are 0 bytes apart from one to the next."""
+    """Rows of each sequence, their strides, and their number; sequences that share rows have a stride of 0."""
     tensor, *strides = rows_of(rows, leading)
     return tensor, *(strides if leading == 2 else (0, *strides)), rows.shape[leading - 1]
 
@@ -51,11 +51,11 @@ def _selection(select: Tensor | None) -> Tensor | int:
 
 
 def _wanted(place: int, first: bool, second: bool, out: tuple[Tensor, Tensor]) -> Tensor | int:
-    """One of two gradients; no address where it is not wanted."""
+    """One of two gradients; 0, no address, where it is not wanted."""
     return out[place] if (first, second)[place] else 0
 
 
-#: Those that C++ and CUDA have in common. C++ takes the number of threads besides, CUDA what it needs of memory.
+#: Entry points that C++ and CUDA have in common. C++ takes the number of threads besides, CUDA its scratch memory.
 COMMON: Entries = {
     "cumulative_offsets": lambda lengths, offsets: (
         *_lengths(lengths),

@@ -182,7 +182,7 @@ def append(
 def tail_mask(
     tokens: Tensor, lengths: Tensor, fill: Tensor, *, implementation: str = "auto"
 ) -> Tensor:
-    """Nested dropout: what lies at and beyond each kept length becomes the mask token.
+    """Nested dropout: tokens at and beyond each kept length become the mask token.
 
     Args:
         tokens: (B, N, C) floating point.
@@ -207,7 +207,7 @@ def tail_mask(
 
 
 def _fill(fill: Any, dtype: torch.dtype) -> float:
-    """``fill`` as a float, which ``dtype`` holds too."""
+    """``fill`` as a float, checked to be a value of ``dtype``."""
     floating = dtype.is_floating_point or dtype.is_complex
     if floating and isinstance(fill, float) and not math.isfinite(fill):
         return fill

@@ -17,7 +17,7 @@ def cumulative_offsets(lengths: Tensor) -> Tensor:
 
 
 def sequence_and_position(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``rows`` rows: its sequence (clamped into range), its position there, and whether it is in use."""
+    """Sequence (clamped into range), position in it, and in-use flag of each of ``rows`` packed rows, (rows,) each."""
     row = torch.arange(rows, device=offsets.device)
     sequences = offsets.shape[0] - 1
     sequence = torch.searchsorted(offsets[1:].long().contiguous(), row, right=True)
@@ -37,7 +37,7 @@ def _take(rows: Tensor, index: Tensor, keep: Tensor, fill: float = 0.0) -> Tenso
 
 
 def _like(mask: Tensor, values: Tensor) -> Tensor:
-    """With a dimension for each of those that ``values`` has behind the mask's."""
+    """``mask`` with trailing dimensions of size 1, as many as ``values`` has."""
     return mask.view(mask.shape + (1,) * (values.ndim - mask.ndim))
 
 
@@ -88,7 +88,7 @@ def append(
     lengths = offsets.diff().long()
     new_offsets = cumulative_offsets(lengths + added * (1 if select is None else select))
     sequence, position, used = sequence_and_position(new_offsets, capacity)
-    # One length more than there are sequences: what belongs to none looks its own up too.
+    # One length more than there are sequences, for rows that belong to none.
     fresh = position - torch.nn.functional.pad(lengths, (0, 1))[sequence]
     old = _take(packed, offsets.long()[sequence] + position, used & (fresh < 0))
     rows = rows.expand(lengths.shape[0], *rows.shape[-packed.ndim :]).flatten(0, 1)

@@ -49,14 +49,14 @@ def _check_append(
 
 
 def _unsummed(grad: Tensor, *rest: Any) -> str:
-    """Rows of any type can be moved; those that sequences share have to be summed."""
+    """Reason why gradients of shared rows cannot be summed in their dtype; empty if they can, or are only moved."""
     *_, shared, _, wanted = rest
     unknown = shared and wanted and grad.dtype not in TYPES
     return f"{grad.dtype} gradients of shared rows" if unknown else ""
 
 
 def _op(schema: str, outputs: Callable[..., Any], **options: Any) -> Op:
-    """An op whose implementations have its name; ``outputs`` allocates, for them and as the fake."""
+    """Op whose implementations have its name; ``outputs`` allocates for them, and is the fake."""
     name = schema.partition("(")[0]
     return Op(
         schema,
@@ -150,7 +150,7 @@ tail_mask_backward = _op(
 def _differentiable(
     op: Op, backward: Op, setup: Callable[[Any, Sequence[Any], Any], None], others: int
 ) -> None:
-    """The gradient of the first input, before ``others``, is what ``backward`` makes of that of the first output.
+    """Make ``op`` differentiable: ``backward`` maps output 0's gradient to input 0's; ``others`` more inputs get none.
 
     Args:
         setup: saves the tensors that ``backward`` takes besides, and in ``ctx.rest`` numbers and the implementation.

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: with a target."""
+"""Ahead-of-time builds: forward and backward with a target."""
 
 from __future__ import annotations
 

@@ -21,13 +21,13 @@ import triton.language as tl
 
 @triton.jit
 def _large(b_x):
-    """Cut to the 11 significant bits that a TF32 product reads; NaN and infinity stay."""
+    """``b_x`` cut to the 11 significant bits that a TF32 product reads; NaN and infinity stay."""
     return (b_x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _small(b_x, b_large):
-    """What is left, rounded to as many bits."""
+    """Rest ``b_x - b_large``, rounded to 11 significant bits."""
     b_bits = (b_x - b_large).to(tl.uint32, bitcast=True) + 0x1000
     return (b_bits & 0xFFFFE000).to(tl.float32, bitcast=True)
 
@@ -79,7 +79,7 @@ def forward_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """BM rows and BC channels of the code; the programs of the first channels also store what has no channels."""
+    """Write BM rows and BC channels of the code; programs of the first channels also write results without channels."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
     m_row, m_channel = o_row < rows, o_channel < channels
@@ -127,7 +127,7 @@ def _p(b_x, p_normalizer, o_row, m_row, rows):
 def _mean_grad(
     p_code, p_grad_code, o_row, m_row, channels, grad_pitch, BM: tl.constexpr, BC: tl.constexpr
 ):
-    """p . g = grad_code . code of rows."""
+    """Products p . g = grad_code . code of rows, (BM,)."""
     b_mean = tl.zeros([BM], tl.float32)
     for first in range(0, channels, BC):
         o_channel = first + tl.arange(0, BC)
@@ -162,8 +162,8 @@ def grad_logits_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """p (g - p . g + w) - w onehot, with g = grad_code @ codebook^T and w = dnll - p_target dp_target, for BM rows and
-    ``split`` codes (a multiple of BV).
+    """Write p (g - p . g + w) - w onehot, with g = grad_code @ codebook^T, w = dnll - p_target dp_target, for BM rows
+    and ``split`` codes (a multiple of BV).
     """
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     m_row = o_row < rows
@@ -222,7 +222,7 @@ def grad_codebook_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """p^T grad_code over ``split`` rows (a multiple of BM), for BV codes and BC channels."""
+    """Write p^T grad_code over ``split`` rows (a multiple of BM), for BV codes and BC channels."""
     o_code = tl.program_id(0) * BV + tl.arange(0, BV)
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
     part = tl.program_id(2).to(tl.int64)
@@ -246,7 +246,7 @@ def grad_codebook_kernel(
 
 @triton.jit(do_not_specialize=["parts"])
 def sum_parts_kernel(p_partial, p_result, parts, elements, BLOCK: tl.constexpr):
-    """The sum over parts (parts, elements), in their order; none give 0."""
+    """Write the sum over parts of (parts, elements), in their order; 0 without parts."""
     o_element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_element = o_element < elements
     b_sum = tl.zeros([BLOCK], tl.float32)

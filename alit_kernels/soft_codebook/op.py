@@ -16,7 +16,7 @@ from . import reference
 
 
 class SoftCode(NamedTuple):
-    """What :func:`soft_codebook` returns: ``code`` (N, C); ``nll`` and ``p_target`` (N,), None without a target."""
+    """Result of :func:`soft_codebook`: ``code`` (N, C); ``nll`` and ``p_target`` (N,), None without a target."""
 
     code: Tensor
     nll: Tensor | None
@@ -26,7 +26,7 @@ class SoftCode(NamedTuple):
 def soft_codebook(
     logits: Tensor, codebook: Tensor, target: Tensor | None = None, *, implementation: str = "auto"
 ) -> SoftCode:
-    """Codebook average under softmax(logits), and how probable the true code is.
+    """Codebook average under softmax(logits), and the probability of the true code.
 
     Args:
         logits: (N, V) float32, bfloat16 or float16 (float64 in the reference).

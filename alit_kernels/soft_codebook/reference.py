@@ -38,7 +38,7 @@ def soft_codebook_backward(
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """With g = dcode @ codebook^T: dcodebook = p^T dcode and
+    """Gradients of logits and codebook. With g = dcode @ codebook^T: dcodebook = p^T dcode and
     dlogits = p (g - p . g) + (dnll - p_target dp_target)(p - onehot).
 
     A gradient that is None is zero; the codebook's is asked for only where there is dcode. Other implementations take p

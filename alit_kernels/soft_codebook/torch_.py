@@ -53,7 +53,7 @@ def soft_codebook_backward(
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The reference's formulas, p = exponentials / total; dcode and shifts are divided, not the exponentials."""
+    """Gradients by the reference's formulas, p = exponentials / total; dcode and shifts are divided, not these."""
     rows, codes = logits.shape
     grad_logits = torch.empty(logits.shape if logits_wanted else 0, dtype=logits.dtype)
     grad_codebook = torch.empty(codebook.shape if codebook_wanted else 0, dtype=torch.float32)

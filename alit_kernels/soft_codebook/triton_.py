@@ -17,10 +17,10 @@ SUMMED = 512  # elements of the codebook's gradient that a program sums over par
 
 
 def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> dict[str, Any]:
-    """Rows, codes and channels of a step, and launch options: the launch table.
+    """Launch table: rows, codes and channels of a step, and launch options.
 
-    By the count of cycles, with bank conflicts. In float32 ``wgmma`` pays where no operand has to be transposed in
-    shared memory for it: for the gradient of the logits alone.
+    Chosen by the count of cycles, with bank conflicts. In float32 ``wgmma`` pays where no operand has to be transposed
+    in shared memory for it: for the gradient of the logits alone.
 
     Args:
         channels, dtype: of the codebook.
@@ -41,7 +41,7 @@ def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> d
             4 if small else 8,
         )
     if not single and architecture in (86, 89, 120) and kernel != "codebook":
-        warps = 8  # of four some spill
+        warps = 8  # with four, some kernels spill
     sizes = {"BM": rows, "BV": codes, "BC": min(width, most)}
     return {**sizes, "num_warps": warps, "num_stages": 2}
 
@@ -49,7 +49,7 @@ def tile(channels: int, dtype: torch.dtype, kernel: str, architecture: int) -> d
 def soft_codebook(
     logits: Tensor, codebook: Tensor, target: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`alit_kernels.soft_codebook`."""
+    """Code, nll, target probability and normalizer, as the op returns them; see :func:`alit_kernels.soft_codebook`."""
     logits, codebook = as_rows(logits), as_rows(codebook)
     (rows, codes), channels = logits.shape, codebook.shape[1]
     code = torch.empty(rows, channels, dtype=codebook.dtype, device=logits.device)
@@ -92,7 +92,7 @@ def soft_codebook_backward(
     logits_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See the reference for the formulas."""
+    """Gradients of logits and codebook, as the reference returns them; see there for the formulas."""
     logits, codebook = as_rows(logits), as_rows(codebook)
     grad_code = None if grad_code is None else as_rows(grad_code)
     grad_pitch = 0 if grad_code is None else grad_code.stride(0)
@@ -163,5 +163,5 @@ def soft_codebook_backward(
 
 
 def _split(size: int, parts: int, step: int) -> int:
-    """How many of ``size`` a program takes, for about so many parts: a multiple of its step."""
+    """Number of the ``size`` elements that a program takes, a multiple of its step, for about ``parts`` parts."""
     return cdiv(cdiv(size, max(1, parts)), step) * step

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: both metrics, one of them with a mask. The search and the sums have their own."""
+"""Ahead-of-time builds: both metrics, one of them with a mask. The search and the sums have builds of their own."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    """Vectors, codes, dimension, a common offset, and how the codebook is laid out."""
+    """Number of vectors and of codes, dimension, a common offset, the codebook's layout, and presence of a mask."""
 
     vectors: int
     codes: int

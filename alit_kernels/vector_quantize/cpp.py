@@ -55,7 +55,7 @@ def vector_quantize_backward(
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Deterministic whatever is asked for: atomics would not be faster here."""
+    """Gradients of z and codebook, deterministic whatever is asked for: atomics would not be faster here."""
     losses = grad_loss, grad_commitment, grad_codebook
     grad_z = torch.empty(z.shape, dtype=z.dtype)
     grad_codes = codebook.new_empty(codebook.shape if codebook_wanted else 0)

@@ -31,7 +31,7 @@ def gather_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Quantized rows, and a block's sum of (q - z)^2 and number of rows that take part."""
+    """Write quantized rows, and a block's sum of (q - z)^2 and number of rows that take part."""
     block = tl.program_id(0).to(tl.int64)
     o_row = block * BM + tl.arange(0, BM)
     o_dim = tl.arange(0, BD)
@@ -70,7 +70,7 @@ def losses_kernel(
     codebook_weight,
     BLOCK: tl.constexpr,
 ):
-    """The three losses from the blocks' sums, in one program."""
+    """Write the three losses from the blocks' sums, in one program."""
     o_block = tl.arange(0, BLOCK)
     b_sum = tl.zeros([BLOCK], tl.float32)
     b_count = tl.zeros([BLOCK], tl.int64)
@@ -96,7 +96,7 @@ def _through_unit(b_grad, b_x):
 
 @triton.jit
 def _slope(p_taking, taking, elements, D: tl.constexpr, MASKED: tl.constexpr, BT: tl.constexpr):
-    """2 / M, M the number of elements that take part."""
+    """Factor 2 / M, M the number of elements that take part."""
     if MASKED:
         b_taking = tl.zeros([BT], tl.int64)
         for start in range(0, taking, BT):
@@ -109,7 +109,7 @@ def _slope(p_taking, taking, elements, D: tl.constexpr, MASKED: tl.constexpr, BT
 
 @triton.jit(do_not_specialize=["rows"])
 def count_kernel(p_mask, p_taking, rows, BN: tl.constexpr):
-    """How many rows of a block take part."""
+    """Write the number of rows of a block that take part."""
     o_row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     b_mask = tl.load(p_mask + o_row, mask=o_row < rows, other=0)
     tl.store(p_taking + tl.program_id(0), tl.sum((b_mask != 0).to(tl.int32), 0))
@@ -140,7 +140,7 @@ def _grad_z(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """du = dquantized + to_z (u - q), under cosine through the normalization, of a block of rows."""
+    """Write du = dquantized + to_z (u - q), under cosine through the normalization, of a block of rows."""
     o_row = block.to(tl.int64) * BM + tl.arange(0, BM)
     o_dim = tl.arange(0, BD)
     m_stored = o_row < rows
@@ -204,7 +204,7 @@ def grad_kernel(
     BM: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The gradient of a group of codes, dq = 2 w (q - u) dcodebook / M summed over their vectors; or, in programs
+    """Write the gradient of a group of codes, dq = 2 w (q - u) dcodebook / M summed over their vectors; or, in programs
     behind those of groups, of a block of z, with 2 c (u - q) dcommitment / M.
     """
     program = tl.program_id(0)

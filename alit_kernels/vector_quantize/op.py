@@ -16,7 +16,7 @@ from . import reference
 
 
 class VectorQuantized(NamedTuple):
-    """What :func:`vector_quantize` returns.
+    """Result of :func:`vector_quantize`.
 
     Attributes:
         quantized: (..., D), the codebook row of each vector (normalized under "cosine"); its gradient passes straight

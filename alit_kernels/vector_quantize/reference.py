@@ -50,7 +50,7 @@ def vector_quantize_backward(
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 w (q - u) dcodebook / M.
+    """Gradients of z and codebook: du = dquantized + 2 c (u - q) dcommitment / M, dq = 2 w (q - u) dcodebook / M.
 
     ``quantized`` passes no gradient to the codes. A gradient that is None is zero.
     """

@@ -1,5 +1,5 @@
-"""The op's implementation ``triton``: search, one pass for gather and losses; one for both gradients, of rows in the
-order of their codes.
+"""The op's implementation ``triton``: search, and one pass for gather and losses; one launch for both gradients, of
+rows in the order of their codes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def vector_quantize(
     codebook_weight: float,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`alit_kernels.vector_quantize`."""
+    """Quantized vectors, index and losses, as the op returns them; see :func:`alit_kernels.vector_quantize`."""
     flat_mask = None if mask is None else mask.reshape(-1).contiguous()
     flat, codebook = as_rows(z), as_rows(codebook)
     rows, dim = flat.shape
@@ -90,7 +90,7 @@ def vector_quantize_backward(
     z_wanted: bool,
     codebook_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """See the reference for the formulas."""
+    """Gradients of z and codebook, as the reference returns them; see there for the formulas."""
     flat, codebook = as_rows(z), as_rows(codebook)
     grad = None if grad_quantized is None else as_rows(grad_quantized)
     index = index.reshape(-1).contiguous()
@@ -136,7 +136,7 @@ def vector_quantize_backward(
 
 
 def _taking_part(mask: Tensor) -> Tensor:
-    """How many rows of each block take part."""
+    """Number of rows of each block that take part, (blocks,) int32."""
     taking = torch.empty(cdiv(len(mask), BLOCK), dtype=torch.int32, device=mask.device)
     launch(
         kernels.count_kernel,

@@ -1,4 +1,4 @@
-"""A contest: several ways to compute one thing, verified, then timed in turns, each reported as its own benchmark."""
+"""Contests: contenders compute the same thing, are verified, then timed in turns; each is a benchmark of its own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from alit_kernels.nn.linear import linear
 from .timing import OtherLoad, peak_megabytes
 
 DEVICE = choose("auto").type
-#: Of torch, on the CPU.
+#: torch's threads on the CPU.
 THREADS = 2
-#: Of the rounds of a contest, unless the fewest take longer.
+#: Time limit of the rounds of a contest; it is exceeded only by the fewest rounds.
 SECONDS = 5.0 if DEVICE == "cpu" else math.inf
 
 
@@ -31,7 +31,7 @@ class Absent(Exception):
 
 
 class Work(NamedTuple):
-    """What a case has to do, whoever does it: bytes that must move and floating-point operations on true rows."""
+    """Least work of one call of a case: bytes that must move, and floating-point operations on rows without padding."""
 
     bytes: int = 0
     flops: int = 0
@@ -43,8 +43,8 @@ class Contest:
 
     Attributes:
         prepare: name -> function that returns the call to time, or raises :class:`Absent`.
-        verify: takes what a contender returned; raises ``AssertionError`` where it is wrong. With ``against_first``
-            what the first contender returned, too, which is the reference: where that one fails, all do.
+        verify: takes the result of a contender; raises ``AssertionError`` if it is wrong. With ``against_first`` it
+            also takes the reference, the result of the first contender; if that one fails, all do.
         work: of one call.
         notes: more for the result file, for all contenders.
         inspect: takes a contender's name and call after the race; more for the result file, where
@@ -64,8 +64,8 @@ class Contest:
     other_load: OtherLoad = field(default_factory=OtherLoad)
 
     def run(self, rounds: int, warmup: int = 1, limit: float = SECONDS) -> None:
-        """Verify every contender, time those that are right, and verify what the last timed calls returned."""
-        last: dict[str, Any] = {}  # of what timed calls returned
+        """Verify every contender, time those that pass, and verify the results of their last timed calls."""
+        last: dict[str, Any] = {}  # results of the last timed calls
         reference: tuple[Any, ...] | None = () if not self.against_first else None
         for index, (name, prepare) in enumerate(self.prepare.items()):
             try:
@@ -92,10 +92,10 @@ class Contest:
                 del self.calls[name], self.samples[name]
 
     def medians(self, rounds: int) -> dict[str, float]:
-        """Median seconds of every contender that is here, after as many rounds as it takes.
+        """Median seconds of every contender that is not absent, after ``rounds`` rounds without a time limit.
 
         Raises:
-            Exception: what was wrong with one.
+            Exception: the failure of a contender.
         """
         self.run(rounds, limit=math.inf)
         for failure in self.failures.values():
@@ -104,11 +104,11 @@ class Contest:
         return {name: statistics.median(times) for name, times in self.samples.items()}
 
     def peak_megabytes(self, name: str) -> float:
-        """Memory of one more call."""
+        """Peak memory of one more call of a contender, in MB."""
         return peak_megabytes(self.calls[name])
 
     def info(self, name: str) -> dict[str, Any]:
-        """What the report needs beside the times."""
+        """Contender, clock, work, memory, load by other processes and notes: what a result file holds beside times."""
         call, kind = self.calls[name], self.clocks[name].kind
         found = self.inspect(name, call)
         return {
@@ -124,11 +124,11 @@ class Contest:
 
 
 def apart(call: Callable[[], Any], kind: str, samples: Sequence[float]) -> dict[str, Any]:
-    """What a call takes of the device and of the host of a GPU, each alone; what is not known is None.
+    """Device time and host time of a call to a GPU, each measured alone; None where unknown.
 
     Args:
-        samples: seconds, by a clock of this kind. Those between events have the host's launches in them: the device's
-            time of such a call is then that of its kernels.
+        samples: seconds, by a clock of this kind. Times between events include the host's launches, so the device time
+            of such a call is instead the sum of its kernels' times.
 
     Returns:
         device_us; host_us, until the call returns; launches of kernels, fills and copies.
@@ -150,12 +150,12 @@ def apart(call: Callable[[], Any], kind: str, samples: Sequence[float]) -> dict[
 
 
 def ready(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """Contenders that need no preparation."""
+    """:attr:`Contest.prepare` for contenders that need no preparation."""
     return {name: lambda call=call: call for name, call in calls.items()}
 
 
 def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    """Hold the largest error of each tensor against the largest value of what is expected."""
+    """Check that the largest error of each tensor is less than ``tolerance`` times its largest expected magnitude."""
     for result, right in zip(found, expected, strict=True):
         error = float((result - right).abs().max() / right.abs().max())
         assert error < tolerance, f"wrong by {error:.2g} of the largest value"
@@ -163,9 +163,9 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: 
 
 @functools.cache
 def ceilings(rounds: int = 30) -> dict[str, float]:
-    """What this machine reaches in a large copy and a large float32 matrix product (bf16 on a GPU), measured once.
+    """Rates of a large copy (GB/s) and a large float32 matrix product (GFLOP/s; bf16 on a GPU), measured once.
 
-    The product by ``@`` and by our linear layer, which may take another library: the faster counts.
+    The product is computed by ``torch.matmul`` and by our ``linear``, which may use another library; the faster counts.
     """
     gpu = DEVICE == "cuda"
     source = torch.empty(2**30 if gpu else 2**26, dtype=torch.int8, device=DEVICE).zero_()
@@ -185,7 +185,7 @@ def ceilings(rounds: int = 30) -> dict[str, float]:
 
 
 class Replay(list[float]):
-    """The clock given to pytest-benchmark: it plays back times taken in turns, so that tables and files show them."""
+    """Clock for pytest-benchmark that plays back times taken before, so that its tables and files show them."""
 
     def __call__(self) -> float:
         return self.pop(0) if self else time.perf_counter()

@@ -1,4 +1,4 @@
-"""Sections of the pages in docs/ that are made of results of ``benchmarks.studies``, in Markdown."""
+"""Sections of the pages in docs/, in Markdown, made from results of ``benchmarks.studies``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from alit_kernels.attention.configurations import tile
 from .outcome import table
 from .timing import RESULTS
 
-#: Of the machine code of attention: products of a step, and operations that tensor cores do in a cycle.
+#: Attention's kernels: matrix products in a step of the main loop, and tensor-core operations per cycle by chip.
 PRODUCTS = {"forward": 2, "backward_queries": 3, "backward_keys": 4}
 RATES = {80: 2048, 90: 4096, 100: 8192}
 
 
 def study(name: str) -> tuple[Any, str]:
-    """Results of a file, and a line that says of what machine they are, with a link for a page in docs/."""
+    """Results in ``NAME.json``, and a line that names their machine and links to the file from a page in docs/."""
     content = json.loads((RESULTS / f"{name}.json").read_text())
     machine = content["machine"]
     instructions = f" ({machine['instructions']})" if "instructions" in machine else ""
@@ -50,7 +50,7 @@ def sdpa_context() -> str:
 
 
 def sdpa_overhead() -> str:
-    """What the context costs calls that it passes on."""
+    """Sentence on the host time that ``fused_sdpa`` adds to calls that it passes on."""
     found, line = study("sdpa_context")
     passed = [x for name, x in found.items() if "tokens" not in name]
     others = [x for name, x in found.items() if name.startswith("another function")]
@@ -158,7 +158,7 @@ def entropy_loss() -> str:
 
 
 def adaptive() -> str:
-    """What adaptive lengths save."""
+    """Table of the time per image of adaptive encoding against the published rule, and a line on ``encode_stream``."""
     found, line = study("adaptive-encode")
     names = {
         "lengths given": "lengths given", "CodeError": "code errors decide", "pixel L1": "pixel errors decide",
@@ -219,7 +219,7 @@ def cycles() -> str:
     (now, _), (before, _) = study("cycles"), study("cycles-before")
     rows = []
     for name, call in now["calls"].items():
-        # The search before was counted with a share of vectors in doubt, which is in the name.
+        # Earlier counts of the search assumed a share of vectors in doubt, which is part of their name.
         alike = [x for x in before["calls"] if x == name or x.startswith(f"{name}, ")]
         old = max((before["calls"][x] for x in alike), key=lambda x: x["all"], default=None)
         counts = ["" if x is None else _count(x["all"]) for x in (old, call)]
@@ -240,7 +240,7 @@ def _count(value: float) -> str:
 
 
 def host() -> str:
-    """What calls cost the host of a GPU, over a CUDA that does nothing."""
+    """Tables of host times and launches of calls, and of a training step of ``base``, measured with the null CUDA."""
     content = json.loads((RESULTS / "host.json").read_text())
     rows = []
     for name, call in content["calls"].items():
@@ -267,7 +267,7 @@ def host() -> str:
 
 
 def machine_code() -> str:
-    """One step of the main loop of attention's kernels, packed, bfloat16."""
+    """Table of the cycles of one step of the main loop of attention's kernels, packed, bfloat16, by chip."""
     (path,) = RESULTS.glob("aot-triton-*.json")
     rows = []
     for build in read_results(path):
@@ -299,7 +299,7 @@ def _step(kernel: str, channels: int, build: Result) -> list[str]:
     launch, cycles = tile(kernel, channels, torch.bfloat16, build.arch), build.hot_loop_cycles
     operations = 2 * PRODUCTS[kernel] * launch.rows * launch.columns * channels
     products = operations // RATES[build.arch]
-    # Two warps of a program on a scheduler: what is counted of one is half of its work.
+    # A scheduler may run two warps of a program; the cycles are counted for one warp.
     warps = round(products / cycles["matrix"]) if cycles.get("matrix") else 1
     own = {name: warps * cycles.get(name, 0) for name in ("issue", "special", "memory", "alu")}
     busiest = max([*own.items(), ("products", products)], key=lambda pair: pair[1])[0]

@@ -1,13 +1,13 @@
-"""Everything that needs a GPU, in a few minutes: ``python -m benchmarks.harness.gpu --out DIR --minutes 12``.
+"""Run everything that needs a GPU, in a few minutes: ``python -m benchmarks.harness.gpu --out DIR --minutes 12``.
 
-Parts run in the order of what rests on them: the extension; whether every kernel is right; the bound that the search
-rests on; times of ops and their peers; tiles; training steps; encoding and decoding; counters of the hardware; peers
-that a compiler writes; compute-sanitizer. Each has a share of the minutes, and what one leaves, the others have.
+The most important parts run first: the extension; correctness of every kernel; the error bound of the search; times of
+ops and their peers; tiles; training steps; encoding and decoding; hardware counters; compiled peers;
+compute-sanitizer. Each has a share of the minutes; minutes that one part leaves go to the others.
 
 The output of a part goes to ``DIR/PART.log`` and its outcome to ``DIR/parts.json``. Times are written after every row,
-and ``DIR/README.md`` after every part that has some, so a run that is cut off leaves what it has found. The next one,
-of the same sources, does what is missing or failed. ``--rehearsal`` runs the same on a CPU, small. The exit status is 1
-where a part failed or was left for the next run; a part whose tool is not installed is reported as absent.
+and ``DIR/README.md`` after every part with times, so a run that is cut off keeps its results. The next run with the
+same sources runs the parts that are missing or failed. ``--rehearsal`` runs the same on a CPU, small. The exit status
+is 1 if a part failed or was left for the next run; a part whose tool is not installed is reported as absent.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ import torch
 from .parts import PYTHON, ROOT, Part, all_parts
 from .timing import write_json
 
-#: What the outcomes of a run depend on.
+#: Files and folders whose content the outcomes of a run depend on.
 SOURCES = ("alit", "alit_kernels", "benchmarks", "csrc", "tests", "setup.py")
 CODE = (".py", ".cpp", ".cu", ".h")
-#: Seconds without which a part is not worth a start, and seconds for the last report.
+#: Fewest seconds left with which a part is started, and seconds kept for the last report.
 LEAST, LAST = 20, 10
 #: Outcome of a part for which no time is left.
 LEFT = "left for the next run"
 
 
-#: What NVIDIA's tools say where the machine lets nobody profile or check.
+#: Messages of NVIDIA's tools on machines that forbid profiling or checking.
 FORBIDDEN = re.compile(
     r".*(ERR_NVGPUCTRPERM|Failed to initialize the profiler|Device not supported).*"
 )
 
 
 def run(part: Part, log: Path, limit: float, left: float) -> dict[str, Any]:
-    """Run a part to its end, or for ``limit`` seconds, or until the seconds that are left have passed."""
+    """Run a part for at most ``limit`` and ``left`` seconds; returns its outcome, seconds, and the reason if absent."""
     if part.tool and shutil.which(part.tool[0]) is None:
         return {"outcome": "absent", "reason": f"{part.tool[0]} is not installed", "seconds": 0}
     if left < LEAST:
@@ -55,7 +55,7 @@ def run(part: Part, log: Path, limit: float, left: float) -> dict[str, Any]:
     limit = round(min(limit, left))
     start = time.monotonic()
     outcome: dict[str, Any]
-    # What torch compiles is written there in place: a part that is cut off would leave halves to the next.
+    # torch writes compiled code in place: a part that is cut off would leave incomplete files to the next one.
     with log.open("w") as file, tempfile.TemporaryDirectory() as compiled:
         own = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": compiled}
         process = subprocess.Popen(
@@ -82,7 +82,7 @@ def run(part: Part, log: Path, limit: float, left: float) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """A hash of the sources, the GPU and torch; outcomes of other ones are not taken over."""
+    """Hash of the sources, the GPU's name and torch's version; only outcomes with the same hash are reused."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     digest = hashlib.sha256(f"{gpu} {torch.__version__}\n".encode())
     for root in (ROOT / name for name in SOURCES):
@@ -93,19 +93,19 @@ def revision() -> str:
 
 
 def write_report(out: Path) -> bool:
-    """``README.md`` and plots of the rows that are there; False where that fails."""
+    """Write ``README.md`` and plots of the rows measured so far; returns False if that fails."""
     command = [PYTHON, "-m", "benchmarks.harness.report", str(out), "--output", str(out)]
     found = any(out.glob("test_*.json"))
     return not found or subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def run_all(parts: list[Part], out: Path, seconds: float) -> bool:
-    """Run what is missing, keep the record, print a line for each part; whether nothing failed or was left."""
+    """Run the missing parts, record and print their outcomes; returns False if one failed or was left."""
     end = time.monotonic() + seconds
     record, now, good = out / "parts.json", revision(), True
     known = json.loads(record.read_text()) if record.exists() else {}
     entries = {
-        # The folder may be taken elsewhere.
+        # The folder may be moved: commands are recorded without its path.
         x.name: {
             "command": " ".join([*x.tool, *x.command]).replace(str(out), "OUT"),
             "revision": now,
@@ -121,7 +121,7 @@ def run_all(parts: list[Part], out: Path, seconds: float) -> bool:
             print(f"{part.name}: passed before", flush=True)
             continue
         log = out / f"{part.name}.log"
-        # What this process does not live to see ended has been begun.
+        # If this process is killed, the record says that the part was begun.
         known[part.name] = entries[part.name] | {"outcome": "cut off with the run", "seconds": 0}
         write_json(record, known)
         outcome = run(part, log, part.share * seconds, end - time.monotonic())
@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.rehearsal and not torch.cuda.is_available():
         raise SystemExit("this interpreter's torch finds no GPU; --rehearsal runs without one")
-    # Ended from outside, it ends the part that runs.
+    # SIGTERM exits by an exception, so that the running part is killed too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the project's README says of speed: a few numbers, each with its file, and a plot of them."""
+"""Speed figures of the project's README: a few numbers, each with its file, and a plot of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLOT = RESULTS.parents[1] / "docs" / "images" / "speed.svg"
 
 
 class Headline(NamedTuple):
-    """What was measured, beside what, on what, how many times as fast ours was, and the file that says so."""
+    """One measured speedup: what, over which peer, on which machine, our speed over the peer's, and its result file."""
 
     what: str
     peer: str
@@ -25,7 +25,7 @@ class Headline(NamedTuple):
 
 
 def headlines() -> list[Headline]:
-    """Kernels on a CPU, each in the case in which it is ahead least; a model; the host of a GPU; a step on one."""
+    """Headlines: CPU kernels, each in its least favorable case; adaptive encoding; host time of a step; a GPU step."""
     cpu, h200 = read(RESULTS / "cpu.json"), read(RESULTS / "h200")
     amd = f"{cpu.machine['cpu']}, {cpu.machine['threads']} threads"
     found = []
@@ -62,7 +62,7 @@ def table_of() -> str:
 
 
 def draw(path: Path = PLOT) -> None:
-    """One bar for each, on a logarithmic axis from 1."""
+    """Write a bar chart of the headlines, on a logarithmic axis that begins at 1, as SVG to ``path``."""
     found = headlines()[::-1]
     figure, axes = plt.subplots(figsize=(7.2, 0.5 + 0.34 * len(found)))
     for place, x in enumerate(found):

@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.harness.gpu`` leaves beside times: how its parts ended, and tiles. In Markdown."""
+"""Markdown tables of a folder of ``python -m benchmarks.harness.gpu``: outcomes of its parts, and tuned tiles."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-#: A line of a part's log that the page repeats: what a test says that it has measured.
+#: Lines of a part's log that the page repeats: measurements printed by tests.
 SAID = re.compile(r"^measured: .*", re.MULTILINE)
 
 
 def table(columns: Sequence[str], sides: str, rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown; columns are left (l) or right (r)."""
+    """Markdown table of these column heads and rows; ``sides`` aligns each column left (l) or right (r)."""
     line = "|" + "".join("--:|" if side == "r" else "---|" for side in sides)
     head, *lines = ("| " + " | ".join(cells) + " |" for cells in (columns, *rows))
     return "\n".join([head, line, *lines])
 
 
 def parts(folder: Path) -> str:
-    """How the parts ended, and what they say that they have measured; empty where there are none."""
+    """Table of the parts' outcomes, seconds and printed measurements; "" if the folder has no ``parts.json``."""
     file = folder / "parts.json"
     if not file.exists():
         return ""
@@ -35,7 +35,7 @@ def parts(folder: Path) -> str:
 
 
 def tiles(folder: Path) -> str:
-    """Of every tuned entry the present tile and the chosen one; empty where there are none."""
+    """Table of the present and the chosen tile of every tuned entry, with their times; "" if nothing was tuned."""
     rows = []
     for file in sorted(folder.glob("tiles-*.json")):
         op = file.stem.removeprefix("tiles-")
@@ -55,7 +55,7 @@ def tiles(folder: Path) -> str:
 
 
 def _time(tile: dict[str, Any] | None) -> str:
-    """Median and spread."""
+    """Median and spread of a tile's time, as text."""
     if tile is None:
         return "does not run"
     spread = tile["spread_us"]

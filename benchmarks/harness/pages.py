@@ -1,7 +1,7 @@
-"""Figures in the README and the pages of docs/, made of results: ``python -m benchmarks.harness.pages``.
+"""Write the sections of the README and the pages of docs/ that show results: ``python -m benchmarks.harness.pages``.
 
-A page names a section where it is to stand, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``, and it is put between
-the two. ``tests/benchmarks/test_pages.py`` says when a page is not what the files say.
+A page marks the place of a section with ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; the text between them is
+replaced. ``tests/benchmarks/test_pages.py`` fails if a page differs from the result files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .runs import Row, Run, ratios, read
 from .timing import RESULTS
 
 DOCS = RESULTS.parents[1] / "docs"
-#: Files and folders of ``pytest benchmarks`` that are shown, and what readers call them.
+#: Results of ``pytest benchmarks`` that are shown (file or folder), and the names of their machines on the pages.
 RUNS = {
     "cpu": "EPYC, AVX-512",
     "cpu-xeon": "Xeon, AVX-512",
@@ -52,7 +52,7 @@ def runs() -> tuple[Run, ...]:
 
 
 def machines() -> str:
-    """What the columns of all tables are."""
+    """List of the machines that the tables have columns for, with what each is."""
     lines = []
     for run in runs():
         own = f" {report.TOGETHER}" if run.machine["gpu"] and not run.apart else ""
@@ -61,7 +61,7 @@ def machines() -> str:
 
 
 def speed(op: str) -> str:
-    """Each case of an op on each machine: our time, the fastest other contender's, and its time over ours."""
+    """Table of an op's cases by machine: our time, the fastest other contender's, and its time over ours."""
     rows: list[list[str]] = []
     marks: set[str] = set()
     for run in runs():
@@ -80,7 +80,7 @@ def speed(op: str) -> str:
 
 
 def _best(run: Run, beginnings: tuple[str, ...]) -> list[tuple[str, str, float]]:
-    """Of each case the fastest other contender."""
+    """(case, fastest other contender, its time over ours) of each case whose name begins with one of these."""
     found: dict[str, tuple[str, str, float]] = {}
     for group, name, ratio in ratios(run):
         if group.startswith(beginnings):
@@ -96,12 +96,12 @@ def _time(row: Row) -> str:
 
 
 def performance() -> str:
-    """Every case: the fastest other contender's time over ours, a column for each machine."""
+    """Table of all cases: the fastest other contender's time over ours, a column for each machine."""
     return report.ratios_of(list(runs()), [RUNS[run.name] for run in runs()])
 
 
 def losses() -> str:
-    """Every case in which another contender was faster than ours."""
+    """Table of the cases in which another contender was faster than ours, worst first."""
     rows = []
     for run in runs():
         for group, name, ratio in _best(run, ("",)):
@@ -148,7 +148,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
 
 
 def pages() -> list[Path]:
-    """Those that name a section of these."""
+    """README and pages of docs/ that hold the marker of at least one of ``SECTIONS``."""
     found = (
         path for path in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))] if path.exists()
     )
@@ -156,7 +156,7 @@ def pages() -> list[Path]:
 
 
 def current(path: Path) -> str:
-    """The text of a page with its sections as the files say.
+    """Text of a page with its sections made anew from the result files.
 
     Raises:
         ValueError: a section does not end.
@@ -169,7 +169,7 @@ def current(path: Path) -> str:
 
 
 def _linked(section: str, page: Path) -> str:
-    """Links of sections are those of a page in docs/; here they are those of ``page``."""
+    """``section`` with its links, written for a page in docs/, made relative to ``page``."""
 
     def link(match: re.Match[str]) -> str:
         place = DOCS / match[2] if match[1] else DOCS.parent / match[2]

@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.harness.gpu`` runs, part by part."""
+"""Parts of ``python -m benchmarks.harness.gpu``: the commands that it runs, in order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Where commands run; what they name lies in it.
+#: Folder that commands run in; their relative paths begin here.
 ROOT = Path(__file__).resolve().parents[2]
 TESTS, SUITES = Path("tests", "alit_kernels"), Path("benchmarks", "suites")
 KERNELS = ROOT / "alit_kernels"
@@ -20,13 +20,13 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True)
 class Part:
-    """A command.
+    """A command that runs as one part, with its share of the time.
 
     Attributes:
-        share: of all minutes, that it may take.
-        tool: runs the command; must be on the path, and allowed.
-        results: names of files that the command goes on with where they are there.
-        anew: it runs even where it has passed before, since the machine may be another one of its kind.
+        share: largest fraction of the whole time that it may take.
+        tool: program with options that runs the command; the part is absent if it is not installed or not allowed.
+        results: names of result files, which a later run of the command continues.
+        anew: run it even if it has passed before, since the machine may be another one of its kind.
     """
 
     name: str
@@ -42,16 +42,16 @@ PYTEST = (PYTHON, "-m", "pytest")
 
 
 def tests(out: Path, name: str, share: float, *options: str, **more: Any) -> Part:
-    """A part of tests; those that have passed are not run again."""
+    """Part that runs tests; tests that have passed in an earlier run are left out."""
     file = f"{name}.passed"
     command = (*PYTEST, *options, "-p", "benchmarks.harness.passed", f"--passed={out / file}")
     return Part(name, command, share, results=(file,), **more)
 
 
-#: Suites in this order, any other one behind them.
+#: Suites that run first, in this order.
 FIRST = ("test_codebooks", "test_ragged", "test_soft_codebook", "test_add_layer_norm", "test_mlp")
 STEP, MODELS = "test_stage1_step", "test_encode_decode"
-#: Per kernel: how busy the chip and the memory were, bytes, occupancy, and what it waited for.
+#: Metrics of ``ncu`` per kernel: time, load of the chip and of memory, bytes, occupancy, tensor cores, registers.
 METRICS = (
     "gpu__time_duration.sum",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -64,9 +64,9 @@ METRICS = (
 
 
 def all_parts(out: Path, rehearsal: bool) -> list[Part]:
-    """In the order in which they run."""
+    """Parts in the order in which they run; ``rehearsal``: small, on the CPU."""
     build = ("-m", "alit_kernels") if rehearsal else ("setup.py", "build_ext", "--inplace")
-    # Without the compiled core the ragged ops would be their references.
+    # Without the compiled core the ragged ops would fall back to their references.
     extension = Part("extension", (PYTHON, *build), 0.35, anew=True)
     ncu = ("ncu", "--csv", "--profile-from-start", "off", "--metrics", ",".join(METRICS))
     counters = (PYTHON, "-m", "benchmarks.suites.kernels", *(["--rehearsal"] * rehearsal))
@@ -81,14 +81,14 @@ def all_parts(out: Path, rehearsal: bool) -> list[Part]:
 
 
 def correctness(out: Path, rehearsal: bool) -> list[Part]:
-    """All kernel tests, graph capture and determinism (``test_device``) among them; those of training steps; and how
-    much of the bound of its error the search's products take.
+    """Parts that run all kernel tests, with graph capture and determinism (``test_device``); tests of training steps;
+    and tests of the error bound of the search's products, which print the share of it that this device uses.
     """
     if rehearsal:
         kernels = [str(TESTS / f"test_{name}.py") for name in ("soft_codebook", "device")]
     else:
         kernels = [str(TESTS), *(f"--ignore={TESTS / name}.py" for name in WITHOUT_GPU)]
-    # Minutes of compiling, on all processors; -vv: a run that is cut off has said which tests passed.
+    # Compiling takes minutes, so all processors are used. -vv: a run that is cut off has named the tests that passed.
     together = ("-vv", "--tb=short", "-n", str(min(14, os.cpu_count() or 1)))
     training = (str(Path("tests", "alit", f"test_{x}.py")) for x in ("cuda_graph", "stage1"))
     chosen = "believed_from" if rehearsal else " or ".join(BOUND)
@@ -100,12 +100,12 @@ def correctness(out: Path, rehearsal: bool) -> list[Part]:
     ]
 
 
-#: Parts of the names of tests that hold errors of the search's products, as this device makes them, against its bound.
+#: Words in the names of the tests that compare errors of this device's products with the search's error bound.
 BOUND = ("bound", "believed")
 
 
 def suites(rehearsal: bool) -> list[str]:
-    """Files of the ops' suites, those that decide most first, the one with most cases last."""
+    """Files of the ops' suites: the most decisive first, the one with most cases last."""
     if rehearsal:
         return [str(SUITES / "test_soft_codebook.py")]
     found = {path.stem for path in (ROOT / SUITES).glob("test_*.py")} - {STEP, MODELS}
@@ -114,7 +114,7 @@ def suites(rehearsal: bool) -> list[str]:
 
 
 def timing(out: Path, rehearsal: bool, name: str, share: float, *options: str) -> Part:
-    """A part of ``pytest benchmarks``, whose rows go to ``test_NAME.json``."""
+    """Part that runs ``pytest benchmarks`` with these options and writes its rows to ``test_NAME.json``."""
     file = f"test_{name}.json"
     quick = ["--quick"] * rehearsal
     command = (*PYTEST, "-q", *options, f"--rows={out / file}", "--benchmark-quiet", *quick)
@@ -122,7 +122,7 @@ def timing(out: Path, rehearsal: bool, name: str, share: float, *options: str) -
 
 
 def times(out: Path, rehearsal: bool) -> list[Part]:
-    """Device, host and launches of every op and every peer that needs no compiler; tiles; the model's paths."""
+    """Parts that time every op and every peer that is not compiled, tune tiles, and time the model's paths."""
     step = [f"{SUITES / STEP}.py::{test}" for test in STEPS[: 1 if rehearsal else None]]
     models = f"{SUITES / MODELS}.py" + ("::test_decode" if rehearsal else "")
     small = ("--rehearsal", "--head-dim", "64") if rehearsal else ()
@@ -141,19 +141,19 @@ def times(out: Path, rehearsal: bool) -> list[Part]:
     ]
 
 
-#: Tests of a training step; those of what a compiler writes are not among them.
+#: Tests of a training step without ``torch.compile``.
 STEPS = ("test_stage1_step", "test_large_batch", "test_launches_of_a_step")
 COMPILED_STEPS = ("test_compiled_step",)
 
 
 def compiled_peers(out: Path, rehearsal: bool) -> Part:
-    """Peers that a compiler writes, beside ours: a minute of compiling for a second of times."""
+    """Part that times compiled peers beside ours: a minute of compiling for a second of timing."""
     step = [] if rehearsal else [f"{SUITES / STEP}.py::{test}" for test in COMPILED_STEPS]
     return timing(out, rehearsal, "compiled", 0.4, "--peers=compiled", *step, *suites(rehearsal))
 
 
 def sanitizers(out: Path, rehearsal: bool) -> list[Part]:
-    """compute-sanitizer on a small set."""
+    """Parts that run a small set of tests under compute-sanitizer's memcheck and racecheck."""
     small = ("-q", str(TESTS / "test_device.py"), "-k", "test_same_bits_every_time")
     environment = {"ALIT_TEST_REPEATS": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     tool = ("compute-sanitizer", "--error-exitcode", "1", "--tool")

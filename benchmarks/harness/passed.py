@@ -1,7 +1,7 @@
-"""For pytest: tests that a run before has passed are left out.
+"""Plugin for pytest: leave out tests that have passed in an earlier run.
 
-``python -m pytest -p benchmarks.harness.passed --passed=FILE``: names go to FILE as soon as tests have passed, or were
-skipped. With xdist too: FILE is read before the first test, and written by the process that began.
+``python -m pytest -p benchmarks.harness.passed --passed=FILE``: the name of a test is appended to FILE as soon as it
+has passed or was skipped. Works with xdist: FILE is read before the first test, and written by the main process alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plots of a run, readable on white and on black. Each is None where the run has nothing to show in it."""
+"""Plots of a run, readable on white and on black. Each function returns None if the run has nothing to show in it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ COLORED = ("xtick.color", "ytick.color", "axes.edgecolor", "axes.labelcolor", "a
 plt.rcParams.update(dict.fromkeys((*COLORED, "legend.labelcolor"), GRAY))
 plt.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 8, "axes.titlesize": 9})
 plt.rcParams.update({"legend.fontsize": 7, "legend.frameon": False})
-# The same results give the same files: names within them are else drawn at random. Text stays text, a tenth of the size
-# of its outlines, and names one font.
+# Ids within an SVG are made from a fixed salt, so that the same results give the same files. Text is kept as text, a
+# tenth of the size of its outlines, in one font.
 plt.rcParams.update(
     {"svg.hashsalt": "alit", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
 )
-#: What an SVG shows nothing by: decimals of a point from the third on, comments, indentation, names, turns by nothing.
+#: Parts of an SVG without visible effect: third and later decimals of coordinates, comments, indentation, ids,
+#: rotations by zero.
 UNSEEN = re.compile(
     r'(?<=\d\.\d\d)\d+(?=[^<>]*>)|\s*<!--.*?-->|(?<=\n) +| id="\w+_\d+"| transform="rotate\(-0 [^"]*"'
 )
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As SVG, without what cannot be seen."""
+    """Write the figure as SVG to ``path``, without parts that have no visible effect, and close it."""
     text, unsaid = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata=unsaid)
     plt.close(figure)
@@ -46,7 +47,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def plot_ratios(run: Run) -> Figure | None:
-    """One bar for each contender: how many times our time it took, on a logarithmic axis around 1."""
+    """Bar chart of each contender's time over ours, on a logarithmic axis around 1."""
     entries = ratios(run)[::-1]
     if not entries:
         return None
@@ -60,7 +61,7 @@ def plot_ratios(run: Run) -> Figure | None:
     axes.tick_params(axis="y", left=False)
     axes.set_ylim(-1, len(values))
     axes.set_xscale("log")
-    # A small difference looks small.
+    # The axis spans at least 0.5 to 2, so that small differences look small.
     axes.set_xlim(min(values.min() / 1.2, 0.5), max(values.max() * 1.2, 2))
     axes.minorticks_off()
     axes.axvline(1, color=GRAY, linewidth=1)
@@ -72,7 +73,7 @@ def plot_ratios(run: Run) -> Figure | None:
 
 
 def plot_roofline(run: Run) -> Figure | None:
-    """Our cases, numbered, against the machine's measured copy bandwidth and matrix-product rate."""
+    """Roofline plot: our cases, numbered, against the measured copy bandwidth and matrix-product rate."""
     copy, matmul = (run.machine["ceilings"][k] for k in ("copy_gigabytes", "matmul_gigaflops"))
     points = [r for r in run.rows if r.contender == "ours" and r.info["flops"] and r.info["bytes"]]
     if not points:
@@ -97,7 +98,7 @@ def plot_roofline(run: Run) -> Figure | None:
 
 
 def plot_tokens(run: Run) -> Figure | None:
-    """Time and peak memory against tokens, a row of plots for each family of cases that differ in these alone."""
+    """Plots of time and peak memory against tokens, a row for each family of cases that differ only in tokens."""
     families: dict[str, dict[str, list[tuple[int, Row]]]] = {}
     for row in run.rows:
         if "tokens" in row.info:
@@ -124,7 +125,7 @@ def plot_tokens(run: Run) -> Figure | None:
 
 
 def plot_breakdown(run: Run) -> Figure | None:
-    """Seconds of a training step by part, forward and backward together."""
+    """Stacked bars of a training step's seconds by part, forward and backward together."""
     rows = [row for row in run.rows if row.parts][::-1]
     if not rows:
         return None

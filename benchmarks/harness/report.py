@@ -1,9 +1,8 @@
 """Tables and plots of ``pytest benchmarks --benchmark-json=FILE``: ``python -m benchmarks.harness.report RESULT...``.
 
-Writes ``benchmarks/results/README.md`` and the plots it shows, and what pages show of the results
-(``benchmarks.harness.pages``), and takes the indentation out of the results. Losses are shown like wins: a ratio below
-1 means that the contender was faster than ours. A folder is one run on one machine, its files ``test_*.json`` are the
-parts.
+Writes ``benchmarks/results/README.md`` with its plots and the sections of other pages (``benchmarks.harness.pages``),
+and compacts the result files. Losses are shown like wins: a ratio below 1 means that the contender was faster than
+ours. A folder is one run on one machine; its files ``test_*.json`` are the parts.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .runs import BUSY, Row, Run, compact, files, ratios, read
 from .targets import targets
 from .timing import RESULTS
 
-#: Mark of a time -> what it means, and whether a row has it.
+#: Mark of a time -> its meaning, and a function that is true of rows with it.
 MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
     r"\*": (
         f"other processes used more than {BUSY:.0f} % of the processors meanwhile",
@@ -39,7 +38,7 @@ MARKS: dict[str, tuple[str, Callable[[Row], bool]]] = {
 }
 
 
-#: Of runs on a GPU.
+#: Explanations of the columns of runs on a GPU: with device and host measured apart, and together.
 APART = (
     "Device: the time of the GPU alone, with a cold L2. Host: until the call returns. Call: what a caller of a model's"
     " path waits for, both in it; least and greatest time, operations and bytes a second are of the call where there is"
@@ -52,19 +51,19 @@ TOGETHER = (
 
 
 def times(run: Run) -> str:
-    """Every time of a run, ours first in each case."""
+    """Table of all times of a run, ours first in each case."""
     return apart(run) if run.apart else together(run)
 
 
 def _in_order(run: Run) -> Iterable[tuple[str, Row, Row | None]]:
-    """Case, row, ours."""
+    """(case, row, our row of that case or None) of every row, ours first in each case."""
     for group, rows in run.groups.items():
         for row in sorted(rows.values(), key=lambda row: row.contender != "ours"):
             yield group, row, rows.get("ours")
 
 
 def _rates(run: Run, row: Row) -> list[str]:
-    """Operations and bytes a second, each of the ceiling; the peak of memory."""
+    """Cells of ``RATES``: operations and bytes a second, each with its share of the ceiling, and peak memory."""
     cells = []
     for value, name in ((row.gigaflops, "matmul_gigaflops"), (row.gigabytes, "copy_gigabytes")):
         share = value / run.machine["ceilings"][name]
@@ -76,7 +75,7 @@ RATES = ("GFLOP/s", "of matmul", "GB/s", "of copy", "peak memory")
 
 
 def together(run: Run) -> str:
-    """One time for each row."""
+    """Table with one time for each row: runs on a CPU, or whose device and host times are not measured apart."""
     lines = []
     for group, row, ours in _in_order(run):
         cells = [
@@ -90,7 +89,7 @@ def together(run: Run) -> str:
 
 
 def apart(run: Run) -> str:
-    """On a GPU: the device's time, the host's, how many kernels; of a model's paths what a caller waits for, too."""
+    """Table of a GPU run: device time, host time, the time a caller of a model's path waits, and launches."""
     lines = []
     for group, row, ours in _in_order(run):
         cells = [group, row.contender]
@@ -111,7 +110,7 @@ def apart(run: Run) -> str:
 
 
 def left_out(run: Run) -> str:
-    """Contenders without a time, by reason; empty without any."""
+    """Table of the contenders without a time, by reason; "" if all have one."""
     cases: dict[tuple[str, str], list[str]] = {}
     for group, found in run.left_out.items():
         for name, reason in found.items():
@@ -136,7 +135,7 @@ def described(run: Run) -> str:
 
 
 def training(run: Run) -> str:
-    """The training steps: images per second, model FLOP utilization, memory; empty without any."""
+    """Table of the training steps: images per second, model FLOP utilization, memory; "" if the run has none."""
     lines = []
     for group, rows in run.groups.items():
         eager = rows.get("eager baseline")
@@ -165,7 +164,7 @@ def training(run: Run) -> str:
 
 
 def _beside(row: Row, eager: Row | None, state: float) -> str:
-    """Peak memory and ``state``, the same in all, in MB; of the eager step's."""
+    """Peak memory plus ``state``, equal for all contenders, in MB, and its ratio to the eager step's."""
     own = row.info["peak_megabytes"] + state
     return f"{own:.0f}" + (
         f" ({own / (eager.info['peak_megabytes'] + state):.2f})" if eager else ""
@@ -173,7 +172,7 @@ def _beside(row: Row, eager: Row | None, state: float) -> str:
 
 
 def aims(runs: list[Run]) -> str:
-    """What kernels are to reach on a GPU, beside what the runs on one have measured of it."""
+    """Table of the targets of kernels on a GPU beside the values that GPU runs have measured."""
     measured = [run for run in runs if run.apart]
     names = [run.name for run in measured] or ["measured"]
     rows = [
@@ -188,7 +187,7 @@ def aims(runs: list[Run]) -> str:
 
 
 def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> None:
-    """Plots and ``README.md`` in ``folder``; ``notes`` are more to say of each run."""
+    """Write plots and ``README.md`` to ``folder``; ``notes``: further text for each run."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = ["# Benchmark results\n", f"## Targets\n\n{aims(runs)}"]
     for run, note in zip_longest(runs, notes, fillvalue=""):
@@ -211,7 +210,7 @@ def write(runs: list[Run], folder: Path, notes: Sequence[str] = ()) -> None:
 
 
 def ratios_of(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The fastest other contender of each case: its time over ours, a column for each run, by these names."""
+    """Table of the fastest other contender's time over ours in each case, one column a run; ``names`` head them."""
     cells: dict[str, dict[str, str]] = {}
     for run in runs:
         for group, name, ratio in ratios(run):
@@ -227,13 +226,13 @@ def ratios_of(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _host(run: Run, group: str, name: str) -> str:
-    """The contender's time of the host over ours, where both are known."""
+    """Text of the contender's host time over ours; "" if either is unknown."""
     theirs, ours = (run.groups[group][x].host for x in (name, "ours"))
     return f" (host {theirs / ours:.2f})" if theirs and ours else ""
 
 
 def mark(*rows: Row) -> str:
-    """The signs of ``MARKS`` that rows have."""
+    """The marks of ``MARKS`` that apply to any of the rows, each after a space."""
     return "".join(f" {mark}" for mark, (_, has) in MARKS.items() if any(map(has, rows)))
 
 
@@ -249,7 +248,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def with_section(text: str, section: str, name: str, page: Path) -> str:
-    """The text of ``page`` with ``section`` between the markers of this name.
+    """``text`` of ``page`` with ``section`` between the markers of this name.
 
     Raises:
         ValueError: the markers are missing.

@@ -1,6 +1,6 @@
-"""A result file that is written anew after every row, so that a run which is cut off leaves what it has found.
+"""Result file that is rewritten after every row, so that a run that is cut off keeps the rows it has measured.
 
-The next run with the same file does the cases again that are not whole, and no others.
+The next run with the same file repeats only the cases that are incomplete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from alit.atomic_files import replacing
 
-#: Peers that a compiler writes, which takes it many times as long as they take themselves: part of their names.
+#: Words in the names of compiled peers; compiling takes many times as long as timing them.
 COMPILED = ("compile", "FlexAttention")
 
 
@@ -21,11 +21,11 @@ def compiled(name: str) -> bool:
 
 
 class Rows:
-    """Cases with their contenders' rows and reasons, as :func:`runs.read` reads them.
+    """Content of a result file: cases, their contenders' rows, and reasons of those without one (:func:`runs.read`).
 
     Args:
-        path: the file, which may be there; None: nothing is kept.
-        about: what a file begins with, asked for when the first row is there.
+        path: the file, which may exist; None: nothing is written.
+        about: returns the first entries of a new file; called when it is first written.
     """
 
     def __init__(self, path: Path | None, about: Callable[[], dict[str, Any]] = dict) -> None:
@@ -36,11 +36,11 @@ class Rows:
 
     @property
     def left_out(self) -> dict[str, dict[str, str]]:
-        """Case -> contender -> why it has no time."""
+        """Case -> contender -> the reason why it has no time."""
         return self.content["left_out"]
 
     def whole(self, group: str) -> bool:
-        """Whether every contender of a case has its row, or is absent."""
+        """True if every contender of a case has its row or is absent."""
         names = self.content["contests"].get(group)
         reasons = self.left_out.get(group, {})
         found = {name for name, reason in reasons.items() if reason.startswith("absent")}
@@ -50,7 +50,7 @@ class Rows:
         return names is not None and set(names) == found
 
     def begin(self, group: str, names: Iterable[str]) -> None:
-        """A case of these contenders; what there is of it is of another race."""
+        """Begin a case with these contenders; drop its rows and reasons from earlier runs."""
         self.content["contests"][group] = list(names)
         self.left_out.pop(group, None)
         kept = [row for row in self.content["benchmarks"] if row["group"] != group]

@@ -1,4 +1,4 @@
-"""Result files of ``pytest benchmarks --benchmark-json``, read for the report."""
+"""Read result files of ``pytest benchmarks --benchmark-json`` for the report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from alit.atomic_files import replacing
 
-#: Percent of the processors that other processes may use before the report says so, or leaves a breakdown out.
+#: Load by other processes, in percent of all processors, above which a time is marked and a breakdown is left out.
 BUSY = 5.0
-#: A breakdown is left out too where its step took so many times as long as the slowest timed one.
+#: A breakdown is also left out if its step took more than this many times the slowest timed one.
 SLOWER = 1.25
 
 
 class Row(NamedTuple):
-    """One contender of one group: seconds of each round, and what the contest noted."""
+    """One contender of one case: seconds of each round, and the contest's notes."""
 
     group: str
     contender: str
@@ -31,34 +31,34 @@ class Row(NamedTuple):
 
     @property
     def device(self) -> float | None:
-        """Seconds of a GPU alone; None where they are not known."""
+        """Device time of a GPU in seconds; None if unknown."""
         found = self.info.get("device_us")
         return None if found is None else found / 1e6
 
     @property
     def host(self) -> float | None:
-        """Seconds until a call to a GPU returns; None where they are not known."""
+        """Seconds until a call to a GPU returns; None if unknown."""
         found = self.info.get("host_us")
         return None if found is None else found / 1e6
 
     @property
     def call(self) -> float | None:
-        """Seconds that a caller waits for a model's step on a GPU."""
+        """Seconds that a caller waits for a model's step on a GPU; None for other rows."""
         return self.median if self.info.get("clock") == "events" else None
 
     @property
     def gigaflops(self) -> float:
-        """A second."""
+        """Billions of floating-point operations per second."""
         return self.info["flops"] / self.median / 1e9
 
     @property
     def gigabytes(self) -> float:
-        """A second."""
+        """Billions of bytes per second."""
         return self.info["bytes"] / self.median / 1e9
 
     @property
     def parts(self) -> dict[str, float] | None:
-        """Seconds of a training step by part, if it was measured while the machine was ours."""
+        """Seconds of a training step by part; None if not measured, or disturbed by other processes."""
         load, parts = self.info.get("parts_other_load_percent", 100.0), self.info.get("parts")
         disturbed = load is not None and load > BUSY
         if disturbed or parts is None or sum(parts.values()) > SLOWER * max(self.seconds):
@@ -67,7 +67,7 @@ class Row(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One result file."""
+    """Content of one result file, or of a folder of the parts of one run."""
 
     name: str
     machine: dict[str, Any]
@@ -76,12 +76,12 @@ class Run(NamedTuple):
 
     @property
     def apart(self) -> bool:
-        """Whether the device's time and the host's are known each alone; else times on a GPU are those of calls."""
+        """True if device and host times are known apart; else times on a GPU are those of calls."""
         return any("device_us" in row.info for row in self.rows)
 
     @property
     def groups(self) -> dict[str, dict[str, Row]]:
-        """Case -> contender -> its row."""
+        """Case -> contender -> row."""
         grouped: dict[str, dict[str, Row]] = {}
         for row in self.rows:
             grouped.setdefault(row.group, {})[row.contender] = row
@@ -89,13 +89,13 @@ class Run(NamedTuple):
 
 
 def files(path: Path) -> list[Path]:
-    """The result files of a run: its parts where it is a folder."""
+    """Result files of a run: ``test_*.json`` in a folder, sorted, or the file itself."""
     return sorted(path.glob("test_*.json")) if path.is_dir() else [path]
 
 
 def compact(path: Path) -> None:
-    """Write a result anew in one line, a sixth of what pytest-benchmark writes: what the report reads of it, every
-    time, and the commit; numbers with seven digits.
+    """Rewrite a result file in one line, a sixth of pytest-benchmark's size: the entries that the report reads, all
+    times and the commit; numbers with seven digits.
     """
     text = path.read_text()
     content = json.loads(text, parse_float=lambda number: float(f"{float(number):.7g}"))
@@ -120,7 +120,7 @@ def compact(path: Path) -> None:
 
 
 def read(path: Path) -> Run:
-    """A file of pytest-benchmark, or a folder whose ``test_*.json`` are the parts of one run.
+    """Run in a file of pytest-benchmark, or in a folder whose ``test_*.json`` are the parts of one run.
 
     Raises:
         ValueError: it is no such file, or not one of this suite.
@@ -144,7 +144,7 @@ def read(path: Path) -> Run:
 
 
 def merged(name: str, runs: Iterable[Run]) -> Run:
-    """Parts of one run on one machine; its ceilings are the best that were seen, its date is the last part's.
+    """One run made of its parts on one machine; it has their highest ceilings and their last date.
 
     Raises:
         ValueError: no part, or parts of different machines.
@@ -166,7 +166,7 @@ def merged(name: str, runs: Iterable[Run]) -> Run:
 
 
 def ratios(run: Run) -> list[tuple[str, str, float]]:
-    """(group, contender, its median over ours), best contender of each group first; without further ones of ours."""
+    """(case, contender, its median time over ours), fastest first within a case; without our other variants."""
     result = []
     for group, rows in run.groups.items():
         if "ours" not in rows:

@@ -1,7 +1,7 @@
-"""What kernels are to reach on an H100 or H200, and what a run on a GPU has measured of it.
+"""Targets of kernels on an H100 or H200, and the values that a run on a GPU has measured for them.
 
-Times of ops are the device's alone, those of a model's paths are what a caller waits for. A target that no run has
-measured is unmeasured: nothing is estimated here.
+Times of ops are device times, those of a model's paths are what a caller waits for. A target without a measurement is
+shown as unmeasured: nothing is estimated here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .runs import Row, Run
 
-#: Names of the cases that peers which a compiler writes have to themselves; the second of training steps.
+#: Names of a case's variants with compiled peers: of ops, and of training steps.
 BESIDE = ("{}, beside compiled peers", "{}, compiled")
 LENGTHS = tuple(range(289, 514, 32))
 BEST = ("SDPA cuDNN", "SDPA flash", "torch varlen_attn", "FlexAttention", "flash-attn")
@@ -20,14 +20,14 @@ CAPTURED = ("ours, captured", "ours, compiled and captured")
 
 
 class Target(NamedTuple):
-    """One number that is wanted.
+    """One number to reach.
 
     Attributes:
         what: case and measure.
-        bound: what is wanted, at most, or at least where ``least``.
-        unit: "us", "%" or "": a ratio.
-        measured: the number of a run; None where it has none.
-        cases: names of the cases that it is taken from.
+        bound: the largest value allowed, or the smallest if ``least``.
+        unit: "us", "%" or "" (a ratio).
+        measured: function of a run that returns its value; None if the run lacks the cases.
+        cases: names of the cases that the value is computed from.
     """
 
     what: str
@@ -46,7 +46,7 @@ class Target(NamedTuple):
         return f" {self.unit}" if self.unit else ""
 
     def found(self, run: Run) -> str:
-        """What a run has measured, and whether that is enough."""
+        """A run's value with "met" or "missed", as text; "unmeasured" if it has none."""
         value = self.measured(run)
         if value is None:
             return "unmeasured"
@@ -58,17 +58,17 @@ Cost = Callable[[Row], float | None]
 
 
 def device(row: Row) -> float | None:
-    """Microseconds of the device's time."""
+    """Device time in microseconds; None if unknown."""
     return row.info.get("device_us")
 
 
 def caller(row: Row) -> float | None:
-    """Seconds that a caller waits, in a run that knows the device's time too."""
+    """Seconds that a caller waits; None in runs without device times."""
     return row.median if "device_us" in row.info else None
 
 
 def _races(run: Run, case: str) -> list[dict[str, Row]]:
-    """The case's rows, and those beside compiled peers."""
+    """Contender -> row, of the case and of its variants with compiled peers, if the run has them."""
     groups = run.groups
     names = (case, *(name.format(case) for name in BESIDE))
     return [groups[name] for name in names if name in groups]
@@ -83,7 +83,7 @@ def _own(case: str) -> Callable[[Run], float | None]:
 
 
 def _over(case: str, peers: Iterable[str], cost: Cost = device) -> Callable[[Run], float | None]:
-    """Ours over the fastest of the peers, each held against ours of its own race."""
+    """Function of a run: our cost over that of the fastest peer, each peer compared within its own contest."""
 
     def measured(run: Run) -> float | None:
         ratios = []
@@ -100,7 +100,7 @@ def _over(case: str, peers: Iterable[str], cost: Cost = device) -> Callable[[Run
 
 
 def _speed(case: str, *peers: str, cost: Cost = device) -> Callable[[Run], float | None]:
-    """How many times as fast as the fastest of the peers."""
+    """Function of a run: our speed over that of the fastest peer."""
     over = _over(case, peers, cost)
 
     def measured(run: Run) -> float | None:
@@ -111,7 +111,7 @@ def _speed(case: str, *peers: str, cost: Cost = device) -> Callable[[Run], float
 
 
 def _backward(step: str, forward: str) -> Callable[[Run], float | None]:
-    """Steps less forwards, ours over the fastest of the best."""
+    """Function of a run: time of the backward (step less forward), ours over the fastest of ``BEST``."""
 
     def measured(run: Run) -> float | None:
         ratios = []
@@ -129,7 +129,7 @@ def _backward(step: str, forward: str) -> Callable[[Run], float | None]:
 
 
 def _utilization(case: str) -> Callable[[Run], float | None]:
-    """Percent of the measured matrix-product rate, of the best captured step."""
+    """Function of a run: rate of the best captured step in percent of the measured matrix-product rate."""
 
     def measured(run: Run) -> float | None:
         rows = [race[name] for race in _races(run, case) for name in CAPTURED if name in race]
@@ -140,7 +140,7 @@ def _utilization(case: str) -> Callable[[Run], float | None]:
 
 
 def targets() -> list[Target]:
-    """Row by row."""
+    """All targets, in the order of the table's rows."""
 
     def most(what: str, bound: float, measured: Callable, *cases: str, unit: str = "") -> None:
         found.append(Target(what, bound, unit, False, measured, cases))

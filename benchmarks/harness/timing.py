@@ -1,6 +1,6 @@
-"""The machine that times are taken on, what else it does meanwhile, and files of results.
+"""Description of the timing machine, load by other processes, peak memory, and writers of result files.
 
-The clock is that of ``alit_kernels._clock``.
+Clocks are in ``alit_kernels._clock``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 class OtherLoad:
-    """Within the context, how much of the machine's processors other processes used (Linux; None elsewhere)."""
+    """Context manager: ``percent`` of the processors that other processes used within it (Linux; None elsewhere)."""
 
     percent: float | None = None
 
@@ -44,7 +44,7 @@ class OtherLoad:
 
     @staticmethod
     def _now() -> tuple[float, float, float] | None:
-        """Seconds of all processors, those in which they were busy, and those of this process and its children."""
+        """Processor seconds since boot: all, busy, and those of this process with its children; None without /proc."""
         file = Path("/proc/stat")
         if not file.exists():
             return None
@@ -59,17 +59,17 @@ class OtherLoad:
 
 
 def peak_megabytes(call: Callable[[], Any]) -> float:
-    """Memory at the peak of ``call`` beyond what was in use before, output included. Linux or CUDA.
+    """Peak memory of ``call`` in MB beyond what was in use before, output included. Linux or CUDA.
 
-    ``call`` should have run before: what it makes once and keeps would count. On a CPU it is the process's resident
-    set, and so includes what the C library's heap cannot use again.
+    Call ``call`` once before: allocations that it keeps would count. On a CPU the resident set of the process is
+    measured, which includes heap memory that the C library cannot reuse.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    # Give back what the allocator keeps, then let the kernel count the resident set's high-water mark anew.
+    # Return free heap memory to the system, then reset the resident set's high-water mark.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
@@ -78,18 +78,18 @@ def peak_megabytes(call: Callable[[], Any]) -> float:
 
 
 def _resident(field: str) -> int:
-    """Of 1024 bytes."""
+    """Field of ``/proc/self/status``, in units of 1024 bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-#: Distributions whose versions a result notes.
+#: Distributions whose versions a result file holds.
 PEERS = ("torch", "triton", "faiss-cpu", "flash-kmeans", "vector-quantize-pytorch", "xformers")
 PEERS += ("flash-attn",)
 
 
 def machine() -> dict[str, Any]:
-    """What the times depend on."""
+    """Processor, GPU, threads, versions and date: what times depend on."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     installed = {
@@ -114,7 +114,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write(name: str, results: Mapping[str, Any], part: str = "") -> None:
-    """Print a study's results; write ``benchmarks/results/NAME.json``, or ``NAME-PART.json``: also command, machine."""
+    """Print a study's results; write them with command and machine to ``results/NAME.json`` or ``NAME-PART.json``."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (f"{name}-{part}.json" if part else f"{name}.json")
     command = " ".join(["python -m", f"benchmarks.studies.{name}", *sys.argv[1:]])
@@ -124,7 +124,7 @@ def write(name: str, results: Mapping[str, Any], part: str = "") -> None:
 
 
 def rounds(description: str | None, default: int) -> int:
-    """``--rounds`` of a study that has no other option."""
+    """Value of ``--rounds``, parsed from the command line of a study without other options."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=default)
     return parser.parse_args().rounds

@@ -1,8 +1,8 @@
-"""Build the CUDA that does nothing, for the torch of the interpreter that runs this.
+"""Build the null CUDA, a CUDA that does nothing, for the torch of the running interpreter.
 
-``python benchmarks/null_cuda/build.py FOLDER``: ``FOLDER/libnull_cuda.so``, and a link to it under the name of every
-CUDA library that torch needs. What ``null.c`` does not define is made here: functions that return 0 and are remembered
-by name, or count as a launch where the name is that of a product of matrices or vectors.
+``python benchmarks/null_cuda/build.py FOLDER`` writes ``FOLDER/libnull_cuda.so``, and a link to it under the name of
+every CUDA library that torch needs. Functions that ``null.c`` does not define are generated: they return 0 and are
+recorded by name, or count as a launch if they are cuBLAS products.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import re
 import subprocess
 from pathlib import Path
 
-#: Libraries in whose place the null CUDA stands, and the names that they define.
+#: Libraries that the null CUDA replaces, and the functions that they define.
 LIBRARIES = re.compile(
     r"lib(cuda|cudart|cublas|cublasLt|cudnn|cufft|cufile|cupti|curand|cusolver|cusparse|cusparseLt|nccl|nvrtc|nvshmem_host)\.so"
 )
 NAMES = re.compile(r"_*(cu|nccl|nvrtc|nvshmem)\w+")
-#: Computations of cuBLAS: a type, then what is computed.
+#: Computations of cuBLAS: the letter of a type, then the name of the product.
 PRODUCTS = re.compile(
     r"cublas(LtMatmul|GemmEx|GemmStridedBatchedEx|[SDCZ](?!et|estroy|reate)[a-z]\w*)"
 )
@@ -32,7 +32,7 @@ def folder(package: str) -> Path:
 
 
 def wanted(libraries: list[Path]) -> tuple[set[str], set[str]]:
-    """File names of CUDA libraries that these need, and names of functions that none of them defines."""
+    """File names of CUDA libraries that ``libraries`` need, and names of CUDA functions that none of them defines."""
     files, undefined, defined = {"libcuda.so.1"}, set(), set()
     for library in libraries:
         listed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True)
@@ -46,7 +46,7 @@ def wanted(libraries: list[Path]) -> tuple[set[str], set[str]]:
 
 
 def bodies(names: list[str]) -> str:
-    """C source of functions that do nothing."""
+    """C source of functions of these names that do nothing."""
     lines = ["void null_cuda_called_unknown(const char*);", "void null_cuda_launched(void);"]
     for name in names:
         product = PRODUCTS.fullmatch(name)
@@ -62,7 +62,7 @@ def build(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files, undefined = wanted([*(torch / "lib").glob("*.so*"), *torch.glob("_C*.so")])
     nvidia = triton / "backends" / "nvidia"
-    # The driver's are looked up by name, with the number of their version or without.
+    # Functions of the driver are looked up by name, with their version number or without.
     header = (nvidia / "include" / "cuda.h").read_text()
     undefined |= set(re.findall(r"\bCUresult CUDAAPI (\w+)\(", header))
     undefined |= set(re.findall(r"#define cu\w+\s+(cu\w+)", header))

@@ -1,4 +1,4 @@
-"""What is measured over the null CUDA: ops and modules as links of a chain, beside what users of torch would write.
+"""Cases measured with the null CUDA: ops and modules as links of a chain, beside what users of torch would write.
 
 A link takes a tensor and gives one of the same shape and dtype, so forward and backward can be measured as the marginal
 cost in a chain of calls: a single call would add the start of the autograd engine to both sides. Shapes are those of a
@@ -37,9 +37,9 @@ ROWS, WIDTH = BATCH * LONGEST, HEADS * HEAD_DIM
 
 @dataclass(frozen=True)
 class Case:
-    """Ours, and theirs: what it is, and the link where there is one.
+    """One case: our link, the peer's name, and its link if there is one.
 
-    ``learns``: forward and backward are measured too.
+    ``learns``: measure forward and backward too.
     """
 
     name: str
@@ -72,7 +72,7 @@ def cases() -> Iterator[Case]:
 
 
 def _attention() -> Iterator[Case]:
-    # torch's own choice asks cuDNN for a device that is there.
+    # torch's choice of a kernel would ask cuDNN about a device that does not exist.
     torch_varlen._should_use_cudnn = lambda *_: False
     offsets, stop = zeros(BATCH + 1, dtype=torch.int32), (LONGEST, LONGEST)
     packed, dense = empty(ROWS, HEADS, HEAD_DIM), empty(BATCH, LENGTH, HEADS, HEAD_DIM)

@@ -1,3 +1,3 @@
-"""The tests of this folder need the null CUDA: ``make host-check`` runs them, ``pytest benchmarks`` does not."""
+"""Leave the tests of this folder to ``make host-check``, which runs them with the null CUDA."""
 
 collect_ignore_glob = ["test_*.py"]

@@ -1,7 +1,8 @@
-"""Launches, waits and calls of functions of every op and module, and of a training step of ``base``, held exactly.
+"""Check exact counts of launches, waits and function calls of every op and module and of a training step of ``base``.
 
-``python -m benchmarks.null_cuda.counts --core FILE`` fails where one is more than ``counts.json`` has; ``--write``
-writes it. Calls of functions are those of one Python and one torch: with others, launches and waits alone are compared.
+``python -m benchmarks.null_cuda.counts --core FILE`` fails if a count exceeds that in ``counts.json``; ``--write``
+writes that file. Counts of function calls hold for one Python and one torch: with other versions only launches and
+waits are compared.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Table = dict[str, Counts]
 
 
 def counts() -> Iterator[tuple[str, Counts]]:
-    """Of one call, and of one call and its backward."""
-    # Of the project nothing is imported before its core is in place.
+    """(name, counts) of every case, for a call and for a call with its backward, and of a training step of ``base``."""
+    # The project may be imported only after its core has been loaded (driver.prepare).
     from .cases import cases
 
     for case in cases():
@@ -45,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def compared(found: Table, held: Table, kinds: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """What is more than ``held``, and what is less; a case that only one of them has is more."""
+    """Lines on counts above and on counts below ``held``; a case that only one table has is among the former."""
     more = [f"{name}: not held" for name in found.keys() - held.keys()]
     more += [f"{name}: held, but no longer counted" for name in held.keys() - found.keys()]
     less = []

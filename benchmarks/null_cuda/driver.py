@@ -1,4 +1,4 @@
-"""The CUDA that does nothing, as Python sees it: what was asked of it."""
+"""Python interface of the null CUDA, a CUDA that does nothing: its setup, and counts of the calls it received."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-#: Functions without a body that may be called: they register code, or have nothing to say.
+#: Functions without a body that may be called: they register code, or their result does not matter.
 HARMLESS = {
     *("__cudaRegisterFunction", "__cudaRegisterVar", "__cudaRegisterFatBinaryEnd"),
     *("__cudaUnregisterFatBinary", "cuLogsRegisterCallback", "cuLogsUnregisterCallback"),
@@ -28,7 +28,7 @@ HARMLESS = {
 
 
 class Counts(NamedTuple):
-    """Of one call: launches (fills of device memory too), waits, calls of Python and of C functions."""
+    """Counts of one call: launches (fills of device memory too), waits, calls of Python and of C functions."""
 
     launches: int
     waits: int
@@ -38,10 +38,10 @@ class Counts(NamedTuple):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library in the place of libcuda.
+    """The null CUDA, loaded in the place of libcuda.
 
     Raises:
-        SystemExit: it is another one.
+        SystemExit: the library in that place is not the null CUDA.
     """
     try:
         found = ctypes.CDLL("libcuda.so.1")
@@ -57,9 +57,9 @@ def library() -> ctypes.CDLL:
 
 
 def prepare(core: Path | None = None) -> None:
-    """Before anything imports ``alit_kernels``: its core built for this CUDA, one thread, no cuDNN.
+    """Load the core of ``alit_kernels`` built for the null CUDA, disable cuDNN, and set one thread.
 
-    cuDNN looks into the device for plans, which cannot be there.
+    Call it before anything imports ``alit_kernels``. cuDNN would query a device that does not exist for its plans.
     """
     library()
     if core is not None:
@@ -74,7 +74,7 @@ def prepare(core: Path | None = None) -> None:
 
 
 def unknown() -> list[str]:
-    """Functions that were called and have no body, but for the harmless ones."""
+    """Names of functions without a body that were called, except the harmless ones."""
     names, i = [], 0
     while (name := library().null_cuda_unknown(i)) is not None:
         names.append(name.decode())
@@ -91,7 +91,7 @@ def waits() -> int:
 
 
 def counted(call: Callable[[], object], warm_up: int = 4) -> Counts:
-    """Exact counts of a call, its backward on this thread."""
+    """Exact counts of one call after ``warm_up`` others, with its backward run on this thread."""
     numbers = {"call": 0, "c_call": 0}
 
     def profile(_frame: object, event: str, _argument: object) -> None:

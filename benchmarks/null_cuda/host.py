@@ -1,7 +1,7 @@
-"""What a call costs the host, measured over a CUDA that does nothing: ``make host``.
+"""Host cost of calls, measured with the null CUDA, a CUDA that does nothing: ``make host``.
 
-Launches, waits and calls of functions are exact. Host times are CPU time of the process, ours and torch's own in turns;
-a driver's own work is not in them, nor is any work of a GPU: there is no step time here.
+Counts of launches, waits and function calls are exact. Host times are CPU times of the process, ours and torch's in
+turns; they include no work of a driver or a GPU, so they are not step times.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def forward(link: Callable[[Tensor], Any], x: Tensor, calls: int = CHAIN) -> Cal
 
 
 def both(link: Callable[[Tensor], Tensor], x: Tensor, calls: int = CHAIN) -> Callable[[], None]:
-    """A chain of calls and its backward."""
+    """Function that runs a chain of calls on ``x`` and its backward."""
     x = x.requires_grad_()
     gradient = torch.empty_like(x)
 
@@ -49,7 +49,7 @@ def both(link: Callable[[Tensor], Tensor], x: Tensor, calls: int = CHAIN) -> Cal
 
 
 def in_turns(works: dict[str, Callable[[], None]], turns: int) -> dict[str, list[float]]:
-    """Seconds of CPU time of each in every turn; the first turn is not counted."""
+    """Name -> seconds of CPU time in every turn but the first."""
     times: dict[str, list[float]] = {name: [] for name in works}
     gc.collect()
     gc.disable()
@@ -67,7 +67,7 @@ def in_turns(works: dict[str, Callable[[], None]], turns: int) -> dict[str, list
 
 
 def measured(case: Any, turns: int) -> dict[str, Any]:
-    """Counts of one call and microseconds of one call."""
+    """Counts and microseconds of one call, ours and the peer's, for "forward" and "forward and backward"."""
     found: dict[str, Any] = {"peer": case.peer}
     for kind, make in (("forward", forward), ("forward and backward", both)):
         if make is both and not case.learns:
@@ -93,7 +93,7 @@ def measured(case: Any, turns: int) -> dict[str, Any]:
 
 
 def base_step(*others: str) -> dict[str, Callable[[], None]]:
-    """A training step of ``base``, batch 12, in bfloat16 autocast: ours, and others by name."""
+    """Name -> training step of ``base``, batch 12, in bfloat16 autocast: ours, and the other contenders named."""
     from benchmarks.suites.test_stage1_step import Case, contender
 
     case = Case("base", 12, torch.bfloat16)
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
     driver.prepare(options.core)
-    # Of the project nothing is imported before its core is in place.
+    # The project may be imported only after its core has been loaded (driver.prepare).
     from ..harness.timing import machine, write_json
     from .cases import cases
 

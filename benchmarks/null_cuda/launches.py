@@ -1,4 +1,4 @@
-"""Launches of kernels as the driver is given them."""
+"""Record kernel launches as the driver receives them, and compare ours with Triton's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import driver
 
 SIZES = {"64": 8, "32": 4, "16": 2, "8": 1}
-#: Bytes of each parameter of the machine code, by function.
+#: Function -> bytes of each parameter of its machine code.
 _sizes: dict[int, list[int]] = {}
 
 
 class Launch(NamedTuple):
-    """What the driver is given; parameters as integers of their own width, of Triton's kernels only."""
+    """One launch as the driver receives it; parameters, of Triton's kernels only, as integers of their own width."""
 
     function: int
     grid: tuple[int, ...]
@@ -34,7 +34,7 @@ def parameter_bytes(ptx: str) -> list[int]:
 
 
 def watch() -> None:
-    """From here on, what Triton loads is known to ``recorded``."""
+    """Patch Triton to note the parameter sizes of every kernel that it loads, for :func:`recorded`."""
     from triton.compiler import CompiledKernel
 
     load = CompiledKernel._init_handles
@@ -50,7 +50,7 @@ def watch() -> None:
 
 
 def recorded(work: Callable[[], object]) -> list[Launch]:
-    """The launches of kernels that this thread makes in ``work``."""
+    """Kernel launches that this thread makes in ``work``, in order."""
     library = driver.library()
     library.null_cuda_record(1)
     try:
@@ -71,13 +71,13 @@ def _launch(words: Any) -> Launch:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def in_a_child(work: Callable[[], object]) -> str:
-    """What a RuntimeError says that ``work`` raises in a forked process; empty if there is none."""
+    """Message of the RuntimeError that ``work`` raises in a forked process; "" if it raises none."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -105,7 +105,10 @@ def launcher() -> Any:
 def assert_as_triton(
     kernel: Any, grid: tuple[int, ...], remembered: bool = True, **arguments: Any
 ) -> None:
-    """The launcher gives the driver what Triton gives it, when it learns the launch and when it knows it."""
+    """Check that the launcher launches as Triton does, both in the first call and in a repeated one.
+
+    ``remembered``: whether the repeated call must hit the launcher's cache.
+    """
     launch = launcher()
     expected = recorded(lambda: kernel[grid](**arguments))
     learnt = recorded(lambda: launch(kernel, grid, **arguments))
@@ -117,7 +120,7 @@ def assert_as_triton(
 
 
 class Seen(TorchDispatchMode):
-    """Calls are looked at, so that no plan stands for them; ``ops`` are the names of ours that are called."""
+    """Dispatch mode that keeps calls from being replaced by plans; ``ops``: names of our ops called within it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,5 +135,5 @@ class Seen(TorchDispatchMode):
 
 
 def on_this_thread() -> torch.autograd.graph.set_multithreading_enabled:
-    """A backward's launches are recorded too."""
+    """Context manager: run backwards on this thread, so that their launches are recorded too."""
     return torch.autograd.set_multithreading_enabled(False)

@@ -1,6 +1,6 @@
-"""Why the null CUDA cannot be set up here without a download: ``python -m benchmarks.null_cuda.obstacle WHEEL ...``.
+"""Print why the null CUDA cannot be set up without a download: ``python -m benchmarks.null_cuda.obstacle WHEEL ...``.
 
-Prints nothing where it can: the tools are there, and pip finds the wheels on this machine.
+Prints nothing if it can be: the tools are installed, and pip finds the wheels on this machine.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import subprocess
 import sys
 
 TOOLS = ("gcc", "g++", "nvcc", "nm", "readelf")
-#: Seconds; a pip that has to download a wheel to look into it is not waited for.
+#: Timeout of pip in seconds: it may have to download a wheel to read its metadata.
 PATIENCE = 60
 
 
 def obstacle(requirements: list[str]) -> str:
-    """Empty where there is none."""
+    """Reason why the null CUDA cannot be set up here; "" if it can."""
     found = {"nvcc": os.environ.get("CUDACXX")}
     if missing := [tool for tool in TOOLS if not (found.get(tool) or shutil.which(tool))]:
         return f"{', '.join(missing)} not found"

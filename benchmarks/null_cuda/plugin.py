@@ -1,4 +1,4 @@
-"""For pytest: two devices of the null CUDA, and the core that is built for it, before a test is imported.
+"""Plugin for pytest: set up two devices of the null CUDA and load the core built for it, before tests are imported.
 
 ``python -m pytest --noconftest -p benchmarks.null_cuda.plugin --core FILE benchmarks/null_cuda``
 """

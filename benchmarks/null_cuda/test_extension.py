@@ -16,13 +16,13 @@ ENTRY_POINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64))
 
 
 def test_a_plan_calls_the_extension_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Python passed a number, plans pass the same one; where it passed a tensor, an address."""
+    """A plan passes the numbers that Python passed, and an address in the place of each tensor."""
     prepare, called, kept = _plans._prepared_call, [], []
 
     def prepared(name: str, arguments: tuple[Any, ...], device: int, *rest: Any) -> Any:
         expected = [torch.cuda.current_stream(device).cuda_stream, device, 0, *arguments]
 
-        def taken(given: Any) -> int:  # in place of the entry point; 0: as expected
+        def taken(given: Any) -> int:  # replaces the entry point; 0 if all arguments are right
             called.append(name)
             return any(
                 value == 0 if isinstance(x, torch.Tensor) else value != x
@@ -36,7 +36,7 @@ def test_a_plan_calls_the_extension_as_python_does(monkeypatch: pytest.MonkeyPat
         )
         return *kernel, address, sizes, threads, shared, values, addresses
 
-    # Shapes of its own: what is learnt here launches nothing.
+    # Shapes that no other test uses: plans learnt here launch nothing.
     monkeypatch.setattr(cases, "BATCH", 5)
     monkeypatch.setattr(cases, "ROWS", 5 * cases.LONGEST)
     monkeypatch.setattr(_plans, "_prepared_call", prepared)

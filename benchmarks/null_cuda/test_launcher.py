@@ -1,4 +1,4 @@
-"""The launcher gives the driver what Triton gives it, byte for byte: arguments, devices, streams, threads, hooks."""
+"""The launcher's launches equal Triton's byte for byte: arguments, devices, streams, threads, hooks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_integers(kernel: Any, number: int) -> None:
 
 @KERNELS
 def test_what_triton_alone_launches(kernel: Any) -> None:
-    """Integers of 64 bits without a sign, truth values."""
+    """Unsigned 64-bit integers and booleans are left to Triton."""
     for value in (2**63, 2**64 - 1, True, False):
         assert_as_triton(kernel, (1,), remembered=False, **arguments(b=value))
 
@@ -84,7 +84,7 @@ def test_none() -> None:
 
 
 def test_an_argument_changes_its_kind() -> None:
-    """One after another under the same names, there and back."""
+    """Values of different types under the same name, in order and in reverse order, launch as by Triton."""
     values = (1, 1.0, None, 16, 2**40, 7)
     for value in values + values[::-1]:
         assert_as_triton(any_kernel, (1,), **arguments(a=value, b=value))
@@ -212,7 +212,7 @@ def test_a_kernel_is_compiled_again() -> None:
 
 
 def test_threads() -> None:
-    """Launches of eight threads, of one signature and of many, each with numbers of its own."""
+    """Eight threads launch at once, with one signature and with many, each with its own numbers."""
     wrong: list[tuple[list[Launch], int]] = []
     assert_as_triton(any_kernel, (1,), **arguments())
     (pattern,) = recorded(lambda: any_kernel[(1,)](**arguments()))
@@ -237,14 +237,14 @@ def test_threads() -> None:
 
 
 def test_a_forked_process_is_told() -> None:
-    """As by Triton: torch says that CUDA cannot be used in it."""
+    """A launch in a forked process raises torch's error about CUDA in forked processes, as with Triton."""
     assert_as_triton(any_kernel, (1,), **arguments())
     assert "forked" in in_a_child(lambda: _triton.launch(any_kernel, (1,), **arguments()))
     assert_as_triton(any_kernel, (1,), **arguments())
 
 
 def test_memory_is_bounded() -> None:
-    """100,000 signatures of one kernel, with numbers and with texts; more kernels than are remembered."""
+    """Memory stays bounded with 100,000 signatures of one kernel and with more kernels than the cache holds."""
     compiled = any_kernel[(1,)](**arguments())
     launch = _launcher.launcher(lambda kernel, grid, **_: compiled)
 
@@ -267,7 +267,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All launches are Triton's then, those of an op in every call of it."""
+    """Switched off, all launches go through Triton, in every call of an op."""
     x, expected = torch.empty(2, 40, 2, 64, device="cuda"), launcher()
     monkeypatch.setenv(_launcher.ENVIRONMENT_VARIABLE, "0")
     _launcher.enabled.cache_clear()

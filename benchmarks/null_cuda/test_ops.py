@@ -1,4 +1,4 @@
-"""Every kernel is launched as Triton launches it; a plan repeats the launches that an op makes without one."""
+"""Every kernel is launched as by Triton; a plan repeats the launches that an op makes without one."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def works() -> dict[str, Work]:
 
 
 WORKS = works()
-#: What does more than a plan can repeat.
+#: Modules whose calls do more than a plan can repeat.
 UNPLANNED = ("nn.VectorQuantizer", "nn.SelfAttention, lengths")
-#: Where something looks at calls these are torch's own.
+#: Under a dispatch mode, calls of these are torch's own.
 TORCHS = ("nn.MultiheadAttention", "scaled_dot_product_attention")
 
 
@@ -79,7 +79,7 @@ def test_every_op_and_module_is_a_case() -> None:
 
 
 def called(function: Callable[..., Any], work: Work) -> int:
-    """How many times ``work`` calls a Python function."""
+    """Number of calls of a Python function in ``work``."""
     calls = 0
 
     def profile(frame: Any, event: str, _argument: object) -> None:
@@ -95,7 +95,7 @@ def called(function: Callable[..., Any], work: Work) -> int:
 
 
 def assert_same(found: list[Launch], expected: list[Launch]) -> None:
-    """The same launches; what is allocated for them may lie elsewhere, one thing here for one there in each launch."""
+    """Check that the launches are equal, up to a one-to-one mapping of addresses within each launch."""
     here, there = ([x._replace(parameters=()) for x in launches] for launches in (found, expected))
     assert here == there
     for one, other in zip(found, expected, strict=True):
@@ -107,7 +107,7 @@ def assert_same(found: list[Launch], expected: list[Launch]) -> None:
 
 
 def assert_planned(work: Work, planned: bool = True) -> None:
-    """From its third call on, ``work`` makes the launches that it makes where calls are looked at."""
+    """Check that the third call of ``work`` launches the same as one without plans; ``planned``: by plans only."""
     with on_this_thread():
         work()
         work()
@@ -172,7 +172,7 @@ def test_a_plan_takes_parts_of_tensors() -> None:
 
 @pytest.mark.parametrize("needs_gradient", [False, True])
 def test_a_plan_takes_tensors_as_they_lie(needs_gradient: bool) -> None:
-    """Tensors in one buffer, apart, one in place of two, moved in memory: one after another, there and back."""
+    """Plans work for tensors in one buffer, apart, passed twice, or moved in memory, in order and in reverse order."""
     x, one_buffer, mixed = empty(*SHAPE), of_one_buffer(*SHAPE), interleaved(*SHAPE)
     kinds = [
         *([x] * 3, apart([x] * 3), [x, x, empty(*SHAPE)], [x, empty(*SHAPE), x]),
@@ -203,7 +203,7 @@ def test_a_plan_takes_tensors_as_they_lie(needs_gradient: bool) -> None:
 @pytest.mark.parametrize("scale", [0.0, -0.0, 1e-45, 0.1, 1e38, 1e300, -3.0])
 def test_a_plan_keeps_numbers(scale: float) -> None:
     x = empty(*SHAPE)
-    # Of others than positive ones the sign goes into a copy of the queries.
+    # If the scale is not positive its sign is applied to a copy of the queries.
     assert_planned(lambda: ak.attention(x, x, x, scale=scale), planned=scale > 0)
 
 
@@ -250,7 +250,7 @@ def test_hooks_see_the_launches_of_a_plan() -> None:
 
 
 def test_threads() -> None:
-    """Eight threads, each with launches of its own, some of them of one signature and some learnt meanwhile."""
+    """Threads call an op at once, with inputs of their own or shared, some signatures being learnt meanwhile."""
     inputs = [empty(1 + i % 4, 70 + i // 4, 2, 64) for i in range(8)]
     wrong: list[object] = []
 
@@ -278,7 +278,7 @@ def test_a_forked_process_is_told() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """More signatures than an op remembers."""
+    """Memory stays bounded with more signatures than an op remembers."""
     x = empty(*SHAPE)
 
     def called_with(scales: range) -> int:

@@ -1,4 +1,4 @@
-"""Paths of the GPU: what is captured into CUDA graphs, what is refused, and both stages of training."""
+"""GPU paths with the null CUDA: capture into CUDA graphs, refused captures, and both stages of training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tokenizer(base: str = "dct", **options: Any) -> AdaptiveTokenizer:
 
 
 def captured(work: Callable[[], object]) -> int:
-    """Captures ``work`` into a graph; how many launches it holds."""
+    """Capture ``work`` into a CUDA graph and replay it; returns the number of launches captured."""
     work()
     waits = driver.waits()
     work()
@@ -89,7 +89,7 @@ def test_training_runs(stage: str, halting: str) -> None:
         **{"tensorboard": False, "perceptual": "off", "output": None},
     )
     before = driver.launches()
-    # Values that nothing has computed; found when the last step has been taken.
+    # Nothing is computed, so values may not be finite; that is found after the last step.
     with suppress(NotFinite):
         train(config, images=torch.zeros(2, 3, 64, 64))
     assert driver.launches() - before > 1000

@@ -1,6 +1,6 @@
-"""What a result on a GPU is made of, by the code that a GPU runs: graphs, host time and launches of one op and a peer.
+"""Result rows by the code that runs on a GPU: graphs, host time and launches of ops and their peers.
 
-The null CUDA has no clock and no profiler: kernels take no time here, and the driver's count stands for the profiler's.
+The null CUDA has no clock and no profiler: kernels take no time, and the driver's count replaces the profiler's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def profiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def race(**more: Callable[[], Any]) -> Contest:
-    """Of ``soft_codebook`` and its eager formulation, nothing of which is computed."""
+    """Contest of ``soft_codebook`` and its eager formulation, without verification: nothing is computed."""
     inputs = make(Case(512, 256, 64), device="cuda")
     calls = {
         "ours": lambda: ak.soft_codebook(*inputs),
@@ -62,7 +62,7 @@ def test_a_row() -> None:
 
 @pytest.mark.parametrize("name", CONTESTS)
 def test_rows_of_the_main_contests(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours and every peer that is here, but for those of compilers, and cuDNN, which looks into the device."""
+    """Rows of ours and of all peers that are present, except compiled ones and cuDNN, which queries the device."""
     monkeypatch.setattr(varlen, "_should_use_cudnn", lambda *_: False)
     found = CONTESTS[name](True)
     found.verify = lambda *_: None  # nothing is computed
@@ -88,7 +88,7 @@ def test_a_peer_that_waits_has_the_clock_of_all() -> None:
 
 @pytest.mark.parametrize("kernel", ("forward", "backward_queries", "backward_keys"))
 def test_every_tile_is_launched_itself(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the tuner: what is remembered of a call would have the tile of the first."""
+    """The tuner launches each tile itself, although the launcher and plans remember the first tile of a call."""
     key = (kernel, 64, 2)
     present = TABLE[key][1]
     other = Tile(64, 32, 12 - present.warps, present.stages)

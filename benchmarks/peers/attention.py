@@ -1,8 +1,8 @@
-"""Attention by others, one small adapter each: packed inputs in the layout that the peer wants -> call.
+"""Attention of other libraries, one small adapter each: takes a :class:`Problem`, returns a call in the peer's layout.
 
-A call returns ``[out]``, or ``[out, dq, dk, dv]`` where gradients are asked for, each as packed rows (T, H, D) or
-padded (B, N, H, D). Layouts are made outside the call. Where lengths differ, peers that know no packed rows get padded
-ones and a key mask.
+A call returns ``[out]``, or ``[out, dq, dk, dv]`` if the problem is a step, each as packed rows (T, H, D) or padded
+(B, N, H, D). Layouts are made outside the call. If lengths differ, peers that cannot take packed rows get padded rows
+and a key mask.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Problem:
 
     @cached_property
     def inside(self) -> Tensor:
-        """(B, N) bool: positions of padded sequences that hold a row."""
+        """(B, N) bool: True where a padded sequence holds a row."""
         lengths = torch.tensor(self.lengths, device=DEVICE)
         return torch.arange(self.longest, device=DEVICE) < lengths[:, None]
 
@@ -58,7 +58,7 @@ class Problem:
     def call(
         self, function: Callable[..., Any], inputs: list[Tensor], order: Callable = lambda x: x
     ) -> Call:
-        """``function(q, k, v)`` and, for a step, its gradients; ``order`` brings results back to (..., H, D)."""
+        """Call that returns ``function(q, k, v)`` and, for a step, gradients; ``order`` brings them to (..., H, D)."""
         *leaves, grad = (x.detach().contiguous() for x in inputs)
         for leaf in leaves:
             leaf.requires_grad_(self.step)
@@ -80,14 +80,14 @@ def ours(problem: Problem) -> Call:
 
 
 def heads_first(problem: Problem, function: Callable[..., Tensor]) -> Call:
-    """``function`` takes (B, H, N, D) and a mask that broadcasts to (B, H, N, N), or None."""
+    """Call of ``function``, which takes (B, H, N, D) and a mask that broadcasts to (B, H, N, N), or None."""
     mask = None if problem.equal else problem.inside[:, None, None]
     inputs = [x.transpose(1, 2) for x in problem.padded()]
     return problem.call(partial(function, mask=mask), inputs, lambda x: x.transpose(1, 2))
 
 
 def sdpa(backend: SDPBackend, problem: Problem) -> Call:
-    """``scaled_dot_product_attention`` held to one backend, which says itself where it cannot run."""
+    """Call of ``scaled_dot_product_attention`` with one backend; raises :class:`Absent` if that cannot run it."""
 
     def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         with sdpa_kernel(backend):
@@ -103,7 +103,7 @@ def sdpa(backend: SDPBackend, problem: Problem) -> Call:
 
 
 def sdpa_by_sequence(problem: Problem) -> Call:
-    """One call of ``scaled_dot_product_attention`` for each sequence of the packed rows: no padding, many calls."""
+    """Call of ``scaled_dot_product_attention`` once for each sequence of the packed rows: no padding, many calls."""
     if DEVICE != "cpu":
         raise Absent(
             "a call for each sequence leaves a GPU idle; its packed kernels are there instead"
@@ -126,7 +126,7 @@ def sdpa_by_sequence(problem: Problem) -> Call:
 
 
 def _varlen(problem: Problem, function: Callable[..., Tensor]) -> Call:
-    """``function`` takes packed rows, offsets and longest lengths, of queries and of keys."""
+    """Call of ``function``, which takes packed rows, then offsets and longest lengths of queries and of keys."""
     sizes = (problem.offsets, problem.offsets, problem.longest, problem.longest)
     return problem.call(lambda *qkv: function(*qkv, *sizes), problem.packed())
 
@@ -139,7 +139,7 @@ def torch_varlen(problem: Problem) -> Call:
 
 
 def flex(problem: Problem) -> Call:
-    """Compiled FlexAttention over packed rows; its block mask, a function of the lengths, is made outside the call."""
+    """Call of compiled FlexAttention on packed rows; its block mask depends on lengths and is made outside the call."""
     if DEVICE != "cuda" and problem.step:
         raise Absent("FlexAttention has no backward on the CPU")
     module = libraries.need("torch.nn.attention.flex_attention", "torch>=2.5")

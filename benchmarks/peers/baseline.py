@@ -1,4 +1,4 @@
-"""The published model as it is commonly written, with the weights of one of ours: what a training step is held against.
+"""The published model as it is commonly written, with the weights of one of ours: the baseline of training steps.
 
 Every position runs through every layer, attention builds its scores, every layer keeps its input for the backward, the
 quantizers build distance matrices and one-hots, the decoder's logits go through three softmaxes, and losses are read by
@@ -31,7 +31,7 @@ from . import eager
 
 
 def plain(layer: nn.Linear) -> nn.Linear:
-    """torch's own layer with the parameters of one of ours."""
+    """torch's ``nn.Linear`` that shares the parameters of one of our layers."""
     own = nn.Linear(layer.in_features, layer.out_features, device="meta")
     own.weight, own.bias = layer.weight, layer.bias
     return own
@@ -62,7 +62,7 @@ class EagerAttention(nn.Module):
 
 
 class EagerMLP(nn.Module):
-    """Linear, GELU, linear, each of which keeps its input for the backward."""
+    """MLP of linear, GELU, linear, each of which keeps its input for the backward."""
 
     def __init__(self, other: MLP) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class EagerMLP(nn.Module):
 
 
 class EagerQuantizer(nn.Module):
-    """Distance matrix, one-hot, and losses by autograd."""
+    """Vector quantizer with a distance matrix, a one-hot product, and losses by autograd."""
 
     def __init__(self, other: VectorQuantizer) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class EagerQuantizer(nn.Module):
 
 
 def eager_copy(model: AdaptiveTokenizer, fused_attention: bool = False) -> AdaptiveTokenizer:
-    """A copy of a model on a VQGAN whose modules are the eager ones above."""
+    """Copy of a model with a VQGAN base whose modules are replaced by the eager ones above."""
     model = copy.deepcopy(model)
     replaced: dict[type, Any] = {
         SelfAttention: partial(EagerAttention, fused=fused_attention),
@@ -124,13 +124,13 @@ def _stacked(terms: Iterable[Iterable[Any]]) -> Tensor:
 
 
 class Outcome(NamedTuple):
-    """What a step can be held against another by.
+    """Result of a training step, by which steps are compared.
 
     Attributes:
         loss: scalar.
-        terms: (iterations, 3), cross-entropy, error of the expected code and quantizer loss.
-        gradients: (parameters,) norms before clipping, one for each of a parameter's rows in three parts (of queries,
-            keys and values, where it makes these).
+        terms: (iterations, 3): cross-entropy, error of the expected code and quantizer loss.
+        gradients: (3 * parameters,) norms before clipping, one for each third of a parameter's rows (queries, keys and
+            values in an attention's input projection).
     """
 
     loss: Tensor
@@ -141,14 +141,14 @@ class Outcome(NamedTuple):
 class Step:
     """One stage-1 training step: loss of all iterations, gradients, clipping at 3, AdamW.
 
-    The learning rate is 0, so all of its work is done and every step still sees the same weights: every outcome can be
-    held against the first.
+    The learning rate is 0: all work is done, but the weights stay the same, so every outcome can be compared with the
+    first.
 
     Args:
         model: in training mode, its base tokenizer frozen.
         images: (B, 3, height, width).
-        published: as the published code goes about it: the host waits for the terms of every iteration, and torch's
-            plain AdamW. Otherwise as ``alit train`` does.
+        published: work like the published code: the host waits for the terms of every iteration, and the optimizer is
+            torch's AdamW. Otherwise like ``alit train``.
 
     ``together`` is that of :func:`alit.stage1_loss`.
     """
@@ -175,13 +175,13 @@ class Step:
         return Outcome(loss, terms, norms)
 
     def backward(self, images: Tensor) -> dict[str, Tensor]:
-        """The gradients; total and terms of the loss, in this order."""
+        """Compute the gradients; returns ``loss``, its total, and ``terms``, (iterations, 3), in this order."""
         loss, terms = self.published_loss(images) if self.published else self.loss(images)
         loss.backward()
         return {"loss": loss.detach(), "terms": terms}
 
     def loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Total, and its terms."""
+        """Total of the loss and its terms, (iterations, 3)."""
         loss = stage1_loss(self.model, images, together=self.together)
         return loss.total, _stacked(loss.iterations.values())
 
@@ -202,7 +202,7 @@ class Step:
         return total, _stacked(terms)
 
     def optimize(self) -> None:
-        """Clip, step, drop the gradients."""
+        """Clip the gradients, take an optimizer step, and drop the gradients."""
         if self.optimizer is not None:
             self.optimizer.step(0.0)
         else:
@@ -212,15 +212,15 @@ class Step:
 
     @property
     def state_bytes(self) -> int:
-        """Weights, and two moments of each that is trained: what is there between steps."""
+        """Bytes kept between steps: the weights, and two moments of each trained one."""
         parameters = (*self.model.parameters(), *self.parameters, *self.parameters)
         return sum(p.nbytes for p in parameters)
 
 
 class CapturedStep(Step):
-    """Loss and gradients as one CUDA graph, as ``alit train`` does with ``cuda_graph``; captured in the first call.
+    """Step that replays loss and gradients as a CUDA graph captured in its first call, as ``alit train`` can do.
 
-    ``peak_megabytes`` is memory at the peak of the capture, all of which the graph keeps.
+    ``peak_megabytes``: peak memory of the capture, all of which the graph keeps.
     """
 
     graph: GradientGraph | None = None

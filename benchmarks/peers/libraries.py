@@ -1,4 +1,4 @@
-"""Other people's implementations, one small adapter each, used as their documentation says; absent ones say so."""
+"""Other libraries, one small adapter each, used as documented; raise :class:`Absent` if they cannot run here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def need(module: str, install: str) -> Any:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` of an eager formulation; compiled in the verifying call, outside the time.
+    """``torch.compile`` of an eager formulation; it compiles in the verifying call, which is not timed.
 
     Every contest starts with an empty cache (see ``conftest.py``).
     """
@@ -28,7 +28,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def faiss_search(z: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    """Exact index of squared distances; its own threads, as many as torch's."""
+    """Call of FAISS's exact search, ``IndexFlatL2``, with as many threads as torch; returns indices (N,)."""
     if DEVICE != "cpu":
         raise Absent("faiss-cpu searches on the CPU")
     faiss = need("faiss", "faiss-cpu")
@@ -40,7 +40,7 @@ def faiss_search(z: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 
 def flash_kmeans_assign(z: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
-    """The assignment step of flash-kmeans: batched (B, N, D), float32 products as it makes them."""
+    """Call of flash-kmeans' assignment step, in its own precision of products; returns indices (N,)."""
     if DEVICE != "cuda":
         raise Absent("flash-kmeans needs a GPU")
     module = need("flash_kmeans.assign_euclid_triton", "flash-kmeans")
@@ -51,7 +51,10 @@ def flash_kmeans_assign(z: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 def vector_quantize_pytorch(
     codebook: Tensor, metric: str
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Its quantizer with its default moving-average codebook, set to ours; returns quantized vectors and loss."""
+    """Quantizer of vector-quantize-pytorch with its default moving-average codebook, initialized with ``codebook``.
+
+    The function takes z (..., D) and returns quantized vectors and the loss.
+    """
     module = need("vector_quantize_pytorch", "vector-quantize-pytorch")
     quantizer = module.VectorQuantize(
         dim=codebook.shape[1],

@@ -1,4 +1,4 @@
-"""What adaptive encoding saves, on photographs: ``python -m benchmarks.studies.adaptive encode`` and ``... stream``.
+"""Time of adaptive encoding of photographs: ``python -m benchmarks.studies.adaptive encode`` and ``... stream``.
 
 ``encode``: lengths given, or decided by pixel or by code error, against the published rule, which runs and decodes
 every iteration (``compatibility="official"``). ``stream``: ``encode_stream`` against batch-by-batch ``encode`` at mixed
@@ -31,7 +31,7 @@ LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96)
 
 
 class Recorded:
-    """``kind``'s error, computed as ever, against thresholds that stop each image at its length."""
+    """Stopping criterion with the error of ``kind`` and recorded thresholds that stop each image at its length."""
 
     needs_prediction = True
 
@@ -55,14 +55,14 @@ class Recorded:
 
 
 def verify(name: str, found: TokenSequence, expected: TokenSequence) -> None:
-    """Lengths are equal; so are indices, but for a few that are as near as the others."""
+    """Check that lengths are equal, and indices up to 0.5 %, since codes can be equally near."""
     assert found.indices is not None and expected.indices is not None
     assert torch.equal(found.lengths, expected.lengths), f"{name}: {found.lengths.tolist()} tokens"
     share = float((found.indices != expected.indices).float().mean())
     assert share <= 0.005, f"{name}: {share:.1%} of the indices differ from the expected ones"
 
 
-#: The latter's time is that of all threads, which other work on the machine disturbs less.
+#: "cpu" is CPU time of all threads, which other processes on the machine disturb less.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -72,9 +72,9 @@ def race(
     rounds: int,
     expected: TokenSequence | None = None,
 ) -> dict[str, Any]:
-    """Seconds an image, best of the rounds, and the first contender's over each, by either clock.
+    """Seconds per image, best of the rounds, and the first contender's over each other one's, by clock.
 
-    The others' tokens are held against ``expected``, or against the first one's.
+    Tokens of the other contenders are checked against ``expected``, by default the first one's.
     """
     baseline, *others = contenders
     best = {clock: dict.fromkeys(contenders, math.inf) for clock in CLOCKS}
@@ -126,7 +126,7 @@ def stream(rounds: int) -> dict[str, Any]:
     lengths = torch.tensor([LENGTHS[i % len(LENGTHS)] for i in range(STREAM)])
     torch.manual_seed(0)
     model = AdaptiveTokenizer.from_size(SIZE).eval()
-    # The bound is what the batches need.
+    # The stream may hold as many rows as a batch.
     rows = BATCH * (model.num_image_tokens + model.config.max_tokens)
 
     def by_batches() -> TokenSequence:

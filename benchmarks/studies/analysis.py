@@ -1,4 +1,4 @@
-"""What the tokens of a model follow, as a table: ``python -m benchmarks.studies.analysis MODEL [NAME]``.
+"""Correlations of a model's tokens with people's judgment: ``python -m benchmarks.studies.analysis MODEL [NAME]``.
 
 The sections of ``alit analyze`` that need people's judgment: complexity on images with ``scores.csv``,
 specialization on images with segments. Writes ``results/analysis/NAME.json`` (``nano`` by default) and the tables of
@@ -28,7 +28,7 @@ from ..harness.timing import RESULTS, machine, write_json
 FOLDER = RESULTS / "analysis"
 PAGE = RESULTS.parents[1] / "docs" / "analysis.md"
 BATCH = 20
-#: Beside tokens, and what the table calls them.
+#: Measures that tokens are compared with -> their names in the table.
 YARDSTICKS = {
     "first": "L1 after the first iteration",
     "jpeg": "JPEG size",
@@ -37,14 +37,14 @@ YARDSTICKS = {
 
 
 def rounded(interval: Interval | None) -> list[float | None]:
-    """Value and bounds, to four places."""
+    """Value, lower and upper bound, each rounded to four decimals or None."""
     assert interval is not None
     found = (interval.value, interval.low, interval.high)
     return [None if x is None else round(x, 4) for x in found]
 
 
 def of_objects(model: AdaptiveTokenizer, folder: Path) -> dict[str, Any]:
-    """Spearman's correlations of tokens, and of what could stand for them, on images with ``scores.csv``."""
+    """Spearman's correlations of tokens and of ``YARDSTICKS`` with the people's scores in ``scores.csv``."""
     images = read_images("objects", folder, model.config.image_size)
     scores = read_scores(folder / "scores.csv", images)
     its_errors = errors(model, images.levels, batch_size=BATCH)
@@ -85,12 +85,12 @@ def of_scenes(model: AdaptiveTokenizer, folder: Path, segments: Path) -> dict[st
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What the files of a folder hold, by name."""
+    """Results of the JSON files of a folder, by file name without suffix."""
     return {x.stem: json.loads(x.read_text())["results"] for x in sorted(folder.glob("*.json"))}
 
 
 def tables(found: Mapping[str, Any]) -> str:
-    """Of results by name, as Markdown: a column each; values with their intervals."""
+    """Markdown tables of these results, a column for each name; values with their intervals."""
     scores: dict[str, list[str]] = {}
     overlaps: dict[str, list[str]] = {}
     for each in found.values():

@@ -25,10 +25,10 @@ from ..harness.timing import rounds, write
 
 
 def seconds(command: list[str], folder: str) -> float:
-    """One run, which has to succeed.
+    """Wall-clock seconds of one run of a command in ``folder``.
 
     Raises:
-        subprocess.CalledProcessError: it did not.
+        subprocess.CalledProcessError: the command failed.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Curves of training runs: ``python -m benchmarks.studies.curves OUT.png RUN/log.jsonl ...``, a panel for each run.
+"""Plot curves of training runs: ``python -m benchmarks.studies.curves OUT.png RUN/log.jsonl ...``, one panel a run.
 
-Drawn are the terms that have an iteration (``code_0``, ``l1_7``), the first, second, fourth and last of them; of a run
-without iterations its ``l1``. Values are means over a fiftieth of the run.
+The terms drawn are those of the first, second, fourth and last iteration (``code_0``, ``l1_7``), or ``l1`` of a run
+without iterations. Values are means over a fiftieth of the run.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ UNITS = {"code": "squared error of base tokens", "l1": "L1, pixels in [0, 1]"}
 
 
 def terms(records: list[dict[str, float]]) -> list[str]:
-    """What is drawn of a run."""
+    """Names of the terms of a run that are drawn."""
     names = {name for record in records for name in record}
     wanted = [f"{kind}_{i}" for kind in ("code", "l1") for i in ITERATIONS]
     return [name for name in wanted if name in names] or ["l1"]
 
 
 def smooth(records: list[dict[str, float]], name: str) -> np.ndarray:
-    """(2, n) steps and means of a term over a fiftieth of the run."""
+    """Steps and values of a term, (2, n), each a mean over a fiftieth of the run."""
     found = np.array([(record["step"], record[name]) for record in records if name in record])
     size = max(1, len(found) // 50)
     return np.stack([found[i : i + size].mean(0) for i in range(0, len(found), size)], axis=1)

@@ -1,11 +1,11 @@
-"""What calls cost a GPU, counted from machine code without one: ``python -m benchmarks.studies.cycles``.
+"""GPU cycles of calls, counted from machine code without a GPU: ``python -m benchmarks.studies.cycles``.
 
-Of every launch of a call the cycles of its busiest unit (``alit_kernels._launch_cycles``), summed, in the unit in which
-the kernel does its work. Nothing is timed: what waits for memory or for another kernel is not counted.
-``--compare FILE`` fails where a call costs more than 2 % more than in a result of the same Triton.
+The cost of a call is the sum over its launches of the cycles of the busiest unit (``alit_kernels._launch_cycles``), per
+unit of the kernel's work. Nothing is timed: waits for memory or for other kernels are not counted.
+``--compare FILE`` fails if a call costs over 2 % more than in a result of the same Triton.
 
-What a search does for single rows depends on the data. How many rows need it is counted on those of the benchmark, by a
-search of all of them in Triton's interpreter, which takes some minutes; ``--compare`` takes the numbers of its file.
+The extra work of a search for single rows depends on the data. The rows that need it are counted on the benchmark's
+data, by a search in Triton's interpreter, which takes some minutes; ``--compare`` takes the counts from its file.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from alit_kernels.vector_quantize.cases import Case, make
 
 from ..harness.timing import write
 
-#: Of the result, at most.
+#: Largest ratio of a call's cycles to those of the compared result.
 WORSE = 1.02
 SEARCHES = (Case(8192, 4096, 12), Case(8192, 1024, 256))
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is counted.
+    """A call whose cycles are counted.
 
     Attributes:
-        unit: what the cycles are given for, and ``units``: how many of them the call has.
-        schedulers: whose cycles: of one scheduler (1), or of a multiprocessor (4).
-        case: of a search; ``doubt`` the share of its rows that are scanned, where not that of the benchmark's data.
+        unit: unit of work that the cycles are given per; ``units``: number of units in the call.
+        schedulers: cycles are given for one scheduler (1) or for a multiprocessor (4).
+        case: case of a search; ``doubt``: share of its rows that are scanned, None for that of the benchmark's data.
     """
 
     call: Callable[[], object]
@@ -76,7 +76,7 @@ def attention_calls(dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
 
 
 def search_calls(case: Case) -> dict[str, Call]:
-    """On the benchmark's data, and with 5 % of the rows in doubt."""
+    """Name -> search of a case: with the benchmark's share of rows in doubt, and with 5 % of them."""
     z, codebook = empty(case.vectors, case.dim), empty(case.codes, case.dim)
     pairs = case.vectors * case.codes
     unit, units, schedulers = "pair", pairs, 1
@@ -116,11 +116,11 @@ def calls() -> dict[str, Call]:
 
 @dataclass(frozen=True)
 class Rows:
-    """How many rows of a search need more than a look at their scores.
+    """Numbers of rows of a search that need more work than a comparison of their scores.
 
     Attributes:
         two: rows with two codes within the limit, which are compared in float32.
-        many: rows of which codes are compared in float64, and ``kept`` these codes of all rows.
+        many: rows with codes that are compared in float64; ``kept``: number of these codes in all rows.
         doubt: rows that are scanned, in ``cells`` cells in all, by ``blocks`` programs for each part of the codebook.
     """
 
@@ -132,7 +132,7 @@ class Rows:
     blocks: float
 
     def with_doubt(self, share: float, rows: int) -> Rows:
-        """With that share of the rows scanned, wherever they are, and each in as many cells as here."""
+        """Numbers for this share of ``rows`` scanned, at random positions, each in as many cells as here."""
         more = share * rows - self.doubt
         return Rows(
             self.two,
@@ -145,7 +145,7 @@ class Rows:
 
 
 def rows_of(case: Case) -> Rows:
-    """Of the benchmark's data."""
+    """Numbers of rows of a case with the benchmark's data; run in Triton's interpreter."""
     (z, codebook, _), index = make(case), torch.empty(case.vectors, dtype=torch.int64)
     products = 3 if case.dim <= triton_.THREE else 1
     found = triton_.prepare(z, codebook, cosine=False, products=products)
@@ -177,8 +177,8 @@ def counted(call: Call, architecture: int, rows: Rows | None) -> dict[str, Any]:
     if rows is not None and call.case is not None:
         if call.doubt is not None:
             rows = rows.with_doubt(call.doubt, call.case.vectors)
-        # The longer ways of a program, in this order. settle_kernel: a row with two codes, one with more, a code of
-        # that. scan_kernel: rows in doubt, one of them, what is known of it, a cell, codes that are close, the merge.
+        # Rare branches of a program, in this order. settle_kernel: a row with two codes, a row with more, each of its
+        # codes. scan_kernel: rows in doubt, one row, its known state, a cell, codes that are close, the merge.
         taken = {
             "settle_kernel": (rows.two, rows.many, rows.kept),
             "scan_kernel": (
@@ -214,7 +214,7 @@ def counted(call: Call, architecture: int, rows: Rows | None) -> dict[str, Any]:
 
 
 def rows_in_interpreter() -> dict[str, Any]:
-    """Of all searches, by this module in a process of its own."""
+    """Case -> :class:`Rows` as a dict, of ``SEARCHES``, counted by this module in a process with the interpreter."""
     command = [sys.executable, "-m", "benchmarks.studies.cycles", "--rows"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     return json.loads(subprocess.run(command, env=environment, stdout=-1, check=True).stdout)

@@ -1,4 +1,4 @@
-"""What LlamaGen's quantizer costs with its entropy loss: ``python -m benchmarks.studies.entropy_loss``.
+"""Cost of LlamaGen's quantizer with its entropy loss: ``python -m benchmarks.studies.entropy_loss``.
 
 A module of its interface, 16384 codes of 8 channels, normalized, in training: forward and backward of 16 images of
 256 tokens, as it is and after ``alit_kernels.accelerate``. Losses and gradients are compared, then both are timed in
@@ -28,7 +28,7 @@ Step = Callable[[], list[Tensor]]
 
 
 def step(module: nn.Module, image: Tensor) -> Step:
-    """Losses and gradients of image and codebook."""
+    """Training step of a quantizer: returns its losses and the gradients of image and codebook."""
     leaves = image, module.embedding.weight
 
     def call() -> list[Tensor]:

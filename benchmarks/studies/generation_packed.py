@@ -1,4 +1,4 @@
-"""What packed sampling saves: ``python -m benchmarks.studies.generation_packed``.
+"""Packed sampling against padded batches: ``python -m benchmarks.studies.generation_packed``.
 
 Samples of about 96 tokens on average, of lengths from 32 to 256, as ``alit.generation.sample`` draws them, where an
 ended sequence leaves and another takes its place, against padded batches, which run until their longest has ended. Both
@@ -38,7 +38,7 @@ COUNT, BATCH = 192, 64
 
 
 class Ending(Generator):
-    """Ends with the probabilities by which lengths are those of ``LENGTHS``."""
+    """Generator whose end tokens have the probabilities that make lengths distributed as ``LENGTHS``."""
 
     def scored(self, x_TC: Tensor, position_T: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         counts = torch.tensor(LENGTHS).bincount(minlength=self.config.max_tokens + 1)
@@ -60,7 +60,7 @@ def padded(generator: Generator) -> list[Tensor]:
 
 
 def padded_batch(generator: Generator, samples: list[Wanted]) -> list[Tensor]:
-    """A token of each, ended or not, until all have ended."""
+    """Tokens of each sample of a padded batch, which draws a token for every row until all have ended."""
     config, count = generator.config, len(samples)
     longest = config.max_tokens
     uniform_BN = torch.stack([torch.rand(longest, generator=random) for _, random in samples])

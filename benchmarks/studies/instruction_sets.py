@@ -1,4 +1,4 @@
-"""What threads and instruction sets give the codebook ops on a CPU: ``python -m benchmarks.studies.instruction_sets``.
+"""Codebook ops by threads and instruction sets of a CPU: ``python -m benchmarks.studies.instruction_sets``.
 
 The suites' contests of search and of a quantizer's training step, with two threads and with one; of the search ours
 with each instruction set. Rates count 2 N K D floating-point operations. Everything is verified before it is timed and
@@ -22,7 +22,7 @@ from ..harness.contest import Contest
 from ..harness.timing import rounds, write
 from ..suites import test_codebooks as codebooks
 
-#: Those with a search of their own, the best first.
+#: Instruction sets with a search kernel of their own, the best first.
 SEARCHES = ("avx512", "avx2", "baseline")
 
 
@@ -35,7 +35,7 @@ def ours(z: Tensor, codebook: Tensor, instruction_set: str) -> Tensor:
 
 
 def measured(case: Case, race: Contest, names: tuple[str, ...], rounds: int) -> dict[str, Any]:
-    """Milliseconds, rates and memory of the named contenders, but for those that are absent."""
+    """Milliseconds, rates and memory of the named contenders that are not absent."""
     race.prepare = {name: race.prepare[name] for name in names}
     result: dict[str, Any] = {
         "shape": f"{case.vectors} x {case.codes} x {case.dim}",

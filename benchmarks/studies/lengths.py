@@ -1,10 +1,9 @@
-"""Lengths that are predicted, against those that are searched: ``python -m benchmarks.studies.lengths MODEL FOLDER``.
+"""Predicted against searched lengths: ``python -m benchmarks.studies.lengths MODEL FOLDER``.
 
-For limits of the pixel error, over the images that some length meets: Spearman's rank correlation of the lengths of
-``Predicted`` and of ``MaxL1``, which decodes as it goes, the median of what they differ by, the share of images that
-are within the limit with the predicted length, and predicted tokens over searched ones. The times of both, beside that
-of the same lengths when they are given, in turns. The mean error of ``Budget(n)`` beside that of n tokens for each,
-batch by batch.
+For several limits of the pixel error, over the images that some length meets: Spearman's rank correlation of the
+lengths of ``Predicted`` and of ``MaxL1``, which decodes every iteration, their median difference, the share of images
+within the limit at the predicted length, and predicted tokens over searched ones. Times of both and of given lengths,
+in turns. The mean error of ``Budget(n)`` and of n tokens for each image, batch by batch.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ BATCH, ROUNDS = 16, 7
 
 
 def got(model: AdaptiveTokenizer, images: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
-    """Numbers of tokens, and mean absolute errors of what they decode to: (B,) each, a batch at a time."""
+    """Numbers of tokens and mean absolute errors of the decoded images, (images,) each, encoded in batches."""
     lengths, errors = [], []
     for batch in images.split(BATCH):
         tokens = model.encode(batch, criterion)
@@ -60,7 +59,7 @@ def at_limit(model: AdaptiveTokenizer, images: Tensor, limit: float) -> dict[str
 
 
 def times(model: AdaptiveTokenizer, images: Tensor, limit: float) -> dict[str, Any]:
-    """Medians in seconds of one batch."""
+    """Median seconds to encode one batch with given, predicted and searched lengths."""
     batch = images[:BATCH]
     lengths = model.encode(batch, Predicted(max_l1=limit)).lengths.tolist()
     criteria: dict[str, Criterion] = {

@@ -1,4 +1,4 @@
-"""What padding costs attention on the CPU, forward and backward: ``python -m benchmarks.studies.padding``.
+"""Cost of padding in attention on the CPU, forward and backward: ``python -m benchmarks.studies.padding``.
 
 32 images of 32 to 256 latents, alone and with the class token and 256 image tokens that an encoder sees beside them;
 width 512, 8 heads, float32. Packed rows, by our kernel and by one call of torch's fused attention for each sequence,
@@ -31,7 +31,7 @@ WORKLOADS = {"latents": 0, "latents and image": 257}
 
 
 def in_place(function: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
-    """Gradients of ``function(q, k, v)``, views of one projection (..., 3, H, D), by way of the projection's."""
+    """Call that returns output and gradients of ``function(q, k, v)`` for views of one projection (..., 3, H, D)."""
     *leaves, grad = inputs
     projection = torch.stack(leaves, -3).requires_grad_()
 

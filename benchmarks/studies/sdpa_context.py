@@ -1,8 +1,8 @@
-"""What ``fused_sdpa`` costs the calls that it passes on: ``python -m benchmarks.studies.sdpa_context``.
+"""Overhead of ``fused_sdpa`` for calls that it passes on: ``python -m benchmarks.studies.sdpa_context``.
 
-Calls on a few numbers; and, of what it takes, those whose queries see prefixes of the keys. On one thread, without a
-context, within one that passes everything on, and within ours, in turns; medians in microseconds of that thread.
-``added`` is what ours costs beyond none, and ``of ours`` beyond the other: the rest is torch's.
+Calls on tiny tensors, and calls that it computes itself, whose queries see prefixes of the keys. On one thread, without
+a context, within one that passes everything on, and within ours, in turns; medians in microseconds of that thread.
+``added`` is the time within ours less that without, ``of ours`` less that within the other: the rest is torch's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def passed_on() -> Calls:
 
 
 def taken(length: int) -> Calls:
-    """8 heads of 64 channels; a prefix of 32."""
+    """Name -> call that ``fused_sdpa`` computes: 8 heads of 64 channels, a prefix of 32."""
     q, k, v = (torch.randn(1, 8, length, 64, requires_grad=True) for _ in range(3))
     mask = torch.arange(length) < stops_prefix(length, 32)[:, None]
     banded = mask & ~mask.tril(-length // 2)

@@ -1,4 +1,4 @@
-"""What attention with stops saves on the CPU: ``python -m benchmarks.studies.stops``.
+"""Time of attention with stops on the CPU: ``python -m benchmarks.studies.stops``.
 
 Causal order, a prefix that all queries see, and the blocks of a model of ten scales (1 x 1 to 16 x 16 tokens, each
 seeing itself and those before), as stops of our kernel, against our kernel on all pairs and against torch's
@@ -45,7 +45,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of one head."""
+    """Attention of one head, (B, N, 1, D), written with ``torch.bmm``."""
     queries, keys, values = (x.squeeze(2) for x in (q, k, v))
     scores = torch.bmm(queries, keys.transpose(1, 2)) * queries.shape[-1] ** -0.5
     return torch.bmm(scores.softmax(-1), values).unsqueeze(2)
@@ -54,7 +54,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def race(
     shape: tuple[int, ...], functions: Mapping[str, Function], alike: tuple[str, str], count: int
 ) -> dict[str, Any]:
-    """Median seconds; what the two that are ``alike`` return is held against each other."""
+    """Median seconds of the functions, forward and step; checks that the two named in ``alike`` return the same."""
     *leaves, grad = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {}
     for step in (False, True):

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, part by part, forward and backward, within the step itself."""
+"""Time of the parts of a training step, forward and backward, measured within the step itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("base", "encoder", "decoder", "attention", "quantizer", "optimizer", "r
 
 
 class Stopwatch:
-    """Charges time to the innermost part that is running; on a GPU by its own clock."""
+    """Stopwatch that charges time to the innermost running part; on a GPU it uses CUDA events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[Any, str, bool]] = []
@@ -31,10 +31,10 @@ class Stopwatch:
         self.events.append((_now(), part, False))
 
     def seconds(self) -> dict[str, float]:
-        """By part.
+        """Seconds by part.
 
         Raises:
-            RuntimeError: parts that overlap without one holding the other.
+            RuntimeError: parts overlap without being nested.
         """
         result: dict[str, float] = {}
         running: list[str] = []
@@ -65,7 +65,7 @@ def _between(start: Any, end: Any) -> float:
 
 
 def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, which has no backward, charged."""
+    """``function``, which has no backward, wrapped to charge its time to ``part``."""
 
     def run(*args: Any, **options: Any) -> Any:
         watch.enter(part)
@@ -81,10 +81,10 @@ def _hook(event: Callable[[str], None], part: str) -> Callable[..., None]:
 
 
 def breakdown(step: Step) -> tuple[dict[str, float], Outcome]:
-    """Seconds of one step by ``PARTS``, and what it returned.
+    """Seconds of one step by ``PARTS``, and the step's outcome.
 
     ``attention`` holds the attention modules of encoder and decoder with their projections, ``encoder`` and ``decoder``
-    what else is in their blocks and in the decoder's last layers; ``rest`` is embeddings, losses and all between.
+    the rest of their blocks and the decoder's last layers; ``rest`` is embeddings, losses and everything else.
     """
     watch, model = Stopwatch(), step.model
     parts = {model.encoder: "encoder", model.decoder: "decoder", model.decoder.ffn: "decoder"}

@@ -1,4 +1,4 @@
-"""One more call of ours in five contests, between profiler marks: what ``ncu`` looks at."""
+"""Run one call of ours in each of five contests between profiler marks, for ``ncu``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from ..harness.contest import DEVICE, Contest
 from . import test_attention, test_codebooks, test_ragged, test_soft_codebook
 
-#: Name -> its contest, small or not.
+#: Name -> function that makes its contest; True: small.
 CONTESTS: dict[str, Callable[[bool], Contest]] = {
     "varlen_attention": lambda small: test_attention.contest(
         (33, 7) if small else test_attention.MIXED, step=True

@@ -1,4 +1,4 @@
-"""What the benchmarks of model paths share: ``tiny`` on the published VQGAN, random weights, and images."""
+"""Shared by the benchmarks of model paths: ``tiny`` on the published VQGAN with random weights, and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alit.training.stage import precision
 from ..harness.contest import DEVICE
 
 GPU = DEVICE == "cuda"
-#: Whether ``alit train`` would choose bfloat16 here.
+#: True if ``alit train`` would choose bfloat16 here.
 NATIVE_BFLOAT16 = precision("auto", torch.device(DEVICE)).keywords["enabled"]
 #: Tokens of each image: 96 on average.
 LENGTHS = (32, 256, 64, 96, 32, 128, 64, 96) if GPU else (32, 160)
@@ -25,7 +25,7 @@ WARMUP = 2 if GPU else 0  # the verifying call has warmed it up
 
 @functools.cache
 def model(quick: bool, size: str = "tiny") -> AdaptiveTokenizer:
-    """Made once: who needs another mode sets it. For ``--quick`` two narrow layers and 64 x 64 pixels.
+    """Tokenizer on ``DEVICE``, made once; callers set its mode. ``quick``: two narrow layers and 64 x 64 pixels.
 
     Codes and logits have the spread of trained ones, so that a wrong token shows in the pixels.
     """

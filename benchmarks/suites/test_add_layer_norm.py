@@ -1,4 +1,4 @@
-"""A residual connection and the layer norm behind it: forward and backward, the branch in bfloat16 on a GPU."""
+"""A residual connection and the layer norm after it: forward and backward, the branch in bfloat16 on a GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def contest(case: Case) -> Contest:
     expected, share = step(eager), 1e-4 if torch.float32 == HALF else 2e-2
 
     def check(found: tuple[Tensor, ...]) -> None:
-        """Each to a share of its greatest magnitude: gradients of the vectors are sums over all rows."""
+        """Check each tensor to a share of its largest magnitude: gradients of the vectors are sums over all rows."""
         for ours, theirs in zip(found, expected, strict=True):
             bound = share * float(theirs.abs().max())
             torch.testing.assert_close(ours, theirs, rtol=0, atol=bound)

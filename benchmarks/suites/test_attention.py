@@ -74,7 +74,7 @@ def test_packed(step: bool, name: str, race: Callable, quick: bool) -> None:
     )
 
 
-#: Every length of the cases on a GPU.
+#: Lengths of the dense cases: all on a GPU, three on a CPU.
 DENSE = LENGTHS if DEVICE == "cuda" else (LENGTHS[0], LENGTHS[3], LENGTHS[-1])
 
 

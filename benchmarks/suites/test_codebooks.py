@@ -45,7 +45,7 @@ COUNTERS: dict[str, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
 
 def search(case: Case) -> Contest:
     z, codebook, _ = make(case, device=DEVICE)
-    # Both ends, and some between: the same ones in every run.
+    # Verified rows: both ends and 256 random ones, the same in every run.
     some = torch.randperm(case.vectors, generator=torch.Generator().manual_seed(0))[:256]
     ends = torch.arange(-128, 128) % case.vectors
     rows = torch.cat([some, ends]).to(DEVICE)
@@ -54,7 +54,7 @@ def search(case: Case) -> Contest:
     ).square()
 
     def verify(index: Tensor) -> None:
-        # Peers round differently: what they choose may be farther by a thousandth. Ours is held to exactness in tests.
+        # Peers round differently: their codewords may be farther by a thousandth. Tests check that ours is exact.
         chosen = distance.gather(1, index[rows, None])[:, 0]
         assert bool((chosen <= distance.amin(1) * 1.001).all()), "not the nearest codewords"
 
@@ -83,7 +83,7 @@ def each(cases: tuple[Case, ...]) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def size(case: Case, quick: bool) -> Case:
-    """The case; with ``--quick`` a small one in the place of the first, and no other."""
+    """The case; with ``--quick`` a small one instead of the first, and the others are skipped."""
     if quick and case != BENCHMARK_CASES[0]:
         pytest.skip("--quick runs one shape")
     return QUICK if quick else case
@@ -152,14 +152,14 @@ QUANTIZERS: dict[str, Callable[[Tensor, Tensor], Step]] = {
 
 
 def quantizer(case: Case) -> Contest:
-    """Forward and backward, cosine metric, learned codebook."""
+    """Contest of a quantizer's forward and backward, with cosine metric and learned codebook."""
     z, codebook, _ = make(case, device=DEVICE)
     z = z.view(-1, 256, case.dim).requires_grad_()
     codebook.requires_grad_()
     expected = QUANTIZERS["eager, gather"](z, codebook)()
 
     def verify(found: tuple[Tensor, ...]) -> None:
-        # The library weighs its losses otherwise: of its gradient only the shape and that it is finite can be held.
+        # The library weights its losses differently: only the shape and finiteness of its gradient can be checked.
         if len(found) == 2:
             assert found[1].shape == z.shape and bool(found[1].isfinite().all())
         else:
@@ -190,7 +190,7 @@ ENTROPIES: dict[str, Callable[[], Callable[..., CodebookEntropy]]] = {
 
 
 def entropies(case: entropy_cases.Case) -> Contest:
-    """Forward and backward."""
+    """Contest of the codebook entropies, forward and backward."""
     vectors = case.vectors
     z, codebook, _ = make(vectors, device=DEVICE)
     leaves = z.requires_grad_(), codebook.requires_grad_()

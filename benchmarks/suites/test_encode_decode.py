@@ -1,4 +1,4 @@
-"""With ``tiny``: encoding into as many tokens as each image needs, or every image to one length; decoding them."""
+"""Encoding with ``tiny`` to a length for each image or one length for all, and decoding."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .models import GPU, LENGTHS, ROUNDS, WARMUP, model, random_images
 
 
 def agreement(found: list[Tensor], expected: list[Tensor]) -> None:
-    """A vector halfway between two codes may fall to either in a batch of another shape."""
+    """Check that over 99 % of the indices agree: vectors halfway between two codes may differ by batch shape."""
     for indices, right in zip(found, expected, strict=True):
         share = float((indices == right).float().mean())
         assert share > 0.99, f"{1 - share:.1%} of the indices differ from those of an image alone"
 
 
 def encoding(quick: bool) -> Contest:
-    """One length per image: each leaves the batch when it has its tokens, or all run through every iteration."""
+    """Contest of encoding to one length per image: finished images leave the batch, or all run every iteration."""
     ours = model(quick).eval()
     images = random_images(ours, len(LENGTHS))
     expected = [
@@ -33,7 +33,7 @@ def encoding(quick: bool) -> Contest:
 
     @torch.no_grad()
     def all_iterations() -> list[Tensor]:
-        """The batch as it is through every iteration; each image's tokens are those of its own one."""
+        """Indices of each image at its own length, from a rollout of the whole batch through every iteration."""
         found: dict[int, Tensor] = {}
         for iteration in ours.rollout(images, predict_at=()):
             for i, length in enumerate(LENGTHS):
@@ -61,7 +61,7 @@ def test_encode_with_lengths(name: str, race: Callable, quick: bool) -> None:
 
 
 def encoding_to(tokens: int, quick: bool) -> Contest:
-    """Every image to the same number of tokens."""
+    """Contest of encoding every image to the same number of tokens."""
     ours = model(quick).eval()
     images = random_images(ours, 8 if GPU else 1)
     models = {"eager baseline": eager_copy(ours), "ours": ours}
@@ -82,7 +82,7 @@ def test_encode_to(tokens: int, name: str, race: Callable, quick: bool) -> None:
 
 
 def decoding(quick: bool) -> Contest:
-    """Tokens of mixed lengths to pixels, as one packed batch or an image at a time."""
+    """Contest of decoding tokens of mixed lengths, as one packed batch or an image at a time."""
     ours = model(quick).eval()
     tokens = ours.encode(random_images(ours, len(LENGTHS)), FixedLength(LENGTHS))
 

@@ -38,7 +38,7 @@ COMPILED = (
 
 
 class Case(NamedTuple):
-    """A step's size, images, precision and contenders; the first one's results are the others'."""
+    """Model size, batch, dtype and contenders of a step; the first contender is the reference."""
 
     size: str
     batch: int
@@ -58,7 +58,7 @@ class Case(NamedTuple):
         return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=self.half)
 
     def prepared(self, quick: bool) -> tuple[AdaptiveTokenizer, Tensor]:
-        """The model, its base tokenizer frozen, and the images."""
+        """Model in training mode with its base tokenizer frozen, and images (batch, 3, height, width)."""
         ours = model(quick, self.size).train()
         ours.base_tokenizer.requires_grad_(False)
         return ours, random_images(ours, self.batch)
@@ -79,7 +79,7 @@ COMPILED_STEPS = (
 
 
 def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
-    """A step on a copy of the model; compiled: in parts, as ``alit train`` does on request."""
+    """Step of the named contender on a copy of the model; compiled ones in parts, as by ``alit train``'s option."""
     eager = name.startswith("eager")
     copied = eager_copy(model, "fused" in name) if eager else copy.deepcopy(model)
     if "compiled" in name:
@@ -89,7 +89,7 @@ def contender(name: str, model: AdaptiveTokenizer, images: Tensor) -> Step:
 
 
 class Prepared:
-    """A contender's step; ``outcome`` of the last one with a stopwatch in it."""
+    """Step of a contender in this process; ``outcome``: result of the last watched step."""
 
     outcome: Outcome
 
@@ -103,7 +103,7 @@ class Prepared:
             return self.step()
 
     def watched(self) -> Outcome:
-        """One step, whose parts are noted: a stopwatch cannot look into compiled blocks."""
+        """Run one step and note its breakdown, unless compiled: a stopwatch cannot look into compiled blocks."""
         if self.compiled:
             self.outcome = self()
         else:
@@ -113,7 +113,7 @@ class Prepared:
         return self.outcome
 
     def found(self) -> dict[str, Any]:
-        """Parts and memory; of what is not known yet, of one more step."""
+        """Breakdown, peak memory and state of the step; takes one more step if its memory has not been measured."""
         if isinstance(self.step, CapturedStep):
             self._found["peak_megabytes"] = self.step.peak_megabytes
         elif "peak_megabytes" not in self._found:
@@ -122,7 +122,7 @@ class Prepared:
 
 
 class Apart:
-    """A step in a process of its own: what other contenders have left of the heap would count as free."""
+    """Step of a contender in a process of its own, so that heap freed by others does not hide its peak memory."""
 
     def __init__(self, case: Case, name: str, quick: bool) -> None:
         self._arguments = case, name, quick
@@ -132,11 +132,11 @@ class Apart:
         return self._process.submit(_alone, *self._arguments).result()
 
     def found(self) -> dict[str, Any]:
-        """Peak memory of the first call, breakdown of the last."""
+        """Peak memory of the first call, and breakdown of the last."""
         return self._process.submit(_found_alone).result()
 
 
-#: The step of this process.
+#: The step of this process: none, or one.
 _own: list[Prepared] = []
 
 
@@ -155,10 +155,10 @@ def _found_alone() -> dict[str, Any]:
 
 
 def agree(found: Outcome, expected: Outcome, half: bool = False) -> None:
-    """The loss, every term of every iteration, the gradient as a whole and of every parameter.
+    """Check that loss, all terms of all iterations, and the norms of the whole gradient and of each part agree.
 
-    In bfloat16 rounding gives a few base tokens another target. What rounding alone makes, the gradient
-    of the keys' bias, counts as none.
+    In bfloat16 rounding changes the targets of a few base tokens. Gradients that consist of rounding errors, those of
+    the keys' bias, count as zero.
     """
     tolerance, of_gradients = (2e-2, 0.1) if half else (1e-4, 1e-3)
     torch.testing.assert_close(found[:2], expected[:2], rtol=tolerance, atol=0)
@@ -192,7 +192,7 @@ def stage1(case: Case, quick: bool) -> Contest:
 
 
 def each(cases: tuple[Case, ...]) -> pytest.MarkDecorator:
-    """Every contender of every case."""
+    """Parametrization over all contenders of all cases."""
     pairs = [pytest.param(x, name, id=f"{x.name}-{name}") for x in cases for name in x.contenders]
     return pytest.mark.parametrize(("case", "name"), pairs)
 
@@ -211,12 +211,12 @@ def test_compiled_step(case: Case, name: str, race: Callable, quick: bool) -> No
 @pytest.mark.skipif(not GPU, reason="a CUDA graph needs a GPU")
 @each((LARGE,))
 def test_large_batch(case: Case, name: str, race: Callable, quick: bool) -> None:
-    """How busy ours keeps a GPU: more images than the eager step has memory for."""
+    """Times our step with more images than the eager step has memory for."""
     race(case.name, name, lambda: stage1(case, quick), ROUNDS, WARMUP)
 
 
 def launches(quick: bool) -> Contest:
-    """A step of ``base`` as on a GPU, but so narrow that what the host does for each of its kernels is all it takes."""
+    """Contest of a step of ``base``'s depth, so narrow that only the host's work for each kernel takes time."""
     torch.manual_seed(0)
     base = VQGANConfig(latent_channels=16, channels=32, blocks=1)
     size = AdaptiveTokenizerConfig.of_size("tiny" if quick else "base", base="vqgan")

@@ -36,7 +36,7 @@ const Blocks<float>& number_blocks(InstructionSet set) {
   return blocks_baseline;
 }
 
-// Calls body(T{}, E{}, blocks) with the C++ type of the rows, the elements that are multiplied, and who multiplies them.
+// Calls body(T{}, E{}, blocks) with the C++ type of the rows, that of the elements to multiply, and the functions.
 template <typename Body>
 void dispatch(Type type, InstructionSet set, const Body& body) {
 #ifdef ALIT_AVX512_BF16
@@ -67,14 +67,14 @@ Range rows_of(const Side& side, int64_t sequence) {
 }
 
 // The query gradients of one head whose keys are cut into pieces. Each piece adds its part to a block of queries after the
-// piece before it has, so that every sum is the chain that it is without pieces.
+// piece before it has, so that every sum has the same order as without pieces.
 class Chain {
  public:
   Chain(int pieces, int64_t size) : done_(pieces), data_(size) {}
 
   float* data() { return data_.data(); }
 
-  // Until the piece before has done its part of a block. It is under way: tasks are taken in their order.
+  // Waits until the piece before has done its part of a block. That piece is under way: tasks are taken in their order.
   void wait(int piece, int64_t block) const {
     while (piece > 0) {
       const int64_t done = done_[piece - 1].load(std::memory_order_acquire);
@@ -86,7 +86,7 @@ class Chain {
 
   void done(int piece, int64_t blocks) { done_[piece].store(blocks, std::memory_order_release); }
 
-  // At the end of its scope a piece is done, or has failed where it throws: nobody waits for it any more.
+  // Marks a piece as done at the end of the scope, or as failed where it throws: no other piece waits for it any more.
   struct Last {
     ~Last() {
       const bool failed = std::uncaught_exceptions() > exceptions;
@@ -110,7 +110,7 @@ struct Task {
   std::shared_ptr<Chain> chain = nullptr;  // of several pieces
 };
 
-// Sequences, the costliest first.
+// Indices of the sequences, the costliest first.
 std::vector<int64_t> order_of(const Problem& problem) {
   std::vector<int64_t> order(problem.sequences);
   for (int64_t b = 0; b < problem.sequences; ++b) order[b] = b;
@@ -119,14 +119,14 @@ std::vector<int64_t> order_of(const Problem& problem) {
   return order;
 }
 
-// Parts to cut each head into, so that every thread has `wanted` of them; 1 for a single thread.
+// Number of parts to cut each head into, so that every thread has `wanted` of them; 1 for a single thread.
 int64_t parts_of(const Problem& problem, int64_t wanted, int threads) {
   const int64_t heads = std::max<int64_t>(problem.sequences * problem.heads, 1);
   return threads > 1 ? (wanted * threads + heads - 1) / heads : 1;
 }
 
-// One for each head of each sequence, or, where these are few, several, cut between blocks of queries. The last come
-// first: where queries have stops, these usually see the most keys.
+// Tasks of the forward: one for each head of each sequence, or, where these are few, several, cut between blocks of
+// queries. The last queries come first: where queries have stops, these usually see the most keys.
 std::vector<Task> forward_tasks(const Problem& problem, int threads) {
   constexpr int64_t kGroup = 3;  // blocks worth packing keys for
   const int64_t wanted = parts_of(problem, 4, threads), least = parts_of(problem, 1, threads);
@@ -145,7 +145,7 @@ std::vector<Task> forward_tasks(const Problem& problem, int threads) {
   return tasks;
 }
 
-// One for each head of each sequence, or, where these are few, one for each piece of its keys.
+// Tasks of the backward: one for each head of each sequence, or, where these are few, one for each piece of its keys.
 std::vector<Task> backward_tasks(const Problem& problem, int64_t pitch, int threads) {
   constexpr int64_t kPiece = 128;  // keys worth reading all queries for
   const int64_t wanted = parts_of(problem, 2, threads);
@@ -161,12 +161,12 @@ std::vector<Task> backward_tasks(const Problem& problem, int64_t pitch, int thre
   return tasks;
 }
 
-// Memory of one thread, used anew by each of its tasks.
+// Memory of one thread, reused by each of its tasks.
 class Workspace {
  public:
   explicit Workspace(int64_t size) : data_(new (std::align_val_t{64}) float[static_cast<std::size_t>(size)]) {}
 
-  // `count` numbers or pairs; every piece begins at a cache line.
+  // Takes `count` numbers or pairs; every allocation begins at a cache line.
   template <typename E = float>
   E* take(int64_t count) {
     static_assert(sizeof(E) == sizeof(float));
@@ -187,7 +187,7 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-// Whoever is free takes the next task; which thread that is does not matter to the result.
+// Runs the tasks: each free thread takes the next one; which thread takes it does not matter to the result.
 template <typename Body>
 void run(const std::vector<Task>& tasks, int64_t workspace, int threads, const Body& body) {
   std::atomic<std::size_t> next{0};
@@ -210,7 +210,7 @@ float* at(const Sums& sums, const Task& task, int64_t first) {
   return sums.data + task.sequence * sums.sequence + task.head * sums.head + first;
 }
 
-// Rows of one head lie far apart, each on a page of its own: without being asked for in advance they come one by one.
+// Prefetches a row: rows of one head lie far apart, each on a page of its own, and would come one by one otherwise.
 template <int Write, typename T>
 void prefetch(T* row, int64_t dim) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -219,7 +219,8 @@ void prefetch(T* row, int64_t dim) {
 
 constexpr int64_t kAhead = 16;  // rows
 
-// Row i of the result, `pitch` wide, is row index[i] (or i, without an index) of `data` times `factor`, then zeros.
+// Gathers rows: row i of the result, `pitch` wide, is row index[i] (or i, without an index) of `data` times `factor`,
+// then zeros.
 template <typename T>
 void gather(const T* data, int64_t stride, const int64_t* index, int64_t count, int64_t dim, float factor, float* out,
             int64_t pitch) {
@@ -232,7 +233,7 @@ void gather(const T* data, int64_t stride, const int64_t* index, int64_t count, 
   }
 }
 
-// The same in pairs, without a factor.
+// Gathers rows as pairs, without a factor.
 void gather(const bfloat16* data, int64_t stride, const int64_t* index, int64_t count, int64_t dim, float, Pair* out,
             int64_t pitch) {
   for (int64_t i = 0; i < count; ++i, out += pitch) {
@@ -243,7 +244,7 @@ void gather(const bfloat16* data, int64_t stride, const int64_t* index, int64_t 
   }
 }
 
-// Rows as a stack, see block.h; numbers are one as they are.
+// Rows as a stack, see block.h; rows of numbers are a stack as they are.
 const float* stack(const float* rows, int64_t, int64_t, int64_t, float*, int64_t) { return rows; }
 
 const Pair* stack(const Pair* rows, int64_t count, int64_t dim, int64_t row, Pair* out, int64_t pitch) {
@@ -261,7 +262,7 @@ const Pair* stack(const Pair* rows, int64_t count, int64_t dim, int64_t row, Pai
   return out;
 }
 
-// The opposite of gather; row i of the result is row i times factor(i).
+// Scatters rows, the opposite of gather; row i of the result is row i times factor(i).
 template <typename T, typename Factor>
 void scatter(const float* rows, int64_t pitch, const int64_t* index, int64_t count, int64_t dim, const Factor& factor,
              T* out, int64_t stride) {
@@ -274,7 +275,7 @@ void scatter(const float* rows, int64_t pitch, const int64_t* index, int64_t cou
   }
 }
 
-// Four rows' elements d to d + 3, transposed. Four rows are `pitch` apart, four columns `panel`.
+// Transposes elements d to d + 3 of four rows. Four rows are `pitch` apart, four columns `panel`.
 template <typename E>
 inline void transpose_4x4(const E* rows, int64_t pitch, E* out, int64_t panel) {
 #ifdef __SSE__
@@ -290,7 +291,7 @@ inline void transpose_4x4(const E* rows, int64_t pitch, E* out, int64_t panel) {
 #endif
 }
 
-// Rows to panels, see block.h.
+// Copies rows to panels, see block.h.
 template <typename E>
 void transpose(const E* rows, int64_t count, int64_t dim, int64_t pitch, E* panels, int64_t panel) {
   for (int64_t first = 0; first < count; first += panel, panels += dim * panel) {
@@ -319,14 +320,15 @@ float dot(const T* a, const T* b, int64_t count) {
   return ((part[0] + part[4]) + (part[1] + part[5])) + ((part[2] + part[6]) + (part[3] + part[7]));
 }
 
-// How many keys query n of a sequence sees, of those that take part and of those that do not.
+// Number of keys that query n of a sequence sees, whether they take part or not.
 int64_t stop_of(const Problem& problem, const Task& task, const Range& keys, int64_t n) {
   if (problem.stops == nullptr) return keys.count;
   const int64_t stop = problem.stops[task.sequence * problem.stops_sequence + n];
   return std::clamp<int64_t>(stop, 0, keys.count);
 }
 
-// Rows, from the first of the sequence, of the keys that take part and that one of `count` queries from `first` on sees.
+// Writes to `kept` the rows, within the sequence, of keys that take part and that one of `count` queries from `first`
+// on sees.
 void keep(const Problem& problem, const Task& task, const Range& keys, int64_t first, int64_t count,
           std::vector<int64_t>& kept) {
   int64_t stop = 0;
@@ -337,8 +339,8 @@ void keep(const Problem& problem, const Task& task, const Range& keys, int64_t f
   }
 }
 
-// Rows, from the first of the sequence, of the keys of this piece, of which `kept` becomes those that take part. A piece
-// has an even number of these, but for the last.
+// Range of rows, within the sequence, of the keys of this piece; `kept` is cut to those of them that take part. A piece
+// has an even number of kept keys, but for the last.
 Range cut(const Task& task, const Range& keys, std::vector<int64_t>& kept) {
   const auto count = static_cast<int64_t>(kept.size());
   const int64_t size = rounded((count + task.pieces - 1) / task.pieces, 2 * kUnit);
@@ -351,7 +353,7 @@ Range cut(const Task& task, const Range& keys, std::vector<int64_t>& kept) {
   return rows;
 }
 
-// How many of the kept keys each of `count` queries from `first` on sees, into `seen`; the largest of these.
+// Writes to `seen` the number of kept keys that each of `count` queries from `first` on sees; returns the largest.
 int64_t see(const Problem& problem, const Task& task, const Range& keys, int64_t first, int64_t count,
             const std::vector<int64_t>& kept, int64_t* seen) {
   int64_t most = 0;
@@ -368,18 +370,18 @@ int64_t longest(const Problem& problem, const Side& side) {
   return result;
 }
 
-// Rows of one head that are multiplied: elements of each, and between them.
+// Width of the rows of one head as they are multiplied, and their pitch, in elements.
 template <typename E>
 struct Width {
   using Element = E;
   explicit Width(int64_t dim) : depth(rounded(dim, kNumbers<E>) / kNumbers<E>), row(odd_lines(depth)), pitch(odd_lines(dim)) {}
-  // Of a stack of so many rows, an even number, beside the rows.
+  // Elements of a stack of `rows` rows, an even number, beside the rows themselves.
   int64_t stack(int64_t rows) const { return kNumbers<E> == 1 ? 0 : rows / 2 * pitch; }
   int64_t depth, row, pitch;
 };
 
-// Checks the problem; calls body(T{}, blocks, width, most) with the C++ type of the rows, who multiplies them, their
-// width, and room for the keys of the longest sequence.
+// Checks the problem; calls body(T{}, blocks, width, most) with the C++ type of the rows, the functions that multiply
+// them, their width, and room for the keys of the longest sequence.
 template <typename Body>
 void prepared(const Problem& problem, InstructionSet set, const Body& body) {
   check(problem.queries, problem.sequences, "offsets");

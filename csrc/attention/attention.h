@@ -15,7 +15,7 @@ struct Rows {
   std::int64_t sequence, row, head;
 };
 
-// What belongs to each row and head, float32: row n of head h of sequence b at data + b * sequence + h * head + n.
+// A float32 number for each row and head: that of row n of head h of sequence b at data + b * sequence + h * head + n.
 struct Sums {
   float* data;
   std::int64_t sequence, head;

@@ -1,11 +1,11 @@
 // Attention of one block of queries, once for each instruction set.
 //
-// Sums are float32. What is multiplied are elements E: numbers in float32, or pairs of two successive numbers in bfloat16.
-// attention.cpp has packed it. Rows of `row` elements follow the head dimension, `depth` elements and then zeros. A
-// panel is the transpose of `panel` successive rows: element e of row j at [e * panel + j]; what fills the last panel is zero.
+// Sums are float32. Factors are elements E: numbers in float32, or pairs of two successive numbers in bfloat16, which
+// attention.cpp has packed. Rows of `row` elements follow the head dimension, `depth` elements and then zeros. A
+// panel is the transpose of `panel` successive rows: element e of row j at [e * panel + j]; zeros fill the last one.
 // A stack is for sums over rows: float32 rows as they are, or in row n, element d the pair of elements d of rows 2 n and
 // 2 n + 1, zero beyond the last row. Its rows and those of sums are `pitch` apart, the head dimension rounded up to
-// kUnit, zeros beyond it. No key is masked here: those that are have been dropped.
+// kUnit, zeros beyond it. No key is masked here: masked keys have been dropped.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace alit::attention {
 constexpr std::int64_t kUnit = 16;    // elements: one cache line
 constexpr std::int64_t kQueries = 64;  // in a block, at most
 constexpr std::int64_t kKeys = 256;    // of which scores are held at a time, at most; a multiple of every panel
-// Between two rows of scores: an odd number of cache lines, so that a column does not fall into a few sets of the cache.
+// Pitch of rows of scores: an odd number of cache lines, so that a column does not fall into a few sets of the cache.
 constexpr std::int64_t kScorePitch = kKeys + kUnit;
 constexpr std::int64_t kScores = kQueries * kScorePitch;
 
@@ -37,8 +37,8 @@ struct Keys {
   const E *value_panels = nullptr, *key = nullptr;      // backward only; the latter a stack
 };
 
-// One block of queries, and what the backward knows of it. Numbers come times the scale; pairs do not, since it would be
-// rounded, but with it.
+// One block of queries, with its data for the backward. Numbers are multiplied by the scale already; pairs, which that
+// would round, are not, and the scale comes with them.
 template <typename E>
 struct Queries {
   std::int64_t count;

@@ -50,7 +50,7 @@ typedef I Elements;
 
 inline void multiply_add(F& sum, Element a, I x) { sum = pair_product(sum, a.bits, x); }
 
-// A row of numbers becomes one of pairs, in place.
+// Converts a row of numbers to one of pairs, in place.
 inline void pair_up(float* row, int64_t vectors) {
   for (int64_t v = 0; v < vectors; v += 2) {
     const F first = load(row + v * kLanes), second = v + 1 < vectors ? load(row + (v + 1) * kLanes) : F{};
@@ -58,7 +58,7 @@ inline void pair_up(float* row, int64_t vectors) {
   }
 }
 
-// Rows i and i + 1 of numbers, or row i alone, become row i / 2 of a stack.
+// Writes rows i and i + 1 of numbers, or row i alone, to row i / 2 of a stack.
 inline void stack_up(const float* rows, int64_t i, bool alone, int64_t vectors, float* stack) {
   const float *a = rows + i * kScorePitch, *b = a + kScorePitch;
   float* out = stack + i / 2 * kScorePitch;
@@ -79,7 +79,7 @@ using Queries = alit::attention::Queries<Element>;
 
 constexpr int64_t kNumbers = alit::attention::kNumbers<Element>;
 
-// Elements that hold so many numbers.
+// Number of elements that hold `numbers` numbers.
 inline int64_t elements(int64_t numbers) { return (numbers + kNumbers - 1) / kNumbers; }
 
 struct Matrix {
@@ -114,7 +114,7 @@ inline void tile(Matrix a, Matrix b, float* c, int64_t pitch, int64_t depth, boo
     for (int v = 0; v < V; ++v) store(c + r * pitch + v * kLanes, sum[r][v]);
 }
 
-// The rows that are left: at most R.
+// The same for the rows that are left: at most R.
 template <int R, int V, bool Transposed>
 inline void last_rows(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t depth, bool add) {
   if (rows == R) {
@@ -134,7 +134,7 @@ void columns(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t 
   last_rows<kRows - 1, V, Transposed>(a, b, c, pitch, rows, depth, add);
 }
 
-// At most V vectors of columns.
+// All rows by at most V vectors of columns.
 template <int V, bool Transposed>
 void few_columns(Matrix a, Matrix b, float* c, int64_t pitch, int64_t rows, int64_t vectors, int64_t depth, bool add) {
   if (vectors == V) {
@@ -166,7 +166,7 @@ void multiply_panels(const Element* a, const Keys& keys, const Element* panels, 
   }
 }
 
-// How many of `count` keys from `first` on query i sees.
+// Number of the `count` keys from `first` on that query i sees.
 inline int64_t seen_of(const Queries& queries, int64_t i, int64_t first, int64_t count) {
   const int64_t seen = smaller(queries.seen[i] - first, count);
   return seen < 0 ? 0 : seen;

@@ -1,4 +1,4 @@
-// A few rows against the codes, once for each instruction set: what entropy.cpp goes over rows and codes with.
+// A few rows against the codes, once for each instruction set: the inner functions of entropy.cpp.
 //
 // Rows (count, dim) are contiguous; scores are plain products of rows and codes. Codes come in panels: coordinate d of code
 // c of panel g lies at panels[(g * dim + d) * kPanel + c]. A score may be -infinity: its probability is 0, as are then its

@@ -42,7 +42,7 @@ inline float sum_of(F x) {
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// kRows rows; the last one again in place of those that are not there.
+// kRows rows; missing ones are the last one again.
 struct Few {
   Few(const float* rows, int64_t count, int64_t dim) {
     for (int64_t r = 0; r < kRows; ++r) row[r] = rows + smaller(r, count - 1) * dim;

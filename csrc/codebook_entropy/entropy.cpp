@@ -12,7 +12,7 @@ namespace {
 
 using std::int64_t;
 
-// Pieces of the rows, each with its sum of distributions: results depend on no number of threads.
+// Pieces of the rows, each with its sum of distributions: results do not depend on the thread count.
 constexpr int64_t kPieces = 32;
 // Rows whose share of a code's gradient is summed by itself, so that sums over many rows stay exact.
 constexpr int64_t kSummedRows = 256;

@@ -8,13 +8,13 @@
 
 namespace alit::entropy {
 
-// Of each row the largest score, the sum of exp(score - largest) and the entropy of its distribution, all (count); the sum
-// of the distributions, (codes()).
+// Writes for each row the largest score, the sum of exp(score - largest) and the entropy of its distribution, (count)
+// each; and the sum of the distributions, (codes()).
 void forward(const Codes& codes, const float* rows, std::int64_t count, float* largest, float* sum, float* entropy,
              float* total, int threads, InstructionSet set);
 
-// Gradients of rows (count, dim), whose last coordinate is as block.h says, and of panels, like the codes; null where not
-// wanted.
+// Gradients of rows (count, dim), whose last coordinate is as block.h says, and of panels, like the codes; null where
+// not wanted.
 void backward(const Codes& codes, const float* rows, std::int64_t count, const Slopes& slopes, const float* largest,
               const float* sum, const float* entropy, float* grad_rows, float* grad_panels, int threads,
               InstructionSet set);

@@ -7,7 +7,7 @@ namespace alit {
 
 namespace {
 
-// Sums of some rows, Width columns at a time (in registers), as long as so many are left. Returns the first column not done.
+// Sums some rows, Width columns at a time (in registers), as long as so many are left; returns the first one not done.
 template <int Width, typename T>
 std::int64_t sum_columns(const Rows& z, const std::int64_t* row, std::int64_t rows, std::int64_t column, float* total) {
   for (; column + Width <= z.dim; column += Width) {

@@ -1,8 +1,8 @@
-// The calls of an op, or of a public function, that are known by their signature.
+// Table of the calls of an op, or of a public function, that are known by their signature.
 //
-// calls(*arguments, implementation) -> result, or None: the signature is not known, or something looks at calls (a mode, a
-// transform, a profiler). Of a known signature a plan is run where there is one and no gradient is asked for; else the op's
-// own function is called, with the arguments in their places: checks and choices are behind it.
+// calls(*arguments, implementation) -> result, or None: the signature is not known, or something watches calls (a mode,
+// a transform, a profiler). For a known signature the plan is run where there is one and no gradient is asked for; else
+// the op's own function is called, with the arguments in their places: checks and choices are made already.
 
 #define PY_SSIZE_T_CLEAN
 #include "launcher.h"
@@ -57,7 +57,7 @@ struct Calls {
   Py_ssize_t most;
 };
 
-// Whether a function says so; -1 with a Python error.
+// 1 if the function returns true, 0 if false; -1 with a Python error.
 int says(PyObject* function) {
   PyObject* told = PyObject_CallNoArgs(function);
   if (!told) return -1;
@@ -77,8 +77,8 @@ int any_requires_grad(const Signature& call) {
   return 0;
 }
 
-// The signature of arguments whose last is the implementation, and of what stands outside of them: the environment, and
-// autocast on the first tensor's device. 1; 0 where there is none; -1 with a Python error.
+// Describes arguments whose last is the implementation, and the state outside of them: the environment, and autocast on
+// the first tensor's device. Returns 1; 0 where there is none; -1 with a Python error.
 int describe(const Calls* self, PyObject* const* arguments, Py_ssize_t count, Signature& found) {
   static PyObject* const automatic = PyUnicode_InternFromString("auto");
   static PyObject* const types[] = {PyUnicode_InternFromString("cpu"), PyUnicode_InternFromString("cuda")};

@@ -1,5 +1,5 @@
-// How torch gives another library the addresses of tensors and the current stream, without either knowing the other's
-// headers: the exchange API of DLPack 1.x (https://dmlc.github.io/dlpack/latest/c_api.html), as much of it as is used here.
+// DLPack 1.x's exchange API (https://dmlc.github.io/dlpack/latest/c_api.html), by which torch gives another library the
+// addresses of tensors and the current stream, without the headers of either; as much of it as is used here.
 #pragma once
 
 #include <Python.h>

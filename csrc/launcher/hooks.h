@@ -1,11 +1,11 @@
-// What of Triton's settings a launch has to respect.
+// Settings of Triton that a launch has to respect.
 #pragma once
 
 #include <Python.h>
 
 namespace alit {
 
-// Whether an attribute of Triton's settings is set: not None, nor an empty chain of hooks.
+// True if an attribute of Triton's settings is set: not None, nor an empty chain of hooks.
 inline bool is_set(PyObject* object, PyObject* name) {
   PyObject* value = PyObject_GetAttr(object, name);
   if (!value) {
@@ -26,7 +26,7 @@ inline bool is_set(PyObject* object, PyObject* name) {
   return result;
 }
 
-// Whether something wants to see a launch, or to change how it is compiled.
+// True if something wants to see a launch, or to change how it is compiled.
 inline bool watched(PyObject* runtime, PyObject* kernel) {
   static PyObject* const settings[] = {PyUnicode_InternFromString("launch_enter_hook"), PyUnicode_InternFromString("launch_exit_hook"),
                                        PyUnicode_InternFromString("add_stages_inspection_hook"), PyUnicode_InternFromString("debug")};

@@ -5,9 +5,9 @@
 // the parameters are written into one array and cuLaunchKernel gets them. All else goes to Triton, and is remembered if
 // it can be.
 //
-// The key is at least as fine as Triton's own: of a tensor its type, device and 16-byte alignment; of an integer whether it
-// is 1 or a multiple of 16, and its width, unless the kernel does not specialize on it; of a constant or a launch option
-// type and value. Arguments are known by their names, which Python keeps in one tuple for each place of a call.
+// The key is at least as fine as Triton's own: type, device and 16-byte alignment of a tensor; width of an integer, and
+// whether it is 1 or a multiple of 16, unless the kernel does not specialize on it; type and value of a constant or
+// a launch option. Arguments are known by their names, which Python keeps in one tuple for each place of a call.
 
 #define PY_SSIZE_T_CLEAN
 #include "launcher.h"
@@ -33,14 +33,14 @@ namespace {
 
 constexpr int MOST_ARGUMENTS = 64;
 constexpr Py_ssize_t MOST_TEXT = 24;  // bytes of a constant
-// What is remembered of one site, and how many sites; beyond that all is forgotten and found anew.
+// Most plans remembered for one site, and most sites; beyond that all is forgotten and found anew.
 constexpr std::size_t MOST_PLANS = 256, MOST_SITES = 256;
-// Tuples of names by which a site is found at once.
+// Most tuples of names by which a site is found at once.
 constexpr std::size_t MOST_TUPLES = 8;
 
 // ---- What is remembered ----
 
-// How a kernel looks at an argument: by value (constants and launch options), by Triton's specialization, or by type only.
+// Part of an argument that counts for a kernel: value (constants and launch options), Triton's specialization, or type.
 enum class Look : char { VALUE = 'v', SPECIALIZED = 's', UNALIGNED = 'u', TYPE = 't' };
 
 // A compiled kernel for one key.
@@ -118,7 +118,7 @@ struct Call {
   void add(std::uint64_t word) { key[words++] = word; }
 };
 
-// Adds argument i to the key. 1; 0 where only Triton can tell; -1 with a Python error.
+// Adds argument i to the key. Returns 1; 0 where only Triton can tell; -1 with a Python error.
 int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
   PyTypeObject* type = Py_TYPE(argument);
   call.value[i] = 0;
@@ -189,10 +189,10 @@ int describe(Launcher* self, Call& call, int i, PyObject* argument, Look look) {
 
 // ---- Triton's side ----
 
-// Where the kernel's compiled forms are; gone if the user has cleared them.
+// False if the user has cleared the caches that hold the kernel's compiled forms.
 bool caches_stand(const Site* site) { return !PyDict_Check(site->caches) || PyDict_GET_SIZE(site->caches) > 0; }
 
-// Launches through Triton; under a key what was compiled is remembered.
+// Launches through Triton, and remembers the compiled kernel under the key where there is one.
 PyObject* through_triton(Launcher* self, PyObject* const* args, PyObject* kwnames, Site* site, const std::string* key) {
   self->misses++;
   PyObject* compiled = PyObject_Vectorcall(self->launch, args, 2, kwnames);

@@ -1,4 +1,4 @@
-// Launches compiled Triton kernels: what kernel[grid](...) does, without its work in Python.
+// Launches of compiled Triton kernels, as by kernel[grid](...), without its work in Python.
 #pragma once
 
 #include <Python.h>

@@ -1,7 +1,7 @@
 // The launches of an op for one signature of its arguments, repeated with other addresses.
 //
 // All that an op does on the host for one of its calls, from the checks to the choice of tiles, follows from shapes, strides,
-// types, alignment and numbers: from `signature`. So it need be done once. What differs from call to call are addresses:
+// types, alignment and numbers: from `signature`. So it need be done once. Only addresses differ from call to call:
 // a Plan holds the launches with everything else in place, takes the tensors, allocates, and launches.
 
 #define PY_SSIZE_T_CLEAN
@@ -51,7 +51,7 @@ struct Plan {
   int alone;               // whether there is one result, and no tuple of results
 };
 
-// Calls a function with the items of a tuple; `put`, if it is not null, in the place of the first.
+// Result of a function called with the items of a tuple; `put`, if it is not null, takes the place of the first.
 PyObject* apply(PyObject* function, PyObject* items, PyObject* put) {
   PyObject* arguments[4];
   const Py_ssize_t count = PyTuple_GET_SIZE(items);
@@ -63,7 +63,7 @@ void drop(PyObject** made, Py_ssize_t count) {
   while (count--) Py_DECREF(made[count]);
 }
 
-// False with a Python error.
+// Makes the plan's allocations; false with a Python error.
 bool allocate(const Plan* self, PyObject** made) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->allocations); ++i) {
     made[i] = apply(self->empty, PyList_GET_ITEM(self->allocations, i), nullptr);
@@ -147,7 +147,8 @@ PyObject* call(PyObject* object, PyObject* const* tensors, std::size_t nargsf, P
   return result;
 }
 
-// One entry of Plan(launches=...): (kernel, compiled, function, grid, threads, shared, values, [(parameter, tensor, offset)]);
+// Parses an entry of Plan(launches=...): (kernel, compiled, function, grid, threads, shared, values,
+// [(parameter, tensor, offset)]);
 // without a kernel (None) the function is one of the extension's own.
 bool parse(PyObject* given, Launch& launch) {
   unsigned long long function;

@@ -73,7 +73,7 @@ int Signature::describe(PyObject* const* arguments, Py_ssize_t given) {
       for (int d = 0; d < tensor.ndim; ++d) elements *= tensor.shape[d];
       const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
       if ((elements && !tensor.data) || is_negative(argument)) return 0;
-      // Which earlier tensor begins where this one does: a plan has to know which of them a launch was given.
+      // The earlier tensor that begins where this one does: a plan has to know which of them a launch was given.
       addresses[count] = address;
       if (!count) device_type = tensor.device.type;
       const std::int64_t same = std::find(addresses, addresses + count, address) - addresses;

@@ -1,4 +1,4 @@
-// What a call is known by: all of its arguments but the contents and addresses of tensors.
+// The signature of a call: all of its arguments but the contents and addresses of tensors.
 #pragma once
 
 #include <Python.h>

@@ -15,7 +15,7 @@ namespace alit {
 
 constexpr int kGroup = 8;
 
-// Called with a group and a bit for each lane whose least distance in the group is within its limit.
+// Function that is called with a group and a bit for each lane whose least distance in the group is within its limit.
 using Visit = void (*)(void* context, std::int64_t group, std::uint32_t lanes);
 
 struct Codes {
@@ -24,8 +24,8 @@ struct Codes {
   std::int64_t groups, dim;
 };
 
-// For each query of a block: the least value, where it is (the first of several), the least value elsewhere; and, with
-// products, the square of the query's norm.
+// Results for each query of a block: the least value, its place (the first of several), the least value elsewhere; and,
+// with products, the square of the query's norm.
 struct Least {
   float *best, *second, *square;
   std::int32_t* place;

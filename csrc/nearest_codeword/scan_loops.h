@@ -13,7 +13,7 @@ using I = Simd::I;
 
 constexpr int kWidth = Simd::vectors * Simd::lanes;
 
-// What is summed over the coordinates, for `codes` codes of a group at a time: as many as keep the sums in registers.
+// The terms summed over the coordinates, for `codes` codes of a group at a time: as many as keep the sums in registers.
 struct Differences {
   static constexpr int codes = 4;
   static F add(F query, F code, F sum) { return Simd::add_square(Simd::subtract(query, code), sum); }

@@ -16,7 +16,7 @@ namespace {
 
 // Below this distance the squares of single differences may have underflowed.
 constexpr float kLeastCertain = 0x1p-100f;
-// From here on a group of codes is too much to look through once more for each vector.
+// From this dimension on a group of codes is too much to look through once more for each vector.
 constexpr std::int64_t kManyDimensions = 48;
 // Products are tried while at most one in so many queries must be searched again.
 constexpr std::int64_t kDoubtful = 4;
@@ -83,7 +83,7 @@ struct PackedCodes {
   Codes for_products() const { return {values.data(), halves.data(), groups, dim}; }
 };
 
-// Queries that are searched together, and what a scan finds of them.
+// Queries that are searched together, and the results of a scan of them.
 struct Block {
   std::int64_t dim, width, pitch;
   std::vector<float> vectors, queries;  // scaled: as rows, and transposed
@@ -126,8 +126,8 @@ struct Block {
   }
 };
 
-// Two steps. By products, which cost half: what their rounding leaves no doubt about is decided. The rest is gathered and
-// searched by differences. Either way the index is that of the least distance in float64 by differences.
+// Search in two steps. Products, which cost half, decide those queries that their rounding leaves in no doubt. The rest
+// is gathered and searched by differences. Either way the index has the least distance in float64 by differences.
 template <typename T>
 class Searcher {
  public:

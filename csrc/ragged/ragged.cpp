@@ -50,7 +50,7 @@ void copy(std::byte* out, const std::byte* from, Size bytes, bool stream = false
   std::memcpy(out, from, static_cast<std::size_t>(bytes));
 }
 
-// To be called by whoever streamed, before others may read.
+// To be called by a thread that streamed, before others may read.
 void fence() {
 #ifdef __SSE2__
   _mm_sfence();
@@ -70,7 +70,7 @@ void write_rows(std::byte* out, Rows rows, Size first, Size count, Size row_byte
   }
 }
 
-// What one sequence becomes: `split` rows of `head`, then rows of `tail` up to its end.
+// Contents of one output sequence: `split` rows of `head`, then rows of `tail` up to its end.
 struct Sequence {
   Rows head;
   Size split;
@@ -170,7 +170,7 @@ void sum_fresh(Rows grad, const Offset* new_offsets, Size sequences, const std::
   });
 }
 
-// The first lengths[b] of `length` rows of each sequence, then those of `tail`.
+// Writes the first lengths[b] of `length` rows of each sequence, then those of `tail`.
 void write_masked(Padded padded, Lengths lengths, Size sequences, Size length, Rows tail, std::byte* out, Size row_bytes,
                   int threads) {
   const auto sequence = [&](Size b) { return Sequence{at(padded, b), std::clamp<Size>(lengths[b], 0, length), tail}; };

@@ -84,7 +84,7 @@ struct Selection {
   __device__ bool operator[](i64 b) const { return values == nullptr || values[b] != 0; }
 };
 
-// Where an output row comes from; no address: the fill value.
+// Source of an output row; no address: the fill value.
 
 struct PackPlan {
   Padded padded;
@@ -179,7 +179,7 @@ struct alignas(16) Fill {
 
 constexpr int kInFlight = 4;  // loads of a lane before the first of them is waited for
 
-// One warp writes one row, in vectors of V. A row asks its plan once.
+// One warp writes one row, in vectors of V. The plan is asked once for each row.
 template <typename V, typename Plan>
 __global__ void write_rows(Plan plan, Fill fill, char* out, i64 rows, i64 row_bytes) {
   const i64 vectors = row_bytes / static_cast<i64>(sizeof(V)), lane = threadIdx.x % kWarp;
@@ -230,7 +230,7 @@ void write(i64 stream, const Plan& plan, i64 alignment, i64 out, i64 rows, i64 r
   launch_write<std::uint8_t>(stream, plan, fill, out, rows, row_bytes);
 }
 
-// Sum of `value` over the threads before this one; `total` is that of the block. Needs 2 * blockDim.x elements.
+// Sum of `value` over the threads before this one; `total` is the sum over the block. Needs 2 * blockDim.x elements.
 template <typename T>
 __device__ T scan_block(T value, T* shared, T* total) {
   T *now = shared, *next = shared + blockDim.x;
@@ -326,8 +326,8 @@ struct Kept {
   }
 };
 
-// The rows in use of source_row, and all of target_row and new_offsets. A block has kTile rows, and counts for itself those
-// that are kept before its own: bytes are few beside rows.
+// Writes the rows in use of source_row, and all of target_row and new_offsets. A block has kTile rows, and counts the
+// rows kept before its own by itself: bytes are few beside rows.
 __global__ void select_rows(Kept kept, Offset* new_offsets, Offset* source_row, Offset* target_row, i64 capacity,
                             int* error) {
   DYNAMIC_SHARED(int, shared);

@@ -127,7 +127,7 @@ void check(const Exact<T>& actual, const std::vector<double>& expected, double t
   }
 }
 
-// Softmax written out. What is neither a row of a sequence nor of a key keeps kUnwritten.
+// Softmax written out. Rows that belong to no sequence or key keep kUnwritten.
 template <typename T>
 void check_case(const Case& c, Type type, double tolerance) {
   Inputs<T> x(c, type);

@@ -1,5 +1,5 @@
-// codebook_entropy's kernels on buffers of exactly their size, with every instruction set of this machine: what the
-// sanitizers watch. Results are held against plain float64 loops.
+// codebook_entropy's kernels on buffers of exactly their size, with every instruction set of this machine: made to be
+// run under sanitizers. Results are compared with plain float64 loops.
 
 #include <algorithm>
 #include <cmath>

@@ -20,7 +20,7 @@ std::int64_t taking_part(const bool* mask, std::int64_t rows) {
   return mask == nullptr ? rows : std::count(mask, mask + rows, true);
 }
 
-// A row in float32, divided by max(norm, kLeastNorm) under the cosine metric. Returns that divisor, or 1.
+// Writes a row in float32, divided by max(norm, kLeastNorm) under the cosine metric. Returns that divisor, or 1.
 template <typename T>
 float unit(const T* row, std::int64_t dim, bool cosine, float* out, bool* clamped = nullptr) {
   double square = 0.0;

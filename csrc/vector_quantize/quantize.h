@@ -1,4 +1,4 @@
-// What follows the search in a vector quantizer, and its gradient.
+// The steps after the search in a vector quantizer, and their gradients.
 #pragma once
 
 #include <cstdint>

@@ -3,13 +3,13 @@
 Shows: DDP around a model with `nn.VectorQuantizer`. Each process has images of its own; gradients are averaged by DDP,
 counts and sums of the moving-average codebook by the module. At the end both processes have the same codebook.
 
-Run:  torchrun --nproc-per-node 2 docs/examples/two_processes.py
-      torchrun --nproc-per-node 2 docs/examples/two_processes.py --steps 3  # a quick look
+Run:  torchrun --nproc-per-node 2 docs/examples/two_processes.py  # --steps 3: a quick look
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 
 import torch
 import torch.distributed as dist
@@ -40,34 +40,38 @@ def patches(count: int, generator: torch.Generator) -> Tensor:
     return direction[:, 0] * y.flatten() + direction[:, 1] * x.flatten()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    arguments = parser.parse_args()
-    dist.init_process_group("gloo")
+def train(steps: int) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
-    torch.set_num_threads(1)
     torch.manual_seed(0)  # the same weights in all processes
     model = DistributedDataParallel(Tokenizer())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(rank)  # other images in each
-    for step in range(arguments.steps):
+    for step in range(steps):
         images = patches(512, generator)
         reconstruction, loss, index = model(images)
         error = F.mse_loss(reconstruction, images)
         optimizer.zero_grad()
         (error + loss).backward()
         optimizer.step()
-        if rank == 0 and step % max(arguments.steps // 5, 1) == 0:
+        if rank == 0 and step % max(steps // 5, 1) == 0:
             print(f"step {step:4}  error {error.item():.4f}  codes {len(index.unique())} of 64")
-    quantizer = model.module.quantizer
-    quantizer.finish_update()  # the last step's sums, which may still be on their way
-    mine = quantizer.embedding.weight.detach()
+    model.module.quantizer.finish_update()  # the last step's sums, which may still be on their way
+    mine = model.module.quantizer.embedding.weight.detach()
     found = [torch.empty_like(mine) for _ in range(world)]
     dist.all_gather(found, mine)
     if rank == 0:
         same = all(torch.equal(found[0], other) for other in found)
         print(f"{world} processes, the same codebook in each: {same}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    train(arguments.steps)
+    gc.collect()  # the DDP wrapper is part of a cycle and holds the group, whose threads have to end first
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Images to train on, a folder to call commands in, LPIPS without its weights, and a stand-in for the Hub."""
+"""Fixtures: images to train on, a folder to call commands in, LPIPS with random weights, and a local Hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.models import model
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven images of several shapes."""
+    """Folder of seven images of several shapes."""
     path = tmp_path / "images"
     (path / "more").mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory; the shipped weights, "nano", are in it, those of a small model."""
+    """Working directory whose folder of shipped weights holds "nano", the weights of a small model."""
     (tmp_path / "weights").mkdir()
     model().save_pretrained(tmp_path / "weights" / "nano.safetensors")
     monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "weights")
@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def random_perceptual(monkeypatch: pytest.MonkeyPatch) -> list[Perceptual]:
-    """LPIPS with small random weights in place of those from the net; what was made of them."""
+    """List of the LPIPS modules made by the test, which get small random weights instead of downloaded ones."""
     made: list[Perceptual] = []
 
     def load(self: Perceptual) -> Perceptual:
@@ -61,7 +61,7 @@ def random_perceptual(monkeypatch: pytest.MonkeyPatch) -> list[Perceptual]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that would come from the net cannot be had."""
+    """Make every download of weights fail."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no network")
@@ -71,14 +71,14 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty one, which ``huggingface_hub`` takes for the Hub; an empty cache; nothing waits before it retries."""
+    """Empty local hub, which ``huggingface_hub`` uses as the Hub, with an empty cache and no waits before retries."""
     with serving() as server:
         for name in [x for x in os.environ if x.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        # XET is another way to transfer files, which this one does not know.
+        # XET is another transfer protocol, which the local hub does not implement.
         for name in ("TELEMETRY", "PROGRESS_BARS", "XET"):
             monkeypatch.setenv(f"HF_HUB_DISABLE_{name}", "1")
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -90,5 +90,5 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture(scope="session")
 def content() -> bytes:
-    """The file of the small model."""
+    """Content of the small model's file."""
     return saved(model())

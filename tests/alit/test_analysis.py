@@ -29,7 +29,7 @@ SIZE = (24, 16)  # of the model: 16 down, 24 across
 
 
 class Means(torch.nn.Module):
-    """A classifier of eight classes: which part of an image is brightest."""
+    """Classifier of eight classes: the brightest part of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ SEEN = Networks(classifier=Means(), classifier_name="<brightest part>")
 
 
 def fill(folder: Path, count: int = 5, seed: int = 0) -> Path:
-    """Images of more and more colors."""
+    """Write ``count`` images with increasing numbers of colors to a new folder."""
     folder.mkdir()
     random = np.random.default_rng(seed)
     for n in range(count):
@@ -126,7 +126,7 @@ def test_page_is_one_file(result: Analysis) -> None:
 def test_command_with_data_alone(
     tmp_path: Path, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the others need is said; the rest is there."""
+    """The command names the data that other sections need; the sections possible without it are on the page."""
     missing = Networks(left_out=("class agreement: not installed",))
     monkeypatch.setattr("alit.commands.analyze.load_classifier", lambda *_: missing)
     weights, output = tmp_path / "m.safetensors", tmp_path / "page"
@@ -208,7 +208,7 @@ def test_bad_segments(tmp_path: Path, inputs: dict[str, Any]) -> None:
 
 
 def test_segments_are_cropped_as_their_image(tmp_path: Path) -> None:
-    """Of any mode: the pixels of one color are a segment."""
+    """Segment files of any mode are cropped like their image; the pixels of one color are a segment."""
     data, folder = fill(tmp_path / "data", 3), tmp_path / "segments"
     folder.mkdir()
     wide = Image.new("RGB", (64, 16), "white")  # 20 columns at either side are cut off
@@ -244,7 +244,7 @@ def test_a_classifier_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_classifier_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Packages that name a file which is not there."""
+    """A classifier's package that names a missing file of weights raises ValueError."""
     monkeypatch.setattr(Classifier, "PACKAGES", ())
     path = tmp_path / "gone.pth"
     files = SimpleNamespace(get_model_file_path=lambda: str(path))

@@ -1,4 +1,4 @@
-"""alit.analysis: planted answers are found, whichever section has to find them."""
+"""alit.analysis: each section finds an effect planted in its inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def image_set(levels: Tensor) -> ImageSet:
 
 
 def of_entropies(bits: list[int]) -> Tensor:
-    """Gray images (N, 3, 16, 16) whose gray levels have these entropies, places at random."""
+    """Gray images (N, 3, 16, 16), uint8, with these entropies of gray levels and random positions."""
     found = []
     for number, count in enumerate(bits):
         generator = torch.Generator().manual_seed(number)
@@ -43,7 +43,7 @@ def of_entropies(bits: list[int]) -> Tensor:
 
 
 class Planted:
-    """Stands for a model: the error falls below 0.05 with the iteration that the entropy of an image names."""
+    """Fake model whose error falls below 0.05 at the iteration equal to the entropy of an image."""
 
     config = model(image_size=(16, 16)).config
     latent_tokens = torch.empty(0)
@@ -95,7 +95,7 @@ def test_correlations_are_those_of_scipy() -> None:
 
 
 def test_intervals_cover_the_mean() -> None:
-    """Of a known spread: a standard error of 0.1."""
+    """The interval of a mean with standard error 0.1 is about -0.196 to 0.196."""
     values = np.random.default_rng(0).normal(size=100)
     found = mean((values - values.mean()) / values.std(), seed=0)
     assert found.value == pytest.approx(0, abs=1e-9)
@@ -145,7 +145,7 @@ def test_changes() -> None:
 
 
 def test_a_model_that_sees_entropy_alone_finds_all_changes_familiar() -> None:
-    """But the second folder, of more entropy, is not."""
+    """Changes that keep the entropy are familiar; a second folder of higher entropy is not."""
     some, second = image_set(of_entropies([1, 2, 1, 2, 3])), image_set(of_entropies([4, 4, 4]))
     m = planted()
     found_NK = errors(m, some.levels)
@@ -160,7 +160,7 @@ def test_a_model_that_sees_entropy_alone_finds_all_changes_familiar() -> None:
 
 
 class Brightness(torch.nn.Module):
-    """A classifier of ten classes: how bright an image is."""
+    """Classifier of ten classes: the brightness of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_maps_that_are_segments_overlap_wholly() -> None:
 
 
 def test_overlaps_count_pixels() -> None:
-    """Of a segment that covers parts of places: as of masks that are enlarged."""
+    """Overlaps with segments that partly cover grid cells equal those of masks enlarged to pixels."""
     labels = torch.randint(3, (16, 16), generator=torch.Generator().manual_seed(0))
     labels[0, 0] = 3  # too small to count
     cover, kept = covered(labels, (4, 4))
@@ -218,7 +218,7 @@ def test_overlaps_count_pixels() -> None:
 
 
 def test_no_mask_overlaps_more_than_the_most_on_a_grid() -> None:
-    """Of all masks, the best one takes the places that the segment covers most."""
+    """The best overlap of any mask on the grid is that of the cells that the segment covers most."""
     cover = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)).square()
     masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
     inter = cover @ masks.T
@@ -227,7 +227,7 @@ def test_no_mask_overlaps_more_than_the_most_on_a_grid() -> None:
 
 
 def test_a_model_that_looks_at_segments_beats_all_controls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer looks at the segments of the image that it is given; the other at random."""
+    """A layer whose attention maps follow the segments of its image beats all controls; the other layer is random."""
     m = model(image_size=(16, 16))
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(256, (4, 3, 16, 16), generator=generator).to(torch.uint8)

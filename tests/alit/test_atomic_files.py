@@ -1,4 +1,4 @@
-"""Files are replaced whole, keep their mode, and may have any number of writers; what is no file is left alone."""
+"""Files are replaced whole, keep their mode, and may have any number of writers; non-files are left alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NO_FILES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_stays(kind: str, tmp_path: Path) -> None:
-    """Neither a new file nor a lock takes its place, and nothing waits for a pipe."""
+    """Neither a new file nor a lock replaces a non-file, and no call blocks on a pipe."""
     uses = {
         "x": lambda folder: write(folder / "x"),
         ".lock": lambda folder: alone(folder).__enter__(),
@@ -109,7 +109,7 @@ def test_mode_and_owner_stay(mode: int, tmp_path: Path) -> None:
 def test_a_new_file_has_the_mode_of_the_umask(
     umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is not touched: it belongs to the whole process, in which other threads make files."""
+    """A new file has the umask's mode; the umask is not set, since it belongs to all threads of the process."""
     old = os.umask(umask)
     try:
         with monkeypatch.context() as patch:
@@ -202,7 +202,7 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
 
 
 def test_several_writers_at_once(tmp_path: Path) -> None:
-    """Each reader sees one writer's file, whole; nothing is left over."""
+    """Readers always see the whole file of one writer; no temporary files are left."""
     path = tmp_path / "x"
 
     def work(character: str) -> None:

@@ -1,4 +1,4 @@
-"""Where latents look, against softmax written out."""
+"""Attention maps of latents against the softmax written out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.models import images, model
 
 
 def explicit(m: AdaptiveTokenizer, x: Tensor, layer: int, grid: tuple[int, int] = (4, 6)) -> Tensor:
-    """Softmax of layer ``layer`` for the encoder's input (B, S, D), latents to image tokens, mean over heads."""
+    """Attention of ``layer`` for the encoder's input (B, S, D): latents to image tokens, mean over heads."""
     for block in list(m.encoder.transformer)[:layer]:
         x, _ = block(x)
     block = m.encoder.transformer[layer]

@@ -1,4 +1,4 @@
-"""Training of the base tokenizer: it learns, alone; its file serves stage 1; the stem is a change of layout alone."""
+"""Training of the base tokenizer: it alone learns, stage 1 reads its file, and the stem only changes the layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def base_stage(base: dict[str, Any], **fields: Any) -> TrainingConfig:
 
 
 def gradients() -> torch.Tensor:
-    """Four smooth gradients, 32x32."""
+    """Four images of smooth color gradients, (4, 3, 32, 32)."""
     ramp = torch.linspace(0, 1, 32)
     planes = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)])
     return torch.stack([planes[[i % 2, i // 2, 1]] for i in range(4)])

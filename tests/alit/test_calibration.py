@@ -1,4 +1,4 @@
-"""Criteria: the error that was asked for against the one that was got."""
+"""Calibration of criteria: requested errors against the errors reached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_max_l1(files: list[Path]) -> None:
-    """Against images encoded and decoded here, at limits that some of them meet."""
+    """Rows for MaxL1 equal those of images encoded and decoded here, at limits that some images meet."""
     m = model(image_size=(16, 16))
     x = torch.stack([load_square(file, 16) for file in files])
 
@@ -74,7 +74,7 @@ def test_other_models(files: list[Path], options: dict[str, Any]) -> None:
 
 
 def test_usual_limits(files: list[Path]) -> None:
-    """Of each kind, rising, within the errors that there are; of drawings too."""
+    """Usual limits of each criterion rise and lie within the errors of the images, for drawings too."""
     m = model(image_size=(16, 16))
     done: list[int] = []
     found = usual_limits(m, files, count=3, batch_size=4, on_batch=done.append)
@@ -86,7 +86,7 @@ def test_usual_limits(files: list[Path]) -> None:
     for kind, own in by_kind.items():
         limits = [row.limit for row in own]
         assert limits == sorted(set(limits)) and limits, kind
-        # Random weights have hardly any structure, of which two digits would tell.
+        # The images of random weights have too little structure for limits of two digits.
         assert kind is MinSSIM or (len(own) == 3 and own[0].met < own[2].met), kind
     assert len(usual_limits(m, drawings(16)[::4])) > 2
 

@@ -1,4 +1,4 @@
-"""The command line; images, folders and token files have tests of their own, and so has alit demo."""
+"""The command line, except images, folders, token files and alit demo, which have tests of their own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.models import images, model
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    """Photos with three images, notes.txt, cut.png, files of tokens, an empty folder, another model."""
+    """Working folder: photos with three images, notes.txt, cut.png, token files, an empty folder, another model."""
     for name in ("photos", "empty"):
         (here / name).mkdir()
     for name, size, image in zip("abc", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
@@ -49,7 +49,7 @@ def folder(here: Path) -> Path:
 
 
 def test_help_teaches() -> None:
-    """The list of commands imports none of them; each has a file of its name, and a line of its own in the list."""
+    """Each command has a module of its name, a line in the list of commands, and help with an example."""
     done = run("--help")
     assert done.exit_code == 0 and "alit reconstruct photo.jpg" in done.output
     for name, summary in COMMANDS.items():
@@ -64,7 +64,7 @@ def test_help_teaches() -> None:
 
 
 def test_train_says_where_it_starts(folder: Path) -> None:
-    """Not from where one may think: no checkpoint, no stage 1. (Three images are too few to go on.)"""
+    """``train`` says that it starts from random weights if there is no stage-1 model or no checkpoint to resume."""
     options = ("--data", "photos", "--output", "out", "--perceptual", "off", "--image-size", 64)
     done = run("train", "--stage", 2, "--base", "dct", *options)
     assert done.exit_code == 1 and "data: expected at least a batch" in text(done)
@@ -85,7 +85,7 @@ def test_version_and_usage() -> None:
 def test_module_runs(
     module: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``python -m``."""
+    """The command line runs as ``python -m MODULE``."""
     monkeypatch.setattr(sys, "argv", [module, "info", "good.alit"])
     monkeypatch.delitem(sys.modules, "alit.cli")
     with pytest.raises(SystemExit, match="0"):
@@ -254,7 +254,7 @@ def test_full_memory_is_an_error_and_a_bug_is_not_hidden() -> None:
 def test_whatever_a_decoder_raises(
     error: type[Exception], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Pillow's for AVIF does on damaged files: those are skipped."""
+    """Any error of a decoder is an OSError: Pillow's AVIF decoder raises others on damaged files."""
 
     def broken(*_: object) -> None:
         raise error("Failed to decode image")
@@ -272,7 +272,7 @@ def test_rounding_and_atomic_images(tmp_path: Path) -> None:
 
 
 def test_dct_reconstructs() -> None:
-    """All coefficients give the image back; few give its low frequencies; the scale suits photographs."""
+    """All coefficients restore the image, few its low frequencies; the scale suits photographs."""
     images = torch.stack(list(photographs(64).values()))
     everything = DCTBase(DCTConfig(patch_size=8, luma=64, chroma=64))
     code = everything.encode(images).code_BNC
@@ -287,7 +287,7 @@ def test_dct_reconstructs() -> None:
 
 
 def test_compact_halves_a_model(tmp_path: Path) -> None:
-    """But for what exceeds 16 bits."""
+    """``compact`` halves a model's file; only values beyond the range of 16 bits stay as they are."""
     source, target = tmp_path / "model.safetensors", tmp_path / "small.safetensors"
     m = model(ema_decay=0.9)
     m.quantize.cluster_size[0] = 1e5

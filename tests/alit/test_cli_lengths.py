@@ -1,4 +1,4 @@
-"""How many tokens the command line gives an image: its options, budgets of folders, predicted lengths."""
+"""Numbers of tokens that the command line gives images: its options, budgets of folders, predicted lengths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.models import images, model
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    """Photos with three images, and notes.txt."""
+    """Working folder: photos with three images, and notes.txt."""
     (here / "photos").mkdir()
     for name, size, image in zip("abc", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
         to_image(image).resize(size).save(f"photos/{name}.png")
@@ -40,7 +40,7 @@ def folder(here: Path) -> Path:
 
 
 def whole() -> list[torch.Tensor]:
-    """The photos as the command line takes them."""
+    """The photos as tensors, fitted as by the command line."""
     return [fitting.load(f"photos/{name}.png", (16, 24), 4, "whole").image for name in "abc"]
 
 
@@ -66,7 +66,7 @@ def test_how_many_tokens(folder: Path, given: tuple[object, ...], criterion: Cri
 
 
 def test_budget_of_a_folder(folder: Path) -> None:
-    """Of those that can be read; others are named."""
+    """A budget is shared by the images of a folder that can be read; other files are named."""
     done = run("encode", "photos", "notes.txt", "-o", "x.alit", "--budget", 7, "--in-flight", 2)
     refused(done, "1 of 4 files skipped")
     m = model()
@@ -77,8 +77,8 @@ def test_budget_of_a_folder(folder: Path) -> None:
     assert torch.equal(tokens.rows, expected.rows)
 
 
-def test_a_image_that_changes_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lengths that were found for others are not used."""
+def test_an_image_that_changes_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If an image changes after lengths were searched, the command fails and writes nothing."""
     command = importlib.import_module("alit.commands.encode")
 
     def curves(*arguments: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A codebook for each iteration: indices by position, losses, moving averages, files."""
+"""Codebooks for each iteration: indices by position, losses, moving averages, files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alit.losses import stage1_loss
 from alit_kernels.nn import VectorQuantizer
 from tests.helpers.models import config, images, model
 
-#: As of ``tests.helpers.models``: tokens of an iteration, iterations, channels of a code.
+#: Tokens of an iteration, iterations, channels of a code, as in ``tests.helpers.models``.
 STEP, ITERATIONS, DIM = 3, 4, 6
 
 
@@ -54,7 +54,7 @@ def test_each_iteration_has_its_own() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, STEP, STEP + 1, 2 * STEP, STEP * ITERATIONS - 1])
 def test_lookup_by_position(length: int) -> None:
-    """Of every prefix, within iterations too; raw indices say nothing of the iteration."""
+    """Indices are looked up by position, for prefixes of any length: the same index has another code per iteration."""
     quantizers, z = codebooks(), vectors()
     whole = quantizers(z)
     looked_up = quantizers.codes(whole.index[:, :length])
@@ -95,7 +95,7 @@ def test_gradients_go_to_the_codebooks_that_were_looked_at() -> None:
 
 
 def test_moving_averages_see_their_own_iteration() -> None:
-    """Each moves as a quantizer alone would with its tokens; those without tokens stay."""
+    """Each codebook is updated as a single quantizer would be with its tokens; those without tokens do not change."""
     options: dict[str, Any] = {"ema_decay": 0.9}
     quantizers, alone = codebooks(**options), codebooks(**options)
     for each in (quantizers, alone):
@@ -114,7 +114,7 @@ def test_moving_averages_see_their_own_iteration() -> None:
 
 
 def test_shared_by_default() -> None:
-    """The published names of weights stay."""
+    """By default one codebook is shared, and its weights keep the published names."""
     shared, each = model(), model(codebooks="each")
     assert isinstance(shared.quantize, VectorQuantizer)
     assert isinstance(each.quantize, CodebookPerIteration)
@@ -135,7 +135,7 @@ def test_shared_by_default() -> None:
     ],
 )
 def test_in_a_model(base: str, recurrence: str) -> None:
-    """Tokens say all that the decoder was told; a rollout that reads all latents anew looks at all codebooks."""
+    """Codes looked up from a model's tokens equal those its decoder was given, for every recurrence."""
     m, x = model(base, codebooks="each", recurrence=recurrence), images(3)
     with torch.no_grad():
         for iteration in m.rollout(x):

@@ -100,7 +100,7 @@ def test_heads_divide_the_width() -> None:
 
 
 def test_a_list_of_sizes_is_a_tuple() -> None:
-    """What a model file says of itself does not depend on how its size was given."""
+    """An image size given as a list is stored as a tuple, so equal configurations compare equal."""
     given = AdaptiveTokenizerConfig.of_size("tiny", image_size=[256, 256])  # type: ignore[arg-type]
     assert given == AdaptiveTokenizerConfig.of_size("tiny") and given.image_size == (256, 256)
 
@@ -177,7 +177,7 @@ def test_wrong_fields_of_json(change: tuple[str, str], message: str) -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_mutated_json(base: str) -> None:
-    """A named error, or a configuration that is what its own JSON says."""
+    """Mutated JSON raises a ValueError that begins with "configuration", or gives a config that round-trips."""
     rng, text = random.Random(base), config(base).to_json()
     for _ in range(EXAMPLES // 3):
         given = mutated_json(text, rng)
@@ -195,7 +195,7 @@ EARLIER = Path(__file__).parents[1] / "data"
 
 
 def test_names_of_before_are_read() -> None:
-    """Of the first shipped weights, and of the configuration of a run of then; what is written has today's names."""
+    """Earlier names of fields, in a model file and a run's configuration, are read; today's names are written."""
     text = (EARLIER / "earlier_model.json").read_text()
     config = AdaptiveTokenizerConfig.from_json(text)
     assert "small_code_initialisation" in text and not config.quirks.small_code_initialization

@@ -1,4 +1,4 @@
-"""Training configurations: from YAML and Python, each field within its type and limits, and whatever else may come."""
+"""Training configurations from YAML and Python: types and limits of every field, and hostile values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = [name for name, kind in KINDS.items() if kind in ("<class 'str'>", "str 
 
 
 def shaped(name: str, value: Any) -> Any:
-    """A value where a field of numbers has them."""
+    """``value`` in the structure of the field ``name``: a number, or a list of numbers."""
     return {"betas": [value, value], "gan_schedule": [[0.5, value]]}.get(name, value)
 
 
@@ -99,7 +99,7 @@ def test_no_run_begins_with_numbers_that_are_not_finite(
 
 @pytest.mark.parametrize("name", INTEGERS + FLOATS)
 def test_numbers_keep_to_their_limits(name: str) -> None:
-    """All fields of numbers, those to come too: no booleans, no text, nothing beyond the limits."""
+    """Every numeric field, later ones included, refuses booleans, text and values outside its limits."""
     low, high = map(float, LIMITS[name][1:-1].split(","))
     wrong: list[Any] = [10**400, True, False, "x", [], {}, b"1", 1j, -1, low - 1]
     wrong += [high * 2 + 1] if math.isfinite(high) else []
@@ -189,7 +189,7 @@ def test_assignments() -> None:
             assignments(texts)
 
 
-# Damaged and hostile ones.
+# Damaged and hostile configurations.
 
 WORDS = (
     *("[", "]", "{", "}", ": ", "- ", "\n", "\n  ", ", ", "#", "'", '"', "\\", "|\n ", ">\n", "? "),

@@ -1,4 +1,4 @@
-"""The convolutional halves of base tokenizers: what they do in place changes neither results nor inputs."""
+"""Convolutional encoders and decoders of base tokenizers: in-place operations change neither results nor inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens are kept: any length, criteria by the token, limits that no length meets, criteria of criteria."""
+"""Stopping criteria: any length, criteria by the token, limits that no length meets, combinations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.helpers.models import BASES, VARIANTS, images, model
 
 
 def pixels_of(m: AdaptiveTokenizer, x: Tensor, iteration: int, length: int) -> Tensor:
-    """What the first tokens of an iteration show."""
+    """Images decoded from the first ``length`` tokens, encoded with ``iteration + 1`` iterations."""
     tokens = m.encode(x, FixedLength(3 * (iteration + 1)))
     return m.decode(tokens.truncated(length))
 
@@ -41,7 +41,7 @@ def errors_of(m: AdaptiveTokenizer, x: Tensor, iteration: int, length: int) -> l
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_length(base: str, variant: str) -> None:
-    """As many iterations as it takes, and the first of their tokens; for one, for each, in streams."""
+    """A length of n keeps the first n tokens of the iterations it takes: one length, one each, and in streams."""
     m, x = model(base, bottleneck=variant), images()
     whole = [m.encode(x, FixedLength(n)) for n in (3, 6, 9, 12)]
     for n in range(1, 13):
@@ -79,12 +79,12 @@ def test_truncated() -> None:
 
 
 def expected_length(m: AdaptiveTokenizer, x: Tensor, limit: float) -> int:
-    """The first iteration within the limit; of its tokens the fewest, where more tokens are better."""
+    """Length that bisection should find in the first iteration within the limit."""
     for iteration in range(4):
         if errors_of(m, x, iteration, 3 * iteration + 3)[0] < limit:
             ends = range(3 * iteration + 1, 3 * iteration + 4)
             good = [errors_of(m, x, iteration, n)[0] < limit for n in ends]
-            # Bisection of three: the middle one, then the one that is left.
+            # Bisection of three lengths: the middle one first, then the remaining one.
             if good[1]:
                 return ends[0] if good[0] else ends[1]
             return ends[2]
@@ -116,7 +116,7 @@ def test_fewest_tokens_of_an_iteration(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", [MaxL1, RelativeL1, CodeError, MinSSIM, TokenAccuracy])
 @pytest.mark.parametrize("any_length", [False, True])
 def test_a_limit_that_no_length_meets(kind: Any, any_length: bool) -> None:
-    """The first iteration within 1 % of the best, and of its tokens no more than that takes."""
+    """A limit that is never met keeps the first iteration within 1 % of the best error, and no more tokens of it."""
     m, x = model("vqgan", any_length=any_length), images(6)
     impossible = kind(1.0 if issubclass(kind, MinSSIM | TokenAccuracy) else 0.0)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_a_limit_that_no_length_meets(kind: Any, any_length: bool) -> None:
 
 
 class Tokens:
-    """A criterion that measures nothing."""
+    """Stopping criterion without measurements: stop at ``tokens`` tokens."""
 
     needs_prediction = False
 
@@ -202,7 +202,7 @@ def test_relative_error_and_similarity() -> None:
 
 
 def test_published_fallback_is_of_errors_alone() -> None:
-    """Other criteria keep no tokens that do not help, in that mode too."""
+    """With the published fallback, other criteria than errors still keep the first iteration within 1 % of the best."""
     m, x = model("vqgan", quirks=Quirks(best_iteration_fallback=True)), images(4)
     with torch.no_grad():
         errors = torch.stack([TokenAccuracy(1.0).error(i, m) for i in m.rollout(x)])

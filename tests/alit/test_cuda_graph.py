@@ -1,4 +1,4 @@
-"""Steps from a CUDA graph are the plain ones; without a GPU, a capture is imitated: all else runs."""
+"""Steps from a CUDA graph equal plain ones; without a GPU only the capture is replaced by an imitation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GPU = pytest.param(
 
 
 def capture(work: Callable[[], Terms]) -> tuple[Terms, Callable[[], None]]:
-    """As a graph would: the same tensors every time."""
+    """Imitation of a capture: terms, and a function that recomputes them into the same tensors."""
     terms = work()
 
     def replay() -> None:
@@ -43,7 +43,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return request.param
 
 
-#: A codebook that forward passes move, replaced codes, halting and posteriors drawn at random.
+#: Options with state and randomness: a moving-average codebook, replaced codes, random halting and posteriors.
 STATEFUL: dict[str, Any] = {"halting": "mask", "ema_decay": 0.9, "dead_code_threshold": 0.5}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vqgan": ({"base": "vqgan", **STATEFUL}, {}),
@@ -56,7 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def run(fields: TrainingConfig, options: dict[str, Any]) -> tuple[list[dict[str, float]], Any]:
-    """What the log gets, without speeds, and the weights."""
+    """Log records of a run without speeds, and its final weights."""
     records: list[dict[str, float]] = []
     m = model(**options)
     result = train(fields, model=m, images=images(8), on_log=records.append)
@@ -84,7 +84,7 @@ def test_a_captured_run_is_the_plain_one(case: str, device: str) -> None:
 
 
 def test_a_stopped_captured_run_goes_on_as_if_it_had_not(device: str, tmp_path: Path) -> None:
-    """The second half captures again, in the middle of the run."""
+    """A stopped run with a captured step resumes bit for bit, capturing again."""
 
     def go(name: str, **options: Any) -> None:
         fields = config(steps=4, device=device, cuda_graph=True, output=str(tmp_path / name))

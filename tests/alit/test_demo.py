@@ -25,7 +25,7 @@ IMAGES = ["attention.png", "error.png", "reconstructions.png", "tokens.png"]
 
 @pytest.fixture(scope="module")
 def measured() -> Measured:
-    """With an error that some photographs meet early, some late, some never."""
+    """Measurements of photographs with a limit that some meet early, some late, some never."""
     m, photos = model(image_size=(16, 16)), photographs(16)
     errors = measure(m, photos, max_l1=0.1).l1
     return measure(m, photos, max_l1=float(errors.amin(0).median()) + 1e-3)
@@ -50,7 +50,7 @@ def test_what_is_measured(measured: Measured) -> None:
 
 
 def test_final_tokens_have_attention_too() -> None:
-    """Of a model whose encoder forgets them."""
+    """Attention of final tokens is there too if the recurrence drops them from the encoder."""
     m = model(image_size=(16, 16), recurrence="residual", codebooks="each")
     photos = dict(list(photographs(16).items())[:2])
     assert measure(m, photos).attention.shape == (2, 12, 4, 4)
@@ -95,7 +95,7 @@ def test_labels_move_apart() -> None:
 
 
 def test_training_live(tmp_path: Path) -> None:
-    """Two seconds of training: the images are there; that they are good takes minutes."""
+    """Two seconds of training write all images; good ones would take minutes."""
     output = tmp_path / "images"
     done = run("demo", "--train", "--output", output, "--seconds", 2, "--image-size", 32)
     assert done.exit_code == 0, done.output

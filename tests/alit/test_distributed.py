@@ -1,4 +1,4 @@
-"""Processes on the CPU under torchrun train as one does, survive a killed worker, shard, and change their number."""
+"""Training on several CPU processes under torchrun: equal to one process, killed workers, FSDP2, other numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AVERAGED = {**SMALL, "ema_decay": 0.9}
 
 
 def write_data(path: Path) -> None:
-    """A folder of images, shards, and a model to start from."""
+    """Write a folder of images, shards, and a model to start from."""
     random = np.random.default_rng(0)
     (path / "images").mkdir()
     for index in range(8):
@@ -44,7 +44,7 @@ def write_data(path: Path) -> None:
 
 
 def launch(path: Path, processes: int, runs: dict[str, dict[str, Any]], restarts: int = 0) -> None:
-    """Runs by their folders, one after another in the same workers."""
+    """Run trainings, folder -> fields, one after another in the same workers."""
     options = []
     for name, fields in runs.items():
         extra = {x: fields.pop(x) for x in ("resume", "stop_at", "kill_at", "seen") if x in fields}
@@ -58,7 +58,7 @@ def launch(path: Path, processes: int, runs: dict[str, dict[str, Any]], restarts
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all runs, in few starts of workers."""
+    """Folder of all runs, which are trained with few starts of workers."""
     path = tmp_path_factory.mktemp("runs")
     write_data(path)
     stage2: dict[str, Any] = {
@@ -88,7 +88,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_worker_restarts_bit_for_bit(runs: Path) -> None:
-    """Four steps, a kill, four steps from the checkpoint: the same as eight straight."""
+    """Four steps, a kill, and four steps from the checkpoint equal eight steps without a kill."""
     launch(runs, 2, {"killed": {"model": AVERAGED, "kill_at": 5}}, restarts=1)
     assert differing(weights_of(runs / "unharmed"), weights_of(runs / "killed")) == []
     assert log_of(runs / "killed") == log_of(runs / "unharmed")
@@ -96,7 +96,7 @@ def test_a_killed_worker_restarts_bit_for_bit(runs: Path) -> None:
 
 
 def test_the_command_of_the_guide(runs: Path) -> None:
-    """``torchrun -m alit train``, of the configuration that a run leaves: its weights, bit for bit."""
+    """``torchrun -m alit train`` with the configuration written by a run gives its weights, bit for bit."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "--max-restarts", "3", "-m", "alit", "train"]
     done = subprocess.run(
@@ -112,7 +112,7 @@ def test_the_command_of_the_guide(runs: Path) -> None:
 
 
 def test_runs_one_after_another(runs: Path) -> None:
-    """In the same workers, each in a process group of its own."""
+    """A second run in the same workers, in its own process group, gives the same weights."""
     assert differing(weights_of(runs / "ddp"), weights_of(runs / "again")) == []
 
 
@@ -127,13 +127,13 @@ def test_runs_one_after_another(runs: Path) -> None:
 def test_processes_train_as_one(
     name: str, expected: str, tolerance: dict[str, float], runs: Path
 ) -> None:
-    """DDP and FSDP2 on two processes: the weights of one process with two accumulated parts, in stage 1 and 2 (with its
-    discriminators); a sharded run that stops and goes on in one process, which reads the rows that both wrote.
+    """DDP and FSDP2 on two processes give the weights of one process with two accumulated microbatches, in stages 1 and
+    2 (with discriminators); so does a sharded run resumed in one process, which reads the rows that both wrote.
     """
     got, wanted = weights_of(runs / name), weights_of(runs / expected)
     assert got.keys() == wanted.keys()
-    # Keys' biases, and biases before a GroupNorm with a channel to a group, change no output: their gradient is
-    # rounding, of which AdamW makes steps.
+    # Keys' biases, and biases before a GroupNorm with one channel a group, change no output: their gradient is
+    # rounding noise, which AdamW scales up to whole steps.
     idle = ("in_proj_bias", "upsample.conv.bias") if name.startswith("2") else ()
     for key, value in wanted.items():
         if not key.endswith(idle):
@@ -143,7 +143,7 @@ def test_processes_train_as_one(
 @pytest.mark.parametrize(
     ("names", "one", "other", "tolerance"),
     [
-        # The log holds the first process's losses: the same images in the same order under both.
+        # The log holds the first process's losses: both runs give it the same images in the same order.
         (("loss",), "fsdp", "ddp", 1e-5),
         (("loss", "discriminator_gradient_norm", "gradient_norm"), "2 fsdp", "2 ddp", 1e-3),
         (("step", "loss"), "changing", "straight", 1e-3),
@@ -159,7 +159,7 @@ def test_what_is_logged(
 
 
 def test_shards_go_on_in_other_processes(runs: Path) -> None:
-    """Two, then three processes: each image of an epoch is seen once."""
+    """A run on two and then three processes sees each image of an epoch once."""
     seen = Counter(x for file in runs.glob("seen-*") for x in file.read_text().splitlines())
     assert sum(seen.values()) == 24 * 6 and set(seen.values()) == {1}
     data = checkpoints.about(checkpoints.saved(runs / "shards")[-1])["data"]

@@ -39,14 +39,14 @@ LONGEST = 37
     ],
 )
 def test_stream_equals_single(base: str, kind: type[MaxL1] | type[CodeError], halting: str) -> None:
-    """Lengths, indices and order, whatever the room."""
+    """A stream gives the lengths, indices and order of single images, for any ``max_tokens_in_flight``."""
     m, x = (
         model(base, halting=halting, halting_threshold=0.06 if base == "vqgan" else 0.5),
         images(7),
     )
     with torch.no_grad():
         errors = torch.stack([kind(0.0).error(iteration, m) for iteration in m.rollout(x)])
-    # Between the first and the least error of an image, which then needs more than one iteration.
+    # A limit between the first and the least error of an image, so that it needs more than one iteration.
     first, least = errors[0], errors.amin(0)
     criterion = kind(float((first + least)[(first - least).argmax()] / 2))
     expected = TokenSequence.concatenate([m.encode(one, criterion) for one in x.split(1)])
@@ -81,7 +81,7 @@ def test_one_length_for_all_images(options: dict[str, Any]) -> None:
 
 
 def test_stream_is_bounded_lazy_and_reports() -> None:
-    """No step exceeds the bound; the source is read only as places become free; places are refilled."""
+    """No step exceeds the bound, and images are read from the source only as places become free."""
     m, x = model(), images(12)
     read = 0
 
@@ -160,7 +160,7 @@ def dropping(base: str, **options: Any) -> AdaptiveTokenizer:
 @every_base
 @torch.no_grad()
 def test_dropping_equals_shorter_sequences(base: str) -> None:
-    """Each image alone, with the halted tokens cut out of a dense sequence, gives what the rollout gives."""
+    """The rollout equals that of each image alone with halted tokens cut out of a dense sequence."""
     m, x = dropping(base), images(4)
     rollout = m.rollout(x)
     iterations = list(rollout)
@@ -215,13 +215,13 @@ def test_everything_may_be_dropped() -> None:
 @pytest.mark.parametrize("halting", ["off", "mask", "drop"])
 @every_base
 def test_trains_with_every_halting(base: str, halting: str) -> None:
-    """The gradient is the slope of the loss, with tokens halting on the way."""
+    """The gradient equals the slope of the loss while tokens halt."""
     m = model(base, bottleneck="continuous", halting=halting).double()
     m.base_tokenizer.requires_grad_(False)
     parameters = [p for p in m.parameters() if p.requires_grad]
     x = images().double()
     halts = torch.rand(3, 24) < 0.3
-    # A threshold would make the loss jump where a step takes a token over it.
+    # Halt fixed tokens: with a threshold the loss would jump where a step takes a token across it.
     m.halted = lambda *_: halts  # type: ignore[method-assign, assignment]
 
     def loss() -> Tensor:

@@ -71,7 +71,7 @@ def test_numbers_are_those_of_single_images(folder: Path) -> None:
 
 
 def test_metrics() -> None:
-    """Equal images, and as accurate as float64 has it."""
+    """PSNR, SSIM and L1 of equal images, and against values computed in float64."""
     a, b = torch.rand(2, 2, 3, 16, 24).unbind()
     assert metrics.psnr(a, a).tolist() == [100, 100] and metrics.ssim(a, a).tolist() == [1, 1]
     assert metrics.l1(a, b).shape == (2,) and metrics.l1(a[0], b[0]).shape == ()
@@ -121,7 +121,7 @@ def test_protocols(tmp_path: Path) -> None:
 
 
 class Distance(nn.Module):
-    """In place of LPIPS: a weighted mean squared difference."""
+    """Substitute for LPIPS: a weighted mean squared difference, (B,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Distance(nn.Module):
 
 
 class Features(nn.Module):
-    """In place of Inception: a random projection of four block means, to as many features."""
+    """Substitute for Inception: random projection of four block means to four features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def torchmetrics_fails() -> bool:
-    """Where a torchvision is installed that does not fit torch, which no package of this project asks for."""
+    """True if importing torchmetrics fails, as with a torchvision that does not fit torch."""
     try:
         import torchmetrics.image  # noqa: F401
     except ModuleNotFoundError:
@@ -165,7 +165,7 @@ def torchmetrics_fails() -> bool:
 
 @pytest.mark.skipif(torchmetrics_fails(), reason="a torchvision that does not fit torch")
 def test_metrics_of_other_networks(folder: Path) -> None:
-    """LPIPS and rFID of every length against their definitions, with small networks in their place."""
+    """LPIPS and rFID of every length against their definitions, with small substitute networks."""
     random = np.random.default_rng(1)
     for index in range(4, 9):
         pixels = random.integers(0, 255, (4, 4, 3), dtype=np.uint8)
@@ -201,7 +201,7 @@ def test_networks_that_are_not_there(
     assert all("--fetch gets them" in x for x in found.left_out[:2])
     with pytest.raises(ValueError, match=r"weights of VGG16 cannot be had .*no network"):
         networks(fetch=True)
-    # Files that are there and of no use leave a reason, not a column.
+    # Files of weights that cannot be used leave a reason instead of a column.
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     for url in (VGG16, INCEPTION):
         (tmp_path / "hub/checkpoints" / Path(url).name).write_bytes(b"")

@@ -1,4 +1,4 @@
-"""What an evaluation holds reconstructions against, besides thumbnails: image files, borders of blocks, classes."""
+"""Baselines of an evaluation besides thumbnails: image files, blockiness, class agreement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.models import model
 
 
 def image(side: int = 64) -> torch.Tensor:
-    """Smooth, of one octave after another."""
+    """Smooth random image (3, side, side): noise summed over four octaves."""
     generator = torch.Generator().manual_seed(0)
     octaves = [torch.rand(1, 3, n, n, generator=generator) / n**0.5 for n in (2, 4, 8, 16)]
     size = (side, side)
@@ -39,7 +39,7 @@ def stored(shown: Image.Image, side: int, quality: int) -> bytes:
 
 
 def test_webp_files_are_the_best_that_fit() -> None:
-    """By a search of all qualities at the largest side of which the lowest fits."""
+    """The file has the best quality that fits, at the largest side that fits with the lowest quality."""
     x = image()
     original, limits = to_image(x), (21, 47, 51, 89, 161, 399, 10**6)
     found = image_files.files(x, "webp", limits)
@@ -50,7 +50,7 @@ def test_webp_files_are_the_best_that_fit() -> None:
         side = next(n for n in (64, 32, 16, 8, 4, 2, 1) if len(stored(original, n, 0)) <= limit)
         files = [stored(original, side, quality) for quality in range(101)]
         assert shown.side == side
-        # The next quality does not fit, and this one shows what is given.
+        # The next quality does not fit, and this one decodes to the given image.
         border = [
             q
             for q in range(101)
@@ -79,7 +79,7 @@ def test_avif_counts_without_its_container() -> None:
 
 
 def test_files_beside_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means and wins, at lengths for which every image has a file; none where Pillow writes no such format."""
+    """Means and wins at the lengths for which every image has a file; none if Pillow cannot write the format."""
     m, files = model(image_size=(32, 32), latents_per_iteration=40), sorted(folder.rglob("*.png"))
     rows = evaluate(m, files).lengths  # 25 bytes an iteration: no WebP file is so small
     assert [row.webp is None for row in rows] == [True, False, False, False]
@@ -121,7 +121,7 @@ def test_steps_at_borders() -> None:
 
 
 def test_blockiness(tmp_path: Path) -> None:
-    """The ratio of means over all images; None where there is no such border, or no step."""
+    """Blockiness is a ratio of means over all images; None if there is no border of this kind, or no step."""
     random, m = np.random.default_rng(0), model(image_size=(64, 64), iterations=1)
     for index in range(2):
         pixels = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
@@ -141,7 +141,7 @@ def test_blockiness(tmp_path: Path) -> None:
 
 
 class Sees(nn.Module):
-    """In place of a classifier: forty scores of the means of four parts."""
+    """Substitute for a classifier: forty scores of the means of four parts of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def test_classifier_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_classifier_takes_its_weights_from_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images come to it in its size and range. (The packages are imitated.)"""
+    """Weights are read from the package's file; images are given in its size and range. (Packages are imitated.)"""
     network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten())
     weights = {name: torch.rand_like(x) for name, x in network.state_dict().items()}
     torch.save(weights, tmp_path / "weights.pth")
@@ -204,7 +204,7 @@ def test_classifier_takes_its_weights_from_the_package(
 
 
 def test_efficientnet_lite0() -> None:
-    """The true one, where it is installed: a class for the image, whatever its size."""
+    """The real EfficientNet-Lite0, if installed, gives an image the same class at another size."""
     for name in Classifier.PACKAGES:
         pytest.importorskip(name)
     found = networks()

@@ -1,4 +1,4 @@
-"""What evaluation says of each iteration: its own codes, and the error without them."""
+"""Evaluation of each iteration: the use of its own codes, and the error without them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_codes_are_those_at_its_positions_of_the_longest_length(
         entropy = -sum(p * math.log(p) for p in share if p > 0)
         assert found.perplexity == pytest.approx(math.exp(entropy))
         assert found.codes_used == len(own.unique()) / 32
-    # Cumulative ones beside them: of the codebook, or of all of them.
+    # Cumulative values of the shared codebook, or of all codebooks.
     last = result.lengths[-1]
     if options:
         each = result.iterations
@@ -55,7 +55,7 @@ def test_replaced_does_not_depend_on_the_batches(folder: Path) -> None:
 
 
 class Position:
-    """A model whose images say which tokens they were made of; those of its last iteration say nothing."""
+    """Fake model whose images encode their tokens; tokens of the last iteration have no effect."""
 
     def decode(self, tokens: TokenSequence) -> torch.Tensor:
         shares = tokens.padded()[:, :9].double() / 31

@@ -1,4 +1,4 @@
-"""alit export: programs give what the model gives, for any number of images, where alit is not installed."""
+"""alit export: programs give the model's results for any number of images, without alit installed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ RESIDUAL: dict[str, Any] = {
 
 
 def model(base: str | BaseConfig = "dct", **options: Any) -> AdaptiveTokenizer:
-    """Two iterations of three tokens, one layer: programs are made sooner."""
+    """Small model with two iterations of three tokens and one layer, so that programs are made quickly."""
     small = TransformerConfig(32, 1, 2)
     return models.model(base, iterations=2, encoder=small, decoder=small, **options)
 
@@ -78,7 +78,7 @@ def decoded(m: AdaptiveTokenizer, indices: Tensor) -> Tensor:
 
 @pytest.fixture
 def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Formats share the programs of a model: to make one takes seconds."""
+    """Let tests of all formats share a model's exported programs, each of which takes seconds to make."""
 
     def exported(part: programs.Part) -> Any:
         m: Any = part.module.model
@@ -90,12 +90,12 @@ def made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "exported", exported)
 
 
-#: That were made, by fingerprint and name.
+#: Exported programs by model fingerprint and name of the part.
 PROGRAMS: dict[tuple[bytes, str], Any] = {}
 
 
 def written(m: AdaptiveTokenizer, folder: Path, format: str, lengths: list[int]) -> dict[str, Any]:
-    """The manifest of what the command writes."""
+    """Run ``alit export`` and return the manifest that it writes."""
     m.save_pretrained(folder / "m.safetensors")
     numbers = ",".join(map(str, lengths))
     options = ("--format", format, "--lengths", numbers)
@@ -111,7 +111,7 @@ def written(m: AdaptiveTokenizer, folder: Path, format: str, lengths: list[int])
 
 
 def check(folder: Path, format: str, *exports: tuple[AdaptiveTokenizer, list[int]]) -> None:
-    """Export models by the command; all of the files, run elsewhere, give what the models give."""
+    """Export models by the command; check that the files, run in a process without alit, give the models' results."""
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for number, (m, lengths) in enumerate(exports):
         place = Path(str(number))
@@ -143,7 +143,7 @@ def residual() -> AdaptiveTokenizer:
 
 
 def published() -> AdaptiveTokenizer:
-    """The decoder at the lengths of iterations."""
+    """Small model whose decoder is exported at the lengths of iterations."""
     base: Any = dataclasses.replace(models.BASES["vqgan"], multipliers=(1, 1))
     return model(base, image_size=(8, 12), halting="mask")
 
@@ -162,7 +162,7 @@ def test_onnx(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("made_once")
 def test_aoti(tmp_path: Path) -> None:
-    """Compiled in the shortest time: without vector instructions, and what calls the kernels without optimization."""
+    """AOTInductor packages give the model's results; compiled without vectors and optimization to save time."""
     try:
         exporting.FORMATS["aoti"].check()
     except ValueError as error:
@@ -197,7 +197,7 @@ def test_the_search_of_a_program_is_that_of_the_op() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
-    """A format "pt2" whose files are empty, and their programs the modules, changed by a function."""
+    """Function that fakes the format "pt2": empty files, modules as programs, outputs changed by its argument."""
 
     def replace(changed: Callable[[Any], Any]) -> None:
         modules = []
@@ -313,7 +313,7 @@ def test_folder_that_is_none(tmp_path: Path) -> None:
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
 )
 def test_unwritable_folder(tmp_path: Path) -> None:
-    """Said before a program is made."""
+    """An unwritable output folder is reported before any program is made."""
     model().save_pretrained(tmp_path / "m.safetensors")
     (tmp_path / "out").mkdir(mode=0o500)
     done = run("export", tmp_path / "m.safetensors", "-o", tmp_path / "out")
@@ -321,7 +321,7 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 
 def test_modules_are_the_model() -> None:
-    """What is exported, before it is."""
+    """The modules given to the exporter compute the model's results."""
     m = model(**RESIDUAL)
     with torch.no_grad():
         part = encoder(m, 5)

@@ -37,7 +37,7 @@ def distance() -> FeatureDistance:
 
 
 def plain() -> Any:
-    """The network as its package makes it, with its weights."""
+    """EfficientNet-Lite1 as its package makes it, with its weights."""
     from efficientnet_lite_pytorch import EfficientNet
 
     place = importlib.util.find_spec(WEIGHTS)
@@ -52,7 +52,7 @@ def plain() -> Any:
 @torch.no_grad()
 @pytest.mark.parametrize("side", [64, 96, 240])
 def test_the_fused_network_is_the_plain_one(side: int) -> None:
-    """At every resolution: outputs before each block that halves it, after the head, and their mean."""
+    """Features of the fused network equal the plain one's at every resolution, after the head, and in their mean."""
     x, network = smooth_images(side, count=1), plain()
     outputs: list[Tensor] = []
     for block in network._blocks:
@@ -70,7 +70,7 @@ def test_the_fused_network_is_the_plain_one(side: int) -> None:
 
 @installed
 def test_distance() -> None:
-    """0 for equal images, more for images that are less alike, symmetrical, one for each pair."""
+    """The distance of each pair is 0 for equal images, rises with their difference, and is symmetric."""
     x = smooth_images()
     blurred, more = (interpolate(avg_pool2d(x, n), scale_factor=n, mode="bicubic") for n in (4, 16))
     measure = distance()

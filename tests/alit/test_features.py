@@ -1,4 +1,4 @@
-"""Tokens as features: what encode quantizes, at any length, with gradients."""
+"""Latents and codes as features, at any length, with gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alit import AdaptiveTokenizer, Features, FixedLength
 from alit.features import features_at
 from tests.helpers.models import BASES, VARIANTS, images, model
 
-#: Tokens of an iteration, and of all; see ``tests.helpers.models``.
+#: Tokens of one iteration and of all; see ``tests.helpers.models``.
 STEP, LONGEST = 3, 12
 RESIDUAL: dict[str, Any] = {"recurrence": "residual", "codebooks": "each"}
 OPTIONS: list[dict[str, Any]] = [
@@ -53,7 +53,7 @@ def test_they_are_what_encode_gives(options: dict[str, Any], tokens: int) -> Non
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("bottleneck", VARIANTS)
 def test_latents_are_what_is_quantized(base: str, bottleneck: str) -> None:
-    """The layer before the quantizer makes of them what the rollout hands to it."""
+    """The layer before the quantizer maps the features to the rollout's continuous latents."""
     m, x = model(base, bottleneck=bottleneck), images()
     found = m.features(x, tokens=6)
     _, step, *_ = m.rollout(x)
@@ -88,7 +88,7 @@ def test_several_lengths_in_one_pass(options: dict[str, Any]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_batched_equals_single(options: dict[str, Any]) -> None:
-    """Of a list of several sizes too, in its order."""
+    """Features of a batch, or of a list of several sizes, equal those of single images, in order."""
     m = any_length(**options)
     sizes = ((16, 24), (8, 40), (16, 24), (4, 4), (8, 40))
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def test_batched_equals_single(options: dict[str, Any]) -> None:
 @both_recurrences
 @pytest.mark.parametrize("sizes", [[(16, 24)] * 2, [(16, 24), (8, 8)]], ids=["batch", "list"])
 def test_gradients(options: dict[str, Any], sizes: list[tuple[int, int]]) -> None:
-    """Of latents and of codes, from the tokens of every iteration; where tokens are final, they end where it begins."""
+    """Latents and codes have gradients to the images; with final tokens, only within their own iteration."""
     m = any_length(**options)
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, *size, generator=generator).requires_grad_() for size in sizes]
@@ -118,7 +118,7 @@ def test_gradients(options: dict[str, Any], sizes: list[tuple[int, int]]) -> Non
 
 @both_recurrences
 def test_they_can_be_tuned(options: dict[str, Any]) -> None:
-    """Steps down the gradient bring pooled features nearer to a target."""
+    """Gradient steps bring pooled features nearer to a target."""
     m, x = any_length(**options), images()
     target = m.features(images(seed=2), tokens=7).pooled_BD.detach()
     optimizer = torch.optim.Adam(m.parameters(), lr=1e-3)

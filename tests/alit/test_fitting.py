@@ -1,4 +1,4 @@
-"""How images of any shape become those that a model takes, and get their size again."""
+"""Fitting images of any shape to a model, and restoring their size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_whole_keeps_the_shape_within_half_a_patch(shape: tuple[int, int], patch
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pad_enlarges_nothing(shape: tuple[int, int]) -> None:
-    """An image that is small enough comes back as it was; around it its edge is repeated."""
+    """A small enough image is kept and padded with its repeated edge, and restored exactly."""
     width, height = shape
     image = noise(*shape)
     found = fitted(image, (256, 256), 16, "pad")
@@ -65,7 +65,7 @@ def test_crop_says_how_large_the_part_was() -> None:
 @pytest.mark.parametrize("shape", [(8_000_000, 1), (1, 8_000_000), (4000, 3)])
 @pytest.mark.parametrize("fit", FITS)
 def test_long_images_take_no_memory(shape: tuple[int, int], fit: str) -> None:
-    """A filter for each of millions of columns would; and no image has more tokens than :func:`most_tokens`."""
+    """Very long images take little memory and time, and no more tokens than :func:`most_tokens`."""
     image = Image.new("RGB", shape, (10, 20, 200))
     with memory(most=60e6, seconds=2):
         found = fitted(image, (256, 256), 32, fit)

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, what is said of the others, and names that no terminal can print."""
+"""Images found in folders, reasons for the other files, and names that no terminal can print."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.commands import run
 from tests.helpers.models import images as tensors
 from tests.helpers.models import model
 
-#: Suffixes of what a person calls images and this Pillow does not read, and what the reason has to name.
+#: Suffixes of image formats that Pillow does not read, and the format that the reason has to name.
 UNREAD = {
     **{"heic": "pillow-heif", "HEIF": "pillow-heif", "CR2": "raw", "nef": "raw", "dng": "raw", "jxl": "format"},
     **{"svg": "drawing", "eps": "drawing", "ai": "drawing", "xcf": "document", "psb": "document", "exr": "format"},
@@ -39,13 +39,13 @@ NO_IMAGES = (
     "README",
     "x.pdf",
 )
-#: A newline, an escape sequence, a mark of direction, bytes that are no text, markup.
+#: A newline, an escape sequence, a mark of direction, undecodable bytes, markup.
 NAMES = ("two\nlines", "red\x1b[31m", "\u202egpj", "byte\udcff", "[bold]m:cat:", "写真")
 
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    """Three images in photos and folders within."""
+    """Folder ``photos`` with three images, some in subfolders."""
     for name, image in zip(("b.PNG", "2024/a.Jpeg", "2024/May/A.gif"), tensors(), strict=True):
         path = here / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def test_folders_within(folder: Path) -> None:
 
 
 def test_links(folder: Path, tmp_path: Path) -> None:
-    """Each folder once, whatever leads to it; a link to an image is one, a link to nothing has a name."""
+    """Each folder is searched once, through whatever links; links to images count, broken links are named."""
     (folder / "2024" / "up").symlink_to("..")
     (folder / "self").symlink_to(folder)
     (folder / "self.png").symlink_to("self.png")
@@ -140,7 +140,7 @@ def test_every_reason_is_one_where_nothing_else_is(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ("x.HEIC", "x.jpg", "x"))
 def test_heic_is_recognized(name: str, folder: Path) -> None:
-    """By its name, and by what is in it; a file that is given is always tried, whatever its name."""
+    """HEIC is recognized by name and by content; a file given by name is always tried."""
     Path(name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     done = run("encode", name, folder / "b.PNG", "-o", "x.alit", "--tokens", 3)
     assert done.exit_code == 1 and "1 images," in done.output
@@ -150,7 +150,7 @@ def test_heic_is_recognized(name: str, folder: Path) -> None:
 
 
 def test_pillow_heif_is_used_where_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for it: the opener of another suffix."""
+    """pillow_heif, imitated by an opener for another suffix, is used if installed."""
 
     def register_heif_opener() -> None:
         monkeypatch.setitem(Image.EXTENSION, ".heic", "PNG")
@@ -182,7 +182,7 @@ def test_max_megapixels(folder: Path) -> None:
 
 
 def test_target_names() -> None:
-    """Images of one name get numbers, in order; names that only some file systems keep apart are one."""
+    """Images of equal names get numbers, in order; names that some file systems treat as equal count as equal."""
     paths = [
         Path(x)
         for x in ("a/x.jpg", "b/x.jpg", "b/X.png", "c/x-2.jpg", "c/é.jpg", "c/e\u0301.jpg", "x.gif")
@@ -217,7 +217,7 @@ def test_printable(name: str) -> None:
 
 @pytest.mark.parametrize("encoding", ("cp1252", "ascii", "utf-8"))
 def test_names_that_cannot_be_printed(encoding: str, folder: Path) -> None:
-    """Status and work of every command are as with other names, and each file has its line."""
+    """Unprintable names change neither status nor output files of a command, and each file has one line."""
     for name in NAMES:
         (folder.parent / f"{name}.jpg").write_bytes((folder / "2024" / "a.Jpeg").read_bytes())
         (folder.parent / f"{name} 2.heic").write_bytes(b"x")

@@ -1,4 +1,4 @@
-""".alit data: round trip, the documented bytes, and what damaged or hostile data do.
+""".alit data: round trip, the documented bytes, and damaged or hostile data.
 
 ``ALIT_FUZZ_EXAMPLES`` sets the number of mutations (500 by default; ``make test-full`` runs 20,000).
 """
@@ -84,7 +84,7 @@ def test_wrong_model() -> None:
         TokenSequence.from_bytes(tokens.to_bytes(own), m.identity())
 
 
-#: Of the images of test_damaged_data.
+#: Names, sizes and padding of the images of test_damaged_data.
 SAID: dict[str, Any] = {
     "names": ["a.jpg", "", "写真.png", "x" * 255],
     "originals": [(4000, 3000), (0, 0), (1, 2**32 - 1), (16, 24)],
@@ -133,7 +133,7 @@ def test_bytes_of_version_2_are_the_documented_ones() -> None:
 
 
 def test_the_version_is_the_first_that_can_say_it() -> None:
-    """Old files stay what they are, and are read with the size that their header gives."""
+    """Data have the earliest version that can hold them; version 1 is read with the size in its header."""
     tokens, own = sequence([3, 1], 32), torch.tensor([[256, 192]] * 2)
     data = tokens.to_bytes(identity(32))
     assert data[8:10] == b"\1\0"
@@ -184,7 +184,7 @@ def test_names_as_files_hold_them(name: str, kept: str) -> None:
 
 
 def test_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are read at once."""
+    """Names are read correctly in blocks of any size."""
     names = [f"{number}.jpg" for number in range(50)]
     tokens = sequence([1] * 50, 32)
     data = tokens.to_bytes(identity(32), names=names)
@@ -213,7 +213,7 @@ def second(
     said: int | None = None,
     total: int | None = None,
 ) -> bytes:
-    """A file of version 2 with an image of one token, byte by byte."""
+    """Data of version 2 with one image of one token, byte by byte."""
     body = header(version=2) + struct.pack("<I", len(name) if total is None else total)
     body += struct.pack("<H4I", 1, *size, *original)
     body += bytes([*padding, len(name) if said is None else said]) + name + b"\x07\x00"
@@ -256,13 +256,13 @@ def second(
     ],
 )
 def test_hostile_data(data: bytes, message: str) -> None:
-    """Huge counts included: an error at once, and no memory to speak of."""
+    """Hostile data, huge counts included, raise FormatError at once, in little memory."""
     with memory(most=4e6, seconds=1), pytest.raises(FormatError, match=message):
         TokenSequence.from_bytes(data)
 
 
 def test_damaged_data(tmp_path: Path) -> None:
-    """Whatever was changed, reading says so. With a mended checksum the data read as one valid file, or not at all."""
+    """Any damage raises FormatError; with a corrected checksum data are read as a valid file or raise it."""
     rng, path = random.Random(0), tmp_path / "x.alit"
     sources = [
         sequence([32, 0, 7, 64], codes).to_bytes(identity(codes), **options)
@@ -290,7 +290,7 @@ def test_damaged_data(tmp_path: Path) -> None:
 
 
 def rewritten(source: io.BytesIO | Path, step: int) -> bytes:
-    """What is read, so many tokens at a time, as it is written anew."""
+    """Bytes of a file that was read ``step`` tokens at a time and written again."""
     with reading(source) if isinstance(source, Path) else source as file:
         reader = Reader(file)
         places = range(0, reader.token_count, step)
@@ -304,7 +304,7 @@ def rewritten(source: io.BytesIO | Path, step: int) -> bytes:
 
 @pytest.mark.parametrize("codes", [2, 5, 4096])
 def test_blocks_of_any_size(codes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where blocks end changes nothing."""
+    """Reading and writing do not depend on the size of blocks."""
     tokens = sequence([5, 0, 1, 300, 22, 4], codes)
     data = tokens.to_bytes(identity(codes))
     monkeypatch.setattr(alit_format, "BLOCK", 8)

@@ -1,4 +1,4 @@
-"""Blocks as one function, which GPUs run: results and gradients of their layers, whatever autograd is asked for."""
+"""Fused blocks, which GPUs run: results and gradients equal those of the layers, for every use of autograd."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OFFSETS = torch.tensor([0, 4, 4, 10], dtype=torch.int32)
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with each call of a fused block; they run on the CPU too."""
+    """List that grows by one with each call of a fused block, enabled on the CPU too."""
     seen: list[int] = []
     block = module.block
 
@@ -87,7 +87,7 @@ def test_results_and_gradients(
 def test_a_part_of_the_positions(
     wanted: slice | None, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last block, which computes these alone, is not fused."""
+    """The last block is not fused if it computes only a part of the positions."""
     model = transformer()
 
     def run() -> list[Tensor]:
@@ -101,7 +101,7 @@ def test_a_part_of_the_positions(
 
 
 def test_no_gradient_is_lost_or_counted_twice(calls: list[int]) -> None:
-    """Backward twice through one graph, of a part of it first, and of two graphs that share their parameters."""
+    """Gradients are right after a partial backward, twice through one graph, and with two graphs sharing parameters."""
     model, x, y = transformer(2), rows(2, 5, 16), rows(2, 5, 16, seed=1)
     parameters = list(model.parameters())
     first, second = recurrent(model, x), recurrent(model, y)
@@ -128,7 +128,7 @@ def test_copies_live_as_long_as_graphs(calls: list[int]) -> None:
 
 
 def test_parameters_that_change(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two calls, the graph of the first being held; in half precision they are copies."""
+    """Parameters may change between two calls while the first graph is kept; half-precision copies are renewed."""
     model, x = transformer(2), rows(2, 5, 16)
 
     def run() -> Tensor:
@@ -146,7 +146,7 @@ def test_parameters_that_change(calls: list[int], monkeypatch: pytest.MonkeyPatc
 
 
 def test_where_layers_are_called(calls: list[int]) -> None:
-    """Hooks, other layers, frozen parameters, no gradient, the compiler and transforms."""
+    """Layers are called instead with hooks, other layers, frozen parameters, no gradient, compiling and transforms."""
     x, seen = rows(2, 5, 16), []
     hooked = transformer(1)
     hooked.transformer[0].mlp.c_fc.register_forward_hook(lambda *_: seen.append(1))
@@ -207,7 +207,7 @@ def test_recomputed_activations(calls: list[int]) -> None:
 
 
 def test_gradients_that_are_themselves_recorded(calls: list[int]) -> None:
-    """Their values are right; a second derivative raises by name, as that of attention."""
+    """Gradients with ``create_graph`` are right; a second derivative raises NotImplementedError, as attention's."""
     model, x = transformer(1), rows(2, 5, 16)
     leaves = [x, *model.parameters()]
     plain = torch.autograd.grad(recurrent(model, x), leaves)

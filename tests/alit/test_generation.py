@@ -1,4 +1,4 @@
-"""Generators: samples of different lengths together are those of each alone, with a cache or without."""
+"""Generators: samples drawn together equal those drawn alone, with a cache or without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rows_of(tokens: TokenSequence, labels: list[int]) -> Tensor:
 
 
 def next_logits(g: Generator, label: int, tokens: Tensor) -> Tensor:
-    """(K + 1,) after these tokens, from the whole sequence and without a cache."""
+    """Logits (K + 1,) after these tokens, from the whole sequence without a cache."""
     rows = g.packed(torch.tensor([label]), tokens[None], torch.tensor([len(tokens)]))
     ((_, logits),) = g.scored(g.whole(rows)[-1:], rows.position_T[-1:])
     return logits[0]
@@ -40,7 +40,7 @@ def next_logits(g: Generator, label: int, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_cached_and_packed_is_recomputed_alone() -> None:
-    """Token by token the same draws from the same logits, whichever samples are beside."""
+    """Every token is the same draw from the same logits, whichever samples are in flight beside it."""
     g = generator(("a", "b"))
     one, some, all_ = (sample(g, 20, in_flight=n, seed=7) for n in (1, 4, 64))
     assert one.labels == some.labels == all_.labels and set(one.labels) == {0, 1}
@@ -62,7 +62,7 @@ def test_cached_and_packed_is_recomputed_alone() -> None:
 
 @torch.no_grad()
 def test_cache_gives_the_logits_of_whole_sequences() -> None:
-    """Of sequences that stand at different tokens, in some places of a cache that others have used."""
+    """A cache gives the logits of whole sequences, at different tokens and in places that others have used."""
     g = generator()
     cache, tokens = Cache(g, 4), sequences(3).rows[:9].view(3, 3)
     places, starts = torch.tensor([0, 2, 3]), [0, 1, 2]
@@ -85,7 +85,7 @@ def test_cache_gives_the_logits_of_whole_sequences() -> None:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_what_has_ended_leaves(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No row is computed for it; others take its place."""
+    """Ended sequences leave the batch: no row is computed for them, and others take their places."""
     g, counts = generator(causal=causal), []
     forward = Generator.forward
 
@@ -96,7 +96,7 @@ def test_what_has_ended_leaves(causal: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Generator, "forward", counting)
     lengths = sample(g, 20, in_flight=8, steps=6).tokens.lengths
     if causal:
-        # A row for each token and one that gave the end, which the longest do not need.
+        # A row for each token and one for the end, which the longest do not need.
         assert sum(counts) == int((lengths + 1).clamp(max=12).sum())
         assert counts[:2] == [8, 8] and max(counts) == 8 and counts[-1] < 8
     else:
@@ -108,7 +108,7 @@ def test_what_has_ended_leaves(causal: bool, monkeypatch: pytest.MonkeyPatch) ->
 
 @torch.no_grad()
 def test_masked_samples() -> None:
-    """Lengths are the data's; the same whichever samples are beside; no mask is left."""
+    """Masked samples have the data's lengths, do not depend on others in flight, and hold no mask token."""
     g = generator(("a", "b"), causal=False)
     g.lengths[0, 8:], g.lengths[1, :8] = 0, 0
     one, all_ = sample(g, 60, in_flight=5), sample(g, 60)
@@ -123,7 +123,7 @@ def test_masked_samples() -> None:
 
 @torch.no_grad()
 def test_masked_tokens_are_guessed_from_all_others() -> None:
-    """Those of one sequence from it alone, and from what comes after them too."""
+    """Guesses of masked tokens depend on all known tokens of their own sequence, later ones too, and on no others."""
     g = generator(causal=False)
     tokens = torch.tensor([[5, 32, 7, 1], [32, 2, 0, 0]])
     uniform, lengths, labels = torch.tensor([0.4, 0.8]), torch.tensor([4, 2]), torch.zeros(2).long()
@@ -138,7 +138,7 @@ def test_masked_tokens_are_guessed_from_all_others() -> None:
 
 @torch.no_grad()
 def test_no_row_attends_to_masked_ones() -> None:
-    """What is known comes first, and gives the same without them; each masked one the same without the others."""
+    """Known rows come first and do not depend on masked ones; a masked row does not depend on the other masked ones."""
     g = generator(causal=False)
     tokens = torch.tensor([[32, 5, 32, 7, 32, 1], [4, 32, 32, 9, 0, 0]])
     rows = g.packed(torch.zeros(2).long(), tokens, torch.tensor([6, 4]))
@@ -157,7 +157,7 @@ def test_no_row_attends_to_masked_ones() -> None:
 
 @torch.no_grad()
 def test_causal_loss_is_that_of_each_sequence() -> None:
-    """The mean over tokens and ends, as logits of each beginning alone give it."""
+    """The causal loss is the mean over tokens and ends, as computed from each prefix alone."""
     g, tokens, labels = generator(("a", "b")), sequences(6, seed=5), [0, 1, 1, 0, 1, 0]
     assert 12 in tokens.lengths, "one that needs no end"
     expected = []
@@ -181,7 +181,7 @@ def test_draws() -> None:
     torch.testing.assert_close(share, (logits[0] / 2).softmax(0), atol=0.01, rtol=0)
     two, _ = draw(logits, uniform, Sharpness(top_k=2))
     assert set(two.tolist()) == {1, 3}
-    # The likeliest has 0.665 of the probability, the next makes 0.91 of it.
+    # The likeliest token has probability 0.665, the first two together 0.91.
     for top_p, tokens in ((0.6, {3}), (0.7, {1, 3}), (0.92, {0, 1, 3})):
         assert set(draw(logits, uniform, Sharpness(top_p=top_p))[0].tolist()) == tokens
     ends = torch.tensor([0.0, 1 - 2**-24])

@@ -1,4 +1,4 @@
-"""Training of generators on token files: what it learns, how it resumes, what it refuses; ``alit generate``."""
+"""Training of generators on token files: learning, resumption, refused input; ``alit generate``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its tokenizer, and a file of tokens for each of two classes, of four images and of two."""
+    """Working folder with a tokenizer and a token file for each of two classes, of four and of two images."""
     monkeypatch.chdir(tmp_path)
     model(**TOKENIZER).save_pretrained("tokenizer.safetensors")
     write(Path("tokens/rose.alit"), sequences(4), names=["a", "b", "c", ""])
@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def described(**fields: Any) -> TrainingConfig:
-    """A short run."""
+    """Configuration of a short generator run."""
     values: dict[str, Any] = {
         **{"stage": "generator", "data": "tokens", "tokenizer": "tokenizer.safetensors"},
         **{"labels": "files", "generator": OPTIONS},
@@ -44,7 +44,7 @@ def described(**fields: Any) -> TrainingConfig:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_learns_six_sequences(causal: bool, here: Path) -> None:
-    """By heart: their tokens, ends and classes, and how often each is there."""
+    """A generator memorizes six sequences: their tokens, ends, classes and frequencies."""
     options = {**OPTIONS, "causal": causal}
     fields: dict[str, Any] = {"batch_size": 6, "ema": 0.9, "learning_rate": 5e-3}
     steps = 250 if causal else 350
@@ -69,13 +69,13 @@ def test_learns_six_sequences(causal: bool, here: Path) -> None:
     )
     right = sum(found[each] for each in known)
     assert right >= 190, f"{right} of 200"
-    # A sixth of all are 33; a fourth of the draws are expected to differ from that by 5 or more.
+    # A sixth of all draws is 33; counts differ from that by 5 or more in a fourth of the cases.
     assert all(15 <= found[each] <= 55 for each in known), found
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_resume_bit_for_bit(causal: bool, here: Path) -> None:
-    """3 steps, a stop, 3 more: all that a checkpoint, the log and the model hold is that of 6 steps."""
+    """3 steps, a stop and 3 more give the checkpoint, log and model of 6 steps, bit for bit."""
     fields: dict[str, Any] = {"checkpoint_every": 3, "accumulate": 2}
     fields["generator"] = {**OPTIONS, "causal": causal}
     straight, stopped = here / "straight", here / "stopped"
@@ -84,7 +84,7 @@ def test_resume_bit_for_bit(causal: bool, here: Path) -> None:
         train(described(output=str(stopped), **fields), on_log=stopping(3))
     os.rename(
         "tokenizer.safetensors", "elsewhere.safetensors"
-    )  # which a run that goes on needs not
+    )  # a resumed run does not need its tokenizer
     result = train(described(output=str(stopped), **fields), resume=True)
     assert result.steps == 6 and isinstance(result.model, Generator)
     state = state_of(straight)

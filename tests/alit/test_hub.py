@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, over HTTP, against a stand-in for it."""
+"""Models loaded from the Hugging Face Hub over HTTP, with a local substitute for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE = "model.safetensors"
 
 
 def cached(folder: Path) -> list[str]:
-    """What would be taken from the cache: models by name, and contents. (Some versions keep .incomplete ones.)"""
+    """Names of complete files in the Hub's cache: models by name, and blobs. (Some versions keep .incomplete files.)"""
     found = (folder / "home").rglob("*")
     files = [x for x in found if (x.is_file() or x.is_symlink()) and x.suffix != ".incomplete"]
     return [x.name for x in files if x.name == FILE or x.parent.name == "blobs"]
@@ -59,7 +59,7 @@ def test_names() -> None:
 
 
 def test_load(hub: Hub, content: bytes, tmp_path: Path) -> None:
-    """One file is asked for, once; then the Hub need not be there."""
+    """Only the model file is requested, once; later loads work without the Hub."""
     hub.add("me/model", content)
     hub.files["me/model", "main"] |= {"config.json": b"{}", "modeling.py": b"raise SystemExit"}
     loaded = AdaptiveTokenizer.from_pretrained("me/model")
@@ -86,7 +86,7 @@ def test_revision(hub: Hub, content: bytes) -> None:
 
 
 def test_what_is_here_comes_first(here: Path, hub: Hub, content: bytes) -> None:
-    """A file, then a shipped name; a ``Path`` is never asked for."""
+    """A local file comes first, then shipped weights, then the Hub; a ``Path`` is never requested from the Hub."""
     for name in ("me/model", "me/shipped"):
         hub.add(name, content)
     (here / "me").mkdir()
@@ -176,7 +176,7 @@ def test_the_repository_has_other_files(hub: Hub, content: bytes) -> None:
 
 
 def test_offline(hub: Hub, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No server, or none that may be asked."""
+    """Without a server, or with HF_HUB_OFFLINE, cached models load and others raise ConnectionError."""
     hub.add("me/model", content)
     AdaptiveTokenizer.from_pretrained("me/model")
     asked, place = len(hub.asked), rf"and {FILE} is not in {tmp_path}/home/hub/models--me--other$"
@@ -211,7 +211,7 @@ def test_a_connection_that_ends_early(hub: Hub, content: bytes, tmp_path: Path) 
 
 
 def test_full_disk(hub: Hub, content: bytes, tmp_path: Path) -> None:
-    """What the disk says is said as it is."""
+    """A full disk raises the system's OSError and leaves nothing in the cache."""
     hub.add("me/model", content)
     with full_disk(20000), pytest.raises(OSError, match="File too large"):
         AdaptiveTokenizer.from_pretrained("me/model")
@@ -220,7 +220,7 @@ def test_full_disk(hub: Hub, content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 100, -1])
 def test_a_file_cut_off_in_the_cache(size: int, hub: Hub, content: bytes, tmp_path: Path) -> None:
-    """Refused, removed, and fetched anew when it is asked for again."""
+    """A truncated file in the cache raises CheckpointError and is removed, and fetched by the next load."""
     hub.add("me/model", content)
     AdaptiveTokenizer.from_pretrained("me/model")
     (blob,) = (tmp_path / "home/hub/models--me--model/blobs").iterdir()
@@ -232,7 +232,7 @@ def test_a_file_cut_off_in_the_cache(size: int, hub: Hub, content: bytes, tmp_pa
 
 
 def test_what_is_no_model_of_ours(hub: Hub, content: bytes, tmp_path: Path) -> None:
-    """What is safetensors stays in the cache, which others use too; what is not does not."""
+    """A foreign safetensors file stays in the cache, which other programs share; other files are removed."""
     hub.add("me/other", safetensors.torch.save({"x": torch.zeros(3)}, {"format": "pt"}))
     hub.add("me/pickle", b"\x80\x04" * 100)
     with pytest.raises(CheckpointError, match="expected format 'alit-1' in the metadata, got 'pt'"):

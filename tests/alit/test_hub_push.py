@@ -1,4 +1,4 @@
-"""Models are uploaded to the Hugging Face Hub, a stand-in for it."""
+"""Models uploaded to the Hugging Face Hub, with a local substitute for it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_push_to_a_branch(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_push_in_half_precision(hub: Hub, content: bytes) -> None:
-    """The card speaks of what others load."""
+    """The card of a half-precision upload names the fingerprint of the model that others load."""
     model().half().push_to_hub("me/half")
     fingerprint = AdaptiveTokenizer.from_pretrained("me/half").identity().fingerprint
     files = hub.files["me/half", "main"]

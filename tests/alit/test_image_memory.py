@@ -1,4 +1,4 @@
-"""Sizes and memory of images: the limit, decoders that take more, tiles; and files that are damaged."""
+"""Sizes and memory of images: the limit, decoders that need more memory, tiles; and damaged files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_large_images_are_turned_when_they_are_small(
 def test_large_images_are_those_of_one_tile(
     mode: str, turn: int, spare: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tiles, and the temporary file, change nothing."""
+    """Large images, decoded by tiles through a temporary file, equal those decoded in one tile."""
     chance = np.random.default_rng(0)
     if mode in ("I;16", "F"):
         data = chance.random((70, 100)) * (65535 if mode == "I;16" else 1)
@@ -76,7 +76,7 @@ def test_large_images_are_those_of_one_tile(
 
 
 def test_the_limit_is_read_in_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is decoded, without a warning; Pillow's own limit does not count, and is what it was."""
+    """Too large images are refused by their header, without a warning; Pillow's own limit is ignored and kept."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     data = bytearray(png(1, 0, [b"\0"], 8).getvalue())
     data[16:24] = struct.pack(">II", 20000, 12501)  # 250.02 megapixels
@@ -106,7 +106,7 @@ def test_threads_leave_the_limit_as_it_was() -> None:
 def test_decoders_that_need_more_are_held_to_the_same_total(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """5 bytes for each of ``max_megapixels``, whatever the format."""
+    """Decoders of all formats are limited to a total of 5 bytes for each of ``max_megapixels``."""
     monkeypatch.setattr(images, "_SPARE", 0)
     megapixels = SIGN.size[0] * SIGN.size[1] / 1e6
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8))
@@ -145,7 +145,7 @@ LARGE: dict[str, Callable[[Image.Image], tuple[Image.Image, str, dict[str, Any]]
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_five_bytes_a_pixel(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the file, and a constant that is made small here."""
+    """Decoding takes 5 bytes a pixel beyond the file and a constant, which is made small here."""
     monkeypatch.setattr(images, "_SPARE", 2_000_000)
     monkeypatch.setattr(images, "_TILE", 256)
     small = np.random.default_rng(0).integers(0, 255, (BIG[1] // 50, BIG[0] // 50, 3), np.uint8)
@@ -160,7 +160,7 @@ def test_five_bytes_a_pixel(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def seeds() -> dict[str, bytes]:
-    """A small image of every format that Pillow writes, with what can be wrong in it."""
+    """Format -> small image file of every format that Pillow writes, with metadata that can be damaged."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 4), np.uint8))
     rgb, tag = noise.convert("RGB"), exif(orientation(6), (0x11A, 5, 1, b"\x08\0\0\0"))
     deep = Image.fromarray(np.asarray(noise)[..., 0].astype(np.uint16) * 257)
@@ -200,7 +200,7 @@ def seeds() -> dict[str, bytes]:
 
 
 def test_mutated_images(tmp_path: Path) -> None:
-    """Nothing but OSError, and memory as for a sound image of that header."""
+    """Mutated images raise only OSError, and take the memory of a valid image with that header."""
     chance, files = random.Random(0), seeds()
     assert len(files) >= 25, sorted(files)
     for number, name in zip(range(EXAMPLES), itertools.cycle(files), strict=False):
@@ -208,7 +208,7 @@ def test_mutated_images(tmp_path: Path) -> None:
         path = tmp_path / "x"
         path.write_bytes(data)
         pixels, each = 0, 5.0
-        # What upright makes of files that Pillow does not open is looked at below.
+        # ``upright`` is tested below with the files that Pillow does not open.
         with warnings.catch_warnings(), suppress(Exception):
             warnings.simplefilter("ignore")
             with Image.open(path, formats=images.formats()) as image:

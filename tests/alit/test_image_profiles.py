@@ -1,4 +1,4 @@
-"""Color profiles: what they say is done, and what is none is ignored."""
+"""Color profiles: valid ones are applied, invalid ones are ignored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.image_files import P3, pixel, profile, saved
 LINEAR = profile(curve=b"curv" + struct.pack(">II", 0, 0))
 SRGB = profile()
 LAB = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-#: Gray of gamma 1: white point and one curve.
+#: Gray profile of gamma 1: white point and one curve.
 GRAY = (lambda body: struct.pack(">I", len(body) + 4) + body)(
     b"\0" * 4 + struct.pack(">I", 0x04200000) + b"mntrGRAYXYZ " + b"\0" * 12 + b"acsp" + b"\0" * 28
     + b"".join(struct.pack(">i", round(v * 65536)) for v in (0.9642, 1, 0.8249)) + b"\0" * 48
@@ -85,7 +85,7 @@ def test_profiles_of_other_colors_than_rgb() -> None:
 
 @pytest.mark.parametrize("mode", ("RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "LAB", "I;16", "F"))
 def test_profiles_that_are_none_are_ignored(mode: str) -> None:
-    """Damaged ones, and those of other colors than the image's."""
+    """Damaged profiles, and those of another color model than the image's, are ignored."""
     if mode in ("I;16", "LAB"):
         image = Image.new(mode, (8, 8), 30000 if mode == "I;16" else (150, 160, 100))
     else:
@@ -97,7 +97,7 @@ def test_profiles_that_are_none_are_ignored(mode: str) -> None:
     wrong += [LAB] if mode != "LAB" else []
     for icc in wrong:
         assert pixel(saved(image, "TIFF", icc_profile=icc)) == expected
-    for _ in range(20):  # whatever it says now, the image is read
+    for _ in range(20):  # the image is read with any damage of its profile
         pixel(saved(image, "TIFF", icc_profile=mutated(P3, chance)))
 
 

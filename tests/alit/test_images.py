@@ -1,4 +1,4 @@
-"""Images of every kind: how they are turned, what their numbers mean, what is transparent."""
+"""Images of every kind: orientation, ranges of values, transparency."""
 
 from __future__ import annotations
 
@@ -71,17 +71,17 @@ NO_ORIENTATION = {
 @pytest.mark.parametrize("kind", ("JPEG", "PNG", "WEBP", "MPO"))
 @pytest.mark.parametrize("damage", [*DAMAGED_EXIF, *NO_ORIENTATION])
 def test_damaged_exif(kind: str, damage: str) -> None:
-    """A sound image stays readable, and an orientation that can be read counts."""
+    """A damaged EXIF block leaves the image readable; an orientation that can be read is applied."""
     block = {**DAMAGED_EXIF, **NO_ORIENTATION}[damage]
     got = upright(saved(SIGN, kind, exif=block))
     assert got.size == ((32, 48) if damage in DAMAGED_EXIF else (48, 32))
 
 
-# Modes and numbers.
+# Modes and ranges of values.
 
 
 def gray_tiff(data: bytes, bits: int, photometric: int, kind: int) -> io.BytesIO:
-    """8 x 8 numbers, uncompressed, of so many bits; 0 is white where ``photometric`` is 0."""
+    """TIFF of 8 x 8 gray values, uncompressed, with ``bits`` bits each; 0 is white if ``photometric`` is 0."""
     entries = [(256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
     entries += [(278, 8), (279, len(data)), (339, kind)]
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
@@ -113,7 +113,7 @@ def test_tiff_says_what_its_numbers_mean(
 
 @pytest.mark.parametrize("value", (0, 200, 300, 32768, 65535))
 def test_sixteen_bits(value: int) -> None:
-    """Whatever the largest number in it, 65535 is white."""
+    """65535 is white in 16-bit images, whatever the largest value."""
     numbers = np.full((8, 8), value, np.uint16)
     gray, expected = Image.fromarray(numbers), (round(value / 257),) * 3
     color = [struct.pack(">24H", *[value] * 24)] * 8
@@ -150,7 +150,7 @@ def test_floating_point(others: tuple[float, ...], half: float, white: float) ->
 
 @pytest.mark.parametrize("depth", (1, 2, 4, 8, 16))
 def test_transparent_gray_lies_on_white(depth: int) -> None:
-    """And what is next to the transparent gray stays."""
+    """Pixels of the transparent gray become white; neighboring ones of other grays keep their value."""
     for clear in {0, 2**depth - 1, 2 ** (depth - 1) if depth > 1 else 0}:
         levels = [clear, 2**depth - 1 - clear] * 4
         bits = "".join(f"{level:0{depth}b}" for level in levels)
@@ -170,7 +170,7 @@ def test_transparent_color_lies_on_white(depth: int) -> None:
     clear = struct.pack(">3H", *(scale * x for x in colors[0]))
     file = png(depth, 2, [row], 2, (b"tRNS", clear))
     assert pixel(file) == (255, 255, 255) and pixel(file, (1, 0)) == colors[1]
-    high = struct.pack(">3H", *(256 + x for x in colors[0]))  # of which 8 bits count
+    high = struct.pack(">3H", *(256 + x for x in colors[0]))  # only the low 8 bits count
     if depth == 8:
         assert pixel(png(8, 2, [row], 2, (b"tRNS", high))) == (255, 255, 255)
 

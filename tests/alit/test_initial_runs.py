@@ -1,4 +1,4 @@
-"""Runs that start from the transform coder, and the images that it is made of."""
+"""Runs that start from the transform coder, and the images that the coder is fitted to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.hub_server import Hub
 
 
 def described(folder: Path, **options: Any) -> TrainingConfig:
-    """A short run on a folder of images, whose learning rate is next to nothing."""
+    """Configuration of a short run on a folder of images, with a negligible learning rate."""
     model = {"size": "nano", **OPTIONS}
     model |= {name: dataclasses.asdict(model[name]) for name in ("base", "encoder", "decoder")}
     fields: dict[str, Any] = {
@@ -43,7 +43,7 @@ def described(folder: Path, **options: Any) -> TrainingConfig:
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with images, and a file that is none; a start takes few of them."""
+    """Folder that holds ``photos``, with images and an invalid file; the coder is fitted to few of them."""
     monkeypatch.setattr(models, "INITIAL_SAMPLE", 40)
     (tmp_path / "photos").mkdir()
     for i, image in enumerate(smooth_images(20)):
@@ -53,7 +53,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made from the run's own images, by its seed, and not made again where the run goes on."""
+    """The coder is fitted to the run's own images with its seed, and not again when the run resumes."""
     config = described(photos, steps=0)
     torch.manual_seed(config.seed)
     start = build(config, None)
@@ -71,7 +71,7 @@ def test_a_run_starts_from_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_images_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as wanted; those of the fit are from all over the folder too; what cannot be read is left out."""
+    """The coder gets as many images as wanted, those of the fit from the whole folder, without unreadable ones."""
     given: list[tuple[Tensor, Tensor]] = []
     read: list[int] = []
 
@@ -96,7 +96,7 @@ def test_the_images_of_a_start(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_magnified_parts() -> None:
-    """Of a small part, smooth, and of any colors: a gray image gives colors too."""
+    """Magnified parts are smooth and have random colors, even of a gray image."""
     chance = np.random.default_rng(0)
     gray = torch.from_numpy(chance.random((1, 64, 64))).float().expand(3, -1, -1)
     for _ in range(20):
@@ -132,7 +132,7 @@ def test_what_a_run_starts_from_is_never_asked_of_the_hub(
 
 
 def test_the_shipped_recipe_fits() -> None:
-    """Its model can start so, and the first run takes no step; another one has no weights of the base to train."""
+    """The shipped recipe's model can start from the coder; the second run trains no base weights."""
     first, second = (
         TrainingConfig.read(Path(models.__file__).parent / "configs" / "nano" / name)
         for name in ("1-coder.yaml", "2-filter.yaml")

@@ -1,4 +1,4 @@
-"""The transform coder of residuals that training can start from."""
+"""Initialization of a model as a transform coder of residuals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAIRS, ITERATIONS, WHOLE = 32, 4, 3
 
 
 def seen(model: AdaptiveTokenizer) -> Tensor:
-    """Tokens that the start is made of."""
+    """Base tokens (B, N, C) that the initialization is fitted to."""
     return model.base_tokenizer.encode(smooth_images(256)).code_BNC
 
 
@@ -43,14 +43,15 @@ def started(lapped: bool = False) -> AdaptiveTokenizer:
 
 
 def paired(tokens_BNC: Tensor) -> Tensor:
-    """Neighbors in a row as one vector: (B, pairs, 2 C)."""
+    """Vectors of neighboring tokens in a row, (B, pairs, 2 C)."""
     return tokens_BNC.unflatten(1, (PAIRS, 2)).flatten(2)
 
 
 class Coder:
-    """A plain coder of residuals, fitted to the tokens ``seen``: k-means of pairs, projected on the directions in which
-    they vary most, iteration by iteration; in the first of all but three pairs, around a mean color of 10 levels, and
-    the pairs' own mean colors are the first of the directions.
+    """Plain coder of residuals, fitted to the tokens ``seen``.
+
+    Each iteration codes pairs by k-means, projected on their principal directions. Iteration 0 codes all pairs but
+    three around a mean color of 10 levels, with the pairs' own mean colors as first directions.
     """
 
     def __init__(self, model: AdaptiveTokenizer) -> None:
@@ -71,7 +72,7 @@ class Coder:
             known = self.after(seen(model), known, t)
 
     def after(self, tokens_BNC: Tensor, known: Tensor, t: int) -> Tensor:
-        """What is known after iteration t, (B, N, C)."""
+        """Tokens decoded after iteration t, (B, N, C)."""
         told = torch.zeros_like(tokens_BNC)
         own = self.order if t else self.order[WHOLE:]
         missing = paired(tokens_BNC - known)[:, own]
@@ -106,14 +107,14 @@ class Coder:
 
 
 def order_of_pairs(model: AdaptiveTokenizer) -> Tensor:
-    """(pairs,) which pair, row by row, each latent of an iteration describes: where its first token is."""
+    """Index (pairs,), row by row, of the pair that each latent of an iteration describes, by its first token."""
     place = model.config.base.latent_channels + model.config.code_dim
     rows, columns = model.timestep_embedding[1, :, place : place + 2 * GRID].chunk(2, dim=1)
     return (rows.argmax(1) * GRID + columns.argmax(1)) // 2
 
 
 def test_latents_describe_all_pairs() -> None:
-    """The first few are spread over all quarters of the image; in iteration 0 three describe the whole of it."""
+    """Latents describe all pairs, the first few in all quarters of the image; three of iteration 0 the whole image."""
     model = started()
     order = order_of_pairs(model)
     assert sorted(order.tolist()) == list(range(PAIRS))
@@ -129,7 +130,7 @@ def test_latents_describe_all_pairs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("lapped", [False, True])
 def test_latents_fetch_what_is_missing(lapped: bool) -> None:
-    """An affine map of what they fetch gives a pair as well as its best projection does, but for a tenth."""
+    """An affine map of the latents predicts the missing pairs nearly as well, to a tenth, as their best projection."""
     model, images = started(lapped), smooth_images(32, seed=5)
     order, true = order_of_pairs(model), model.base_tokenizer.encode(images).code_BNC
     known = true.mean(1, keepdim=True)
@@ -151,8 +152,10 @@ def test_latents_fetch_what_is_missing(lapped: bool) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("lapped", [False, True])
 def test_as_good_as_a_plain_coder(lapped: bool) -> None:
-    """By code at the length of every iteration; by pixels in their mean, for which of two iterations says more of luma
-    and which of chroma is a matter of the draw, and a plain base's code does not weigh them as pixels do.
+    """The model's code error is as low as a plain coder's at every iteration, and its pixel error in the mean.
+
+    Which of two iterations codes more luma or chroma depends on the draw, and a plain base's code does not weight them
+    as pixels do.
     """
     model, images = started(lapped), smooth_images(32, seed=5)
     torch.manual_seed(0)
@@ -174,7 +177,7 @@ def test_as_good_as_a_plain_coder(lapped: bool) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("lapped", [False, True])
 def test_one_color(lapped: bool) -> None:
-    """Three tokens say it as exactly as their levels can, further ones take nothing from that."""
+    """Three tokens code an image of one color as exactly as their levels allow; further ones do not make it worse."""
     model = started(lapped)
     draw = torch.Generator().manual_seed(7)
     images = torch.rand(16, 3, 1, 1, generator=draw).expand(-1, -1, 64, 64)
@@ -192,7 +195,7 @@ def test_one_color(lapped: bool) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("iteration", range(1, ITERATIONS))
 def test_part_of_an_iteration(iteration: int) -> None:
-    """Pairs whose latent is there are told as all are, others stay as they were."""
+    """With part of an iteration, pairs with a latent are decoded as with all, and the others do not change."""
     model, images = started(), smooth_images(8, seed=5)
     order, kept = order_of_pairs(model), 11
     codes_BLC = model.codes(model.encode(images, FixedLength(4 * PAIRS)).padded().long())
@@ -209,7 +212,7 @@ def test_part_of_an_iteration(iteration: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("n", [1, 2, 9, 20])
 def test_a_query_without_its_latent_mixes_those_that_are_there(n: int) -> None:
-    """In iteration 0, by how far they are, and the mean color."""
+    """In iteration 0 a query without its latent mixes the present ones by distance, and the mean color."""
     model, images = started(), smooth_images(8, seed=5)
     codes_BLC = model.codes(model.encode(images, FixedLength(PAIRS)).padded().long())
     mean, told, all_ = (
@@ -229,7 +232,7 @@ def test_a_query_without_its_latent_mixes_those_that_are_there(n: int) -> None:
 
 @torch.no_grad()
 def test_the_last_layer_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It makes up for what is not linear before it, in images too that it was not fitted to."""
+    """The fitted last layer lowers the error, in images too that it was not fitted to."""
     fitted = started()
     monkeypatch.setattr(initialization, "_fit_last_layer", lambda *_: None)
     plain, images = fresh(), smooth_images(64, seed=5)

@@ -1,4 +1,4 @@
-"""``alit train`` that is killed, at chosen moments and at any: nothing is lost, and it ends as a run without kills.
+"""``alit train`` killed at chosen and at random moments: it loses nothing and ends as a run without kills.
 
 ``ALIT_KILLS`` sets the number of kills at random moments (3 by default).
 """
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, run: Path, moment: str, **fields: Any) -> Any:
-    """The process of the command."""
+    """Started process of ``alit train``, which kills itself at ``moment``."""
     values = {"data": str(folder), "output": str(run), "checkpoint_every": 2, **fields}
     file = run.with_suffix(".json")
     file.write_text(json.dumps(config(keep=1, **values).asdict()))
@@ -44,7 +44,7 @@ def start(folder: Path, run: Path, moment: str, **fields: Any) -> Any:
 
 
 def end(folder: Path, run: Path, moment: str = "none", **fields: Any) -> None:
-    """The command ends: by itself, or killed at the moment."""
+    """Run the command to its end; checks that it ends by itself, or is killed at ``moment``."""
     process = start(folder, run, moment, **fields)
     process.join()
     expected = 0 if moment == "none" else -signal.SIGKILL
@@ -52,7 +52,7 @@ def end(folder: Path, run: Path, moment: str = "none", **fields: Any) -> None:
 
 
 def step_of_the_newest(run: Path) -> int:
-    """Of the checkpoint that a start now would take, which is intact; 0 without any."""
+    """Step of the newest checkpoint, which must be intact; 0 if there is none."""
     found = checkpoints.saved(run)
     if not found:
         return 0
@@ -81,7 +81,7 @@ def test_a_kill_at_a_chosen_moment(
 ) -> None:
     run = tmp_path / "run"
     least = {"log": 0, "config": 0, "between the renames": 6}.get(moment, 2)
-    if moment == "between the renames":  # of a step that is written again
+    if moment == "between the renames":  # happens when a step is written again
         end(folder, run, steps=6)
     end(folder, run, moment, steps=6)
     assert step_of_the_newest(run) >= least
@@ -98,7 +98,7 @@ def test_kills_at_any_moment(folder: Path, tmp_path: Path) -> None:
         lines = log.read_bytes().count(b"\n") if log.exists() else 0
         process = start(folder, run, "none", steps=steps)
         until = time.monotonic() + 60
-        # In a third of the cases before the first step, else after some of them.
+        # A third of the kills come before the first step, the others later.
         while chance.random() < 0.997 and time.monotonic() < until:
             time.sleep(0.002)
             if log.exists() and log.read_bytes().count(b"\n") > lines:

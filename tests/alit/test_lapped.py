@@ -1,4 +1,4 @@
-"""The lapped transform of a DCT base, and the network that mends its images."""
+"""The lapped transform of a DCT base, and the network that corrects its images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def noise(height: int, width: int, count: int = 2) -> Tensor:
 
 
 def smooth(side: int = 64, points: int = 7) -> Tensor:
-    """Images without an edge, (4, 3, side, side)."""
+    """Smooth images, (4, 3, side, side)."""
     few = noise(points, points, count=4)
     return interpolate(few, size=(side, side), mode="bicubic", align_corners=True).clamp(0, 1)
 
 
 def shortened(images: Tensor, *, lapped: bool, luma: int = 6, chroma: int = 2) -> Tensor:
-    """What the lowest coefficients give back."""
+    """Images decoded from the lowest coefficients, of the same shape."""
     base = DCTBase(DCTConfig(patch_size=PATCH, luma=luma, chroma=chroma, lapped=lapped))
     grid = (images.shape[2] // PATCH, images.shape[3] // PATCH)
     return base.pixels(base.encode(images).code_BNC, grid)
@@ -43,7 +43,7 @@ def test_all_coefficients_give_the_image_back(grid: tuple[int, int], patch: int)
 
 
 def test_planes_have_equal_units() -> None:
-    """The same coefficient of any plane makes the same squared RGB error."""
+    """A unit of the same coefficient in any plane makes the same squared RGB error."""
     transform = LappedTransform(PATCH, EVERYTHING)
     units = torch.eye(3 * PATCH**2).view(-1, 3 * PATCH**2, 1, 1)
     energy = transform.inverse(units).double().square().sum((1, 2, 3)).view(3, -1)
@@ -51,7 +51,7 @@ def test_planes_have_equal_units() -> None:
 
 
 def test_the_lowest_basis_function_has_no_step() -> None:
-    """It rises from zero, half a patch outside its own; an orthogonal transform's would begin with a jump."""
+    """The lowest basis function rises from zero half a patch outside its own, without a jump."""
     transform, size = LappedTransform(32, (1, 1, 1)), 3
     units = torch.zeros(1, 3, size, size)
     units[0, 0, 1, 1] = 1
@@ -72,7 +72,7 @@ def test_a_constant_image_takes_one_coefficient_of_a_plane(grid: tuple[int, int]
 
 
 def test_tokens_are_in_units_of_deviations() -> None:
-    """What the encoder sees and the decoder gives; the code is in units of the error."""
+    """Tokens are coefficients divided by their deviations; the code has the units of the error."""
     base, images = DCTBase(DCTConfig(patch_size=PATCH, luma=6, chroma=2, lapped=True)), smooth()
     found = base.encode(images)
     coefficients = base.transform(images - 0.5)
@@ -92,7 +92,7 @@ def test_tokens_are_in_units_of_deviations() -> None:
 
 
 def test_reaches_halfway_into_neighbors() -> None:
-    """In both directions; a patch's coefficients see no more, nor do they show."""
+    """Coefficients of a patch depend on, and decode to, pixels up to half a patch away, in both directions."""
     images, transform = noise(3 * PATCH, 3 * PATCH, count=1), LappedTransform(PATCH, EVERYTHING)
     far, near = images.clone(), images.clone()
     far[..., PATCH + PATCH // 2 :] = 0
@@ -118,10 +118,10 @@ def test_fewer_coefficients_for_a_smooth_image() -> None:
 
 
 def test_no_step_at_borders_of_patches() -> None:
-    """Where a block transform of few coefficients has one."""
+    """The lapped transform with few coefficients has no step at borders of patches; a block transform has."""
 
     def step(images: Tensor) -> float:
-        """Mean step across borders over that within patches."""
+        """Ratio of the mean step across borders of patches to that within."""
         steps = images.diff(dim=-1).abs().mean((0, 1, 2))
         across = torch.arange(1, images.shape[-1]) % PATCH == 0
         return float(steps[across].mean() / steps[~across].mean())

@@ -16,7 +16,7 @@ from alit.layers import MLP, Transformer
 
 
 class Activations(TorchDispatchMode):
-    """Weak references to everything that a GELU returned."""
+    """Dispatch mode that keeps weak references to the results of all GELUs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_mlp_keeps_no_activation_for_its_backward() -> None:
 
 @pytest.mark.parametrize("lengths", ([5, 5], [4, 5]), ids=("dense", "packed"))
 def test_last_block_computes_what_is_wanted(lengths: list[int]) -> None:
-    """The same results and gradients, and nothing beyond in what follows its keys and values."""
+    """Results and gradients are equal, and the last block computes only the wanted positions after its attention."""
     transformer = Transformer(TransformerConfig(width=16, layers=2, heads=2))
     rows: list[int] = []
     last: Any = transformer.transformer[1]

@@ -1,4 +1,4 @@
-"""Lengths in one pass: curves of errors, the network that predicts them, its training, budgets."""
+"""Prediction of lengths in one pass: error curves, the length head, its training, budgets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def features(m: AdaptiveTokenizer, x: Tensor) -> Tensor:
 
 
 def with_head(*, trained: bool = True, **options: Any) -> AdaptiveTokenizer:
-    """A model whose head gives curves that depend on the image and fall around its errors."""
+    """Model whose length head gives falling curves that depend on the image, near its errors."""
     m = model(length_head=True, **options)
     head = m.length_head
     with torch.no_grad():
@@ -79,13 +79,13 @@ def test_curves_of_the_head_fall(variant: str) -> None:
     assert bool(found.isfinite().all()) and found.shape == (4, tokens, head.mean.numel())
     curves = head(found)
     assert curves.shape == (4, 2, 3) and bool((curves.diff(dim=-1) <= 0).all())
-    # An image's error is the mean of its patches'.
+    # An image's error is the mean of those of its patches.
     mean = head.of_patches(found).exp().mean(1).cummin(-1).values
     torch.testing.assert_close(curves.exp(), mean)
     assert not torch.allclose(curves[0], curves[1])
 
 
-def test_features_know_how_busy_a_image_is() -> None:
+def test_features_know_how_busy_an_image_is() -> None:
     m = with_head()
     busy = images(1)
     smooth = torch.nn.functional.avg_pool2d(busy, 5, 1, 2)
@@ -94,7 +94,7 @@ def test_features_know_how_busy_a_image_is() -> None:
 
 
 def test_a_recurrence_that_decodes_tells_what_is_missing() -> None:
-    """Whatever was asked to be predicted, and for no further run of the decoder."""
+    """The residual recurrence gives the head missing tokens, the same for any ``predict_at``, without more decoding."""
     m, x = with_head(recurrence="residual", codebooks="each"), images(4)
     asked, unasked = (next(m.rollout(x, predict_at=at)) for at in (None, ()))
     found = features_of(unasked, m.base_tokenizer).detach()
@@ -119,7 +119,7 @@ def test_a_recurrence_that_decodes_tells_what_is_missing() -> None:
 @pytest.mark.parametrize("kind", [*KINDS, "relative_l1"])
 @torch.no_grad()
 def test_predicted_lengths(kind: str, any_length: bool) -> None:
-    """The first length of the curve within the limit, margin included; the same in streams; no decoder runs."""
+    """A predicted length is the first whose curve plus margin meets the limit, also in streams; nothing is decoded."""
     m, x = with_head(any_length=any_length), images(6)
     x[1] = 0.5 + 0.1 * (x[1] - 0.5)
     m.length_head.margin.copy_(torch.tensor([0.05, 0.1]))
@@ -161,7 +161,7 @@ def test_one_look_at_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_head_is_part_of_the_model(tmp_path: Path) -> None:
-    """In its file; it changes no token, and files of tokens stay those of the model."""
+    """The head is saved in the model's file; it changes neither tokens nor the model's identity."""
     m, x = with_head(), images()
     m.save_pretrained(tmp_path / "m.safetensors")
     loaded = AdaptiveTokenizer.from_pretrained(tmp_path / "m.safetensors")
@@ -176,7 +176,7 @@ def test_a_head_is_part_of_the_model(tmp_path: Path) -> None:
 
 
 def test_training_of_the_head(tmp_path: Path) -> None:
-    """The table is what was measured; the fit tells images apart; margins keep nine of ten within the limit."""
+    """Training measures the curves, fits the head to tell images apart, and sets margins that hold for nine of ten."""
     chance = torch.Generator().manual_seed(0)
     contrast = torch.rand(96, 1, 1, 1, generator=chance)
     x = 0.5 + contrast * (images(96) - 0.5)
@@ -224,7 +224,7 @@ def test_budget(length_head: bool, any_length: bool) -> None:
 
 
 def test_allocation() -> None:
-    """Against all ways to share a total: on convex curves it is the best; never over it; nothing that does not help."""
+    """Allocation is the best of all ways on convex curves, never exceeds the total, and adds no useless tokens."""
     lengths = (4, 8, 12, 16)
     chance = torch.Generator().manual_seed(0)
     for trial in range(30):

@@ -1,4 +1,4 @@
-"""The page of a model on the Hub says what file and evaluation say, and nothing else."""
+"""The model card on the Hub states only facts from the model file and its evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def card(variant: dict[str, Any] | None = None, **options: Any) -> str:
 
 
 def evaluated(**changes: Any) -> dict[str, Any]:
-    """As ``alit evaluate`` writes it, of the small model."""
+    """Evaluation of the small model in the format of ``alit evaluate``, with ``changes``."""
     thumbnail, sides = Quality(0.9, 9.0, 0.09), Blockiness(1.0, 1.0)
     lengths = [
         LengthQuality(

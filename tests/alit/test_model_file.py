@@ -1,4 +1,4 @@
-"""Own model files: round trips, and everything that can be wrong with a file."""
+"""Model files of our format: round trips, and damaged files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.hostile import EXAMPLES, full_disk, memory, mutated
 from tests.helpers.hostile_json import mutated_json
 from tests.helpers.models import BASES, images, model
 
-#: Bytes beside the tensors.
+#: Memory allowed in bytes beyond the tensors.
 LITTLE = 100 * 2**20
 
 
@@ -82,7 +82,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
-    """Files of this process may not exceed 20 kB: writing the model fails in the middle."""
+    """If writing a model fails in the middle, with files limited to 20 kB, the old file stays intact."""
     path = tmp_path / "model.safetensors"
     model().save_pretrained(path)
     before = path.read_bytes()
@@ -94,7 +94,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_half_precision_round_trip(stored: torch.dtype, tmp_path: Path) -> None:
-    """Read as float32, the same values; written with other precisions in one file, each is aligned."""
+    """Half-precision models are read as float32 with equal values; tensors of mixed dtypes are aligned in a file."""
     original, path = model().to(stored), tmp_path / "x.safetensors"
     original.save_pretrained(path)
     loaded = AdaptiveTokenizer.from_pretrained(path)
@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite(value: float) -> None:
 
 
 class Wrapped(torch.nn.Module):
-    """As DistributedDataParallel names what it holds."""
+    """Module that prefixes parameter names with ``module.`` like DistributedDataParallel."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_wrapped_models_are_saved_under_plain_names(tmp_path: Path) -> None:
 
 
 def with_header(data: bytes, change: Callable[[str], str]) -> bytes:
-    """A safetensors file with another header."""
+    """Content of a safetensors file with its header changed by ``change``."""
     length = int.from_bytes(data[:8], "little")
     text = change(data[8 : 8 + length].decode()).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
@@ -212,7 +212,7 @@ def small_file(base: str, folder: Path) -> bytes:
 def test_configurations_of_larger_models(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    """Refused before anything of that size is built, if only on paper."""
+    """Configurations of larger models raise CheckpointError before modules of that size are made, even on meta."""
     path = tmp_path / "x.safetensors"
     data = small_file("dct", tmp_path)
     path.write_bytes(with_config(data, lambda text: json.dumps({**json.loads(text), **fields})))
@@ -222,7 +222,7 @@ def test_configurations_of_larger_models(
 
 @pytest.mark.parametrize("base", BASES)
 def test_damaged_headers(base: str, tmp_path: Path) -> None:
-    """Bytes, the header or the configuration in it: a named error at once, or a model as large as its file."""
+    """Damaged bytes, headers or configurations raise CheckpointError at once, or give a model as large as the file."""
     rng, path = random.Random(base), tmp_path / "x.safetensors"
     good = small_file(base, tmp_path)
     AdaptiveTokenizer.from_pretrained(tmp_path / "small.safetensors")  # the first one imports much

@@ -1,4 +1,4 @@
-"""``alit analyze --classifier``: networks of timm and torchvision by name. (Stand-ins for the packages.)"""
+"""``alit analyze --classifier``: networks of timm and torchvision by name, with imitated packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def network() -> Any:
 
 
 class Packages:
-    """Both, with the classifier "small" and what loading its weights raises."""
+    """Imitation of both packages, with the classifier "small"; ``error``: raised by loading its weights."""
 
     def __init__(self) -> None:
         self.network = network()
@@ -147,7 +147,7 @@ def test_a_network_without_classes(packages: Packages) -> None:
 def test_packages_that_cannot_be_imported(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Missing, without a package of their own, or made for another torch."""
+    """Packages that are missing, lack a dependency or were made for another torch raise an error that says so."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, package, raising=False)
     for source, message in (

@@ -31,7 +31,7 @@ TERMS, NORMS = 1e-3, 2e-2
 
 
 def by_recipe(key: str, kind: str, shape: list[int]) -> Tensor:
-    """A weight that is not stored but follows the rule of the folder's README."""
+    """Weight tensor made by the rule in the folder's README instead of being stored."""
     salt = GOLDEN.json("gan")["recipe_salt"]
     seed = int.from_bytes(hashlib.sha256(f"{salt}|{key}".encode()).digest()[:4], "little")
     u = np.random.RandomState(seed).random_sample(int(np.prod(shape))).reshape(shape)
@@ -68,7 +68,7 @@ def perceptual() -> Perceptual:
 
 @cache
 def perceptual_of_the_images() -> Perceptual:
-    """Whose features of them are computed once: they take a quarter of the time of each test."""
+    """LPIPS that caches features of the stored images, which take a quarter of each test's time."""
     module, known = perceptual(), {}
     compute = module._slice
 
@@ -175,7 +175,7 @@ def test_stage2(base: str, variant: str, case: str) -> None:
     tokens = GOLDEN.base_tokens(model, base)
     ((_, pixels, quantization, _),) = reconstructions(model, GOLDEN.images, [at], tokens)
     if case.startswith("gen"):
-        # At weight 0 the published step asks the discriminator all the same, to log what it says.
+        # At weight 0 the published step still runs the discriminator, to log its output.
         judge_or_none = judge if weight > 0 else None
         total, terms = pixel_loss(
             *(model, GOLDEN.images, pixels, quantization, judge_or_none),
@@ -196,7 +196,7 @@ def test_stage2(base: str, variant: str, case: str) -> None:
         share = (terms["weight"] * terms["adversarial"]).item() if weight > 0 else 0.0
         bound = TERMS + NORMS * abs(share / scalars["total_loss"])
     else:
-        # The published step adds the quantizer's loss, whose gradient it then throws away.
+        # The published step adds the quantizer's loss, then discards its gradient.
         total, judged = discriminator_loss(GOLDEN.images, pixels, judge)
         relative(judged["real"].item(), logs[f"train/logits_real_{at}"], TERMS, f"{case} real")
         relative(judged["fake"].item(), logs[f"train/logits_fake_{at}"], TERMS, f"{case} fake")

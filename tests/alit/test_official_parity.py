@@ -91,12 +91,12 @@ def test_vae() -> None:
     )
 
 
-#: What was decoded, by the base and a hash of the code.
+#: Decoded images by type of base and hash of the code.
 DECODED: dict[tuple[type, bytes], Tensor] = {}
 
 
 def decoding_once(model: AdaptiveTokenizer) -> AdaptiveTokenizer:
-    """The same codes are decoded once in all tests, which takes longer than all else."""
+    """The model with decoded images cached over all tests, since decoding takes the most time."""
     decode = model.base_tokenizer.pixels
 
     def pixels(code_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -195,7 +195,7 @@ def check_training(
         actual[f"quantization_loss_{index}"] = term.quantization.item()
     assert scalars["per_iteration"].keys() <= actual.keys()
     for name, value in actual.items():
-        # Where there is no quantizer its loss is 0 and not stored.
+        # Without a quantizer its loss is 0 and not stored.
         relative(value, scalars["per_iteration"].get(name, 0.0), LOSS, f"{what} {name}")
     loss.total.backward()
     norms = scalars["grad_norm"]
@@ -238,7 +238,7 @@ def subsets(scalars: dict[str, Any]) -> list[tuple[str, list[int]]]:
     ]
 
 
-# Both ways of running the decoder for one variant: other tests compare them with each other, for all.
+# Only one variant runs the decoder in both ways: other tests compare the two for all variants.
 @pytest.mark.parametrize("variant, together", [*((v, True) for v in VARIANTS), ("quant", False)])
 @pytest.mark.parametrize("base", BASES)
 def test_training(base: str, variant: str, together: bool) -> None:

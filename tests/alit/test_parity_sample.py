@@ -1,4 +1,4 @@
-"""Parity with the published system on the part of the reference tensors that lies in tests/data; always runs.
+"""Parity with the published system on the reference tensors in tests/data; always runs.
 
 One quantized model without its base tokenizer, whose tokens are given, and the vector quantizer.
 """

@@ -1,4 +1,4 @@
-"""The filter of decoded pixels: what it computes, where it is applied, and its training alone."""
+"""The filter of decoded pixels: its results, where it is applied, and its separate training."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ALONE_LEARNS = {
 
 
 def busy(m: AdaptiveTokenizer) -> AdaptiveTokenizer:
-    """With a filter that does something."""
+    """The model with random weights in the last layer of its filter, so that the filter has an effect."""
     with torch.no_grad():
         m.pixel_filter.last.weight.normal_(std=0.3)
     return m
 
 
 def plain(m: AdaptiveTokenizer) -> AdaptiveTokenizer:
-    """The same weights without the filter."""
+    """Model of the same weights without the filter."""
     other = model(any_length=m.config.any_length)
     state = {k: v for k, v in m.state_dict().items() if not k.startswith("pixel_filter.")}
     other.load_state_dict(state)
@@ -62,7 +62,7 @@ def test_it_adds_nothing_at_first_and_reaches_a_few_pixels() -> None:
 
 @torch.no_grad()
 def test_all_that_sees_pixels_sees_them_filtered(tmp_path: Path) -> None:
-    """Decoding, criteria of pixels, other sizes; tokens of given lengths are those without it; files keep it."""
+    """Decoding, pixel criteria and other sizes use the filter; tokens of given lengths do not change; files keep it."""
     m, x = busy(model(any_length=True, pixel_filter=4)), images()
     other = plain(m)
     tokens = m.encode(x, FixedLength(9))
@@ -87,7 +87,7 @@ def smooth(count: int) -> Tensor:
 
 
 def test_it_alone_learns(tmp_path: Path) -> None:
-    """Codebooks of moving averages stay too; the loss falls; a run that was cut off goes on bit for bit."""
+    """Only the filter changes, not even moving-average codebooks; the loss falls; a stopped run resumes bit for bit."""
     m, x = model(any_length=True, pixel_filter=8, ema_decay=0.9), smooth(8)
     before = {name: value.clone() for name, value in m.state_dict().items()}
     fields = {**ALONE_LEARNS, "steps": 40, "batch_size": 8, "learning_rate": 1e-2, "tail_drop": 0.5}

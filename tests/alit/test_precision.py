@@ -1,4 +1,4 @@
-"""Models in every dtype, and under autocast, do all that a model does."""
+"""Models work in every dtype and under autocast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check(m: AdaptiveTokenizer, x: torch.Tensor, criterion: Criterion, dtype: torch.dtype) -> None:
-    """Tokens of a batch and of a stream, their images, and where latents look."""
+    """Check that encoding, in batches and streams, decoding and attention maps work with finite values of ``dtype``."""
     tokens = m.encode(x, criterion)
     pixels = m.decode(tokens)
     assert pixels.shape == x.shape and pixels.dtype == dtype
@@ -46,7 +46,7 @@ def test_a_model_of_this_dtype(base: str, bottleneck: str, dtype: torch.dtype) -
 @pytest.mark.parametrize("bottleneck", VARIANTS)
 @pytest.mark.parametrize("base", BASES)
 def test_a_model_under_autocast(base: str, bottleneck: str, dtype: torch.dtype) -> None:
-    """Encoding, criteria, decoding, and a step of training; images of both precisions."""
+    """Under autocast, encoding, criteria, decoding and a training step work, for images of both precisions."""
     m = model(base, bottleneck=bottleneck, halting="mask", ema_decay=0.9)
     cases = ((images(), FixedLength([3, 9, 12])), (images().to(dtype), MaxL1(0.3)))
     with torch.autocast("cpu", dtype=dtype), torch.no_grad():
@@ -66,7 +66,7 @@ def test_a_model_under_autocast(base: str, bottleneck: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("metric", ("cosine", "euclidean"))
 def test_decoded_tokens_are_those_that_were_encoded(metric: str, dtype: torch.dtype) -> None:
-    """What the decoder gets for an index is what it got for the vector."""
+    """Codes looked up by index equal those the decoder got from the quantizer, in the same dtype."""
     m, x = model(metric=metric).to(dtype), images().to(dtype)
     with torch.no_grad():
         last = list(m.rollout(x))[-1]

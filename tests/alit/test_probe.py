@@ -1,4 +1,4 @@
-"""The linear probe: its classifier, labeled folders, what is told apart and what is not, and the command."""
+"""The linear probe: its classifier, labeled folders, accuracies on true and shuffled labels, and the command."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ COLORS = {"blue": (60, 90, 200), "green": (70, 180, 60), "red": (200, 80, 70)}
 
 
 def color(name: str, random: np.random.Generator) -> np.ndarray:
-    """An image of about this color."""
+    """Noisy image of about this color, (16, 24, 3) uint8."""
     shade = np.array(COLORS[name]) + random.uniform(-40, 40, 3)
     return (shade + random.normal(0, 25, (16, 24, 3))).clip(0, 255).astype(np.uint8)
 
 
 def stripes(name: str, random: np.random.Generator) -> np.ndarray:
-    """Gradients of gray from left to right, or from top to bottom."""
+    """Noisy gray gradient from left to right ("across") or from top to bottom, (16, 24, 3) uint8."""
     ramp = (
         np.linspace(40, 200, 24)[None, :] if name == "across" else np.linspace(40, 200, 16)[:, None]
     )
@@ -53,7 +53,7 @@ def draw(
     seed: int = 0,
     shuffled: bool = False,
 ) -> Path:
-    """A folder of images for each name; ``shuffled``: they have nothing to do with it."""
+    """Write a folder of images for each name; ``shuffled``: images are independent of the name."""
     random = np.random.default_rng(seed)
     labels = np.repeat(names, each)
     shown = random.permutation(labels) if shuffled else labels
@@ -74,7 +74,7 @@ def probed(path: Path, test: Path | None = None, **options: Any) -> Probe:
 
 
 def blobs(count: int, features: int, apart: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of three classes whose means are so far apart in a direction each, of unequal scales."""
+    """Features (count, features) of three classes, means ``apart`` in one direction each, unequal scales; labels."""
     generator = torch.Generator().manual_seed(seed)
     label_N = torch.arange(count) % 3
     x_NF = torch.randn(count, features, generator=generator)
@@ -84,7 +84,7 @@ def blobs(count: int, features: int, apart: float, seed: int = 0) -> tuple[Tenso
 
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
 def test_the_fit_is_the_minimum(l2: float) -> None:
-    """The objective is convex: where the gradient vanishes. In float64, of standardized features."""
+    """The fit is the minimum of the convex objective: its gradient vanishes, in float64 on standardized features."""
     x_NF, label_N = blobs(60, 7, apart=2)
     *_, found = fit(x_NF, label_N, 3, [1.0, l2])
     x_NF = x_NF.double()
@@ -99,7 +99,7 @@ def test_the_fit_is_the_minimum(l2: float) -> None:
 
 
 def test_a_constant_feature_changes_nothing() -> None:
-    """But for rounding, which is not enlarged; a constant alone says nothing."""
+    """A constant feature with rounding noise changes no score; a constant alone gives equal scores."""
     x_NF, label_N = blobs(40, 4, apart=2)
     constant = torch.full((40, 1), 0.1) * (1 + 1e-6 * torch.rand(40, 1))
     beside = torch.cat([x_NF, constant], 1)
@@ -116,7 +116,7 @@ def parts(label_N: Tensor) -> Parts:
 
 
 def test_the_penalty_is_chosen_by_the_validation_part() -> None:
-    """Noise of many features takes a strong one, what is plain a weak one."""
+    """The validation part chooses a strong penalty for noise features and a weak one for well-separated classes."""
     generator = torch.Generator().manual_seed(0)
     noise = accuracy(torch.randn(90, 200), parts(torch.arange(90) % 3), generator)
     x_NF, label_N = blobs(90, 3, apart=30)
@@ -126,7 +126,7 @@ def test_the_penalty_is_chosen_by_the_validation_part() -> None:
 
 
 def test_only_the_test_part_counts() -> None:
-    """Other labels there change the accuracy, and nothing of what is chosen."""
+    """Other labels in the test part change the accuracy but not the chosen penalty."""
     x_NF, label_N = blobs(90, 5, apart=8)
     good = accuracy(x_NF, parts(label_N), torch.Generator().manual_seed(0))
     wrong = label_N.clone()
@@ -168,7 +168,7 @@ def test_thumbnails_are_judged_by_what_they_store() -> None:
 
 
 def test_what_is_classified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of features is of its image, and has its label, though one before cannot be read."""
+    """Features keep the labels of their images, even after an image that cannot be read."""
     Path("data/blue/000.png").write_bytes(b"no image")
     module = importlib.import_module("alit.evaluation.probe")
     seen: list[tuple[Tensor, Parts]] = []
@@ -210,7 +210,7 @@ def test_what_is_classified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_can_be_told_apart_and_what_not(
     tmp_path: Path, image: Any, names: list[str], kinds: tuple[str, ...]
 ) -> None:
-    """Classes that are to be seen are named; labels that were shuffled are guessed, from all kinds of features."""
+    """Visible classes are recognized from all kinds of features; shuffled labels only at chance level."""
     path = draw(tmp_path / "true", names, image, each=20)
     (row,) = probed(path, lengths=[12]).lengths
     assert all(getattr(row, kind).top1 >= 0.9 for kind in kinds), row
@@ -224,12 +224,12 @@ def test_what_can_be_told_apart_and_what_not(
 
 
 def test_a_folder_to_test_on(folder: Path, tmp_path: Path) -> None:
-    """All of the data is for training, and the result that of the other folder."""
+    """With a test folder, all of the data are used for training, and accuracies are of the test folder."""
     other = draw(tmp_path / "other", list(COLORS), each=4, seed=1)
     result = probed(folder, other, lengths=[12])
     assert (result.training, result.test) == (3 * EACH, 12)
     assert result.lengths[0].latents.top1 >= 0.9
-    # With the names of two classes exchanged, these are named wrongly.
+    # With the names of two classes exchanged, their images are classified wrongly.
     for old, new in (("red", "x"), ("blue", "red"), ("x", "blue")):
         (other / old).rename(other / new)
     assert probed(folder, other, lengths=[12]).lengths[0].latents.top1 <= 0.4

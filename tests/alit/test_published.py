@@ -1,4 +1,4 @@
-"""Published checkpoints: conversion, and everything that a .pth can hold."""
+"""Published checkpoints: conversion, and damaged or hostile .pth files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_convert_asks_for_heads_and_known_sizes_need_none(tmp_path: Path) -> Non
 
 
 class Executable:
-    """Runs a command when a careless unpickler loads it."""
+    """Object whose pickle runs a command when an unsafe unpickler loads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,7 +113,7 @@ GOOD = {"ema": collections.OrderedDict(a=torch.zeros(4), b=torch.ones(2, 3))}
 def rebuilt(
     source: Path, target: Path, change: Callable[[str, bytes], bytes], **options: Any
 ) -> Path:
-    """The zip file with other content in its entries, and checksums that are right."""
+    """Write the zip file with entries changed by ``change`` and right checksums; returns ``target``."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
@@ -130,7 +130,7 @@ def with_pickle(path: Path, pickled: bytes) -> Path:
 
 
 def refused(path: Path, message: str) -> None:
-    """With little memory, and at once."""
+    """Check that the file raises CheckpointError with this message, in little memory and time."""
     most = 100 * 2**20 + path.stat().st_size
     with memory(most, seconds=10), pytest.raises(CheckpointError, match=message):
         read_official(path)
@@ -224,7 +224,7 @@ def test_archives_of_another_kind_and_damaged_ones(tmp_path: Path) -> None:
 
 
 class Crafted:
-    """Pickles as a tensor of a storage, both of which say what they like."""
+    """Object that pickles as a tensor with a storage, both with arbitrary claims of sizes."""
 
     def __init__(
         self,
@@ -291,7 +291,7 @@ DOUBLED = b"".join(b"h%ch%c\x86q%ca" % (i, i, i + 1) for i in range(60))
         (b"X\xff\xff\xff\x7fabc", "expected 2147483647 bytes"),
         (b"ctorch\nFloatTensor\nJ\x00\x00\x00\x7f\x85R", "refused: it holds torch.FloatTensor"),
         (b"c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R", "refused: .* __builtin__.bytearray"),
-        # Tuples that hold the one before twice: 2^60 values, were they written out, and a key.
+        # Nested tuples that each hold the one before twice: 2^60 values if expanded, and a key.
         (b"]K\x01\x85q\x00a" + DOUBLED + b"}h\x3cK\x01s", "expected tuples of at most 1000"),
         (b"]K\x01\x85q\x00a" + DOUBLED.replace(b"\x86", b"K\x00\x87"), "tuples of at most 1000"),
     ],
@@ -302,7 +302,7 @@ def test_pickles_that_ask_for_memory(body: bytes, message: str, tmp_path: Path) 
 
 
 def damaged_pickle(pickled: bytes, rng: random.Random) -> bytes:
-    """Bytes changed, or whole instructions: left out, doubled, put elsewhere, with another argument."""
+    """Pickle with mutated bytes, or with whole instructions removed, doubled, moved or given another argument."""
     if rng.random() < 0.5:
         return mutated(pickled, rng)
     begins = [place for _, _, place in pickletools.genops(pickled)] + [len(pickled)]
@@ -322,7 +322,7 @@ def damaged_pickle(pickled: bytes, rng: random.Random) -> bytes:
 
 
 def test_damaged_files_of_all_kinds(tmp_path: Path) -> None:
-    """Of the file, of its pickle with the checksum mended: CheckpointError, at once, in little memory."""
+    """Damage of the file, or of its pickle with right checksums, raises CheckpointError at once in little memory."""
     rng, good, path = random.Random(0), tmp_path / "good.pth", tmp_path / "x.pth"
     state = model("vqgan").state_dict()
     torch.save({"ema": {name: x.flatten()[:1] for name, x in state.items()}, **GOOD}, good)

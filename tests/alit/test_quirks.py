@@ -1,4 +1,4 @@
-"""Each difference from the published system is one field, and each field makes the difference it names."""
+"""Each field of Quirks makes the one difference to the published system that it names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.helpers.models import images, model
 
 
 def pair(base: str, quirk: str, **options: Any) -> tuple[AdaptiveTokenizer, AdaptiveTokenizer]:
-    """The corrected model and one with this quirk alone, same weights."""
+    """The corrected model, and one of the same weights with only this quirk."""
     corrected, quirky = (model(base, quirks=Quirks(**q), **options) for q in ({}, {quirk: True}))
     quirky.load_state_dict(corrected.state_dict())
     return corrected, quirky
 
 
 def draws(m: AdaptiveTokenizer, **options: Any) -> int:
-    """How often a rollout draws for halting."""
+    """Number of random draws for halting in a rollout."""
     draw = Mock(side_effect=lambda p: torch.ones_like(p, dtype=torch.bool))
     list(m.rollout(images(), halting_draw=draw, **options))
     return draw.call_count

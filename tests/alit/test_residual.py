@@ -1,4 +1,4 @@
-"""The residual recurrence: an iteration encodes what the decoder does not tell from the tokens so far."""
+"""The residual recurrence: an iteration encodes the error of the decoder's prediction from the tokens so far."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from alit.base.interface import to_grid
 from tests.helpers import models
 from tests.helpers.models import config, images
 
-#: As of ``tests.helpers.models``: tokens of an iteration, iterations; class and 24 image tokens.
+#: Tokens of an iteration, iterations, class and 24 image tokens, as in ``tests.helpers.models``.
 STEP, ITERATIONS, ROWS = 3, 4, 25
 LONGEST = STEP * ITERATIONS
 RESIDUAL: dict[str, Any] = {"recurrence": "residual", "codebooks": "each"}
@@ -37,12 +37,12 @@ def model(base: str = "dct", **options: Any) -> AdaptiveTokenizer:
 
 
 def alone(m: AdaptiveTokenizer, x: Tensor, criterion: Any) -> TokenSequence:
-    """Each image in a batch of its own."""
+    """Tokens of images that are encoded each in a batch of its own."""
     return TokenSequence.concatenate([m.encode(image, criterion) for image in x.split(1)])
 
 
 def between(m: AdaptiveTokenizer, x: Tensor, kind: Callable[[float], Any]) -> Any:
-    """A criterion that images meet after different iterations, some never."""
+    """Criterion of ``kind`` that images meet after different iterations, some never."""
     with torch.no_grad():
         errors = torch.stack([kind(0.0).error(step, m) for step in m.rollout(x)])
     return kind(float(errors.quantile(0.3)))
@@ -51,7 +51,7 @@ def between(m: AdaptiveTokenizer, x: Tensor, kind: Callable[[float], Any]) -> An
 @torch.no_grad()
 @continuous_base
 def test_an_iteration_sees_what_is_missing(base: str) -> None:
-    """Its encoder input is that of an image whose base tokens are what the decoder does not tell."""
+    """The encoder's input is that of an image whose base tokens are the prediction's residual."""
     m, x = model(base), images()
     runs: list[Tensor] = []
     m.encoder.register_forward_pre_hook(lambda _, given: runs.append(given[0]))
@@ -113,7 +113,7 @@ def test_lengths_of_their_own() -> None:
 @pytest.mark.parametrize("kind", [CodeError, MaxL1, RelativeL1])
 @pytest.mark.parametrize("any_length", [False, True])
 def test_batched_equals_single(base: str, kind: type[Any], any_length: bool) -> None:
-    """Under adaptive criteria, in a batch that images leave, and in streams with more room or less."""
+    """Adaptive encoding in batches and in streams of any bound equals that of single images."""
     m, x = model(base, any_length=any_length), images(7)
     criterion = between(m, x, kind)
     expected = alone(m, x, criterion)
@@ -130,7 +130,7 @@ def test_batched_equals_single(base: str, kind: type[Any], any_length: bool) -> 
 
 
 def test_the_first_length_that_is_enough() -> None:
-    """What a criterion keeps is what it asked for, and the iteration before was not enough."""
+    """The length kept meets the criterion, and no earlier iteration does."""
     m, x = model(), images(7)
     criterion = between(m, x, CodeError)
     tokens = m.encode(x, criterion)
@@ -155,7 +155,7 @@ def test_a_combination_of_criteria() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("mask", [True, False])
 def test_images_leave_the_batch(mask: bool) -> None:
-    """What is left goes on as it would alone."""
+    """Images that stay in the batch continue as they would alone."""
     m, x = model(), images(5)
     kept = torch.tensor([1, 3, 4])
     keep = torch.isin(torch.arange(5), kept) if mask else kept
@@ -192,7 +192,7 @@ def test_images_of_any_size(base: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("n", [STEP, LONGEST, 5])
 def test_decode(n: int) -> None:
-    """Tokens alone, through bytes, give what the rollout saw."""
+    """Decoding tokens read from bytes gives the rollout's prediction."""
     m, x = model(), images()
     step = list(m.rollout(x))[(n - 1) // STEP]
     tokens = TokenSequence.from_bytes(m.encode(x, FixedLength(n)).to_bytes(m.identity()))
@@ -202,7 +202,7 @@ def test_decode(n: int) -> None:
 
 
 def test_a_stream_is_bounded() -> None:
-    """Rows of all images in flight, as many in each iteration."""
+    """Each step of a stream computes at most the given number of rows."""
     m, x, seen = model(), images(9), list[Progress]()
     runs: list[int] = []
     m.encoder.register_forward_pre_hook(lambda _, given: runs.append(given[0].shape[:-1].numel()))
@@ -244,7 +244,7 @@ def test_one_iteration_is_the_published_one() -> None:
 def test_nothing_is_decoded_for_an_iteration_that_nobody_takes(
     tokens: Any, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given lengths need the decoder between iterations alone."""
+    """With given lengths the decoder runs only between iterations."""
     m, counted = model(), []
 
     def decode(codes: Any, *rest: Any, actual: Any = m.decoder.decode) -> Any:

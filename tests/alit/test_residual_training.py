@@ -1,4 +1,4 @@
-"""Training through the residual recurrence: where gradients go, losses, moving averages."""
+"""Training through the residual recurrence: gradients, losses, moving averages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers import models
 from tests.helpers.models import images
 from tests.helpers.runs import config
 
-#: As of ``tests.helpers.models``: tokens of an iteration, iterations; class and 24 image tokens.
+#: Tokens of an iteration, iterations, class and 24 image tokens, as in ``tests.helpers.models``.
 STEP, ITERATIONS, ROWS = 3, 4, 25
 
 
@@ -28,7 +28,7 @@ def model(**options: Any) -> AdaptiveTokenizer:
 
 
 def gradients(m: AdaptiveTokenizer, loss: Tensor) -> dict[str, Tensor]:
-    """Of parameters that have one."""
+    """Parameter name -> gradient of ``loss``, for parameters that get one."""
     m.zero_grad()
     loss.backward()
     return {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}
@@ -37,8 +37,8 @@ def gradients(m: AdaptiveTokenizer, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("t", range(ITERATIONS))
 @pytest.mark.parametrize("through_time", [True, False])
 def test_gradients_end_where_an_iteration_begins(t: int, through_time: bool) -> None:
-    """The loss of iteration t is, to the encoder, that of one step from what is missing then, and other tokens are
-    constants; the decoder learns from all tokens.
+    """The encoder's gradient of the loss of iteration t is that of one step from the residual at t, with earlier tokens
+    as constants; the decoder learns from all tokens.
     """
     m, x = model().train(), images()
     rollout = m.rollout(x, through_time=through_time)
@@ -73,7 +73,7 @@ def test_gradients_end_where_an_iteration_begins(t: int, through_time: bool) -> 
 
 
 def test_only_wanted_iterations_record() -> None:
-    """The others run forward only, also for their codebook's moving average."""
+    """Only wanted iterations record gradients; the others run forward, and update their codebook's moving average."""
     m, x = model(ema_decay=0.9).train(), images()
     before = {k: v.clone() for k, v in m.state_dict().items() if k.startswith("quantize")}
     steps = list(m.rollout(x, predict_at=[2]))
@@ -87,7 +87,7 @@ def test_only_wanted_iterations_record() -> None:
 
 
 def test_predict_later() -> None:
-    """One more run of the decoder, for all iterations: the same loss and gradients."""
+    """Predicting all iterations in one more run of the decoder gives the same loss and gradients."""
     m, x = model().train(), images()
     losses, found = [], []
     for together in (False, True):
@@ -123,7 +123,7 @@ LAPPED = DCTConfig(patch_size=8, luma=5, chroma=2, lapped=True)
 @pytest.mark.parametrize("stage", ["1", "2"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_run(stage: str, recompute: bool) -> None:
-    """A few steps of what the shipped recipe has, whole images, in both precisions: close to each other."""
+    """A few steps with the shipped recipe's options give close losses in float32 and bfloat16."""
     losses = []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
@@ -145,7 +145,7 @@ def test_a_run(stage: str, recompute: bool) -> None:
 
 @pytest.mark.parametrize("stage", ["1", "2"])
 def test_the_encoder_may_stay_as_it_is(stage: str) -> None:
-    """What is before the quantizer; codebooks of moving averages go on, and the decoder learns."""
+    """With ``train_encoder=False`` nothing before the quantizer changes; codebooks and the decoder do."""
     m = model(ema_decay=0.9, image_size=(24, 24))
     before = {name: x.clone() for name, x in m.state_dict().items()}
     fields: dict[str, Any] = {"perceptual": "off", "gan_schedule": ()} if stage == "2" else {}

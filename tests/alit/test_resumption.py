@@ -1,4 +1,4 @@
-"""A run stops and goes on at any step, bit for bit; one run at a time in a folder; the clock."""
+"""Runs stop and resume at any step, bit for bit; one run at a time in a folder; time limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "shards": {"data": "shards", "workers": 1, "shuffle_buffer": 4},
     "base": {"stage": "base", "model": {**SMALL, "base": VAE}},
     "length": {"stage": "length", "start_from": "start.safetensors"},
-    # Across the beginning of the adversarial loss.
+    # The adversarial loss begins during the run.
     "stage 2": {
         **{"stage": "2", "start_from": "start.safetensors"},
         **{"gan_schedule": ((0.3, 0.2), (0.6, 0.8)), "perceptual": "lpips", "tail_drop": 0.5},
@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def shards(folder: Path) -> str:
-    """The images of a folder in tar files of one or two."""
+    """Write the images of a folder to four tar files of one or two each; returns their pattern."""
     files = sorted(folder.glob("**/*.png"))
     for number in range(4):
         tar(folder / f"x-{number}.tar", {x.name: x.read_bytes() for x in files[number::4]})
@@ -52,7 +52,7 @@ def shards(folder: Path) -> str:
 def test_resume_bit_for_bit(
     case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_perceptual: Any
 ) -> None:
-    """3 steps, a stop, 3 more: all that a checkpoint, the log and the model hold is that of 6 steps."""
+    """3 steps, a stop and 3 more give the checkpoint, log and model of 6 steps, bit for bit."""
     monkeypatch.setattr("alit.training.stage2.PatchDiscriminator", lambda: PatchDiscriminator(8))
     monkeypatch.setattr("alit.training.length_stage.FIT_STEPS", 100)  # as exact as thousands
     monkeypatch.chdir(tmp_path)
@@ -87,8 +87,8 @@ def in_a_group(*arguments: str) -> None:
 
 @pytest.mark.parametrize("sent", (signal.SIGINT, signal.SIGTERM))
 def test_signals_to_the_whole_group(sent: signal.Signals, folder: Path, tmp_path: Path) -> None:
-    """Ctrl-C, or a batch system's end, to the command and to its decoding workers: a checkpoint, exit status 130, and
-    --resume goes on.
+    """Ctrl-C, or a batch system's SIGTERM, to the command and its decoding workers leads to a checkpoint and exit
+    status 130, and --resume continues.
     """
     run = tmp_path / "run"
     options = config(data=str(folder), output=str(run), steps=100_000, workers=1).asdict()
@@ -110,7 +110,7 @@ def test_signals_to_the_whole_group(sent: signal.Signals, folder: Path, tmp_path
 
 
 def test_a_run_that_ends_by_the_clock_is_saved(tmp_path: Path) -> None:
-    """Also where the time is up between the last step and a look at the images."""
+    """A run that ends by its time limit is saved, even if the time ends between a step and the next batch."""
 
     def slow(record: dict[str, float]) -> None:
         time.sleep(1.2 if record["step"] == 2 else 0)
@@ -155,7 +155,7 @@ def stay_alone(folder: Path, entered: Any) -> None:
 
 
 def test_two_runs_in_one_folder(folder: Path, tmp_path: Path) -> None:
-    """The second is refused, as long as the first goes on."""
+    """A second run in the same folder raises ValueError while the first one runs."""
     fields, entered = config(data=str(folder), output=str(tmp_path), steps=1), FORKS.Event()
     other = fork(tmp_path / "said", stay_alone, tmp_path, entered)
     assert entered.wait(300)
@@ -178,7 +178,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_resume_with_other_workers(folder: Path, tmp_path: Path) -> None:
-    """Which change nothing with folders."""
+    """A run on a folder resumes with another number of workers."""
     train(config(data=str(folder), output=str(tmp_path), steps=1))
     more = config(data=str(folder), output=str(tmp_path), steps=1, workers=1)
     assert train(more, resume=True).steps == 1

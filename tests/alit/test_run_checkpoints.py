@@ -1,4 +1,4 @@
-"""Checkpoints of runs: nothing in them is executed, damage is found before training, an intact one is always there."""
+"""Checkpoints of runs: nothing in them is executed, damage is found before training, one is always intact."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_what_is_no_folder_gives_way(tmp_path: Path) -> None:
-    """A file or a link in the place of a checkpoint, of its part or of one put aside; what a link points to stays."""
+    """Files and links in the places of checkpoint folders are replaced; targets of links stay."""
     (tmp_path / "kept").mkdir()
     for name in ("checkpoint-00000001", ".checkpoint-00000001.part", ".checkpoint-00000001.aside"):
         (tmp_path / name).write_text("x")
@@ -96,7 +96,7 @@ class Reduces:
 
 
 def payloads(mark: Path) -> list[bytes]:
-    """Pickles that make a file where they are executed."""
+    """Pickles that create the file ``mark`` if they are executed."""
     command, code = f"touch {mark}", f"open({str(mark)!r}, 'w')"
     found = [
         pickle.dumps(Reduces(function, argument), protocol=protocol)
@@ -146,7 +146,7 @@ def test_the_payloads_are_real(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["run.json", "tensors-00000.safetensors"])
 def test_damage_is_a_checkpoint_error(name: str, tmp_path: Path) -> None:
-    """Found by ``check``; and ``load`` alone, which trusts its bytes, raises nothing else and takes no memory."""
+    """``damage`` finds any damage; ``load``, which checks nothing, raises only CheckpointError, in little memory."""
     chance, checkpoint = random.Random(0), written(tmp_path)
     whole = (checkpoint / name).read_bytes()
     found = {key: torch.zeros_like(x) for key, x in tensors().items()}
@@ -170,7 +170,7 @@ def test_damage_is_a_checkpoint_error(name: str, tmp_path: Path) -> None:
 
 
 def same(name: str, damaged: bytes, whole: bytes) -> bool:
-    """Whether JSON means the same, as it does with a blank more."""
+    """True if both are JSON of equal value, as with an added blank."""
     with suppress(ValueError, RecursionError):
         return name == "run.json" and json.loads(damaged) == json.loads(whole)
     return False
@@ -199,7 +199,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(run: Path, tmp_path: Path, content: bytes) -> None:
-    """A run with this ``run.json`` is not resumed, and says why in an error of the right kind."""
+    """Check that resuming a run with this ``run.json`` raises CheckpointError."""
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
@@ -221,7 +221,7 @@ def test_a_run_json_of_another_shape(name: str, finished: Path, tmp_path: Path) 
 @pytest.mark.parametrize("honest", [False, True])
 @pytest.mark.parametrize("name", WRONG)
 def test_fields_of_another_kind(name: str, honest: bool, finished: Path, tmp_path: Path) -> None:
-    """With a checksum that says nothing of it, too."""
+    """A ``run.json`` with a missing or wrongly typed field is refused, with a right or a wrong checksum."""
     good = json.loads((finished / "checkpoint-00000001" / "run.json").read_text())
     missing = {key: value for key, value in good.items() if key != name}
     for content in (missing, *({**good, name: value} for value in WRONG[name])):
@@ -235,7 +235,7 @@ def test_fields_of_another_kind(name: str, honest: bool, finished: Path, tmp_pat
         refused(finished, tmp_path, json.dumps(content).encode())
 
 
-# Which one is taken.
+# The checkpoint that is loaded.
 
 
 def test_a_damaged_one_names_the_intact_one(folder: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ class Killed(BaseException):
 def test_at_no_moment_without_an_intact_one(
     same_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped before and after each change of a name and each removal, also in the midst of one."""
+    """There is an intact checkpoint if saving is stopped before or after any rename or removal, or within one."""
     rename, rmtree, unlink = Path.rename, shutil.rmtree, os.unlink
     for stop in range(20):
         run, left = tmp_path / str(stop), [stop]
@@ -375,7 +375,7 @@ def test_a_log_that_a_kill_cut_short(tail: bytes, finished: Path, tmp_path: Path
     assert not list(run.glob(".checkpoint*"))
 
 
-# Finite.
+# Values that are not finite.
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -383,7 +383,7 @@ def test_a_log_that_a_kill_cut_short(tail: bytes, finished: Path, tmp_path: Path
 def test_what_is_not_finite_is_not_saved(
     where: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where no loss has seen it; the last good checkpoint is named, and good."""
+    """State with values that are not finite is not saved, even if losses are finite; the last checkpoint is named."""
     run, step = tmp_path / "run", Stage1.step
 
     def poisoned(stage: Stage1, number: int, *rest: Any) -> Any:
@@ -413,7 +413,7 @@ def test_what_is_not_finite_is_not_saved(
 
 
 def test_what_counts_as_finite() -> None:
-    """Large values, integers and empty tensors too."""
+    """Large values, integers and empty tensors count as finite; NaN and infinity raise NotFinite with names."""
     good = {
         **tensors(),
         "e": torch.full((3,), 3e38),

@@ -1,4 +1,4 @@
-"""What stops a run, what it says then, and what it leaves: losses that are not finite, full disks, wrong input."""
+"""Runs that fail, their messages and files: losses that are not finite, full disks, wrong input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def faults() -> int:
-    """Pages that are mapped for 40 MB, which are then free again; the least of a few times."""
+    """Page faults of an allocation of 40 MB that is freed again; the least of four."""
     found = []
     for _ in range(4):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,7 +34,7 @@ def faults() -> int:
 
 
 def print_faults() -> None:
-    """Before a run, within its last step, and after it."""
+    """Print page faults before a run, after its step, and after the run, as JSON."""
     found = [faults()]
     train(
         config(steps=1),
@@ -45,7 +45,7 @@ def print_faults() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's heap that is told")
 def test_what_a_step_frees_the_next_one_has_at_once(tmp_path: Path) -> None:
-    """And after the run the system has it."""
+    """Memory freed by a step is reused without page faults, and returned to the system after the run."""
     fork(tmp_path / "said", print_faults).join()
     before, within, after = json.loads((tmp_path / "said").read_text())
     if before < 1000:
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops(folder: Path, tmp_path: Path) -> None:
 def test_full_disk(
     step: int, limit: Callable[[Path], int], said: str, kept: int, folder: Path, tmp_path: Path
 ) -> None:
-    """A limit on file sizes stands in for a disk without room; the run goes on from its last checkpoint."""
+    """A full disk, simulated by a limit on file sizes, raises OSError; the run resumes from its last checkpoint."""
     run = tmp_path / "run"
     fields = config(data=str(folder), output=str(run), steps=4, checkpoint_every=kept)
 

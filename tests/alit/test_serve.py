@@ -1,4 +1,4 @@
-"""What ``alit serve`` answers over HTTP, and the command; what it refuses and its page have tests of their own."""
+"""Answers of ``alit serve`` over HTTP, and the command; refusals and the page have tests of their own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def served() -> Iterator[Served]:
         yield server
 
 
-def test_a_image_from_upload_to_download(served: Served) -> None:
+def test_an_image_from_upload_to_download(served: Served) -> None:
     m, photo = served.model, SIGN.resize((60, 40))
     answer = served.ask("/images?name=a%20sign.png", saved(photo, "PNG").getvalue())
     said = answer.json
@@ -79,7 +79,7 @@ def test_a_image_from_upload_to_download(served: Served) -> None:
 
 
 def test_any_shape(served: Served) -> None:
-    """Of the original's shape are the image, its reconstruction and its maps."""
+    """The image, its reconstruction and its maps have the original's shape."""
     path = served.upload(SIGN.resize((20, 90)), "../tall/one.png")
     size = served.ask(f"{path}/original.png").image.size
     assert size == (8, 40)
@@ -106,7 +106,7 @@ def test_the_model_and_its_page(served: Served) -> None:
 
 
 def test_the_last_images_are_kept(served: Served) -> None:
-    """Those that were asked for last."""
+    """The images used last are kept, older ones are dropped."""
     first, second, third = (served.upload() for _ in range(3))
     assert served.ask(f"{first}/original.png").status == 200
     fourth = served.upload()
@@ -143,7 +143,7 @@ def test_a_model_without_maps() -> None:
 
 
 def test_the_command(here: Path) -> None:
-    """From its start to Ctrl-C in an upload, with what it gives decoded by another command."""
+    """The command serves until Ctrl-C during an upload; its token file is decoded by ``alit decode``."""
     command = [sys.executable, "-m", "alit", "serve", "--port", "0", "--model"]
     process = subprocess.Popen(
         [*command, "weights/nano.safetensors"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -155,7 +155,7 @@ def test_the_command(here: Path) -> None:
         file = asked.ask(f"{asked.upload()}/tokens.alit?tokens=7").data
         with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
             connection.sendall(HALF)
-            asked.ask("/model")  # which is answered behind it
+            asked.ask("/model")  # answered after the upload has begun
             process.send_signal(signal.SIGINT)
             assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")
         assert process.wait(20) == 0 and b"Traceback" not in process.stdout.read()

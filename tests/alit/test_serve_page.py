@@ -1,4 +1,4 @@
-"""The page of ``alit serve`` in headless Chromium, where that is installed.
+"""The page of ``alit serve`` in headless Chromium, if that is installed.
 
 ``make browser`` installs it, fails where it is missing, and leaves screenshots in build/browser.
 """
@@ -21,7 +21,7 @@ from tests.helpers.models import model
 from tests.helpers.served import Served, serving
 
 MISSING = "this needs a browser: pip install playwright && playwright install chromium"
-#: Where screenshots go; a missing browser is an error then.
+#: Folder of screenshots; if set, a missing browser is an error.
 SCREENSHOTS = os.environ.get("ALIT_SCREENSHOTS")
 if SCREENSHOTS:
     import playwright.sync_api as playwright
@@ -37,7 +37,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Playwright's own, or else one that is on the path."""
+    """Chromium of Playwright, or else one on the path."""
     playwright.expect.set_options(timeout=20_000)
     with playwright.sync_playwright() as started:
         own = Path(started.chromium.executable_path).exists()
@@ -54,7 +54,7 @@ def chromium() -> Iterator[Any]:
 def page(
     request: pytest.FixtureRequest, chromium: Any, served: Served, tmp_path: Path
 ) -> Iterator[Any]:
-    """Just opened; whatever its script or the browser complains of is an error."""
+    """The page, just opened; any error of its script or message of the browser fails the test."""
     device, scheme = request.param.split()
     size = {"desktop": (1280, 900), "phone": (375, 740)}[device]
     viewport = dict(zip(("width", "height"), size, strict=True))
@@ -72,7 +72,7 @@ def page(
     name = re.sub(r"\W+", "-", request.node.name).strip("-")
     opened.screenshot(path=folder / f"{name}.png", full_page=True)
     context.close()
-    # Of a refused upload the browser says itself that it was.
+    # The browser itself reports refused uploads.
     assert not [text for text in said if "status of 400" not in text]
 
 
@@ -84,7 +84,7 @@ def drop(page: Any, tmp_path: Path, image: Any = SIGN, name: str = "a sign.png")
 
 
 def shown(page: Any) -> tuple[bytes, ...]:
-    """Pixels of the reconstruction, once it is decoded, and of the map."""
+    """Screenshots of the reconstruction, once it is decoded, and of the map."""
     page.evaluate("document.getElementById('decoded').decode()")
     return tuple(page.locator(place).screenshot() for place in ("#decoded", "#map"))
 
@@ -153,7 +153,7 @@ def test_a_dropped_image_takes_the_place_of_the_first(page: Any, tmp_path: Path)
 
 
 def test_what_is_wrong_is_shown(page: Any, tmp_path: Path) -> None:
-    """And the image that was there stays."""
+    """An error is shown, and the previous image stays."""
     error, expect = page.locator("#error"), playwright.expect
     drop(page, tmp_path)
     for size, reason in ((10, "image: not a readable image ("), (50_001, "image: too large")):

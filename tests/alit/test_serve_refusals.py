@@ -1,4 +1,4 @@
-"""What ``alit serve`` refuses: what is wrong, too large or too slow, foreign names and foreign pages."""
+"""Requests that ``alit serve`` refuses: wrong, too large, too slow, with foreign names or from foreign pages."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_images_of_too_many_pixels_and_damaged_ones(served: Served) -> None:
 
 
 def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
-    """Where its length is announced; else as soon as there is more than the limit."""
+    """A large upload is refused by its announced length, or as soon as it exceeds the limit."""
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
         head = "POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n"
         connection.sendall(head.encode())
@@ -78,7 +78,7 @@ def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
 def test_uploads_that_do_not_come_to_an_end(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are answered afterwards."""
+    """Stalled uploads time out, and other requests are answered."""
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(HALF)
@@ -105,14 +105,14 @@ def test_own_names(served: Served, host: str) -> None:
 )
 @pytest.mark.parametrize("path", ["/", "/model", "/nothing"])
 def test_foreign_names(served: Served, host: str, path: str) -> None:
-    """As a page has them whose name leads here (DNS rebinding)."""
+    """Requests with a foreign Host, as in DNS rebinding, are refused."""
     answer = served.ask(path, Host=host)
     assert answer.status == 403 and answer.json["field"] == "Host"
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "", "x"])
 def test_foreign_pages(served: Served, origin: str) -> None:
-    """Any page can send a request here without asking, if it cannot read the answer."""
+    """Requests with a foreign Origin are refused: any page can send them, even if it cannot read the answer."""
     data = saved(SIGN, "PNG").getvalue()
     answer = served.ask("/images", data, Origin=origin, Content_Type="text/plain")
     assert answer.status == 403 and answer.json["field"] == "Origin"

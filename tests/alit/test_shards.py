@@ -1,4 +1,4 @@
-"""Shards: each image of an epoch once, whoever reads it and whenever; names; damaged and hostile tar files."""
+"""Shards: each image of an epoch once for any processes and workers; names; damaged and hostile tar files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def png(level: int) -> bytes:
     return saved(Image.new("RGB", (20, 20), (level, level, level)), "PNG").getvalue()
 
 
-#: Images of the shards below, by shard; of one it is the second that is damaged.
+#: Numbers of images in the shards below; the second image of one shard is damaged.
 SIZES = (5, 3, 9, 1, 4, 12, 2)
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
-    """Seven shards of several sizes, each image of a gray of its own; one is damaged."""
+    """Pattern of seven shards of several sizes; each image has its own gray, and one is damaged."""
     level = itertools.count()
     for shard, size in enumerate(SIZES):
         members = {f"{shard}.{number}.png": png(next(level)) for number in range(size)}
@@ -57,7 +57,7 @@ BROKEN = SIZES[0] + SIZES[1] + 1
 
 
 class Marked(ShardStream):
-    """Gives the epoch and the gray level of each image in place of its pixels."""
+    """Stream that gives epoch and gray level of each image instead of its pixels."""
 
     epoch = 0
 
@@ -112,7 +112,7 @@ def test_every_epoch_has_all_images_in_an_order_of_its_own(shards: str) -> None:
 def run_for(
     pattern: str, processes: int, workers: int, state: Any, batches: int
 ) -> tuple[list[tuple[int, int]], list[Any]]:
-    """Epoch and gray of what so many processes deliver in so many batches each, and their states."""
+    """(epoch, gray) of the images that ``processes`` processes deliver in ``batches`` batches each, and states."""
     seen, states = [], []
     for rank in range(processes):
         share = Share(2 * processes, 1, rank, processes)
@@ -132,15 +132,15 @@ def run_for(
         [(1, 2, 7), (1, 1, 2), (1, 0, 1), (2, 2, 1), (1, 0, 0)],
         [(3, 2, 9), (2, 0, 1), (3, 2, 2), (2, 1, 0)],
         [(1, 0, 17), (2, 0, 1), (1, 0, 0)],  # an epoch ends within the batches
-        [(7, 0, 6), (1, 0, 1), (6, 0, 9), (1, 0, 0)],  # most readers are epochs ahead of some
-        [(2, 1, 0), (1, 0, 0)],  # nothing yet
+        [(7, 0, 6), (1, 0, 1), (6, 0, 9), (1, 0, 0)],  # some readers are epochs behind the others
+        [(2, 1, 0), (1, 0, 0)],  # nothing is read before the change
     ],
     ids=str,
 )
 def test_other_processes_and_workers_see_each_image_once(
     shards: str, plan: list[tuple[int, int, int]]
 ) -> None:
-    """The last of a plan goes on until the epochs that it compares are over."""
+    """Each image of an epoch is seen once when the numbers of processes and workers change."""
     seen: Counter[tuple[int, int]] = Counter()
     state: Any = None
     for processes, workers, batches in plan:
@@ -156,7 +156,7 @@ def test_other_processes_and_workers_see_each_image_once(
 
 
 def test_what_a_division_needs_is_kept_small(shards: str) -> None:
-    """Of processes that come and go for epochs no more is kept than the epochs at hand need."""
+    """The state stays small over many changes of the number of processes."""
     state: Any = None
     for turn in range(12):
         _, state = run_for(shards, 1 + turn % 2, 0, state, 9)
@@ -245,7 +245,7 @@ NAMES = ("pipe:touch executed; cat x.tar", "file:x.tar", "-.tar", "gs:x.tar", "~
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it looks like, with addresses allowed too."""
+    """A name of a shard that looks like a command or address is a file's name, with addresses allowed too."""
     monkeypatch.chdir(tmp_path)
     for addresses in (False, True):
         with pytest.raises(FileNotFoundError, match="no such shard"):
@@ -287,7 +287,7 @@ def test_no_field_allows_addresses(tmp_path: Path) -> None:
         train(config, model=model())
 
 
-# What is in them.
+# Content of shards.
 
 
 def read_all(path: Path, start: int = 0) -> tuple[list[Member], list[str]]:
@@ -363,7 +363,7 @@ def test_shards_that_do_not_fit(shards: str, tmp_path: Path) -> None:
 
 
 def test_damaged_tar_files_give_the_images_before(tmp_path: Path) -> None:
-    """Each mutation ends soon, in little memory, in what was found and a line that says why."""
+    """A damaged tar file gives the images before the damage and a reason, soon and in little memory."""
     chance, path, damaged = random.Random(0), tmp_path / "x.tar", 0
     whole = tar(path, {f"{'d' * 150}/{n}.png": png(n) for n in range(6)}).read_bytes()
     start = time.monotonic()
@@ -379,7 +379,7 @@ def test_damaged_tar_files_give_the_images_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [-512, -1024, 1 << 33, 1 << 60, (1 << 28) + 1])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, b"x", b"g", b"L", b"K", b"S"])
 def test_sizes_in_headers_are_no_promise(kind: bytes, size: int, tmp_path: Path) -> None:
-    """Of images, and of the headers that say more of the next member."""
+    """Huge sizes in headers, of images or of extended headers, take no memory."""
     header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = (size % 256**12).to_bytes(12, "big")
     header[124] |= 0x80

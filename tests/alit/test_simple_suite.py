@@ -22,7 +22,7 @@ KINDS = ["flat", "gradient", "line drawing", "text", "icon", "chart", "screensho
 
 
 def test_drawings() -> None:
-    """Several of each kind, different ones, the same in every call, and at every size."""
+    """Drawings are several different ones of each kind, the same in every call and at every size."""
     drawn, again, smaller = drawings(256), drawings(64), drawings(64)
     assert Counter(x.kind for x in drawn) == dict.fromkeys(KINDS, 4)
     assert list(dict.fromkeys(x.kind for x in drawn)) == KINDS
@@ -36,7 +36,7 @@ def test_drawings() -> None:
     for kind, most in (("flat", 0), ("gradient", 0.02)):
         steps = [x.pixels.diff(dim=2).abs().max() for x in drawn if x.kind == kind]
         assert max(steps) <= most, kind
-    # Nothing on a grid of blocks, by which a coder of blocks would be favored.
+    # Edges do not lie on a grid of blocks, which would favor block coders.
     steps = metrics.border_steps(torch.stack([x.pixels for x in drawn])).mean(0)
     assert steps[0] < 1.3 * steps[2] and steps[1] < 1.3 * steps[2]
 
@@ -63,7 +63,7 @@ def test_kinds_are_measured_apart() -> None:
 
 @pytest.mark.parametrize("second", [0.1, 0.3])
 def test_a_kind_beats_the_thumbnail_at_every_length(second: float) -> None:
-    """In the mean of its images; other kinds do not matter."""
+    """A kind beats the thumbnail if the mean over its images does at every length, whatever the other kinds do."""
     drawn = [Drawing(kind, torch.zeros(3, 8, 8)) for kind in ("text", "icon", "text")]
     lengths: list[Any] = []
     for tokens, ours in ((3, 0.1), (6, second)):

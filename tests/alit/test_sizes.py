@@ -24,7 +24,7 @@ from alit.sizes import learned_place
 from tests.helpers.models import BASES, images, model, same_indices
 
 every_base = pytest.mark.parametrize("base", BASES)
-#: Pixels, of patches of 4; the model's are 16 x 24.
+#: Heights and widths in pixels, with patches of 4; the model's own are 16 x 24.
 SIZES = ((16, 24), (24, 16), (4, 4), (8, 40), (24, 16), (32, 32), (4, 60))
 
 
@@ -34,7 +34,7 @@ def images_of_sizes(*sizes: tuple[int, int], seed: int = 3) -> list[Tensor]:
 
 
 def alone(m: AdaptiveTokenizer, x: list[Tensor], criteria: list[Any]) -> list[TokenSequence]:
-    """Each image in a list of its own."""
+    """Tokens of images that are encoded each in a list of its own."""
     return [m.encode([image], criterion) for image, criterion in zip(x, criteria, strict=True)]
 
 
@@ -50,7 +50,7 @@ def alone(m: AdaptiveTokenizer, x: list[Tensor], criteria: list[Any]) -> list[To
     ids=str,
 )
 def test_batched_equals_single(base: str, options: dict[str, Any]) -> None:
-    """Encoded in a list, in a stream and alone, images of any size have the same tokens and the same pixels."""
+    """Images of any size have the same tokens and pixels in a list, in a stream and alone."""
     if base == "vqgan" and "halting" in options:
         options = {**options, "halting_threshold": 0.06}
     m, x = model(base, **options), images_of_sizes()
@@ -109,7 +109,7 @@ def test_images_of_the_models_size_are_as_in_a_batch(base: str) -> None:
 
 @pytest.mark.parametrize("length_head", [False, True])
 def test_lengths_in_one_pass_and_budgets_of_images_of_any_size(length_head: bool) -> None:
-    """Predicted ones as for each alone; a budget is that of the whole list."""
+    """Predicted lengths equal those of each image alone; a budget is shared by the whole list."""
     m, x = model(length_head=length_head, any_length=True), images_of_sizes()
     if m.length_head is not None:
         m.length_head.image_count.fill_(10)
@@ -137,7 +137,7 @@ def test_one_run_of_the_encoder_for_all() -> None:
 
 
 def test_one_run_of_the_decoder_for_all() -> None:
-    """Where predictions are asked for, and when tokens are decoded."""
+    """The decoder runs once for all sizes, in predictions and in decoding."""
     m, x, runs = model(), images_of_sizes(), []
     m.decoder.ffn.register_forward_hook(lambda *_: runs.append(1))
     tokens = m.encode(x, MaxL1(0.0))
@@ -166,7 +166,7 @@ def test_positions_are_looked_up_once_for_each_size(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("own", [(4, 6), (8, 8), (16, 16)])
 def test_every_place_has_a_learned_position_near_its_own(own: tuple[int, int]) -> None:
-    """On the model's own grid, its own; where there are no more places than it has, none twice."""
+    """Positions on the model's own grid are unchanged; smaller grids use none twice."""
     count = own[0] * own[1]
     assert learned_place(own, own).tolist() == list(range(count))
     for grid in itertools.product((1, 2, 3, 5, 7, 9, 16, 30), repeat=2):
@@ -193,7 +193,7 @@ def test_positions_are_learned_ones() -> None:
 @pytest.mark.parametrize("halting", ["off", "mask", "drop"])
 @torch.no_grad()
 def test_a_rollout_on_another_grid(halting: str) -> None:
-    """Its predictions are of that grid, and so are the pixels."""
+    """A rollout on another grid gives predictions and pixels of that grid."""
     m, x = (
         model("vqgan", halting=halting, halting_threshold=0.06),
         torch.stack(images_of_sizes((8, 12))),

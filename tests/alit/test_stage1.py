@@ -1,4 +1,4 @@
-"""Stage 1: the loss by its formula, one step, what it compiles and recomputes."""
+"""Stage 1: the loss by its formula, one step, compilation and recomputation."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_rollout_ends_with_the_last_iteration_needed() -> None:
 def test_one_run_of_the_decoder_for_all_iterations(
     base: str, variant: str, at: list[int] | None
 ) -> None:
-    """The loss, its terms and all gradients are those of a run in every iteration."""
+    """One decoder run for all iterations gives the loss, terms and gradients of one run in each iteration."""
     m, x, calls, results = model(base, bottleneck=variant).train(), images(), [], []
     m.base_tokenizer.requires_grad_(False)
     m.decoder.ln_post.register_forward_hook(lambda *_: calls.append(1))
@@ -158,8 +158,8 @@ def test_compiled_blocks_have_no_graph_break(together: bool) -> None:
 )
 @pytest.mark.parametrize(("base", "graphs"), [("dct", 1), ("vqgan", 2), ("vae", 2)])
 def test_compiled_run_is_the_plain_one(base: str, graphs: int) -> None:
-    """``compile: true`` with the default backend: one graph of the blocks for all lengths, one of a convolutional base
-    encoder, no graph break, the same losses.
+    """``compile: true`` with the default backend compiles one graph of the blocks for all lengths and one of a
+    convolutional base encoder, without graph breaks, and gives the same losses.
     """
     from torch._dynamo.utils import counters
 
@@ -243,7 +243,7 @@ def test_optimizer_is_adamw_with_decay_on_matrices_alone() -> None:
 def test_automatic_precision(
     capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bfloat16 only on processors that multiply faster in it."""
+    """Precision "auto" is bfloat16 only on processors that multiply faster in it."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     for name, enabled in (("auto", expected), ("float32", False), ("bfloat16", True)):
         with precision(name, torch.device("cpu"))():

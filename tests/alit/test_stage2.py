@@ -1,4 +1,4 @@
-"""The stage-2 loop: who learns from what, schedule, resumption, and what it says of what it cannot have."""
+"""The stage-2 loop: gradients of each side, schedule, resumption, and errors on missing inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Discriminators of an eighth of the width: less to compute and to write."""
+    """Make discriminators an eighth as wide, to save time."""
     monkeypatch.setattr("alit.training.stage2.PatchDiscriminator", lambda: PatchDiscriminator(8))
 
 
@@ -45,7 +45,7 @@ def small(base: str = "vqgan", **options: Any) -> AdaptiveTokenizer:
 
 
 def stage2(**fields: Any) -> TrainingConfig:
-    """From the first step on with discriminators, without LPIPS."""
+    """Stage-2 configuration with discriminators from the first step, without LPIPS."""
     return config(**{"stage": "2", "perceptual": "off", "gan_schedule": ((0.0, 0.5),), **fields})
 
 
@@ -53,7 +53,7 @@ def stage2(**fields: Any) -> TrainingConfig:
 
 
 def test_optimizers_are_apart() -> None:
-    """Each parameter belongs to one of them, and gets its gradient from one of the losses alone."""
+    """Each parameter belongs to one optimizer and gets its gradient from that side's loss alone."""
     m = small()
     stage = Stage2(m, stage2(), ALONE)
     own = {n: {id(p) for _, p in o.parameters} for n, o in stage.optimizers.items()}
@@ -84,7 +84,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 
 def test_gradients_are_those_of_the_losses() -> None:
-    """Generator and discriminator step against the losses written out."""
+    """Gradients of generator and discriminator equal those of the losses written out."""
     m, x = small(), noise_images()
     stage = Stage2(m, stage2(l2_weight=2.0, ssim_weight=0.3), ALONE)
     judge = stage.critics.discriminator(1)
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_the_losses() -> None:
 
 
 def test_the_base_frozen_or_trained() -> None:
-    """Frozen, it passes gradients on; the adaptive weight then compares at the decoder's last layer."""
+    """A frozen base passes gradients on; the adaptive weight then compares at the decoder's last layer."""
     for base in BASES:
         trained = gradients(Stage2(small(base), stage2(), ALONE), [noise_images()], 0)["model"]
         frozen_model = small(base)
@@ -145,7 +145,7 @@ def test_schedule_and_who_takes_part() -> None:
     ]
     drawn = TrainingConfig(stage="2", iterations_per_step=3)
     assert {len(iterations_of(drawn, 8, step, 0.0)) for step in range(9)} == {3}
-    # While the weight is 0 there is neither a verdict nor a step of the discriminators.
+    # While the weight is 0, discriminators neither run nor step.
     stage = Stage2(small(), stage2(gan_schedule=((0.5, 0.8),)), ALONE)
     before = _copy(stage.modules["discriminators"])
     terms = stage.step(0, 0.49, 1e-3, [noise_images()])
@@ -172,7 +172,7 @@ def test_learning_rates() -> None:
 
 
 def test_accumulated_parts_give_the_mean_gradient() -> None:
-    """Without discriminators, whose batch statistics and adaptive weight belong to a part."""
+    """Accumulated microbatches give the mean gradient; no discriminators, whose batch statistics are per microbatch."""
     x, fields = noise_images(), {"gan_schedule": (), "iterations_per_step": 2}
     whole = gradients(Stage2(small(), stage2(**fields), ALONE), [x], 0)["model"]
     parts = gradients(Stage2(small(), stage2(accumulate=2, **fields), ALONE), [x[:2], x[2:]], 0)
@@ -182,7 +182,7 @@ def test_accumulated_parts_give_the_mean_gradient() -> None:
 
 
 def test_pixel_training_lowers_the_error() -> None:
-    """The cheap form, L1 alone on a base without weights."""
+    """Training with L1 alone, on a base without weights, lowers the error."""
     errors: list[float] = []
     fields: dict[str, Any] = {"steps": 60, "gan_schedule": (), "flip": False, "ema": 0.0}
     train(
@@ -238,7 +238,7 @@ def test_bfloat16() -> None:
 
 
 def test_the_average_is_the_model(folder: Path, tmp_path: Path) -> None:
-    """After one step it lies between the weights before and after, for the base tokenizer too."""
+    """The saved average lies between the weights before and after one step, for the base tokenizer too."""
     m = model("vqgan", image_size=(32, 32), iterations=2)
     before = _copy(m)
     run = tmp_path / "run"
@@ -305,7 +305,7 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
         train(config(output=run, steps=1, **fields), resume=True)
     with pytest.raises(ValueError, match=r"gan_schedule: \[\[0.0, 0.5\]\] there, \[\] here"):
         train(stage2(output=run, steps=1, gan_schedule=(), **fields), resume=True)
-    # Discriminators that the checkpoint does not have.
+    # Discriminators that are missing in the checkpoint.
     plain = str(tmp_path / "plain")
     train(stage2(output=plain, steps=1, gan_schedule=(), **fields))
     with pytest.raises(CheckpointError, match="could not be read"):
@@ -316,7 +316,7 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_the_command(folder: Path, tmp_path: Path) -> None:
-    """The cheap form as documented, then with discriminators, then without a net for LPIPS."""
+    """The command as documented without discriminators, then with them, then with LPIPS whose download fails."""
     path = tmp_path / "start.safetensors"
     model("vqgan", image_size=(32, 32), iterations=2).save_pretrained(path)
     command = ["train", "--stage", "2", "--start-from", str(path), "--data", str(folder)]
@@ -340,7 +340,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_configurations_of_earlier_versions() -> None:
-    """Fields that they lack are at their defaults."""
+    """Fields missing in an earlier configuration count as their defaults."""
     read = TrainingConfig(stage="2", perceptual="off")
     assert read.differences(read.asdict()) == []
     old = {k: v for k, v in read.asdict().items() if k not in ("stage", "perceptual")}

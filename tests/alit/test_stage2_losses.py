@@ -1,4 +1,4 @@
-"""Stage-2 losses by their formulas, and where their gradients go."""
+"""Stage-2 losses by their formulas, and the parameters that get their gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.models import images, model
 
 
 class Mean(nn.Module):
-    """A discriminator whose logit is a scaled mean."""
+    """Discriminator whose logit is a scaled mean of the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_discriminator_shapes() -> None:
 
 
 def test_where_gradients_are_compared() -> None:
-    """At the last layer that is trained."""
+    """Gradients are compared at the last layer that is trained."""
     for base, name in (("vqgan", "vqgan.decoder.conv_out"), ("vae", "vae.decoder.conv_out")):
         m = model(base)
         assert last_layer(m) is m.base_tokenizer.get_parameter(f"{name}.weight")
@@ -107,7 +107,7 @@ def test_perceptual() -> None:
     assert black.grad is not None and bool(black.grad.isfinite().all())
     assert not any(p.requires_grad for p in measure.parameters())
     assert not measure.train().training and Perceptual(dropout=True).train().training
-    # The two ranges differ by the map between them.
+    # The gradients of the two ranges differ by the factor of the map between them.
     own = Perceptual(unit_range=True)
     own.load_state_dict(measure.state_dict())
     torch.testing.assert_close(own(2 * x - 1, 1 - x), measure(x, 1 - x / 2))

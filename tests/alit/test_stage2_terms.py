@@ -32,7 +32,7 @@ def small(base: str = "vae") -> AdaptiveTokenizer:
 
 
 def stage2(**fields: Any) -> TrainingConfig:
-    """L1 and the quantizer's loss, but for what is asked for."""
+    """Stage-2 configuration with only L1 and the quantizer's loss, and ``fields``."""
     return config(**{"stage": "2", "perceptual": "off", "gan_schedule": (), **fields})
 
 
@@ -45,7 +45,7 @@ def losses(m: AdaptiveTokenizer, x: Tensor, at: list[int], **fields: Any) -> tup
 @pytest.mark.parametrize("at", [[0], [1], [0, 1]])
 @pytest.mark.parametrize("base", ["vae", "dct"])
 def test_code(base: str, at: list[int]) -> None:
-    """The mean squared error of the code, of each iteration, beside what the loss is without it."""
+    """The code term adds the weighted mean squared error of each iteration's code to the loss."""
     m, x = small(base), noise_images()
     torch.manual_seed(0)
     expected = {each.iteration: each for each in reconstructions(m.train(), x, at)}
@@ -60,7 +60,7 @@ def test_code(base: str, at: list[int]) -> None:
 
 
 def test_code_is_that_of_stage_1() -> None:
-    """Against the base tokens that the encoder saw."""
+    """The code error is that of stage 1: against the base tokens that the encoder saw."""
     m, x = small("vqgan").eval(), noise_images()
     with torch.no_grad():
         found = list(reconstructions(m, x, [0, 1]))
@@ -72,7 +72,7 @@ def test_code_is_that_of_stage_1() -> None:
 
 @pytest.mark.parametrize("base", BASES_THAT_LEARN)
 def test_base(base: str) -> None:
-    """Its own L1 and regularizer, once, whatever the number of iterations."""
+    """The base term adds the base's own L1 and regularizer once, for any number of iterations."""
     m, x = small(base), noise_images()
     fields = {"base_weight": 0.5, "regularizer": 0.2}
     plain, without = losses(m, x, [0, 1])
@@ -80,7 +80,7 @@ def test_base(base: str) -> None:
     loss, terms = found
     assert terms.keys() - without.keys() == {"base_l1"}
     torch.manual_seed(0)
-    list(reconstructions(m, x, [0, 1]))  # what was drawn before
+    list(reconstructions(m, x, [0, 1]))  # advances the random state as in the loss
     own, term = m.base_tokenizer.autoencode(x)
     assert torch.equal(torch.get_rng_state(), drawn)
     torch.testing.assert_close(terms["base_l1"], l1_loss(own, x).detach())
@@ -89,7 +89,7 @@ def test_base(base: str) -> None:
 
 
 def test_the_base_learns_from_its_own_tokens() -> None:
-    """It gets the gradient of both of its runs."""
+    """The base gets gradients from its own reconstruction beside those of the iterations."""
     x = noise_images()
     each = [
         gradients(Stage2(small("vqgan"), stage2(base_weight=weight, regularizer=0.0), ALONE), [x])[

@@ -1,4 +1,4 @@
-"""Nested dropout in training: which tokens the decoder sees, and the losses on them."""
+"""Nested dropout in training: the tokens that the decoder sees, and the losses on them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_lengths_within_and_across_iterations() -> None:
     assert lengths.dtype == torch.int64
     counts = torch.bincount(lengths, minlength=10)
     assert counts[0] == 0 and len(counts) == 10
-    # Half of those that drop are uniform over 7..9, half over 1..9; the others keep all.
+    # Of the images that drop tokens, half have lengths uniform in 7..9, half in 1..9; the others keep all.
     share = counts / 6000
     assert share[1:7].tolist() == pytest.approx([0.3 / 9] * 6, abs=0.01)
     assert share[7:9].tolist() == pytest.approx([0.1 + 0.3 / 9] * 2, abs=0.02)
@@ -40,7 +40,7 @@ def test_lengths_within_and_across_iterations() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("base", BASES)
 def test_loss_of_the_first_tokens(base: str, variant: str) -> None:
-    """In one run of the decoder for all iterations, or one in each: that of tokens cut by hand, gradients too."""
+    """Loss and gradients equal those of tokens cut by hand, with one decoder run for all iterations or one in each."""
     m, x, results = model(base, bottleneck=variant).train(), images(), []
     m.base_tokenizer.requires_grad_(False)
     tokens = m.base_tokenizer.encode(x)
@@ -101,7 +101,7 @@ def test_pixels_of_the_first_tokens() -> None:
     ("stage", "fields"), [(Stage1, {}), (Stage2, {"stage": "2", "gan_schedule": ()})]
 )
 def test_the_field_reaches_the_loss(stage: Any, fields: dict[str, Any]) -> None:
-    """And draws from the generator that a step seeds."""
+    """The field ``tail_drop`` changes the loss, with draws from the generator that a step seeds."""
     found = []
     for tail_drop in (0.0, 0.9, 0.9):
         torch.manual_seed(0)

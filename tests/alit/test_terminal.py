@@ -1,4 +1,4 @@
-"""What commands print, and where: documents, nothing at all, and how far they are."""
+"""Output of commands on stdout and stderr: JSON documents, nothing with --quiet, progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers.tokens import TOKENIZER, generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-#: One call of each command that makes something. Those that start with the same word write elsewhere.
+#: One call of each command that writes files. Calls of the same command write to different places.
 CALLS = {
     "encode": "encode photos -o out.alit --tokens 3",
     "encode to a budget": "encode photos -o out.alit --budget 6",
@@ -52,7 +52,7 @@ CALLS = {
     "convert": "convert official.pth out.safetensors --heads 2",
     "export": "export nano -o out --lengths 3",
 }
-#: What is said to go on meanwhile.
+#: Activities that each call reports.
 DOING = {
     "encode": ["encoding"],
     "encode to a budget": ["measuring", "encoding"],
@@ -70,7 +70,7 @@ DOING = {
     "convert": ["reading official.pth", "writing out.safetensors"],
     "export": ["making programs"],
 }
-#: Keys of the documents.
+#: Keys of each command's JSON document.
 KEYS = {
     "encode": "file images tokens each skipped",
     "decode": "folder images",
@@ -89,7 +89,7 @@ KEYS = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A square model, "nano", photos, files of each kind; a classifier that is not installed."""
+    """Working folder: a square model "nano", photos, files of each kind; no classifier is installed."""
     (tmp_path / "weights").mkdir()
     monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _prepare(name: str) -> None:
-    """The files that a call of :data:`CALLS` reads."""
+    """Write the files that a call of :data:`CALLS` reads."""
     if name == "decode":
         assert run("encode", "photos", "-o", "in.alit", "--tokens", 3).exit_code == 0
     if name == "convert":
@@ -116,7 +116,7 @@ def _prepare(name: str) -> None:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What is reported: what is being done, how much of it is, and of how much. However slow, no line says it."""
+    """List of (activity, done, total) of all progress reports; progress lines are disabled."""
     found: list[tuple[Any, ...]] = []
     shown = display.Display.report
 
@@ -130,7 +130,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_help_is_grouped() -> None:
-    """Every command under the heading of its group, and in no other."""
+    """The help lists every command under its group's heading only."""
     lines = run("--help").output.splitlines()
     headings = [re.fullmatch(r"╭─ ([\w ]+) ─+╮", line) for line in lines]
     places = {found[1]: place for place, found in enumerate(headings) if found}
@@ -144,7 +144,7 @@ def test_help_is_grouped() -> None:
 
 
 def test_images_of_the_command_line() -> None:
-    """Those of the README: small, complete in themselves, and of the commands that there are."""
+    """Images in the README of the command line are small, self-contained, and show the present commands."""
     folder = Path(__file__).parents[2] / "docs" / "images"
     for name in ("help", "encode", "evaluate"):
         text = (folder / f"{name}.svg").read_text(encoding="utf-8")
@@ -158,7 +158,7 @@ def test_images_of_the_command_line() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_can_be_quiet_and_speak_to_programs(name: str) -> None:
-    """But for a server, and for ``info``, which has nothing else to say."""
+    """Every command has --json, except ``serve``, and --quiet, except ``serve`` and ``info``."""
     said = run(name, "--help").output
     assert ("--json" in said) == (name != "serve")
     assert ("--quiet" in said) == (name not in ("serve", "info"))
@@ -168,7 +168,7 @@ def test_every_command_can_be_quiet_and_speak_to_programs(name: str) -> None:
 def test_one_document_and_nothing_else(
     name: str, folder: Path, told: list[tuple[Any, ...]]
 ) -> None:
-    """On stdout; what is left out is said on stderr. All that is reported ends, and nothing of it is drawn."""
+    """--json prints one document on stdout, and omissions on stderr; every reported activity ends, none is drawn."""
     _prepare(name)
     told.clear()
     done = run(*CALLS[name].split(), "--json")
@@ -188,7 +188,7 @@ def test_one_document_and_nothing_else(
 
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_at_all(name: str, folder: Path, told: list[tuple[Any, ...]]) -> None:
-    """But files, and a document where that is asked for; errors are said all the same."""
+    """--quiet prints nothing while files are still written."""
     _prepare(name)
     told.clear()
     done = run(*CALLS[name].split(), "--quiet")
@@ -216,7 +216,7 @@ def test_documents_and_errors_in_spite_of_quiet(folder: Path) -> None:
 
 
 def test_numbers_that_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
-    """Such as the PSNR of an image that has no error; and names that no encoding has."""
+    """Infinity and NaN, such as the PSNR of equal images, become null; undecodable names are escaped."""
     with console.console.command():
         console.console.speak(as_json=True)
         console.console.result({"a": [float("inf"), (float("nan"), 1.5)], "b": "\udcff ä"})
@@ -229,7 +229,7 @@ def test_numbers_that_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> 
 def test_lines_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where stderr is no terminal: none in the first half minute, then one each, with speed and time left."""
+    """Without a terminal on stderr, progress is a line every half minute with speed and time left."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with console.console.command():
@@ -250,7 +250,7 @@ def test_lines_now_and_then(
 def test_an_estimate_after_the_first_batch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of what was done since the work began, not before: a run that goes on begins in the middle."""
+    """Speed and time left count only work of this run: a resumed run begins in the middle."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with console.console.command():
@@ -275,7 +275,7 @@ def test_a_share_of_what_is_not_counted() -> None:
 
 
 def test_reports_go_nowhere_without_a_command(told: list[tuple[Any, ...]]) -> None:
-    """Items come as they are; a display sees how many there were, as they are counted."""
+    """``reported`` passes items on; it reports counts only within a command."""
     assert list(reported("abc", "reading", 3)) == ["a", "b", "c"] and not told
     with console.console.command():
         assert list(reported(["a", "bc"], "reading", 3, size=len)) == ["a", "bc"]
@@ -285,9 +285,9 @@ def test_reports_go_nowhere_without_a_command(told: list[tuple[Any, ...]]) -> No
 def test_the_start_of_a_run_is_shown(
     folder: Path, told: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of a transform coder takes minutes."""
+    """The initialization of a run as a transform coder, which takes minutes, is reported."""
     monkeypatch.setattr(models, "INITIAL_SAMPLE", 40)
-    for number, image in enumerate(coder.images(20)):
+    for number, image in enumerate(coder.smooth_images(20)):
         save_image(to_image(image), Path("photos", f"many-{number}.png"))
     shape = {"size": "nano", **coder.OPTIONS}
     for name in ("base", "encoder", "decoder"):
@@ -321,7 +321,7 @@ def test_the_start_of_a_run_is_shown(
 def test_interrupted(
     raised: BaseException, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line that says what was being done, and the status that shells know."""
+    """An interrupted command prints one line and exits with status 130."""
 
     def interrupted(*_: Any, **__: Any) -> Iterator[Any]:
         raise raised
@@ -344,20 +344,20 @@ def test_interrupted_outside_of_a_command(capsys: pytest.CaptureFixture[str]) ->
 
 
 def _in_a_terminal(document: str, *arguments: str) -> None:
-    """A command whose stdout is a file."""
+    """Run a command in the terminal of this process, with stdout in the file ``document``."""
     os.environ.update(TERM="xterm-256color", COLUMNS="100")
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # ignored where the tests run in the background
+    )  # SIGINT is ignored in tests that run in the background
     os.dup2(os.open(document, os.O_WRONLY | os.O_CREAT), 1)
-    for number, stream in enumerate(("stdout", "stderr"), 1):  # of what they lead to now
+    for number, stream in enumerate(("stdout", "stderr"), 1):  # reopen the new descriptors
         setattr(sys, stream, open(number, "w", closefd=False))  # noqa: SIM115
     sys.argv = ["alit", *arguments]
     app()
 
 
 def _seen(until: Callable[[str], bool], master: int, seconds: float = 60) -> str:
-    """What comes from a terminal until then, and what lies there at that moment."""
+    """Text read from a terminal until ``until(text)`` is true, with all that is available at that moment."""
     said, end, ended = "", time.monotonic() + seconds, False
     while time.monotonic() < end:
         ended = ended or until(said)
@@ -367,7 +367,7 @@ def _seen(until: Callable[[str], bool], master: int, seconds: float = 60) -> str
             if ended:
                 break
             time.sleep(0.02)
-        except OSError:  # nobody writes any more
+        except OSError:  # closed by the writer
             break
     return said
 
@@ -384,7 +384,7 @@ def terminal() -> Iterator[tuple[int, Path]]:
 
 
 def test_progress_is_drawn_in_a_terminal(folder: Path, terminal: tuple[int, Path]) -> None:
-    """And goes away; the document in a file has nothing of it."""
+    """Progress is drawn in the terminal and removed; the document in a file holds none of it."""
     master, name = terminal
     weights = str(folder / "weights/nano.safetensors")
     arguments = ("encode", str(folder / "photos"), "-o", str(folder / "x.alit"), "--model", weights)

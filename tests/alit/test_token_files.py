@@ -27,7 +27,7 @@ FILE, OUT = Path("x.alit"), Path("out")
 
 @pytest.fixture(autouse=True)
 def photos(here: Path) -> None:
-    """Three images of different shapes."""
+    """Write three images of different shapes to ``photos``."""
     Path("photos").mkdir()
     for name, size, image in zip("bac", ((24, 16), (60, 40), (40, 60)), images(), strict=True):
         to_image(image).resize(size).save(f"photos/{name}.png")
@@ -39,7 +39,7 @@ def write(lengths: list[int]) -> None:
     FILE.write_bytes(tokens.to_bytes(model().identity()))
 
 
-#: Of a, b and c, as they are encoded: width and height, and how large that part of them was.
+#: Encoded sizes of a, b and c, (width, height), and sizes of the encoded part in the original.
 ENCODED = {
     "whole": ([(24, 16), (24, 16), (16, 24)], [(60, 40), (24, 16), (40, 60)]),
     "crop": ([(24, 16)] * 3, [(60, 40), (24, 16), (40, 27)]),
@@ -104,7 +104,7 @@ def test_encode_decode_info(fit: str) -> None:
 
 
 def test_padding_is_taken_away() -> None:
-    """A small image keeps its size; what was repeated to fill whole patches is not seen again."""
+    """Decoding removes the padding to whole patches and restores a small image's size."""
     Image.effect_noise((13, 10), 50).convert("RGB").save("small.png")
     assert run("encode", "small.png", "-o", FILE, "--tokens", 3, "--fit", "pad").exit_code == 0
     with reading(FILE) as file:
@@ -129,7 +129,7 @@ def write_named(*names: str, originals: tuple[int, int] = (16, 24), size: int = 
 
 
 def test_names_of_decoded_images() -> None:
-    """Those of the originals, with numbers where there are several; never beyond the folder, never another's file."""
+    """Decoded images are named like originals, with numbers for duplicates, within the folder, replacing no file."""
     long = "x" * 251 + ".jpg"
     names = [
         "a.jpg",
@@ -188,7 +188,7 @@ def test_a_hostile_name_is_refused() -> None:
 
 
 def test_version_1_is_read() -> None:
-    """Images have numbers for names, and the model's size."""
+    """Version 1 is read: images get numbers for names, and the model's size."""
     write([3, 6])
     assert FILE.read_bytes()[8] == 1
     done = run("info", FILE)
@@ -202,7 +202,7 @@ def test_version_1_is_read() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 3000), (70_000, 1), (2, 5000)])
 @pytest.mark.parametrize("fit", ["whole", "crop", "pad"])
 def test_small_and_long_images(size: tuple[int, int], fit: str) -> None:
-    """Smaller than a patch, or a thousand times as long as high: as many tokens as any, and the size it had."""
+    """Images smaller than a patch or a thousand times as long as high get a usual number of tokens, and their size."""
     Image.new("RGB", size, (10, 200, 30)).save("odd.png")
     done = run("encode", "odd.png", "photos", "-o", FILE, "--tokens", 3, "--fit", fit)
     assert done.exit_code == 0, done.output
@@ -216,7 +216,7 @@ def test_small_and_long_images(size: tuple[int, int], fit: str) -> None:
 
 def test_decode_beside_images_of_another_file() -> None:
     OUT.mkdir()
-    for name in ("2024.png", "123456a.png"):  # of nobody's file
+    for name in ("2024.png", "123456a.png"):  # not names made by the command
         (OUT / name).touch()
     for lengths in ([3, 3], [3, 3], [3, 3, 3]):
         write(lengths)
@@ -265,7 +265,7 @@ def test_info_shows_ranges_of_many_lengths() -> None:
 
 
 def test_json_says_all_of_many_and_of_none() -> None:
-    """Also of a file that knows neither names nor sizes of its images."""
+    """--json of ``info`` lists all images, also of files without names and sizes, and of empty files."""
     write(list(range(300)))
     about = json.loads(run("info", FILE, "--json").output)
     assert len(about["lengths"]) == len(about["each"]) == 300 and about["version"] == 1

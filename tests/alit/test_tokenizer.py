@@ -78,7 +78,7 @@ def test_decode_of_tokens_is_the_rollout_prediction(base: str, variant: str) -> 
     [*((base, kind) for base in BASES for kind in (MaxL1, CodeError)), ("vqgan", TokenAccuracy)],
 )
 def test_criteria_are_per_image(base: str, kind: Any) -> None:
-    """Every image stops at the first iteration where its own error is below the threshold, or its accuracy there."""
+    """Every image stops at the first iteration where its own error is below, or its accuracy at, the threshold."""
     m, x = model(base), images(6)
     with torch.no_grad():
         iterations = list(m.rollout(x))
@@ -92,7 +92,7 @@ def test_criteria_are_per_image(base: str, kind: Any) -> None:
         threshold = float(values.flatten().sort().values[11:13].mean())
         good = values < threshold
     error = 1 - values if kind is TokenAccuracy else values
-    # Where none is good enough: the first that is nearly as good as the best.
+    # If no iteration is good enough, the first within 1 % of the best is kept.
     good |= ~good.any(0) & (error <= 1.01 * error.amin(0))
     expected = (3 * (1 + good.int().argmax(0))).tolist()
     assert m.encode(x, kind(threshold)).lengths.tolist() == expected
@@ -187,7 +187,7 @@ def test_nano_size() -> None:
 
 
 class Always:
-    """The same answer at every iteration."""
+    """Criterion with the same answer at every iteration."""
 
     needs_prediction = False
 
@@ -292,11 +292,11 @@ def test_sequence() -> None:
 
 @pytest.mark.parametrize("halting", ["off", "mask", "drop"])
 def test_truncated_backpropagation_stays_within_an_iteration(halting: str) -> None:
-    """And changes no value."""
+    """Truncated backpropagation has gradients within one iteration only, and changes no value."""
     m, x = model("dct", bottleneck="continuous", halting=halting), images()
 
     def gradients(at: list[int], *, through_time: bool, restart: bool) -> dict[str, Tensor]:
-        """Of the sum of the predictions; ``restart``: by hand, from a state without gradients."""
+        """Gradients of the sum of the predictions; ``restart``: truncated by hand, from a state without gradients."""
         m.zero_grad()
         rollout = m.rollout(x, predict_at=at, through_time=through_time)
         for iteration in rollout:

@@ -35,7 +35,7 @@ def gray(level: int, size: tuple[int, int] = (20, 20)) -> Image.Image:
 
 
 def test_images_are_those_of_every_command(tmp_path: Path) -> None:
-    """Whatever their mode; a file that Pillow only writes is none."""
+    """Training reads images of every mode as other commands do; formats that Pillow can only write are left out."""
     (tmp_path / "x.pdf").write_bytes(b"%PDF")
     ramp = np.linspace(0, 65535, 400).reshape(20, 20)
     Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16 bits.png")
@@ -99,7 +99,7 @@ def test_workers_processes_and_parts_change_no_batch(folder: Path) -> None:
 
 
 def test_crops() -> None:
-    """A crop of a horizontal ramp: its width is within the aspect's bounds, and flips happen half of the time."""
+    """Crops have widths within the bounds of area and aspect, and half of them are flipped."""
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (200, 1, 3)))
     random, flips, spans = np.random.default_rng(0), 0, []
     for _ in range(300):
@@ -113,7 +113,7 @@ def test_crops() -> None:
     still = center.augmented(ramp, random)
     assert still.shape == (3, 16, 8) and still.dtype == torch.uint8
     assert torch.equal(still, center.augmented(ramp, random))
-    # Twice as high as wide, and so is what is taken of it, but for the drawn aspect.
+    # An image twice as high as wide: crops have the same aspect times the drawn one.
     tall = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[:, None, None], (1, 100, 3)))
     for _ in range(100):
         column = Preparation((16, 8), 0.8, False).augmented(tall, random)[0, :, 0].float()
@@ -152,7 +152,7 @@ def damage(folder: Path) -> None:
 
 
 def test_images_that_come_once() -> None:
-    """Epochs after the first go on without those with which it began."""
+    """The first ``once`` images of the first epoch are not seen again in later epochs."""
     images = ImageTensor(torch.arange(10.0).expand(3, 2, 2, 10).permute(3, 0, 1, 2), flip=False)
     data = Shuffled(images, seed=0, once=3)
     seen = [int(data[position][0][0, 0, 0]) for position in range(10 + 7 + 7 + 3)]

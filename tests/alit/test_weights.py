@@ -22,7 +22,7 @@ WEIGHTS = sorted(SHIPPED.glob("*.safetensors"))
 
 
 def test_16_bit_files_give_float32_models(tmp_path: Path) -> None:
-    """Of one fingerprint, whichever way its weights are stored."""
+    """A model has the same fingerprint stored in 16 or 32 bits, and is loaded as float32."""
     half, single = tmp_path / "half.safetensors", tmp_path / "single.safetensors"
     model().half().save_pretrained(half)
     loaded = AdaptiveTokenizer.from_pretrained(half)
@@ -49,7 +49,7 @@ def test_they_are_small_and_16_bit() -> None:
 
 @pytest.mark.parametrize("name", [file.stem for file in WEIGHTS])
 def test_the_card_says_what_was_measured(name: str) -> None:
-    """Its table has a row for every length of the evaluation, with the same figures."""
+    """The card's table has a row for every length of the evaluation, with the same figures."""
     card = (SHIPPED / "README.md").read_text()
     results = Path(__file__).parents[2] / "benchmarks" / "results" / name / "evaluation.json"
     lengths = json.loads(results.read_text())["lengths"]
@@ -65,7 +65,7 @@ def test_the_card_says_what_was_measured(name: str) -> None:
 
 @pytest.mark.parametrize("name", [file.stem for file in WEIGHTS])
 def test_they_beat_a_thumbnail_and_more_tokens_do_not_hurt(name: str) -> None:
-    """On photographs that they were not trained on."""
+    """On photographs outside the training data, every length beats a thumbnail, and more tokens do not hurt."""
     m = AdaptiveTokenizer.from_pretrained(name)
     measured = measure(m, photographs(m.config.image_size[0]), max_l1=0.08)
     ours, theirs = measured.l1.mean(1), measured.thumbnail_l1.mean(1)
@@ -87,7 +87,7 @@ def test_one_color_takes_few_tokens() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(224, 288), (320, 192)])
 def test_other_shapes_are_described_as_well(size: tuple[int, int]) -> None:
-    """Of about as many pixels; the whole photographs, squeezed, so that their content is the same."""
+    """Other shapes of as many pixels, the same photographs squeezed, have about the same error."""
     m = AdaptiveTokenizer.from_pretrained("nano")
     square = torch.stack(list(photographs(m.config.image_size[0]).values())[:8])
     other = torch.nn.functional.interpolate(square, size, mode="bicubic", antialias=True).clamp(

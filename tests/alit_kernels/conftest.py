@@ -1,4 +1,4 @@
-"""Two threads for every kernel, however many processes share the tests: their work is split among threads."""
+"""Run every kernel on two threads, for any number of test processes, so that splitting among threads is tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""accelerate: what is swapped computes the same, what is left is untouched, and the probe finds what differs."""
+"""accelerate: swapped modules compute the same, others are untouched, and the probe finds differences."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tensors(result: Any) -> list[Tensor]:
 @pytest.mark.parametrize("training", (True, False))
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_equal(name: str, training: bool) -> None:
-    """Three of an optimizer and of moving averages: outputs, gradients, state."""
+    """Outputs, gradients and state are equal over three steps of an optimizer and of moving averages."""
     theirs, ours, x = pair(name)
     optimizers = []
     for module in (theirs.train(training), ours.train(training)):
@@ -88,7 +88,7 @@ def test_swapping_changes_the_class_alone_and_is_undone(name: str) -> None:
 
 @pytest.mark.parametrize("name", left_alone())
 def test_left_alone(name: str) -> None:
-    """The same object, class and forward, no hook added; with strict this raises."""
+    """Modules that are not swapped keep object, class, forward and hooks; with ``strict`` they raise."""
     module, why = left_alone()[name]
     model = nn.ModuleDict({"it": module, "attention": nn.MultiheadAttention(8, 2)})
 
@@ -111,7 +111,7 @@ def test_left_alone(name: str) -> None:
 
 
 def changed(change: Callable[[Any, Any], Any], base: type[nn.Module] = TiTokQuantizer) -> nn.Module:
-    """A quantizer whose class bears the known name, and whose forward does something more."""
+    """Quantizer whose class has a known name, with the results of its forward changed by ``change``."""
 
     class Other(base):  # type: ignore[misc,valid-type]
         def forward(self, z: Tensor) -> Any:
@@ -174,7 +174,7 @@ def test_the_probe_finds_what_differs(change: Any, why: str) -> None:
 
 
 def test_the_probe_finds_another_convention() -> None:
-    """The weights on the other loss; another decay of the moving averages; the update after the codes are read."""
+    """The probe finds loss weights swapped, another decay of moving averages, and an update after the lookup."""
     module = VectorQuantizer2(40, 6, legacy=True)
 
     class Mended(VectorQuantizer2):
@@ -205,7 +205,7 @@ def late(self: Any, x: Tensor, **options: Any) -> Any:
 
 
 def test_hooks() -> None:
-    """Those of the module are called as before and not by the probe; hooks of its parts leave it alone."""
+    """Hooks of a swapped module are called as before, not by the probe; modules with hooks on parts are not swapped."""
     seen: list[str] = []
     module, x = VectorQuantizer2(40, 6, legacy=True), values(2, 6, 3, 5)
     module.register_forward_hook(lambda *_: seen.append("after"))
@@ -259,7 +259,7 @@ def passed_on() -> dict[str, Callable[[Any, Tensor], Any]]:
 
 @pytest.mark.parametrize("name", passed_on())
 def test_calls_that_stay_theirs(name: str) -> None:
-    """To the bit."""
+    """Calls passed on to the old code return the same bits."""
     theirs, ours, x = pair("taming")
     call = passed_on()[name]
     for a, b in zip(leaves_of(call(ours, x)), leaves_of(call(theirs, x)), strict=True):
@@ -268,7 +268,7 @@ def test_calls_that_stay_theirs(name: str) -> None:
 
 @pytest.mark.parametrize("moved", (False, True))
 def test_a_buffer_that_records(moved: bool) -> None:
-    """LlamaGen's ring is a parameter among the buffers; once moved to a device, the result of an operation."""
+    """LlamaGen's usage ring, a parameter registered as a buffer, is updated; so is the tensor it becomes on a move."""
     torch.manual_seed(0)
     ours = quantizers()["LlamaGen, cosine, usage"]
     plain = copy.deepcopy(ours)
@@ -283,7 +283,7 @@ def test_a_buffer_that_records(moved: bool) -> None:
 
 @pytest.mark.parametrize("name", ("lucidrains", "lucidrains, cosine"))
 def test_options_of_lucidrains(name: str) -> None:
-    """A mask and a frozen codebook are ours; indices, which need distances, are theirs."""
+    """Masks and frozen codebooks are computed by our ops; ``indices``, which need distances, by the old code."""
     theirs, ours, x = pair(name)
     mask = torch.arange(x.shape[1]) < torch.tensor([[4], [15]])
     index = torch.arange(x.shape[0] * x.shape[1]) % 40
@@ -334,7 +334,7 @@ def small(layers: int = 2) -> TiTok:
 
 
 def test_a_tokenizer() -> None:
-    """Attention and quantizer: outputs, gradients and a step of an optimizer that was made before."""
+    """A tokenizer with attention and quantizer swapped: equal outputs, gradients and steps of an earlier optimizer."""
     theirs, images = small(), values(2, 3, 12, 12)
     ours = copy.deepcopy(theirs)
     optimizers = [torch.optim.SGD(m.parameters(), 0.1) for m in (theirs, ours)]

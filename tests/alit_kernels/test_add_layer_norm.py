@@ -27,7 +27,7 @@ def written_out(
 
 
 def run(implementation: str, dtype: torch.dtype | None = None) -> Callable[..., Any]:
-    """The op, which does without a branch too: sum (x then) and norm."""
+    """Function that returns the op's sum and norm; without a branch the sum is x."""
 
     def function(x: Tensor, branch: Tensor | None, *vectors: Tensor) -> tuple[Tensor, Tensor]:
         if branch is not None:
@@ -41,14 +41,14 @@ def run(implementation: str, dtype: torch.dtype | None = None) -> Callable[..., 
 def results(
     inputs: Inputs, dtype: torch.dtype | None, implementation: str = ""
 ) -> dict[str, Tensor]:
-    """Outputs, and gradients of a fixed sum of them, with all inputs as ``dtype`` (None: as they are)."""
+    """Outputs and gradients of a fixed sum of them, with all inputs cast to ``dtype`` (None: as they are)."""
     leaves = [
         None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs
     ]
     outputs = (run(implementation) if implementation else written_out)(*leaves)
     generator = torch.Generator().manual_seed(1)
     factors = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
-    # Apart, so that the sum's gradient is no multiple of a constant row, which a layer norm removes.
+    # Different factors, so that the sum's gradient is not a multiple of a constant row, which a layer norm removes.
     total = sum((o * f).sum() for o, f in zip(outputs, factors, strict=True))
     given = {name: t for name, t in zip(Inputs._fields, leaves, strict=True) if t is not None}
     gradients = torch.autograd.grad(total, list(given.values()))
@@ -82,7 +82,7 @@ def test_more_rows_than_programs(target: Target, monkeypatch: pytest.MonkeyPatch
 
 @EVERYWHERE
 def test_strided_rows(target: Target) -> None:
-    """Slices, transposed and expanded inputs; gradients too."""
+    """Sliced, transposed and expanded inputs give the same results and gradients."""
     x, branch, *vectors = make(Case((3, 8, 20)), device=target.device)
     wide = torch.cat([x, x], -1)[..., :20]
     check(Inputs(wide, branch[:, ::2].repeat_interleave(2, 1), *vectors), target)
@@ -120,7 +120,7 @@ def test_sums_go_on_from_what_was_before(target: Target) -> None:
     ],
 )
 def test_dtypes(x: torch.dtype, branch: torch.dtype, target: Target) -> None:
-    """The sum's is torch's; it is rounded to it before it is normalized; gradients are those of the inputs."""
+    """The sum has torch's promoted dtype and is rounded before normalization; gradients have the inputs' dtypes."""
     inputs = make(Case((6, 40)), dtype=x, branch_dtype=branch, device=target.device)
     found = results(inputs, None, target.implementation)
     exact = inputs.x.float() + (inputs.branch.float() + inputs.branch_bias.float())
@@ -158,7 +158,7 @@ def test_one_output_alone_has_a_gradient(target: Target) -> None:
 
 @EVERYWHERE
 def test_infinite_and_nan(target: Target) -> None:
-    """A row with one is NaN, as torch's; the others are as they are."""
+    """A row with NaN or infinity is normalized to NaN, as by torch; the others do not change."""
     x, branch, *vectors = make(Case((4, 12)), device=target.device)
     x[1, 3], x[2, 0] = torch.nan, torch.inf
     total, normalized = run(target.implementation)(x, branch, *vectors)

@@ -89,7 +89,7 @@ def call_main(path: Path, *arguments: str) -> None:
 
 
 def aot(path: Path, *arguments: str) -> tuple[int, str, list[str]]:
-    """Exit status, what is printed, and the failures."""
+    """Exit status, output and failures of the ``aot`` command."""
     process = fork(path / "said", call_main, path, *arguments)
     process.join()
     said = (path / "said").read_text()
@@ -154,7 +154,7 @@ def test_planted_faults(tmp_path: Path) -> None:
 
 
 def test_too_much_shared_memory() -> None:
-    """Of what a block may have on each architecture, not of what a multiprocessor has."""
+    """Shared memory above a block's limit of each architecture is a fault."""
     limits = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
     limits |= dict.fromkeys((86, 89, 120), 99 << 10)
     for arch, limit in limits.items():
@@ -193,7 +193,7 @@ def test_compare() -> None:
 
 
 def test_results_are_read_as_written(tmp_path: Path) -> None:
-    """Whatever their counts: those that another build alone has are 0, and come back as nothing."""
+    """Results are read as they were written; counts that only other builds have are stored as 0 and dropped."""
     first = Result(
         *("m.k", "a", 90, "f0", 64, 0, 8, 0.5, {"all": 9, "mma": 3}, {"alu": 4}, 1.5, 2),
         faults=["no wgmma"],
@@ -207,7 +207,7 @@ def test_results_are_read_as_written(tmp_path: Path) -> None:
 
 
 def test_occupancy() -> None:
-    """Against NVIDIA's occupancy calculator."""
+    """Occupancy equals that of NVIDIA's occupancy calculator."""
     assert occupancy(90, 4, 32, 0) == 1
     assert occupancy(90, 4, 255, 0) == 0.125
     assert occupancy(90, 4, 168, 0) == 0.1875

@@ -1,4 +1,4 @@
-"""attention, varlen_attention, attention_map: against softmax written out, and against float64."""
+"""attention, varlen_attention, attention_map: against the softmax written out, and against float64."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_thousand_sequences(target: Target) -> None:
 
 @pytest.mark.parametrize("target", targets("cpp")[1:])
 def test_threads_do_not_change_the_result(target: Target) -> None:
-    """Bit for bit: many tasks, and too few, which are cut between blocks of queries."""
+    """Results are equal to the bit for any number of threads: with many tasks, and few, split by blocks of queries."""
     cases = (Case((70, 3, 300, 0, 65), 3, 16, masked=True), Case((400,), 1, 16))
     for case in (*cases, Case((520,), 1, 144, masked=True), Case((390,), 1, 16, stops="random")):
         x, results = make(case, device=target.device), []
@@ -124,7 +124,7 @@ def test_no_key_gives_zeros(target: Target) -> None:
         q, k, v, key_mask=mask, return_lse=True, implementation=target.implementation
     )
     assert not out.any() and bool((lse == -torch.inf).all())
-    torch.logaddexp(lse, lse).add(out.sum()).sum().backward()  # whose gradients are NaN
+    torch.logaddexp(lse, lse).add(out.sum()).sum().backward()  # its gradients are NaN
     assert not q.grad.any() and not k.grad.any() and not v.grad.any()
 
 
@@ -160,7 +160,7 @@ def test_gradcheck() -> None:
 
 @everywhere
 def test_permuting_sequences_permutes_outputs(target: Target) -> None:
-    """Bit for bit, outputs and gradients; and a batch gives what each sequence alone gives."""
+    """Permuting sequences permutes outputs and gradients, to the bit; each sequence alone gives the same."""
     lengths, order = (5, 70, 2, 33), (2, 0, 3, 1)
     x = make(Case(lengths, 2, 16), device=target.device)
     pieces = [t.split(lengths) for t in x[:3]]
@@ -282,7 +282,7 @@ def test_wrong_map_ranges() -> None:
 @everywhere
 @pytest.mark.parametrize("shared", (True, False))
 def test_stops_of_a_dense_batch(shared: bool, target: Target) -> None:
-    """As with a mask of all pairs, forward and backward; stops beyond either end are the ends."""
+    """Stops equal a mask of all pairs, forward and backward; stops beyond the ends are clamped."""
     if target.implementation == "torch":
         pytest.skip("torch's fused attention takes no stops")
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Dense batches, views, memory that begins anywhere, and compiled code: the same numbers in the order of the rows."""
+"""Layouts of attention's inputs: dense batches, views, unaligned memory, compiled code give the same results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.targets import Target, targets
 @everywhere
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 def test_unaligned_inputs(dtype: torch.dtype, target: Target) -> None:
-    """Memory that begins one element after an aligned address."""
+    """Memory that begins one element after an aligned address gives the same results."""
     x = make(Case((5, 20), 2, 16), dtype=dtype, device=target.device)
 
     def shifted(t: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def test_dense_equals_packed(keys: int, masked: bool, target: Target) -> None:
 @everywhere
 @pytest.mark.parametrize("layout", ("dense", "sequence first", "packed", "empty", "gaps"))
 def test_queries_keys_and_values_as_one_tensor(layout: str, target: Target) -> None:
-    """The numbers of three tensors; one gradient, in the order of the rows given."""
+    """One tensor of queries, keys and values gives the results of three, and one gradient in its layout."""
     lengths = [4, 0, 1, 3] if layout == "packed" else [0, 0]
     shape = (2, 5) if layout in ("dense", "sequence first", "gaps") else (sum(lengths) + 2,)
     qkv = torch.randn(*shape, 3, 2, 16, device=target.device)
@@ -90,7 +90,7 @@ def test_queries_keys_and_values_as_one_tensor(layout: str, target: Target) -> N
     weights = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, leaves, weights)
     fused = qkv.detach().requires_grad_()
-    for _ in range(2):  # found out, known
+    for _ in range(2):  # new signature, then a known one
         out = self_attention(fused, **options)
         (gradient,) = torch.autograd.grad(out, fused, weights)
         torch.testing.assert_close(out, expected)
@@ -159,7 +159,7 @@ def test_gradient_of_the_log_sum_exp_alone(target: Target) -> None:
 
 @everywhere
 def test_strided_views(target: Target) -> None:
-    """Of a fused projection, expanded, transposed: the same numbers, and results in the order of the rows given."""
+    """Views of a fused projection, expanded and transposed tensors give the same results, in the queries' layout."""
     qkv = torch.randn(2, 6, 3, 2, 8, device=target.device)
     q, k, v = qkv.unbind(2)
 
@@ -206,7 +206,7 @@ def test_opcheck_of_every_implementation(target: Target) -> None:
 
 @everywhere
 def test_compiles_without_graph_break(target: Target) -> None:
-    """With changing offsets, and without compiling again for them."""
+    """Attention compiles without graph breaks, and changing offsets do not recompile it."""
     counter = CompileCounterWithBackend("aot_eager")
     x = make(Case((3, 0, 5), 2, 16, spare=1), device=target.device)
 
@@ -227,7 +227,7 @@ def test_compiles_without_graph_break(target: Target) -> None:
 
 @pytest.mark.parametrize("heads, shared", ((4, 2), (6, 1), (3, 3)))
 def test_the_recipe_for_shared_keys(heads: int, shared: int) -> None:
-    """That of docs/attention.md, dense, and of the same packed, against torch's ``enable_gqa``."""
+    """The recipe for shared keys in docs/attention.md, dense and packed, equals torch's ``enable_gqa``."""
     page = (Path(__file__).parents[2] / "docs" / "attention.md").read_text()
     (code,) = re.findall(r"```python\n(def shared_key_attention.*?)```", page, re.DOTALL)
     found: dict[str, Any] = {"alit_kernels": alit_kernels}

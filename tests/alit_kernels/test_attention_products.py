@@ -1,4 +1,4 @@
-"""Wide heads on a CPU, whose probabilities are kept: against softmax written out, and which calls they are."""
+"""Wide heads on a CPU, computed with stored probabilities: results, and the calls that take this path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.watched import watched
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The calls that go this way, which the machine leaves open."""
+    """List of the calls that take this path, which is enabled on any machine."""
     monkeypatch.setattr(products, "mkl_is_slow", lambda: False)
     return watched(monkeypatch, products, "attention")
 
@@ -71,7 +71,7 @@ def test_views_empty_batches_and_parts_that_learn(taken: list[Any]) -> None:
 
 @pytest.mark.parametrize("learns", ((0, 1, 2), (2,)))
 def test_a_backward_within_autocast(learns: tuple[int, ...], taken: list[Any]) -> None:
-    """Blocks of a VQGAN leave autocast for their attention; the backward is called within."""
+    """A backward within autocast is right if the forward ran with autocast disabled, as in a VQGAN's blocks."""
     leaves = [values(2, 8, 1, 256, seed=i).requires_grad_(i in learns) for i in range(3)]
     wanted = [leaves[i] for i in learns]
     expected = torch.autograd.grad(attention(*leaves).sum(), wanted)

@@ -1,4 +1,4 @@
-"""Float32 products by tensor cores: how factors are split, in which order parts are summed, and what that costs."""
+"""Float32 products by tensor cores: splitting of factors, order of the sums of parts, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from alit_kernels.attention.split import factors, operand, operands, scores  # n
 
 
 def tensor_cores() -> Any:
-    """Their rounding: that of this GPU, or of the interpreter's products in its place."""
+    """Context manager: products round as by tensor cores, those of this GPU or imitated in the interpreter."""
     return rounded_towards_zero() if DEVICE == "cpu" else nullcontext()
 
 
@@ -43,7 +43,7 @@ def parts(x: Tensor, finite: bool = False) -> Tensor:
 
 @pytest.mark.parametrize("finite", (False, True))
 def test_parts_are_exact(finite: bool) -> None:
-    """And of one sign: no product of parts of finite factors and Inf is Inf of the other sign."""
+    """Parts sum exactly to the factor and have its sign, so that products with Inf have no wrong sign."""
     x = torch.randn(1024) * 2.0 ** torch.randint(-100, 100, (1024,))
     x[:6] = torch.tensor([0.0, -0.0, 1.0, -1.5, torch.finfo().max, -torch.finfo().max])
     x[6:9] = torch.tensor([1.0 + 2.0**-23, 2.0**-126, 1.0 - 2.0**-24])
@@ -73,7 +73,7 @@ def product_kernel(p_a, p_b, p_ab, N: tl.constexpr, WIDTH: tl.constexpr, SWAPPED
 
 @pytest.mark.parametrize("width", (64, 128))
 def test_transposed_products_round_alike(width: int) -> None:
-    """Scores of the forward and of dK/dV, to the last bit; and only because of the order of their parts."""
+    """Scores of the forward and of dK/dV are equal to the last bit, because of the order of their parts."""
     a, b = torch.randn(2, 64, width, device=DEVICE)
     ab, ba, unswapped = torch.empty(3, 64, 64, device=DEVICE)
     with tensor_cores():
@@ -85,12 +85,12 @@ def test_transposed_products_round_alike(width: int) -> None:
     torch.testing.assert_close(ab.double(), a.double() @ b.double().t(), rtol=0, atol=1e-5)
 
 
-#: What may be used of the error budget.
+#: Largest allowed share of the error budget.
 SHARE = 0.6
 
 
 def share(actual: Tensor, eager: Tensor, exact: Tensor, k: int) -> float:
-    """Of what ``assert_within_budget`` allows."""
+    """Error as a share of that allowed by ``assert_within_budget``."""
     a, e, x = actual.double(), eager.double(), exact.double()
     allowed = k * (e - x).abs().max() + 4 * torch.finfo(torch.float32).eps * x.abs().max()
     return float((a - x).abs().max() / allowed)
@@ -104,8 +104,8 @@ def share(actual: Tensor, eager: Tensor, exact: Tensor, k: int) -> float:
         (70, 16, 1.0, 0),
         (129, 64, 1.0, 0),
         (129, 64, 10.0, 0),
-        # Probabilities follow from the last bit of scores of 7000. At seed 0 eager PyTorch errs so little that
-        # neither these products (1.5 times the budget) nor plain ones of float32 (2.5) keep it; seeds 1 to 3 use 0.4.
+        # Probabilities depend on the last bit of scores of 7000. At seed 0 eager PyTorch's error is so small that
+        # neither these products (1.5 times the budget) nor plain float32 ones (2.5) keep it; seeds 1 to 3 use 0.4.
         (129, 64, 30.0, 1),
         (129, 64, 100.0, 0),
         (70, 80, 1.0, 0),
@@ -123,7 +123,7 @@ def test_share_of_the_error_budget(
     target: Target,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the rounding of tensor cores, which is worse than that of float32 sums."""
+    """Errors with the rounding of tensor cores, worse than float32's, use at most a given share of the budget."""
     if (
         DEVICE == "cpu"
     ):  # few programs: the interpreter takes milliseconds for each; rows do not change the rounding
@@ -147,7 +147,7 @@ def test_share_of_the_error_budget(
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_what_is_not_finite_is_as_in_the_reference(target: Target) -> None:
-    """A score of -inf leaves its key out, and only what meets Inf or NaN is not finite."""
+    """A score of -inf excludes its key, and only results that depend on Inf or NaN are not finite."""
     x = make(Case((40, 5), 1, 16), device=target.device)
     x.q[:, 0, 3] = torch.where(torch.arange(45, device=target.device) % 2 == 0, 1.0, -1.0)
     x.k[7, 0, 3] = -torch.inf  # half of the queries leave it out, half attend to it alone

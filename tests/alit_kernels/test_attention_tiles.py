@@ -1,4 +1,4 @@
-"""The Triton kernels of attention: tiles, what their launches do not depend on, and the work that they issue."""
+"""The Triton kernels of attention: tiles, independence of launches from lengths, and the work issued."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.targets import DEVICE, Target, targets
 def test_every_kind_of_tile(
     columns: int, mask_all: bool, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps of other sizes than the table has; the last one masked after the loop, or all of them in it."""
+    """Tiles of other sizes than the table's are right, with only the last step masked or all of them."""
     tile = configurations.Tile(32, columns, 4, 2, mask_all)
     for kernel in configurations.KERNELS:
         monkeypatch.setitem(configurations.TABLE, (kernel, 16, 2), (tile,) * 3)
@@ -37,7 +37,7 @@ def test_every_kind_of_tile(
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_offsets_that_begin_late(target: Target) -> None:
-    """Wrong, but nobody looks at them on a GPU: nothing outside is read, and the sequences are as they should be."""
+    """Wrong first offsets, which are not checked on a GPU, cause no reads outside, and sequences are right."""
     triton_ = pytest.importorskip("alit_kernels.attention.triton_")
     rows = torch.full((350, 1, 16), torch.nan, device=target.device)
     q = rows[200:].normal_()
@@ -62,7 +62,7 @@ def check_sizes() -> None:
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_kernels_do_not_depend_on_lengths(target: Target, tmp_path: Path) -> None:
     """Nothing that follows from the lengths is a compile-time constant or specialized on divisibility."""
-    process = fork(tmp_path / "said", check_sizes)  # where there is no interpreter
+    process = fork(tmp_path / "said", check_sizes)  # the interpreter is off there
     process.join()
     assert process.exitcode == 0, (tmp_path / "said").read_text()
 
@@ -77,7 +77,7 @@ def test_limits_of_head_dimensions() -> None:
 
 
 def test_issued_work_counts_what_the_kernel_does() -> None:
-    """The steps and programs of the kernels, counted one by one."""
+    """``issued`` equals the steps and programs of the kernels, counted one by one."""
     tile = configurations.Tile(64, 32, 4, 2)
     for length, issued in {0: 0, 1: 64, 64: 64, 65: 128, 129: 192}.items():
         assert tile.issued(length, 32) == 32 * issued
@@ -87,8 +87,10 @@ def test_issued_work_counts_what_the_kernel_does() -> None:
 
 
 def visited(kernel: str, launch: configurations.Tile, stops: torch.Tensor, keys: int) -> int:
-    """Tiles that the loops of a kernel's programs go over: to the largest stop of a tile of queries, or, in the kernel
-    of the keys' gradients, over the queries of which one stops beyond the tile's first key.
+    """Number of tiles that the loops of a kernel's programs visit.
+
+    They run to the largest stop of a tile of queries, or, in the kernel of the keys' gradients, over tiles of queries
+    with a stop beyond the first key of the tile.
     """
     if kernel == "backward_keys":
         reach = [int(block.max()) for block in stops.split(launch.columns)]
@@ -112,7 +114,7 @@ def test_stops_save_tiles(kernel: str, architecture: int) -> None:
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_the_kernels_visit_no_other_tiles(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted where a program loads its keys or queries, in the interpreter."""
+    """Loads of keys or queries, counted in the interpreter, equal the visited tiles."""
     if target.device == "cuda":
         pytest.skip("the interpreter counts")
     from alit_kernels.attention import kernels

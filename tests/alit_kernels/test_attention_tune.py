@@ -27,7 +27,7 @@ A, B, C = Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)
 
 
 def turns(middle: float, spread: float = 0.0) -> list[float]:
-    """Seven turns with this median and this interquartile range."""
+    """Seven times with this median and this interquartile range."""
     return [middle + spread * x for x in (-2.0, -0.5, -0.5, 0.0, 0.5, 0.5, 2.0)]
 
 
@@ -37,11 +37,11 @@ def turns(middle: float, spread: float = 0.0) -> list[float]:
         ({A: turns(1.0), B: turns(0.9)}, B),
         ({A: turns(1.0), B: turns(0.98)}, A),  # 2 % faster
         ({A: turns(1.0), B: turns(0.96)}, B),
-        ({A: turns(1.0, 0.06), B: turns(0.9)}, A),  # within twice the spread of the present one
-        ({A: turns(1.0), B: turns(0.9, 0.06)}, A),  # or of the other
+        ({A: turns(1.0, 0.06), B: turns(0.9)}, A),  # within twice the spread of the present tile
+        ({A: turns(1.0), B: turns(0.9, 0.06)}, A),  # within twice that of the other tile
         ({A: turns(1.0, 0.04), B: turns(0.9, 0.04)}, B),
-        ({A: [1.0], B: [0.5]}, A),  # one turn tells no spread
-        ({B: turns(3.0), C: turns(2.0)}, C),  # the present one needs more than this GPU has
+        ({A: [1.0], B: [0.5]}, A),  # one turn has no spread
+        ({B: turns(3.0), C: turns(2.0)}, C),  # the present tile does not fit this GPU
         ({}, A),
     ),
 )
@@ -57,7 +57,7 @@ def measured(
     results: dict[Tile, float] | None = None,
     expected: float = 1.0,
 ) -> tuple[dict[Tile, list[float]], list[Tile], list[Tile]]:
-    """What is measured of tiles that take so long and return such numbers; turns as they came; who was refused."""
+    """Measured times of fake tiles with these seconds and results, the order of their turns, and refused tiles."""
     order: list[Tile] = []
     refused: list[Tile] = []
 
@@ -88,7 +88,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 @needs_triton
 def test_tiles_take_turns_and_hopeless_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a round to warm up and the first one. What needs more than the GPU has is not there at all."""
+    """Slow tiles are dropped after the warm-up and the first round; tiles that need too much memory are left out."""
     before = dict(TABLE)
     times, order, refused = measured(monkeypatch, {A: 1.0, B: 2.0, C: 0.1})
     assert times == {A: [1.0, 1.0, 1.0]} and order == [A, B, A, B, A, A]
@@ -108,7 +108,7 @@ def test_a_wrong_tile_is_not_timed(result: float, monkeypatch: pytest.MonkeyPatc
 def test_rehearsal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Candidates run and are right, what is faster stands in the lines, and what is known is not timed again."""
+    """Candidates run and are verified, faster ones are printed, and known ones are not timed again."""
     launched = []
 
     def measure(key: tune.Key, tiles: list[Tile], *rest: object) -> dict[Tile, list[float]]:

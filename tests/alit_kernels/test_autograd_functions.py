@@ -45,7 +45,7 @@ MODULES: dict[str, Callable[[], Any]] = {
 
 
 def bound(work: Callable[[], object]) -> int:
-    """How often torch binds the signature of an autograd.Function, which it does for a ``setup_context`` alone."""
+    """Number of times torch binds the signature of an autograd.Function, as it does only with ``setup_context``."""
     count = 0
 
     def profile(frame: Any, event: str, _argument: object) -> None:
@@ -72,7 +72,7 @@ def test_modules(name: str) -> None:
 
 
 def test_every_module_is_there() -> None:
-    """But one that has no forward."""
+    """Every public module is tested, except ``UsageWindow``, which has no forward."""
     names = {name.partition(",")[0] for name in MODULES}
     assert names == set(ak.nn.__all__) - {"UsageWindow"}
 

@@ -1,4 +1,4 @@
-"""Calls that are known by their signature: what they leave out, and what they must not."""
+"""Calls with a known signature: checks that are skipped, and checks that must not be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def leaves(*shape: int) -> list[Tensor]:
 
 
 def test_a_known_call_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor chosen for: with gradients and without, on the CPU too."""
+    """A known call is neither checked nor dispatched to an implementation again, with gradients and without."""
     q, k, v = leaves(2, 7, 1, 4)
     expected = attention(q, k, v)
     gradients = torch.autograd.grad(expected.sum(), (q, k, v))
@@ -95,7 +95,7 @@ def test_the_environment_chooses_for_known_calls(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_tensor_in_two_places() -> None:
-    """That places begin at one address does not make them one tensor: gradients go where they were asked for."""
+    """Gradients go to the right argument if one tensor's memory is passed in several places."""
     x = torch.randn(1, 6, 1, 4)
     attention(x, x, x)
     for place in range(3):
@@ -147,7 +147,7 @@ def test_a_known_call_keeps_no_tensor() -> None:
 
 @pytest.mark.parametrize(("name", "launches"), (("planned", True), ("unplanned", False)))
 def test_what_a_plan_has_computed_is_differentiated(name: str, launches: bool) -> None:
-    """Where the plan cannot launch, the implementation computes."""
+    """Results of a plan, or of the implementation if the plan cannot launch, are differentiated."""
     planned = Op(
         f"test_{name}(Tensor x) -> Tensor",
         reference=lambda x: 2 * x,

@@ -1,4 +1,4 @@
-"""The table of docs/your-tokenizer.md: every entry of it is checked, and the page has all of them."""
+"""The table of docs/your-tokenizer.md: every entry is checked, and the page has all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_page_has_the_rows() -> None:
 
 
 def test_every_family_and_class_has_a_row_and_a_module() -> None:
-    """Of every class of every family one module is swapped in the checks."""
+    """Every family has a row, and the checks swap a module of each of its classes."""
     assert [*ROWS] == ["attention", *FAMILIES]
     tested: dict[str, set[str]] = {name: set() for name in FAMILIES}
     for module in quantizers().values():

@@ -1,4 +1,4 @@
-"""The clock: one kind for all calls that are held against each other. The GPU's, by a CUDA that is made up here."""
+"""The clock: one kind for all calls that are compared; that of a GPU with an imitated CUDA."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WRITE = 70e-6
 
 
 class Device:
-    """Stands in the place of what the clock uses of ``torch.cuda``; its time passes where calls say so.
+    """Imitation of the parts of ``torch.cuda`` that the clock uses; calls advance its time.
 
-    Within a capture nothing passes: a replay takes what was captured.
+    Time does not pass within a capture: a replay takes the captured time.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ class Device:
 
             def __exit__(self, *_: object) -> None:
                 found = [(seconds, False) for seconds in device.profiled if device.counts]
-                # A range with a name, seen on the device, and what the host does.
+                # A named range seen on the device, and an event of the host.
                 events = [self.event(1.0, "CUDA", True), self.event(1.0, "CPU", False)]
                 events += [self.event(seconds, "CUDA", named) for seconds, named in found]
                 results = SimpleNamespace(events=lambda: events)
@@ -118,7 +118,7 @@ class Device:
     def call(
         self, *kernels: float, host: float = 0.0, waits: bool = False, captures: bool = True
     ) -> Callable[[], str]:
-        """A call of such kernels, between which the device is idle for ``host`` seconds."""
+        """Call of kernels that take these seconds, with the device idle for ``host`` seconds before each."""
 
         def call() -> str:
             if waits and self.waiting_is_an_error:
@@ -147,7 +147,7 @@ def timed(calls: dict[str, Callable[[], object]]) -> dict[str, tuple[str, float]
 
 
 def test_kernels_alone(device: Device) -> None:
-    """By graphs: neither the write that empties the cache nor the host is in it."""
+    """Times by graphs include neither the write that flushes the cache nor the host."""
     calls = {"a": device.call(20e-6, 3e-6, host=200e-6), "b": device.call(50e-6)}
     assert timed(calls) == {"a": ("graph", 23e-6), "b": ("graph", 50e-6)}
 
@@ -158,7 +158,7 @@ def test_all_have_the_clock_of_the_one_that_is_not_captured(
 ) -> None:
     calls = {"a": device.call(20e-6), "b": device.call(5e-6, 5e-6, host=1e-4, **obstacle)}
     assert timed(calls) == {"a": ("kernels", 20e-6), "b": ("kernels", 10e-6)}
-    # Without the profiler what is left has the launches in it, and says so.
+    # Without the profiler the remaining clock includes launches, and its kind says so.
     device.counts = False
     assert timed(calls) == {"a": ("events", 20e-6), "b": ("events", 210e-6)}
 
@@ -166,7 +166,7 @@ def test_all_have_the_clock_of_the_one_that_is_not_captured(
 def test_a_models_step_is_what_its_user_waits_for(device: Device) -> None:
     calls = {"a": device.call(0.1, host=0.05), "b": device.call(6e-3, waits=True)}
     assert timed(calls) == {"a": ("events", 0.15), "b": ("events", 6e-3)}
-    # Not where one of them is short.
+    # Not if one of the calls is short.
     calls |= {"c": device.call(4e-3)}
     assert {kind for kind, _ in timed(calls).values()} == {"kernels"}
     del calls["b"]
@@ -182,7 +182,7 @@ def test_results_are_seen(device: Device) -> None:
 
 
 def test_host_time_is_of_the_host(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The median of as many calls as there is time for, at least the fewest; before each the device is idle."""
+    """Host time is the median of as many calls as there is time for, at least FEWEST, each on an idle device."""
     clock = SimpleNamespace(at=0.0)
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(clock.at))
@@ -204,7 +204,7 @@ def test_host_time_is_of_the_host(device: Device, monkeypatch: pytest.MonkeyPatc
 def test_the_profiler_lets_go_where_that_is_safe(
     cuda: str | None, detached: str, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it is told, if it is told nothing."""
+    """The profiler is told to detach on CUDA versions where that is safe, unless the environment sets it."""
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.delenv("TEARDOWN_CUPTI")
     assert _clock.kernels(device.call(1e-6, 2e-6)) == pytest.approx([1e-6, 2e-6])
@@ -228,7 +228,7 @@ def test_no_round_but_the_fewest_starts_after_the_limit() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the host's clock")
 @pytest.mark.parametrize(("short", "calls"), ((0.2, 2), (0.0, 1)))
 def test_contenders_take_turns(short: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of short calls the first wakes the threads."""
+    """Contenders take turns; a short call is preceded by one that wakes the threads."""
     monkeypatch.setattr(_clock, "SHORT_ON_HOST", short)
     order: list[str] = []
     found = clocks({name: lambda name=name: order.append(name) for name in "ab"})

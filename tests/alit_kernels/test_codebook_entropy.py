@@ -33,7 +33,7 @@ def written_out(
     mask: Tensor | None = None,
     epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """As other tokenizers have it: all distances, softmax, the logarithm of the mean."""
+    """Entropies as in other tokenizers: all distances, softmax, the logarithm of the mean."""
     z = z.flatten(0, -2) if mask is None else z[mask]
     if metric == "cosine":
         z, codebook = normalize(z, dim=-1), normalize(codebook, dim=-1)
@@ -55,9 +55,9 @@ def check(
     rtol: float | None = None,
     **options: Any,
 ) -> None:
-    """Results and gradients within budget of the matrix written out, which takes half precision in float32.
+    """Check results and gradients within the error budget of the full matrix, which computes half precision in float32.
 
-    With ``rtol`` the results are held to that instead: rounding in one number may be small by chance in eager code.
+    With ``rtol`` the results are checked to that instead: eager rounding of a single number may be small by chance.
     """
 
     def run(dtype: torch.dtype, function: Callable[..., Any]) -> list[Tensor]:
@@ -99,7 +99,7 @@ def test_half_precision(dtype: torch.dtype, target: Target) -> None:
 
 @EVERYWHERE
 def test_common_offset(target: Target) -> None:
-    """Distances are differences of larger numbers; gradients are no worse than those of eager code."""
+    """With a common offset, distances are differences of large numbers; gradients are as good as eager ones."""
     inputs = make(Vectors(33, 65, 20, offset=30.0), device=target.device)
     check(*inputs, target, temperature=5.0, rtol=1e-4)
 
@@ -135,7 +135,7 @@ def test_strided_inputs(target: Target) -> None:
 @EVERYWHERE
 @METRICS
 def test_where_nothing_takes_part(metric: str, target: Target) -> None:
-    """Zeros, and gradients of zero, whatever masked rows hold."""
+    """If all rows are masked, entropies and gradients are zero, whatever the rows hold."""
     z = torch.full((3, 4), torch.nan, device=target.device, requires_grad=True)
     codebook = torch.randn(5, 4).to(target.device).requires_grad_()
     mask = torch.zeros(3, dtype=torch.bool, device=target.device)
@@ -150,7 +150,7 @@ def test_where_nothing_takes_part(metric: str, target: Target) -> None:
 @EVERYWHERE
 @METRICS
 def test_equal_codes(metric: str, target: Target) -> None:
-    """All distributions are even: both entropies log K, and no gradients but rounding."""
+    """With equal codes all distributions are uniform: both entropies are log K, gradients only rounding."""
     z, codebook, _ = make(Vectors(40, 33, 3, layout="equal"), device=target.device)
     leaves = z.requires_grad_(), codebook.requires_grad_()
     result = codebook_entropy(
@@ -175,7 +175,7 @@ def test_nan_shows(target: Target) -> None:
 
 @EVERYWHERE
 def test_codes_without_probability(target: Target) -> None:
-    """0 log 0 is 0: far codes add nothing and have no gradient."""
+    """Codes without probability add nothing and have no gradient: 0 log 0 is 0."""
     z = torch.tensor([[0.0, 0.0], [1.0, 0.0]], device=target.device).requires_grad_()
     codebook = torch.tensor([[0.0, 0.1], [1.0, 0.1], [1e6, 0.0]], device=target.device)
     codebook.requires_grad_()
@@ -255,7 +255,7 @@ def test_autocast() -> None:
 
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 def test_every_instruction_set(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of several panels of codes, of rows that fill no block; the same with one thread as with two."""
+    """Every instruction set is right with several panels of codes and partial blocks, on one thread and two."""
     core = extension()
     if core is None:
         pytest.skip("the compiled extension is not installed")

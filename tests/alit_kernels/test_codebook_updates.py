@@ -1,4 +1,4 @@
-"""A moving-average codebook: the weight is the truth, however it came to be what it is; activation checkpointing."""
+"""Updates of moving-average codebooks start from the present weight, however it was set; activation checkpointing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def reference_step(
     state: dict[str, Tensor], vectors: Tensor, index: Tensor, decay: float
 ) -> dict[str, Tensor]:
-    """One code after another, in float64."""
+    """Reference update of a moving-average codebook, one code after another, in float64: new state."""
     weight = state["embedding.weight"].double().clone()
     size = state["cluster_size"].double().clone()
     for k in range(len(weight)):
@@ -58,7 +58,7 @@ def in_place(module: VectorQuantizer, weight: Tensor) -> None:
 
 
 def wandering(module: VectorQuantizer) -> None:
-    """Moves the averages elsewhere."""
+    """Train a module on other data, so that its averages move."""
     for _ in range(20):
         module(torch.randn(500, 8) * 3 + 1)
 
@@ -86,7 +86,7 @@ def clustered(count: int, dim: int) -> Tensor:
 def test_a_codebook_that_was_set_stays_in_use(
     metric: str, data: Callable[..., Tensor], setting: Callable[..., None]
 ) -> None:
-    """Of 256 codes, after 100 steps of 128 vectors: at least 90 % of those that were in use."""
+    """At least 90 % of the used codes of 256 stay in use after 100 steps of 128 vectors."""
     module = VectorQuantizer(256, 8, metric=metric, ema_decay=0.99)
     setting(module, data(256, 8))
     many, used = data(10_000, 8), []
@@ -102,7 +102,7 @@ def test_a_codebook_that_was_set_stays_in_use(
 @pytest.mark.parametrize("threshold", (0.0, 0.2))
 @pytest.mark.parametrize("ema_decay", (None, 0.9))
 def test_the_three_agree(ema_decay: float | None, threshold: float) -> None:
-    """embed_avg = weight * cluster_size, after set_codebook, loading and steps, restarts among them."""
+    """embed_avg = weight * cluster_size after set_codebook, loading, and steps with restarts."""
     module = VectorQuantizer(16, 4, ema_decay=ema_decay, dead_code_threshold=threshold)
     weight = torch.randn(16, 4)
 
@@ -175,7 +175,7 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 
 
 class Block(nn.Module):
-    """A quantizer between what draws and what learns, called so many times; every part of it shows in the gradients."""
+    """Block of linear layer, quantizer and dropout, called ``calls`` times; every part affects the gradients."""
 
     def __init__(self, calls: int, **options: Any) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ def trained(block: Block, forwards: int, run: Checkpoint, steps: int = 2) -> dic
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", CHECKPOINTS)
 def test_checkpointing_changes_nothing(way: str, kind: str, calls: int, forwards: int) -> None:
-    """One update for each forward, and the recomputation sees the codebook and the random numbers of the first run."""
+    """With checkpointing each forward updates once; recomputation uses the first run's codebook and random numbers."""
     plain = trained(Block(calls, **KINDS[kind]), forwards, lambda f, x: f(x))
     again = trained(Block(calls, **KINDS[kind]), forwards, CHECKPOINTS[way])
     for name, value in plain.items():
@@ -219,7 +219,7 @@ def test_checkpointing_changes_nothing(way: str, kind: str, calls: int, forwards
 
 @pytest.mark.parametrize("way", CHECKPOINTS)
 def test_checkpointing_in_the_order_of_a_pipeline(way: str) -> None:
-    """Forwards go on between backwards; a graph is gone through twice."""
+    """Checkpointing is right with forwards between backwards, and with two backwards through one graph."""
     found = []
     for run in (lambda f, x: f(x), CHECKPOINTS[way]):
         block, z = Block(1, ema_decay=0.5), torch.randn(3, 40, 4, requires_grad=True)
@@ -247,7 +247,7 @@ def test_a_checkpoint_without_gradients_updates_nothing(way: str) -> None:
 
 @pytest.mark.parametrize("way", ("not reentrant", "nested"))
 def test_a_call_without_gradients_within_a_checkpoint(way: str) -> None:
-    """It updates nothing, in the first run and recomputed."""
+    """A call without gradients within a checkpoint updates nothing, in the first run and recomputed."""
     module, z = VectorQuantizer(16, 4, ema_decay=0.5), torch.randn(9, 4, requires_grad=True)
 
     def block(x: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def test_reentrant_within_reentrant_is_refused() -> None:
 
 
 def test_the_module_alone_within_a_checkpoint() -> None:
-    """What it returns passes through: tensors, and None for the mask."""
+    """The module itself can be checkpointed: its result, tensors and None for the mask, passes through."""
     found = []
     for run in (lambda f, x: f(x), *CHECKPOINTS.values()):
         torch.manual_seed(0)
@@ -300,7 +300,7 @@ def test_recorded_codebooks_go_with_the_graph(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_recomputations_that_are_not_known_are_refused() -> None:
-    """Those of another checkpoint, which runs the first forward without gradients; and in a hook."""
+    """Recomputation by another checkpoint implementation, or in a hook, raises instead of updating twice."""
     z = torch.randn(9, 4, requires_grad=True)
 
     class Another(torch.autograd.Function):
@@ -334,7 +334,7 @@ def test_recomputations_that_are_not_known_are_refused() -> None:
 
 @pytest.mark.parametrize("way", CHECKPOINTS)
 def test_a_compiled_module_is_not_recomputed(way: str) -> None:
-    """Compiled code cannot tell: it refuses, where it would update twice."""
+    """A compiled module raises in a checkpoint's recomputation, where it would update twice."""
     module = VectorQuantizer(16, 4, ema_decay=0.5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     z = torch.randn(9, 4, requires_grad=True)
@@ -347,7 +347,7 @@ def test_a_compiled_module_is_not_recomputed(way: str) -> None:
 
 
 def test_a_checkpoint_within_compiled_code_is_refused() -> None:
-    """Its recomputation would see the updated codebook, and nothing would tell; one without an update is fine."""
+    """A checkpoint within compiled code raises, as it would recompute with the updated codebook; not in evaluation."""
     module = VectorQuantizer(16, 4, ema_decay=0.5)
     z = torch.randn(9, 4, requires_grad=True)
 

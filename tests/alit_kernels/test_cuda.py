@@ -1,4 +1,4 @@
-"""CUDA sources: they compile for every architecture, and have no race when emulated on the CPU.
+"""CUDA sources compile for every architecture, and have no race when emulated on the CPU.
 
 ``make sanitize`` runs them, and the C++ kernels, under the other sanitizers.
 """
@@ -26,7 +26,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 @pytest.mark.apart
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
-    """For sm_80, sm_90 and sm_100 (where nvcc knows it: 12.8 and later)."""
+    """Sources compile without register spills for sm_80, sm_90 and sm_100 (nvcc 12.8 and later)."""
     known = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
     architectures = [a for a in (80, 90, 100) if f"compute_{a}\n" in known.stdout + "\n"]
     assert {80, 90} <= set(architectures)
@@ -66,7 +66,7 @@ def build(tmp_path: Path, *options: str) -> Path:
 
 @needs_compiler
 def test_errors_are_our_own(tmp_path: Path) -> None:
-    """csrc/launch.h as nvcc sees it, over a runtime whose calls fail where ``launch_test.cpp`` says so."""
+    """csrc/launch.h as compiled by nvcc reports errors of a runtime whose calls ``launch_test.cpp`` makes fail."""
     assert COMPILER is not None
     tests, program = CSRC / "tests", tmp_path / "launch_test"
     options = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", str(tests / "runtime"))
@@ -79,7 +79,7 @@ def test_errors_are_our_own(tmp_path: Path) -> None:
 @pytest.mark.apart
 @needs_compiler
 def test_races(tmp_path: Path) -> None:
-    """A block's threads as real threads: ThreadSanitizer is content, and is not once the barriers are gone."""
+    """With a block's threads as real threads, ThreadSanitizer finds no race, and finds one without the barriers."""
     for options, clean in (((), True), (("-DALIT_EMULATE_WITHOUT_BARRIERS",), False)):
         program = build(tmp_path, *options)
         done = subprocess.run([program], capture_output=True, text=True, check=False)
@@ -91,7 +91,7 @@ def test_races(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_debug_switch_turns_flags_into_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU no value is checked before a launch: with the switch on, the kernels' own findings raise."""
+    """Values are not checked before a launch on a GPU; with the debug switch, flags set by kernels raise."""
     packed = torch.randn(4, 2)
     few, far, keep = (
         torch.tensor([0, 2, 4], dtype=torch.int32),
@@ -137,7 +137,7 @@ def test_debug_switch_turns_flags_into_errors(monkeypatch: pytest.MonkeyPatch) -
 
 @needs_compiler
 def test_values_that_do_not_fit_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the switch: what the reference does where values are not checked."""
+    """Without the switch, values that do not fit are dropped as by the unchecked reference."""
     for op in ops().values():
         monkeypatch.setattr(op, "_check", None)
     padded, offsets = torch.randn(2, 3, 4), torch.tensor([0, 3, 6], dtype=torch.int32)

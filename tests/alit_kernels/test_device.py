@@ -1,4 +1,4 @@
-"""On the device: the same bits every time, and capture in a CUDA graph, forward and backward of every op."""
+"""Every op on the device, forward and backward: the same bits every time, and capture in a CUDA graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that something looks at or transforms, derivatives that there are not, and autocast."""
+"""Calls under modes and transforms, missing derivatives, and autocast."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.helpers.ops import PUBLIC
 
 
 def test_who_looks_at_a_call_sees_an_op() -> None:
-    """Modes, transforms and tensors of other types get what the dispatcher would give them."""
+    """Modes, transforms and tensor subclasses see the ops as through the dispatcher."""
     q = torch.randn(1, 3, 1, 4)
-    for _ in range(2):  # known, then
+    for _ in range(2):  # the second call has a known signature
         ak.attention(q, q, q)
 
     seen = []
@@ -42,7 +42,7 @@ def test_who_looks_at_a_call_sees_an_op() -> None:
 
 
 def test_transforms_within_other_modes() -> None:
-    """Of fake tensors there is nothing to compute; a trace sees the op; functionalize has nothing to do."""
+    """Transforms work on fake tensors, in a trace, which holds the op, and under functionalize."""
 
     def loss(z: Tensor, codebook: Tensor) -> Tensor:
         return ak.vector_quantize(z, codebook).loss
@@ -107,8 +107,8 @@ DIFFERENTIABLE = [
 
 @pytest.mark.parametrize("name", (*DIFFERENTIABLE, *MODULES))
 def test_gradients_after_a_transform_has_ended(name: str) -> None:
-    """What ``torch.func.vjp`` returns is called outside of it, once and within another; what an op makes of the inputs
-    (offsets, say) is of the transform too.
+    """The pullback of ``torch.func.vjp`` gives the right gradients after the transform has ended, plain and nested,
+    though tensors that an op makes of the inputs (offsets, say) belong to the transform.
     """
     function, leaves = PUBLIC[name]
     out = function(*leaves)
@@ -131,7 +131,7 @@ def test_gradients_after_a_transform_has_ended(name: str) -> None:
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_second_derivatives_are_right_or_refused(name: str) -> None:
-    """pack and unpack are each other's derivatives; of the others none has a second one."""
+    """pack and unpack have right second derivatives; all other ops raise."""
     function, leaves = PUBLIC[name]
     inputs = tuple(x.detach().double().requires_grad_() for x in leaves)
     if name in ("pack", "unpack"):
@@ -147,7 +147,7 @@ def test_second_derivatives_are_right_or_refused(name: str) -> None:
 
 
 class NoGradient(torch.autograd.Function):
-    """Passes values on, and no gradient back."""
+    """Identity without a gradient: the backward returns None."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ class NoGradient(torch.autograd.Function):
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_no_gradient_makes_none(name: str) -> None:
     function, leaves = PUBLIC[name]
-    for _ in range(2):  # found out, known
+    for _ in range(2):  # new signature, then a known one
         out = NoGradient.apply(function(*leaves))
         assert torch.autograd.grad(out.sum(), leaves, allow_unused=True) == (None,) * len(leaves)
 
 
 @pytest.mark.parametrize("implementation", ("auto", "reference"))
 def test_gradients_of_single_results_add_up(implementation: str) -> None:
-    """What nothing was made of has no gradient that comes in: None, not zeros."""
+    """Gradients of single results add up to that of all; an unused result has None as gradient, not zeros."""
     q, z, codebook = torch.randn(1, 5, 2, 4), torch.randn(6, 4), torch.randn(7, 4)
     target, options = torch.arange(6) % 4, {"implementation": implementation}
     calls: tuple[tuple[Callable[..., Any], tuple[Tensor, ...]], ...] = (
@@ -232,7 +232,7 @@ def test_double_and_single_precision_do_not_mix_under_autocast() -> None:
 
 
 def test_zeros_without_memory() -> None:
-    """Which torch's forward-mode differentiation makes."""
+    """Zero tensors without memory, as made by torch's forward-mode differentiation, are computed with."""
     zeros, q = torch._efficientzerotensor((2, 4, 2, 8)), torch.randn(2, 4, 2, 8)
     torch.testing.assert_close(ak.attention(q, q, zeros), torch.zeros_like(q))
 
@@ -245,6 +245,6 @@ def test_elements_that_begin_between_addresses() -> None:
 
 
 def test_a_sign_that_is_still_to_be_applied() -> None:
-    """A tensor with the lazy negative bit, whose memory holds the opposite."""
+    """A tensor with the lazy negative bit, whose memory holds the opposite values, is read correctly."""
     q, v = torch.randn(2, 1, 3, 1, 4)
     torch.testing.assert_close(ak.attention(q, q, torch._neg_view(v)), ak.attention(q, q, -v))

@@ -26,7 +26,7 @@ if core is None:
 
 @pytest.fixture(autouse=True, params=("own threads", "threads of torch"))
 def team(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Address of the team that the pool borrows; 0 for workers of its own."""
+    """Address of the OpenMP team that the pool borrows; 0 for its own workers."""
     address = _cpp.openmp_team() if request.param == "threads of torch" else 0
     if request.param == "threads of torch" and not address:
         pytest.skip("torch is not linked to an OpenMP library here")
@@ -67,7 +67,7 @@ def test_exception_reaches_the_caller_and_the_pool_survives() -> None:
 
 
 def test_concurrent_callers() -> None:
-    """The GIL is released: several Python threads call at once, and each sees its whole range."""
+    """The GIL is released: several Python threads call at once, and each covers its whole range."""
     failures = []
 
     def call() -> None:
@@ -86,7 +86,7 @@ def test_concurrent_callers() -> None:
 
 def call_in_a_child() -> None:
     torch.set_num_threads(2)
-    torch.randn(300, 300) @ torch.randn(300, 300)  # torch's threads are there now
+    torch.randn(300, 300) @ torch.randn(300, 300)  # starts torch's threads
     torch.randn(10**6).exp()
     child = os.fork()
     if child == 0:
@@ -99,14 +99,14 @@ def call_in_a_child() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_first_call_in_a_forked_child(tmp_path: Path) -> None:
-    """Torch's threads, which calls borrow, are not there in the child of a process that never called."""
+    """A first call works in a forked child, where torch's threads do not exist."""
     fork(tmp_path / "said", call_in_a_child).join()
     assert (tmp_path / "said").read_text() == "0\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork()")
 def test_pool_after_fork() -> None:
-    """A forked worker (a data loader's) gets threads of its own: OpenMP's do not survive in it, and it would wait."""
+    """A forked worker (a data loader's) uses its own threads: OpenMP's do not survive a fork, and it would hang."""
     core.parallel_ranges(100, 1, 4)
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Arguments that nobody should pass: TypeError or ValueError that names one of them, from every public function.
+"""Invalid arguments raise TypeError or ValueError that names one of them, from every public function.
 
 ``ALIT_FUZZ_EXAMPLES`` sets the number of calls of each function.
 """
@@ -31,7 +31,7 @@ def quantizer(**options: Any) -> VectorQuantizer:
 
 
 def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
-    """Every public function, with arguments that are right."""
+    """Name -> public function, and valid arguments."""
     rows, dense, packed = torch.randn(6, 4), torch.randn(2, 3, 2, 8), torch.randn(5, 2, 8)
     z, codebook, keep = torch.randn(6, 4), torch.randn(5, 4), torch.rand(6) > 0.5
     index, target = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([0, 1, 2, 3, 4, 0])
@@ -121,13 +121,13 @@ def calls() -> dict[str, tuple[Callable[..., Any], Arguments]]:
 
 def test_every_public_function_is_called() -> None:
     functions = {name for name in ak.__all__ if inspect.isfunction(getattr(ak, name))}
-    # What is wrong with arguments of the first, torch says; the second takes a model.
+    # Errors of the first function's arguments are torch's; the second takes a model.
     assert functions - {"scaled_dot_product_attention", "accelerate"} <= calls().keys()
 
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Any]:
-    """A mesh of this process alone, for DTensors."""
+    """Device mesh of only this process, for DTensors."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
@@ -148,7 +148,7 @@ LAYOUTS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", calls())
 def test_tensors_of_another_layout(name: str, layout: str, mesh: Any) -> None:
-    """In place of each tensor, from every implementation."""
+    """Tensors of another layout in place of any argument raise by name, from every implementation."""
     function, arguments = calls()[name]
     for argument, value in arguments.items():
         if not isinstance(value, Tensor):
@@ -176,7 +176,7 @@ DTYPES = [x for x in vars(torch).values() if isinstance(x, torch.dtype)]
 
 
 def hostile(value: Any, chance: random.Random, mesh: Any) -> Any:
-    """Something else than ``value``; of a tensor often a tensor."""
+    """Random invalid replacement of ``value``; for tensors mostly another tensor."""
     if not isinstance(value, Tensor) or chance.random() < 0.2:
         return chance.choice(SENSELESS)
     match chance.randrange(6):
@@ -232,7 +232,7 @@ def escapes(function: Callable[..., Any], arguments: Arguments) -> Exception | N
 
 
 def shown(arguments: Arguments) -> dict[str, str]:
-    """For a message: tensors by type and shape, and no number that Python does not print."""
+    """Arguments as text for a message: tensors by type and shape, huge integers as "huge"."""
 
     def one(value: Any) -> str:
         if isinstance(value, Tensor):

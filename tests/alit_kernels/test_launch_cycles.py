@@ -1,4 +1,4 @@
-"""What the count of cycles reads from PTX: trip counts, bank conflicts, unrolling.
+"""Cycle counts read from PTX: trip counts, bank conflicts, unrolling.
 
 Kernels are compiled in a process of their own: this one has Triton's interpreter on.
 """
@@ -125,14 +125,14 @@ $L__BB0_4:
     ],
 )
 def test_data_take_the_shorter_way_to_the_end(rare: int, visits: list[int]) -> None:
-    """And ``rare`` times the longer, where it is new, wherever the compiler has put the blocks of a loop."""
+    """Programs take the shorter branch, the first ``rare`` times the longer one, for any order of a loop's blocks."""
     blocks = _ptx.parse(ROTATED)
     _ptx_machine.run(blocks, 32, {}, rare=rare)
     assert [block.visits for block in blocks] == visits
 
 
 def test_a_loop_with_two_ways_back() -> None:
-    """Is one loop, with all that lies before the last of them; ``continue`` makes such."""
+    """A loop with two back edges, as made by ``continue``, is one loop up to the last of them."""
     ptx = "$L__BB0_1:\n mov.u32 %r1, 0;\n @%p1 bra $L__BB0_1;\n add.s32 %r1, %r1, 1;\n @p bra $L__BB0_1;\n ret;\n"
     assert [len(block.statements) for block in _ptx.hot_loop(_ptx.parse(ptx))] == [2, 2]
 
@@ -196,7 +196,7 @@ def count_cycles(path: Path) -> None:
 @pytest.mark.apart
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_a_call(tmp_path: Path) -> None:
-    """A product of known size: its matrix cycles are exact, and plain float32 meets bank conflicts."""
+    """Matrix cycles of a product of known size are exact, and plain float32 has bank conflicts."""
     (tmp_path / "planted_cycles.py").write_text(KERNELS)
     process = fork(tmp_path / "said", count_cycles, tmp_path)
     process.join()

@@ -1,4 +1,4 @@
-"""The choice of an implementation, and what happens where one is missing, broken or not for this machine."""
+"""The choice of an implementation, and errors of those that are missing, broken or not for this machine."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_imports_without_triton_and_extension() -> None:
 
 
 def test_a_source_folder_without_a_core_says_so(tmp_path: Path) -> None:
-    """Once in a process that falls to the reference on the CPU; a package that was installed without says nothing."""
+    """A source folder without a core warns once a process that uses the reference on the CPU; installations do not."""
     package = Path(ak.__file__).parent
     ignored = shutil.ignore_patterns("_C*", "__pycache__")
     shutil.copytree(package, tmp_path / "alit_kernels", ignore=ignored)

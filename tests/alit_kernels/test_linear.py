@@ -1,4 +1,4 @@
-"""Linear layers: through oneDNN the same results and gradients as torch's own, and only where nothing looks."""
+"""Linear layers through oneDNN: results and gradients of torch's own, and its use only outside modes and transforms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.watched import watched
 
 @pytest.fixture(params=("torch", "oneDNN"))
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the two libraries, whatever this machine prefers."""
+    """Name of the library that products use: both are tested, whichever this machine prefers."""
     if request.param == "oneDNN" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
     monkeypatch.setattr(module, "onednn_is_faster", lambda: request.param == "oneDNN")
@@ -29,12 +29,12 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The products through oneDNN."""
+    """List of the calls of products through oneDNN."""
     return watched(monkeypatch, module, "_onednn")
 
 
 def inputs(case: str, rows: int, width: int) -> Tensor:
-    """Rows as they come in a model, and as they should not."""
+    """Rows (..., width) in the memory layout named ``case``."""
     x = torch.randn(rows, 2 * width + 1)
     return {
         "contiguous": x[:, :width].contiguous(),
@@ -47,7 +47,7 @@ def inputs(case: str, rows: int, width: int) -> Tensor:
 
 
 def of_torch(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """What the layer computes, by torch's own functions."""
+    """Function that computes the layer by torch's own functions."""
     before = gelu if isinstance(layer, GELULinear) else nn.Identity()
     return lambda x: torch.nn.functional.linear(before(x), layer.weight, layer.bias)
 
@@ -64,7 +64,7 @@ def test_results_and_gradients(
     rows: int, width: int, outputs: int, case: str, bias: bool, gelu_first: bool, library: str,
     products: list[Any],
 ) -> None:  # fmt: skip
-    """The error against float64 is at most twice that of torch's own, but for roundings of terms of size 1."""
+    """Errors against float64 are at most twice those of torch, plus roundings of terms of size 1."""
     if rows == 0 and case == "expanded":
         pytest.skip("there is no row to expand")
     x = inputs(case, rows, width)
@@ -97,7 +97,7 @@ def test_results_and_gradients(
 def test_gradients_of_what_asks_for_one(
     kind: type[nn.Linear], frozen: str, shape: tuple[int, ...], dtype: torch.dtype, library: str
 ) -> None:
-    """In the dtypes of autocast, which the products follow."""
+    """Only wanted gradients are computed, in the dtypes of autocast, as by torch."""
     layer = kind(8, 3)
     results = []
     for function in (layer, of_torch(layer)):
@@ -151,7 +151,7 @@ def test_what_looks_sees_a_linear_layer_of_torch(
 
 @KINDS
 def test_second_derivatives(kind: type[nn.Linear], library: str, products: list[Any]) -> None:
-    """Of a sum, whose gradient does not depend on the result, and of squares."""
+    """Second derivatives equal torch's, for a sum, whose gradient does not depend on the result, and for squares."""
     layer = kind(8, 4)
     for power in (1, 2):
         results = []
@@ -168,7 +168,7 @@ def test_second_derivatives(kind: type[nn.Linear], library: str, products: list[
 
 @KINDS
 def test_transforms(kind: type[nn.Linear], library: str) -> None:
-    """Of torch.func, also of an input that requires a gradient."""
+    """Transforms of torch.func give torch's results, also for inputs that require a gradient."""
     layer, x = kind(8, 4), torch.randn(3, 8).requires_grad_()
 
     def results(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -189,7 +189,7 @@ def test_transforms(kind: type[nn.Linear], library: str) -> None:
     "bias", ("whole", "expanded", "every second", "unaligned", "of one", "of rows", "number")
 )
 def test_parameters_of_any_layout(weight: str, bias: str, library: str) -> None:
-    """And biases that broadcast, which torch takes."""
+    """Parameters of any layout, and biases that broadcast, give torch's results."""
     w = {
         "whole": torch.randn(6, 8),
         "every second": torch.randn(6, 16)[:, ::2],
@@ -211,7 +211,7 @@ def test_parameters_of_any_layout(weight: str, bias: str, library: str) -> None:
 
 @pytest.mark.parametrize("frozen", ("weight", "x"))
 def test_what_no_gradient_needs_is_not_kept(frozen: str, library: str) -> None:
-    """It may be changed before the backward."""
+    """Tensors that no gradient needs are not saved: they may be changed before the backward."""
     layer, x = Linear(8, 4), torch.randn(3, 8)
     (layer.weight if frozen == "weight" else x).requires_grad_(False)
     h = x.requires_grad_(frozen != "x") * 1
@@ -222,7 +222,7 @@ def test_what_no_gradient_needs_is_not_kept(frozen: str, library: str) -> None:
 
 
 def test_layouts_other_than_strided(library: str, products: list[Any]) -> None:
-    """What torch makes of them is left to torch."""
+    """Sparse and other layouts are left to torch."""
     layer, x = Linear(8, 4, bias=False), torch.randn(3, 8)
     with torch.no_grad():
         expected = layer(x)

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention: in place of torch's, in what it computes and in what it leaves to its parent."""
+"""nn.MultiheadAttention in place of torch's: calls that it computes, and calls that it leaves to its parent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAUSAL = torch.ones(5, 5).triu(1) > 0  # True where a key is hidden
 
 
 def pair(**options: Any) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
-    """Ours with their state, biases other than zero."""
+    """Our module with the state of torch's, and torch's module, with biases other than zero."""
     theirs = nn.MultiheadAttention(WIDTH, HEADS, **options)
     for name, p in theirs.named_parameters():
         if "bias" in name:
@@ -36,12 +36,12 @@ def pair(**options: Any) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The calls that are not the parent's."""
+    """List of the calls that our attention computes."""
     return watched(monkeypatch, multihead_attention, "scaled_dot_product_attention")
 
 
 def results(module: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
-    """Output and gradients, those of one tensor given twice being one."""
+    """Output and gradients of inputs and parameters; a tensor given twice has one gradient."""
     leaves = {id(x): x.detach().clone().requires_grad_() for x in inputs}
     out, weights = module(*(leaves[id(x)] for x in inputs), **options)
     assert weights is None
@@ -131,7 +131,7 @@ def test_masks_of_pairs(
     taken: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a CPU they are read for stops; by others torch's attention computes."""
+    """Masks of pairs that are stops are recognized on a CPU; others are left to torch's attention."""
     ours, theirs = pair(batch_first=batch_first)
     q, k = values(2, 260, WIDTH), values(2, 300, WIDTH)
     q, k = (x if batch_first else x.transpose(0, 1).contiguous() for x in (q, k))
@@ -156,7 +156,7 @@ def test_masks_of_pairs(
 @pytest.mark.parametrize("training", (True, False))
 @pytest.mark.parametrize("additive", (True, False))
 def test_causal(batch_first: bool, training: bool, additive: bool, taken: list[Any]) -> None:
-    """By the hint, as torch computes it: it leaves the mask unread, whatever that says."""
+    """With ``is_causal`` the mask is not read, as by torch, whatever it holds."""
     ours, theirs = pair(batch_first=batch_first)
     ours.train(training), theirs.train(training)
     q, k = values(2, 5, WIDTH), values(2, 7, WIDTH)
@@ -177,7 +177,7 @@ def test_causal(batch_first: bool, training: bool, additive: bool, taken: list[A
 
 
 def test_masks_of_the_fast_path_are_read(taken: list[Any]) -> None:
-    """In evaluation without gradients, of self-attention, torch goes by the mask and not by the hint."""
+    """Torch's fast path (evaluation, no gradients, self-attention) reads the mask, not ``is_causal``; so do we."""
     ours, theirs = pair(batch_first=True)
     ours.eval(), theirs.eval()
     x, mask = values(2, 5, WIDTH), torch.ones(5, 5).tril(-2) > 0
@@ -201,7 +201,7 @@ def test_wrong_causal_calls_are_left_to_the_parent(mask: Tensor | None, taken: l
 
 
 def test_causal_encoders(taken: list[Any]) -> None:
-    """Which find out by themselves that their mask is causal."""
+    """Encoders detect by themselves that their mask is causal, and our attention computes them."""
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, dropout=0.0, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     x, mask = values(2, 5, WIDTH), nn.Transformer.generate_square_subsequent_mask(5)
@@ -236,7 +236,7 @@ def test_other_inputs_are_left_to_the_parent(taken: list[Any]) -> None:
     wrong = torch.zeros(2, 4, dtype=torch.bool)
     errors = [error_of(m, x, key_padding_mask=wrong) for m in (ours.train(), theirs.train())]
     assert errors[0] == errors[1] is not None
-    assert not taken or len(taken) == 1  # float64 agrees in shape
+    assert not taken or len(taken) == 1  # float64 returns the same shapes
 
 
 def error_of(module: nn.Module, x: Tensor, **options: Any) -> type[Exception] | None:
@@ -262,7 +262,7 @@ def test_sharded_weights_are_left_to_the_parent(taken: list[Any]) -> None:
 
 
 def test_a_row_without_keys() -> None:
-    """Where torch's fast path gives NaN."""
+    """A row without keys gives the output bias, where torch's fast path gives NaN."""
     ours, _ = pair(batch_first=True)
     x, mask = values(2, 5, WIDTH), torch.zeros(2, 5, dtype=torch.bool)
     mask[0] = True
@@ -299,7 +299,7 @@ def test_autocast(taken: list[Any]) -> None:
 
 
 def test_in_encoder_layers(taken: list[Any]) -> None:
-    """In training torch's layer calls the module, in its fast path it does not, and leaves its results as they were."""
+    """Torch's encoder layer calls our module in training but not in its fast path, whose results do not change."""
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 32, dropout=0.0, batch_first=True)
     x = values(2, 5, WIDTH)
     before = layer(x)

@@ -1,4 +1,4 @@
-"""nearest_codeword: exact whatever the data, in every implementation."""
+"""nearest_codeword is exact for all data, in every implementation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ needs_core = pytest.mark.skipif(extension() is None, reason="the compiled core i
 
 
 class Steps(NamedTuple):
-    """The steps of Triton's search."""
+    """Steps of Triton's search, run one by one."""
 
     device: str
 
     def propose(self, z: Tensor, codebook: Tensor) -> tuple[Any, Any, Tensor]:
-        """Parts, scores, and the bound of their error (N,), without that of the parts and that of the sums."""
+        """Parts, scores, and the bounds of the scores' errors (2, N): of products left out, and of sums."""
         from alit_kernels.nearest_codeword import triton_
 
         products = 3 if z.shape[1] <= triton_.THREE else 1
@@ -41,7 +41,7 @@ class Steps(NamedTuple):
         return found, proposed, triton_.error_bounds(found, proposed, products).cpu()
 
     def settle(self, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-        """Index, and for which rows codes were scanned."""
+        """Index (N,), and mask (N,) of the rows whose codes were scanned."""
         from alit_kernels.nearest_codeword import triton_
 
         found, proposed, _ = self.propose(z, codebook)
@@ -53,7 +53,7 @@ class Steps(NamedTuple):
 
 
 class Search(NamedTuple):
-    """The search in one implementation, where that runs; its index on the CPU."""
+    """Search in one implementation, on its device; returns the index (N,) on the CPU."""
 
     implementation: str
     device: str
@@ -65,7 +65,7 @@ class Search(NamedTuple):
         ).cpu()
 
     def unit(self, x: Tensor) -> Tensor:
-        """What it searches for "cosine": Triton's kernels normalize in float64, and round."""
+        """Normalized vectors as searched for "cosine": Triton's kernels normalize in float64, then round."""
         wide = torch.float64 if self.implementation == "triton" else torch.float32
         return normalize(x.to(wide), dim=-1).float()
 
@@ -98,7 +98,7 @@ def test_search_with_nan_and_inf(more: int, search: Search) -> None:
     codebook = pad(torch.tensor([[nan, 0.0], [5.0, 0.0], [inf, 0.0], [5.0, 0.0]]), (0, more))
     z = pad(torch.tensor([[4.0, 0.0], [nan, 0.0], [inf, 0.0], [-inf, 1.0]]), (0, more))
     index = search(z, codebook)
-    # Ties take the lowest index; NaN never wins; all NaN gives 0; an infinite distance beats a NaN one.
+    # Ties give the lowest index; NaN is never nearest; all NaN gives 0; an infinite distance is nearer than NaN.
     assert index.tolist() == [1, 0, 1, 1]
     assert_exact_nearest(index, z, codebook)
     # Codes beyond the range of squares of float32 are still codes.
@@ -108,7 +108,7 @@ def test_search_with_nan_and_inf(more: int, search: Search) -> None:
 
 
 def test_codes_are_scanned_for_few_rows(steps: Steps) -> None:
-    """Of ordinary data, at any offset; for all where nothing is known of errors, or many codes are equally near."""
+    """Few rows of ordinary data are scanned, at any offset; all if errors are unknown or many codes equally near."""
     z, codebook, _ = make(Case(70, 150, 24))
     for offset in (0, 1000):
         index, doubt = steps.settle(offset + z, offset + codebook)
@@ -138,16 +138,16 @@ def test_codes_are_scanned_for_few_rows(steps: Steps) -> None:
 def test_scores_are_believed_from_twice_their_error_on(
     errors: float, certain: bool, dim: int, steps: Steps
 ) -> None:
-    """Of three codes, two are the same, and the third is so many times the bound of the error behind."""
+    """A third code behind two equal ones needs no scan if it is farther by over twice the error bound."""
     generator = torch.Generator().manual_seed(0)
     z, first = torch.randn(2, dim, generator=generator, dtype=torch.float64)
     vector, codes = z[None].float(), torch.stack([first, first, first]).float()
-    codes[:, 0] += torch.tensor([1.0, 1.0, -1.0])  # so that the center is none of them
+    codes[:, 0] += torch.tensor([1.0, 1.0, -1.0])  # so that no code is the center
     bound = float(steps.propose(vector, codes)[2].sum())
     nearer = codes[:1].double()
     away = (nearer - z) / (nearer - z).square().sum()
     third = (nearer + errors * bound * away).float()
-    # The fourth keeps the center and the largest norm where they were.
+    # The fourth code keeps the center and the largest norm.
     codes = torch.cat([codes[:2], third, codes[2:] * 1.001 + 2])
     bound = float(steps.propose(vector, codes)[2].sum())
     third = (nearer + errors * bound * away).float()
@@ -158,7 +158,7 @@ def test_scores_are_believed_from_twice_their_error_on(
 
 @pytest.mark.parametrize("dim", (24, 256))
 def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
-    """Three codes the same, and one nearer by 2^-26 to 2^-8 of |z| |c| + |c|^2 / 2; on a GPU by its own products."""
+    """No wrong index is accepted: three equal codes, one nearer by 2^-26 to 2^-8 of |z| |c| + |c|^2 / 2."""
     generator = torch.Generator().manual_seed(dim)
     z, first = torch.randn(2, 40, dim, generator=generator, dtype=torch.float64)
     radius = first.norm(dim=1)
@@ -175,7 +175,7 @@ def test_no_wrong_index_is_believed(dim: int, steps: Steps) -> None:
 
 @pytest.mark.parametrize("dim", (24, 256))
 def test_nearest_of_three_in_any_place(dim: int, steps: Steps) -> None:
-    """Three codes for each vector, in one step of the search, whose distances no score tells apart."""
+    """The nearest of three codes that no score tells apart is found, in any places of one step of the search."""
     generator = torch.Generator().manual_seed(dim)
     rows = 126
     codebook = 9 * torch.randn(6 * 64, dim, generator=generator)
@@ -201,14 +201,14 @@ def test_equal_codes_of_which_some_are_kept_and_others_scanned(dim: int, steps: 
 
 @pytest.mark.parametrize("codes", (3, 66, 130))
 def test_what_follows_the_codebook_is_no_code(codes: int, search: Search) -> None:
-    """Although padding has the scores of the last code, and what lies in memory behind that is nearer."""
+    """Memory after the codebook is never a code, though padding has the last code's scores and it is nearer."""
     memory = torch.randn(codes + 70, 64)
     memory[codes - 1], memory[codes:] = 1e15, 0.9e15
     assert search(memory[codes:][:3], memory[:codes]).tolist() == [codes - 1] * 3
 
 
 def adversarial(dim: int) -> tuple[Tensor, Tensor]:
-    """Vectors, and codes c and -c: parts that are all cut off the same way, sums that cancel, elements that vanish."""
+    """Vectors and codes with large errors: parts truncated the same way, sums that cancel, vanishing elements."""
     generator = torch.Generator().manual_seed(dim)
 
     def some(rows: int) -> Tensor:
@@ -226,8 +226,8 @@ def adversarial(dim: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dim", (3, 12, 32, 33, 256, 300))
 def test_errors_of_scores_are_within_their_bounds(dim: int, steps: Steps) -> None:
-    """Sums err by less than half of their bound. What one product leaves out reaches its bound where all elements are
-    cut off alike; what three leave out is less than half of theirs."""
+    """Errors of sums are less than half of their bound. The error of one product reaches its bound if all elements are
+    truncated alike; that of three products is less than half of theirs."""
     z, codes = adversarial(dim)
     worst = [0.0, 0.0]
     for code in codes[::4]:
@@ -250,7 +250,7 @@ def test_errors_of_scores_are_within_their_bounds(dim: int, steps: Steps) -> Non
 
 
 def cut(x: Tensor, bits: Tensor) -> Tensor:
-    """``x`` without what is below 2^bits."""
+    """``x`` truncated to multiples of 2^bits."""
     unit = 2.0**bits
     return (x / unit).trunc() * unit
 
@@ -258,10 +258,10 @@ def cut(x: Tensor, bits: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", (4, 8, 16))
 @pytest.mark.parametrize("dim", (12, 32, 256))
 def test_bound_of_sums_as_tensor_cores_round(dim: int, width: int) -> None:
-    """So many products and the sum so far are cut off below the last bit of the largest, and so is their sum."""
+    """The bound holds if tensor cores truncate ``width`` products and the sum so far to the largest one's bits."""
     from alit_kernels.nearest_codeword.triton_ import rounding
 
-    # High parts, as of rows of any power of two.
+    # High parts, as of rows scaled by a power of two.
     z, codes = ((x / x.abs().amax(1, keepdim=True)).half().double() for x in adversarial(dim))
     for code in codes:
         products = (z * code).split(width, 1)
@@ -276,7 +276,7 @@ def test_bound_of_sums_as_tensor_cores_round(dim: int, width: int) -> None:
 
 
 def test_search_of_many_codes(search: Search) -> None:
-    """In several parts, of which the nearest code, or two that are the same, are in any."""
+    """A codebook searched in parts gives the nearest code, and the lowest index of equal ones, from any part."""
     codebook = torch.randn(2200, 5)
     codebook[2100:] = codebook[:100]
     z = torch.cat([torch.randn(30, 5), codebook[::50] + 1e-4])
@@ -286,7 +286,7 @@ def test_search_of_many_codes(search: Search) -> None:
 @pytest.mark.parametrize("precision", ("tf32", "bf16"))
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_less_precise_search(target: Target, precision: str) -> None:
-    """Of codes that are apart, the nearest; and no error where there is none."""
+    """A less precise search finds a code within its tolerance of the nearest, and the exact one for exact inputs."""
     z, codebook, _ = make(Case(150, 300, 24), device=target.device)
     options = {"precision": precision, "implementation": target.implementation}
     index = nearest_codeword(z, codebook, **options)
@@ -303,7 +303,7 @@ def test_less_precise_search(target: Target, precision: str) -> None:
 
 @pytest.mark.parametrize("target", targets("cpp")[1:])
 def test_search_of_many_rows_that_are_not_numbers(target: Target) -> None:
-    """Takes the first code, which is as far as all others, without a look at them."""
+    """Rows with NaN get code 0 without the slow search of all codes."""
     z, codebook = torch.randn(20000, 16), torch.randn(4096, 16)
     z[torch.arange(20000), torch.arange(20000) % 16] = torch.nan
 
@@ -314,12 +314,12 @@ def test_search_of_many_rows_that_are_not_numbers(target: Target) -> None:
 
     usual = min(seconds(z.nan_to_num()) for _ in range(3))
     assert not nearest_codeword(z, codebook, implementation=target.implementation).any()
-    # A search of all codes in float64 takes dozens of times as long.
+    # Searching all codes in float64 would take dozens of times as long.
     assert min(seconds(z) for _ in range(3)) < 10 * usual
 
 
 def test_search_where_float32_errs(search: Search) -> None:
-    """Ties that only float64 sees, distances that overflow or underflow, and a codebook of one value."""
+    """The search is exact where float32 errs: ties, overflow and underflow of distances, a constant codebook."""
     z = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [3e38, 0.0, 0.0], [1e-40, 0.0, 0.0]])
     codebook = torch.tensor(
         [[0.3, 0.7, 0.1], [0.7, 0.1, 0.3], [0.1, 0.3, 0.7], [-3e38, 0.0, 0.0], [3e-40, 0.0, 0.0]]
@@ -328,7 +328,7 @@ def test_search_where_float32_errs(search: Search) -> None:
         for k in (3, 5):
             codes = codebook[[i for i in order if i < k]]
             assert_exact_nearest(search(z, codes), z, codes)
-    # Codes of very different magnitude, of which the small ones are nothing beside the large.
+    # Codes of very different magnitude: the small ones vanish beside the large.
     far_apart = torch.tensor([2e-16, 1e-16, 0, 3e-16, *[1e30 * (2 + i) for i in range(14)]])
     near = torch.tensor([1.1e-16, 1.9e-16, 5e-16, 0.0, 2e30])
     assert search(near[:, None], far_apart[:, None]).tolist() == [1, 0, 3, 2, 4]
@@ -338,8 +338,8 @@ def test_search_where_float32_errs(search: Search) -> None:
 
 
 def doubtful(dim: int) -> tuple[Tensor, Tensor]:
-    """Vectors with an obvious nearest code, and such between two codes, far outside, at the end of the range, equal to
-    a code or to two; first a run of the former, then one of the others, then mixed."""
+    """Vectors with an obvious nearest code, and doubtful ones: between two codes, far outside, at the end of the range,
+    equal to a code or two; first the obvious, then the doubtful, then mixed."""
     generator = torch.Generator().manual_seed(dim)
     codebook = torch.randn(101, dim, generator=generator)
     codebook[90:] = codebook[:11]

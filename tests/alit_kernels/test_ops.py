@@ -1,4 +1,4 @@
-"""Every op: opcheck, the profiler, results and gradients by all ways to it, strides, torch.compile."""
+"""Every op: opcheck, the profiler, results and gradients by all call paths, strides, torch.compile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_shows_in_the_profiler(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_direct_call_is_the_dispatched_one(name: str) -> None:
-    """Results, what requires a gradient, and gradients; one goes through torch's dispatcher, the other does not."""
+    """A direct call has the results, ``requires_grad`` and gradients of a call through torch's dispatcher."""
     seen, given = [], sample(name)
     for call in (ops()[op_of(name)], operator(name)):
         arguments = [
@@ -82,7 +82,7 @@ def test_functional_gradients_are_the_usual_ones(name: str) -> None:
 
 def test_every_public_function_is_here() -> None:
     functions = {name for name in ak.__all__ if name.islower()}
-    # The last is torch's where something looks at calls; tests of its own compile it.
+    # The last function is torch's own under a dispatch mode; other tests compile it.
     others = {*OTHER_NAMES, "cumulative_offsets", "scaled_dot_product_attention"}
     assert {name for name in PUBLIC if name.islower()} == functions - others
 
@@ -106,7 +106,7 @@ def test_compiles_without_graph_break(name: str) -> None:
 
 
 def in_another_order(x: Any) -> Any:
-    """The same values, with dimensions in memory the other way round."""
+    """Tensor of the same values with the dimensions in reverse order in memory."""
     if not isinstance(x, Tensor) or x.ndim < 2:
         return x
     dims = tuple(reversed(range(x.ndim)))
@@ -114,7 +114,7 @@ def in_another_order(x: Any) -> Any:
 
 
 def with_gaps(x: Any) -> Any:
-    """The same values, every other element of the memory."""
+    """Tensor of the same values in every other element of memory."""
     if not isinstance(x, Tensor) or x.ndim < 1:
         return x
     return x.detach().repeat_interleave(2, -1)[..., ::2]

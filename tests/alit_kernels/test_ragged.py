@@ -103,7 +103,7 @@ def test_compact(ak: SimpleNamespace, case: Case) -> None:
 
 @pytest.mark.parametrize("first", (0, 1, 16))
 def test_compact_of_many_rows(ak: SimpleNamespace, first: int) -> None:
-    """More than a block of the CUDA kernel has, chosen by bytes at any address; sequences that end where blocks do."""
+    """compact is right for more rows than a block of the CUDA kernel, unaligned masks, and ends at block borders."""
     rows, capacity = 4 * 4096 - 5, 7000
     packed = torch.randn(rows, 1)
     offsets = torch.tensor([0, 0, 4096, 4096, 8191, 12300, rows - 3], dtype=torch.int32)
@@ -154,7 +154,7 @@ def test_tail_mask(ak: SimpleNamespace, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_gradients_of_tail_mask(ak: SimpleNamespace, dtype: torch.dtype) -> None:
-    """Rows that are read 16 bytes at a time, and rows that do not allow it, of which some blocks are not full."""
+    """Gradients are right for rows read 16 bytes at a time, for other rows, and for partial blocks."""
     lengths = torch.tensor([0, 70, 131, 7], device=ak.device)
     kept = (torch.arange(131, device=ak.device) < lengths[:, None])[..., None]
     for width in (24, 13):
@@ -207,7 +207,7 @@ def test_strided_inputs(ak: SimpleNamespace) -> None:
 def differentiated(
     call: Callable[..., Tensor], *leaves: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Result and gradients of ``call``; the gradient that comes in is the same at any precision."""
+    """Result and gradients of ``call`` computed in ``dtype``, with the same incoming gradient for all dtypes."""
     own = [x.detach().to(dtype).requires_grad_() for x in leaves]
     out = call(*own)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(leaves[0].dtype)
@@ -219,7 +219,7 @@ Calls = dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
 
 
 def differentiable_calls(longest: int, device: str, dtype: torch.dtype) -> Calls:
-    """Of every op, "append" with rows that sequences share and with rows of their own: a call, and its leaves."""
+    """Name -> (call, leaves) of every differentiable op; "append" with shared rows and with each sequence's own."""
     lengths = torch.tensor([2, 0, longest, 3], device=device)
     offsets, rows = cumulative_offsets(lengths), longest + 10
     generator = torch.Generator().manual_seed(3)
@@ -256,7 +256,7 @@ def test_gradients(ak: SimpleNamespace, dtype: torch.dtype) -> None:
 
 
 def test_gradients_that_nobody_asked_for(ak: SimpleNamespace) -> None:
-    """Those asked for do not depend on whether others are."""
+    """A wanted gradient does not depend on whether others are wanted."""
     for name, (call, leaves) in differentiable_calls(70, ak.device, torch.float32).items():
         function, grads = getattr(ak, name.strip()), []
         for wanted in (leaves, *([x] for x in leaves)):
@@ -332,7 +332,7 @@ def test_large_outputs(dtype: torch.dtype) -> None:
 
 @needs_core
 def test_compiled_core_refuses_to_leave_its_arrays() -> None:
-    """Backward ops have no check of their own before them: the core refuses what would lead out of bounds."""
+    """The compiled core raises on indices out of bounds in backward ops, whose arguments are not checked before."""
     rows, select = torch.randn(4, 2), torch.ones(2, dtype=torch.bool)
     fine, rest = torch.tensor([0, 1, 2], dtype=torch.int32), (4, 1, True, True, True)
     for target_row in ([0, 1, 4, 2], [0, -2, 1, 2]):
@@ -353,7 +353,7 @@ def test_compiled_core_refuses_to_leave_its_arrays() -> None:
 
 
 def test_values_no_check_can_see() -> None:
-    """Where values are not checked (CUDA), a capacity too small drops rows and reads nothing out of bounds."""
+    """If values are not checked (CUDA), a capacity too small drops rows and nothing is read out of bounds."""
     padded, offsets = torch.randn(2, 3, 1), torch.tensor([0, 3, 6], dtype=torch.int32)
     packed, same = reference.pack(padded, torch.tensor([3, 3]), 4)
     assert torch.equal(packed[:, 0], padded.flatten()[:4]) and torch.equal(same, offsets)
@@ -476,7 +476,7 @@ def test_lengths_of_32_bits() -> None:
     ((torch.complex64, False), (torch.complex64, True), (torch.float8_e4m3fn, False)),
 )
 def test_gradients_of_other_types(dtype: torch.dtype, shared: bool) -> None:
-    """Moved like all others; complex ones can be summed too, float8 not even by torch."""
+    """Gradients of complex and float8 rows are moved; shared rows are summed, except float8, which torch cannot sum."""
     offsets = torch.tensor([0, 2, 3], dtype=torch.int32)
     packed, rows = torch.ones(3, 2), torch.ones(*(() if shared else (2,)), 1, 2)
     leaves = [x.to(dtype).requires_grad_() for x in (packed, rows)]

@@ -1,4 +1,4 @@
-"""ResidualVQ and GroupedVQ against loops written out over distances and rows."""
+"""ResidualVQ and GroupedVQ against loops over distances and rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHANNELS = pytest.mark.parametrize("channel_dim", (-1, 1))
 
 
 def spread(module: torch.nn.Module) -> Any:
-    """Codes as far apart as those of a trained codebook."""
+    """The module with codes as far apart as in a trained codebook."""
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, VectorQuantizer):
@@ -49,7 +49,7 @@ def written_out(z: Tensor, books: list[Tensor]) -> tuple[Tensor, Tensor, Tensor,
 @pytest.mark.parametrize("shared", (False, True))
 @CHANNELS
 def test_residual_is_what_is_written_out(channel_dim: int, shared: bool) -> None:
-    """Values, indices, losses, gradients; SoundStream's and RQ-VAE's mathematics."""
+    """Values, indices, losses and gradients equal the formulas of SoundStream and RQ-VAE."""
     module = spread(ResidualVQ(3, 16, 4, shared=shared, channel_dim=channel_dim, commitment=0.5))
     z = grid(channel_dim)
     weights = [level.embedding.weight for level in module.levels]
@@ -73,7 +73,7 @@ def test_residual_is_what_is_written_out(channel_dim: int, shared: bool) -> None
 @METRICS
 @CHANNELS
 def test_levels_of_each_image(channel_dim: int, metric: str) -> None:
-    """An image of n levels is that of a quantizer of n; masked places and levels add nothing and get no gradient."""
+    """An image with n levels equals a quantizer of n levels; masked places and levels add nothing, without gradient."""
     module = spread(ResidualVQ(3, 16, 4, metric=metric, channel_dim=channel_dim))
     z, levels, mask = grid(channel_dim), torch.tensor([2, 0, 3]), torch.rand(3, 5, 2) > 0.3
     z.detach().movedim(channel_dim, -1)[~mask] = torch.nan
@@ -124,7 +124,7 @@ def test_shared_averages_are_updated_level_by_level() -> None:
 @pytest.mark.parametrize("reentrant", (False, True))
 @pytest.mark.parametrize("shared", (False, True))
 def test_under_checkpoints(shared: bool, reentrant: bool) -> None:
-    """One update a level and step, and gradients as without: the recomputation sees the codebooks of the first run."""
+    """Under checkpoints each level updates once a step, and gradients do not change."""
     module = spread(ResidualVQ(3, 16, 4, shared=shared, ema_decay=0.9, gradient="rotation"))
     other = copy.deepcopy(module)
     z = torch.randn(50, 4, requires_grad=True)
@@ -154,7 +154,7 @@ def test_rotation_to_the_sum(metric: str) -> None:
 
 
 def test_k_means_of_the_levels() -> None:
-    """Each level is initialized with what the levels before left: the error falls with every level."""
+    """Each level is initialized by k-means of the residual of those before: the error falls with every level."""
     z = torch.randn(400, 4)
     z[300:] = torch.nan
     mask = torch.arange(400) < 300

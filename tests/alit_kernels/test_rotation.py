@@ -13,7 +13,7 @@ from alit_kernels.nn.codebook import rotated
 
 
 def rotation(u: Tensor, q: Tensor) -> Tensor:
-    """l R (D, D) of one vector and its code: |q| / |u| times the rotation of the plane of both that turns u to q."""
+    """Matrix l R (D, D) for a vector u and its code q: |q| / |u| times the rotation in their plane from u to q."""
     e, t = u / u.norm(), q / q.norm()
     cosine, across = e @ t, t - (e @ t) * e
     sine = across.norm()
@@ -27,7 +27,7 @@ def rotation(u: Tensor, q: Tensor) -> Tensor:
 @pytest.mark.parametrize("channel_dim", (-1, 1))
 @pytest.mark.parametrize("metric", ("euclidean", "cosine"))
 def test_gradient_of_the_rotation_trick(metric: str, channel_dim: int) -> None:
-    """l R^T g, under "cosine" through the normalization; values, indices and losses are those of straight-through."""
+    """The gradient is l R^T g, through the normalization for "cosine"; all else equals straight-through."""
     options: dict[str, Any] = {"metric": metric, "channel_dim": channel_dim}
     module, straight = (
         VectorQuantizer(9, 5, gradient="rotation", **options),
@@ -61,7 +61,7 @@ def test_gradient_of_the_rotation_trick(metric: str, channel_dim: int) -> None:
 
 
 def test_the_rotation_trick_where_there_is_no_rotation() -> None:
-    """Vectors of 0 pass the gradient on, codes of 0 pass none, opposite directions turn by a reflection: all finite."""
+    """Without a rotation gradients are finite: zero vectors pass it on, zero codes pass none, opposites reflect it."""
     module = VectorQuantizer(3, 2, gradient="rotation")
     with torch.no_grad():
         module.embedding.weight.copy_(torch.tensor([[0.0, 0.0], [-2.0, 0.0], [5.0, 5.0]]))

@@ -1,4 +1,4 @@
-"""scaled_dot_product_attention and fused_sdpa: what they take equals torch's, and what they do not take is torch's."""
+"""scaled_dot_product_attention and fused_sdpa: calls computed by us equal torch's, and all others are torch's."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Call = Callable[..., Any]
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The calls that our attention computes."""
+    """List of the calls that our attention computes."""
     return watched(monkeypatch, sdpa, "attention")
 
 
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The calls that go to torch."""
+    """List of the calls that are passed on to torch."""
     return watched(monkeypatch, sdpa, "_torch_attention")
 
 
@@ -53,7 +53,7 @@ def check(*tensors: Tensor, **options: Any) -> None:
     assert ours[0].stride() == theirs[0].stride()
     for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
         assert a.dtype == b.dtype
-        if i in (1, 2) and not c.any():  # one key is seen: dP - delta cancels, but for rounding
+        if i in (1, 2) and not c.any():  # one key is seen: dP - delta cancels up to rounding
             assert bool((a.abs() < 1e-6).all())
         else:
             assert_within_budget(a, b, c, k=3 if i else 2)
@@ -81,7 +81,7 @@ def test_layouts(shape: tuple[int, ...], dtype: torch.dtype, taken: list[Any]) -
 
 
 def test_memory_of_the_result(taken: list[Any]) -> None:
-    """As the queries lie: callers call view."""
+    """The result has the memory layout of the queries, since callers use ``view``."""
     packed = values(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4)
     first = values(5, 2, 4, 8).permute(1, 2, 0, 3)
     after = values(2, 5, 4, 8).transpose(1, 2)
@@ -160,7 +160,7 @@ CAUSAL_SHAPES = (*((shape, 7) for shape in SHAPES), ((2, 3, 9, 8), 4), ((2, 3, 7
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("shape, keys", CAUSAL_SHAPES, ids=str)
 def test_causal(shape: tuple[int, ...], keys: int, dtype: torch.dtype, taken: list[Any]) -> None:
-    """Query i sees keys 0 to i, whatever the numbers of both."""
+    """Query i sees keys 0 to i, for any numbers of queries and keys."""
     q = values(*shape).to(dtype)
     k, v = (values(*shape[:-2], keys, 8, seed=i).to(dtype) for i in (1, 2))
     check(q, k, v, is_causal=True)
@@ -228,7 +228,7 @@ def of_pairs() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", of_pairs())
 def test_masks_that_are_stops(name: str, taken: list[Any]) -> None:
-    """Found by reading them, on a CPU."""
+    """Masks that are stops are recognized by their values on a CPU."""
     mask, q = of_pairs()[name], values(2, 4, 260, 8)
     k, v = (values(2, 4, 300, 8, seed=i) for i in (1, 2))
     for given in (mask, mask[None, None], mask.expand(2, 4, -1, -1), mask[None].expand(4, -1, -1)):
@@ -237,7 +237,7 @@ def test_masks_that_are_stops(name: str, taken: list[Any]) -> None:
     check(q, *shared, attn_mask=mask, enable_gqa=True)
     check(q[0], k[0], v[0], attn_mask=mask.t().contiguous().t())
     check(q[0, 0], k[0, 0], v[0, 0], attn_mask=mask)
-    if bool(mask.any(-1).all()):  # as numbers that are added
+    if bool(mask.any(-1).all()):  # as an additive mask
         for given in (mask.float().log(), mask.expand(2, 4, -1, -1).float().log()[:1, :1]):
             check(q, k, v, attn_mask=given)
     assert len(taken) == (9 if bool(mask.any(-1).all()) else 7)
@@ -327,7 +327,7 @@ class Other(Tensor):
 def test_passed_on(
     args: tuple[Any, ...], options: dict[str, Any], passed: list[Any], taken: list[Any]
 ) -> None:
-    """As the same call."""
+    """Calls that are not ours are passed on to torch unchanged, with the same result."""
     torch.manual_seed(1)
     ours = ak.scaled_dot_product_attention(*args, **options)
     assert len(passed) == 1 and not taken
@@ -401,7 +401,7 @@ def block(x: Tensor) -> Tensor:
 
 
 def test_context(taken: list[Any]) -> None:
-    """By every reference, nested, and left by an exception."""
+    """Within ``fused_sdpa`` every name of the function is ours; contexts may nest, and end by an exception."""
     x = values(2, 3, 5, 8)
     expected = block(x)
     with ak.fused_sdpa():
@@ -477,7 +477,7 @@ def test_compiles_with_masks_and_gradients() -> None:
 
 
 def test_compiles_causal() -> None:
-    """One graph for two lengths; gradients."""
+    """A causal call compiles to one graph for two lengths, with gradients."""
     call = torch.compile(
         ak.scaled_dot_product_attention, fullgraph=True, backend="eager", dynamic=True
     )
@@ -503,7 +503,7 @@ def test_compiled_calls_do_not_read_masks(passed: list[Any]) -> None:
 
 
 def test_checkpointing(taken: list[Any]) -> None:
-    """The context belongs into what is computed again; torch says where it is missing."""
+    """Checkpointing works with the context inside the checkpointed function; outside, torch raises CheckpointError."""
     x = values(2, 3, 5, 8).requires_grad_()
 
     def within(x: Tensor) -> Tensor:
@@ -522,7 +522,7 @@ def test_checkpointing(taken: list[Any]) -> None:
 def test_wide_heads_are_torchs_where_a_block_has_too_little_memory(
     shared: int, widest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is that of attention itself, which would take its reference there."""
+    """Wide heads go to torch if a block has too little shared memory for our kernel; the limit is attention's own."""
     monkeypatch.setattr(sdpa, "available", lambda name, device: "")
     properties = SimpleNamespace(shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)

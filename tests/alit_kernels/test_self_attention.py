@@ -1,4 +1,4 @@
-"""nn.SelfAttention: against torch.nn.MultiheadAttention, in every layout, and inside what training wraps around it."""
+"""nn.SelfAttention against torch.nn.MultiheadAttention, in every layout, and under the wrappers of training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTHS = torch.tensor([5, 0, 7])
 
 
 def pair(bias: bool = True) -> tuple[SelfAttention, nn.MultiheadAttention]:
-    """Ours with their state."""
+    """Our module with the state of torch's, and torch's module."""
     theirs = nn.MultiheadAttention(16, 4, bias=bias, batch_first=True)
     ours = SelfAttention(16, 4, bias=bias)
     ours.load_state_dict(theirs.state_dict())
@@ -28,7 +28,7 @@ def pair(bias: bool = True) -> tuple[SelfAttention, nn.MultiheadAttention]:
 
 
 def compare(ours: nn.Module, theirs: nn.Module, a: Tensor, b: Tensor) -> None:
-    """Outputs, and the gradients of every parameter."""
+    """Check that outputs and the gradients of all parameters are equal."""
     torch.testing.assert_close(a, b)
     weight = torch.randn_like(a)
     for out in (a, b):
@@ -45,7 +45,7 @@ def test_dense(bias: bool) -> None:
 
 
 def test_one_layout() -> None:
-    """What torch's module says of its layout, or takes by position, is refused; a transposed batch is a batch."""
+    """``batch_first`` and positional keys, as of torch's module, are refused; a transposed batch gives the same."""
     x = torch.randn(3, 7, 16)
     with pytest.raises(TypeError, match="batch_first"):
         SelfAttention(16, 4, batch_first=False)  # type: ignore[call-arg]
@@ -58,7 +58,7 @@ def test_one_layout() -> None:
 
 @pytest.mark.parametrize("bias", (True, False))
 def test_some_queries(bias: bool) -> None:
-    """The others are keys and values alone."""
+    """With ``queries``, outputs are computed for these positions; the others are only keys and values."""
     ours, theirs = pair(bias)
     x = torch.randn(3, 7, 16)
     for wanted in (slice(1, 5), slice(6, None), slice(0, 0)):
@@ -88,7 +88,7 @@ def test_some_queries_of_packed_rows(bias: bool) -> None:
 
 
 def test_lengths() -> None:
-    """Padded input: what lies beyond a length is not read and gives zeros."""
+    """Positions beyond a length in padded input are not read, and give zeros."""
     ours, theirs = pair()
     x = torch.randn(3, 7, 16)
     used = torch.arange(7) < LENGTHS[:, None]
@@ -140,7 +140,7 @@ HEADS, WIDTH, CONTEXT = 4, 16, 12
 
 
 def rope(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns pairs of channels by the position in the batch, (B, N, H, D); of packed rows by the row."""
+    """Rotary embedding of (B, N, H, D) by position, and of packed rows by row."""
 
     def turned(x: Tensor) -> Tensor:
         angle = torch.arange(x.shape[-3], dtype=x.dtype)[:, None, None] * torch.tensor([1.0, 0.1])
@@ -158,7 +158,7 @@ def written_out(
     mask: Tensor | None = None,
     **call: Any,
 ) -> Tensor:
-    """Attention of dense batches as others write it, with a mask for torch's function."""
+    """Reference output of the module for dense batches, with torch's attention and a mask."""
     if m.context_width is None:
         weights: Any = m.in_proj_weight.chunk(3)
     else:
@@ -182,7 +182,7 @@ def written_out(
 
 
 def of_options(**options: Any) -> SelfAttention:
-    """With biases and norms that are not those of a new module."""
+    """Module with these options, and random biases and norms."""
     module = SelfAttention(WIDTH, HEADS, **options)
     for name, p in module.named_parameters():
         if "bias" in name or "norm" in name:
@@ -222,7 +222,7 @@ UNTIL = torch.arange(7) < STOPS[:, None]
 )  # fmt: skip
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_options(options: dict[str, Any], call: dict[str, Any], mask: Tensor | None) -> None:
-    """Of the constructor and of the call; with a context and without."""
+    """Options of the constructor and of the call give the reference's results, with a context and without."""
     module = of_options(**options)
     x, context = torch.randn(3, 7, WIDTH), None
     if module.context_width is not None:
@@ -235,7 +235,7 @@ def test_options(options: dict[str, Any], call: dict[str, Any], mask: Tensor | N
 
 
 def test_options_of_gradients() -> None:
-    """Those of every parameter and of both inputs, against the same written out."""
+    """Gradients of all parameters and both inputs equal the reference's, for all options."""
     for options in OPTIONS.values():
         module = of_options(**options)
         x = torch.randn(3, 7, WIDTH, requires_grad=True)
@@ -255,7 +255,7 @@ def test_options_of_gradients() -> None:
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 def test_options_of_packed_rows(options: dict[str, Any]) -> None:
-    """Equal to the sequences alone: masks and stops, padded input, a packed context, some queries."""
+    """Packed rows equal single sequences: with masks and stops, padded input, a packed context, some queries."""
     module = of_options(**options)
     ends, key_ends = [0, 5, 5, 12], [0, 2, 9, 10]
     x = torch.randn(14, WIDTH)
@@ -313,7 +313,7 @@ def test_parameters_of_a_context_are_torchs(channels: int) -> None:
 
 
 def test_names_of_parameters() -> None:
-    """As timm's layers have them."""
+    """Parameters are named as in timm's layers."""
     module = SelfAttention(WIDTH, HEADS, qk_norm=nn.RMSNorm, qkv_bias="qv", out_bias=False)
     names = [
         "in_proj_weight",

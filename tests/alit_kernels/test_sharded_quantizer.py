@@ -1,4 +1,4 @@
-"""Quantizers under FSDP2: averages move as they do without it, state dicts work, what would be lost is refused."""
+"""Quantizers under FSDP2: averages as without it, state dicts, and refusal of options that would lose state."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def sharded(rank: int, processes: int, path: str) -> None:
 
 
 def check_sharded(rank: int, processes: int, path: str, options: dict[str, Any]) -> None:
-    """Trains on its share; the first process writes the whole state; it loads again."""
+    """Train on this process's share; the first process writes the whole state; check that it loads again."""
     model = Model(**options)
     for part in (model.b, model):
         fully_shard(part)
@@ -74,7 +74,7 @@ def check_sharded(rank: int, processes: int, path: str, options: dict[str, Any])
         assert torch.equal(local(value), local(plain[name])), name
     codes = model.q.codes(torch.arange(16))
     torch.testing.assert_close(codes, local(codes))
-    model(batches()[0])  # goes on
+    model(batches()[0])  # training continues
 
 
 def broadcasting() -> dcp.StateDictOptions:

@@ -1,4 +1,4 @@
-"""What a call is remembered by: equal for calls that differ in contents and addresses alone."""
+"""Signatures of calls: equal for calls that differ only in contents and addresses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Own(torch.Tensor):
         lambda: torch.zeros(2).as_subclass(Own),
         lambda: torch.zeros(2, device="meta"),
         lambda: torch.zeros(2, 2).to_sparse(),
-        lambda: torch.tensor([1j, 2j]).conj().imag,  # its sign is still to be applied
+        lambda: torch.tensor([1j, 2j]).conj().imag,  # has the lazy negative bit
         lambda: torch._efficientzerotensor(2),
         lambda: 10**400,
         lambda: [1],
@@ -103,7 +103,7 @@ def test_a_changed_environment_takes_effect_at_the_next_call(
 
 
 def test_values_are_checked_in_every_call() -> None:
-    """A signature that is known says nothing of values."""
+    """Values are checked in every call, also of known signatures."""
     rows = torch.ones(4, 2)
     for _ in range(2):
         unpack(rows, torch.tensor([0, 2, 4], dtype=torch.int32), max_length=3)

@@ -1,4 +1,4 @@
-"""soft_codebook against softmax written out."""
+"""soft_codebook against the softmax written out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_forward_and_gradients(case: Case, target: Target) -> None:
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 def test_blocks_of_rows_and_codes(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch: several blocks each way, the last ones smaller; few codes are one block of more rows."""
+    """The torch implementation with several blocks of rows and codes, the last ones smaller, and with few codes."""
     torch_ = import_module("alit_kernels.soft_codebook.torch_")
     monkeypatch.setattr(torch_, "BLOCK", 60)
     monkeypatch.setattr(torch_, "ROWS", 10)
@@ -50,7 +50,7 @@ def test_blocks_of_rows_and_codes(dtype: torch.dtype, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("architecture", (80, 100))
 def test_tiles_of_other_architectures(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton in the interpreter, which otherwise takes the tiles of sm_90."""
+    """Triton in the interpreter with tiles of other architectures than sm_90, its default."""
     if torch.cuda.is_available():
         pytest.skip("a GPU takes its own tiles")
     pytest.importorskip("triton")
@@ -60,7 +60,7 @@ def test_tiles_of_other_architectures(architecture: int, monkeypatch: pytest.Mon
 
 
 def test_nan_of_every_kind() -> None:
-    """Triton: operands in two parts keep a NaN whose bits are all ones, which is what a GPU makes."""
+    """Triton's operands in two parts keep a NaN with all bits set, as made by a GPU."""
     triton_ = pytest.importorskip("alit_kernels.soft_codebook.triton_")
     logits, codebook, _ = make(Case(9, 20, 6), device=DEVICE)
     codebook[3, 2] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
@@ -86,7 +86,7 @@ def test_strided_inputs(target: Target) -> None:
 
 
 def check_gradients(inputs: Inputs, where: Target) -> None:
-    """Results and gradients within budget of softmax written out, which takes half precision in float32."""
+    """Check results and gradients within the error budget of eager code, which computes half precision in float32."""
     device, own = inputs.logits.device, inputs.logits.dtype
     generator = torch.Generator().manual_seed(1)
     weights = [
@@ -110,7 +110,7 @@ def check_gradients(inputs: Inputs, where: Target) -> None:
         assert ours.dtype == (torch.float32 if name in ("nll", "p_target") else own)
         k = 3 if "gradient" in name else 2
         if name == "gradient of logits" and inputs.logits.shape[1] == 1:
-            # dcode . codes - dcode . code, which is 0 where both are rounded alike: a budget of zeros has no room.
+            # dcode . codes - dcode . code is 0 if both are rounded alike: eager errors of zero would allow no error.
             size = weights[0].abs().amax() * inputs.codebook.abs().amax() * weights[0].shape[1]
             bound = 4 * torch.finfo(own).eps * float(size)
             torch.testing.assert_close(ours, torch.zeros_like(ours), rtol=0.0, atol=bound)
@@ -120,7 +120,7 @@ def check_gradients(inputs: Inputs, where: Target) -> None:
 
 @EVERYWHERE
 def test_infinite_and_nan_logits(target: Target) -> None:
-    """Like the reference: a code at -inf has no probability; a row of -inf, or with NaN or +inf, gives NaN."""
+    """Logits of -inf have no probability; rows of only -inf, or with NaN or +inf, give NaN, as by the reference."""
     nan, inf = torch.nan, torch.inf
     logits = torch.tensor(
         [[-inf, 1.0, 2.0], [-inf, -inf, -inf], [0.0, nan, 1.0], [inf, 0.0, 1.0], [5.0, -inf, -inf]]
@@ -142,7 +142,7 @@ def test_infinite_and_nan_logits(target: Target) -> None:
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_codes_that_are_not_there(target: Target) -> None:
-    """On a GPU nobody checks the values of a target: outside the codes it gives NaN, and nothing is read there."""
+    """Targets outside the codes, which are not checked on a GPU, give NaN and no reads out of bounds."""
     triton_ = pytest.importorskip("alit_kernels.soft_codebook.triton_")
     memory = torch.full((3, 9, 20), 123.0, device=target.device)
     memory[1] = torch.randn(9, 20)
@@ -165,7 +165,7 @@ def test_codes_that_are_not_there(target: Target) -> None:
 def test_what_nobody_asks_for_changes_nothing(
     wanted: tuple[bool, bool], used: str, target: Target
 ) -> None:
-    """Outputs that no loss is made of, and inputs that want no gradient."""
+    """Unused outputs, and inputs without a gradient, do not change the other gradients."""
     logits, codebook, true_code = make(Case(40, 20, 8), device=target.device)
 
     def gradients(wanted: tuple[bool, bool], implementation: str) -> list[Tensor | None]:
@@ -241,7 +241,7 @@ def test_wrong_arguments(change: dict[str, object], error: type[Exception], mess
 
 @pytest.mark.parametrize("target", targets("torch", "triton"))
 def test_frozen_codebook(target: Target) -> None:
-    """Its gradient is not computed, and that of the logits is the same."""
+    """A frozen codebook gets no gradient, and that of the logits does not change."""
     logits, codebook, true = make(Case(9, 40, 17), device=target.device)
     grads = []
     for learned in (True, False):

@@ -1,4 +1,4 @@
-"""alit_kernels.testing: what holds results can fail."""
+"""alit_kernels.testing: its checks can fail."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from alit_kernels.nn import ResidualVQ, UsageWindow, VectorQuantizer
 @pytest.mark.parametrize("dtype", (torch.int32, torch.int64))
 @pytest.mark.parametrize("masked", (False, True))
 def test_the_last_codes_count(masked: bool, dtype: torch.dtype) -> None:
-    """Batches smaller and larger than the window, empty ones, and fully masked ones."""
+    """Usage equals that of the last codes for batches smaller and larger than the window, empty and fully masked."""
     window, expected = UsageWindow(9, size=20), deque[int](maxlen=20)
     assert window.usage().fraction == 0
     for rows in (3, 0, 8, 12, 50, 1, 7):

@@ -57,7 +57,7 @@ def test_statistics(rows: int, masked: bool, dtype: torch.dtype, target: Target)
 
 @EVERYWHERE
 def test_statistics_of_one_code(target: Target) -> None:
-    """All vectors in one code: accumulation must not lose the later ones."""
+    """With all vectors in one code, accumulation does not lose the later ones."""
     z = torch.full((3000, 2), 0.1, device=target.device)
     index = torch.full((3000,), 2, device=target.device)
     count, total = codebook_statistics(index, z, 4, implementation=target.implementation)
@@ -67,7 +67,7 @@ def test_statistics_of_one_code(target: Target) -> None:
 
 @pytest.mark.parametrize("target", targets("triton")[1:])
 def test_statistics_of_codes_that_are_not_there(target: Target) -> None:
-    """On a GPU nobody checks the values of an index: those outside the codes do not count, and nothing else changes."""
+    """Indices outside the codes, which are not checked on a GPU, are not counted, and nothing else changes."""
     triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
     index = torch.randint(9, (700,))
     index[::3], index[1::7] = -1, 12
@@ -92,7 +92,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target", targets("cpp", "triton")[1:])
 def test_statistics_are_float64_sums_rounded_once(layout: str, dim: int, target: Target) -> None:
-    """However the vectors are spread."""
+    """Statistics are float64 sums rounded once, for any distribution of the vectors."""
     rows, codes = 600, 37
     index, mask = LAYOUTS[layout](torch.randint(codes, (rows,))), torch.rand(rows) > 0.2
     z = 1e3 * torch.randn(rows, dim)
@@ -111,7 +111,7 @@ def test_statistics_are_float64_sums_rounded_once(layout: str, dim: int, target:
 def test_statistics_of_many_small_blocks(
     layout: str, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Groups of several steps of blocks, and of several steps of rows and of sums in each."""
+    """Statistics are right with block sizes so small that every loop of the kernels takes several steps."""
     triton_ = pytest.importorskip("alit_kernels.codebook_statistics.triton_")
     sizes = {"BLOCK": 32, "LONG": 4, "COMPARED": 16, "BLOCKS": 8, "SUMS": 64}
     for name, size in sizes.items():
@@ -151,7 +151,7 @@ def test_wrong_statistics_arguments() -> None:
 def written_out(
     z: Tensor, codebook: Tensor, index: Tensor, mask: Tensor | None, metric: str
 ) -> list[Tensor]:
-    """Straight-through output and both losses, differentiated by autograd at fixed indices."""
+    """Straight-through output and both losses at fixed indices, differentiable by autograd."""
     if mask is not None:
         z, index = z[mask], index[mask]
     if metric == "cosine":
@@ -204,7 +204,7 @@ def test_quantizer_forward_and_gradients(
 @EVERYWHERE
 @METRICS
 def test_a_codebook_that_wants_no_gradient(metric: str, target: Target) -> None:
-    """Gets none, is not sorted for, and changes nothing in the gradient of z."""
+    """A codebook that needs no gradient gets none, and does not change the gradient of z."""
     z = torch.randn(7, 5).to(target.device).requires_grad_()
     codebook = torch.randn(9, 5).to(target.device)
     mask = torch.arange(7, device=target.device) % 3 > 0
@@ -228,7 +228,7 @@ def test_a_codebook_that_wants_no_gradient(metric: str, target: Target) -> None:
 
 @EVERYWHERE
 def test_straight_through_gradient_is_its_formula(target: Target) -> None:
-    """Euclidean: identity to z, nothing to the codebook. Cosine: (g - u (u . g)) / |z|."""
+    """The straight-through gradient of z is g for "euclidean", (g - u (u . g)) / |z| for "cosine"; no codebook's."""
     z, codebook = (torch.randn(n, 5).to(target.device).requires_grad_() for n in (7, 9))
     weights = torch.randn(7, 5).to(target.device)
     norm = z.detach().norm(dim=-1, keepdim=True)
@@ -261,7 +261,7 @@ def test_cosine_of_vanishing_vectors(target: Target) -> None:
 
 @METRICS
 def test_gradcheck_of_losses(metric: str) -> None:
-    """With stop-gradients the loss is no gradient field: each loss is checked in the argument it moves."""
+    """Each loss passes gradcheck in the argument that it trains (with stop-gradients their sum does not)."""
     z, codebook = torch.randn(5, 3, dtype=torch.float64), 3 * torch.randn(4, 3, dtype=torch.float64)
     mask = torch.tensor([True, True, False, True, True])
     check, quantize = torch.autograd.gradcheck, partial(vector_quantize, metric=metric, mask=mask)

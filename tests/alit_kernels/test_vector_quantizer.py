@@ -20,7 +20,7 @@ from tests.helpers.forks import spawn
 
 
 def test_module_moving_average_backward() -> None:
-    """The update happens in place after the loss; the backward still sees the codebook of the forward."""
+    """The codebook is updated in place after the loss, but the backward uses that of the forward."""
     module = VectorQuantizer(8, 4, metric="cosine", ema_decay=0.9)
     z = torch.randn(20, 4, requires_grad=True)
     before = module.embedding.weight.clone()
@@ -44,7 +44,7 @@ def test_module_state_and_evaluation() -> None:
 @pytest.mark.parametrize("threshold", (0.0, 0.5))
 @pytest.mark.parametrize("rows", (0, 5))
 def test_first_batch_without_vectors(rows: int, threshold: float) -> None:
-    """Empty, or masked as a whole: no code moves, and none dies."""
+    """A first batch that is empty or fully masked moves no code and replaces none."""
     module = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=threshold)
     before = module.embedding.weight.clone()
     module(torch.randn(rows, 4), torch.zeros(rows, dtype=torch.bool) if rows else None)
@@ -53,7 +53,7 @@ def test_first_batch_without_vectors(rows: int, threshold: float) -> None:
 
 @pytest.mark.parametrize("without", (torch.no_grad, torch.inference_mode))
 def test_module_learns_nothing_without_gradients(without: Any) -> None:
-    """Neither averages nor restarts; asked for, an update is made all the same."""
+    """Without gradients neither averages nor restarts happen; ``update_codebook`` updates all the same."""
     module = VectorQuantizer(8, 4, ema_decay=0.9, dead_code_threshold=0.5)
     before = {name: x.clone() for name, x in module.state_dict().items()}
     with without():
@@ -134,7 +134,7 @@ def test_usage() -> None:
 
 @pytest.mark.parametrize("channel_dim", (-1, 1))
 def test_a_result_carries_its_mask(channel_dim: int) -> None:
-    """Masked positions have an index that is one; usage and updates know them from the result."""
+    """A result carries its mask, which usage and updates respect; masked positions have a valid index."""
     z = torch.randn(2, 3, 5, 4).movedim(-1, channel_dim)
     mask = torch.rand(2, 3, 5) > 0.5
     z.movedim(channel_dim, -1)[~mask] = torch.nan
@@ -154,7 +154,7 @@ def test_a_result_carries_its_mask(channel_dim: int) -> None:
 
 @pytest.mark.parametrize("metric", ("euclidean", "cosine"))
 def test_initialize_is_k_means(metric: str) -> None:
-    """Well separated clusters are found, whatever the state was; masked vectors take no part."""
+    """``initialize`` finds well separated clusters from any state, without masked vectors."""
     corners = 10 * torch.eye(4)
     z = corners.repeat(50, 1) + 0.01 * torch.randn(200, 4)
     z = torch.cat([z, torch.full((7, 4), torch.nan)])
@@ -170,7 +170,7 @@ def test_initialize_is_k_means(metric: str) -> None:
         assert module.cluster_size.sum() == 200
         best = min(best, float(module.eval()(z, mask).commitment_loss))
     assert best < 1e-3
-    # One step of Lloyd's algorithm changes nothing any more.
+    # Another step of Lloyd's algorithm changes nothing.
     unit = torch.nn.functional.normalize if metric == "cosine" else torch.clone
     vectors, weight = unit(z[:200]), module.embedding.weight
     count, total = codebook_statistics(nearest_codeword(vectors, weight), vectors, 4)
@@ -191,7 +191,7 @@ def test_initialize_with_fewer_vectors_than_codes() -> None:
 def test_dead_codes_are_replaced(masked: bool, ema_decay: float | None) -> None:
     module = VectorQuantizer(64, 4, ema_decay=ema_decay, dead_code_threshold=0.1)
     with torch.no_grad():
-        module.embedding.weight.fill_(100.0)  # collapsed: the first of equals takes all
+        module.embedding.weight.fill_(100.0)  # collapsed: the first of the equal codes gets all
     z = torch.randn(500, 4)
     mask = torch.rand(500) > 0.5 if masked else None
     if mask is not None:
@@ -261,7 +261,7 @@ def test_moving_averages_stay_in_float32() -> None:
 
 
 def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> None:
-    """Two steps on this process's share of the vectors; the first process writes its state."""
+    """Take two steps on this process's share of the vectors, and write the state of every process."""
     dist.init_process_group(
         "gloo", init_method=f"file://{path}/store", rank=rank, world_size=processes
     )
@@ -281,15 +281,13 @@ def train_on_a_share(rank: int, processes: int, path: str, compiled: bool) -> No
     module.load_state_dict(loaded)
     for name, value in module.state_dict().items():
         assert torch.equal(value, loaded[name]), "statistics of the state before were added"
-    time.sleep(
-        0.5
-    )  # gloo's thread needs the interpreter's lock, which the next line holds, to drop its last work
+    time.sleep(0.5)  # gloo's thread needs the GIL, which the next line holds, to drop its last work
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("compiled", (False, True))
 def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> None:
-    """Both processes end with one codebook, and it is that of one process with all vectors."""
+    """Both processes end with the same codebook, that of one process with all vectors."""
     spawn(train_on_a_share, 2, str(tmp_path), compiled)
     first, second = (torch.load(tmp_path / f"state{rank}") for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -297,7 +295,7 @@ def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> Non
     alone = VectorQuantizer(8, 4, ema_decay=0.9)
     torch.manual_seed(1)
     z = torch.randn(3, 40, 4)
-    # The same start as the first process draws; nothing was replaced in this short run.
+    # The same initialization as drawn by the first process; no code was replaced in this short run.
     order = torch.randperm(20)
     centers = z[0, 0::2][order[:8]]
     for _ in range(2):
@@ -312,7 +310,7 @@ def test_processes_share_their_statistics(compiled: bool, tmp_path: Path) -> Non
 
 
 def legacy_loss(z: Tensor, codebook: Tensor, index: Tensor, beta: float) -> Tensor:
-    """taming's: beta at the codebook, written out."""
+    """taming's legacy loss, with beta on the codebook term."""
     q = codebook[index]
     return (q.detach() - z).square().mean() + beta * (q - z.detach()).square().mean()
 

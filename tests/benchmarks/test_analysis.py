@@ -1,4 +1,4 @@
-"""benchmarks.studies.analysis: a table of what people's judgment tells of a model's tokens."""
+"""benchmarks.studies.analysis: its results and the table on its page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.models import model
 
 
 def test_results_and_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two models, one after the other; an image's left and right half are its segments."""
+    """Results of two models, run one after the other, are on the page; segments are the halves of an image."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(analysis, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(analysis, "PAGE", tmp_path / "page.md")

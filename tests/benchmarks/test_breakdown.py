@@ -1,4 +1,4 @@
-"""The stopwatch within a training step: it changes nothing, and its parts add up."""
+"""The stopwatch within a training step changes no result, and its parts add up."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_both_steps_agree() -> None:
 
 @pytest.mark.parametrize("half", (False, True))
 def test_wrong_steps_do_not_agree(half: bool) -> None:
-    """Other images, a wrong term, a parameter whose gradient is left out, all gradients a little too large."""
+    """Steps do not agree with other images, a wrong term, a missing gradient, or gradients slightly too large."""
     own = step("ours")
     right = own()
     agree(own(), right, half)

@@ -1,4 +1,4 @@
-"""A benchmark reports what is right, and only that: broken and absent contenders, the clock, the stopwatch."""
+"""Benchmarks report only verified contenders: broken and absent ones, the clock, peak memory."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_it(name, race):
 
 @pytest.mark.apart
 def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
-    """Through pytest itself: wrong and crashing ones are failures, the right one is timed, the absent one skipped."""
+    """In a pytest run wrong and crashing contenders fail, the right one is timed, and the absent one is skipped."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_planted.py").write_text(SUITE)
     status, said = run_pytest(tmp_path, "-rs", "test_planted.py", "--benchmark-json=out.json")
@@ -111,7 +111,7 @@ def test_broken_kernel_fails_and_is_not_timed(tmp_path: Path) -> None:
     ),
 )
 def test_zeros_are_not_timed(make: object) -> None:
-    """A kernel that leaves any of its results unwritten must not win."""
+    """A contender whose results are partly zeros, as left by an unwritten output, is not timed."""
     contest: Contest = make()  # type: ignore[operator]
     right = contest.prepare["ours"]
     found = right()()
@@ -141,7 +141,7 @@ def test_other_tokens_are_no_decode() -> None:
 
 
 def numbers(against_first: bool = False, **calls: Callable[[], int]) -> Contest:
-    """Of contenders that return a number: 1, or what the first one returns."""
+    """Contest of contenders that should return 1, or the number that the first one returns."""
     if against_first:
         return Contest(ready(calls), assert_equal, Work(), against_first=True)
     return Contest(ready(calls), lambda found: assert_equal(found, 1), Work())
@@ -160,7 +160,7 @@ def test_what_is_wrong_only_when_it_is_timed_is_not_reported() -> None:
 
 
 def test_medians_are_of_those_that_are_here() -> None:
-    """An absent one is none of them; a wrong one leaves none."""
+    """Medians leave absent contenders out; a wrong contender raises."""
     contest = numbers(ours=lambda: 1)
     contest.prepare = {"absent": absent, **contest.prepare}
     assert contest.medians(rounds=2).keys() == {"ours"} and len(contest.samples["ours"]) == 2
@@ -202,8 +202,8 @@ def peak_of_three_tensors() -> float:
 
 
 def test_peak_memory() -> None:
-    """What is alive at once counts, once. In a process of its own: where an old heap has a hole, the C library puts the
-    second tensor beside the first, of which an aligned one does not fit into the place.
+    """Peak memory is that of tensors alive at the same time. Measured in a new process: in an old heap with holes the C
+    library puts the second tensor beside the place of the first, which is too small for an aligned one.
     """
     with another_process() as process:
         assert 95 < process.submit(peak_of_three_tensors).result() < 110
@@ -234,7 +234,7 @@ def test_the_reference_is_not_timed_as_ours(tmp_path: Path) -> None:
 
 
 def test_device_and_host_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the clock of the samples; of a model's step by its kernels, since its samples hold the launches."""
+    """Device time is that of the samples' clock; for a model's step, whose samples include launches, its kernels'."""
     monkeypatch.setattr(contest, "kernels", lambda call: [2e-6, 3e-6])
     monkeypatch.setattr(contest, "host_seconds", lambda call: 7e-6)
     samples = [9e-6, 8e-6, 1.0]

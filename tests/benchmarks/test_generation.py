@@ -1,4 +1,4 @@
-"""The studies of generators: the judge of shapes, and padded sampling beside packed."""
+"""The studies of generators: the judge of shapes, and padded against packed sampling."""
 
 from __future__ import annotations
 

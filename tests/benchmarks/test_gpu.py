@@ -1,4 +1,4 @@
-"""The GPU command: what it runs, and going on after an interruption."""
+"""The GPU command: its parts, and resumption after an interruption."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_run_stops_in_its_time(
 
 
 def test_a_part_compiles_into_a_folder_of_its_own(tmp_path: Path) -> None:
-    """Torch writes there in place, so what one that was cut off has left would be half a file."""
+    """Each part compiles into its own folder, since torch writes in place and a part cut off leaves half a file."""
     code = "import os; print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
     for name in "ab":
         assert run_all([script(name, code)], tmp_path)
@@ -147,7 +147,7 @@ def test_results_of_other_sources_are_not_reported(
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its part had been begun, with these sources: the rows that it left are theirs. So are those in another folder."""
+    """A killed run continues, in a moved folder too: rows of a part that had begun with the same sources are kept."""
     file = tmp_path / "test_a.json"
     parts = [script("a", f"open({str(file)!r}, 'a').write('x')", results=(file.name,))]
 
@@ -183,7 +183,7 @@ def test_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def named(command: tuple[str, ...], beginning: str) -> set[str]:
-    """Names of tests and files in a command."""
+    """Names of the tests and files in a command that start with ``beginning``."""
     found = (Path(x).name for x in command if ".py" in x)
     return {name for name in found if name.startswith(beginning)}
 

@@ -1,4 +1,4 @@
-"""What of the null CUDA's tools needs none: comparison of counts, hashes of sources, whether it can be set up."""
+"""Tools of the null CUDA that run without it: comparison of counts, hashes of sources, obstacles to its setup."""
 
 from __future__ import annotations
 

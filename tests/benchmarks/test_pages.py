@@ -1,4 +1,4 @@
-"""Pages of docs/ show what the files of benchmarks/results say."""
+"""Pages of docs/ agree with the files of benchmarks/results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_section_stands_on_a_page() -> None:
 
 
 def test_a_stale_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links are those of the page; what stands around a section stays, as do sections of others."""
+    """A stale section is replaced with links relative to its page; text around it and foreign sections stay."""
     monkeypatch.setattr(pages, "DOCS", tmp_path)
     monkeypatch.setattr(
         pages, "SECTIONS", {"new": lambda: "[a](../benchmarks/a.json) [b](../docs/b.md)"}
@@ -44,7 +44,7 @@ def test_a_stale_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_speed_has_every_case_of_the_files() -> None:
-    """None is left out: each group that has a contender beside ours is in one of the tables of speed."""
+    """Each case with a contender beside ours is in one of the tables of speed."""
     groups = {
         group
         for run in pages.runs()

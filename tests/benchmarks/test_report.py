@@ -1,4 +1,4 @@
-"""The report: what it says of a run, files that are none, parts of a run."""
+"""The report: tables of a run, invalid files, parts of a run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ GPU = {"gpu": "NVIDIA H200"}
 
 @pytest.fixture
 def gpu_run(tmp_path: Path) -> Run:
-    """Device and host apart: an op, an op whose peer waits for the device, a model's path."""
+    """GPU run with device and host apart: an op, an op whose peer waits for the device, a model's path."""
 
     def row(group: str, name: str, device: float | None, host: float, **more: Any) -> dict:
         of_a_model = more.get("clock") == "events"
@@ -121,7 +121,7 @@ def test_device_and_host_have_columns_of_their_own(gpu_run: Run, tmp_path: Path)
 
 
 def test_what_is_not_counted_is_left_empty(tmp_path: Path) -> None:
-    """Where the profiler sees nothing a call between events has no device's time."""
+    """Without the profiler a call timed by events has no device time, and its cells are empty."""
     blind = {"device_us": None, "launches": None, "host_us": 5.0, "clock": "events"}
     entries = [entry("op", "ours", 1e-5, **blind), entry("op", "peer", 2e-5, **blind)]
     write([read(result(tmp_path / "x.json", entries, **GPU))], tmp_path / "out")
@@ -158,7 +158,7 @@ def test_targets_are_filled_from_runs_on_a_gpu(gpu_run: Run, run: Run, tmp_path:
 
 
 def test_parts_and_tiles(gpu_run: Run, tmp_path: Path) -> None:
-    """What the GPU command leaves in its folder stands on the page."""
+    """The page shows outcomes of parts and tiles from the GPU command's folder."""
     part = {"command": "x", "revision": "y", "seconds": 3.5}
     parts = {
         "bound": part | {"outcome": "passed"},
@@ -207,7 +207,7 @@ def test_breakdown_of_a_disturbed_step_is_left_out(
 
 
 def test_some_rows_of_a_run(run: Run, tmp_path: Path) -> None:
-    """A step without the eager one; two runs beside each other; nothing to compare, and few plots."""
+    """Reports of incomplete runs: a step without the eager one, two different runs, nothing to compare."""
 
     def written(*runs: Run) -> str:
         write(list(runs), tmp_path)
@@ -259,7 +259,7 @@ def test_no_result_of_this_suite(tmp_path: Path) -> None:
 
 
 def test_the_report_shortens_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file and a folder's parts, once: what the report reads, and every time with seven digits."""
+    """The report compacts a file and a folder's parts once: entries that it reads, and times with seven digits."""
     folder = tmp_path / "machine"
     folder.mkdir()
     paths = [tmp_path / "cpu.json", folder / "test_a.json", folder / "test_b.json"]

@@ -1,4 +1,4 @@
-"""A result file that grows row by row: what a run that was cut off leaves, and what the next one does."""
+"""A result file written row by row: rows of a run that is cut off, and the cases that the next run repeats."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_nothing_is_kept_without_a_file() -> None:
 
 @pytest.mark.apart
 def test_a_run_that_is_cut_off(tmp_path: Path) -> None:
-    """Through pytest: rows are there when the process dies; the next run makes the case that is not whole, alone."""
+    """Rows are written before a pytest process is killed; the next run repeats only the incomplete case."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_planted.py").write_text(SUITE)
     (tmp_path / "killed").touch()

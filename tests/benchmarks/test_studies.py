@@ -1,4 +1,4 @@
-"""Studies that take their contenders from the suites' rooms measure what is right."""
+"""Studies that share contenders with the suites verify what they measure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets: what they measure of a run, and that there is a benchmark for every one of them."""
+"""Targets: their values in a run, and a benchmark case for each of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.harness.runs import Row, Run
 from benchmarks.harness.targets import BESIDE, Target, targets
 
 ROOT = Path(__file__).parents[2]
-#: Prints the names of all cases that there are on a GPU of 141 GB: nothing is computed.
+#: Script that prints the names of all cases on a GPU of 141 GB, without computing anything.
 CASES = """
 import sys
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ def test_there_is_a_benchmark_for_every_target() -> None:
 
 
 def run(devices: dict[str, dict[str, float]], host: float = 1.0) -> Run:
-    """Case -> contender -> microseconds of the device."""
+    """Run with these device times: case -> contender -> microseconds."""
     rows = [
         Row(case, name, [us / 1e6], {"device_us": us, "host_us": host, "clock": "graph"})
         for case, contenders in devices.items()
@@ -69,7 +69,7 @@ def target(beginning: str) -> Target:
 
 
 def test_the_best_peer_counts_wherever_it_stands() -> None:
-    """Those that a compiler writes ran beside ours in a case of their own: each is held against ours of its race."""
+    """The best peer counts in any contest of a case: compiled peers are compared with ours in their own contest."""
     wanted, case = target("attention forward 32 x 289:"), "attention forward 32 x 289"
     plain = {"ours": 10.0, "SDPA flash": 20.0, "SDPA cuDNN": 10.0, "eager": 1.0}
     assert wanted.found(run({case: plain})) == "1 (met)"
@@ -90,7 +90,7 @@ def test_a_backward_is_a_step_less_its_forward() -> None:
 
 
 def test_the_best_captured_step_counts() -> None:
-    """What a compiler has written, too."""
+    """The best captured step counts, compiled ones included."""
     wanted, case = target("stage-1 step base"), "stage-1 step base bfloat16 batch 32"
     info = {"device_us": 1.0, "flops": 10**9, "clock": "events"}
     rows = [Row(case, name, [2.0], info) for name in ("ours", "ours, captured")]

@@ -1,6 +1,6 @@
-"""Cuts tests/data out of a folder of reference tensors: ``python -m tests.data.make_sample FOLDER``.
+"""Extract the files of tests/data from a folder of reference tensors: ``python -m tests.data.make_sample FOLDER``.
 
-Weights are stored as bfloat16 and images as 8 bits, which both are without loss.
+Weights are stored as bfloat16 and images with 8 bits, both without loss.
 """
 
 from __future__ import annotations

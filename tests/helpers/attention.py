@@ -1,4 +1,4 @@
-"""Attention written out, one sequence and head at a time, and what holds an implementation against it."""
+"""Reference attention, one sequence and head at a time, and checks of implementations against it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def attend(x: Problem, target: Target) -> tuple[Tensor, Tensor]:
 
 
 def per_sequence(x: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Oracle: one sequence and head at a time, softmax spelled out."""
+    """Reference output (T, H, D) and log-sum-exp (H, T), one sequence and head at a time, softmax written out."""
     q, k, v, offsets, *_, key_mask, key_stop, _ = x
     _, key_offsets = x.ends
     out = torch.zeros(q.shape, dtype=dtype, device=q.device)
@@ -52,14 +52,14 @@ Run = Callable[[Problem], tuple[Tensor, Tensor]]
 
 
 def gradients(x: Problem, dtype: torch.dtype, run: Run) -> list[Tensor]:
-    """Of a weighted sum of outputs and finite log-sum-exps, by q, k and v."""
+    """Gradients by q, k and v of a weighted sum of outputs and finite log-sum-exps."""
     leaves = [t.detach().clone().to(dtype).requires_grad_() for t in x[:3]]
     out, lse = run(x._replace(q=leaves[0], k=leaves[1], v=leaves[2]))
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     finite = torch.where(lse.isfinite(), lse, 0.0)
     total = (out * weights).sum() + (finite * weights.sum(-1).t()).sum()
-    # Without a single row the oracle touches no input.
+    # If there are no rows the reference uses no input, so add a term that makes every gradient exist.
     (total + sum(0.0 * leaf[:0].sum() for leaf in leaves)).backward()
     return [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
 

@@ -1,4 +1,4 @@
-"""Checks that an entry of the table of docs/your-tokenizer.md holds (``claims.py``)."""
+"""Checks of the entries in the table of docs/your-tokenizer.md (``claims.py``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Check = Callable[[], None]
 
 
 def swapped(*names: str, call: Call = plain, modes: Sequence[bool] = (True, False)) -> Check:
-    """Our ops compute the call of these quantizers, in training and in evaluation, as it was computed before."""
+    """Check that swapped quantizers call our ops and return what they did before, in training and in evaluation."""
 
     def check() -> None:
         for name in names:
@@ -39,7 +39,7 @@ def swapped(*names: str, call: Call = plain, modes: Sequence[bool] = (True, Fals
 
 
 def passed_on(*names: str, call: Call) -> Check:
-    """The call goes to the code that was there: to the bit, and by none of our ops."""
+    """Check that swapped quantizers leave this call to their old code: equal to the bit, with no call of our ops."""
 
     def check() -> None:
         for name in names:
@@ -54,7 +54,7 @@ def passed_on(*names: str, call: Call) -> Check:
 
 
 def not_swapped(*names: str) -> Check:
-    """The module is left alone, and the report says why."""
+    """Check that ``accelerate`` does not swap these modules, and that its report states the reason."""
 
     def check() -> None:
         for name in names:
@@ -141,7 +141,7 @@ def residual() -> None:
 
 
 def attentions(**options: Any) -> tuple[nn.MultiheadAttention, nn.MultiheadAttention]:
-    """As it was, and swapped."""
+    """A ``nn.MultiheadAttention`` as it was, and a copy swapped by ``accelerate``."""
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(16, 4, **options)
     ours = copy.deepcopy(theirs)
@@ -157,7 +157,7 @@ def attends(
     dropout: float = 0.0,
     **options: Any,
 ) -> Check:
-    """Whether our ops compute a call with queries and keys of these shapes; either way the results are equal."""
+    """Check that our ops compute a call with queries and keys of these shapes, or do not; results are equal anyway."""
 
     def check() -> None:
         pair = attentions(batch_first=batch_first, dropout=dropout)

@@ -1,6 +1,6 @@
-"""The table of docs/your-tokenizer.md: what is said of a kind of module, each entry with the check that it holds.
+"""The table of docs/your-tokenizer.md: claims on each kind of module, each with a check that it holds.
 
-``python -m tests.helpers.claims`` writes the rows into the page; tests run every check, and compare the page.
+``python -m tests.helpers.claims`` writes the rows into the page; tests run every check and compare the page.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from .checks import (
 from .peers import left_alone
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-tokenizer.md"
-#: What stands before the rows in the page.
+#: Head of the table in the page.
 HEADER = "| kind | classes | works | other than before | left to the code that was there |\n|---|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Entries of the table for a kind of module, each with its check."""
+    """Row of the table: the entries for one kind of module, each with its check."""
 
     classes: str
     works: dict[str, Check]
@@ -58,7 +58,7 @@ X, PADDING = (2, 5, 16), torch.arange(5) > torch.tensor([[4], [2]])
 
 
 def causal(n: int) -> Tensor:
-    """(n, n), to be added to scores."""
+    """Additive causal mask, (n, n): 0 or -inf."""
     return torch.zeros(n, n).masked_fill(torch.ones(n, n).triu(1) > 0, -torch.inf)
 
 
@@ -225,7 +225,7 @@ ROWS: dict[str, Row] = {
 
 
 def claims() -> dict[str, Check]:
-    """Every entry of the table by its row, its column and its words."""
+    """Check of every entry of the table, by "row / column / entry"."""
     return {
         f"{kind} / {column} / {entry}": check
         for kind, row in ROWS.items()
@@ -235,7 +235,7 @@ def claims() -> dict[str, Check]:
 
 
 def page_with(rows: str) -> str:
-    """The page with other rows in its table."""
+    """Text of the page with these rows in its table."""
     before, found, after = PAGE.read_text().partition(HEADER)
     assert found, "the header of the table is another one"
     lines = after.splitlines(keepends=True)

@@ -12,7 +12,7 @@ from alit import DCTConfig
 from alit.config import TransformerConfig
 
 SHAPE = TransformerConfig(width=96, layers=3, heads=4)
-#: 8 x 8 image tokens, a latent for each pair of them; heads of which some are left over.
+#: 8 x 8 image tokens, one latent for each two of them; the transformer has more heads than the transform coder uses.
 OPTIONS: dict[str, Any] = {
     "base": DCTConfig(patch_size=8, luma=12, chroma=3),
     "image_size": 64,

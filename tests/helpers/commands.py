@@ -1,4 +1,4 @@
-"""The command line, called in this process."""
+"""Run the command line in this process, and check its output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def run(*arguments: object) -> Result:
 
 
 def text(done: Result) -> str:
-    """What it printed, however long its lines."""
+    """Printed text of a command without line breaks."""
     return done.output.replace("\n", "")
 
 
 def refused(done: Result, *messages: str) -> None:
-    """That it failed with these messages, and without a traceback."""
+    """Check that a command failed with status 1 and these messages, without a traceback."""
     assert done.exit_code == 1 and "Traceback" not in done.output, done.output
     assert "error: " in done.output
     assert all(message in text(done) for message in messages), done.output

@@ -1,6 +1,7 @@
-"""Training runs under torchrun, one after another, in which one process can be killed, or all stopped: see
-test_distributed.py. Of each run the fields of its configuration are given, and ``resume``, ``stop_at``, ``kill_at`` (a
-step) and ``seen`` (where the names of images are noted, by process).
+"""Training runs under torchrun, one after another, in which one process can be killed, or all stopped.
+
+See test_distributed.py. A run is given by the fields of its configuration, and ``resume``, ``stop_at``, ``kill_at`` (a
+step) and ``seen`` (prefix of the files in which each process notes the names of its images).
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ def dying(kill_at: int, step: Any = Stage1.step) -> Any:
     return step_or_die
 
 
-def noting(seen: str, images: Any = ShardStream._members) -> Any:
+def noting(seen: str, members: Any = ShardStream._members) -> Any:
     def note(*arguments: Any) -> Iterator[Any]:
-        for at, image, *rest in images(*arguments):
-            if image is not None:
+        for at, member, *rest in members(*arguments):
+            if member is not None:
                 with open(f"{seen}-{os.environ['RANK']}.txt", "a") as file:
-                    print(at.epoch, image.name, file=file)
-            yield at, image, *rest
+                    print(at.epoch, member.name, file=file)
+            yield at, member, *rest
 
     return note
 
@@ -55,12 +56,12 @@ def train_all(runs: list[dict[str, Any]]) -> None:
             if kill_at:
                 patch.setattr(Stage1, "step", dying(kill_at))
             if seen:
-                patch.setattr(ShardStream, "_images", noting(seen))
+                patch.setattr(ShardStream, "_members", noting(seen))
             train(config, resume=bool(resume), allow_changes=True, on_log=stopping(stop_at))
 
 
 def launch(processes: int, runs: list[dict[str, Any]], restarts: int) -> None:
-    """Train in so many workers, which torchrun's agent forks from this process, and starts again where one dies."""
+    """Train in ``processes`` workers that torchrun's agent forks from this process; it restarts them if one dies."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     alone = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     config = LaunchConfig(

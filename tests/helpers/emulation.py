@@ -1,4 +1,4 @@
-"""CUDA kernels compiled for the CPU through csrc/launch.h, and called by the Python code that calls them on a GPU."""
+"""CUDA kernels compiled for the CPU through csrc/launch.h, called by the same Python code as on a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_COMPILER = "needs g++, which compiles CUDA kernels for the CPU"
 
 
 class Emulated:
-    """The entry points ``alit_cuda_*``: integers in, an integer out."""
+    """Library of the emulated entry points ``alit_cuda_*``, functions of integers that return an integer."""
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -34,7 +34,7 @@ class Emulated:
 
 @functools.cache
 def library() -> Emulated:
-    """Compiled once a session."""
+    """The emulated library, compiled once a session."""
     assert COMPILER is not None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "emulated.so"
@@ -46,7 +46,7 @@ def library() -> Emulated:
 
 @contextmanager
 def emulated_cuda() -> Iterator[None]:
-    """Within the context ``implementation="cuda"`` runs on CPU tensors, emulated."""
+    """Context manager: ``implementation="cuda"`` runs on CPU tensors, emulated."""
     available = _library.available
     with (
         mock.patch.object(_cuda, "library", library),

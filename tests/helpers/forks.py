@@ -1,4 +1,4 @@
-"""Processes that begin with everything imported, which takes longest: forks of one that imports once a session."""
+"""Processes that start with everything imported: forks of a server that imports once a session."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORKS.set_forkserver_preload(
 
 
 def fork(said: Path, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function`` in a process, which has started; what it prints goes to a file.
+    """Started process that runs ``function``, with its output written to the file ``said``.
 
     Triton's interpreter is off in it, and all work is on one thread.
     """
@@ -36,7 +36,7 @@ def fork(said: Path, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def spawn(function: Callable[..., Any], processes: int, *arguments: Any) -> None:
-    """``function(rank, processes, ...)`` in so many; raises what one of them raises."""
+    """Run ``function(rank, processes, ...)`` in ``processes`` processes; raises if one of them does."""
     _start()
     torch.multiprocessing.start_processes(
         _work, (function, processes, *arguments), processes, start_method="forkserver"
@@ -62,12 +62,12 @@ def _run(said: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -
 
 
 def _work(rank: int | None, function: Callable[..., Any], *arguments: Any) -> None:
-    multiprocessing.set_start_method(None, force=True)  # as in a process that nobody started so
+    multiprocessing.set_start_method(None, force=True)  # the default, as in any new process
     torch.set_num_threads(1)
-    gc.freeze()  # what was imported is never looked at, nor copied
+    gc.freeze()  # imported objects are neither collected nor copied on write
     status = None
     try:
         function(*(() if rank is None else (rank,)), *arguments)
     except SystemExit as error:
         status = error.code
-    sys.exit(status)  # what the function held is gone, as where a program ends
+    sys.exit(status)  # after the function's objects are freed, as at the end of a program

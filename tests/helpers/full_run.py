@@ -1,7 +1,7 @@
-"""The suite at full length with one worker and with four, then in twenty more orders, without the tests that are marked
-``apart``: what ``make test-full`` runs.
+"""Run the suite at full length with one worker and with four, then in twenty more orders without the tests marked
+``apart``: ``make test-full``.
 
-Each run that ends is a line of tests/full-run.jsonl. Cut off, it goes on with the runs that are missing for the commit.
+Each finished run is a line of tests/full-run.jsonl. If interrupted, the next call does the runs missing for the commit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.harness.timing import machine
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests" / "full-run.jsonl"
 FULL_LENGTH = {"ALIT_FUZZ_EXAMPLES": "20000", "ALIT_KILLS": "40"}
-#: Seed of the order, processes (0: pytest alone), and what makes the tests long.
+#: Seed of the order, number of workers (0: without xdist), and variables that make the tests long.
 RUNS: list[tuple[int, int, dict[str, str]]] = [
     (1, 0, FULL_LENGTH),
     (2, 4, FULL_LENGTH),
@@ -35,7 +35,7 @@ def git(*arguments: str) -> str:
 
 
 def run(seed: int, workers: int, lengths: dict[str, str]) -> dict[str, Any]:
-    """One run of the suite: how many tests did what, and the names of those that failed."""
+    """Run the suite once; returns counts of tests by outcome, seconds, and the names of those that failed."""
     chosen = [] if lengths else ["-m", "not apart"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"

@@ -1,4 +1,4 @@
-"""Reading a folder of reference tensors of the published system, and comparing with them."""
+"""Read a folder of reference tensors of the published system, and compare with them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from alit.base_config import BaseConfig
 from alit.iteration import Iteration
 from alit.model_file import load_state
 
-#: Absolute for tokens, latents, logits and for pixels; relative for losses and gradients.
+#: Tolerances: absolute for tokens, latents and logits, and for pixels; relative for losses and for gradients.
 TOKENS, PIXELS, LOSS, GRADIENT = 1e-4, 5e-4, 1e-6, 1e-5
 
 
 class Golden:
-    """One folder. Every dimension is taken from its JSON files."""
+    """Folder of reference tensors; dimensions of models are read from its JSON files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ class Golden:
         return model.eval()
 
     def base_tokens(self, model: AdaptiveTokenizer, base: str) -> BaseTokens:
-        """Base tokens with the stored posterior noise (KL-VAE); the VQGAN is deterministic."""
+        """Base tokens of the stored images; the KL-VAE uses the stored posterior noise, the VQGAN is deterministic."""
         if base == "vqgan":
             return model.base_tokenizer.encode(self.images)
         posterior = model.base_tokenizer.vae.encode(self.images)
@@ -101,7 +101,7 @@ class Golden:
 
 
 def golden() -> Golden:
-    """The folder of ALIT_GOLDEN_DIR; without it the module is skipped."""
+    """Reference tensors in the folder ``ALIT_GOLDEN_DIR``; skips the module if it is not set."""
     folder = os.environ.get("ALIT_GOLDEN_DIR")
     if not folder:
         reason = "ALIT_GOLDEN_DIR is not set: it names the folder of reference tensors"
@@ -144,14 +144,14 @@ def relative(actual: float, expected: float, tolerance: float, what: str) -> Non
 
 
 def check_tensors(values: dict[str, tuple[Tensor, float]], expected: dict[str, Tensor]) -> None:
-    """Every expected tensor, within the tolerance of ours."""
+    """Check every expected tensor against (value, tolerance) of the same name."""
     for name, tensor in expected.items():
         actual, tolerance = values[name]
         close(actual, tensor, tolerance, name)
 
 
 def captured(iteration: Iteration, pixels: Tensor | None = None) -> dict[str, tuple[Tensor, float]]:
-    """Our value and tolerance of every tensor that may be stored for an iteration; of pixels where they are given."""
+    """Name -> (our value, tolerance) of the tensors that may be stored for an iteration, and of pixels if given."""
     bottleneck, prediction = iteration.bottleneck, iteration.prediction
     values = {
         "latent_tokens": (iteration.latents_BLD, TOKENS),

@@ -1,4 +1,4 @@
-"""Damaged inputs for every reader: mutated bytes, a full disk, and how much memory a call took.
+"""Damaged inputs for every reader: mutated bytes, a full disk, and a limit on the memory of a call.
 
 ``ALIT_FUZZ_EXAMPLES`` sets the number of mutations of each kind (500 by default; ``make test-full`` takes 20,000).
 """
@@ -20,7 +20,7 @@ EXAMPLES = int(os.environ.get("ALIT_FUZZ_EXAMPLES", "500"))
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """``data`` with some of it changed, cut off, doubled or inserted; numbers at the ends of their range are likely."""
+    """Copy of ``data`` with bytes changed, removed, doubled or inserted; extreme values of integers are likely."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         at = rng.randrange(len(changed) + 1)
@@ -43,16 +43,16 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 class Memory:
-    """Of a block of code: ``taken``, the bytes by which this process was larger at its peak than when it began."""
+    """Memory of a block of code: ``taken``, bytes of this process at its peak above those at its beginning."""
 
     taken = 0
 
 
 @contextmanager
 def memory(most: float = math.inf, seconds: float = math.inf) -> Iterator[Memory]:
-    """Measures resident memory at its peak, whoever allocates; skips where the system does not tell (Linux does).
+    """Context manager: measure the peak of resident memory; skips the test on systems other than Linux.
 
-    The block is to take at most so many bytes, and so many seconds of this process.
+    Raises ``AssertionError`` if the block takes more than ``most`` bytes or ``seconds`` of CPU time.
     """
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not clear.exists():
@@ -73,7 +73,7 @@ def memory(most: float = math.inf, seconds: float = math.inf) -> Iterator[Memory
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """A limit on the size of files stands in for it."""
+    """Context manager: simulate a full disk by a limit of ``size`` bytes on the size of files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

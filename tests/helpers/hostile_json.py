@@ -7,7 +7,7 @@ import json
 import random
 from typing import Any
 
-#: What may stand where a reader expects something else; RAW is written as it is, since Python writes no such JSON.
+#: Values put in the place of those that a reader expects; RAW: JSON text that Python would not write.
 RAW = (
     "NaN",
     "Infinity",
@@ -42,7 +42,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def mutated_json(text: str, rng: random.Random) -> str:
-    """``text`` with one to three of its values replaced, left out, doubled or put elsewhere."""
+    """JSON ``text`` with one to three of its values replaced, removed, copied, or moved to another key."""
     whole = [json.loads(text)]
     marks: dict[str, str] = {}
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -71,7 +71,7 @@ def mutated_json(text: str, rng: random.Random) -> str:
 
 
 def _places(whole: Any) -> list[tuple[Any, Any]]:
-    """Every container in it with a key or an index."""
+    """(container, key or index) of every value in nested lists and dicts."""
     found: list[tuple[Any, Any]] = []
     rest = [whole]
     while rest:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on this machine: repositories in memory, and what it was asked for."""
+"""Local substitute for the Hugging Face Hub: repositories in memory, and a record of the requests it received."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from alit import AdaptiveTokenizer
 
 
 class Refusal(NamedTuple):
-    """An answer that is none: its status, and what the Hub says of it in headers."""
+    """Error answer: its status, and the Hub's code and message in headers."""
 
     status: int
     code: str = ""
@@ -35,13 +35,14 @@ NO_FILE = Refusal(404, "EntryNotFound", "Entry not found")
 
 @dataclass
 class Hub:
-    """
+    """Repositories in memory and the requests made so far.
+
     Attributes:
-        files: of each revision of each repository, by (repository, revision): contents by path.
-        refusals: for whatever is asked of a repository, or of a path of the server.
-        half: only half of each file is sent, then the connection ends.
-        asked: methods and paths; tokens: what came with them.
-        made, commits: what repositories and commits were made of.
+        files: (repository, revision) -> path -> content.
+        refusals: repository, or path of the server -> its answer to every request.
+        half: send only half of each file, then end the connection.
+        asked: methods and paths of requests; tokens: their ``Authorization`` headers.
+        made, commits: bodies of the requests that created repositories and commits.
     """
 
     address: str = ""
@@ -67,7 +68,7 @@ class Hub:
         return self.files[name, revision].get(path, NO_FILE)
 
     def answer(self, path: str, body: bytes) -> Any:
-        """To what is posted: JSON, or a refusal."""
+        """Answer to a POST request: a JSON value, or a :class:`Refusal`."""
         if path in self.refusals:
             return self.refusals[path]
         if path == "/api/repos/create":
@@ -178,12 +179,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""
 
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub with nothing in it, at ``address`` while the block runs."""
+    """Context manager: an empty hub that serves at its ``address``."""
     hub = Hub()
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub})) as server:
         hub.address = f"http://127.0.0.1:{server.server_port}"
@@ -197,13 +198,13 @@ def serving() -> Iterator[Hub]:
 
 
 def forget() -> None:
-    """``huggingface_hub`` reads the environment when it is imported."""
+    """Drop ``huggingface_hub`` from the imported modules: it reads the environment when imported."""
     for name in [x for x in sys.modules if x.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
 
 
 def saved(own: AdaptiveTokenizer) -> bytes:
-    """The model's file."""
+    """Content of the model's file."""
     with tempfile.TemporaryDirectory() as folder:
         own.save_pretrained(Path(folder, "model.safetensors"))
         return Path(folder, "model.safetensors").read_bytes()

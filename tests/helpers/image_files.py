@@ -1,4 +1,4 @@
-"""Images made by hand: PNG and EXIF byte by byte, color profiles, a sign whose turns all differ."""
+"""Image files made by hand: PNG and EXIF byte by byte, color profiles, an image whose rotations all differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from alit.images import upright
 
-#: White above black, and left of the middle a red square: no two turns of it look alike.
+#: White above black with a red square in the upper left corner: all its rotations and reflections differ.
 SIGN = Image.new("RGB", (48, 32), "black")
 SIGN.paste("white", (0, 0, 48, 16))
 SIGN.paste("red", (0, 0, 16, 16))
@@ -35,14 +35,14 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def pixel(file: io.BytesIO | Path, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
-    """As it is read."""
+    """Pixel of an image file as our reader decodes it."""
     return upright(file).getpixel(at)
 
 
 def png(
     depth: int, color: int, rows: list[bytes], width: int, *chunks: tuple[bytes, bytes]
 ) -> io.BytesIO:
-    """Of these packed rows, and chunks before them."""
+    """PNG file of these packed rows, with ``chunks`` before the image data."""
     header = struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", data), (b"IEND", b"")]
@@ -58,7 +58,7 @@ def png(
 def exif(
     *entries: tuple[int, int, int, bytes], count: int | None = None, order: str = "<"
 ) -> bytes:
-    """An EXIF block of tag, type, count and four bytes."""
+    """EXIF block with these entries of tag, type, count and four bytes."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     listed = b"".join(struct.pack(order + "HHI", *entry[:3]) + entry[3] for entry in entries)
     number = struct.pack(order + "H", len(entries) if count is None else count)
@@ -71,7 +71,7 @@ def orientation(value: int, kind: int = 3, order: str = "<") -> tuple[int, int, 
 
 
 def profile(*primaries: tuple[float, float, float], curve: bytes | None = None) -> bytes:
-    """sRGB's profile, of other primaries (XYZ, D50) or with another curve."""
+    """ICC profile of sRGB with other primaries (XYZ, D50) or another tone curve."""
     raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     for i in range(struct.unpack(">I", raw[128:132])[0]):
         name, offset, size = struct.unpack(">4sII", raw[132 + 12 * i : 144 + 12 * i])

@@ -1,9 +1,9 @@
-"""Tries an alit that was installed, with no packages beside its dependencies:
+"""Check an installed alit, with no packages beside its dependencies:
 
     python -I tests/helpers/installed.py --core
 
-The interpreter is that of the environment; nothing of the folder that this file lies in is imported. ``--core``: it
-has the compiled core; ``--pure``: it has none.
+Run it with the environment's interpreter; it imports nothing from its own folder. ``--core``: the package must have the
+compiled core; ``--pure``: it must have none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def command(*arguments: object, folder: Path) -> str:
-    """What a command of the environment prints."""
+    """Output of a command of the environment; raises ``SystemExit`` if it fails."""
     words = [str(x) for x in arguments]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -28,7 +28,7 @@ def command(*arguments: object, folder: Path) -> str:
 
 
 def try_imports(core: bool) -> str:
-    """Versions, license texts and the compiled core. Returns the version."""
+    """Check versions, license texts and the compiled core; returns the version."""
     import alit
     import alit_kernels
 
@@ -48,7 +48,7 @@ def try_imports(core: bool) -> str:
 
 
 def try_kernels(core: bool) -> None:
-    """The nearest codes of each implementation that is there."""
+    """Check the nearest codewords of each implementation that is installed."""
     import torch
 
     import alit_kernels
@@ -61,7 +61,7 @@ def try_kernels(core: bool) -> None:
 
 
 def try_commands(version: str) -> None:
-    """An image to tokens and back."""
+    """Check that the commands encode an image to tokens and decode it, and print the version."""
     from PIL import Image, ImageChops, ImageStat
 
     alit = shutil.which("alit", path=str(Path(sys.executable).parent))

@@ -1,4 +1,4 @@
-"""What the integration tests run and compare: models of other people's packages, before and after."""
+"""Steps, comparisons and timing for the integration tests: models of other packages before and after ``accelerate``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def leaves_of(result: Any) -> list[Any]:
 
 
 def step(model: nn.Module, x: Tensor, **options: Any) -> tuple[list[Any], float]:
-    """Outputs, the gradients of the input and of every parameter, and the time of a step with gradient descent."""
+    """Outputs with gradients of input and parameters, and the seconds of a step with gradient descent."""
     torch.manual_seed(1)
     leaf = x.clone().requires_grad_()
     start = time.perf_counter()
@@ -41,7 +41,7 @@ def step(model: nn.Module, x: Tensor, **options: Any) -> tuple[list[Any], float]
 
 
 def compare(found: list[Any], expected: list[Any], what: str) -> None:
-    """To 1e-5 of the greatest magnitude."""
+    """Check that results are equal, floats to 1e-5 of the largest magnitude of each tensor."""
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         if not isinstance(a, Tensor):
@@ -63,7 +63,7 @@ def time_in_turns(
     before: Callable[[], float],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Prints the medians of what both return."""
+    """Print the medians of the seconds that ``after`` and ``before`` return, and their ratio."""
     times = [(after(), before()) for _ in range(TURNS)]
     mine, others = (sorted(each)[TURNS // 2] for each in zip(*times, strict=True))
     with capsys.disabled():

@@ -1,4 +1,4 @@
-"""``alit train`` that kills itself at a chosen moment: see test_kills.py."""
+"""Run ``alit train`` in a process that kills itself at a chosen moment: see test_kills.py."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def half_a_folder(remove: Any, path: Path, **options: Any) -> None:
     next(x for x in Path(path).iterdir() if x.is_file()).unlink()
 
 
-#: Whose function is about to be called for which time, and what is still done then. A second time is that of the second
-#: checkpoint, since a first one is then there; text is written to the log, then to the configuration.
+#: Moment -> owner and name of a function, the number of its call at which the process dies, and a last action instead.
+#: The second call is that of the second checkpoint, when a first one exists; text is written to the log, then the
+#: configuration.
 MOMENTS: dict[str, tuple[Any, str, int, Callable[..., Any]]] = {
     "none": (checkpoints, "drop", 0, print),
     "tensors": (safetensors.torch, "save_file", 2, half_the_tensors),
@@ -57,7 +58,7 @@ def die() -> None:
 
 
 def command(moment: str, *arguments: str) -> None:
-    """The command line, which dies at the moment."""
+    """Run the command line; the process kills itself at ``moment``."""
     owner, name, turn, last = MOMENTS[moment]
     function, calls = getattr(owner, name), itertools.count(1)
 

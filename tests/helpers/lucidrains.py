@@ -1,4 +1,4 @@
-"""The interface of vector-quantize-pytorch's VectorQuantize and its codebook, written anew."""
+"""Reimplementation of the interface of vector-quantize-pytorch's VectorQuantize and its codebook."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unit(x: Tensor) -> Tensor:
 
 @known_as("Codebook", "vector_quantize_pytorch.vector_quantize_pytorch")
 class LucidrainsCodebook(nn.Module):
-    """Moving averages of decay 0.8, or learned by gradient."""
+    """Codebook updated by moving averages of decay 0.8, or learned by gradient."""
 
     def __init__(self, num_codes: int, dim: int, cosine: bool, learned: bool, dead: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class LucidrainsCodebook(nn.Module):
 
 
 def turned(x: Tensor, quantized: Tensor) -> Tensor:
-    """The rotation trick, by a matrix for each vector."""
+    """Rotation trick with an explicit rotation matrix for each vector."""
     fixed, q = x.detach(), quantized.detach()
     e, t, eye = unit(fixed), unit(q), torch.eye(x.shape[-1])
     r = unit(e + t)
@@ -171,7 +171,7 @@ class Lucidrains(nn.Module):
 
 
 class LucidrainsResidual(nn.Module):
-    """Their ResidualVQ: modules of theirs, each of what is left."""
+    """Residual quantizer like the package's ResidualVQ: each level quantizes the residual of those before."""
 
     def __init__(self, num_levels: int, num_codes: int, dim: int) -> None:
         super().__init__()

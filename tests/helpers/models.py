@@ -1,4 +1,4 @@
-"""Small models for tests: every base and variant, random weights that are not trivially small."""
+"""Small models for tests, of every base and variant, with random weights that are not trivially small."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VARIANTS = ("quantized", "continuous", "unfactorized")
 
 
 def config(base: str | BaseConfig = "dct", **options: Any) -> AdaptiveTokenizerConfig:
-    """4x6 patches of 4 pixels, 3 latents in each of 4 iterations, 32 codes of 6 channels."""
+    """Config of a small model: 4 x 6 patches of 4 x 4 pixels, 4 iterations of 3 latents, 32 codes of 6 channels."""
     fields: dict[str, Any] = {
         "encoder": TransformerConfig(32, 2, 2),
         "decoder": TransformerConfig(32, 2, 2),
@@ -45,7 +45,7 @@ def config(base: str | BaseConfig = "dct", **options: Any) -> AdaptiveTokenizerC
 
 
 def model(base: str | BaseConfig = "dct", *, seed: int = 0, **options: Any) -> AdaptiveTokenizer:
-    """In evaluation mode; matrices have standard deviation 1 / sqrt(fan-in), so that inputs matter."""
+    """Small model in evaluation mode; matrices have standard deviation 1 / sqrt(fan-in), so that outputs vary."""
     torch.manual_seed(seed)
     result = AdaptiveTokenizer(config(base, **options))
     with torch.no_grad():
@@ -63,7 +63,7 @@ def images(count: int = 3, seed: int = 1) -> torch.Tensor:
 def same_indices(
     m: AdaptiveTokenizer, batched: torch.Tensor, single: torch.Tensor, latents: torch.Tensor
 ) -> None:
-    """Indices are equal unless both are nearest within the exactness bound."""
+    """Check that indices are equal, except where both are nearest within the exactness bound."""
     differ = batched != single
     if bool(differ.any()):
         z = torch.nn.functional.normalize(latents[differ].float(), dim=-1)

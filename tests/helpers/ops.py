@@ -1,4 +1,4 @@
-"""Calls of every op and of every public function: small ones, and for the device large ones."""
+"""Arguments and calls of every op and every public function, small, and large ones for tests on a device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import alit_kernels as ak
 from alit_kernels.nn import SelfAttention, VectorQuantizer
 
 LENGTHS = torch.tensor([3, 0, 5])
-#: Of nine rows, one of which is no sequence's.
+#: Offsets into nine rows, the last of which belongs to no sequence.
 OFFSETS = torch.tensor([0, 3, 3, 8], dtype=torch.int32)
 
-#: Public names that are no functions of tensors.
+#: Public names that are not functions of tensors.
 OTHER_NAMES = {"accelerate", "fused_sdpa", "stops_blocks", "stops_causal", "stops_prefix"}
 
-#: At which many programs add to the same place, if any do.
+#: Lengths large enough that many programs of a kernel may add to the same address.
 MANY = (65, 0, 130, 17)
 
 
@@ -32,7 +32,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def samples() -> dict[str, dict[str, Any]]:
-    """Arguments of every op but ``implementation``; more than one kind of call in brackets."""
+    """Arguments of every op without ``implementation``; further kinds of call have a suffix in brackets."""
     mask, index = torch.tensor([True, False, True, True, True, True]), torch.arange(6) % 5
     select, rows = torch.tensor([True, False, True]), {"packed": leaf(9, 4), "offsets": OFFSETS}
     bounds = {"max_length": 5, "max_key_length": 5, "scale": 0.3}
@@ -200,7 +200,7 @@ def operator(sample: str) -> Any:
 
 
 def sample(name: str) -> tuple[Any, ...]:
-    """The arguments in the order of the schema, without ``implementation``."""
+    """Arguments of a sample in the order of the op's schema, without ``implementation``."""
     found = samples()[name]
     *arguments, _ = operator(name)._schema.arguments
     assert {argument.name for argument in arguments} == found.keys()
@@ -267,7 +267,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def with_gradients(function: Callable[..., Any], *leaves: Tensor) -> Callable[[], list[Tensor]]:
-    """Results of ``function``, and gradients of a weighted sum of those that have one."""
+    """Function that returns the results of ``function`` and the gradients of a weighted sum of them."""
     weights: dict[int, Tensor] = {}
 
     def run() -> list[Tensor]:
@@ -284,7 +284,7 @@ def with_gradients(function: Callable[..., Any], *leaves: Tensor) -> Callable[[]
 
 
 def runs(device: str) -> dict[str, Callable[[], Iterable[Tensor]]]:
-    """Every public function, forward and backward, on ``MANY`` rows."""
+    """Name -> call of a public function, forward and backward, with the sequence lengths ``MANY``."""
 
     def leaf(*shape: int, seed: int = 0) -> Tensor:
         return values(*shape, seed=seed).to(device).requires_grad_()

@@ -1,6 +1,6 @@
-"""Quantizers with the interfaces of other people's packages, written anew.
+"""Reimplementations of quantizers with the interfaces of other packages.
 
-A class bears the name, and where the package counts the module, by which :mod:`alit_kernels.accelerate` knows it.
+A class has the name, and if the package matters the module, by which :mod:`alit_kernels.accelerate` recognizes it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .renamed import known_as, squared_distances, through
 
 
 class Embedded(nn.Module):
-    """A codebook in an embedding."""
+    """Base of quantizers with a codebook in an ``nn.Embedding``."""
 
     def __init__(self, num_codes: int, dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_codes, dim)
 
     def find(self, z: Tensor, cosine: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors with channels last, their codes, and which these are, (N,)."""
+        """Vectors with channels last, their nearest codes in the same shape, and indices (N,)."""
         z, codes = z.movedim(1, -1).contiguous(), self.embedding.weight
         if cosine:
             z, codes = normalize(z, dim=-1), normalize(codes, dim=-1)
@@ -101,7 +101,7 @@ class GigaTokQuantizer(LlamaGenQuantizer):
 
 
 class VectorQuantizer2(Embedded):
-    """taming's, and diffusers'."""
+    """Quantizer of taming-transformers and, under another name, of diffusers."""
 
     def __init__(
         self, num_codes: int, dim: int, legacy: bool, shaped: bool = False, remap: Any = None
@@ -181,7 +181,7 @@ class Emu3(Embedded):
 
 
 def quantizers(num_codes: int = 40, dim: int = 6) -> dict[str, nn.Module]:
-    """One or more modules of every family that are swapped."""
+    """Name -> module that ``accelerate`` swaps, at least one of every family."""
     size = (num_codes, dim)
     return {
         "TiTok": TiTokQuantizer(*size, cosine=False),
@@ -211,7 +211,7 @@ def quantizers(num_codes: int = 40, dim: int = 6) -> dict[str, nn.Module]:
 
 
 def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, str]]:
-    """Modules that are not swapped, and what the report says of them."""
+    """Name -> module that ``accelerate`` does not swap, and the reason in its report."""
     size = (num_codes, dim)
     sampled, k_means = Lucidrains(*size), Lucidrains(*size)
     others = {

@@ -12,7 +12,10 @@ from tests.helpers.models import model
 
 
 def published(path: Path, base: str, bottleneck: str) -> AdaptiveTokenizer:
-    """A file in the published layout: ema and model differ, args is a Namespace, losses are on board."""
+    """Write a checkpoint in the published layout; returns the model whose weights are its ``ema``.
+
+    Weights of ``model`` differ from ``ema``, ``args`` is a Namespace, and losses have weights too.
+    """
     original = model(base, bottleneck=bottleneck, image_size=(16, 16))
     ema = {**original.state_dict(), "gan_losses.0.discriminator.main.0.weight": torch.zeros(3)}
     torch.save(

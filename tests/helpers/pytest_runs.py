@@ -1,4 +1,4 @@
-"""pytest itself, in a process of its own."""
+"""Run pytest in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .forks import fork
 def run_pytest(
     folder: Path, *arguments: str, at: Path | None = None, **variables: str
 ) -> tuple[int, str]:
-    """Exit status and output of ``pytest``, called in a folder."""
+    """Exit status and output of ``pytest``, run in ``at`` or ``folder`` with these environment variables."""
     process = fork(folder / "said", _call, at or folder, variables, *arguments)
     process.join()
     return process.exitcode, (folder / "said").read_text()

@@ -1,4 +1,4 @@
-"""What the quantizers of ``peers.py`` and ``lucidrains.py`` share."""
+"""Functions shared by the quantizers of ``peers.py`` and ``lucidrains.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def known_as(name: str, module: str = "") -> Callable[[type], type]:
 
 
 def squared_distances(z: Tensor, codes: Tensor) -> Tensor:
-    """(N, K), by the expansion that all of them use."""
+    """Squared distances (N, K), by the expansion of the square that all of these quantizers use."""
     return z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.t()
 
 

@@ -1,4 +1,4 @@
-"""Small training runs for tests: their configuration, what they leave, how they are stopped."""
+"""Small training runs for tests: configuration, readers of the files they write, and signals that stop them."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ def config(**fields: Any) -> TrainingConfig:
 
 
 def noise_images(count: int = 4, side: int = 24) -> Tensor:
-    """Noise: (count, 3, side, side)."""
+    """Images of uniform noise, (count, 3, side, side)."""
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def state_of(run: Path) -> dict[str, bytes]:
-    """Everything the newest checkpoint holds, read without the code under test."""
+    """Bytes of every tensor of a run's newest checkpoint, read without the code under test."""
     file = checkpoints.saved(run)[-1] / "tensors-00000.safetensors"
     return {k: v.view(-1).view(torch.uint8).numpy().tobytes() for k, v in load_file(file).items()}
 
 
 def log_of(run: Path) -> list[dict[str, float]]:
-    """Its lines, but for speeds."""
+    """Records of a run's log without speeds."""
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
-    """The model that a run leaves."""
+    """Weights in the model file that a run has written."""
     return load_file(run / "model.safetensors")
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of tensors, or of their bytes, that are not the same in both."""
+    """Names of the tensors, or of their bytes, that differ between the two."""
     assert one.keys() == other.keys()
     return [name for name, x in one.items() if not _equal(x, other[name])]
 
@@ -79,7 +79,7 @@ def _equal(one: Any, other: Any) -> bool:
 def stopping(
     at: float | None, sent: signal.Signals = signal.SIGTERM
 ) -> Callable[[dict[str, float]], None]:
-    """An ``on_log`` that sends this process a signal after a step."""
+    """Callback for ``on_log`` that sends this process a signal after step ``at``."""
 
     def stop(record: dict[str, float]) -> None:
         if record["step"] == at:
@@ -89,7 +89,7 @@ def stopping(
 
 
 def gradients(stage: Stage, parts: list[Tensor], *steps: int) -> dict[str, dict[str, Tensor]]:
-    """What each optimizer would step on at the last of these steps (step 0 by default); no weight moves."""
+    """Gradients by optimizer and parameter at the last of ``steps`` (by default step 0); weights do not change."""
     found: dict[str, dict[str, Tensor]] = {}
     for side, optimizer in stage.optimizers.items():
 
@@ -106,7 +106,10 @@ def gradients(stage: Stage, parts: list[Tensor], *steps: int) -> dict[str, dict[
 
 
 class Synchronizations(TorchDispatchMode):
-    """Where the package makes the host wait for a GPU, but for checks of values, which run on CPU tensors only."""
+    """Dispatch mode that lists the ``places`` in our packages where the host would wait for a GPU.
+
+    Checks of values are left out: they run on CPU tensors only.
+    """
 
     OPS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
     CHECKS = ("_check_values", "check_index", "_check", "check_offsets", "check_lengths")

@@ -1,4 +1,4 @@
-"""``alit serve``'s application on a port of this machine, asked as a program asks it."""
+"""Application of ``alit serve`` on a local port, and requests to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from alit.serve.app import Limits, Playground
 from tests.helpers.image_files import SIGN, saved
 
 LIMITS = Limits(upload_bytes=20_000, megapixels=0.5, images=3)
-#: Of an upload, which goes no further.
+#: First half of an upload.
 HALF = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf"
 
 
@@ -47,7 +47,7 @@ class Served(NamedTuple):
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, data: Any = None, *, method: str = "", **headers: str) -> Answer:
-        """GET, or POST where there are data; names of headers with ``_`` for ``-``."""
+        """Answer to a GET request, or POST if ``data`` is given; names of headers have ``_`` for ``-``."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         chosen = method or ("GET" if data is None else "POST")
@@ -58,7 +58,7 @@ class Served(NamedTuple):
         return found
 
     def upload(self, image: Image.Image = SIGN, name: str = "sign.png") -> str:
-        """The address under which the image can be asked for."""
+        """Upload an image; returns the path under which it is served."""
         answer = self.ask(f"/images?name={name}", saved(image, "PNG").getvalue())
         assert answer.status == 201, answer
         return f"/images/{answer.json['key']}"

@@ -1,4 +1,4 @@
-"""Drawn shapes on plain backgrounds, and a judge that tells whether an image is one."""
+"""Images of shapes on plain backgrounds, and a judge that recognizes the shape in an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SIDE = 64
-#: Pixels in which an edge goes from one color to the other.
+#: Width of a soft edge in pixels.
 SOFT = 4.0
 KINDS = ("circle", "square", "triangle")
 #: RGB in [0, 1].
@@ -21,14 +21,14 @@ SIZES, GRID = (10.0, 13.0, 16.0), 4
 
 
 class Shapes(NamedTuple):
-    """N images (N, 3, 64, 64) in [0, 1], and which of ``KINDS`` each is."""
+    """Images (N, 3, 64, 64) in [0, 1], and the index in ``KINDS`` of each."""
 
     images: Tensor
     kinds: list[int]
 
 
 def covered(kind: int, x: float, y: float, size: float) -> np.ndarray:
-    """(64, 64) the share of each pixel that a shape covers: of center of mass (x, y) and area ``(2 size)^2``."""
+    """Share of each pixel, (64, 64), that a shape with center of mass (x, y) and area ``(2 size)^2`` covers."""
     at = np.arange(SIDE) + 0.5
     dx, dy = at[None] - x, at[:, None] - y
     if kind == 0:
@@ -56,16 +56,16 @@ def shapes(count: int, seed: int = 0) -> Shapes:
     return Shapes(pixels.permute(0, 3, 1, 2).contiguous(), kinds)
 
 
-#: What an image may differ by from the shape that it is taken for, as a share of the shape's own difference from the
-#: background; and how far colors may be from those of the palettes.
+#: Largest difference of an image from the shape recognized in it, as a share of the shape's difference from the
+#: background; and largest difference of a color from that of a palette.
 WORST, WORST_COLOR = 0.4, 0.12
 
 
 def judged(image: Tensor) -> int | None:
-    """Which of ``KINDS`` an image (3, 64, 64) is; None: it is no shape of one known color on a known background.
+    """Index in ``KINDS`` of the shape in an image (3, 64, 64); None if it is no shape in known colors.
 
-    Background and color are medians of the frame and of the pixels that differ most from it; place and size follow
-    from the mass between them. The shape drawn so, of any kind, must be near the image.
+    Background and color are medians of the frame and of the pixels that differ most from it; place and size are
+    computed from the mass between them. One of the kinds, drawn with these, must be near the image.
     """
     pixels = image.permute(1, 2, 0).double().clamp(0, 1).numpy()
     frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

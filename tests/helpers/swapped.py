@@ -1,4 +1,4 @@
-"""Modules as they were and swapped by ``accelerate``: pairs of them, steps, and what is compared."""
+"""Pairs of modules, as they were and swapped by ``accelerate``, with steps and comparisons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .ops import values
 from .peers import quantizers
 
 Call = Callable[[Any, Tensor], Any]
-#: Where swapped modules call our ops.
+#: (module, name) of the ops that swapped modules call.
 CALLS = (
     (embedded, "vector_quantize"),
     (embedded, "nearest_codeword"),
@@ -32,7 +32,7 @@ CALLS = (
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """A list that grows by one with each call of an op by a swapped module."""
+    """Context manager: a list that grows by one with each call of an op by a swapped module."""
     calls: list[int] = []
     with ExitStack() as stack:
         for module, op in CALLS:
@@ -43,7 +43,7 @@ def counted() -> Iterator[list[int]]:
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
-    """As it was, swapped, and an input whose nearest codes are certain."""
+    """A quantizer as it was, a swapped copy, and an input whose nearest codes are unambiguous."""
     torch.manual_seed(0)
     theirs = quantizers()[name]
     ours = copy.deepcopy(theirs)
@@ -53,7 +53,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
 
 
 def leaves_of(result: Any) -> list[Any]:
-    """With numbers and None."""
+    """Leaves of nested tuples, lists and dicts: tensors, numbers and None."""
     if isinstance(result, (tuple, list)):
         return [x for part in result for x in leaves_of(part)]
     return leaves_of(tuple(result.values())) if isinstance(result, dict) else [result]
@@ -69,7 +69,7 @@ def step(
     optimizer: torch.optim.Optimizer | None = None,
     call: Call = plain,
 ) -> list[Any]:
-    """Outputs and the gradient of the input."""
+    """Leaves of a call's outputs, and the gradient of its input by a weighted sum of them."""
     torch.manual_seed(1)
     leaf = x.clone().requires_grad_()
     outputs = leaves_of(call(module, leaf))

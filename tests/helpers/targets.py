@@ -1,7 +1,6 @@
-"""Where a kernel test runs: (implementation, device) pairs, for ``pytest.mark.parametrize("target", targets("cpp"))``.
+"""(implementation, device) pairs of kernel tests, for ``pytest.mark.parametrize("target", targets("cpp"))``.
 
-Triton runs on the GPU where there is one and in Triton's interpreter elsewhere (see conftest.py), so the same tests
-cover both.
+Triton runs on a GPU if there is one, else in its interpreter (see conftest.py), so the same tests cover both.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Target(NamedTuple):
 
 
 def targets(*implementations: str) -> list[object]:
-    """The reference and the named implementations; one that cannot run here is skipped with the reason."""
+    """Parameters for the reference and the named implementations; any that cannot run here is skipped with a reason."""
     result = [pytest.param(Target("reference", DEVICE), id="reference")]
     for name in implementations:
         device = "cpu" if name in ("cpp", "torch") else DEVICE
@@ -33,7 +32,7 @@ def targets(*implementations: str) -> list[object]:
 
 
 def targets_and_dtypes(*implementations: str, dtypes: tuple[torch.dtype, ...]) -> list[object]:
-    """(target, dtype) pairs; the interpreter, at milliseconds for each program, gets the first dtype only."""
+    """Parameters (target, dtype); the interpreter, with milliseconds for each program, gets only the first dtype."""
     return [
         pytest.param(*target.values, dtype, id=f"{target.id}-{dtype}", marks=target.marks)
         for target in targets(*implementations)

@@ -1,4 +1,4 @@
-"""Products in Triton's interpreter as tensor cores round them: sums of eight exact products at a time, towards zero."""
+"""Products in Triton's interpreter rounded as by tensor cores: sums of eight exact products at a time, towards zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP = 8
 
 @contextmanager
 def rounded_towards_zero() -> Iterator[None]:
-    """Within the context, ``tl.dot`` of kernels that the interpreter runs; float64 stands for the exact sums.
+    """Context manager: ``tl.dot`` in the interpreter rounds sums towards zero; exact sums are computed in float64.
 
     Products of ``input_precision="ieee"`` are one multiply-add after the other, each rounded to the nearest.
     """

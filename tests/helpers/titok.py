@@ -1,4 +1,4 @@
-"""A tokenizer of TiTok's shape around torch's attention."""
+"""A tokenizer with TiTok's architecture, made with torch's attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .peers import TiTokQuantizer
 
 
 class Block(nn.Module):
-    """A pre-norm block around torch's attention, sequence first."""
+    """Pre-norm transformer block with torch's attention, sequence first."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class TiTok(nn.Module):
-    """A one-dimensional tokenizer: latents beside patches, a quantizer, mask tokens beside codes.
+    """One-dimensional tokenizer: an encoder of patches and latents, a quantizer, a decoder of mask tokens and codes.
 
     The defaults are the sizes of TiTok-S-128: 8 + 8 blocks of width 512, 128 latents, 4096 codes of 12 channels.
     """

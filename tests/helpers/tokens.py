@@ -12,13 +12,13 @@ from alit import TokenSequence
 from alit.generation import Generator, GeneratorConfig
 from tests.helpers.models import model
 
-#: Of the small model: a codebook for each iteration of 3 tokens.
+#: Options of the small model: a codebook for each iteration of 3 tokens.
 TOKENIZER: dict[str, Any] = {"codebooks": "each", "recurrence": "residual"}
 OPTIONS: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2}
 
 
 def generator(classes: tuple[str, ...] = (), **options: Any) -> Generator:
-    """Random weights that matter; it has seen lengths 3 to 12."""
+    """Generator with random weights large enough to matter, whose training lengths were 3 to 12."""
     config = GeneratorConfig.of(model(**TOKENIZER), {**OPTIONS, **options})
     torch.manual_seed(3)
     found = Generator(replace(config, classes=classes)).eval()
@@ -31,7 +31,7 @@ def generator(classes: tuple[str, ...] = (), **options: Any) -> Generator:
 
 
 def sequences(count: int, seed: int = 0) -> TokenSequence:
-    """Random tokens, 1 to 12 each."""
+    """``count`` sequences of 1 to 12 random tokens."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 13, (count,), generator=random)
     return TokenSequence(lengths, torch.randint(32, (int(lengths.sum()),), generator=random))

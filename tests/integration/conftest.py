@@ -1,4 +1,4 @@
-"""``make integration`` installs other people's packages and sets ALIT_INTEGRATION; else nothing here is collected."""
+"""Collect these tests only if ALIT_INTEGRATION is set, as by ``make integration``, which installs the packages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ collect_ignore_glob = [] if ASKED_FOR else ["test_*.py"]
 
 
 def _declare_operators() -> torch.library.Library | None:
-    """Lets torchvision, which timm and transformers import, load beside another build of torch than its own.
+    """Make torchvision, which timm and transformers import, loadable with another build of torch than its own.
 
-    Its compiled library is for one build (the index has that for CUDA) and does not load beside others, which it passes
-    over in silence, but for two operators that it then describes to the compiler and that have to be declared. None of
-    the models here calls one.
+    Its compiled library is for one build of torch (that for CUDA on the index) and silently does not load with others;
+    but it then registers fake kernels of two operators, which have to be declared. No model here calls them.
+    Returns the library that declares them; None if that is not needed.
     """
     if importlib.util.find_spec("torchvision") is None:
         return None
@@ -33,5 +33,5 @@ def _declare_operators() -> torch.library.Library | None:
     return library
 
 
-#: Declares as long as it lives.
+#: Keeps the declarations alive.
 LIBRARY = _declare_operators() if ASKED_FOR else None

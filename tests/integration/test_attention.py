@@ -1,4 +1,4 @@
-"""Models that call torch's attention, within ``fused_sdpa`` and without: outputs, gradients, a step; times in turns."""
+"""Models that call torch's attention, with and without ``fused_sdpa``: outputs, gradients, a step; times in turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.watched import watched
 
 
 class Case(NamedTuple):
-    """A model, its input and other arguments, and how many of its calls a forward sends to our kernel."""
+    """A model, its input and other arguments, and the number of calls that a forward sends to our kernel."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def of_timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    """Two blocks, random weights."""
+    """Function that makes a timm model of two blocks with random weights."""
     return lambda: timm.create_model(name, pretrained=False, depth=2, num_classes=10, **options)
 
 
@@ -112,7 +112,7 @@ NAMES = {"qkv.weight": "in_proj_weight", "qkv.bias": "in_proj_bias"}
 
 
 def loaded(theirs: nn.Module, **options: Any) -> ak.nn.SelfAttention:
-    """Ours with the state of a layer of timm."""
+    """Our self-attention with the state of a layer of timm."""
     ours = ak.nn.SelfAttention(64, 4, **options)
     state = {
         NAMES.get(key, key.replace("proj.", "out_proj.")): x
@@ -133,7 +133,7 @@ def test_self_attention_in_place_of_timms(norm: type[nn.Module] | None) -> None:
 
 
 def test_self_attention_in_place_of_evas() -> None:
-    """Rotary positions but for a class token, and biases of queries and values alone."""
+    """Our self-attention equals Eva's: rotary positions except for a class token, biases of queries and values only."""
     torch.manual_seed(0)
     theirs = EvaAttention(64, 4, scale_norm=False)
     for bias in (theirs.q_bias, theirs.v_bias):

@@ -1,4 +1,4 @@
-"""The one case that continuous integration runs: a step of vector-quantize-pytorch's quantizer, before and after."""
+"""Case run by continuous integration: a step of vector-quantize-pytorch's quantizer before and after ``accelerate``."""
 
 from __future__ import annotations
 

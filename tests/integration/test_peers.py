@@ -1,4 +1,4 @@
-"""Other people's packages before and after ``accelerate``: outputs, gradients, state, a step; times in turns."""
+"""Models of other packages before and after ``accelerate``: outputs, gradients, state, a step; times in turns."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tests.helpers.titok import TiTok
 
 
 class Case(NamedTuple):
-    """A model, its input, and how many of its modules are swapped and left.
+    """A model, its input, and the numbers of its modules that are swapped and left.
 
-    ``near``: vectors lie near codes; of many random ones some are as near to two as rounding tells.
+    ``near``: vectors lie near codes; among many random ones some would be equally near to two up to rounding.
     """
 
     make: Callable[[], nn.Module]
@@ -111,7 +111,7 @@ CASES = {
 
 
 def build(case: Case) -> nn.Module:
-    """With random weights; codes as far apart as a trained codebook has them, so that rounding decides nothing."""
+    """Model of a case with random weights, and codes as far apart as trained ones, so that rounding decides nothing."""
     torch.manual_seed(0)
     model = case.make()
     for module in model.modules():

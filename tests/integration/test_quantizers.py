@@ -13,12 +13,12 @@ from alit_kernels import vector_quantize
 from alit_kernels.nn import GroupedVQ, ResidualVQ, VectorQuantizer
 
 CODES, DIM, LEVELS = 64, 16, 3
-#: Their averages are written anew in every step, over smoothed counts; theirs commit with weight 1.
+#: Options like theirs: their codes are averages over smoothed counts, and the commitment has weight 1.
 OPTIONS: dict[str, Any] = {"commitment": 1.0, "ema_decay": 0.8, "ema_rewrites_all": True}
 
 
 def with_the_codes_of(ours: nn.Module, other: nn.Module) -> None:
-    """The same random codebook, averages and counts in both, quantizer by quantizer."""
+    """Set the same random codebook, averages and counts in both, quantizer by quantizer."""
     torch.manual_seed(0)
     books = {id(m): m for m in other.modules() if hasattr(m, "embed_avg")}.values()
     mine = [m for m in ours.modules() if isinstance(m, VectorQuantizer)]
@@ -38,7 +38,7 @@ def agree(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("metric", ("euclidean", "cosine"))
 @pytest.mark.parametrize("gradient", ("straight_through", "rotation"))
 def test_estimators(gradient: str, metric: str) -> None:
-    """Both estimators, and moving averages over three steps."""
+    """Both gradient estimators equal theirs, with moving averages over three steps."""
     other = theirs.VectorQuantize(
         dim=DIM,
         codebook_size=CODES,
@@ -60,7 +60,7 @@ def test_estimators(gradient: str, metric: str) -> None:
         ]
         grads = [torch.autograd.grad(total, z)[0] for total in totals]
         agree(*grads)
-        if metric == "euclidean":  # theirs are normalized anew with every update
+        if metric == "euclidean":  # theirs normalizes codes again in every update
             agree(ours.embedding.weight, other._codebook.embed[0])
         else:
             agree(nn.functional.normalize(ours.embedding.weight, dim=-1), other._codebook.embed[0])
@@ -68,7 +68,7 @@ def test_estimators(gradient: str, metric: str) -> None:
 
 @pytest.mark.parametrize("shared", (False, True))
 def test_residual(shared: bool) -> None:
-    """Theirs adds the estimators of the levels, so that its straight-through gradient is L times the identity."""
+    """Residual quantizers are equal, except that theirs has L times the straight-through gradient, once a level."""
     other = theirs.ResidualVQ(
         dim=DIM,
         codebook_size=CODES,
@@ -79,7 +79,7 @@ def test_residual(shared: bool) -> None:
     ours = ResidualVQ(LEVELS, CODES, DIM, shared=shared, **OPTIONS)
     with_the_codes_of(ours, other)
     z, g = torch.randn(4, 50, DIM, requires_grad=True), torch.randn(4, 50, DIM)
-    # A shared codebook theirs updates once for all levels, ours with every level.
+    # Theirs updates a shared codebook once for all levels, ours at every level.
     quantized, index, losses = other(z, freeze_codebook=shared)
     result = (ours.eval() if shared else ours)(z)
     assert torch.equal(result.index, index)
@@ -115,7 +115,7 @@ def test_grouped_residual(image: bool) -> None:
 
 
 def test_sim_vq() -> None:
-    """The recipe of docs/your-tokenizer.md: our default loss, of a codebook that is projected."""
+    """The SimVQ recipe of docs/your-tokenizer.md, our default loss with a projected codebook, equals theirs."""
     other = theirs.SimVQ(dim=DIM, codebook_size=CODES, rotation_trick=False)
     z = torch.randn(4, 50, DIM, requires_grad=True)
     quantized, index, loss = other(z)

@@ -1,4 +1,4 @@
-// What csrc/launch.h takes from CUDA's runtime, as a stand-in whose calls fail when a test says so: for launch_test.cpp.
+// Stand-in for what csrc/launch.h takes of CUDA's runtime; its calls fail when a test says so (launch_test.cpp).
 #pragma once
 
 enum cudaError_t {
