@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..alit_format import Reader
 from ..atomic_files import reading
-from ..console import console, printable
+from ..console import console, counted, printable
 from ..image_records import ImageInfo
 from . import options
 
