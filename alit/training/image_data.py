@@ -257,7 +257,7 @@ def shuffled_batches(
 
 
 def check_enough(images: ImageData, batch_size: int, once: int = 0) -> None:
-    """Raise ``ValueError`` where there are fewer images than a batch, or none but those that come ``once``."""
+    """Check that there is a batch of images, and more than the ``once`` that come once; raises ``ValueError``."""
     if len(images) < batch_size:
         raise ValueError(
             f"data: expected at least a batch of {batch_size} images, got {len(images)}"

@@ -32,7 +32,7 @@ def checksum(content: Mapping[str, Any]) -> int:
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
-    """Read the content; the type of each field is checked.
+    """Content of a checkpoint's ``run.json``; the type of each field is checked.
 
     Raises:
         OSError: no such file.

@@ -50,7 +50,7 @@ def laid_out(x: Problem, gradients: Iterable[Tensor], keys_wanted: bool) -> tupl
 
 
 def empty_sums(q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uninitialized tensor of a number for each query and head: (H, T), or (B, H, N)."""
+    """Uninitialized tensor of one number per query and head: (H, T), or (B, H, N)."""
     *batch, rows, heads, _ = q.shape
     return q.new_empty((*batch, heads, rows), dtype=dtype)
 

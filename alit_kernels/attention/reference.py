@@ -114,7 +114,7 @@ def _padded(x: Problem) -> Problem:
 
 
 def _padded_sums(sums: Tensor, offsets: Tensor, max_length: int) -> Tensor:
-    """Numbers of packed rows (H, T), padded: (B, H, N)."""
+    """Pad numbers of packed rows, (H, T), to (B, H, N)."""
     return unpack(sums.t(), offsets, max_length, 0.0).transpose(1, 2)
 
 

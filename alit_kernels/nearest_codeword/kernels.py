@@ -207,7 +207,7 @@ def propose_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Write of BM rows and ``steps`` times BK codes two codes, their scores, and each cell's least score of others.
+    """Write for BM rows and ``steps`` times BK codes two codes with their scores, and each cell's least score of others.
 
     The two have different places in their step: each place keeps its two least scores, and the code of the first.
     """

@@ -79,7 +79,7 @@ def forward_kernel(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write BM rows and BC channels of the code; programs of the first channels also write results without channels."""
+    """Write BM rows and BC channels of the code; those of the first channels also nll, p_target, sums."""
     o_row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     o_channel = tl.program_id(1) * BC + tl.arange(0, BC)
     m_row, m_channel = o_row < rows, o_channel < channels
