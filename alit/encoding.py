@@ -122,7 +122,7 @@ def _started(
     base: BaseTokens | None,
     generator: torch.Generator | None,
 ) -> list[Running]:
-    """Start the rollout of a batch, or the rollouts of a list of images, one for each size."""
+    """Running rollouts before their first iteration: one for a batch, one for each image size of a list."""
     options: dict[str, Any] = {"predict_at": select.predict_at, "generator": generator}
     if isinstance(images, Tensor):
         return [

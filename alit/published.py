@@ -178,5 +178,5 @@ def _infer_base(state: Mapping[str, Tensor]) -> BaseConfig:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of different parts whose names begin with ``prefix``."""
+    """Number of different name components that follow ``prefix`` in the state's names: of layers behind "layers."."""
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

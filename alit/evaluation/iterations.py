@@ -27,7 +27,7 @@ class IterationMeasures:
     def add(
         self, model: AdaptiveTokenizer, images: Tensor, index_BL: Tensor, *, truncated: bool
     ) -> None:
-        """Add images (B, 3, height, width) with their indices at the longest length, (B, L) int64 on the CPU."""
+        """Count the codes of images (B, 3, height, width), indices (B, L) int64 on the CPU; measure L1 with codes replaced."""
         random_BL = torch.randint(self.codes, index_BL.shape, generator=self.generator)
         lengths = torch.full((len(index_BL),), index_BL.shape[1])
         errors = []

@@ -207,9 +207,9 @@ def propose_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Write for BM rows and ``steps`` times BK codes two codes with their scores, and each cell's least score of others.
+    """Propose two codes, with their scores, to BM rows among ``steps`` times BK codes; write each cell's least other score.
 
-    The two have different places in their step: each place keeps its two least scores, and the code of the first.
+    The two are of different columns of a BK-wide step: a column keeps its two least scores, and the code of the first.
     """
     padded = padded // BK * BK  # shows the compiler that it is a multiple
     part = tl.program_id(1)
