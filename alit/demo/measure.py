@@ -84,7 +84,7 @@ def measure(
 
 
 def _rollout(model: AdaptiveTokenizer, images: Tensor) -> tuple[Tensor, ...]:
-    """Pixels (K, B, 3, height, width) and L1 errors (K, B) after each of K iterations, and attention maps; on the CPU."""
+    """Pixels (K, B, 3, height, width) and L1 errors (K, B) of each of K iterations, attention maps; on the CPU."""
     images = images.to(model.latent_tokens.device)
     pixels, errors = [], []
     for iteration in model.rollout(images):

@@ -27,7 +27,7 @@ class IterationMeasures:
     def add(
         self, model: AdaptiveTokenizer, images: Tensor, index_BL: Tensor, *, truncated: bool
     ) -> None:
-        """Count the codes of images (B, 3, height, width), indices (B, L) int64 on the CPU; measure L1 with codes replaced."""
+        """Count codes of images (B, 3, height, width), (B, L) int64 on the CPU; measure L1 with some replaced."""
         random_BL = torch.randint(self.codes, index_BL.shape, generator=self.generator)
         lengths = torch.full((len(index_BL),), index_BL.shape[1])
         errors = []

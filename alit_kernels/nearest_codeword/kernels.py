@@ -207,7 +207,7 @@ def propose_kernel(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Propose two codes, with their scores, to BM rows among ``steps`` times BK codes; write each cell's least other score.
+    """Propose two codes, with scores, to BM rows among ``steps`` times BK codes; write each cell's least other score.
 
     The two are of different columns of a BK-wide step: a column keeps its two least scores, and the code of the first.
     """
