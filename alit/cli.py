@@ -24,9 +24,9 @@ GROUPS = {
     },
     "Models": {
         "train": "Train a tokenizer: on one machine as it is, on several GPUs under torchrun.",
-        "evaluate": "L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.",
-        "analyze": "Show on a page what the number of tokens follows, and what tokens know of an image.",
-        "probe": "What tokens tell of an image's class: a linear classifier at every length, beside controls.",
+        "evaluate": "Measure L1, PSNR, SSIM and codebook usage at every length, beside a thumbnail of as many bits.",
+        "analyze": "Show on a page what the number of tokens depends on, and what tokens know of an image.",
+        "probe": "Classify images by their tokens: linear classifiers at every length, beside controls.",
         "generate": "Generate images: PNG files, their tokens in one .alit file, and a contact sheet.",
     },
     "Model files": {
@@ -81,7 +81,9 @@ def _show_version(asked: bool) -> None:
 def main(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Say it and leave."),
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """An image in as few tokens as it needs: 32 when 32 will do, 256 when it takes 256.

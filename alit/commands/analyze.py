@@ -27,10 +27,10 @@ def analyze(
     ],
     scores: Annotated[
         Path | None,
-        typer.Option(help="CSV file of people's judgment: columns file and complexity."),
+        typer.Option(help="CSV file of human scores: columns file and complexity."),
     ] = None,
     segments: Annotated[
-        Path | None, typer.Option(help="Folder of people's segments: NAME.png for each image.")
+        Path | None, typer.Option(help="Folder of human segmentations: NAME.png for each image.")
     ] = None,
     out_of_domain: Annotated[
         Path | None, typer.Option(help="A second folder of images, of another kind.")
@@ -38,34 +38,38 @@ def analyze(
     classifier: Annotated[
         str | None,
         typer.Option(
-            help="timm:NAME or torchvision:NAME, of these packages. EfficientNet-Lite0, if installed."
+            help="timm:NAME or torchvision:NAME. Default: EfficientNet-Lite0, if it is installed."
         ),
     ] = None,
     max_l1: Annotated[
         list[float] | None,
-        typer.Option("--max-l1", help="Errors at which tokens are counted; several. 0.04 to 0.1."),
+        typer.Option(
+            "--max-l1",
+            help="L1 errors at which tokens are counted; may be repeated. Default: 0.04 to 0.1.",
+        ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="So many images of a folder, the first by name.", min=1)
+        int | None,
+        typer.Option(help="Use only so many images of a folder, the first by name.", min=1),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.", min=0)] = 0,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show on a page what the number of tokens follows, and what tokens know of an image.
+    """Show on a page what the number of tokens depends on, and what tokens know of an image.
 
-    Complexity and familiarity; with a classifier (alit[perceptual]) what reconstructions still show; with segments what
-    tokens look at. Each is held against something that knows nothing.
+    Complexity and familiarity; with a classifier (the extra perceptual) what reconstructions still show; with segments
+    what tokens look at. Each is compared with a control that knows nothing.
 
         alit analyze nano --data photos -o analysis
 
         alit analyze nano --data photos --scores scores.csv --segments segments --out-of-domain drawings -o analysis
 
-    Intervals come from draws of the images: a hundred images or more say something.
+    Intervals are bootstrapped over the images; use a hundred or more.
     """
     console.speak(quiet=quiet, as_json=as_json)
     networks = load_classifier(choose(device), classifier)

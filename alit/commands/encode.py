@@ -45,11 +45,11 @@ def encode(
     budget: Annotated[
         float | None,
         typer.Option(
-            help="So many tokens an image on average instead, spent on those that they help most; looks at each twice."
+            help="Average number of tokens per image instead, spent where they help most; reads each image twice."
         ),
     ] = None,
     in_flight: Annotated[
-        int, typer.Option(help="Images encoded together, about; bounds memory.", min=1)
+        int, typer.Option(help="About how many images are encoded together; bounds memory.", min=1)
     ] = 8,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
@@ -59,9 +59,9 @@ def encode(
 ) -> None:
     """Encode images to one .alit file, each in as few tokens as it needs.
 
-    How few, an error says: of pixels as a fraction of the image's contrast, of pixels, in structure, of base codes;
-    or all get the same number. Where no number meets it, an image gets no more than help. Names and
-    sizes of the images are in the file too.
+    The number follows from a limit on an error: of pixels as a fraction of the image's contrast, of pixels, in
+    structure, or of base codes. Where no number meets the limit, an image keeps the tokens that help. Or all images get
+    the same number. Names and sizes of the images are in the file too.
 
         alit encode photo.jpg -o photo.alit
 

@@ -38,22 +38,26 @@ def evaluate(
     model: options.OfModel,
     data: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Instead of a folder: simple, drawn images of eight kinds.")
+        str | None, typer.Option(help="Instead of a folder: simple (drawn images of eight kinds).")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="pinned, or official: as the published evaluation crops and rounds.")
+        str, typer.Option(help="pinned, or official: crop and round as the published evaluation.")
     ] = "pinned",
     limit: Annotated[
-        int | None, typer.Option(help="So many images, the first by name.", min=1)
+        int | None, typer.Option(help="Use only so many images, the first by name.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
     recursive: options.Recursive = True,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
     calibration: Annotated[
-        bool, typer.Option("--calibration", help="Criteria at several limits: asked against got.")
+        bool,
+        typer.Option(
+            "--calibration",
+            help="Hold what each criterion reaches against what was asked, at several limits.",
+        ),
     ] = False,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Download the weights that LPIPS and rFID need.")
@@ -62,10 +66,10 @@ def evaluate(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """L1, PSNR, SSIM and codebook usage of every length, beside a thumbnail of as many bits.
+    """Measure L1, PSNR, SSIM and codebook usage at every length, beside a thumbnail of as many bits.
 
-    And beside image files of as many bytes; and what each iteration adds.
-    LPIPS, rFID and class agreement, where their networks are at hand.
+    Beside image files of as many bytes too, and for each iteration what it adds. LPIPS, rFID and class agreement are
+    measured where their networks are installed.
 
         alit evaluate run/model.safetensors --data photos
 

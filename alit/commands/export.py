@@ -20,7 +20,10 @@ def export(
         str, typer.Option(help=f"{', '.join(FORMATS)}: a program, a network, or compiled code.")
     ] = "pt2",
     lengths: Annotated[
-        str, typer.Option(help="Tokens of each encoder, such as 32,64,256; by default the most.")
+        str,
+        typer.Option(
+            help="Numbers of tokens, an encoder for each, such as 32,64,256; by default the most."
+        ),
     ] = "",
     quiet: Quiet = False,
     as_json: Json = False,

@@ -33,19 +33,24 @@ def generate(
         int, typer.Option("--count", "-n", help="How many images.", min=1, max=MOST)
     ] = 16,
     of: Annotated[
-        str | None, typer.Option("--class", help="All of this class; else as in the training data.")
+        str | None,
+        typer.Option(
+            "--class", help="Class of all images; by default as often as in the training data."
+        ),
     ] = None,
     model: options.Model = "nano",
-    seed: Annotated[int, typer.Option(help="Other images for another seed.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     temperature: Annotated[
-        float, typer.Option(help="Below 1: closer to what is likely; above: farther from it.")
+        float, typer.Option(help="Sampling temperature; below 1: likelier tokens.")
     ] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Only the so many likeliest tokens.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from the k likeliest tokens only.")
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(help="Only the likeliest tokens with this probability together.")
+        float, typer.Option(help="Sample from the likeliest tokens of this total probability only.")
     ] = 1.0,
     steps: Annotated[
-        int, typer.Option(help="Steps of a generator that fills in masked tokens.")
+        int, typer.Option(help="Steps per iteration of a generator that fills in masked tokens.")
     ] = STEPS,
     in_flight: Annotated[
         int, typer.Option(help="Images generated together; bounds memory.", min=1)

@@ -35,9 +35,7 @@ OfModel = Annotated[
         help="Model file, the name of shipped weights, or owner/name on the Hugging Face Hub."
     ),
 ]
-Device = Annotated[
-    str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, or one of several: cuda:1.")
-]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, or cuda:1.")]
 Recursive = Annotated[
     bool, typer.Option("--recursive/--no-recursive", help="Look into folders within folders.")
 ]
@@ -86,7 +84,8 @@ Fit = Annotated[
 ]
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print errors alone.", rich_help_panel="Printing")
+    bool,
+    typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel="Printing"),
 ]
 Json = Annotated[
     bool,

@@ -32,13 +32,13 @@ def probe(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the results.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG file for a plot of them.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a plot of the results.")] = None,
     lengths: Annotated[
         str | None,
-        typer.Option(help="Numbers of tokens: 16,64,256. All whole iterations by default."),
+        typer.Option(help="Numbers of tokens, such as 16,64,256. Default: all whole iterations."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Of what is left out, random weights and intervals.", min=0)
+        int, typer.Option(help="Seed of the split, of random weights and of intervals.", min=0)
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
     max_megapixels: options.MaxMegapixels = MAX_MEGAPIXELS,
@@ -46,7 +46,7 @@ def probe(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """What tokens tell of an image's class: a linear classifier at every length, beside controls.
+    """Classify images by their tokens: linear classifiers at every length, beside controls.
 
     Of the latents' mean, of their codes' mean, and of all codes one behind another; beside the pixels of a thumbnail of
     as many bits, and the same tokens from random weights.

@@ -24,13 +24,13 @@ def serve(
             help="Address to listen at. The default is for this machine alone; 0.0.0.0 lets all of the network in."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8000,
     max_megabytes: Annotated[int, typer.Option(help="Refuse larger uploads.", min=1)] = 32,
     max_megapixels: Annotated[
         int, typer.Option(help="Refuse larger images; reading takes 5 MB a megapixel.", min=1)
     ] = 50,
     keep: Annotated[
-        int, typer.Option(help="Images that stay in memory, the last ones.", min=1)
+        int, typer.Option(help="Number of images kept in memory, the latest.", min=1)
     ] = 16,
     device: options.Device = "auto",
 ) -> None:

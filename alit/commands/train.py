@@ -56,8 +56,8 @@ def train(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images of a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(

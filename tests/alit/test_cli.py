@@ -63,6 +63,14 @@ def test_help_teaches() -> None:
     assert "torchrun --nproc-per-node" in run("train", "--help").output
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_all_that_is_written(name: str) -> None:
+    """No word of a command's docstring is lost as markup, as brackets would be."""
+    command = getattr(importlib.import_module(f"alit.commands.{name}"), name)
+    shown = run(name, "--help").output.split()
+    assert set(command.__doc__.split()) - set(shown) == set()
+
+
 def test_train_says_where_it_starts(folder: Path) -> None:
     """``train`` says that it starts from random weights if there is no stage-1 model or no checkpoint to resume."""
     options = ("--data", "photos", "--output", "out", "--perceptual", "off", "--image-size", 64)
