@@ -67,7 +67,7 @@ class Generator(nn.Module):
 
     Row 0 of a sequence is its class, row r is token r - 1. A causal generator predicts token r, or the end, from rows 0
     to r. A masked generator knows the length and predicts masked tokens of an iteration from the others of it and those
-    of iterations before, as MaskGIT does of whole images (Chang et al., CVPR 2022, arXiv 2202.04200). No row attends
+    of all iterations before, as MaskGIT does of whole images (Chang et al., CVPR 2022, arXiv 2202.04200); no row attends
     to masked ones. Each codebook has its rows of the embedding, and one more: the end, or the mask. The same rows score
     predictions.
 
