@@ -28,9 +28,8 @@ class GeneratorConfig(Checked):
         image_size: height and width of its images in pixels.
         max_tokens: most tokens of an image.
         codebook_span: positions that share a codebook: those of an iteration, or all.
-        iteration_tokens: tokens that an iteration of the tokenizer adds.
         classes: their names; empty if it is unconditional.
-        causal: True: tokens one after another, and an end; False: iteration by iteration, masked ones filled in.
+        causal: True: tokens one after another, and an end; False: all at once, masked tokens are filled in.
         width, layers, heads: of the transformer.
 
     Raises:
@@ -42,7 +41,6 @@ class GeneratorConfig(Checked):
     image_size: Annotated[tuple[int, ...], Range(1, MAX_SIZE)]
     max_tokens: Size
     codebook_span: Size
-    iteration_tokens: Size
     classes: tuple[str, ...] = ()
     causal: bool = True
     width: Size = 256
@@ -91,7 +89,6 @@ class GeneratorConfig(Checked):
             "image_size": identity.image_size,
             "max_tokens": config.max_tokens,
             "codebook_span": config.latents_per_iteration if each else config.max_tokens,
-            "iteration_tokens": config.latents_per_iteration,
         }
         return build(cls, {**fields, **options})
 

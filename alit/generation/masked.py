@@ -26,9 +26,8 @@ def masked(
 ) -> list[Tensor]:
     """Sampled tokens of each sequence, (length,) int64 on the CPU; arguments as for ``autoregressive``.
 
-    Each sample has a length of its own, and is filled in iteration by iteration of the tokenizer. In each MaskGIT's
-    decoding (Chang et al., CVPR 2022, arXiv 2202.04200): after step s of S, floor(n cos(pi s / 2 S)) of the n tokens of
-    the iteration are masked.
+    MaskGIT's decoding (Chang et al., CVPR 2022, arXiv 2202.04200), with a length of its own for each sample: after step
+    s of S, floor(n cos(pi s / 2 S)) of its n tokens are masked.
     """
     found: list[Tensor] = []
     for first in range(0, len(wanted), in_flight):
@@ -40,7 +39,7 @@ def masked(
 def _filled(
     generator: Generator, wanted: Sequence[Wanted], sharpness: Sharpness, steps: int
 ) -> list[Tensor]:
-    """Tokens of samples that are computed together; those without masked tokens are not computed."""
+    """Tokens of samples that are computed together; a sample without masked tokens leaves the batch."""
     device, mask = generator.embedding.weight.device, generator.config.codebook_size
     label_B = torch.tensor([label for label, _ in wanted], device=device)
     weights = generator.lengths.double().cpu()
@@ -52,29 +51,29 @@ def _filled(
         row[:, :length] = torch.rand(2 * steps, length, generator=chance).to(device)
     token_BN = torch.full((len(wanted), longest), mask, device=device)
     position_N = torch.arange(longest, device=device)
-    for first in range(0, longest, generator.config.iteration_tokens):
-        shown_B = length_B.clamp(max=first + generator.config.iteration_tokens)
-        for step in range(steps):
-            masked_BN = (token_BN == mask) & (position_N < shown_B[:, None])
-            some = masked_BN.any(1).nonzero()[:, 0]
-            if len(some) == 0:
-                break
-            masked_BN, given_BN = masked_BN[some], token_BN[some]
-            uniform, noise = uniform_BSN[some][:, [step, steps + step]].mT[masked_BN].unbind(-1)
-            token, probability = guesses(
-                *(generator, label_B[some], given_BN, length_B[some], shown_B[some]),
-                *(uniform, sharpness),
-            )
-            heat = NOISE * (1 - (step + 1) / steps)
-            confidence = probability.log() - heat * (-noise.double().log()).log()
-            confidence_BN = confidence.new_full(given_BN.shape, torch.inf)
-            confidence_BN[masked_BN] = confidence
-            share = math.cos(math.pi / 2 * (step + 1) / steps) if step + 1 < steps else 0.0
-            # At least one token of each is filled in.
-            left_B = ((shown_B[some] - first) * share).long().minimum(masked_BN.sum(1) - 1)
-            sure_BN = confidence_BN.argsort(1).argsort(1) >= left_B[:, None]
-            token_BN[some] = given_BN.masked_scatter(masked_BN, token).where(sure_BN, given_BN)
-    return [tokens[:length].cpu() for tokens, length in zip(token_BN, lengths, strict=True)]
+    number_B = torch.arange(len(wanted), device=device)
+    found: list[Tensor] = [torch.empty(0)] * len(wanted)
+    for step in range(steps):
+        masked_BN = (token_BN == mask) & (position_N < length_B[:, None])
+        uniform, noise = uniform_BSN[number_B][:, [step, steps + step]].mT[masked_BN].unbind(-1)
+        token, probability = guesses(generator, label_B, token_BN, length_B, uniform, sharpness)
+        heat = NOISE * (1 - (step + 1) / steps)
+        confidence = probability.log() - heat * (-noise.double().log()).log()
+        confidence_BN = confidence.new_full(token_BN.shape, torch.inf)
+        confidence_BN[masked_BN] = confidence
+        share = math.cos(math.pi / 2 * (step + 1) / steps) if step + 1 < steps else 0.0
+        # At least one token of each is filled in.
+        left_B = (length_B * share).long().minimum(masked_BN.sum(1) - 1)
+        sure_BN = confidence_BN.argsort(1).argsort(1) >= left_B[:, None]
+        token_BN = token_BN.masked_scatter(masked_BN, token).where(sure_BN, token_BN)
+        for row in (left_B == 0).nonzero()[:, 0].tolist():
+            found[int(number_B[row])] = token_BN[row, : length_B[row]].cpu()
+        kept = left_B > 0
+        if not bool(kept.any()):
+            break
+        number_B, label_B = number_B[kept], label_B[kept]
+        length_B, token_BN = length_B[kept], token_BN[kept]
+    return found
 
 
 def guesses(
@@ -82,13 +81,12 @@ def guesses(
     label_B: Tensor,
     token_BN: Tensor,
     length_B: Tensor,
-    shown_B: Tensor,
     uniform_M: Tensor,
     sharpness: Sharpness,
 ) -> tuple[Tensor, Tensor]:
     """Draw a token for each of M masked ones, sequence by sequence: tokens (M,) int64, probabilities (M,) float64."""
     mask = generator.config.codebook_size
-    rows = generator.packed(label_B, token_BN, length_B, shown_B)
+    rows = generator.packed(label_B, token_BN, length_B)
     x_MC, position_M = generator.whole(rows)[rows.masked_T], rows.position_T[rows.masked_T] - 1
     token_M, probability_M = torch.empty_like(position_M), torch.empty_like(uniform_M).double()
     for found, logits in generator.scored(x_MC, position_M):

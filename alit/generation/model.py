@@ -66,10 +66,9 @@ class Generator(nn.Module):
     """Distribution over token sequences of any length up to ``config.max_tokens``.
 
     Row 0 of a sequence is its class, row r is token r - 1. A causal generator predicts token r, or the end, from rows 0
-    to r. A masked generator knows the length and predicts masked tokens of an iteration from the others of it and those
-    of all iterations before, as MaskGIT does of whole images (Chang et al., CVPR 2022, arXiv 2202.04200); no row attends
-    to masked ones. Each codebook has its rows of the embedding, and one more: the end, or the mask. The same rows score
-    predictions.
+    to r. A masked generator knows the length and predicts masked tokens from all others, as MaskGIT does (Chang et al.,
+    CVPR 2022, arXiv 2202.04200), except that no row attends to masked ones. Each codebook has its rows
+    of the embedding, and one more: the end, or the mask. The same rows score predictions.
 
     Where tokens are masked, embeddings enter times the root of the width (Vaswani et al., NeurIPS 2017, arXiv
     1706.03762): at their small scale the mean of all rows, which attention adds to each, hides what a row is.
@@ -109,21 +108,11 @@ class Generator(nn.Module):
         """Embedding rows of classes; class 0 where there are none."""
         return self.codes + label
 
-    def packed(
-        self,
-        label_B: Tensor,
-        token_BN: Tensor,
-        length_B: Tensor,
-        shown_B: Tensor | None = None,
-    ) -> Packed:
-        """Packed rows of padded sequences (B, N), whatever the padding; token K is a masked one.
-
-        ``shown_B``: how many tokens of each, from the first on, have rows; None: all, ``length_B``.
-        """
-        shown_B = length_B if shown_B is None else shown_B
+    def packed(self, label_B: Tensor, token_BN: Tensor, length_B: Tensor) -> Packed:
+        """Packed rows of padded sequences (B, N), whatever the padding; token K is a masked one."""
         count, longest = token_BN.shape
         position_BN = torch.arange(longest, device=token_BN.device).expand(count, -1)
-        inside = position_BN < shown_B[:, None]
+        inside = position_BN < length_B[:, None]
         token_BN = token_BN.where(inside, 0)
         masked_BN = token_BN == self.config.codebook_size
         if not self.config.causal:
@@ -131,7 +120,7 @@ class Generator(nn.Module):
             token_BN, masked_BN = (x.gather(1, position_BN) for x in (token_BN, masked_BN))
         slot_BN = self.code_slot(token_BN, position_BN)
         class_B1 = self.class_slot(label_B)[:, None]
-        known_B = 1 + shown_B - masked_BN.sum(1)
+        known_B = 1 + length_B - masked_BN.sum(1)
         fields = (
             torch.cat([class_B1, slot_BN], 1),
             pad(position_BN + 1, (1, 0)),
@@ -139,8 +128,8 @@ class Generator(nn.Module):
             known_B[:, None].expand(-1, longest + 1),
             pad(masked_BN, (1, 0)),
         )
-        capacity = int(shown_B.sum()) + count
-        rows, offsets = pack(torch.stack(fields, -1), shown_B + 1, capacity=capacity)
+        capacity = int(length_B.sum()) + count
+        rows, offsets = pack(torch.stack(fields, -1), length_B + 1, capacity=capacity)
         slot_T, position_T, length_T, stop_T, masked_T = rows.unbind(-1)
         stop_T = (position_T + 1 if self.config.causal else stop_T).int()
         return Packed(slot_T, position_T, length_T, stop_T, masked_T > 0, offsets, longest + 1)

@@ -46,21 +46,14 @@ class GeneratorModule(nn.Module):
         return self._entropy(x_TC, rows.position_T[wanted], target_T)
 
     def _masked(self, label_B: Tensor, token_BN: Tensor, length_B: Tensor) -> Tensor:
-        """Cross-entropy of masked tokens: of one iteration of each image, drawn uniformly, a share cos(pi u / 2) of its
-        tokens, u uniform (MaskGIT, arXiv 2202.04200). Iterations before it are known, those behind it left out.
-        """
-        generator, config = self.generator, self.generator.config
-        iterations_B = -(-length_B // config.iteration_tokens)
-        chance_B, share_B = torch.rand(2, len(token_BN), device=token_BN.device)
-        first_B = (chance_B * iterations_B).long() * config.iteration_tokens
-        shown_B = length_B.minimum(first_B + config.iteration_tokens)
-        count_B = ((shown_B - first_B) * (math.pi / 2 * share_B).cos()).ceil().clamp(min=1)
-        position_N = torch.arange(token_BN.shape[1], device=token_BN.device)
-        inside = (position_N >= first_B[:, None]) & (position_N < shown_B[:, None])
+        """Cross-entropy of masked tokens, cos(pi u / 2) of each image's, u uniform (MaskGIT, arXiv 2202.04200)."""
+        generator, mask = self.generator, self.generator.config.codebook_size
+        share_B = (math.pi / 2 * torch.rand(len(token_BN), device=token_BN.device)).cos()
+        count_B = (length_B * share_B).ceil().clamp(min=1)
+        inside = torch.arange(token_BN.shape[1], device=token_BN.device) < length_B[:, None]
         order_BN = torch.rand(token_BN.shape, device=token_BN.device).where(inside, 2)
         masked_BN = order_BN.argsort(1).argsort(1) < count_B[:, None]
-        given_BN = token_BN.masked_fill(masked_BN, config.codebook_size)
-        rows = generator.packed(label_B, given_BN, length_B, shown_B)
+        rows = generator.packed(label_B, token_BN.masked_fill(masked_BN, mask), length_B)
         x_MC, position_M = generator.whole(rows)[rows.masked_T], rows.position_T[rows.masked_T] - 1
         return self._entropy(x_MC, position_M, token_BN[masked_BN])
 

@@ -36,7 +36,7 @@ CRITERION = 0.17
 BATCH = 50
 #: As the generator says, and sharper: these were chosen by the share of valid samples.
 SHARPNESS: dict[str, dict[str, float]] = {"plain": {}, "sharp": {"temperature": 0.7, "top_p": 0.95}}
-STEPS = {"causal": 1500, "masked": 4000}
+STEPS = {"causal": 1500, "masked": 6000}
 COMMON: dict[str, Any] = {
     **{"device": "cpu", "precision": "float32", "tensorboard": False, "workers": 0},
     **{"crop": 1, "flip": False},

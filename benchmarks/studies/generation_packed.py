@@ -30,7 +30,6 @@ CONFIG = GeneratorConfig(
     image_size=(256, 256),
     max_tokens=256,
     codebook_span=32,
-    iteration_tokens=32,
     width=256,
     layers=6,
     heads=4,

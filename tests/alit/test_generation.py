@@ -100,13 +100,9 @@ def test_what_has_ended_leaves(causal: bool, monkeypatch: pytest.MonkeyPatch) ->
         assert sum(counts) == int((lengths + 1).clamp(max=12).sum())
         assert counts[:2] == [8, 8] and max(counts) == 8 and counts[-1] < 8
     else:
-        # An iteration has 3 tokens, which are computed in as many steps, with all before them.
-        expected = [
-            int((x[x >= first + step].clamp(max=first + 3) + 1).sum())
-            for x in lengths.split(8)
-            for first in range(0, 12, 3)
-            for step in range(1, 4)
-        ]
+        # Images of n tokens are computed in at most n steps.
+        some = lengths.split(8)
+        expected = [int((x[x >= step] + 1).sum()) for x in some for step in range(1, 7)]
         assert counts == [x for x in expected if x] and min(lengths.tolist()) < 6
 
 
@@ -131,16 +127,12 @@ def test_masked_tokens_are_guessed_from_all_others() -> None:
     g = generator(causal=False)
     tokens = torch.tensor([[5, 32, 7, 1], [32, 2, 0, 0]])
     uniform, lengths, labels = torch.tensor([0.4, 0.8]), torch.tensor([4, 2]), torch.zeros(2).long()
-    both, probability = guesses(g, labels, tokens, lengths, lengths, uniform, Sharpness())
-    first, its = guesses(
-        *(g, labels[:1], tokens[:1], lengths[:1], lengths[:1], uniform[:1], Sharpness())
-    )
+    both, probability = guesses(g, labels, tokens, lengths, uniform, Sharpness())
+    first, its = guesses(g, labels[:1], tokens[:1], lengths[:1], uniform[:1], Sharpness())
     assert both[0] == first[0]
     torch.testing.assert_close(probability[:1], its, rtol=1e-4, atol=0)
     tokens[0, 3] = 30
-    _, other = guesses(
-        *(g, labels[:1], tokens[:1], lengths[:1], lengths[:1], uniform[:1], Sharpness())
-    )
+    _, other = guesses(g, labels[:1], tokens[:1], lengths[:1], uniform[:1], Sharpness())
     assert not torch.allclose(its, other, rtol=1e-2)
 
 
@@ -161,44 +153,6 @@ def test_no_row_attends_to_masked_ones() -> None:
             offsets = torch.tensor([0, len(kept)], dtype=torch.int32)
             alone = Packed(*(x[kept] for x in fields), offsets, len(kept))
             torch.testing.assert_close(g.whole(alone), expected[kept], atol=2e-5, rtol=2e-5)
-
-
-@torch.no_grad()
-def test_later_iterations_have_no_rows() -> None:
-    """The first ``shown_B`` tokens alone are packed; their length is that of the whole sequence."""
-    g = generator(causal=False)
-    tokens, lengths = torch.arange(12).expand(2, -1), torch.tensor([12, 7])
-    shown = torch.tensor([6, 7])
-    rows = g.packed(torch.zeros(2).long(), tokens, lengths, shown)
-    assert rows.offsets.tolist() == [0, 7, 15] and rows.stop_T.tolist() == [7] * 7 + [8] * 8
-    assert rows.length_T.tolist() == [12] * 7 + [7] * 8
-    assert rows.position_T.tolist() == [*range(7), *range(8)]
-
-
-def test_masked_loss_is_of_one_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One iteration of each sequence has masked tokens, at least one; those before are known, later ones left out."""
-    g, seen = generator(causal=False), []
-    packed = Generator.packed
-
-    def noting(self: Generator, *arguments: Any) -> Packed:
-        seen.append(arguments)
-        return packed(self, *arguments)
-
-    monkeypatch.setattr(Generator, "packed", noting)
-    tokens = sequences(200)
-    torch.manual_seed(0)
-    GeneratorModule(g)(rows_of(tokens, [0] * 200))
-    ((_, given, lengths, shown),) = seen
-    firsts = (shown - 1) // 3 * 3
-    assert torch.equal(lengths, tokens.lengths) and bool((shown <= lengths).all())
-    assert bool(((shown == lengths) | (shown % 3 == 0)).all())
-    each = tokens.rows.split(lengths.tolist())
-    for row, own, first, end in zip(given, each, firsts, shown, strict=True):
-        changed = (row[: len(own)] != own).nonzero()[:, 0]
-        assert len(changed) and first <= changed.min() and changed.max() < end
-        assert bool((row[changed] == 32).all())
-    longest = firsts[lengths > 9]
-    assert set(longest.tolist()) == {0, 3, 6, 9}
 
 
 @torch.no_grad()
