@@ -215,6 +215,18 @@ def generation_causal() -> str:
     )
 
 
+def generation_masked() -> str:
+    found, line = study("generation-masked")
+    sharp = found["sharp"]
+    return (
+        f"The masked kind learns more slowly: of {found['samples']} samples after {found['steps']} steps and"
+        f" {found['training_seconds'] / 60:.0f} minutes {found['plain']['valid']:.1%} are shapes, and with"
+        f" `temperature={sharp['temperature']}, steps={sharp['steps']}`, chosen by that share, {sharp['valid']:.1%};"
+        f" {sharp['valid_and_of_the_class']:.1%} are of the kind that was asked for, and {sharp['different']} differ."
+        f" Lengths differ from the data's by {sharp['length_distance']:.1%}. {line}"
+    )
+
+
 def cycles() -> str:
     (now, _), (before, _) = study("cycles"), study("cycles-before")
     rows = []

@@ -141,6 +141,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "entropy loss": figures.entropy_loss,
     "packed sampling": figures.generation_packed,
     "causal generator": figures.generation_causal,
+    "masked generator": figures.generation_masked,
     "cycles": figures.cycles,
     "host": figures.host,
     "machine code": figures.machine_code,

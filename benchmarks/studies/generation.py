@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import subprocess
 import tempfile
 import time
@@ -34,8 +35,11 @@ from ..harness.timing import RESULTS, OtherLoad, write
 IMAGES, SAMPLES = 4000, 500
 CRITERION = 0.17
 BATCH = 50
-#: As the generator says, and sharper: these were chosen by the share of valid samples.
-SHARPNESS: dict[str, dict[str, float]] = {"plain": {}, "sharp": {"temperature": 0.7, "top_p": 0.95}}
+#: Options of samples that are sharper than the generator's own, chosen by the share of valid ones.
+SHARP: dict[str, dict[str, Any]] = {
+    "causal": {"temperature": 0.7, "top_p": 0.95},
+    "masked": {"temperature": 0.3, "steps": 48},
+}
 STEPS = {"causal": 1500, "masked": 6000}
 COMMON: dict[str, Any] = {
     **{"device": "cpu", "precision": "float32", "tensorboard": False, "workers": 0},
@@ -126,41 +130,57 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def main(kind: str, keep: Path | None) -> None:
+def main(kind: str, keep: Path | None, again: bool) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, OtherLoad() as load:
         folder = Path(name)
         model = coder(folder)
         tokens = encoded(model, folder)
-        judge = calibration(model, tokens)
-        print(float(tokens.lengths.double().mean()), judge, flush=True)
-        config = TrainingConfig(
-            stage="generator",
-            data=str(folder / "tokens"),
-            labels="files",
-            tokenizer=str(folder / "coder.safetensors"),
-            generator={"causal": kind == "causal", "width": 192, "layers": 4, "heads": 4},
-            steps=STEPS[kind],
-            batch_size=32,
-            learning_rate=1.5e-3,
-            warmup=0.03,
-            ema=0.99,
-            log_every=50,
-            **COMMON,
-        )
-        start, losses = time.process_time(), []
+        if again:
+            assert keep is not None
+            trained = Generator.from_pretrained(keep / f"{kind}.safetensors")
+            assert trained.config.identity == model.identity()
+            facts = json.loads((RESULTS / f"generation-{kind}.json").read_text())["results"]
+        else:
+            trained, facts = learned(kind, model, tokens, folder)
+            if keep is not None:
+                trained.save_pretrained(keep / f"{kind}.safetensors")
+        for sharpness, options in {"plain": {}, "sharp": SHARP[kind]}.items():
+            file = RESULTS / f"generation-{kind}-{sharpness}.png"
+            facts[sharpness] = options | sampled(trained, model, tokens, options, file)
+    write("generation", {**facts, "other_load_percent": load.percent}, part=kind)
 
-        def on_log(record: dict[str, float]) -> None:
-            losses.append(round(record["loss"], 4))
-            print(record["step"], losses[-1], flush=True)
 
-        trained = train(config, on_log=on_log).model
-        seconds = time.process_time() - start
+def learned(
+    kind: str, model: AdaptiveTokenizer, tokens: TokenSequence, folder: Path
+) -> tuple[Generator, dict[str, Any]]:
+    """Generator trained on the tokens, and what its result file says of the data, the judge and the training."""
+    judge = calibration(model, tokens)
+    print(float(tokens.lengths.double().mean()), judge, flush=True)
+    config = TrainingConfig(
+        stage="generator",
+        data=str(folder / "tokens"),
+        labels="files",
+        tokenizer=str(folder / "coder.safetensors"),
+        generator={"causal": kind == "causal", "width": 192, "layers": 4, "heads": 4},
+        steps=STEPS[kind],
+        batch_size=32,
+        learning_rate=1.5e-3,
+        warmup=0.03,
+        ema=0.99,
+        log_every=50,
+        **COMMON,
+    )
+    start, losses = time.process_time(), []
+
+    def on_log(record: dict[str, float]) -> None:
+        losses.append(round(record["loss"], 4))
+        print(record["step"], losses[-1], flush=True)
+
+    trained = train(config, on_log=on_log).model
+    seconds = time.process_time() - start
     assert isinstance(trained, Generator)
-    if keep is not None:
-        model.save_pretrained(keep / "coder.safetensors")
-        trained.save_pretrained(keep / f"{kind}.safetensors")
-    results: dict[str, Any] = {
+    return trained, {
         "commit": commit(),
         "images": IMAGES,
         "mean_tokens": float(tokens.lengths.double().mean()),
@@ -173,17 +193,13 @@ def main(kind: str, keep: Path | None) -> None:
         "length_distance_of_halves": distance(*tokens.lengths[: 2 * SAMPLES].split(SAMPLES)),
         "samples": SAMPLES,
     }
-    for name, options in SHARPNESS.items():
-        file = RESULTS / f"generation-{kind}-{name}.png"
-        results[name] = options | sampled(trained, model, tokens, options, file)
-    write("generation", {**results, "other_load_percent": load.percent}, part=kind)
 
 
 def sampled(
     generator: Generator,
     model: AdaptiveTokenizer,
     tokens: TokenSequence,
-    options: dict[str, float],
+    options: dict[str, Any],
     file: Path,
 ) -> dict[str, float]:
     """How good samples are; some of them go to a file."""
@@ -210,6 +226,9 @@ def sampled(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=STEPS)
-    parser.add_argument("--keep", type=Path, help="Folder for tokenizer and generator.")
+    parser.add_argument("--keep", type=Path, help="folder for the generator")
+    parser.add_argument("--again", action="store_true", help="only sample from the one kept there")
     options = parser.parse_args()
-    main(options.kind, options.keep)
+    if options.again and options.keep is None:
+        parser.error("--again: expected --keep with the folder of the generator")
+    main(options.kind, options.keep, options.again)
