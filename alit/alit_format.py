@@ -140,7 +140,9 @@ class Reader:
         self.size = file.seek(0, io.SEEK_END)
         header = self._read(0, min(self.size, HEADER.size))
         if self.size < HEADER.size + CHECKSUM.size or not header.startswith(MAGIC):
-            raise FormatError(f"not an .alit file: expected it to begin with {MAGIC!r}")
+            raise FormatError(
+                f"not an .alit file, as alit encode writes them: expected it to begin with {MAGIC!r}"
+            )
         _, self.version, reserved, fingerprint, codes, *sizes = HEADER.unpack(header)
         height, width, self.image_count, self.token_count = sizes
         if self.version not in VERSIONS:

@@ -62,7 +62,7 @@ def decode(
     """
     console.speak(quiet=quiet, as_json=as_json)
     loaded = options.load(model, device)
-    with reading(source) as file:
+    with reading(source) as file, options.naming(source):
         tokens = Reader(file)
         tokens.expect(loaded.identity())
         _check_counts(tokens, loaded.config.max_tokens)

@@ -119,6 +119,8 @@ def _check(model: AdaptiveTokenizer, listing: Listing, output: Path) -> None:
     check_replaceable(output)
     if output.resolve() in {path.resolve() for path in listing.images}:
         raise ValueError(f"output: {output} is one of the images; choose another file")
+    if output.suffix.lower() != ".alit":
+        raise ValueError(f"output: {output}: expected a name that ends in .alit")
 
 
 def _spent(

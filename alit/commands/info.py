@@ -37,7 +37,7 @@ def info(
     There sizes are heights and widths.
     """
     console.speak(as_json=as_json)
-    with reading(source) as file:
+    with reading(source) as file, options.naming(source):
         tokens = Reader(file)
         if as_json:
             console.result(described(tokens))

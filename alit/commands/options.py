@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import fitting
-from ..alit_format import MAX_LENGTH
+from ..alit_format import MAX_LENGTH, FormatError
 from ..checks import check_choice
 from ..console import console, fail, printable
 from ..criteria import CodeError, FixedLength, MaxL1, MinSSIM, RelativeL1
@@ -48,6 +49,8 @@ Threshold = Annotated[
     typer.Option(
         "--max-l1",
         help="Stop at this mean pixel error instead, pixels in [0, 1].",
+        min=0.0,
+        max=1.0,
     ),
 ]
 #: Threshold of :class:`alit.RelativeL1`, the criterion if none is asked for.
@@ -57,15 +60,20 @@ RelativeThreshold = Annotated[
     typer.Option(
         "--relative-l1",
         help="Stop at this mean pixel error, as a fraction of the image's own contrast. Without any such option: "
-        f"{RELATIVE_L1}.",
+        f"{RELATIVE_L1}. A larger one means fewer tokens.",
+        min=0.0,
+        max=2.0,
     ),
 ]
 SSIMThreshold = Annotated[
     float | None,
-    typer.Option("--min-ssim", help="Stop at this structural similarity, at most 1, instead."),
+    typer.Option(
+        "--min-ssim", help="Stop at this structural similarity (SSIM), at most 1, instead."
+    ),
 ]
 CodeThreshold = Annotated[
-    float | None, typer.Option(help="Stop at this mean error of base codes instead (faster).")
+    float | None,
+    typer.Option(help="Stop at this mean error of the base tokenizer's codes instead (faster)."),
 ]
 Predict = Annotated[
     bool,
@@ -144,6 +152,15 @@ def criterion(
 def load(model: str, device: str) -> AdaptiveTokenizer:
     """Model on its device; raises as :meth:`AdaptiveTokenizer.from_pretrained` and :func:`choose`."""
     return AdaptiveTokenizer.from_pretrained(model).to(choose(device))
+
+
+@contextmanager
+def naming(source: Path) -> Iterator[None]:
+    """Context manager: what is wrong with an ``.alit`` file is said with its name."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{printable(source)}: {error}") from error
 
 
 def loader(model: AdaptiveTokenizer, fit: str, max_megapixels: float) -> Callable[[Path], Fitted]:

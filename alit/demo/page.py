@@ -13,8 +13,8 @@ from .measure import Measured
 UNKNOWN = "What this model has been trained on, and how well it does on images new to it, this page does not know."
 #: Descriptions of shipped weights, by name.
 ABOUT = {
-    "nano": "nano is small, and was trained by this project in 73 minutes on two processor cores, on a thousand"
-    " photographs, none of them among these. Its images keep places and colors, and lose what is fine. Its terms and"
+    "nano": "nano is small, and was trained by this project on a processor alone, on 900 photographs, none of them"
+    " among these. Its images keep places and colors, and lose what is fine. Its terms and"
     " its measured quality are in alit/weights/README.md."
 }
 

@@ -111,14 +111,18 @@ def _unknown(model: nn.Module, known: list[str]) -> Iterator[Left]:
     """Modules named like quantizers, with a codebook of their own, that neither contain nor are part of a known one."""
     for name, module in model.named_modules():
         called = type(module).__name__
-        if not re.search("quantizer|quantize$|codebook", called, re.IGNORECASE):
+        if not re.search("quantizer|quantize$|codebook|vq(?!gan|vae)", called, re.IGNORECASE):
             continue
         if any(_is_within(name, k) or _is_within(k, name) or k == name for k in known):
             continue
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         own = [*module.children(), *tensors]
         if any(isinstance(x, nn.Embedding) or (isinstance(x, Tensor) and x.ndim > 1) for x in own):
-            yield Left(name, called, "no quantizer of a known family")
+            yield Left(
+                name,
+                called,
+                "no quantizer of a known family; alit_kernels.vector_quantize may do its work",
+            )
 
 
 def _changed(module: nn.Module) -> str:

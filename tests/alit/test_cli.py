@@ -71,6 +71,14 @@ def test_help_says_all_that_is_written(name: str) -> None:
     assert set(command.__doc__.split()) - set(shown) == set()
 
 
+@pytest.mark.parametrize("limit", ["--max-l1 nan", "--max-l1 6", "--max-l1 -1", "--relative-l1 35"])
+def test_limits_that_are_none(limit: str, folder: Path) -> None:
+    """Limits outside of their range, such as percent, are refused by the option's name."""
+    done = run("encode", "photos", "-o", "x.alit", *limit.split())
+    assert done.exit_code == 2 and f"'{limit.split()[0]}'" in done.output
+    assert not Path("x.alit").exists()
+
+
 def test_train_says_where_it_starts(folder: Path) -> None:
     """``train`` says that it starts from random weights if there is no stage-1 model or no checkpoint to resume."""
     options = ("--data", "photos", "--output", "out", "--perceptual", "off", "--image-size", 64)
@@ -173,7 +181,6 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("reconstruct cut.png -o out", "cut.png: not a readable image (image file is truncated"),
         ("encode photos -o photos", "photos: expected a file or nothing there, found a folder"),
         ("encode photos/a.png -o photos/a.png", "photos/a.png is one of the images; choose"),
-        ("encode photos -o x.alit --max-l1 nan", "threshold: expected at least 0, got nan"),
         ("encode photos -o x.alit --device meta", "got 'meta' (it computes nothing)"),
         ("compact weights/nano.safetensors weights/nano.safetensors", "is the source; choose"),
         ("convert whole.png whole.png", "target: whole.png is the source; choose another file"),
@@ -202,11 +209,12 @@ def test_the_others_are_done_all_the_same(folder: Path, command: str) -> None:
         ("encode photos -o x.alit --fit hole", "fit: expected one of whole, crop, pad, got 'hole'"),
         ("reconstruct photos -o out --fit box", "fit: expected one of whole, crop, pad, got 'box'"),
         ("encode photos -o x.alit --tokens 13", "tokens: expected 1 to 12, got 13"),
-        ("decode whole.png -o out", "not an .alit file"),
+        ("decode whole.png -o out", "whole.png: not an .alit file, as alit encode writes them"),
         ("decode missing.alit -o out", "error: missing.alit: no such file or directory"),
         ("decode good.alit -o out --model other.safetensors", "written by another model"),
-        ("info whole.png", "not an .alit file"),
-        ("info cut.alit", "truncated or damaged"),
+        ("info whole.png", "whole.png: not an .alit file"),
+        ("info cut.alit", "cut.alit: truncated or damaged"),
+        ("encode photos -o photo.png", "photo.png: expected a name that ends in .alit"),
         ("compact nothing small.safetensors", "no such file"),
         ("train --set steps", "expected name=value"),
         ("evaluate no-such --data photos", "no such file"),

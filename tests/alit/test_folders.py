@@ -143,7 +143,7 @@ def test_heic_is_recognized(name: str, folder: Path) -> None:
     """HEIC is recognized by name and by content; a file given by name is always tried."""
     Path(name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     done = run("encode", name, folder / "b.PNG", "-o", "x.alit", "--tokens", 3)
-    assert done.exit_code == 1 and "1 images," in done.output
+    assert done.exit_code == 1 and "1 image," in done.output
     assert f"{name}: not a readable image (HEIC, which pillow-heif reads" in done.output
     (folder / "b.PNG").rename(name)
     assert run("encode", name, "-o", "y.alit", "--tokens", 3).exit_code == 0

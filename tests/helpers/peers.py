@@ -272,7 +272,10 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
             "it is on the meta device, where nothing can be compared",
         ),
         "a subclass": (Attention(8, 2), "Attention is a subclass, which may compute otherwise"),
-        "unknown": (UnknownQuantizer(*size), "no quantizer of a known family"),
+        "unknown": (
+            UnknownQuantizer(*size),
+            "no quantizer of a known family; alit_kernels.vector_quantize may do its work",
+        ),
     }
 
 
