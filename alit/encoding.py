@@ -36,12 +36,14 @@ class Progress:
     Attributes:
         steps: encoder runs so far.
         images_done, images_started: how many images have been finished, and taken from the source.
+        images_unmet: how many of them no number of tokens made meet the criterion.
         rows: encoder rows (class, image and latent tokens) of this step, at most ``max_tokens_in_flight``.
     """
 
     steps: int
     images_done: int
     images_started: int
+    images_unmet: int
     rows: int
 
 
@@ -248,7 +250,8 @@ def _stream(
         rows = sum(running.rollout.rows for running in live)
         live = _step(select, live)
         steps += 1
-        on_progress(Progress(steps, emitted + len(select.finished), started, rows))
+        done = emitted + len(select.finished)
+        on_progress(Progress(steps, done, started, select.unmet, rows))
         while emitted in select.finished:
             yield sized(select.finished.pop(emitted), [sizes.pop(emitted)])
             emitted += 1

@@ -76,6 +76,7 @@ class Selection:
     Attributes:
         predict_at: iterations whose prediction the criterion needs: all (None), or none.
         finished: tokens of the images that are done, by image number.
+        unmet: how many images no number of tokens made meet the criterion.
 
     Raises:
         TypeError: no criterion, or one that gives no tensor.
@@ -86,6 +87,7 @@ class Selection:
         self.predict_at = None if check_criterion(criterion) else ()
         self.model, self.criterion = model, criterion
         self.finished: dict[int, TokenSequence] = {}
+        self.unmet = 0
         fallback = model.config.quirks.best_iteration_fallback
         self.published = fallback and isinstance(criterion, ErrorCriterion)
 
@@ -176,6 +178,7 @@ class Selection:
 
     def _settle(self, running: Running, last: Iteration, rows: list[int]) -> None:
         """Choose the tokens of the images that are not done after the last iteration."""
+        self.unmet += len(rows)
         groups: dict[int, list[Unmet]] = defaultdict(list)
         for row in rows:
             image = running.images[row]

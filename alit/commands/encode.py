@@ -92,7 +92,7 @@ def encode(
     if isinstance(criterion, Budget):
         wanted, criterion = _spent(loaded, listing, criterion, in_flight, load)
     said: list[Said] = []
-    sequences = _encoded(loaded, wanted, criterion, in_flight, load, said)
+    sequences, unmet = _encoded(loaded, wanted, criterion, in_flight, load, said)
     names, originals, padding = zip(*said, strict=True)
     data = sequences.to_bytes(loaded.identity(), names=names, originals=originals, padding=padding)
     with replacing(output) as temporary:
@@ -102,9 +102,11 @@ def encode(
         {
             "file": str(output),
             **(described(written) if as_json else {}),
+            "unmet": unmet,
             "skipped": listing.names_skipped(),
         },
         f"{printable(output)}: {summary(written)}",
+        *([f"{unmet} of them above the limit with any number of tokens"] if unmet else []),
     )
     options.say_what_is_missing(listing)
 
@@ -157,8 +159,10 @@ def _encoded(
     in_flight: int,
     load: Callable[[Path], Fitted],
     said: list[Said],
-) -> TokenSequence:
-    """Tokens of all images that can be read, with as many rows in the encoder as ``in_flight`` images at their longest.
+) -> tuple[TokenSequence, int]:
+    """Tokens of all images that can be read, and how many of them no number of tokens brings within the limit.
+
+    The encoder has as many rows as ``in_flight`` images at their longest.
 
     ``said`` is filled with what the file is to hold of them beside tokens.
 
@@ -175,7 +179,11 @@ def _encoded(
     rows = max(in_flight * (own + most), 1 + most_tokens(own - 1) + most)
     report("encoding", 0, listing.readable, "images")
 
+    unmet = 0
+
     def on_progress(state: Progress) -> None:
+        nonlocal unmet
+        unmet = state.images_unmet
         report("encoding", state.images_done, listing.readable, "images")
 
     sequences = list(
@@ -186,4 +194,4 @@ def _encoded(
     changed = isinstance(criterion, FixedLength) and criterion.images not in (None, len(sequences))
     if not sequences or changed:
         raise OSError(listing.skipped())
-    return TokenSequence.concatenate(sequences)
+    return TokenSequence.concatenate(sequences), unmet

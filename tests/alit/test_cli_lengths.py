@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_how_many_tokens(folder: Path, given: tuple[object, ...], criterion: Cri
     for name, length in zip("abc", model().encode(images, criterion).lengths, strict=True):
         row = next(line for line in done.output.splitlines() if line.startswith(f"{name}.png"))
         assert row.split()[1] == str(int(length))
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1e-6, 3), (1.0, 0)])
+def test_missed_limits_are_counted(folder: Path, limit: float, count: int) -> None:
+    """``encode`` says how many images no number of tokens brings within the limit."""
+    encode = ("encode", "photos", "-o", "x.alit", "--max-l1", limit)
+    said = f"{count} of them above the limit with any number of tokens"
+    assert (said in run(*encode).output) == bool(count)
+    assert json.loads(run(*encode, "--json").output)["unmet"] == count
 
 
 def test_budget_of_a_folder(folder: Path) -> None:

@@ -72,7 +72,7 @@ DOING = {
 }
 #: Keys of each command's JSON document.
 KEYS = {
-    "encode": "file images tokens each skipped",
+    "encode": "file images tokens each unmet skipped",
     "decode": "folder images",
     "reconstruct": "folder images skipped",
     "demo": "seconds",
