@@ -33,7 +33,12 @@ from .info import described, summary
 
 def encode(
     photos: options.Photos,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .alit file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The .alit file to write; one that is there is replaced."
+        ),
+    ],
     model: options.Model = "nano",
     relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,

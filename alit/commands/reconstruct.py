@@ -27,9 +27,12 @@ BATCH = 8
 
 def reconstruct(
     photos: options.Photos,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the images.")] = Path(
-        "reconstructed"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder for the images; files of their names are replaced."
+        ),
+    ] = Path("reconstructed"),
     model: options.Model = "nano",
     relative_l1: options.RelativeThreshold = None,
     max_l1: options.Threshold = None,

@@ -83,5 +83,5 @@ def _listening(host: str, port: int) -> socket.socket:
         ) from error
     except OSError as error:
         raise ValueError(
-            f"--host, --port: cannot listen at {host}, port {port} ({error})"
+            f"--host, --port: cannot listen at {host}, port {port} ({error}); --port 0 takes a free one"
         ) from error
