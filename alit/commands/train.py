@@ -27,7 +27,10 @@ def train(
         ),
     ] = None,
     stage: Annotated[
-        str | None, typer.Option(help="base, 1 (base tokens), 2 (pixels), length or generator.")
+        str | None,
+        typer.Option(
+            help="base, 1 (base tokens), 2 (pixels), length (its prediction) or generator."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -56,8 +59,13 @@ def train(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the images in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step, over all processes.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate; by default 1.5e-4 times batch size / 256."),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(

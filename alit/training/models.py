@@ -177,6 +177,10 @@ def _described(options: dict[str, Any]) -> AdaptiveTokenizerConfig:
     if isinstance(base := values.get("base"), dict):
         checks.check_choice("model.base.kind", base.get("kind"), tuple(BASES))
         values["base"] = checks.build(BASES[base["kind"]], base, "base")
+    fields = [field.name for field in dataclasses.fields(AdaptiveTokenizerConfig)]
+    for name in values:
+        if name not in ("size", *fields):
+            raise ValueError(f"model: no field {name!r}{checks.nearest(name, fields)}")
     try:
         return AdaptiveTokenizerConfig.of_size(values.pop("size"), **values)
     except TypeError as error:

@@ -59,7 +59,8 @@ def entered(
     source = output / (chosen or names[-1])
     if not resume:
         raise ValueError(
-            f"output: {output} holds a run up to {source.name}; resume it, or choose another folder"
+            f"output: {output} holds a run up to {source.name}; resume it"
+            f" (alit train {output}/config.json --resume), or choose another folder"
         )
     if (problem := own.broadcast(_problem(source) if own.first else None)) is not None:
         raise CheckpointError(problem)
@@ -67,7 +68,8 @@ def entered(
     if differences and not allow_changes:
         listed = "\n  ".join(differences)
         raise ValueError(
-            f"resume: the configuration differs from that of {source.name}:\n  {listed}"
+            f"resume: the configuration differs from that of {source.name}:\n  {listed}\n"
+            f"go on with that of the run (alit train {output}/config.json --resume), or with this one (--allow-changes)"
         )
     return source
 

@@ -219,7 +219,7 @@ class _Run:
                     then = (
                         "nothing was to be kept"
                         if self.output is None
-                        else "resume goes on from there"
+                        else f"resume goes on from there (alit train {self.output}/config.json --resume)"
                     )
                     raise Interrupted(f"stopped by {by} after step {self.step}; {then}")
         if self.step == first and self.output is not None:
