@@ -11,8 +11,6 @@ from .plots import GRAY, OURS, PEER, plt, save
 from .runs import ratios, read
 from .timing import RESULTS
 
-PLOT = RESULTS.parents[1] / "docs" / "images" / "speed.svg"
-
 
 class Headline(NamedTuple):
     """One measured speedup: what, over which peer, on which machine, our speed over the peer's, and its result file."""
@@ -61,7 +59,7 @@ def table_of() -> str:
     return table(("", "beside", "times as fast", "measured on"), "llrl", rows)
 
 
-def draw(path: Path = PLOT) -> None:
+def draw(path: Path) -> None:
     """Write a bar chart of the headlines, on a logarithmic axis that begins at 1, as SVG to ``path``."""
     found = headlines()[::-1]
     figure, axes = plt.subplots(figsize=(7.2, 0.5 + 0.34 * len(found)))

@@ -180,7 +180,7 @@ def _linked(section: str, page: Path) -> str:
 
 
 def main() -> None:
-    headlines.draw()
+    headlines.draw(DOCS / "images" / "speed.svg")
     for path in pages():
         text = current(path)
         if text != path.read_text():

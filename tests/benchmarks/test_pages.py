@@ -36,6 +36,7 @@ def test_a_stale_page_is_written_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     alone.write_text(other)
     assert pages.pages() == [deep]
     pages.main()
+    assert (tmp_path / "images" / "speed.svg").exists()
     links = "[a](../../benchmarks/a.json) [b](../b.md)"
     assert deep.read_text() == f"head\n<!-- new: begin -->\n{links}\n<!-- new: end -->\n{other}"
     deep.write_text("<!-- new: begin -->\nold")
