@@ -111,7 +111,7 @@ def encode(
             "skipped": listing.names_skipped(),
         },
         f"{printable(output)}: {summary(written)}",
-        *([f"{unmet} of them above the limit with any number of tokens"] if unmet else []),
+        *([f"{unmet} of them miss the limit with any number of tokens"] if unmet else []),
     )
     options.say_what_is_missing(listing)
 

@@ -70,7 +70,7 @@ def test_how_many_tokens(folder: Path, given: tuple[object, ...], criterion: Cri
 def test_missed_limits_are_counted(folder: Path, limit: float, count: int) -> None:
     """``encode`` says how many images no number of tokens brings within the limit."""
     encode = ("encode", "photos", "-o", "x.alit", "--max-l1", limit)
-    said = f"{count} of them above the limit with any number of tokens"
+    said = f"{count} of them miss the limit with any number of tokens"
     assert (said in run(*encode).output) == bool(count)
     assert json.loads(run(*encode, "--json").output)["unmet"] == count
 

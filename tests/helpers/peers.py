@@ -272,6 +272,10 @@ def left_alone(num_codes: int = 40, dim: int = 6) -> dict[str, tuple[nn.Module, 
             "it is on the meta device, where nothing can be compared",
         ),
         "a subclass": (Attention(8, 2), "Attention is a subclass, which may compute otherwise"),
+        "unknown VQ": (
+            VQ(*size),
+            "no quantizer of a known family; alit_kernels.vector_quantize may do its work",
+        ),
         "unknown": (
             UnknownQuantizer(*size),
             "no quantizer of a known family; alit_kernels.vector_quantize may do its work",
@@ -306,3 +310,7 @@ class Attention(nn.MultiheadAttention):
 class UnknownQuantizer(Embedded):
     def forward(self, z: Tensor) -> Tensor:
         return self.find(z)[1]
+
+
+class VQ(UnknownQuantizer):
+    """Named as many people name their own."""
